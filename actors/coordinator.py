@@ -1,0 +1,55 @@
+"""The coordinator as an actor, and the driver's end of the line to it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+
+from actors.cohort import RayCohort, value_of
+from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
+from ray_fed.federation.messages import Vector
+from ray_fed.federation.task import Task
+
+
+@ray.remote
+class CoordinatorActor:
+    """`Coordinator` on a `RayCohort`: gathers the silos' object refs and averages. Parameters never visit the driver
+    before the job is done."""
+
+    def __init__(
+        self, silos: Mapping[str, ActorHandle], examiner: ActorHandle | None, task: Task, training: Sequence[str]
+    ):
+        import torch
+
+        torch.set_num_threads(1)
+        self.coordinator = Coordinator(RayCohort(silos, examiner), task, training)
+
+    @ray.method
+    def agree(self) -> Agreement:
+        return self.coordinator.agree()
+
+    @ray.method(num_returns="streaming")
+    def run(self, job: Job) -> Iterator[RoundRecord]:
+        yield from self.coordinator.run(job)
+
+    @ray.method
+    def parity(self, models: Mapping[str, Vector]):
+        return self.coordinator.parity(models)
+
+
+class RemoteCoordinator:
+    """The same methods as `Coordinator`, each answered by the actor."""
+
+    def __init__(self, actor: ActorHandle):
+        self.actor = actor
+
+    def agree(self) -> Agreement:
+        return value_of(self.actor.agree.remote(), "coordinator", "agreeing with the silos")
+
+    def run(self, job: Job) -> Iterator[RoundRecord]:
+        for ref in self.actor.run.remote(job):
+            yield value_of(ref, "coordinator", f"running job '{job.name}'")
+
+    def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+        return value_of(self.actor.parity.remote(models), "coordinator", "predicting the test set")

@@ -1,0 +1,92 @@
+"""Where silos may stand: what they ask for against what the cluster has, before anything waits for ever."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+
+from ray_fed.errors import PlacementError
+from ray_fed.federation.task import SiloSpec
+
+
+@dataclass(frozen=True)
+class NodeOffer:
+    """What one node of the cluster has."""
+
+    name: str
+    site: str
+    cpus: float
+    gpus: float
+
+
+def offers() -> list[NodeOffer]:
+    """Return the living nodes of the connected cluster."""
+    return [_offer(node) for node in ray.nodes() if node["Alive"]]
+
+
+def _offer(node: Mapping[str, Any]) -> NodeOffer:
+    resources = node.get("Resources", {})
+    labels = node.get("Labels") or {}
+    return NodeOffer(
+        node.get("NodeManagerHostname", "?"), labels.get("site", ""), resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    )
+
+
+def settle(specs: Sequence[SiloSpec], nodes: Sequence[NodeOffer]) -> tuple[list[SiloSpec], list[str]]:
+    """Return the specs as they can be placed, and notices for the user.
+
+    A cluster without any GPU trains on CPU and says so once. Anything else that does not fit is refused with what is
+    there: PlacementError.
+    """
+    notices = []
+    if any(spec.num_gpus for spec in specs) and not any(node.gpus for node in nodes):
+        notices.append("no GPU in this cluster: the silos train on CPU")
+        specs = [replace(spec, num_gpus=0.0) for spec in specs]
+    for site in sorted({spec.site for spec in specs}):
+        _check_site(site, [spec for spec in specs if spec.site == site], nodes)
+    _check_total("GPU", sum(spec.num_gpus for spec in specs), sum(node.gpus for node in nodes), specs, nodes)
+    return list(specs), notices
+
+
+def _check_site(site: str, specs: Sequence[SiloSpec], nodes: Sequence[NodeOffer]) -> None:
+    here = [node for node in nodes if not site or node.site == site]
+    if not here:
+        known = sorted({node.site for node in nodes if node.site})
+        raise PlacementError(
+            f"silo '{specs[0].name}': no node has the label site={site}; sites in this cluster: "
+            f"{', '.join(known) or 'none'}; start a node there with: ray start --labels=\"site={site}\""
+        )
+    for spec in specs:
+        if not any(spec.num_cpus <= node.cpus and spec.num_gpus <= node.gpus for node in here):
+            raise PlacementError(
+                f"silo '{spec.name}' asks for {spec.num_gpus:g} GPU and {spec.num_cpus:g} CPU on one node; there is: {_listed(here)}"
+            )
+    where = [node for node in nodes if node in here]
+    _check_total("GPU", sum(spec.num_gpus for spec in specs), sum(node.gpus for node in where), specs, where)
+    _check_total("CPU", sum(spec.num_cpus for spec in specs), sum(node.cpus for node in where), specs, where)
+
+
+def _check_total(
+    what: str, asked: float, there: float, specs: Sequence[SiloSpec], nodes: Iterable[NodeOffer]
+) -> None:
+    if asked > there:
+        names = ", ".join(f"'{spec.name}'" for spec in specs)
+        raise PlacementError(
+            f"silos {names} ask for {asked:g} {what}s together, there are {there:g}: {_listed(nodes)}; "
+            f"lower num_{what.lower()}s (a share such as 0.25 is allowed) or add nodes"
+        )
+
+
+def _listed(nodes: Iterable[NodeOffer]) -> str:
+    return "; ".join(
+        f"{node.name} ({f'site {node.site}, ' if node.site else ''}{node.gpus:g} GPU, {node.cpus:g} CPU)" for node in nodes
+    )
+
+
+def actor_options(spec: SiloSpec) -> dict[str, Any]:
+    """Return Ray's options for a silo's actor. The site is a hard requirement: data have no second home."""
+    options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus}
+    if spec.site:
+        options["label_selector"] = {"site": spec.site}
+    return options

@@ -1,0 +1,74 @@
+"""The only place that calls `ray.init`: one private cluster for this run, or a connection to a running one."""
+
+import contextlib
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from ray_fed.errors import PlacementError
+
+
+@contextlib.contextmanager
+def session(address: str = "local", num_cpus: float = 0, num_gpus: float | None = None) -> Iterator[None]:
+    """Connect to Ray for the duration of the block.
+
+    `address="local"` starts a private cluster with at least `num_cpus` logical CPUs, on the loopback address where
+    Ray lets us choose, and with a token of its own, so that nobody else on the network can submit work to it.
+    Any other address joins that cluster and takes the code of this installation along.
+    PlacementError when the address does not answer.
+    """
+    if address == "local":
+        set_private_token()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="ray-fed-") as empty:
+        try:
+            _start(address, num_cpus, num_gpus, empty)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise PlacementError(f"no Ray cluster at address {address!r}: {first_line}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def set_private_token() -> None:
+    """Give the private cluster of this process a token of its own. Works only before Ray is first imported.
+
+    Ray reads the setting once, at import. Left to itself, Ray 2.60 writes a token into the home directory and says so
+    at every start. A process that has Ray already, or has chosen a mode, is left alone.
+    """
+    if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _start(address: str, num_cpus: float, num_gpus: float | None, empty: str) -> None:
+    import ray
+
+    quiet = {"logging_level": "ERROR", "log_to_driver": False}
+    if address == "local":
+        # Ray puts the driver's current folder first on the workers' path, where a folder called `actors` would hide
+        # ours. Starting from an empty folder avoids that for the price of nothing.
+        with contextlib.chdir(empty):
+            ray.init(
+                address="local",
+                num_cpus=max(os.cpu_count() or 1, int(num_cpus + 0.999)),
+                num_gpus=num_gpus,
+                include_dashboard=False,
+                _node_ip_address="127.0.0.1",
+                **quiet,
+            )
+        return
+    import pipelines
+    import ray_fed
+
+    import actors
+
+    code = {"py_modules": [ray_fed, actors, pipelines], "working_dir": empty}
+    ray.init(address=address, runtime_env=code, **quiet)

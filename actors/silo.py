@@ -1,0 +1,105 @@
+"""A silo and an examiner with a mailbox around them: one actor each, on the node that holds the data."""
+
+from collections.abc import Mapping
+
+import ray
+
+from ray_fed.errors import PlacementError
+from ray_fed.federation.examiner import Examiner
+from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.silo import Silo
+from ray_fed.federation.task import SiloSpec, Task
+from ray_fed.learning.regression import RegressionSums
+from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+
+
+@ray.remote
+class SiloActor:
+    """`Silo` behind messages. The device is read here, inside the actor, after Ray has reserved it."""
+
+    def __init__(self, spec: SiloSpec, task: Task):
+        _one_thread()
+        stand_at_site(spec)
+        self.silo = Silo(spec, task, reserved_device())
+
+    def __repr__(self) -> str:
+        return repr(self.silo)
+
+    @ray.method
+    def open(self) -> SiloDescription:
+        return self.silo.open()
+
+    @ray.method
+    def moments(self) -> ColumnMoments:
+        return self.silo.moments()
+
+    @ray.method
+    def prepare(self, standardizer: Standardizer) -> None:
+        self.silo.prepare(standardizer)
+
+    @ray.method
+    def open_session(self, spec: SessionSpec) -> str:
+        return self.silo.open_session(spec)
+
+    @ray.method
+    def close_session(self, session: str) -> None:
+        self.silo.close_session(session)
+
+    @ray.method
+    def fit(self, session: str, server_round: int, vector: Vector) -> Update:
+        return self.silo.fit(session, server_round, vector)
+
+    @ray.method
+    def evaluate(self, session: str, names: tuple[str, ...], *vectors: Vector) -> dict[str, Metrics]:
+        return self.silo.evaluate(session, dict(zip(names, vectors, strict=True)))
+
+
+@ray.remote
+class ExaminerActor:
+    """`Examiner` behind messages."""
+
+    def __init__(self, spec: SiloSpec, task: Task):
+        _one_thread()
+        self.examiner = Examiner(spec, task)
+
+    @ray.method
+    def open(self) -> dict[str, object]:
+        return self.examiner.open()
+
+    @ray.method
+    def prepare(self, standardizer: Standardizer) -> None:
+        self.examiner.prepare(standardizer)
+
+    @ray.method
+    def examine(self, models: Mapping[str, Vector]) -> dict[str, RegressionSums]:
+        return self.examiner.examine(models)
+
+    @ray.method
+    def parity(self, models: Mapping[str, Vector]):
+        return self.examiner.parity(models)
+
+
+def reserved_device() -> str:
+    """Return "cuda:0" when Ray reserved a GPU for this actor and torch can use it, else "cpu".
+
+    Ray narrows CUDA_VISIBLE_DEVICES to the reserved GPU, so it is number 0 here. An actor without a reservation must
+    not touch a GPU even where it can see one.
+    """
+    import torch
+
+    reserved = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    return "cuda:0" if reserved and torch.cuda.is_available() else "cpu"
+
+
+def stand_at_site(spec: SiloSpec) -> None:
+    """Raise PlacementError when the actor does not stand on a node labelled with the silo's site."""
+    here = ray.get_runtime_context().get_node_labels().get("site", "")
+    if spec.site and here != spec.site:
+        raise PlacementError(f"silo '{spec.name}' belongs to site '{spec.site}' but was started at site '{here}'")
+
+
+def _one_thread() -> None:
+    """Sums over several threads differ in the last bits; one thread makes every cohort bit-equal."""
+    import torch
+
+    torch.set_num_threads(1)

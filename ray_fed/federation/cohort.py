@@ -1,0 +1,115 @@
+"""Cohort: the one seam between the maths of a federation and the machines it runs on."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ray_fed.federation.examiner import Examiner
+from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.silo import Silo
+from ray_fed.federation.task import SiloSpec, Task
+from ray_fed.learning.regression import RegressionSums
+from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+
+
+class Cohort(Protocol):
+    """The silos of a federation and the examiner, wherever they are.
+
+    Law: for the same specs, seed and calls, every cohort returns bit-equal values; only the order in which `fit`
+    yields, and the seconds, may differ.
+    """
+
+    def open(self) -> dict[str, SiloDescription]: ...
+
+    def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]: ...
+
+    def prepare(self, standardizer: Standardizer) -> None: ...
+
+    def open_session(self, specs: Mapping[str, SessionSpec]) -> None: ...
+
+    def close_session(self, session: str, silos: Iterable[str]) -> None: ...
+
+    def fit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> Iterator[Update]:
+        """Let each named silo train from its vector; yield updates as they arrive."""
+        ...
+
+    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> dict[str, dict[str, Metrics]]:
+        """Return silo -> model -> metrics."""
+        ...
+
+    def examine(self, models: Mapping[str, Vector]) -> dict[str, RegressionSums] | None:
+        """Return model -> errors on the common test set, None when there is none."""
+        ...
+
+    def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
+
+    def examiner_fingerprint(self) -> dict[str, object] | None: ...
+
+
+class LocalCohort:
+    """All silos in this process, one after another: the oracle of every test and the limit in every benchmark."""
+
+    def __init__(self, specs: Sequence[SiloSpec], task: Task, test: SiloSpec | None = None):
+        torch.set_num_threads(1)  # sums over several threads differ in the last bits; silo actors have one, too
+        self.silos = {spec.name: Silo(spec, task) for spec in specs}
+        self.examiner = Examiner(test, task) if test else None
+        self._fingerprint: dict[str, object] | None = None
+
+    def open(self) -> dict[str, SiloDescription]:
+        descriptions = {name: silo.open() for name, silo in self.silos.items()}
+        self._fingerprint = self.examiner.open() if self.examiner else None
+        return descriptions
+
+    def examiner_fingerprint(self) -> dict[str, object] | None:
+        return self._fingerprint
+
+    def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]:
+        return {name: self.silos[name].moments() for name in silos}
+
+    def prepare(self, standardizer: Standardizer) -> None:
+        for member in [*self.silos.values(), *([self.examiner] if self.examiner else [])]:
+            member.prepare(standardizer)
+
+    def open_session(self, specs: Mapping[str, SessionSpec]) -> None:
+        for name, spec in specs.items():
+            self.silos[name].open_session(spec)
+
+    def close_session(self, session: str, silos: Iterable[str]) -> None:
+        for name in silos:
+            self.silos[name].close_session(session)
+
+    def fit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> Iterator[Update]:
+        for name, vector in vectors.items():
+            yield self.silos[name].fit(session, server_round, vector)
+
+    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> dict[str, dict[str, Metrics]]:
+        return {name: self.silos[name].evaluate(session, models) for name in silos}
+
+    def examine(self, models: Mapping[str, Vector]) -> dict[str, RegressionSums] | None:
+        return self.examiner.examine(models) if self.examiner else None
+
+    def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+        return self.examiner.parity(models) if self.examiner else None
+
+    def close(self) -> None:
+        """Nothing to release; the counterpart of the Ray cohort's."""
+
+
+def busy_seconds(start: float, arrivals: Sequence[tuple[float, float]]) -> float:
+    """Return how long at least one silo was computing since `start`.
+
+    `arrivals` holds (arrival time on the coordinator's clock, seconds computed). Each silo is taken to have computed
+    right before its answer came, so no two clocks are compared.
+    """
+    busy, end = 0.0, start
+    for begin, arrival in sorted((max(start, at - seconds), at) for at, seconds in arrivals):
+        busy += max(0.0, arrival - max(begin, end))
+        end = max(end, arrival)
+    return busy
+
+
+def now() -> float:
+    return time.perf_counter()

@@ -1,0 +1,67 @@
+"""Everything that crosses a silo's wall. No message has room for a row."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ray_fed.learning.regression import RegressionSums
+from ray_fed.learning.trainer import TrainingPlan
+
+Vector = np.ndarray
+"""float32 [num_parameters], contiguous, read-only for the receiver."""
+
+
+@dataclass(frozen=True)
+class SiloDescription:
+    """What a silo says about itself before training."""
+
+    silo: str
+    num_examples: int
+    """Usable training rows."""
+    num_held_out: int
+    """Usable rows kept for evaluation."""
+    unreadable: Mapping[str, int]
+    """Kind of reason -> number of rows that cannot be used. Kinds carry no value of any row."""
+    agreement: Mapping[str, str]
+    """What all silos must have in common: features, tables, target and unit."""
+    fingerprint: Mapping[str, object]
+    """Hash, rows and columns of the source."""
+    device: str
+    node: str = ""
+
+
+@dataclass(frozen=True)
+class SessionSpec:
+    """One training run inside the silos; a silo can hold several sessions side by side."""
+
+    session: str
+    plan: TrainingPlan
+    model_seed: int
+    layout_digest: str
+
+
+@dataclass(frozen=True)
+class Update:
+    """A silo's answer to one round."""
+
+    silo: str
+    session: str
+    server_round: int
+    vector: Vector = field(repr=False)
+    num_examples: int
+    """Rows seen in this round: whole epochs give n_c each, so alpha_c = n_c / n as in Guo et al. 2022, Eq. (1)."""
+    num_steps: int
+    loss: float
+    """Mean training loss over the round's steps, square of the target's unit."""
+    seconds: float = field(default=0.0, compare=False)
+    """Time spent computing, measured inside the silo."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A silo's evaluation of one model: sums only."""
+
+    silo: str
+    train: RegressionSums
+    held_out: RegressionSums

@@ -1,0 +1,112 @@
+"""A silo: holds its rows, trains sessions on them, answers with typed messages. A plain class; actors give it a place."""
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from ray_fed.errors import SiloFailed
+from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.task import LocalRows, SiloSpec, Task
+from ray_fed.learning.layout import Layout
+from ray_fed.learning.regression import RegressionSums
+from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.learning.trainer import LocalTrainer
+
+
+class Silo:
+    """One data owner. Call `open`, `moments`, `prepare`, then any number of sessions.
+
+    No method returns a row: what comes back is a `SiloDescription`, `ColumnMoments`, `Update` or `Metrics`.
+    """
+
+    def __init__(self, spec: SiloSpec, task: Task, device: str = "cpu"):
+        self.spec, self.task, self.device = spec, task, device
+        self.sessions: dict[str, LocalTrainer] = {}
+        self._rows: LocalRows | None = None
+
+    def __repr__(self) -> str:
+        return f"Silo({self.spec.name})"
+
+    def open(self) -> SiloDescription:
+        """Read and featurise the rows (DataError when that fails) and describe them."""
+        rows = self._rows = self.task.load(self.spec)
+        return SiloDescription(
+            self.spec.name,
+            len(rows.features),
+            len(rows.held_out_features),
+            rows.unreadable,
+            rows.agreement,
+            rows.fingerprint,
+            self.device,
+        )
+
+    @property
+    def rows(self) -> LocalRows:
+        if self._rows is None:
+            raise SiloFailed(self.spec.name, "answering", "its data are not open yet; call open() first")
+        return self._rows
+
+    def moments(self) -> ColumnMoments:
+        """Return count, mean and M2 of each feature column of the training rows."""
+        return ColumnMoments.of(self.rows.features)
+
+    def prepare(self, standardizer: Standardizer) -> None:
+        """Apply the federation's scaler and put the rows on the device."""
+        rows = self.rows
+        self.features = self._tensor(standardizer(rows.features))
+        self.targets = self._tensor(rows.targets.astype(np.float32)[:, None])
+        self.held_out_features = self._tensor(standardizer(rows.held_out_features))
+
+    def open_session(self, spec: SessionSpec) -> str:
+        """Build model and optimiser of a session; returns the layout digest for comparison."""
+        module = self.task.model(spec.model_seed)
+        digest = Layout.of(module).digest
+        if digest != spec.layout_digest:
+            raise SiloFailed(self.spec.name, "opening a session", "its network differs from the coordinator's")
+        self.sessions[spec.session] = LocalTrainer(
+            module, self.task.loss, self.features, self.targets, spec.plan, self.spec.name
+        )
+        return digest
+
+    def close_session(self, session: str) -> None:
+        self.sessions.pop(session, None)
+
+    def fit(self, session: str, server_round: int, vector: Vector) -> Update:
+        """Train the round's steps from `vector` on (Guo et al. 2022, Algorithm 2, lines 4-8)."""
+        start = time.perf_counter()
+        trainer = self._session(session)
+        result_vector, result = trainer.fit(vector, trainer.plan.steps_of_round(server_round))
+        return Update(
+            self.spec.name,
+            session,
+            server_round,
+            result_vector,
+            result.num_examples,
+            result.num_steps,
+            result.mean_loss,
+            time.perf_counter() - start,
+        )
+
+    def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
+        """Return each model's errors on the silo's training and held-out rows, as sums."""
+        return {name: self._metrics(self._session(session), vector) for name, vector in models.items()}
+
+    def _metrics(self, trainer: LocalTrainer, vector: Vector) -> Metrics:
+        rows = self.rows
+        train = trainer.predict(self.features, vector).cpu().numpy()
+        held_out = trainer.predict(self.held_out_features, vector).cpu().numpy()
+        return Metrics(
+            self.spec.name,
+            RegressionSums.of(rows.targets, train),
+            RegressionSums.of(rows.held_out_targets, held_out),
+        )
+
+    def _session(self, session: str) -> LocalTrainer:
+        if session not in self.sessions:
+            raise SiloFailed(self.spec.name, "answering", f"no session '{session}'; open: {sorted(self.sessions)}")
+        return self.sessions[session]
+
+    def _tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)

@@ -1,0 +1,50 @@
+"""Training steps replayed as CUDA graphs: at these sizes a GPU step is launch time, and a graph launches once.
+
+One graph per batch size (two occur per run: rows are dealt into batches that differ by one). FedProx's anchor changes
+between rounds, so runs with `proximal_mu` step eagerly.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ray_fed.learning.gradients import Gradient
+
+if TYPE_CHECKING:
+    from ray_fed.learning.trainer import LocalTrainer
+
+
+class GraphedSteps:
+    """Callable (x, y) -> loss that captures a step at the second batch of a size and replays it afterwards."""
+
+    def __init__(self, trainer: "LocalTrainer", gradient: Gradient):
+        self.trainer, self.gradient = trainer, gradient
+        self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+        self.seen: set[int] = set()
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        rows = len(x)
+        if rows not in self.seen or self.trainer.plan.proximal_mu:
+            self.seen.add(rows)  # the first batch of a size runs eagerly: it warms up cuBLAS for this shape
+            return self._eager(x, y)
+        if rows not in self.graphs:
+            self.graphs[rows] = self._capture(x, y)
+        graph, static_x, static_y, loss = self.graphs[rows]
+        static_x.copy_(x)
+        static_y.copy_(y)
+        graph.replay()
+        return loss
+
+    def _eager(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            loss = self.trainer.take_step(self.gradient, x, y)
+        torch.cuda.current_stream().wait_stream(side)
+        return loss
+
+    def _capture(self, x: torch.Tensor, y: torch.Tensor):
+        graph, static_x, static_y = torch.cuda.CUDAGraph(), x.clone(), y.clone()
+        with torch.cuda.graph(graph):
+            loss = self.trainer.take_step(self.gradient, static_x, static_y)
+        return graph, static_x, static_y, loss

@@ -1,0 +1,81 @@
+"""One gradient of a mini-batch into the flat gradient vector: closed form for plain MLPs, autograd for all else."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+class Gradient(Protocol):
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Overwrite the flat gradient with that of the mean loss on (x, y); return the loss, a 0-d tensor."""
+        ...
+
+
+class AutogradGradient:
+    """Any module, any loss."""
+
+    def __init__(self, module: nn.Module, loss: Loss, flat_gradient: torch.Tensor):
+        self.module, self.loss, self.flat_gradient = module, loss, flat_gradient
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        self.flat_gradient.zero_()
+        loss = self.loss(self.module(x), y)
+        loss.backward()
+        return loss.detach()
+
+
+class DenseReluMseGradient:
+    """Back-propagation written out for Linear-ReLU-...-Linear with the mean squared error.
+
+    Each product lands directly in its slice of the flat gradient, so nothing is zeroed, recorded or accumulated;
+    at the sizes of Guo et al. 2022 this is about twice as fast as autograd on a CPU core.
+
+        symbol   code       shape
+        h_l      inputs[l]  [batch, width_l], h_0 = x
+        W_l, b_l layer      [width_l+1, width_l], [width_l+1]
+        delta_l  delta      [batch, width_l+1], dLoss / d(pre-activation of layer l)
+        dLoss/dW_l = delta_l^T h_l,  dLoss/db_l = sum_batch delta_l,  delta_l-1 = (delta_l W_l) * (h_l > 0)
+    """
+
+    def __init__(self, module: nn.Sequential):
+        self.layers = [layer for layer in module if isinstance(layer, nn.Linear)]
+
+    @staticmethod
+    def fits(module: nn.Module, loss: Loss) -> bool:
+        """Whether `module` is Linear-ReLU-...-Linear with biases, and `loss` the mean squared error."""
+        if loss is not functional.mse_loss or not isinstance(module, nn.Sequential) or len(module) % 2 == 0:
+            return False
+        linear = all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in module[::2])
+        return linear and all(isinstance(layer, nn.ReLU) for layer in module[1::2])
+
+    @torch.no_grad()
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        inputs = self._forward(x)
+        error = inputs.pop() - y
+        delta = error * (2.0 / error.numel())
+        for layer, h in zip(reversed(self.layers), reversed(inputs), strict=True):
+            torch.mm(delta.t(), h, out=layer.weight.grad)
+            torch.sum(delta, 0, out=layer.bias.grad)
+            if h is not x:
+                delta = torch.mm(delta, layer.weight).mul_(h > 0)
+        return error.square_().mean()
+
+    def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        values = [x]
+        for layer in self.layers[:-1]:
+            values.append(torch.addmm(layer.bias, values[-1], layer.weight.t()).relu_())
+        last = self.layers[-1]
+        values.append(torch.addmm(last.bias, values[-1], last.weight.t()))
+        return values
+
+
+def gradient_for(module: nn.Module, loss: Loss, flat_gradient: torch.Tensor) -> Gradient:
+    """Return the fastest exact gradient for this module and loss; the module must be bound (layout.bind)."""
+    if DenseReluMseGradient.fits(module, loss):
+        return DenseReluMseGradient(module)  # type: ignore[arg-type]
+    return AutogradGradient(module, loss, flat_gradient)

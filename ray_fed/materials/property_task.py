@@ -1,0 +1,104 @@
+"""The task of multi-source training: a network from crystal features to one property (Guo et al. 2022)."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+from torch import nn
+from torch.nn import functional
+
+from ray_fed.errors import DataError
+from ray_fed.federation.task import LocalRows, SiloSpec
+from ray_fed.learning.models import seeded_mlp
+from ray_fed.materials.databases import Source, open_database
+from ray_fed.materials.featurizers import make_featurizer
+from ray_fed.materials.partitions import hash_split
+from ray_fed.materials.study import StudyPart
+
+
+@dataclass(frozen=True)
+class CrystalRows:
+    """Which rows of which source a silo trains on: the `source` of its SiloSpec."""
+
+    source: Source = field(default_factory=Source)
+    part: StudyPart | None = None
+    """In a study: the share of the source this silo plays. None takes every row."""
+    test_fraction: float = 0.0
+    """Without a common test set: share of formulas held out, the same formulas at every site."""
+    split_seed: int = 0
+
+
+@dataclass(frozen=True)
+class PropertyTask:
+    """Predict one property per crystal with an MLP on element statistics and cell parameters."""
+
+    features: str = "guo73"
+    feature_options: tuple[tuple[str, object], ...] = ()
+    hidden: tuple[int, ...] = (200, 200)
+    target: str = "formation_energy_per_atom"
+    unit: str = "eV/atom"
+
+    loss = staticmethod(functional.mse_loss)
+
+    def featurizer(self):
+        """Return a fresh featurizer of this task."""
+        return make_featurizer(self.features, **dict(self.feature_options))
+
+    def model(self, seed: int) -> nn.Module:
+        """Return the network, input [rows, num_features], output [rows, 1] in `unit`."""
+        return seeded_mlp(len(self.featurizer().get_feature_names_out()), self.hidden, seed)
+
+    def agreement(self) -> dict[str, str]:
+        """Features and tables (by hash), target and unit: what all silos must share."""
+        return {
+            "feature set": self.features,
+            "feature table hash": self.featurizer().fingerprint()[:16],
+            "target": f"{self.target} [{self.unit}]",
+        }
+
+    def load(self, spec: SiloSpec) -> LocalRows:
+        """Open the source, take the silo's part, featurise; unusable rows are counted by kind of reason.
+
+        DataError names the silo when nothing usable is left.
+        """
+        wanted = spec.source
+        if not isinstance(wanted, CrystalRows):
+            raise DataError(f"silo '{spec.name}': its source is {wanted!r}; a property task needs CrystalRows")
+        database = open_database(wanted.source, spec.name)
+        frame = wanted.part.take(database.frame) if wanted.part else database.frame
+        features, reasons = self._features(frame)
+        usable = np.array([not reason for reason in reasons])
+        held_out = usable & self._held_out(frame, wanted)
+        train = usable & ~held_out
+        if not train.any():
+            raise DataError(f"silo '{spec.name}': no usable row of {len(frame)}: {_counted(reasons)}")
+        targets = frame["target"].to_numpy(np.float64)
+        agreement = {**self.agreement(), "target": f"{database.target_name} [{database.target_unit}]"}
+        return LocalRows(
+            features[train], targets[train], features[held_out], targets[held_out], _counted(reasons),
+            {**database.fingerprint, "rows_of_silo": len(frame)}, agreement,
+        )  # fmt: skip
+
+    def _features(self, frame: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+        """Return (features [rows, d], reason per row): the reader's reason first, then the featurizer's."""
+        features, reasons = self.featurizer().transform_with_reasons(frame)
+        return features, [given or found for given, found in zip(frame["reason"], reasons, strict=True)]
+
+    @staticmethod
+    def _held_out(frame: pd.DataFrame, rows: CrystalRows) -> np.ndarray:
+        if rows.test_fraction == 0:
+            return np.zeros(len(frame), bool)
+        return hash_split(frame["formula"].tolist(), rows.test_fraction, rows.split_seed)
+
+
+def with_features(task: PropertyTask, features: str, **options: object) -> PropertyTask:
+    """Return the task with other features."""
+    return replace(task, features=features, feature_options=tuple(sorted(options.items())))
+
+
+def _counted(reasons: Iterable[str]) -> dict[str, int]:
+    """Count reasons by kind: quoted parts hold values of rows and stay inside."""
+    return dict(Counter(re.sub(r"\s*'[^']*'", "", reason) for reason in reasons if reason))

@@ -1,0 +1,69 @@
+"""One source played by several silos: who gets which row, decided identically by everyone who opens the source."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from ray_fed.errors import ConfigError
+from ray_fed.materials.partitions import partition_rows, select_rows, split_rows
+
+PAPER_ROWS, PAPER_TEST_ROWS = 12_897, 2_897
+"""Guo et al. 2022: 10,000 training and 2,897 test rows."""
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """How rows of one source are dealt to a test set and to silos. Depends on values and seed, not on the machine."""
+
+    silos: tuple[int, ...] = (1000, 2000, 3000, 4000)
+    """Sizes of the silos in rows; scaled in proportion when the source has more or fewer training rows."""
+    rows: int | None = None
+    """Rows taken from the source (a seeded choice); None takes all."""
+    test_rows: int | None = None
+    """Rows of the common test set; None takes the paper's share, 2,897 of 12,897."""
+    split: str = "grouped"
+    """grouped (all polymorphs of a formula on one side) | random (as in the paper)"""
+    partition: str = "size"
+    """size | anion | chemical_system | sorted_target | dirichlet | column:<name>"""
+    alpha: float = 0.5
+    seed: int = 0
+
+    def assign(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+        """Return part -> row positions in `frame`: "test", "pooled" (all training rows) and one part per silo."""
+        chosen = np.flatnonzero((frame["reason"] == "").to_numpy())
+        if self.rows is not None:
+            chosen = select_rows(frame, self.rows, self.seed)
+        subset = frame.iloc[chosen].reset_index(drop=True)
+        train, test = split_rows(subset, test_rows=self._test_rows(len(subset)), how=self.split, seed=self.seed)
+        parts = partition_rows(
+            subset, train, how=self.partition, sizes=self._sizes(len(train)), seed=self.seed, alpha=self.alpha
+        )
+        everything = {"test": test, "pooled": train, **parts}
+        return {name: np.sort(chosen[index]) for name, index in everything.items()}
+
+    def _test_rows(self, rows: int) -> int:
+        test = self.test_rows if self.test_rows is not None else round(rows * PAPER_TEST_ROWS / PAPER_ROWS)
+        if not 0 < test < rows:
+            raise ConfigError(f"test_rows={test} must lie between 1 and {rows - 1}: the source has {rows} usable rows")
+        return test
+
+    def _sizes(self, train: int) -> tuple[int, ...]:
+        """Scale the silo sizes to sum to the training rows; the last silo takes the rounding."""
+        bounds = [round(train * part / sum(self.silos)) for part in np.cumsum((0, *self.silos))]
+        return tuple(int(stop - start) for start, stop in zip(bounds[:-1], bounds[1:], strict=True))
+
+
+@dataclass(frozen=True)
+class StudyPart:
+    """One part of a plan: "test", "pooled" or a silo's name."""
+
+    plan: StudyPlan
+    name: str
+
+    def take(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return this part's rows of `frame`, and no other."""
+        parts = self.plan.assign(frame)
+        if self.name not in parts:
+            raise ConfigError(f"the plan has no part {self.name!r}; it has {', '.join(sorted(parts))}")
+        return frame.iloc[parts[self.name]].reset_index(drop=True)

@@ -1,0 +1,20 @@
+"""One Ray session for all integration tests: a private cluster with logical CPUs and no GPU."""
+
+import pytest
+
+from actors.session import session, set_private_token
+
+set_private_token()  # before anything imports Ray
+
+import ray  # noqa: E402
+
+import tests.synthetic  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def ray_session():
+    with session("local", num_cpus=16):
+        # Workers cannot import the tests package; its classes travel by value.
+        ray.cloudpickle.register_pickle_by_value(tests.synthetic)
+        yield
+        ray.cloudpickle.unregister_pickle_by_value(tests.synthetic)

@@ -1,0 +1,117 @@
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+
+from actors.cohort import RayCohort, value_of
+from actors.federation import federation
+from actors.placement import NodeOffer, actor_options, settle
+from actors.silo import SiloActor
+from ray_fed.errors import DataError, PlacementError, SiloFailed, SiloRefused
+from ray_fed.federation.cohort import LocalCohort
+from ray_fed.federation.coordinator import Coordinator, Job, local_job
+from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.trainer import TrainingPlan
+from tests.synthetic import DrawnRows, SyntheticTask, silos
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+PLAN = TrainingPlan(seed=0, epochs=6, steps_per_epoch=4, num_rounds=6, learning_rate=0.01)
+NAMES = ("silo-1", "silo-2", "silo-3")
+TEST = SiloSpec("test", DrawnRows(50))
+
+
+def job(plan=PLAN):
+    return Job("federated", NAMES, dict.fromkeys(NAMES, plan), model_seed=0)
+
+
+@pytest.mark.parametrize("test", [TEST, None])
+@pytest.mark.parametrize("policy", ["keep", "average"])
+def test_ray_and_local_cohorts_are_bit_equal(test, policy):
+    specs, task, the_job = silos(40, 60, 25, held_out=12), SyntheticTask(), job(replace(PLAN, optimizer_state=policy))
+    local = Coordinator(LocalCohort(specs, task, test), task, NAMES)
+    with federation(specs, task, test, NAMES) as placed:
+        remote = placed.coordinator
+        agreements = local.agree(), remote.agree()
+        assert agreements[0].standardizer.mean.tobytes() == agreements[1].standardizer.mean.tobytes()
+        for each in (the_job, local_job(the_job, the_job.plans, "local")):
+            ours, theirs = list(local.run(each)), list(remote.run(each))
+            assert ours == theirs
+            for name, vector in ours[-1].models.items():
+                assert vector.tobytes() == theirs[-1].models[name].tobytes()
+        if test:
+            truth, predicted = remote.parity(theirs[-1].models)
+            assert truth.tobytes() == local.parity(ours[-1].models)[0].tobytes()
+            assert set(predicted) == set(NAMES)
+
+
+def test_a_silo_that_cannot_open_its_data_raises_its_own_error_on_the_driver():
+    specs = [*silos(20), SiloSpec("broken", DrawnRows(fail="rows.csv is empty"))]
+    with federation(specs, SyntheticTask(), None, ["silo-1"]) as placed, pytest.raises(DataError) as raised:
+        placed.coordinator.agree()
+    assert str(raised.value) == "silo 'broken': rows.csv is empty"
+
+
+def test_a_silo_that_disagrees_is_refused_by_name_on_the_driver():
+    actors = {
+        name: SiloActor.options(num_cpus=0.1).remote(SiloSpec(name, DrawnRows(9)), SyntheticTask(says=says))
+        for name, says in [("one", "synthetic"), ("two", "other")]
+    }
+    coordinator = Coordinator(RayCohort(actors), SyntheticTask(), ["one", "two"])
+    with pytest.raises(SiloRefused, match="silo 'two' refused"):
+        coordinator.agree()
+
+
+def test_a_silo_whose_process_dies_is_named():
+    specs = silos(40, 60, 25)
+    with federation(specs, SyntheticTask(), None, NAMES) as placed:
+        placed.coordinator.agree()
+        rounds = placed.coordinator.run(job(replace(PLAN, epochs=4000, num_rounds=4000)))
+        next(rounds)
+        ray.kill(placed.silos["silo-2"])
+        with pytest.raises(SiloFailed, match=r"silo 'silo-2' failed while .*process died"):
+            list(rounds)
+
+
+def test_the_weights_in_the_object_store_are_not_changed_by_a_silo_that_trains_on_them():
+    task = SyntheticTask()
+    actor = SiloActor.options(num_cpus=0.1).remote(silos(30)[0], task)
+    cohort = RayCohort({"silo-1": actor})
+    coordinator = Coordinator(cohort, task, ["silo-1"])
+    coordinator.agree()
+    from ray_fed.federation.messages import SessionSpec
+
+    cohort.open_session({"silo-1": SessionSpec("s", PLAN, 0, coordinator.layout.digest)})
+    vector = np.arange(coordinator.layout.num_parameters, dtype=np.float32)
+    ref = ray.put(vector)
+    update = value_of(actor.fit.remote("s", 1, ref), "silo-1", "training")
+    assert not np.array_equal(update.vector, vector)
+    assert np.array_equal(ray.get(ref), vector)
+
+
+def test_more_gpus_than_the_cluster_has_are_refused_with_what_is_there():
+    specs = [replace(spec, num_gpus=1.0) for spec in silos(9, 9, 9)]
+    with pytest.raises(PlacementError, match=r"ask for 3 GPUs together, there are 2: box \(2 GPU, 8 CPU\).*0\.25"):
+        settle(specs, [NodeOffer("box", "", 8.0, 2.0)])
+
+
+def test_a_cluster_without_gpus_trains_on_cpu_and_says_so_once():
+    settled, notices = settle([replace(spec, num_gpus=1.0) for spec in silos(9, 9)], [NodeOffer("box", "", 8.0, 0.0)])
+    assert [spec.num_gpus for spec in settled] == [0.0, 0.0]
+    assert notices == ["no GPU in this cluster: the silos train on CPU"]
+
+
+def test_an_unknown_site_is_refused_within_seconds_with_the_sites_there_are():
+    start = time.perf_counter()
+    specs = [replace(silos(9)[0], site="mit")]
+    with pytest.raises(PlacementError, match=r"silo 'silo-1': no node has the label site=mit; sites in this cluster: none"), \
+         federation(specs, SyntheticTask(), None, ["silo-1"]):
+        pass
+    assert time.perf_counter() - start < 10
+
+
+def test_a_silo_asks_for_its_site_and_its_share_of_a_gpu():
+    spec = replace(silos(9)[0], site="eth", num_gpus=0.5)
+    assert actor_options(spec) == {"num_cpus": 1.0, "num_gpus": 0.5, "label_selector": {"site": "eth"}}
