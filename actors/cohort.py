@@ -5,9 +5,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
+from ray.actor import ActorProxy
 from ray.exceptions import RayActorError, RayTaskError
 
+from actors.silo import ExaminerActor, SiloActor
 from ray_fed.errors import FedError, SiloFailed
 from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.learning.regression import RegressionSums
@@ -19,7 +20,7 @@ Value = TypeVar("Value")
 class RayCohort:
     """Fans calls out to silo actors and gathers their answers; see `ray_fed.federation.cohort.Cohort`."""
 
-    def __init__(self, silos: Mapping[str, ActorHandle], examiner: ActorHandle | None = None):
+    def __init__(self, silos: Mapping[str, ActorProxy[SiloActor]], examiner: ActorProxy[ExaminerActor] | None = None):
         self.silos, self.examiner = dict(silos), examiner
         self._fingerprint: dict[str, object] | None = None
 
@@ -49,7 +50,7 @@ class RayCohort:
 
     def fit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> Iterator[Update]:
         put = _put_once(vectors.values())
-        pending = {
+        pending: dict[Any, str] = {
             self.silos[name].fit.remote(session, server_round, put[id(vector)]): name
             for name, vector in vectors.items()
         }
@@ -72,7 +73,7 @@ class RayCohort:
         return value_of(self.examiner.parity.remote(models), "test", "predicting") if self.examiner else None
 
     def _ask(
-        self, names: Iterable[str], doing: str, call: Callable[[ActorHandle, str], ray.ObjectRef]
+        self, names: Iterable[str], doing: str, call: Callable[[ActorProxy[SiloActor], str], ray.ObjectRef]
     ) -> dict[str, Any]:
         """Call all named silos at once; return their answers by name."""
         refs = {name: call(self.silos[name], name) for name in names}
@@ -89,7 +90,9 @@ def value_of(ref: "ray.ObjectRef[Value]", silo: str, doing: str) -> Value:
             raise cause from None
         raise SiloFailed(silo, doing, f"{type(cause).__name__}: {cause}") from error
     except RayActorError as error:
-        raise _creation_error(error) or SiloFailed(silo, doing, "its process died (killed, out of memory or crashed)") from error
+        raise _creation_error(error) or SiloFailed(
+            silo, doing, "its process died (killed, out of memory or crashed)"
+        ) from error
 
 
 def _creation_error(error: RayActorError) -> FedError | None:

@@ -1,12 +1,14 @@
 """The coordinator as an actor, and the driver's end of the line to it."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
+from ray.actor import ActorProxy
 
 from actors.cohort import RayCohort, value_of
+from actors.silo import ExaminerActor, SiloActor
 from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.task import Task
@@ -18,7 +20,11 @@ class CoordinatorActor:
     before the job is done."""
 
     def __init__(
-        self, silos: Mapping[str, ActorHandle], examiner: ActorHandle | None, task: Task, training: Sequence[str]
+        self,
+        silos: Mapping[str, ActorProxy[SiloActor]],
+        examiner: ActorProxy[ExaminerActor] | None,
+        task: Task,
+        training: Sequence[str],
     ):
         import torch
 
@@ -41,14 +47,15 @@ class CoordinatorActor:
 class RemoteCoordinator:
     """The same methods as `Coordinator`, each answered by the actor."""
 
-    def __init__(self, actor: ActorHandle):
+    def __init__(self, actor: ActorProxy[CoordinatorActor]):
         self.actor = actor
 
     def agree(self) -> Agreement:
         return value_of(self.actor.agree.remote(), "coordinator", "agreeing with the silos")
 
     def run(self, job: Job) -> Iterator[RoundRecord]:
-        for ref in self.actor.run.remote(job):
+        stream: Any = self.actor.run.remote(job)  # an ObjectRefGenerator; the stubs know single refs only
+        for ref in stream:
             yield value_of(ref, "coordinator", f"running job '{job.name}'")
 
     def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:

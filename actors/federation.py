@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
-from ray.actor import ActorHandle
+from ray.actor import ActorProxy
 
 from actors import placement
 from actors.coordinator import CoordinatorActor, RemoteCoordinator
@@ -24,7 +24,7 @@ class Federation:
 
     coordinator: RemoteCoordinator
     notices: list[str]
-    silos: Mapping[str, ActorHandle]
+    silos: Mapping[str, ActorProxy[SiloActor]]
 
 
 @contextlib.contextmanager

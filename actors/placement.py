@@ -29,7 +29,10 @@ def _offer(node: Mapping[str, Any]) -> NodeOffer:
     resources = node.get("Resources", {})
     labels = node.get("Labels") or {}
     return NodeOffer(
-        node.get("NodeManagerHostname", "?"), labels.get("site", ""), resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+        node.get("NodeManagerHostname", "?"),
+        labels.get("site", ""),
+        resources.get("CPU", 0.0),
+        resources.get("GPU", 0.0),
     )
 
 
@@ -55,21 +58,20 @@ def _check_site(site: str, specs: Sequence[SiloSpec], nodes: Sequence[NodeOffer]
         known = sorted({node.site for node in nodes if node.site})
         raise PlacementError(
             f"silo '{specs[0].name}': no node has the label site={site}; sites in this cluster: "
-            f"{', '.join(known) or 'none'}; start a node there with: ray start --labels=\"site={site}\""
+            f'{", ".join(known) or "none"}; start a node there with: ray start --labels="site={site}"'
         )
     for spec in specs:
         if not any(spec.num_cpus <= node.cpus and spec.num_gpus <= node.gpus for node in here):
             raise PlacementError(
-                f"silo '{spec.name}' asks for {spec.num_gpus:g} GPU and {spec.num_cpus:g} CPU on one node; there is: {_listed(here)}"
+                f"silo '{spec.name}' asks for {spec.num_gpus:g} GPU and {spec.num_cpus:g} CPU on one node; "
+                f"there is: {_listed(here)}"
             )
     where = [node for node in nodes if node in here]
     _check_total("GPU", sum(spec.num_gpus for spec in specs), sum(node.gpus for node in where), specs, where)
     _check_total("CPU", sum(spec.num_cpus for spec in specs), sum(node.cpus for node in where), specs, where)
 
 
-def _check_total(
-    what: str, asked: float, there: float, specs: Sequence[SiloSpec], nodes: Iterable[NodeOffer]
-) -> None:
+def _check_total(what: str, asked: float, there: float, specs: Sequence[SiloSpec], nodes: Iterable[NodeOffer]) -> None:
     if asked > there:
         names = ", ".join(f"'{spec.name}'" for spec in specs)
         raise PlacementError(
@@ -80,7 +82,8 @@ def _check_total(
 
 def _listed(nodes: Iterable[NodeOffer]) -> str:
     return "; ".join(
-        f"{node.name} ({f'site {node.site}, ' if node.site else ''}{node.gpus:g} GPU, {node.cpus:g} CPU)" for node in nodes
+        f"{node.name} ({f'site {node.site}, ' if node.site else ''}{node.gpus:g} GPU, {node.cpus:g} CPU)"
+        for node in nodes
     )
 
 

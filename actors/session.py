@@ -11,7 +11,7 @@ from ray_fed.errors import PlacementError
 
 
 @contextlib.contextmanager
-def session(address: str = "local", num_cpus: float = 0, num_gpus: float | None = None) -> Iterator[None]:
+def session(address: str = "local", num_cpus: float = 0, num_gpus: int | None = None) -> Iterator[None]:
     """Connect to Ray for the duration of the block.
 
     `address="local"` starts a private cluster with at least `num_cpus` logical CPUs, on the loopback address where
@@ -48,7 +48,7 @@ def set_private_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _start(address: str, num_cpus: float, num_gpus: float | None, empty: str) -> None:
+def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str) -> None:
     import ray
 
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
@@ -65,10 +65,9 @@ def _start(address: str, num_cpus: float, num_gpus: float | None, empty: str) ->
                 **quiet,
             )
         return
+    import actors
     import pipelines
     import ray_fed
-
-    import actors
 
     code = {"py_modules": [ray_fed, actors, pipelines], "working_dir": empty}
     ray.init(address=address, runtime_env=code, **quiet)

@@ -52,6 +52,4 @@ class SyntheticTask:
 
 
 def silos(*sizes: int, held_out: int = 0) -> list[SiloSpec]:
-    return [
-        SiloSpec(f"silo-{number}", DrawnRows(size, held_out)) for number, size in enumerate(sizes, start=1)
-    ]
+    return [SiloSpec(f"silo-{number}", DrawnRows(size, held_out)) for number, size in enumerate(sizes, start=1)]

@@ -36,7 +36,9 @@ class Cohort(Protocol):
         """Let each named silo train from its vector; yield updates as they arrive."""
         ...
 
-    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> dict[str, dict[str, Metrics]]:
+    def evaluate(
+        self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
+    ) -> dict[str, dict[str, Metrics]]:
         """Return silo -> model -> metrics."""
         ...
 
@@ -85,7 +87,9 @@ class LocalCohort:
         for name, vector in vectors.items():
             yield self.silos[name].fit(session, server_round, vector)
 
-    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> dict[str, dict[str, Metrics]]:
+    def evaluate(
+        self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
+    ) -> dict[str, dict[str, Metrics]]:
         return {name: self.silos[name].evaluate(session, models) for name in silos}
 
     def examine(self, models: Mapping[str, Vector]) -> dict[str, RegressionSums] | None:

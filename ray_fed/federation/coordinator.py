@@ -94,10 +94,7 @@ class Coordinator:
     def run(self, job: Job) -> Iterator[RoundRecord]:
         """Yield a record per round, from 0 to `job.num_rounds`."""
         self.cohort.open_session(
-            {
-                silo: SessionSpec(job.name, job.plans[silo], job.model_seed, self.layout.digest)
-                for silo in job.silos
-            }
+            {silo: SessionSpec(job.name, job.plans[silo], job.model_seed, self.layout.digest) for silo in job.silos}
         )
         try:
             yield from self._rounds(job)
@@ -216,6 +213,12 @@ def _named(prefix: str, sums: RegressionSums) -> dict[str, float]:
 
 def _without_vector(update: Update) -> Update:
     return Update(
-        update.silo, update.session, update.server_round, np.empty(0, np.float32),
-        update.num_examples, update.num_steps, update.loss, update.seconds,
+        update.silo,
+        update.session,
+        update.server_round,
+        np.empty(0, np.float32),
+        update.num_examples,
+        update.num_steps,
+        update.loss,
+        update.seconds,
     )

@@ -25,9 +25,9 @@ CHUNK = 1 << 15
 class ExactWeightedSum:
     """Accumulates sum_i n_i w_i and sum_i n_i; `mean` is Eq. (1) of Guo et al. 2022.
 
-        paper     code                  shape, unit
-        w_i       vector                float32 [num_parameters]
-        alpha_i   weight / total        dimensionless
+    paper     code                  shape, unit
+    w_i       vector                float32 [num_parameters]
+    alpha_i   weight / total        dimensionless
     """
 
     num_parameters: int
@@ -73,7 +73,9 @@ class ExactWeightedSum:
         peak = max(float(vector.max(initial=0)), -float(vector.min(initial=0)))  # NaN compares false below
         if not peak * (self.total_weight + weight) < LIMIT:
             bad = np.flatnonzero(~np.isfinite(vector))
-            what = f"{len(bad)} values are not finite (first at {bad[0]})" if len(bad) else f"|value| {peak:.3g} too large"
+            what = (
+                f"{len(bad)} values are not finite (first at {bad[0]})" if len(bad) else f"|value| {peak:.3g} too large"
+            )
             raise ValueError(what)
 
     def _carry(self) -> None:

@@ -1,4 +1,4 @@
-"""The common test set of a study. Its owner publishes it, so, unlike a silo, an examiner may show single predictions."""
+"""The common test set of a study. Its owner publishes it, so, unlike a silo, an examiner shows single predictions."""
 
 from collections.abc import Mapping
 

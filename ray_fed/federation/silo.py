@@ -1,4 +1,4 @@
-"""A silo: holds its rows, trains sessions on them, answers with typed messages. A plain class; actors give it a place."""
+"""A silo: holds its rows, trains sessions on them, answers with typed messages. Actors give it a place."""
 
 import time
 from collections.abc import Mapping

@@ -53,7 +53,7 @@ class FedAvg:
         return {self.name: initial}
 
     def dispatch(self, state: Models, silos: Sequence[str]) -> Mapping[str, Vector]:
-        return {silo: state[self.name] for silo in silos}
+        return dict.fromkeys(silos, state[self.name])
 
     def aggregate(self, state: Models, updates: Iterable[Update]) -> Models:
         return {self.name: fed_avg(len(state[self.name]), updates)}
@@ -64,7 +64,7 @@ class LocalOnly:
     """No exchange: every silo goes on from its own parameters. The baseline of Guo et al. 2022, Fig. 3 and 4."""
 
     def start(self, initial: Vector, silos: Sequence[str]) -> Models:
-        return {silo: initial for silo in silos}
+        return dict.fromkeys(silos, initial)
 
     def dispatch(self, state: Models, silos: Sequence[str]) -> Mapping[str, Vector]:
         return {silo: state[silo] for silo in silos}

@@ -50,8 +50,9 @@ class DenseReluMseGradient:
         """Whether `module` is Linear-ReLU-...-Linear with biases, and `loss` the mean squared error."""
         if loss is not functional.mse_loss or not isinstance(module, nn.Sequential) or len(module) % 2 == 0:
             return False
-        linear = all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in module[::2])
-        return linear and all(isinstance(layer, nn.ReLU) for layer in module[1::2])
+        layers = list(module)
+        linear = all(isinstance(layer, nn.Linear) and layer.bias is not None for layer in layers[::2])
+        return linear and all(isinstance(layer, nn.ReLU) for layer in layers[1::2])
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ Paper (Guo et al. 2022, Algorithm 2): UpdateParameters(w_c); TrainModel(); w_c =
 neither its optimiser nor its scaling; Adam is ours (facts in decisions/0003).
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -65,7 +66,13 @@ class LocalTrainer:
     """
 
     def __init__(
-        self, module: nn.Module, loss: Loss, features: torch.Tensor, targets: torch.Tensor, plan: TrainingPlan, silo: str
+        self,
+        module: nn.Module,
+        loss: Loss,
+        features: torch.Tensor,
+        targets: torch.Tensor,
+        plan: TrainingPlan,
+        silo: str,
     ):
         self.plan, self.silo, self.loss = plan, silo, loss
         self.features, self.targets = features, targets
@@ -142,7 +149,7 @@ class LocalTrainer:
         order = generator(self.plan.seed, "shuffle", epoch, self.silo).permutation(len(self.features))
         index = torch.from_numpy(order).to(self.features.device)
         bounds = [batch * len(order) // self.plan.steps_per_epoch for batch in range(self.plan.steps_per_epoch + 1)]
-        return [index[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+        return [index[start:stop] for start, stop in itertools.pairwise(bounds)]
 
     def take_step(self, gradient: Gradient, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """One optimiser step on one mini-batch; returns the loss before the step (0-d)."""
@@ -163,9 +170,7 @@ def _copy_into(tensor: torch.Tensor, array: np.ndarray) -> None:
 def _flat_optimizer(flat: torch.Tensor, plan: TrainingPlan) -> torch.optim.Optimizer:
     if plan.optimizer == "sgd":
         return torch.optim.SGD([flat], lr=plan.learning_rate, fused=True)
-    optimizer = torch.optim.Adam(
-        [flat], lr=plan.learning_rate, fused=True, capturable=flat.device.type == "cuda"
-    )
+    optimizer = torch.optim.Adam([flat], lr=plan.learning_rate, fused=True, capturable=flat.device.type == "cuda")
     # Adam makes its state at the first step; making it now lets moments be received before that, and graphs capture it.
     optimizer.state[flat] = {
         "step": torch.zeros((), dtype=torch.float32, device=flat.device),

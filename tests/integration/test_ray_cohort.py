@@ -106,8 +106,12 @@ def test_a_cluster_without_gpus_trains_on_cpu_and_says_so_once():
 def test_an_unknown_site_is_refused_within_seconds_with_the_sites_there_are():
     start = time.perf_counter()
     specs = [replace(silos(9)[0], site="mit")]
-    with pytest.raises(PlacementError, match=r"silo 'silo-1': no node has the label site=mit; sites in this cluster: none"), \
-         federation(specs, SyntheticTask(), None, ["silo-1"]):
+    with (
+        pytest.raises(
+            PlacementError, match=r"silo 'silo-1': no node has the label site=mit; sites in this cluster: none"
+        ),
+        federation(specs, SyntheticTask(), None, ["silo-1"]),
+    ):
         pass
     assert time.perf_counter() - start < 10
 

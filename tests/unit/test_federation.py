@@ -41,7 +41,7 @@ def test_fed_avg_weighs_silos_by_their_examples():
 
 
 def test_a_nan_update_is_rejected_by_name_and_round():
-    with pytest.raises(UpdateRejected, match="silo 'b', round 7.*not finite"):
+    with pytest.raises(UpdateRejected, match=r"silo 'b', round 7.*not finite"):
         fed_avg(1, [update("a", [1], 1), update("b", [np.nan], 1, server_round=7)])
 
 

@@ -56,7 +56,9 @@ def test_flatten_refuses_a_wrong_shape():
 
 
 def test_layouts_differ_when_names_or_shapes_differ():
-    digests = {Layout(names, shapes).digest for names, shapes in [(("a",), ((2,),)), (("b",), ((2,),)), (("a",), ((3,),))]}
+    digests = {
+        Layout(names, shapes).digest for names, shapes in [(("a",), ((2,),)), (("b",), ((2,),)), (("a",), ((3,),))]
+    }
     assert len(digests) == 3
 
 

@@ -1,0 +1,126 @@
+"""Every choice of the formation-energy pipeline, with its default and its unit."""
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+from ray_fed.config import require
+
+Features = Literal["guo73", "guo65", "rich", "rich+structure"]
+
+OPTION_GROUPS = {
+    "data": "data",
+    "split": "who gets which rows (ignored with --federation)",
+    "epochs": "training",
+    "seed": "run",
+}
+
+
+@dataclass(frozen=True)
+class FormationEnergyConfig:
+    """Multi-source training of a formation-energy network (Guo et al. 2022)."""
+
+    data: str = "embedded"
+    """What the silos are cut from: 'embedded' (model crystals, no download), a parquet/CSV/JSON file, or a folder of
+    CIF/POSCAR files with id_prop.csv."""
+    target: str = "formation_energy_per_atom"
+    """Column to learn, in eV/atom."""
+    where: tuple[str, ...] = ()
+    """Keep only rows with COLUMN=VALUE, e.g. source=OQMD."""
+    rows: int | None = None
+    """Rows taken from the data by a seeded choice; all of them if not given (the embedded set then has 12,897)."""
+    features: Features = "guo73"
+    """guo73: 13 element properties x 5 statistics + cell and space group; guo65: without structure, for data that have
+    only formulas; rich: a larger element set; rich+structure: with cell and space group."""
+    impute: Literal["median", "matminer"] = "median"
+    """Missing element properties: median over the elements (log10 first where marked), or matminer's mean."""
+    symmetry: Literal["given", "spglib", "moyopy"] = "given"
+    """Space group: the number given in the data, else spglib; or always computed by spglib or moyopy."""
+    federation: str | None = None
+    """YAML file of real sites (silos, sites, sources, GPUs); replaces --data and --silos."""
+    silos: tuple[int, ...] = (1000, 2000, 3000, 4000)
+    """Training rows of each silo; scaled in proportion when the data have more or fewer."""
+    split: Literal["grouped", "random"] = "grouped"
+    """grouped: all polymorphs of a formula on one side; random: rows, as in the paper's figures."""
+    test_rows: int | None = None
+    """Rows of the common test set; the paper's share (2,897 of 12,897) if not given."""
+    partition: str = "size"
+    """size | anion | chemical_system | sorted_target | dirichlet | column:NAME."""
+    alpha: float = 0.5
+    """Concentration of the Dirichlet partition; smaller is more uneven."""
+    test_fraction: float = 0.2
+    """With --federation and no common test set: share of formulas each site holds out."""
+    epochs: int = 100
+    """Passes of every silo over its rows (the paper's iteration steps)."""
+    communication_frequency: float | Literal["batch"] = 0.25
+    """Exchanges per epoch, 0.01 to 1.0; 0.25 is one exchange every 4 epochs; 'batch' exchanges after every
+    mini-batch."""
+    rounds: int | None = None
+    """Number of exchanges; overrides --communication-frequency."""
+    batch_size: int = 200
+    """Rows of one global mini-batch, shared among the silos in proportion to their rows."""
+    learning_rate: float = 1e-3
+    """Step size of the local optimiser."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Local optimiser."""
+    optimizer_state: Literal["keep", "reset", "average"] = "keep"
+    """Adam's moments at an exchange: keep the silo's own, reset to zero, or average like parameters (3x the bytes)."""
+    hidden: tuple[int, ...] = (200, 200)
+    """Widths of the hidden layers."""
+    baselines: bool = True
+    """Also train each silo alone, and all training rows pooled where they have one source (the models of Fig. 3)."""
+    seed: int = 0
+    """Seed of split, initial weights and shuffles."""
+    repeats: int = 1
+    """Training runs with seeds seed, seed+1, ... on the same split; results are mean and standard deviation."""
+    cohort: Literal["ray", "local"] = "ray"
+    """ray: every silo is an actor; local: all silos in this process, bit-equal results."""
+    num_gpus: float = 0.0
+    """GPUs per silo (0.25 shares one among four); needs GPUs in the cluster, else the silos say once that they use
+    the CPU."""
+    address: str = "local"
+    """Ray cluster: 'local' starts a private one; 'auto' or HOST:PORT joins a running one."""
+    out: str | None = None
+    """Folder of the run; runs/formation-energy-DATE-TIME if not given."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "repeats", "learning_rate", "alpha"):
+            value = getattr(self, name)
+            require(isfinite(value) and value > 0, f"{name}={value} must be positive")
+        for name in ("rows", "test_rows", "rounds"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name}={value} must be positive")
+        require(
+            len(self.silos) > 0 and min(self.silos, default=0) > 0,
+            f"silos={self.silos} must be positive numbers of rows",
+        )
+        require(min(self.hidden, default=1) > 0, f"hidden={self.hidden} must be positive widths")
+        require(self.num_gpus >= 0, f"num_gpus={self.num_gpus} must not be negative")
+        require(0 < self.test_fraction < 1, f"test_fraction={self.test_fraction} must lie between 0 and 1")
+        require(self.seed >= 0, f"seed={self.seed} must not be negative")
+        self._check_frequency()
+        self._check_partition()
+        for condition in self.where:
+            require("=" in condition, f"where={condition!r} must be COLUMN=VALUE, e.g. source=OQMD")
+
+    def _check_frequency(self) -> None:
+        frequency = self.communication_frequency
+        if frequency == "batch":
+            return
+        require(
+            0 < float(frequency) <= 1,
+            f"communication_frequency={frequency} must lie in (0, 1], or be 'batch' (after every mini-batch)",
+        )
+
+    def _check_partition(self) -> None:
+        known = ("size", "anion", "chemical_system", "sorted_target", "dirichlet")
+        fits = self.partition in known or self.partition.startswith("column:")
+        require(fits, f"partition={self.partition!r} must be one of {', '.join(known)} or column:NAME")
+
+    def num_rounds(self, steps_per_epoch: int) -> int:
+        """Return the number of exchanges of a run with `steps_per_epoch` mini-batches per epoch."""
+        if self.rounds is not None:
+            return self.rounds
+        if self.communication_frequency == "batch":
+            return self.epochs * steps_per_epoch
+        return max(1, round(float(self.communication_frequency) * self.epochs))

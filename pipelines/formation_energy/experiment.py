@@ -1,0 +1,117 @@
+"""Runs the jobs of a setup on a cohort and keeps what they say, record by record."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from pipelines.formation_energy.setup import Setup, jobs
+from ray_fed.federation.cohort import LocalCohort
+from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
+from ray_fed.federation.messages import Vector
+
+
+class CoordinatorLike(Protocol):
+    """What the experiment asks of a coordinator, in this process or behind an actor."""
+
+    def agree(self) -> Agreement: ...
+
+    def run(self, job: Job) -> Iterator[RoundRecord]: ...
+
+    def parity(self, models: dict[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
+
+
+class Listener(Protocol):
+    """Told about each job and each record while the experiment runs."""
+
+    def starts(self, job: Job, seed: int) -> None: ...
+
+    def hears(self, record: RoundRecord, seed: int) -> None: ...
+
+
+@contextlib.contextmanager
+def placed(setup: Setup) -> Iterator[tuple[CoordinatorLike, list[str]]]:
+    """Yield the coordinator of the setup's cohort, and notices for the user."""
+    if setup.config.cohort == "local":
+        cohort = LocalCohort(setup.members, setup.task, setup.test)
+        notices = ["--num-gpus has no effect on a local cohort"] if setup.config.num_gpus else []
+        yield Coordinator(cohort, setup.task, setup.training), notices
+        return
+    from actors.session import session
+
+    num_cpus = sum(spec.num_cpus for spec in setup.members) + 1
+    with session(setup.config.address, num_cpus):
+        from actors.federation import federation
+
+        with federation(setup.members, setup.task, setup.test, setup.training) as standing:
+            yield standing.coordinator, standing.notices
+
+
+@dataclass
+class Experiment:
+    """All repeats of the federated run and of the baselines, and what came out so far."""
+
+    setup: Setup
+    agreement: Agreement
+    listener: Listener
+    records: list[tuple[int, RoundRecord]] = field(default_factory=list)
+    """(seed, record) in the order heard."""
+    models: dict[str, Vector] = field(default_factory=dict)
+    """Final models of the first seed."""
+    true: np.ndarray | None = None
+    """Targets of the common test set, for parity plots."""
+    predicted: dict[str, np.ndarray] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seeds(self) -> range:
+        return range(self.setup.config.seed, self.setup.config.seed + self.setup.config.repeats)
+
+    def train(self, coordinator: CoordinatorLike) -> None:
+        """Run every job of every seed, then let the first seed's models predict the test set."""
+        for seed in self.seeds:
+            for job in jobs(self.setup, dict(self.agreement.silos), seed):
+                self._run(coordinator, job, seed)
+        shown = coordinator.parity(self.models)
+        if shown is not None:
+            self.true, self.predicted = shown
+
+    def _run(self, coordinator: CoordinatorLike, job: Job, seed: int) -> None:
+        self.listener.starts(job, seed)
+        for record in coordinator.run(job):
+            if record.models is not None and seed == self.setup.config.seed:
+                self.models.update({name: np.array(vector) for name, vector in record.models.items()})
+            self.records.append((seed, record))
+            self.listener.hears(record, seed)
+
+    def finals(self, quantity: str) -> dict[str, list[float]]:
+        """Return model -> final value per seed of "mae", "r2" or "mse"; only models that finished."""
+        found: dict[str, list[float]] = {}
+        for _, record in self.records:
+            if record.models is None:
+                continue
+            for model in record.models:
+                if f"{model}.{quantity}" in record.metrics:
+                    found.setdefault(model, []).append(record.metrics[f"{model}.{quantity}"])
+        return found
+
+    def federated_records(self) -> list[RoundRecord]:
+        """Return the records of the federated jobs that finished a round."""
+        return [record for _, record in self.records if record.job.startswith("federated") and record.server_round]
+
+    def curve(self, model: str, quantity: str = "mae") -> tuple[list[float], list[float]]:
+        """Return (epochs, values) of a model in the first seed's run, wherever it was evaluated."""
+        key, epochs = f"{model}.{quantity}", self.setup.config.epochs
+        points = [
+            (epochs * record.server_round / record.num_rounds, record.metrics[key])
+            for seed, record in self.records
+            if seed == self.setup.config.seed and key in record.metrics and _owns(record, model)
+        ]
+        return [x for x, _ in points], [y for _, y in points]
+
+
+def _owns(record: RoundRecord, model: str) -> bool:
+    return record.job.startswith("federated") == (model == "federated")

@@ -1,0 +1,155 @@
+"""The YAML description of a federation of real sites: who takes part, where, with which data and GPUs.
+
+silos:
+  - name: north-institute      # required
+    data: /data/crystals.parquet   # required; a path on that site's own disk
+    site: north                # node label; the silo starts nowhere else
+    num_gpus: 1
+    where: {source: OQMD}
+test:                          # optional common test set, published by its owner
+  data: /data/benchmark.csv
+training:                      # any option of `ray-fed formation-energy`
+  epochs: 100
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.formation_energy.config import FormationEnergyConfig
+from ray_fed.config import coerce, from_mapping, require, unknown_name
+from ray_fed.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SiteEntry:
+    """One silo, or the common test set, of a federation file."""
+
+    data: str
+    """File or folder on the site's own disk, or 'embedded'."""
+    name: str = ""
+    """Name of the silo in messages, tables and figures."""
+    site: str = ""
+    """Value of the Ray node label `site` of the machines that hold the data; empty: anywhere."""
+    target: str | None = None
+    """Column to learn; the pipeline's target if not given."""
+    where: Any = None
+    """Mapping column -> value: keep only these rows."""
+    num_gpus: float | None = None
+    """GPUs reserved for the silo; the pipeline's num_gpus if not given."""
+    num_cpus: float = 1.0
+    """CPUs reserved for the silo."""
+
+    def __post_init__(self) -> None:
+        where = self.where or {}
+        require(isinstance(where, Mapping), f"where={where!r} must be a mapping, e.g. {{source: OQMD}}")
+        for name in ("num_gpus", "num_cpus"):
+            value = getattr(self, name)
+            require(value is None or value >= 0, f"{name}={value} must not be negative")
+
+    @property
+    def conditions(self) -> tuple[tuple[str, str], ...]:
+        return tuple((str(key), str(value)) for key, value in (self.where or {}).items())
+
+
+@dataclass(frozen=True)
+class FederationFile:
+    """A validated federation file."""
+
+    silos: tuple[SiteEntry, ...]
+    test: SiteEntry | None
+    training: Mapping[str, Any]
+
+
+def read_federation(path: str, overrides: Sequence[str] = ()) -> FederationFile:
+    """Read and check a federation file; `overrides` are `silos.NAME.FIELD=VALUE` or `test.FIELD=VALUE`.
+
+    ConfigError names the file, the key and the nearest known one.
+    """
+    content = _yaml(path)
+    for key in content:
+        if key not in ("silos", "test", "training"):
+            raise ConfigError(f"{path}: {unknown_name('key', str(key), ['silos', 'test', 'training'])}")
+    entries = content.get("silos")
+    require(isinstance(entries, list) and bool(entries), f"{path}: 'silos' must be a list with at least one silo")
+    _apply(overrides, content, path)
+    silos = tuple(_entry(entry, f"{path}: silos[{number}]") for number, entry in enumerate(content["silos"]))
+    _check_names(silos, path)
+    test = _entry(content["test"], f"{path}: test") if content.get("test") else None
+    training = content.get("training") or {}
+    require(isinstance(training, Mapping), f"{path}: 'training' must be a mapping of options")
+    known = {field.name for field in fields(FormationEnergyConfig)} - {"federation", "data", "silos"}
+    for key in training:
+        if key not in known:
+            raise ConfigError(f"{path}: training: {unknown_name('key', str(key), known)}")
+    return FederationFile(silos, test, training)
+
+
+def _yaml(path: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"federation={path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"federation={path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    require(isinstance(content, dict), f"{path}: must be a mapping with the key 'silos'")
+    return content
+
+
+def _entry(values: Any, where: str) -> SiteEntry:
+    require(isinstance(values, Mapping), f"{where}: must be a mapping with the keys name and data, not {values!r}")
+    name = values.get("name")
+    where = f"{where} ({name})" if name else where
+    require("data" in values, f"{where}: key 'data' is missing; give a path on the site's disk, or 'embedded'")
+    try:
+        return from_mapping(SiteEntry, values, where)
+    except ConfigError as error:
+        message = str(error)
+        raise ConfigError(message if message.startswith(where) else f"{where}: {message}") from error
+
+
+def _check_names(silos: Sequence[SiteEntry], path: str) -> None:
+    names = [silo.name for silo in silos]
+    for number, name in enumerate(names):
+        require(bool(name), f"{path}: silos[{number}]: key 'name' is missing")
+        fits = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) is not None and name not in (
+            "test",
+            "pooled",
+            "federated",
+        )
+        require(fits, f"{path}: silo name {name!r} must be letters, digits, - and _, and not test, pooled or federated")
+        require(
+            names.count(name) == 1, f"{path}: silo name {name!r} occurs {names.count(name)} times; names must differ"
+        )
+
+
+def _apply(overrides: Sequence[str], content: dict[str, Any], path: str) -> None:
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        parts = key.split(".")
+        require(bool(equals), f"--set {override!r} must be silos.NAME.FIELD=VALUE or test.FIELD=VALUE")
+        if parts[0] == "test" and len(parts) == 2:
+            target = content.setdefault("test", {})
+        elif parts[0] == "silos" and len(parts) == 3:
+            target = _silo_named(content["silos"], parts[1], path)
+        else:
+            raise ConfigError(f"--set {override!r} must be silos.NAME.FIELD=VALUE or test.FIELD=VALUE")
+        field = parts[-1]
+        hints = {entry.name: entry for entry in fields(SiteEntry)}
+        if field not in hints:
+            raise ConfigError(f"--set {override!r}: {unknown_name('key', field, hints)}")
+        target[field] = yaml.safe_load(value) if field == "where" else coerce(value, hints[field].type, field)
+
+
+def _silo_named(entries: Sequence[Any], name: str, path: str) -> dict[str, Any]:
+    known = [entry.get("name", "") for entry in entries if isinstance(entry, dict)]
+    for entry in entries:
+        if isinstance(entry, dict) and entry.get("name") == name:
+            return entry
+    raise ConfigError(f"{path}: {unknown_name('silo', name, known)}")

@@ -1,0 +1,154 @@
+"""From the configuration to silos, test set and task."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from pathlib import Path
+
+from ray_fed.materials.databases import Source
+
+from pipelines.formation_energy.config import FormationEnergyConfig
+from pipelines.formation_energy.federation_file import FederationFile, SiteEntry, read_federation
+from ray_fed.config import from_mapping
+from ray_fed.errors import DataError
+from ray_fed.federation.coordinator import Job, local_job
+from ray_fed.federation.messages import SiloDescription
+from ray_fed.federation.strategies import FedAvg
+from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.materials.property_task import CrystalRows, PropertyTask
+from ray_fed.materials.study import StudyPart, StudyPlan
+
+POOLED = "pooled"
+EVALUATIONS_PER_JOB = 100
+"""An exchange after every batch makes thousands of rounds; about this many of them are evaluated."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything the experiment needs before it meets a machine."""
+
+    config: FormationEnergyConfig
+    task: PropertyTask
+    silos: tuple[SiloSpec, ...]
+    """The silos of the federation."""
+    pooled: SiloSpec | None
+    """All training rows in one place; exists only in studies, where one source plays all silos."""
+    test: SiloSpec | None
+
+    @property
+    def members(self) -> tuple[SiloSpec, ...]:
+        return (*self.silos, *([self.pooled] if self.pooled else []))
+
+    @property
+    def training(self) -> tuple[str, ...]:
+        return tuple(spec.name for spec in self.silos)
+
+
+def resolve(options: dict[str, object], site_overrides: Sequence[str] = ()) -> Setup:
+    """Return the setup of command-line options; those of a federation file count unless given on the command line.
+
+    ConfigError or DataError for anything that can be known to be wrong before a silo starts.
+    """
+    path = options.get("federation")
+    if path is None:
+        if site_overrides:
+            raise from_set_without_federation(site_overrides[0])
+        return _study(FormationEnergyConfig(**options))  # type: ignore[arg-type]
+    file = read_federation(str(path), site_overrides)
+    in_file = vars(from_mapping(FormationEnergyConfig, file.training, f"{path}: training"))
+    config = FormationEnergyConfig(**{**{key: in_file[key] for key in file.training}, **options})  # type: ignore[arg-type]
+    return _sites(config, file)
+
+
+def from_set_without_federation(override: str) -> Exception:
+    from ray_fed.errors import ConfigError
+
+    return ConfigError(f"--set {override!r} changes a federation file; give one with --federation FILE")
+
+
+def _study(config: FormationEnergyConfig) -> Setup:
+    source = _source(config, config.data, None, tuple(_condition(text) for text in config.where))
+    if source.path != "embedded" and not Path(source.path).exists():
+        raise DataError(f"data={config.data}: no such file or folder; 'embedded' needs none")
+    plan = StudyPlan(
+        config.silos, config.rows, config.test_rows, config.split, config.partition, config.alpha, config.seed
+    )
+    silos = [_part(config, source, plan, f"silo-{number}") for number in range(1, len(config.silos) + 1)]
+    pooled = replace(_part(config, source, plan, POOLED)) if config.baselines else None
+    return Setup(
+        config, _task(config), tuple(silos), pooled, replace(_part(config, source, plan, "test"), num_gpus=0.0)
+    )
+
+
+def _part(config: FormationEnergyConfig, source: Source, plan: StudyPlan, name: str) -> SiloSpec:
+    return SiloSpec(name, CrystalRows(source, StudyPart(plan, name)), config.num_gpus)
+
+
+def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
+    base = Path(str(config.federation)).resolve().parent
+    fraction = 0.0 if file.test else config.test_fraction
+    silos = tuple(
+        SiloSpec(
+            entry.name,
+            CrystalRows(_site_source(config, entry, base), None, fraction, config.seed),
+            config.num_gpus if entry.num_gpus is None else entry.num_gpus,
+            entry.num_cpus,
+            entry.site,
+        )
+        for entry in file.silos
+    )
+    test = SiloSpec("test", CrystalRows(_site_source(config, file.test, base))) if file.test else None
+    return Setup(config, _task(config), silos, None, test)
+
+
+def _site_source(config: FormationEnergyConfig, entry: SiteEntry, base: Path) -> Source:
+    """Relative paths of a federation file are relative to that file."""
+    path = entry.data if entry.data == "embedded" else str(base / entry.data)
+    return _source(config, path, entry.target, entry.conditions)
+
+
+def _source(config: FormationEnergyConfig, path: str, target: str | None, where: tuple[tuple[str, str], ...]) -> Source:
+    path = path if path == "embedded" else str(Path(path).expanduser().resolve())
+    keep = (config.partition.removeprefix("column:"),) if config.partition.startswith("column:") else ()
+    return Source(path=path, target=target or config.target, where=where, symmetry=config.symmetry, keep=keep)
+
+
+def _condition(text: str) -> tuple[str, str]:
+    column, _, value = text.partition("=")
+    return column, value
+
+
+def _task(config: FormationEnergyConfig) -> PropertyTask:
+    options = (("impute", config.impute),) if config.features.startswith("guo") else ()
+    return PropertyTask(config.features, options, config.hidden, config.target)
+
+
+def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job]:
+    """Return the federated run and, with baselines, the no-exchange run of each silo and of the pooled rows."""
+    config = setup.config
+    total = sum(silos[name].num_examples for name in setup.training)
+    shared = _plan(config, total, seed)
+    federated = Job(
+        f"federated-{seed}",
+        setup.training,
+        dict.fromkeys(setup.training, shared),
+        seed,
+        FedAvg(),
+        evaluate_every=ceil(shared.num_rounds / EVALUATIONS_PER_JOB),
+    )
+    if not config.baselines:
+        return [federated]
+    # Alone, a silo fills the whole batch with its own rows, as the paper's single-client runs do.
+    alone = {spec.name: _plan(config, silos[spec.name].num_examples, seed) for spec in setup.members}
+    num_rounds = min(shared.num_rounds, EVALUATIONS_PER_JOB)
+    alone = {name: replace(plan, num_rounds=num_rounds, optimizer_state="keep") for name, plan in alone.items()}
+    return [federated, replace(local_job(federated, alone, f"local-{seed}"), evaluate_every=1)]
+
+
+def _plan(config: FormationEnergyConfig, num_examples: int, seed: int) -> TrainingPlan:
+    steps = ceil(num_examples / config.batch_size)
+    return TrainingPlan(
+        seed, config.epochs, steps, config.num_rounds(steps), config.learning_rate, config.optimizer,
+        config.optimizer_state,
+    )  # fmt: skip
