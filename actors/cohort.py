@@ -5,10 +5,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
-from ray.actor import ActorProxy
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.silo import ExaminerActor, SiloActor
+from actors.silo import Handle
 from ray_fed.errors import FedError, SiloFailed
 from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.learning.regression import RegressionSums
@@ -20,7 +19,7 @@ Value = TypeVar("Value")
 class RayCohort:
     """Fans calls out to silo actors and gathers their answers; see `ray_fed.federation.cohort.Cohort`."""
 
-    def __init__(self, silos: Mapping[str, ActorProxy[SiloActor]], examiner: ActorProxy[ExaminerActor] | None = None):
+    def __init__(self, silos: Mapping[str, Handle], examiner: Handle | None = None):
         self.silos, self.examiner = dict(silos), examiner
         self._fingerprint: dict[str, object] | None = None
 
@@ -72,9 +71,7 @@ class RayCohort:
     def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
         return value_of(self.examiner.parity.remote(models), "test", "predicting") if self.examiner else None
 
-    def _ask(
-        self, names: Iterable[str], doing: str, call: Callable[[ActorProxy[SiloActor], str], ray.ObjectRef]
-    ) -> dict[str, Any]:
+    def _ask(self, names: Iterable[str], doing: str, call: Callable[[Handle, str], ray.ObjectRef]) -> dict[str, Any]:
         """Call all named silos at once; return their answers by name."""
         refs = {name: call(self.silos[name], name) for name in names}
         return {name: value_of(ref, name, doing) for name, ref in refs.items()}

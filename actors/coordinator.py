@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.actor import ActorProxy
 
 from actors.cohort import RayCohort, value_of
-from actors.silo import ExaminerActor, SiloActor
+from actors.silo import Handle
 from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.task import Task
@@ -21,8 +20,8 @@ class CoordinatorActor:
 
     def __init__(
         self,
-        silos: Mapping[str, ActorProxy[SiloActor]],
-        examiner: ActorProxy[ExaminerActor] | None,
+        silos: Mapping[str, Handle],
+        examiner: Handle | None,
         task: Task,
         training: Sequence[str],
     ):
@@ -47,7 +46,7 @@ class CoordinatorActor:
 class RemoteCoordinator:
     """The same methods as `Coordinator`, each answered by the actor."""
 
-    def __init__(self, actor: ActorProxy[CoordinatorActor]):
+    def __init__(self, actor: Handle):
         self.actor = actor
 
     def agree(self) -> Agreement:

@@ -5,11 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
-from ray.actor import ActorProxy
 
 from actors import placement
 from actors.coordinator import CoordinatorActor, RemoteCoordinator
-from actors.silo import ExaminerActor, SiloActor
+from actors.silo import ExaminerActor, Handle, SiloActor
 from ray_fed.errors import PlacementError
 from ray_fed.federation.task import SiloSpec, Task
 
@@ -24,7 +23,7 @@ class Federation:
 
     coordinator: RemoteCoordinator
     notices: list[str]
-    silos: Mapping[str, ActorProxy[SiloActor]]
+    silos: Mapping[str, Handle]
 
 
 @contextlib.contextmanager

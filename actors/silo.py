@@ -1,6 +1,7 @@
 """A silo and an examiner with a mailbox around them: one actor each, on the node that holds the data."""
 
 from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import ray
 
@@ -11,6 +12,9 @@ from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.regression import RegressionSums
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+
+Handle: TypeAlias = Any
+"""A handle of one of the actors; Ray's stubs cannot name the proxy of a decorated class."""
 
 
 @ray.remote

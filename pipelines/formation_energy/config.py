@@ -98,6 +98,10 @@ class FormationEnergyConfig:
         require(self.num_gpus >= 0, f"num_gpus={self.num_gpus} must not be negative")
         require(0 < self.test_fraction < 1, f"test_fraction={self.test_fraction} must lie between 0 and 1")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
+        averages = self.optimizer_state == "average"
+        require(
+            not averages or self.optimizer == "adam", "optimizer_state=average needs optimizer=adam: sgd has no state"
+        )
         self._check_frequency()
         self._check_partition()
         for condition in self.where:

@@ -135,7 +135,7 @@ class Coordinator:
         start: float,
         end: float,
     ) -> RoundRecord:
-        metrics = {f"silo.{update.silo}.loss": update.loss for _, update in sorted(seen, key=lambda s: s[1].silo)}
+        metrics = _losses(sorted((update for _, update in seen), key=lambda update: update.silo))
         if job.evaluates(server_round):
             metrics |= self._evaluation(job, state)
         compute = busy_seconds(start, [(at, update.seconds) for at, update in seen])
@@ -197,6 +197,15 @@ def check_agreement(silo: str, theirs: Mapping[str, str], ours: Mapping[str, str
 def local_job(job: Job, plans: Mapping[str, TrainingPlan], name: str) -> Job:
     """Return the no-exchange counterpart of a job over the silos of `plans`."""
     return Job(name, tuple(plans), plans, job.model_seed, LocalOnly(), job.evaluate_every, evaluate_silos=False)
+
+
+def _losses(updates: Sequence[Update]) -> dict[str, float]:
+    """Training loss of each silo, and over all silos by the rows they saw."""
+    if not updates:
+        return {}
+    examples = sum(update.num_examples for update in updates)
+    mean = sum(update.loss * update.num_examples for update in updates) / examples
+    return {"loss": mean, **{f"silo.{update.silo}.loss": update.loss for update in updates}}
 
 
 def _own(metrics: Mapping[str, Metrics], silo: str) -> RegressionSums:

@@ -14,6 +14,7 @@ from torch import nn
 
 from ray_fed.learning.gradients import Gradient, Loss, gradient_for
 from ray_fed.learning.layout import Layout, bind
+from ray_fed.learning.optimizers import flat_optimizer
 from ray_fed.randomness import generator
 
 
@@ -79,7 +80,7 @@ class LocalTrainer:
         self.layout = Layout.of(module)
         self.module = module
         self.flat, self.flat_gradient = bind(module, features.device)
-        self.optimizer = _flat_optimizer(self.flat, plan)
+        self.optimizer = flat_optimizer(plan.optimizer, self.flat, self.flat_gradient, plan.learning_rate)
         self.step = _stepper(self, gradient_for(module, loss, self.flat_gradient))
         self._anchor: torch.Tensor | None = None
 
@@ -100,26 +101,22 @@ class LocalTrainer:
 
     def load(self, vector: np.ndarray) -> None:
         """Set the parameters (and moments) from a received vector, by the plan's optimiser-state policy."""
-        expected = self.layout.num_parameters * (3 if self.plan.optimizer_state == "average" else 1)
+        expected = self.layout.num_parameters * (
+            1 + (self.plan.optimizer_state == "average") * len(self.optimizer.moments)
+        )
         if vector.shape != (expected,) or vector.dtype != np.float32:
             raise ValueError(f"expected float32 [{expected}], got {vector.dtype} {list(vector.shape)}")
         parts = np.split(vector, len(vector) // self.layout.num_parameters)
         _copy_into(self.flat, parts[0])
         if self.plan.optimizer_state == "reset":
-            self.reset_optimizer()
-        for moment, part in zip(self._moments(), parts[1:], strict=False):
+            self.optimizer.reset()
+        for moment, part in zip(self.optimizer.moments, parts[1:], strict=False):
             _copy_into(moment, part)
 
     def vector(self) -> np.ndarray:
         """Return a copy of the parameters (and moments) as one float32 array."""
-        tensors = [self.flat, *(self._moments() if self.plan.optimizer_state == "average" else [])]
+        tensors = [self.flat, *(self.optimizer.moments if self.plan.optimizer_state == "average" else [])]
         return np.concatenate([tensor.cpu().numpy() for tensor in tensors])
-
-    def reset_optimizer(self) -> None:
-        """Forget moments and step count, in place (a captured CUDA graph keeps pointing at them)."""
-        for value in self.optimizer.state[self.flat].values():
-            if isinstance(value, torch.Tensor):
-                value.zero_()
 
     @torch.no_grad()
     def predict(self, features: torch.Tensor, vector: np.ndarray) -> torch.Tensor:
@@ -130,10 +127,6 @@ class LocalTrainer:
             return self.module(features).squeeze(1)
         finally:
             self.flat.copy_(kept)
-
-    def _moments(self) -> list[torch.Tensor]:
-        state = self.optimizer.state[self.flat]
-        return [state[name] for name in ("exp_avg", "exp_avg_sq") if name in state]
 
     def _batches(self, steps: range) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (x, y) of each step; the shuffle of an epoch depends on (seed, epoch, silo) alone."""
@@ -165,19 +158,6 @@ def _copy_into(tensor: torch.Tensor, array: np.ndarray) -> None:
         np.copyto(tensor.numpy(), array)
     else:
         tensor.copy_(torch.from_numpy(array.copy()))
-
-
-def _flat_optimizer(flat: torch.Tensor, plan: TrainingPlan) -> torch.optim.Optimizer:
-    if plan.optimizer == "sgd":
-        return torch.optim.SGD([flat], lr=plan.learning_rate, fused=True)
-    optimizer = torch.optim.Adam([flat], lr=plan.learning_rate, fused=True, capturable=flat.device.type == "cuda")
-    # Adam makes its state at the first step; making it now lets moments be received before that, and graphs capture it.
-    optimizer.state[flat] = {
-        "step": torch.zeros((), dtype=torch.float32, device=flat.device),
-        "exp_avg": torch.zeros_like(flat),
-        "exp_avg_sq": torch.zeros_like(flat),
-    }
-    return optimizer
 
 
 def _stepper(trainer: LocalTrainer, gradient: Gradient):

@@ -1,5 +1,6 @@
 """One source played by several silos: who gets which row, decided identically by everyone who opens the source."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +52,7 @@ class StudyPlan:
     def _sizes(self, train: int) -> tuple[int, ...]:
         """Scale the silo sizes to sum to the training rows; the last silo takes the rounding."""
         bounds = [round(train * part / sum(self.silos)) for part in np.cumsum((0, *self.silos))]
-        return tuple(int(stop - start) for start, stop in zip(bounds[:-1], bounds[1:], strict=True))
+        return tuple(int(stop - start) for start, stop in itertools.pairwise(bounds))
 
 
 @dataclass(frozen=True)

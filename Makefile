@@ -1,0 +1,38 @@
+# Two commands for a newcomer: `make run` and `make test`. Both make .venv first; RUN_ARGS goes to the pipeline.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+RUN_ARGS ?=
+
+.PHONY: run test unit lint install clean
+
+run: $(VENV)/installed
+	$(BIN)/ray-fed formation-energy $(RUN_ARGS)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+unit: $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/unit
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+install: $(VENV)/installed
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) build *.egg-info

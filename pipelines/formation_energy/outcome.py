@@ -1,0 +1,263 @@
+"""What a run leaves behind: summary, model, figures and report."""
+
+import platform
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean, stdev
+
+from pipelines.formation_energy.experiment import Experiment
+from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
+from ray_fed.reporting.model_files import ModelCard, save_model
+from ray_fed.reporting.report import Figure, Section, write_report
+from ray_fed.reporting.results import results_from_summary
+from ray_fed.reporting.run_directory import RunDirectory
+
+MAX_PARITY_SILOS = 4
+CITATION = "Guo et al., Sci Rep 12 (2022), doi:10.1038/s41598-022-19426-8"
+
+
+class Outcome:
+    """Turns an experiment, finished or broken off, into files of a run directory."""
+
+    def __init__(self, experiment: Experiment, directory: RunDirectory, command: Sequence[str], notices: Sequence[str]):
+        self.experiment, self.directory = experiment, directory
+        self.command, self.notices = shlex.join(command), tuple(notices)
+        self.summary: dict[str, object] = {}
+
+    def begin(self) -> None:
+        """Write what is known before training: configuration, versions, data fingerprints, status "running"."""
+        agreement = self.experiment.agreement
+        self.directory.write_config({"command": self.command, **asdict(self.experiment.setup.config)})
+        self.directory.write_environment({name: silo.device for name, silo in agreement.silos.items()})
+        self.directory.write_data(self._fingerprints())
+        self._write_summary("running", "")
+
+    def finish(self, status: str, reason: str = "") -> None:
+        """Write everything that the experiment has got so far."""
+        self._write_summary(status, reason)
+        if "federated" in self.experiment.models:
+            self._save_model()
+        figures = self._figures()
+        self._write_summary(status, reason)
+        self._report(figures)
+
+    def paths(self) -> dict[str, Path]:
+        """Label -> path, for the terminal."""
+        run = self.directory
+        return {
+            "report": run.report_path,
+            "summary": run.summary_path,
+            "model": run.models / "federated.safetensors",
+            "history": run.history_path,
+            "TensorBoard": run.tensorboard,
+        }
+
+    # ---- summary
+
+    def _write_summary(self, status: str, reason: str) -> None:
+        self.summary = {
+            **self._metrics(),
+            **self._costs(),
+            **self._counts(),
+            "status": status,
+            **({"reason": reason} if reason else {}),
+        }
+        self.directory.write_summary(self.summary)  # type: ignore[arg-type]
+
+    def _metrics(self) -> dict[str, object]:
+        """`federated.mae`, `silo.<name>.mae`, ...: mean over the seeds, with `_std` when there are several."""
+        flat: dict[str, object] = {}
+        for quantity in ("mae", "r2"):
+            for model, values in self.experiment.finals(quantity).items():
+                key = model if model in ("federated", "pooled") else f"silo.{model}"
+                flat[f"{key}.{quantity}"] = mean(values)
+                if len(values) > 1:
+                    flat[f"{key}.{quantity}_std"] = stdev(values)
+        return flat
+
+    def _costs(self) -> dict[str, object]:
+        """Rounds, bytes and seconds of one federated run, averaged over the seeds."""
+        rounds = self.experiment.federated_records()
+        runs = max(1, len({record.job for record in rounds}))
+        seconds = {
+            f"seconds.{name}": sum(record.seconds[name] for record in rounds) / runs
+            for name in ("compute", "communicate", "evaluate")
+        }
+        return {
+            "rounds": len(rounds) // runs,
+            "bytes_sent": sum(record.bytes_sent for record in rounds) // runs,
+            **seconds,
+            "seconds.total": time.perf_counter() - self.experiment.started,
+        }
+
+    def _counts(self) -> dict[str, object]:
+        setup, agreement = self.experiment.setup, self.experiment.agreement
+        silos = {name: agreement.silos[name] for name in setup.training}
+        total = sum(silo.num_examples for silo in silos.values())
+        counts = {f"silo.{name}.num_examples": silo.num_examples for name, silo in silos.items()}
+        test = agreement.test["num_examples"] if agreement.test else sum(s.num_held_out for s in silos.values())
+        return {
+            **counts,
+            "federated.num_examples": total,
+            **({"pooled.num_examples": agreement.silos["pooled"].num_examples} if setup.pooled else {}),
+            "test.num_examples": test,
+            "unusable_rows": sum(sum(silo.unreadable.values()) for silo in silos.values()),
+            "num_parameters": agreement.layout.num_parameters,
+            "seed": setup.config.seed,
+            "repeats": setup.config.repeats,
+            "cohort": setup.config.cohort,
+            "unit": setup.task.unit,
+        }
+
+    def _fingerprints(self) -> list[dict[str, object]]:
+        agreement = self.experiment.agreement
+        silos = [{"silo": name, **silo.fingerprint} for name, silo in agreement.silos.items()]
+        return [*silos, *([{"silo": "test", **agreement.test}] if agreement.test else [])]
+
+    # ---- model
+
+    def _save_model(self) -> None:
+        agreement, parameters = self.experiment.agreement, self.experiment.agreement.layout.num_parameters
+        arrays = agreement.layout.unflatten(self.experiment.models["federated"][:parameters])
+        arrays |= {"scaler.mean": agreement.standardizer.mean, "scaler.scale": agreement.standardizer.scale}
+        save_model(self.directory.models / "federated", arrays, self._card())
+
+    def _card(self) -> ModelCard:
+        setup, config = self.experiment.setup, self.experiment.setup.config
+        featurizer = setup.task.featurizer()
+        first = {quantity: self.experiment.finals(quantity)["federated"][0] for quantity in ("mae", "r2")}
+        return ModelCard(
+            name="federated",
+            property=setup.task.target,
+            unit=setup.task.unit,
+            descriptor={
+                "name": setup.task.features,
+                "table_hash": featurizer.fingerprint(),
+                "options": dict(setup.task.feature_options),  # type: ignore[arg-type]
+            },
+            feature_names=tuple(str(name) for name in featurizer.get_feature_names_out()),
+            architecture={"type": "mlp", "hidden": list(config.hidden), "activation": "relu"},
+            hyperparameters={
+                "optimizer": config.optimizer,
+                "learning_rate": config.learning_rate,
+                "batch_size": config.batch_size,
+                "epochs": config.epochs,
+                "optimizer_state": config.optimizer_state,
+                "loss": "mse",
+            },
+            seed=config.seed,
+            data=tuple(self._fingerprints()),  # type: ignore[arg-type]
+            split={"how": config.split, "test_rows": self.summary["test.num_examples"], "seed": config.seed},  # type: ignore[dict-item]
+            metrics={"test": {**first, "n": self.summary["test.num_examples"]}},  # type: ignore[dict-item]
+            federation=self._federation_record(),  # type: ignore[arg-type]
+            training_history="../history.jsonl",
+            citation=CITATION,
+        )
+
+    def _federation_record(self) -> dict[str, object]:
+        setup = self.experiment.setup
+        counts = {name: self.experiment.agreement.silos[name].num_examples for name in setup.training}
+        return {
+            "silos": list(counts),
+            "weights": {name: count / sum(counts.values()) for name, count in counts.items()},
+            "rounds": self.summary["rounds"],
+            "strategy": "fed_avg",
+            "privacy": "none",
+        }
+
+    # ---- figures and report
+
+    def _figures(self) -> list[Figure]:
+        made = [self._parity(), self._bars(), self._curves()]
+        return [figure for figure in made if figure]
+
+    def _rows(self):
+        return results_from_summary(self.summary)
+
+    def _model_name(self, kind: str, name: str) -> str:
+        return name if kind == "silo" else kind
+
+    def _parity(self) -> Figure | None:
+        experiment = self.experiment
+        if experiment.true is None or not experiment.predicted:
+            return None
+        rows = self._rows()
+        silos = sorted((row for row in rows if row.kind == "silo"), key=lambda row: -(row.num_examples or 0))
+        left_out = silos[MAX_PARITY_SILOS:]
+        panels = [self._panel(row) for row in rows if row not in left_out and row.name in experiment.predicted]
+        figure = parity_figure(panels, experiment.setup.task.unit, "formation energy", self._reference())
+        caption = (
+            f"Predicted against true formation energy ({experiment.setup.task.unit}) on the common test set, "
+            f"seed {experiment.setup.config.seed}. Colour: density of points."
+        )
+        return self._save("parity", figure, caption)
+
+    def _panel(self, row) -> ParityPanel:
+        experiment = self.experiment
+        mae, r2 = (experiment.finals(quantity)[row.name][0] for quantity in ("mae", "r2"))
+        size = f" ({row.num_examples:,} rows)" if row.num_examples else ""
+        assert experiment.true is not None
+        return ParityPanel(row.label + size, experiment.true, experiment.predicted[row.name], mae, r2)
+
+    def _bars(self) -> Figure | None:
+        rows = [row for row in self._rows() if row.mae is not None]
+        if not rows:
+            return None
+        several = self.experiment.setup.config.repeats > 1
+        figure = bars_figure(
+            [row.label for row in rows],
+            [row.mae or 0.0 for row in rows],
+            [row.mae_std or 0.0 for row in rows] if several else None,
+            [row.r2 if row.r2 is not None else float("nan") for row in rows],
+            [row.r2_std or 0.0 for row in rows] if several else None,
+            self.experiment.setup.task.unit,
+            repeats=self.experiment.setup.config.repeats,
+        )
+        return self._save("bars", figure, "MAE and R² of every model on the common test set.")
+
+    def _curves(self) -> Figure | None:
+        names = ["federated", *(spec.name for spec in self.experiment.setup.members)]
+        curves = {name: self.experiment.curve(name) for name in names}
+        curves = {name: points for name, points in curves.items() if points[0]}
+        if not curves:
+            return None
+        labels = {name: name if name in ("federated", "pooled") else f"{name} alone" for name in curves}
+        figure = learning_curves_figure(
+            {labels[name]: points for name, points in curves.items()}, self.experiment.setup.task.unit, x_label="Epoch"
+        )
+        return self._save("learning_curves", figure, "Test MAE during training, first seed.")
+
+    def _save(self, name: str, figure, caption: str) -> Figure:
+        from ray_fed.reporting.figures import save_figure
+
+        path = self.directory.figures / f"{name}.png"
+        save_figure(figure, path)
+        return Figure(path, caption)
+
+    def _reference(self) -> str:
+        return "model data" if self.experiment.setup.config.data == "embedded" else "reference"
+
+    def _report(self, figures: list[Figure]) -> None:
+        setup, agreement = self.experiment.setup, self.experiment.agreement
+        write_report(
+            self.directory,
+            "Multi-source training of a formation-energy network",
+            self.summary,
+            [Section("Figures", figures)] if figures else [],
+            subtitle=f"{len(setup.training)} silos, {self.summary['rounds']} communications, on {platform.node()}",
+            command=self.command,
+            unit=setup.task.unit,
+            unreadable={name: silo.unreadable for name, silo in agreement.silos.items() if silo.unreadable},
+            warnings=self.notices,
+            provenance=self._provenance(),
+        )
+
+    def _provenance(self) -> str:
+        if self.experiment.setup.config.data != "embedded" or self.experiment.setup.config.federation:
+            return f"Method: {CITATION}."
+        from ray_fed.materials.model_crystals import PROVENANCE
+
+        return f"{PROVENANCE} Method: {CITATION}."

@@ -1,0 +1,108 @@
+"""Writes every record of a run as it comes: terminal, history, timing, TensorBoard."""
+
+from collections.abc import Callable
+from functools import partial
+from types import TracebackType
+
+from pipelines.formation_energy.setup import Setup
+from ray_fed.federation.coordinator import Job, RoundRecord
+from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.tensorboard_log import EventLog, global_tag, silo_tag
+from ray_fed.reporting.terminal import RoundProgress
+
+QUANTITIES = ("mae", "r2", "mse")
+
+
+class Recorder:
+    """The experiment's listener; a context manager, so that nothing is left open or unflushed."""
+
+    def __init__(self, setup: Setup, directory: RunDirectory):
+        self.setup, self.directory = setup, directory
+        self.progress = RoundProgress(setup.task.unit)
+        self.logs: dict[str, EventLog] = {}
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.close()
+        for log in self.logs.values():
+            log.close()
+
+    def starts(self, job: Job, seed: int) -> None:
+        kind = "federated" if _is_federated(job.name) else "each silo alone, pooled"
+        title = f"{kind}, seed {seed}" if self.setup.config.repeats > 1 else kind
+        self.progress.start(job.num_rounds, title)
+
+    def hears(self, record: RoundRecord, seed: int) -> None:
+        self.directory.append_history(history_line(record, seed))
+        self.directory.append_timing({"job": record.job, "round": record.server_round, **record.seconds})
+        self._log(record, seed)
+        if record.server_round:
+            self.progress.advance(self._shown(record))
+
+    def _shown(self, record: RoundRecord) -> dict[str, float | int | None]:
+        """What the progress line shows: the federated model, or pooled among the baselines."""
+        model = "federated" if _is_federated(record.job) else "pooled"
+        return {
+            "server_round": record.server_round,
+            "loss": record.metrics.get("loss"),
+            "mae": record.metrics.get(f"{model}.mae"),
+            "r2": record.metrics.get(f"{model}.r2"),
+            "bytes_sent": record.bytes_sent if _is_federated(record.job) else None,
+        }
+
+    def _log(self, record: RoundRecord, seed: int) -> None:
+        if _is_federated(record.job):
+            self._log_federated(self._run(f"federated-seed-{seed}"), record)
+            return
+        for model in self.setup.members:
+            name = model.name if model is self.setup.pooled else f"{model.name}-alone"
+            curves = _curves(record, model.name, f"silo.{model.name}.loss", global_tag)
+            self._run(f"{name}-seed-{seed}").scalars(curves, record.server_round)
+
+    def _log_federated(self, log: EventLog, record: RoundRecord) -> None:
+        step = record.server_round
+        log.scalars(_curves(record, "federated", "loss", global_tag), step)
+        if step:
+            log.scalar(global_tag("bytes_sent"), record.bytes_sent, step)
+            log.scalar(global_tag("seconds_compute"), record.seconds["compute"], step)
+            log.scalar(global_tag("seconds_communicate"), record.seconds["communicate"], step)
+        for silo in self.setup.training:
+            curves = _curves(record, f"silo.{silo}", f"silo.{silo}.loss", partial(silo_tag, silo))
+            if step:
+                curves[silo_tag(silo, "bytes_sent")] = record.bytes_sent / len(self.setup.training)
+                curves[silo_tag(silo, "seconds_compute")] = record.seconds.get(f"silo.{silo}", 0.0)
+                waited = record.seconds["total"] - record.seconds.get(f"silo.{silo}", 0.0)
+                curves[silo_tag(silo, "seconds_communicate")] = waited
+            log.scalars(curves, step)
+
+    def _run(self, name: str) -> EventLog:
+        if name not in self.logs:
+            self.logs[name] = EventLog(self.directory.tensorboard / name)
+            self.logs[name].custom_layout(self.setup.training)
+        return self.logs[name]
+
+
+def history_line(record: RoundRecord, seed: int) -> dict[str, object]:
+    """What history.jsonl keeps of a round: nothing that depends on a clock."""
+    return {
+        "job": record.job,
+        "seed": seed,
+        "round": record.server_round,
+        "num_rounds": record.num_rounds,
+        "participants": list(record.participants),
+        "bytes_sent": record.bytes_sent,
+        **dict(sorted(record.metrics.items())),
+    }
+
+
+def _curves(record: RoundRecord, model: str, loss: str, tag: Callable[[str], str]) -> dict[str, float]:
+    keys = {quantity: f"{model}.{quantity}" for quantity in QUANTITIES} | {"loss": loss}
+    return {tag(quantity): record.metrics[key] for quantity, key in keys.items() if key in record.metrics}
+
+
+def _is_federated(job: str) -> bool:
+    return job.startswith("federated")
