@@ -78,6 +78,8 @@ def _coerced(value: Any, annotation: Any) -> Any:
         if value not in args:
             raise ValueError(value)
         return value
+    if annotation is Any:
+        return value
     if annotation is bool:
         return _boolean(value)
     if annotation in (int, float):

@@ -1,0 +1,86 @@
+"""`ray-fed predict`: a finished run's model on new structures or formulas."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ray_fed.errors import ConfigError, DataError
+from ray_fed.learning.layout import Layout, bind
+from ray_fed.learning.models import mlp
+from ray_fed.learning.standardisation import Standardizer
+from ray_fed.materials.databases import Source, open_database
+from ray_fed.materials.featurizers import make_featurizer
+from ray_fed.reporting.atomic_write import write_atomically
+from ray_fed.reporting.model_files import ModelCard, load_model
+from ray_fed.reporting.run_directory import RunDirectory
+
+
+def run(run_directory: str, file: str, model: str, out: str | None) -> int:
+    """Write predictions for every entry of `file`; returns 0, or 1 when no entry could be predicted."""
+    arrays, card = load_model(_model_path(run_directory, model))
+    database = open_database(Source(path=str(Path(file).resolve()), target=None))
+    table = predict_table(database.frame, arrays, card)
+    path = Path(out) if out else Path(f"{Path(file).name}.predictions.csv")
+    write_atomically(path, table.to_csv(index=False).encode())
+    failed = int((table["reason"] != "").sum())
+    print(f"{len(table) - failed} predictions of {card.property} [{card.unit}] in {path}")
+    for reason, count in table["reason"][table["reason"] != ""].value_counts().head(10).items():
+        print(f"note: {count} x {reason}", file=sys.stderr)
+    return 0 if failed < len(table) else 1
+
+
+def predict_table(frame: pd.DataFrame, arrays: dict[str, np.ndarray], card: ModelCard) -> pd.DataFrame:
+    """Return id, formula, prediction, unit and reason for each row of a crystal frame; unusable rows have NaN."""
+    features, reasons = _features(frame, card)
+    usable = np.array([reason == "" for reason in reasons])
+    predicted = np.full(len(frame), np.nan)
+    predicted[usable] = predict(features[usable], arrays, card)
+    return pd.DataFrame(
+        {
+            "id": frame["id"],
+            "formula": frame["formula"],
+            f"predicted_{card.property}": predicted,
+            "unit": card.unit,
+            "reason": reasons,
+        }
+    )
+
+
+def predict(features: np.ndarray, arrays: dict[str, np.ndarray], card: ModelCard) -> np.ndarray:
+    """Return predictions [rows] in `card.unit` for raw features [rows, num_features]."""
+    mean, scale = (arrays[name] for name in card.scaler_tensors)
+    hidden = card.architecture["hidden"]
+    assert isinstance(hidden, list)
+    module = mlp(len(mean), [int(str(width)) for width in hidden])
+    flat, _ = bind(module)
+    np.copyto(flat.numpy(), Layout.of(module).flatten(arrays))
+    with torch.no_grad():
+        return module(torch.from_numpy(Standardizer(mean, scale)(features))).squeeze(1).numpy()
+
+
+def _features(frame: pd.DataFrame, card: ModelCard) -> tuple[np.ndarray, list[str]]:
+    options = card.descriptor["options"]
+    assert isinstance(options, dict)
+    featurizer = make_featurizer(str(card.descriptor["name"]), **options)
+    if featurizer.fingerprint() != card.descriptor["table_hash"]:
+        raise DataError(
+            f"the model was trained on {card.descriptor['name']} features of another version "
+            f"({str(card.descriptor['table_hash'])[:12]} instead of {featurizer.fingerprint()[:12]}); "
+            f"install ray-fed {card.software.get('ray-fed', 'of that time')}"
+        )
+    features, reasons = featurizer.transform_with_reasons(frame)
+    return features, [given or found for given, found in zip(frame["reason"], reasons, strict=True)]
+
+
+def _model_path(run_directory: str, model: str) -> Path:
+    if run_directory.endswith(".safetensors"):
+        return Path(run_directory)
+    folder = RunDirectory.open(run_directory).models
+    path = folder / f"{model}.safetensors"
+    if not path.exists():
+        there = sorted(found.stem for found in folder.glob("*.safetensors"))
+        raise ConfigError(f"model={model!r} is not in {folder}; there is: {', '.join(there) or 'none'}")
+    return path
