@@ -1,0 +1,24 @@
+"""Files that are either as they were or complete: written beside their place, then moved over it."""
+
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, content: bytes) -> Path:
+    """Write `content` to `path`, making its folder; an interrupted write leaves the old file and no litter."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        _write_through(draft, content)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    """Write and wait for the disk: a rename may otherwise reach it before the bytes do."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,373 @@
+"""The figures of a run: parity plots (Guo et al. 2022, Fig. 3), bars (Fig. 4), learning curves, silos' shares.
+
+Each function takes numbers and returns a matplotlib Figure; `figure_style.save_figure` writes it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ray_fed.errors import ConfigError
+from ray_fed.reporting.figure_style import (
+    FEDERATED,
+    INK,
+    LABEL_SIZE,
+    LINE_COLOURS,
+    LINE_STYLES,
+    POOLED,
+    QUIET,
+    SILO,
+    TICK_SIZE,
+    TITLE_SIZE,
+    as_label,
+    dress,
+    legend_outside,
+    new_figure,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MAX_PANELS = 6
+BINS_ACROSS = 120
+"""Cells of the density histogram across the plotted range."""
+
+
+@dataclass(frozen=True)
+class ParityPanel:
+    """One model on the common test set."""
+
+    title: str
+    y_true: np.ndarray
+    """[rows], in the figure's unit."""
+    y_pred: np.ndarray
+    """[rows]; pairs with NaN or infinity are left out and counted in the panel."""
+    mae: float
+    r2: float
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of a silo's targets: what the silo gave out about them, and no row."""
+
+    edges: np.ndarray
+    """[bins + 1], in the target's unit."""
+    counts: np.ndarray
+    """[bins]"""
+
+
+# ---- parity
+
+
+def parity_figure(
+    panels: Sequence[ParityPanel],
+    unit: str = "eV/atom",
+    quantity: str = "formation energy",
+    reference: str = "DFT",
+) -> "Figure":
+    """Draw predicted against reference values, coloured by point density: 1 to 6 panels on common axes.
+
+    `reference` says where the true values come from ("DFT", "model", "experiment"). ConfigError for another number
+    of panels.
+    """
+    if not 1 <= len(panels) <= MAX_PANELS:
+        raise ConfigError(f"a parity figure takes 1 to {MAX_PANELS} models, got {len(panels)}; draw several figures")
+    rows, columns = _grid(len(panels))
+    figure = new_figure(3.25 * columns + 0.9, 3.45 * rows + 0.45, square_axes=True)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    pairs = [_finite_pairs(panel) for panel in panels]
+    limits, cell = _limits(pairs)
+    densities = [_density(x, y, limits, cell) for x, y in pairs]
+    norm = _density_norm(densities)
+    for index, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
+        letter = f"({'abcdef'[index]}) " if len(panels) > 1 else ""
+        _parity_panel(axes, panel, pairs[index], densities[index], limits, norm, letter, unit)
+    _remove_unused(grid, len(panels))
+    figure.supxlabel(f"{quantity.capitalize()}, {reference} ({unit})", fontsize=LABEL_SIZE, color=INK)
+    figure.supylabel(f"{quantity.capitalize()}, predicted ({unit})", fontsize=LABEL_SIZE, color=INK)
+    _density_bar(figure, list(grid.flat[: len(panels)]), norm, cell, unit)
+    return figure
+
+
+def _grid(count: int) -> tuple[int, int]:
+    """Return (rows, columns)."""
+    return {1: (1, 1), 2: (1, 2), 3: (1, 3), 4: (2, 2), 5: (2, 3), 6: (2, 3)}[count]
+
+
+def _finite_pairs(panel: ParityPanel) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(panel.y_true, np.float64).ravel(), np.asarray(panel.y_pred, np.float64).ravel()
+    if x.shape != y.shape:
+        raise ConfigError(f"parity panel {panel.title!r}: {len(x)} true values, {len(y)} predicted; give pairs")
+    finite = np.isfinite(x) & np.isfinite(y)
+    return x[finite], y[finite]
+
+
+def _limits(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[tuple[float, float], float]:
+    """Return (common limits, width of a density cell).
+
+    The true values decide; predictions may widen the axes by a quarter, so that one wild prediction cannot squeeze
+    everything else into a point. What lies outside is counted in the panel.
+    """
+    truth = np.concatenate([x for x, _ in pairs])
+    predicted = np.concatenate([y for _, y in pairs])
+    if not len(truth):
+        return (0.0, 1.0), 0.01
+    low, high = truth.min(), truth.max()
+    slack = 0.25 * (high - low) or 1.0
+    low, high = min(low, max(predicted.min(), low - slack)), max(high, min(predicted.max(), high + slack))
+    if high == low:
+        low, high = low - 0.5, high + 0.5
+    margin = 0.04 * (high - low)
+    return (float(low - margin), float(high + margin)), _round_up((high - low) / BINS_ACROSS)
+
+
+def _round_up(width: float) -> float:
+    """Return the next of 1, 2, 5 times a power of ten."""
+    power = 10.0 ** np.floor(np.log10(width))
+    return float(next(step * power for step in (1, 2, 5, 10) if step * power >= width * (1 - 1e-9)))
+
+
+def _density(x: np.ndarray, y: np.ndarray, limits: tuple[float, float], cell: float) -> np.ndarray:
+    """Return for each point how many points share its cell, smoothed over the neighbouring cells; [rows]."""
+    edges = np.arange(limits[0] - 2 * cell, limits[1] + 3 * cell, cell)
+    counts, _, _ = np.histogram2d(x, y, bins=(edges, edges))
+    smooth = _binomial_blur(_binomial_blur(counts).T).T
+    column = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(edges) - 2)
+    row = np.clip(np.searchsorted(edges, y, side="right") - 1, 0, len(edges) - 2)
+    return smooth[column, row]
+
+
+def _binomial_blur(counts: np.ndarray) -> np.ndarray:
+    """Blur along the first axis with (1, 2, 1)/4."""
+    padded = np.pad(counts, ((1, 1), (0, 0)))
+    return (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+
+
+def _density_norm(densities: Sequence[np.ndarray]):
+    """One logarithmic colour scale for all panels, from a lone point up."""
+    from matplotlib.colors import LogNorm
+
+    highest = max((float(d.max()) for d in densities if len(d)), default=1.0)
+    return LogNorm(vmin=1.0, vmax=max(2.0, highest), clip=True)
+
+
+def _density_colours():
+    """Blue where points are sparse, orange where they crowd: the paper's reading on a perceptually even map.
+
+    Its last tenth, a yellow too pale for white paper, is left out.
+    """
+    import matplotlib
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0, 0.9, 256)))
+
+
+def _parity_panel(axes: "Axes", panel: ParityPanel, pairs, density, limits, norm, letter: str, unit: str) -> None:
+    x, y = pairs
+    order = np.argsort(density, kind="stable")  # the densest last, on top
+    size = float(np.clip(12_000 / max(1, len(x)), 1.5, 14))
+    axes.plot(limits, limits, color=QUIET, linewidth=0.9, linestyle="--", zorder=3)
+    axes.scatter(x[order], y[order], c=density[order], cmap=_density_colours(), norm=norm, s=size, linewidths=0,
+                 rasterized=True, zorder=2)  # fmt: skip
+    axes.set(xlim=limits, ylim=limits)
+    axes.set_aspect("equal", adjustable="box")
+    dress(axes)
+    axes.locator_params(nbins=6)
+    axes.set_title(as_label(letter + panel.title, width=30), fontsize=TITLE_SIZE, color=INK, loc="left")
+    outside = int(((y < limits[0]) | (y > limits[1])).sum())
+    axes.text(0.045, 0.955, _scores(panel, unit), transform=axes.transAxes, ha="left", va="top", fontsize=10, color=INK,
+              linespacing=1.35, zorder=4)  # fmt: skip
+    _note(axes, len(x), len(np.ravel(panel.y_true)) - len(x), outside)
+
+
+def _scores(panel: ParityPanel, unit: str) -> str:
+    measured = f" {as_label(unit)}" if np.isfinite(panel.mae) else ""
+    return f"MAE = {_number(panel.mae)}{measured}\n$R^2$ = {_number(panel.r2)}"
+
+
+def _number(value: float) -> str:
+    """Three decimals; more digits for small numbers, powers of ten for large ones, a dash for none."""
+    if not np.isfinite(value):
+        return "–"
+    text = f"{value:.1g}" if 0 < abs(value) < 0.0005 else f"{value:.3f}" if abs(value) < 1e4 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def _note(axes: "Axes", rows: int, invalid: int, outside: int) -> None:
+    """Say in the lower right how many points are drawn, and how many are not."""
+    lines = [f"n = {rows:,}"]
+    lines += [f"{invalid:,} without a number"] if invalid else []
+    lines += [f"{outside:,} outside the axes"] if outside else []
+    axes.text(0.955, 0.045, "\n".join(lines), transform=axes.transAxes, ha="right", va="bottom", fontsize=9,
+              color=QUIET, linespacing=1.3, zorder=4)  # fmt: skip
+
+
+def _remove_unused(grid: np.ndarray, used: int) -> None:
+    """Take empty panels out; the one above a gap shows its own tick labels."""
+    for axes in grid.flat[used:]:
+        axes.remove()
+    rows, columns = grid.shape
+    for index in range(used):
+        if index + columns >= used and index // columns < rows - 1:
+            grid.flat[index].tick_params(labelbottom=True)
+
+
+def _density_bar(figure: "Figure", beside: "list[Axes]", norm, cell: float, unit: str) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
+
+    bar = figure.colorbar(ScalarMappable(norm, _density_colours()), ax=beside, pad=0.02, aspect=32)
+    bar.set_label(f"Points per cell of ({cell:g} {as_label(unit)})²", fontsize=LABEL_SIZE - 1, color=INK)
+    bar.ax.tick_params(labelsize=TICK_SIZE, width=0.8)
+    bar.outline.set_linewidth(0.8)  # type: ignore[operator]
+    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if norm.vmax < 300 else (1,)))
+    bar.ax.yaxis.set_major_formatter(LogFormatterSciNotation() if norm.vmax > 9999 else "{x:g}")
+    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+# ---- bars
+
+
+def bars_figure(
+    names: Sequence[str],
+    mae_mean: Sequence[float],
+    mae_std: Sequence[float] | None,
+    r2_mean: Sequence[float],
+    r2_std: Sequence[float] | None,
+    unit: str = "eV/atom",
+    highlight: str | Sequence[str] = ("federated",),
+    repeats: int | None = None,
+) -> "Figure":
+    """Draw MAE and R² of each model side by side, error bars over seeds, values at the bars' ends.
+
+    The bars lie down: names of any length keep their line. `highlight` names the federated models, `*_std=None`
+    means one seed, NaN a model without a value.
+    """
+    chosen = {highlight} if isinstance(highlight, str) else set(highlight)
+    colours = [FEDERATED if name in chosen else POOLED if name == "pooled" else SILO for name in names]
+    figure = new_figure(9.4, 1.35 + 0.46 * len(names))
+    left, right = figure.subplots(1, 2, sharey=True)
+    _bars(left, names, mae_mean, mae_std, colours)
+    _bars(right, names, r2_mean, r2_std, colours)
+    right.set_xticks([tick for tick in right.get_xticks() if tick <= 1.0])  # there is no R² above 1
+    spread = f", mean ± std of {repeats} seeds" if repeats and repeats > 1 else ""
+    left.set_xlabel(f"MAE ({as_label(unit)}){spread}", fontsize=LABEL_SIZE, color=INK)
+    right.set_xlabel(f"$R^2${spread}", fontsize=LABEL_SIZE, color=INK)
+    left.set_yticks(range(len(names)), [as_label(name, width=30) for name in names])
+    left.invert_yaxis()
+    for label, name in zip(left.get_yticklabels(), names, strict=True):
+        label.set_fontweight("bold" if name in chosen else "normal")
+    return figure
+
+
+def _bars(axes: "Axes", names, means, stds, colours) -> None:
+    means = np.asarray(means, np.float64)
+    spreads = np.zeros(len(names)) if stds is None else np.nan_to_num(np.asarray(stds, np.float64))
+    shown = np.nan_to_num(means, posinf=0.0, neginf=0.0)
+    axes.barh(range(len(names)), shown, color=colours, height=0.66)
+    if stds is not None:
+        axes.errorbar(shown, range(len(names)), xerr=spreads, fmt="none", ecolor=INK, elinewidth=1, capsize=3)
+    dress(axes, grid="x")
+    axes.tick_params(axis="y", length=0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    low, high = min(0.0, float((shown - spreads).min())), max(0.0, float((shown + spreads).max())) or 1.0
+    axes.set_xlim(low - (0.05 * (high - low) if low < 0 else 0), high + 0.36 * (high - low))
+    for place, (mean, spread) in enumerate(zip(means, spreads, strict=True)):
+        text = _number(mean) + (f" ± {_number(spread)}" if stds is not None and np.isfinite(mean) else "")
+        axes.annotate(text, (max(0.0, shown[place] + spread), place), xytext=(6, 0), textcoords="offset points",
+                      va="center", fontsize=TICK_SIZE, color=INK)  # fmt: skip
+
+
+# ---- curves
+
+
+def learning_curves_figure(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    unit: str = "eV/atom",
+    x_label: str = "Communication round",
+    y_label: str = "Test MAE",
+    log_y: bool = True,
+    highlight: str | Sequence[str] = ("federated",),
+) -> "Figure":
+    """Draw one line per model: name -> (rounds or epochs, MAE in `unit`); NaN leaves a gap."""
+    figure = new_figure(7.6, 4.2)
+    axes = figure.subplots()
+    looks = _line_looks(list(curves), {highlight} if isinstance(highlight, str) else set(highlight))
+    lines = [_curve(axes, looks[name], x, y) for name, (x, y) in curves.items()]
+    if log_y and any(np.any(np.asarray(y, np.float64) > 0) for _, y in curves.values()):
+        _log_scale(axes)
+    dress(axes, grid="both")
+    axes.set_xlabel(x_label, fontsize=LABEL_SIZE, color=INK)
+    axes.set_ylabel(f"{y_label} ({as_label(unit)})", fontsize=LABEL_SIZE, color=INK)
+    legend_outside(axes, lines, list(curves), loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def _line_looks(names: Sequence[str], highlight: set[str]) -> dict[str, dict[str, object]]:
+    """Return name -> line properties: federated and pooled as in the bars, the others told by hue and dashes."""
+    others = [name for name in names if name not in highlight and name != "pooled"]
+    looks: dict[str, dict[str, object]] = {
+        name: {"color": LINE_COLOURS[i % len(LINE_COLOURS)], "linestyle": LINE_STYLES[i % len(LINE_STYLES)]}
+        for i, name in enumerate(others)
+    }
+    looks |= {name: {"color": FEDERATED, "linestyle": "-", "linewidth": 2.6, "zorder": 3} for name in highlight}
+    return looks | {"pooled": {"color": POOLED, "linestyle": "--", "linewidth": 2.2, "zorder": 4}}
+
+
+def _curve(axes: "Axes", look: Mapping[str, object], x: Sequence[float], y: Sequence[float]):
+    marker = "o" if np.isfinite(np.asarray(y, np.float64)).sum() == 1 else ""  # one point makes no line
+    return axes.plot(x, y, **{"linewidth": 1.7, "marker": marker, **look})[0]  # type: ignore[arg-type]
+
+
+def _log_scale(axes: "Axes") -> None:
+    """Logarithmic y axis with plain numbers, also between the powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log", nonpositive="mask")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+# ---- shares
+
+
+def silo_share_figure(
+    rows: Mapping[str, int],
+    targets: Mapping[str, Histogram],
+    unit: str = "eV/atom",
+    quantity: str = "formation energy",
+) -> "Figure":
+    """Draw the rows of each silo and, where it gave a histogram, the distribution of its targets."""
+    names = list(rows)
+    figure = new_figure(9.4, 1.5 + 0.5 * len(names))
+    left, right = figure.subplots(1, 2, sharey=True)
+    left.barh(range(len(names)), [rows[name] for name in names], color=SILO, height=0.66)
+    left.bar_label(left.containers[0], fmt="{:,.0f}", padding=5, fontsize=TICK_SIZE, color=INK)  # type: ignore
+    left.margins(x=0.18)
+    left.xaxis.set_major_formatter("{x:,.0f}")
+    highest = max((_fractions(targets[name]).max() for name in names if name in targets), default=1.0)
+    for place, name in enumerate(names):
+        if name in targets:
+            shape = 0.8 * _fractions(targets[name]) / (highest or 1.0)
+            right.stairs(place + 0.33 - shape, targets[name].edges, baseline=place + 0.33, fill=True, color=SILO)
+            right.stairs(place + 0.33 - shape, targets[name].edges, baseline=None, color=QUIET, linewidth=0.9)
+    left.set_yticks(range(len(names)), [as_label(name, width=30) for name in names])
+    left.set_ylim(len(names) - 0.5, -0.6)
+    left.set_xlabel("Training rows", fontsize=LABEL_SIZE, color=INK)
+    right.set_xlabel(f"{quantity.capitalize()} ({as_label(unit)}), share of rows", fontsize=LABEL_SIZE, color=INK)
+    for axes in (left, right):
+        dress(axes, grid="x")
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _fractions(histogram: Histogram) -> np.ndarray:
+    """Return the share of the silo's rows per unit of the target, so that bins and silos compare."""
+    counts = np.asarray(histogram.counts, np.float64)
+    return counts / max(1.0, counts.sum()) / np.diff(np.asarray(histogram.edges, np.float64))

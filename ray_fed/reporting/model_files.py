@@ -1,0 +1,187 @@
+"""A trained model on disk: arrays as safetensors, everything one must know to use them as a JSON card. No pickle.
+
+The card carries the hash of the weights and its own: weights and card that do not belong together are not loaded.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from ray_fed.errors import ConfigError, DataError
+from ray_fed.reporting.atomic_write import write_atomically
+from ray_fed.reporting.environment import software_versions
+from ray_fed.reporting.plain_values import Plain, to_json, to_plain
+
+WEIGHTS_SUFFIX, CARD_SUFFIX = ".safetensors", ".card.json"
+
+NOT_HASHED = ("id", "created")
+"""`id` is the hash; `created` is a clock: one model made twice is one model."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a reader, a transfer study or `ray-fed predict` must know about a model. All values are plain data."""
+
+    name: str
+    """Short name, e.g. "federated"."""
+    property: str
+    """What is predicted, e.g. "formation_energy_per_atom"."""
+    unit: str
+    """Unit of the prediction, e.g. "eV/atom"; "1" for a pure number."""
+    descriptor: Mapping[str, Plain]
+    """{"name": "guo73", "table_hash": sha256, "options": {...}}: equal hashes mean equal inputs."""
+    feature_names: tuple[str, ...]
+    """Names of the input columns, in order; [num_features]."""
+    architecture: Mapping[str, Plain]
+    """Network type and sizes, e.g. {"type": "mlp", "hidden": [200, 200], "activation": "relu"}."""
+    hyperparameters: Mapping[str, Plain]
+    """Optimiser, learning rate, batch size, epochs, ..."""
+    seed: int
+    """Seed from which initial weights and batches derive."""
+    data: tuple[Mapping[str, Plain], ...]
+    """One fingerprint per source: name, version or licence where known, hash, rows, columns."""
+    split: Mapping[str, Plain]
+    """How training and test rows were divided: {"how": "grouped", "test_rows": 2897, "seed": 0}."""
+    metrics: Mapping[str, Mapping[str, Plain]]
+    """Split -> {"mae": in `unit`, "r2": ..., "n": rows}."""
+    federation: Mapping[str, Plain] = field(default_factory=lambda: {"privacy": "none"})
+    """{"silos": [...], "weights": {silo: n_c/n}, "rounds": 25, "strategy": "fed_avg", "privacy": "none"}."""
+    target_transform: str = "identity"
+    """What was done to the target before training: "identity", "log10", ...; the prediction is its inverse."""
+    scaler_tensors: tuple[str, str] = ("scaler.mean", "scaler.scale")
+    """Names of the arrays with which inputs are standardised, (x - mean) / scale; float64 [num_features]."""
+    training_history: str = ""
+    """Where the course of training is, relative to the card, e.g. "../history.jsonl"."""
+    parent: str = ""
+    """`id` of the model this one was trained from; empty: from random weights."""
+    licence: str = "unspecified"
+    """Licence of the weights; the licences of the data bind it."""
+    citation: str = ""
+    """What to cite with a result of this model."""
+    software: Mapping[str, str] = field(default_factory=software_versions)
+    """Package -> version at training."""
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    """ISO 8601, UTC."""
+    weights_sha256: str = ""
+    """Hash of the .safetensors file; filled in by `save_model`."""
+    id: str = ""
+    """Hash of weights and card, without `created`; filled in by `save_model`."""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, object]) -> "ModelCard":
+        """Read a card; ConfigError names missing and unknown fields."""
+        known = {item.name for item in fields(cls)}
+        required = {"name", "property", "unit", "descriptor", "feature_names", "architecture", "hyperparameters",
+                    "seed", "data", "split", "metrics"}  # fmt: skip
+        unknown, missing = sorted(set(values) - known), sorted(required - set(values))
+        if unknown or missing:
+            raise ConfigError(f"model card: unknown fields {unknown}, missing fields {missing}; see ModelCard")
+        tuples = {"feature_names", "data", "scaler_tensors"}
+        return cls(**{key: tuple(value) if key in tuples else value for key, value in values.items()})  # type: ignore
+
+    def to_mapping(self) -> dict[str, Plain]:
+        """Return the card as JSON knows it."""
+        plain = to_plain(asdict(self))
+        assert isinstance(plain, dict)
+        return plain
+
+    def digest(self) -> str:
+        """Return the id this card should have."""
+        content = {key: value for key, value in self.to_mapping().items() if key not in NOT_HASHED}
+        return hashlib.sha256(to_json(content)).hexdigest()
+
+
+def save_model(path: Path | str, arrays: Mapping[str, np.ndarray], card: ModelCard | Mapping[str, object]) -> ModelCard:
+    """Write `<path>.safetensors` and `<path>.card.json`; return the card with its hashes.
+
+    `arrays` hold the parameters and the two scaler arrays the card names. ConfigError when the scaler is missing,
+    does not fit the feature names, or is not finite.
+    """
+    card = card if isinstance(card, ModelCard) else ModelCard.from_mapping(card)
+    _check_scaler(arrays, card)
+    weights, card_path = model_paths(path)
+    content = _serialised(arrays)
+    card = replace(card, weights_sha256=hashlib.sha256(content).hexdigest(), id="")
+    card = replace(card, id=card.digest())
+    write_atomically(weights, content)
+    # Last: a crash between the two leaves weights that no card vouches for, and loading says so.
+    write_atomically(card_path, to_json(card.to_mapping(), indent=2) + b"\n")
+    return card
+
+
+def load_model(path: Path | str) -> tuple[dict[str, np.ndarray], ModelCard]:
+    """Read a model by its path without suffix, its weights file or its card; arrays are writable copies.
+
+    DataError when a file is missing, damaged, or not the one the card describes.
+    """
+    weights, card_path = model_paths(path)
+    content, card = _read(weights), _read_card(card_path)
+    found = hashlib.sha256(content).hexdigest()
+    if found != card.weights_sha256:
+        raise DataError(
+            f"{weights}: sha256 is {found[:16]}..., its card says {card.weights_sha256[:16]}...; "
+            "the weights were changed or cut: get the file again from where the card came"
+        )
+    return _deserialised(weights, content), card
+
+
+def model_paths(path: Path | str) -> tuple[Path, Path]:
+    """Return (weights, card) of a model named by either file or by their common stem."""
+    stem = str(path).removesuffix(WEIGHTS_SUFFIX).removesuffix(CARD_SUFFIX)
+    return Path(stem + WEIGHTS_SUFFIX), Path(stem + CARD_SUFFIX)
+
+
+def _check_scaler(arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
+    wanted = (len(card.feature_names),)
+    for name in card.scaler_tensors:
+        if name not in arrays:
+            raise ConfigError(f"model '{card.name}': array {name!r} is missing; it has: {', '.join(sorted(arrays))}")
+        if np.shape(arrays[name]) != wanted:
+            raise ConfigError(
+                f"model '{card.name}': {name} has shape {np.shape(arrays[name])}, feature_names needs {wanted}"
+            )
+        if not np.isfinite(arrays[name]).all():
+            raise ConfigError(f"model '{card.name}': {name} holds NaN or infinity; it cannot standardise an input")
+
+
+def _serialised(arrays: Mapping[str, np.ndarray]) -> bytes:
+    from safetensors.numpy import save
+
+    # safetensors reads raw memory: a transposed or strided view would be saved scrambled, without an error.
+    return save({name: np.array(array, order="C") for name, array in arrays.items()})
+
+
+def _deserialised(path: Path, content: bytes) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        # Copies: some versions return read-only views of the file's bytes, and torch warns of read-only memory.
+        return {name: array.copy() for name, array in load(content).items()}
+    except SafetensorError as error:
+        raise DataError(f"{path} is not a safetensors file ({error}); get the model again") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); a model is a pair of <name>{WEIGHTS_SUFFIX} and "
+            f"<name>{CARD_SUFFIX} in one folder"
+        ) from error
+
+
+def _read_card(path: Path) -> ModelCard:
+    try:
+        card = ModelCard.from_mapping(json.loads(_read(path)))
+    except (ConfigError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
+        raise DataError(f"{path} is not a model card ({error}); get the model again") from error
+    if card.digest() != card.id:
+        raise DataError(f"{path}: the card was changed after it was written (id {card.id[:16]}...); get it again")
+    return card

@@ -1,0 +1,59 @@
+"""Values of a run as JSON and YAML: strict (no NaN token), sorted, the same bytes for the same values."""
+
+import json
+import math
+from collections.abc import Mapping, Set
+from dataclasses import asdict, is_dataclass
+from enum import Enum
+from pathlib import PurePath
+
+import numpy as np
+
+Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
+
+
+def to_plain(value: object) -> Plain:
+    """Return `value` in the types JSON and YAML know; TypeError for anything that would need pickling.
+
+    NumPy scalars and arrays, tuples, sets (sorted), paths, enums and dataclass instances are understood.
+    """
+    if isinstance(value, Enum):
+        return to_plain(value.value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value  # type: ignore[return-value]
+    if isinstance(value, np.ndarray | np.generic):
+        return to_plain(value.tolist())
+    if isinstance(value, str | PurePath):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_plain(asdict(value))
+    return _plain_collection(value)
+
+
+def _plain_collection(value: object) -> Plain:
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, Set):
+        return sorted((to_plain(item) for item in value), key=repr)
+    raise TypeError(f"{type(value).__name__} {value!r} has no JSON form; convert it before it is written")
+
+
+def without_nan(value: Plain) -> Plain:
+    """Return plain `value` with NaN and infinities replaced by None: JSON has no word for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    return value
+
+
+def to_json(value: object, indent: int | None = None) -> bytes:
+    """Return strict JSON with sorted keys, UTF-8; NaN and infinities become null."""
+    plain = without_nan(to_plain(value))
+    text = json.dumps(plain, indent=indent, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    # A file name that is not valid UTF-8 arrives with lone surrogates; as \udcXX they are legal JSON again.
+    return text.encode("utf-8", "backslashreplace")

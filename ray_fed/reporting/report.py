@@ -1,0 +1,313 @@
+"""report.html: the whole run in one file that needs no network, no script and no other file.
+
+Text of any origin is escaped where it becomes HTML, in `_escaped` and nowhere else.
+"""
+
+import base64
+import html
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ray_fed.errors import DataError
+from ray_fed.reporting.plain_values import to_plain
+from ray_fed.reporting.report_style import STYLE
+from ray_fed.reporting.results import (
+    ResultRow,
+    comparison,
+    has_spread,
+    number,
+    result_cells,
+    result_header,
+    results_from_summary,
+)
+from ray_fed.reporting.run_directory import RunDirectory
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""Content-Security-Policy: the browser itself refuses scripts and anything from outside."""
+
+NUMERIC = frozenset("0123456789+-−.,e%± ")
+
+LEADING = ("name", "silo", "part", "source", "rows", "columns")
+"""Fields of a data fingerprint that come first in its table."""
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Running text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """A boxed remark a reader must not miss."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text to copy, e.g. a command line."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text; columns of numbers are set to the right."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    caption: str = ""
+    emphasised: frozenset[int] = frozenset()
+    """Rows set in bold."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A PNG file, embedded."""
+
+    path: Path
+    caption: str
+    """What is seen, with units; also the text for readers who cannot see it, unless `alt` says more."""
+    alt: str = ""
+
+
+Block = Paragraph | Note | Code | Table | Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """A titled part of the report; `folded` ones open on a click."""
+
+    title: str
+    blocks: Sequence[Block]
+    folded: bool = False
+
+
+def write_report(
+    run: RunDirectory,
+    title: str,
+    summary: Mapping[str, object],
+    sections: Sequence[Section],
+    *,
+    subtitle: str = "",
+    command: str = "",
+    results: Sequence[ResultRow] | None = None,
+    unit: str = "eV/atom",
+    unreadable: Mapping[str, Mapping[str, int]] | None = None,
+    warnings: Sequence[str] = (),
+    provenance: str = "",
+) -> Path:
+    """Write `report.html`: results first, then `sections`, then what is needed to judge and to repeat the run.
+
+    `results` default to the models of `summary`; `unreadable` is silo -> reason -> number of rows; `command` is the
+    line that repeats the run; `provenance` says where the data come from and what they are not. Configuration, data
+    and versions are read from the run. DataError when a figure is missing or not PNG.
+    """
+    summary = {key: to_plain(value) for key, value in summary.items()}
+    shown = list(results) if results is not None else results_from_summary(summary)
+    body = [
+        _header(title, subtitle, summary),
+        *(_section(section) for section in _result_sections(shown, summary, unit)),
+        *(_section(section) for section in _warning_sections(unreadable or {}, warnings)),
+        *(_section(section) for section in sections),
+        *(_section(section) for section in _record_sections(run, summary, command)),
+        f"<footer>{_paragraphs(provenance)}</footer>" if provenance else "",
+    ]
+    return run.write_bytes(run.report_path.name, _page(title, body).encode("utf-8", "backslashreplace"))
+
+
+# ---- sections
+
+
+def _result_sections(rows: Sequence[ResultRow], summary: Mapping[str, object], unit: str) -> list[Section]:
+    if not rows:
+        return []
+    spread = has_spread(rows)
+    bold = frozenset(i for i, row in enumerate(rows) if row.kind == "federated")
+    table = Table(
+        result_header(unit, spread), [result_cells(row, spread) for row in rows], _test_note(summary, spread), bold
+    )
+    said = comparison(rows)
+    return [Section("Results", [*([Paragraph(said)] if said else []), table])]
+
+
+def _test_note(summary: Mapping[str, object], spread: bool) -> str:
+    """Say on how many rows the errors were measured, and what the spread is."""
+    parts, test, repeats = [], summary.get("test.num_examples"), summary.get("repeats")
+    if isinstance(test, int):
+        parts.append(f"Errors on one common test set of {test:,} rows.")
+    if spread:
+        parts.append(f"Mean and standard deviation over {repeats or 'several'} seeds.")
+    return " ".join(parts)
+
+
+def _warning_sections(unreadable: Mapping[str, Mapping[str, int]], warnings: Sequence[str]) -> list[Section]:
+    rows = [
+        (silo, reason, f"{count:,}")
+        for silo, reasons in unreadable.items()
+        for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+        if count
+    ]
+    blocks: list[Block] = [Note(text) for text in warnings]
+    if rows:
+        total = sum(count for reasons in unreadable.values() for count in reasons.values())
+        blocks.append(Note(f"{total:,} rows could not be used and were left out."))
+        blocks.append(Table(["source", "reason", "rows"], rows))
+    return [Section("Warnings", blocks)] if blocks else []
+
+
+def _record_sections(run: RunDirectory, summary: Mapping[str, object], command: str) -> list[Section]:
+    sections = [Section("How to repeat this run", [Code(command)])] if command else []
+    if run.config_path.is_file():
+        rows = [(key, value) for key, value in _flat(run.read_config())]
+        sections.append(Section("Configuration", [Table(["field", "value"], rows)], folded=True))
+    if run.data_path.is_file():
+        sections.append(Section("Data", _data_blocks(run.read_data())))
+    if run.environment_path.is_file():
+        rows = [(key, value) for key, value in _flat(run.read_environment())]
+        sections.append(Section("Versions and machine", [Table(["what", "value"], rows)], folded=True))
+    rows = [(key, _cell(summary[key])) for key in sorted(summary)]
+    return [*sections, Section("Summary", [Table(["key", "value"], rows)], folded=True)]
+
+
+def _data_blocks(fingerprints: Iterable[Mapping[str, object]]) -> list[Block]:
+    """One row per source, one column per field that any source has."""
+    sources = list(fingerprints)
+    fields = list(dict.fromkeys(key for source in sources for key in source))
+    header = [key for key in LEADING if key in fields] + [key for key in fields if key not in LEADING]
+    rows = [[_shortened(_cell(source.get(key))) for key in header] for source in sources]
+    said = Paragraph("Hashes (in full in data.json) and counts only: no row of any silo is in this directory.")
+    return [said, Table(header, rows)] if sources else []
+
+
+def _shortened(text: str) -> str:
+    """Return a hash by its first 16 digits."""
+    is_hash = len(text) >= 40 and all(letter in "0123456789abcdef" for letter in text)
+    return f"{text[:16]}…" if is_hash else text
+
+
+def _flat(value: object, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Yield (dotted key, text) of nested mappings."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, _cell(value)
+
+
+def _cell(value: object) -> str:
+    if value is None or value == []:
+        return "–"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(item, str | int | float) for item in value):
+        return ", ".join(str(item) for item in value)
+    return json.dumps(value, ensure_ascii=False)
+
+
+# ---- HTML
+
+
+def _page(title: str, body: Iterable[str]) -> str:
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{_escaped(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(part for part in body if part)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _header(title: str, subtitle: str, summary: Mapping[str, object]) -> str:
+    facts = [("status", summary.get("status")), ("rounds", summary.get("rounds"))]
+    facts += [("sent", _megabytes(summary.get("bytes_sent"))), ("took", _seconds(summary.get("seconds.total")))]
+    chips = "".join(
+        f'<li><span class="what">{_escaped(name)}</span> {_escaped(value)}</li>'
+        for name, value in facts
+        if value is not None
+    )
+    below = f'<p class="subtitle">{_escaped(subtitle)}</p>' if subtitle else ""
+    return f'<header><h1>{_escaped(title)}</h1>{below}<ul class="facts">{chips}</ul></header>'
+
+
+def _megabytes(value: object) -> str | None:
+    return f"{value / 1e6:,.1f} MB" if isinstance(value, int | float) else None
+
+
+def _seconds(value: object) -> str | None:
+    return f"{number(value, 1)} s" if isinstance(value, int | float) else None
+
+
+def _section(section: Section) -> str:
+    inner = "\n".join(_block(block) for block in section.blocks)
+    title = _escaped(section.title)
+    if section.folded:
+        return f"<section><details><summary><h2>{title}</h2></summary>\n{inner}\n</details></section>"
+    return f"<section><h2>{title}</h2>\n{inner}\n</section>"
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Paragraph(text):
+            return _paragraphs(text)
+        case Note(text):
+            return f'<p class="note">{_escaped(text)}</p>'
+        case Code(text):
+            return f"<pre><code>{_escaped(text)}</code></pre>"
+        case Table():
+            return _table(block)
+        case Figure():
+            return _figure(block)
+
+
+def _paragraphs(text: str) -> str:
+    return "".join(f"<p>{_escaped(part)}</p>" for part in text.split("\n\n") if part.strip())
+
+
+def _table(table: Table) -> str:
+    right = _numeric_columns(table)
+    rows = [_row(row, "td", right, index in table.emphasised) for index, row in enumerate(table.rows)]
+    caption = f"<caption>{_escaped(table.caption)}</caption>" if table.caption else ""
+    head = _row(table.header, "th", right)
+    inner = "\n".join(rows)
+    return f'<div class="wide"><table>{caption}<thead>{head}</thead>\n<tbody>{inner}</tbody></table></div>'
+
+
+def _row(cells: Sequence[object], tag: str, right: frozenset[int], bold: bool = False) -> str:
+    opened = [f'<{tag} class="number">' if index in right else f"<{tag}>" for index in range(len(cells))]
+    inner = "".join(f"{start}{_escaped(cell)}</{tag}>" for start, cell in zip(opened, cells, strict=True))
+    return f'<tr class="strong">{inner}</tr>' if bold else f"<tr>{inner}</tr>"
+
+
+def _numeric_columns(table: Table) -> frozenset[int]:
+    """Columns whose cells all look like numbers; a column of dashes counts as one of numbers."""
+    columns = zip(*table.rows, strict=True)
+    return frozenset(i for i, cells in enumerate(columns) if all(set(str(cell)) <= NUMERIC | {"–"} for cell in cells))
+
+
+def _figure(figure: Figure) -> str:
+    alt = _escaped(figure.alt or figure.caption)
+    image = f'<img alt="{alt}" src="data:image/png;base64,{_embedded(figure.path)}">'
+    return f"<figure>{image}<figcaption>{_escaped(figure.caption)}</figcaption></figure>"
+
+
+def _embedded(path: Path) -> str:
+    try:
+        png = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"figure {path} cannot be read ({error.strerror}); save it before the report") from error
+    if not png.startswith(b"\x89PNG\r\n\x1a\n"):
+        raise DataError(f"figure {path} is not a PNG file; save figures with save_figure")
+    return base64.b64encode(png).decode("ascii")
+
+
+def _escaped(text: object) -> str:
+    """Return text as HTML shows it: no tag, no attribute, and no control character can come out of it."""
+    visible = "".join(letter if letter.isprintable() or letter in "\n\t" else "\ufffd" for letter in str(text))
+    return html.escape(visible, quote=True)
