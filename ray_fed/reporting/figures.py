@@ -1,6 +1,6 @@
 """The figures of a run: parity plots (Guo et al. 2022, Fig. 3), bars (Fig. 4), learning curves, silos' shares.
 
-Each function takes numbers and returns a matplotlib Figure; `figure_style.save_figure` writes it.
+Each function takes numbers and returns a matplotlib Figure; `save_figure` writes it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +26,7 @@ from ray_fed.reporting.figure_style import (
     legend_outside,
     new_figure,
 )
+from ray_fed.reporting.figure_style import save_figure as save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
