@@ -1,6 +1,7 @@
 """The only place that calls `ray.init`: one private cluster for this run, or a connection to a running one."""
 
 import contextlib
+import importlib.util
 import os
 import secrets
 import sys
@@ -8,6 +9,9 @@ import tempfile
 from collections.abc import Iterator
 
 from ray_fed.errors import PlacementError
+
+PACKAGES = ("ray_fed", "actors", "pipelines")
+"""The code that travels to a cluster we join; data never do."""
 
 
 @contextlib.contextmanager
@@ -65,9 +69,13 @@ def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str) -> N
                 **quiet,
             )
         return
-    import actors
-    import pipelines
-    import ray_fed
-
-    code = {"py_modules": [ray_fed, actors, pipelines], "working_dir": empty}
+    code = {"py_modules": [_package_folder(name) for name in PACKAGES], "working_dir": empty}
     ray.init(address=address, runtime_env=code, **quiet)
+
+
+def _package_folder(name: str) -> str:
+    """Return where a package of ours is installed, without importing it."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None, name
+    assert spec.submodule_search_locations, name
+    return str(spec.submodule_search_locations[0])

@@ -12,7 +12,7 @@ import numpy as np
 from ray_fed.errors import SiloRefused
 from ray_fed.federation.cohort import Cohort, busy_seconds, now
 from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
-from ray_fed.federation.strategies import FedAvg, LocalOnly, Models, Strategy
+from ray_fed.federation.strategies import FedAvg, LocalOnly, Models, State, Strategy
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.regression import RegressionSums, merged
@@ -129,7 +129,7 @@ class Coordinator:
         self,
         job: Job,
         server_round: int,
-        state: Models,
+        state: State,
         seen: "list[tuple[float, Update]]",
         num_bytes: int,
         start: float,
@@ -137,7 +137,7 @@ class Coordinator:
     ) -> RoundRecord:
         metrics = _losses(sorted((update for _, update in seen), key=lambda update: update.silo))
         if job.evaluates(server_round):
-            metrics |= self._evaluation(job, state)
+            metrics |= self._evaluation(job, job.strategy.models(state))
         compute = busy_seconds(start, [(at, update.seconds) for at, update in seen])
         seconds = {
             "total": end - start,
@@ -154,19 +154,19 @@ class Coordinator:
             tuple(sorted(update.silo for _, update in seen)),
             num_bytes,
             seconds,
-            state if server_round == job.num_rounds else None,
+            job.strategy.models(state) if server_round == job.num_rounds else None,
         )
 
-    def _evaluation(self, job: Job, state: Models) -> dict[str, float]:
+    def _evaluation(self, job: Job, models: Models) -> dict[str, float]:
         """Errors of each model on the common test set (else on all held-out rows) and on each silo's rows."""
         metrics: dict[str, float] = {}
-        test = self.cohort.examine(state)
+        test = self.cohort.examine(models)
         if test is None or job.evaluate_silos:
-            by_silo = self.cohort.evaluate(job.name, job.silos, state)
+            by_silo = self.cohort.evaluate(job.name, job.silos, models)
             for silo in sorted(by_silo):
                 metrics |= _named(f"silo.{silo}", _own(by_silo[silo], silo))
             if test is None:
-                test = {model: merged(by_silo[silo][model].held_out for silo in sorted(by_silo)) for model in state}
+                test = {model: merged(by_silo[silo][model].held_out for silo in sorted(by_silo)) for model in models}
         for model in sorted(test):
             metrics |= _named(model, test[model])
         return metrics

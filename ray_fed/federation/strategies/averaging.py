@@ -1,25 +1,12 @@
-"""How the silos' updates become the next global model. Functions of values: no Ray, files, clocks or globals."""
+"""Plain averaging (FedAvg) and its opposite, no exchange at all."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from ray_fed.errors import UpdateRejected
 from ray_fed.federation.exact_sum import ExactWeightedSum
 from ray_fed.federation.messages import Update, Vector
-
-Models = Mapping[str, Vector]
-"""Name -> vector. The state of the strategies here."""
-
-
-class Strategy(Protocol):
-    """`start` once, then per round `dispatch` and `aggregate`; `models` names what is evaluated."""
-
-    def start(self, initial: Vector, silos: Sequence[str]) -> Models: ...
-
-    def dispatch(self, state: Models, silos: Sequence[str]) -> Mapping[str, Vector]: ...
-
-    def aggregate(self, state: Models, updates: Iterable[Update]) -> Models: ...
+from ray_fed.federation.strategies.base import Models, State
 
 
 def fed_avg(num_parameters: int, updates: Iterable[Update]) -> Vector:
@@ -49,25 +36,31 @@ class FedAvg:
 
     name: str = "federated"
 
-    def start(self, initial: Vector, silos: Sequence[str]) -> Models:  # noqa: ARG002
+    def start(self, initial: Vector, silos: Sequence[str]) -> State:  # noqa: ARG002
         return {self.name: initial}
 
-    def dispatch(self, state: Models, silos: Sequence[str]) -> Mapping[str, Vector]:
+    def dispatch(self, state: State, silos: Sequence[str]) -> Mapping[str, Vector]:
         return dict.fromkeys(silos, state[self.name])
 
-    def aggregate(self, state: Models, updates: Iterable[Update]) -> Models:
+    def aggregate(self, state: State, updates: Iterable[Update]) -> State:
         return {self.name: fed_avg(len(state[self.name]), updates)}
+
+    def models(self, state: State) -> Models:
+        return state
 
 
 @dataclass(frozen=True)
 class LocalOnly:
     """No exchange: every silo goes on from its own parameters. The baseline of Guo et al. 2022, Fig. 3 and 4."""
 
-    def start(self, initial: Vector, silos: Sequence[str]) -> Models:
+    def start(self, initial: Vector, silos: Sequence[str]) -> State:
         return dict.fromkeys(silos, initial)
 
-    def dispatch(self, state: Models, silos: Sequence[str]) -> Mapping[str, Vector]:
+    def dispatch(self, state: State, silos: Sequence[str]) -> Mapping[str, Vector]:
         return {silo: state[silo] for silo in silos}
 
-    def aggregate(self, state: Models, updates: Iterable[Update]) -> Models:
+    def aggregate(self, state: State, updates: Iterable[Update]) -> State:
         return {**state, **{update.silo: update.vector for update in updates}}
+
+    def models(self, state: State) -> Models:
+        return state

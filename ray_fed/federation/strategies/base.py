@@ -1,0 +1,38 @@
+"""What a strategy is: a pair of pure functions around a state of plain arrays."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from ray_fed.federation.messages import Update, Vector
+
+Models = Mapping[str, Vector]
+"""Name -> vector of a model that can be evaluated."""
+
+State = Mapping[str, np.ndarray]
+"""Everything a strategy remembers between rounds, as named arrays: it can be written to a checkpoint as it is."""
+
+
+class Strategy(Protocol):
+    """How the silos' updates become the next global model.
+
+    `start` once; then per round `dispatch`, the silos' work, `aggregate`. No Ray, files, clocks or globals; nothing
+    given is changed in place. Law: `aggregate` returns the same bits for every order of `updates`.
+    """
+
+    def start(self, initial: Vector, silos: Sequence[str]) -> State:
+        """Return the state before round 1."""
+        ...
+
+    def dispatch(self, state: State, silos: Sequence[str]) -> Mapping[str, Vector]:
+        """Return what each silo starts the round from."""
+        ...
+
+    def aggregate(self, state: State, updates: Iterable[Update]) -> State:
+        """Return the next state; UpdateRejected names a silo whose update cannot be used."""
+        ...
+
+    def models(self, state: State) -> Models:
+        """Return the models worth evaluating."""
+        ...

@@ -1,0 +1,251 @@
+"""The main job from the command line, on real actors and in one process."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines.cli import main
+
+SMALL = ["--rows", "600", "--silos", "60,120,180", "--epochs", "8", "--hidden", "32,16", "--batch-size", "60"]
+COMMAND = [sys.executable, "-m", "pipelines.cli", "formation-energy"]
+
+
+def run_local(out: Path, *more: str) -> int:
+    return main(["formation-energy", "--cohort", "local", "--out", str(out), *SMALL, *more])
+
+
+def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run the installed command as a user does; Ray and its token are its own."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return subprocess.run(
+        [*COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def local_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("local") / "run"
+    assert run_local(out, "--repeats", "2") == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def ray_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ray")
+    (folder / "actors").mkdir()  # a foreign folder of that name must not hide ours from the workers
+    done = command("--out", "run", "--repeats", "2", *SMALL, folder=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run", done
+
+
+def test_actors_and_one_process_leave_the_same_history_and_model_byte_for_byte(local_run, ray_run):
+    for name in ("history.jsonl", "models/federated.safetensors"):
+        assert (ray_run[0] / name).read_bytes() == (local_run / name).read_bytes()
+
+
+def test_the_terminal_shows_progress_results_and_paths_and_nothing_of_rays(ray_run):
+    done = ray_run[1]
+    assert "federated, seed 0: round 2/2" in done.stderr
+    assert "report.html" in done.stdout
+    assert "MAE" in done.stdout
+    ours = ("federated", "each silo", "note:")
+    assert [line for line in done.stderr.splitlines() if line and not line.startswith(ours)] == []
+
+
+def test_the_summary_has_the_same_flat_keys_as_every_pipeline(local_run):
+    summary = json.loads((local_run / "summary.json").read_text())
+    wanted = {
+        "federated.mae", "federated.r2", "federated.mae_std", "pooled.mae", "silo.silo-1.mae", "silo.silo-3.r2",
+        "rounds", "bytes_sent", "seconds.total", "seconds.compute", "seconds.communicate", "status",
+    }  # fmt: skip
+    assert wanted <= set(summary)
+    assert summary["status"] == "completed"
+    assert summary["rounds"] == 2
+    parameters = summary["num_parameters"]
+    assert summary["bytes_sent"] == 2 * 2 * 3 * 4 * parameters
+    assert all(not isinstance(value, (dict, list)) for value in summary.values())
+
+
+def test_the_run_directory_holds_everything_that_was_promised(local_run):
+    wanted = [
+        "config.yaml", "environment.json", "data.json", "history.jsonl", "timing.jsonl", "summary.json", "report.html",
+        "models/federated.safetensors", "models/federated.card.json", "figures/parity.png", "figures/bars.png",
+        "figures/learning_curves.png",
+    ]  # fmt: skip
+    assert [name for name in wanted if not (local_run / name).is_file()] == []
+
+
+def test_no_row_of_the_data_is_left_behind(local_run):
+    """Formulas are the rows' names; none may be in any text of the run directory but the published configuration."""
+    from ray_fed.materials.model_crystals import make_model_crystals
+
+    formulas = set(make_model_crystals(600)["formula"])
+    long_formulas = {formula for formula in formulas if len(formula) >= 6}
+    assert len(long_formulas) > 100
+    texts = [path.read_text() for path in local_run.rglob("*") if path.suffix in (".json", ".jsonl", ".yaml", ".html")]
+    assert [formula for formula in long_formulas if any(f'"{formula}"' in text for text in texts)] == []
+
+
+def test_tensorboard_has_global_and_per_silo_curves(local_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(local_run / "tensorboard" / "federated-seed-0"))
+    events.Reload()
+    tags = set(events.Tags()["scalars"])
+    quantities = ("loss", "r2", "mae", "bytes_sent", "seconds_compute", "seconds_communicate")
+    assert {f"global/{quantity}" for quantity in quantities} <= tags
+    assert {f"silo/silo-2/{quantity}" for quantity in quantities} <= tags
+
+
+def test_the_report_stands_alone(local_run):
+    report = (local_run / "report.html").read_text()
+    assert report.count("data:image/png;base64,") == 3
+    assert 'src="http' not in report
+    assert "model data" in report.lower()
+
+
+def test_two_runs_with_one_seed_are_byte_identical_and_another_seed_differs(local_run, tmp_path):
+    assert run_local(tmp_path / "again", "--repeats", "2") == 0
+    assert run_local(tmp_path / "other", "--repeats", "2", "--seed", "7") == 0
+    first, again, other = (folder / "history.jsonl" for folder in (local_run, tmp_path / "again", tmp_path / "other"))
+    assert first.read_bytes() == again.read_bytes()
+    assert first.read_bytes() != other.read_bytes()
+
+
+def test_predict_writes_units_and_reasons(local_run, tmp_path, capsys):
+    from ray_fed.materials.model_crystals import make_model_crystals
+
+    rows = make_model_crystals(20).drop(columns=["target"])
+    rows.loc[3, "formula"] = "Xx2O3"
+    rows.to_csv(tmp_path / "new.csv", index=False)
+    assert main(["predict", str(local_run), str(tmp_path / "new.csv"), "--out", str(tmp_path / "out.csv")]) == 0
+    table = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
+    assert len(table) == 20
+    assert set(table["unit"]) == {"eV/atom"}
+    assert "Xx" in table["reason"][3]
+    assert table["predicted_formation_energy_per_atom"][3] == ""
+    assert np.isfinite(table["predicted_formation_energy_per_atom"].drop(3).astype(float)).all()
+    assert "19 predictions" in capsys.readouterr().out
+
+
+def test_exchange_after_every_batch_runs(tmp_path):
+    assert run_local(tmp_path / "run", "--communication-frequency", "batch", "--baselines", "no") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    history = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert summary["rounds"] == len(history) - 1 == 8 * -(-summary["federated.num_examples"] // 60)
+
+
+BAD = [
+    (["--data", "nowhere.csv"], "nowhere.csv: no such file"),
+    (["--data", "empty.csv"], "silo 'silo-1'"),
+    (["--data", "no_target.csv"], "formation_energy_per_atom"),
+    (["--data", "only_formulas.csv"], "guo65"),
+    (["--learning-rate", "-0.1"], "learning_rate=-0.1 must be positive"),
+    (["--learning-rat", "0.1"], "unknown option --learning-rat; did you mean --learning-rate?"),
+    (["--epochs", "many"], "must be a whole number"),
+    (["--features", "guo74"], "guo74"),
+    (["--rows", "99999999"], "99999999"),
+    (["--test-rows", "600", "--rows", "600"], "test_rows=600"),
+    (["--federation", "wrong.yaml"], "unknown key 'silo'; did you mean 'silos'?"),
+    (["--set", "silos.a.data=x"], "--federation"),
+    (["--where", "source=NOWHERE", "--data", "good.csv"], "source"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.csv").write_text("")
+    Path("wrong.yaml").write_text("silo: []")
+    Path("no_target.csv").write_text("formula,e\nNaCl,-2\n")
+    Path("only_formulas.csv").write_text("formula,formation_energy_per_atom\n" + "NaCl,-2.1\nMgO,-3\n" * 20)
+    Path("good.csv").write_text("formula,formation_energy_per_atom,source\n" + "NaCl,-2.1,A\nMgO,-3,B\n" * 20)
+    there = sorted(path.name for path in tmp_path.iterdir())
+    with_features = ["--features", "guo65"] if "good.csv" in arguments else []
+    try:
+        code = main(["formation-energy", "--cohort", "local", *arguments, *with_features])
+    except SystemExit as stop:  # argparse
+        code = stop.code
+    said = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert len([line for line in said if not line.startswith("note:")]) == 1
+    assert message in said[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == there
+
+
+def test_an_existing_folder_is_not_overwritten(local_run, capsys):
+    assert run_local(local_run) == 2
+    assert "run" in capsys.readouterr().err
+
+
+def test_ctrl_c_stops_the_actors_and_leaves_a_readable_run_directory(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    process = subprocess.Popen(
+        [*COMMAND, "--out", "run", *SMALL, "--epochs", "4000", "--communication-frequency", "1.0"],
+        cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        history = tmp_path / "run" / "history.jsonl"
+        _wait_until(lambda: history.exists() and history.read_text().count("\n") > 20, process)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+        _, said = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert summary["rounds"] > 10
+    assert "interrupted" in (tmp_path / "run" / "report.html").read_text()
+
+
+def _wait_until(condition, process, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.1)
+
+
+def test_a_federation_file_runs_sites_with_their_own_files_and_held_out_rows(tmp_path):
+    from ray_fed.materials.model_crystals import make_model_crystals
+
+    rows = make_model_crystals(400).rename(columns={"target": "formation_energy_per_atom"})
+    rows[:150].to_csv(tmp_path / "north.csv", index=False)
+    rows[150:].to_parquet(tmp_path / "south.parquet")
+    (tmp_path / "federation.yaml").write_text(
+        "silos:\n- {name: north, data: north.csv}\n- {name: south, data: south.parquet}\n"
+        "training: {epochs: 3, hidden: [8]}\n"
+    )
+    options = ["--federation", str(tmp_path / "federation.yaml"), "--out", str(tmp_path / "run"), "--epochs", "4"]
+    code = main(["formation-energy", "--cohort", "local", *options])
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert code == 0
+    assert summary["rounds"] == 1
+    assert summary["silo.north.num_examples"] + summary["silo.south.num_examples"] + summary["test.num_examples"] == 400
+    assert 0.1 < summary["test.num_examples"] / 400 < 0.3
+    assert {"federated.mae", "silo.north.mae", "silo.south.mae"} <= set(summary)
+    assert "pooled.mae" not in summary
+
+
+def test_help_explains_every_option_with_its_default(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["formation-energy", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    for said in ("--learning-rate", "(default: 0.001)", "eV/atom", "--communication-frequency", "(default: 0.25)"):
+        assert said in text
+
+
+def test_the_command_is_installed():
+    assert shutil.which("ray-fed", path=str(Path(sys.executable).parent))
