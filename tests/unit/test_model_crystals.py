@@ -50,11 +50,10 @@ def crystals() -> pd.DataFrame:
     return make_model_crystals()
 
 
-def crystal(formula: str, prototype: str) -> pd.Series:
-    every = enumerate_model_crystals()
-    found = every[(every["formula"] == formula) & (every["prototype"] == prototype)]
+def crystal(formula: str, prototype: str) -> dict:
+    found = enumerate_model_crystals().query("formula == @formula and prototype == @prototype")
     assert len(found) == 1, f"{formula} {prototype}: {len(found)} rows"
-    return found.iloc[0]
+    return found.to_dict("records")[0]
 
 
 # Physics
