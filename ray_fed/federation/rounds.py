@@ -1,0 +1,305 @@
+"""The rules of a round as a state machine: events in, decisions out. No Ray, no clock, no network, no arrays.
+
+    silo        idle --asked--> working --arrived, raised, refused--> idle
+                working --deadline--> behind --answers--> idle          (its stale answer is dropped)
+                any --died--> restarting --restarted--> idle, or working again on the round it was asked for
+                restarting --no restarts left--> gone
+    round       opened --> (every seat taken or failed, or deadline) --> closed, or stopped when the quorum is lost
+
+A *seat* is a silo's place in a round. Whoever drives the machine carries out its decisions in the order given.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from math import ceil
+
+from ray_fed.config import require
+
+
+@dataclass(frozen=True)
+class RoundRules:
+    """When a round is good enough, in Flower's words."""
+
+    fraction_fit: float = 1.0
+    """Share of the silos asked in a round."""
+    min_fit_clients: int = 1
+    """Updates without which a round does not count."""
+    min_available_clients: int = 1
+    """Silos that must be there for a round to start."""
+    accept_failures: bool = True
+    """Go on without the silos that failed; otherwise one failure stops the run."""
+    round_timeout: float | None = None
+    """Seconds after which a round closes without the silos that are late; none waits for ever."""
+    max_restarts: int = 3
+    """How often a silo that died is started again from its specification."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.fraction_fit <= 1, f"fraction_fit={self.fraction_fit} must lie in (0, 1]")
+        for name in ("min_fit_clients", "min_available_clients"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        timeout = self.round_timeout
+        require(timeout is None or timeout > 0, f"round_timeout={timeout} must be positive seconds, or none")
+        require(self.max_restarts >= 0, f"max_restarts={self.max_restarts} must not be negative")
+
+
+class Phase(Enum):
+    """Where a silo stands."""
+
+    IDLE = "idle"
+    WORKING = "working"
+    BEHIND = "behind"
+    RESTARTING = "restarting"
+    GONE = "gone"
+
+
+# ---- events
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A round begins; `ranking` is the seeded order in which silos are asked."""
+
+    server_round: int
+    ranking: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """An update came that the guard found fit."""
+
+    silo: str
+    server_round: int
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An update came that the guard did not find fit."""
+
+    silo: str
+    server_round: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Raised:
+    """The silo answered with an error; its process lives."""
+
+    silo: str
+    server_round: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Died:
+    """The silo's process is gone."""
+
+    silo: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Restarted:
+    """A new process of the silo has opened its data and its sessions."""
+
+    silo: str
+
+
+@dataclass(frozen=True)
+class DeadlinePassed:
+    server_round: int
+
+
+Event = Opened | Arrived | Refused | Raised | Died | Restarted | DeadlinePassed
+
+
+# ---- decisions
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Send the round's parameters to the silo."""
+
+    silo: str
+    server_round: int
+
+
+@dataclass(frozen=True)
+class Restart:
+    """Start the silo again from its specification."""
+
+    silo: str
+
+
+@dataclass(frozen=True)
+class Take:
+    """Aggregate the update that just arrived."""
+
+    silo: str
+    server_round: int
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Throw the answer that just arrived away."""
+
+    silo: str
+    server_round: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Close:
+    """The round counts."""
+
+    server_round: int
+    participants: tuple[str, ...]
+    failures: tuple[tuple[str, str], ...]
+    """(silo, reason), sorted."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The quorum is lost: the run cannot go on."""
+
+    server_round: int
+    reason: str
+    failures: tuple[tuple[str, str], ...] = ()
+
+
+Decision = Ask | Restart | Take | Drop | Close | Stop
+
+
+@dataclass
+class RoundMachine:
+    """Feeds on events; `handle` returns what to do. One machine serves all rounds of a job."""
+
+    rules: RoundRules
+    silos: tuple[str, ...]
+    phase: dict[str, Phase] = field(default_factory=dict)
+    restarts: dict[str, int] = field(default_factory=dict)
+    asked: dict[str, int] = field(default_factory=dict)
+    """Silo -> the round it was last asked for."""
+    server_round: int = 0
+    """The open round, or the last one."""
+    seats: set[str] = field(default_factory=set)
+    """Silos whose answer the open round waits for."""
+    taken: set[str] = field(default_factory=set)
+    failures: dict[str, str] = field(default_factory=dict)
+    is_open: bool = False
+    stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self.phase = dict.fromkeys(self.silos, Phase.IDLE) | self.phase
+        self.restarts = dict.fromkeys(self.silos, 0) | self.restarts
+
+    def handle(self, event: Event) -> list[Decision]:
+        """Return the decisions an event leads to. After Stop, every event leads to nothing."""
+        if self.stopped:
+            return []
+        handler = getattr(self, f"_{type(event).__name__.lower()}")
+        return [*handler(event), *self._closing()]
+
+    # ---- events
+
+    def _opened(self, event: Opened) -> list[Decision]:
+        assert not self.is_open, f"round {self.server_round} is still open"
+        assert event.server_round > self.server_round, f"round {event.server_round} was already run"
+        self.server_round, self.is_open = event.server_round, True
+        self.taken, self.failures = set(), {}
+        there = [silo for silo in event.ranking if self.phase[silo] in (Phase.IDLE, Phase.RESTARTING)]
+        if len(there) < max(self.rules.min_available_clients, self.rules.min_fit_clients):
+            return [self._stop(f"{len(there)} of {len(self.silos)} silos are available")]
+        wanted = max(self.rules.min_fit_clients, ceil(self.rules.fraction_fit * len(self.silos)))
+        self.seats = set(there[:wanted])
+        return [self._ask(silo) for silo in there[:wanted] if self.phase[silo] is Phase.IDLE]
+
+    def _arrived(self, event: Arrived) -> list[Decision]:
+        if not self._answers(event.silo, event.server_round):
+            return [Drop(event.silo, event.server_round, self._why_stale(event.silo, event.server_round))]
+        self.taken.add(event.silo)
+        return [Take(event.silo, event.server_round)]
+
+    def _refused(self, event: Refused) -> list[Decision]:
+        return self._failed_answer(event.silo, event.server_round, f"update refused: {event.reason}")
+
+    def _raised(self, event: Raised) -> list[Decision]:
+        return self._failed_answer(event.silo, event.server_round, event.reason)
+
+    def _died(self, event: Died) -> list[Decision]:
+        if self.phase[event.silo] is Phase.GONE:
+            return []
+        if self.restarts[event.silo] >= self.rules.max_restarts:
+            self.phase[event.silo] = Phase.GONE
+            self._give_up(event.silo, f"{event.reason}; no restart left after {self.restarts[event.silo]}")
+            return []
+        self.restarts[event.silo] += 1
+        self.phase[event.silo] = Phase.RESTARTING
+        return [Restart(event.silo)]
+
+    def _restarted(self, event: Restarted) -> list[Decision]:
+        if self.phase[event.silo] is not Phase.RESTARTING:
+            return []
+        self.phase[event.silo] = Phase.IDLE
+        return [self._ask(event.silo)] if self.is_open and event.silo in self.seats else []
+
+    def _deadlinepassed(self, event: DeadlinePassed) -> list[Decision]:
+        if not self.is_open or event.server_round != self.server_round:
+            return []
+        for silo in sorted(self.seats):
+            working = self.phase[silo] is Phase.WORKING
+            self.phase[silo] = Phase.BEHIND if working else self.phase[silo]
+            self._give_up(
+                silo, "late: no answer before the deadline" if working else "not restarted before the deadline"
+            )
+        return []
+
+    # ---- rules
+
+    def _ask(self, silo: str) -> Ask:
+        self.phase[silo] = Phase.WORKING
+        self.asked[silo] = self.server_round
+        return Ask(silo, self.server_round)
+
+    def _answers(self, silo: str, server_round: int) -> bool:
+        """Whether an answer fills a seat of the open round; either way the silo is free again."""
+        if self.phase[silo] not in (Phase.WORKING, Phase.BEHIND) or self.asked[silo] != server_round:
+            return False
+        fits = self.is_open and silo in self.seats
+        self.phase[silo] = Phase.IDLE
+        self.seats.discard(silo)
+        return fits
+
+    def _failed_answer(self, silo: str, server_round: int, reason: str) -> list[Decision]:
+        if not self._answers(silo, server_round):
+            return [Drop(silo, server_round, self._why_stale(silo, server_round))]
+        self.failures[silo] = reason
+        return [Drop(silo, server_round, reason)]
+
+    def _why_stale(self, silo: str, server_round: int) -> str:
+        if silo in self.taken and server_round == self.server_round:
+            return f"duplicate: round {server_round} has this silo's update"
+        return f"stale: an answer to round {server_round} in round {self.server_round}"
+
+    def _give_up(self, silo: str, reason: str) -> None:
+        if silo in self.seats:
+            self.seats.discard(silo)
+            self.failures[silo] = reason
+
+    def _closing(self) -> list[Decision]:
+        """Close the open round, or stop, once no seat is open and the quorum is settled."""
+        if not self.is_open or self.stopped or self.seats:
+            return []
+        failures = tuple(sorted(self.failures.items()))
+        if failures and not self.rules.accept_failures:
+            silo, reason = failures[0]
+            return [self._stop(f"silo '{silo}' failed ({reason}) and accept_failures is false")]
+        if len(self.taken) < self.rules.min_fit_clients:
+            listed = "; ".join(f"'{silo}': {reason}" for silo, reason in failures)
+            return [self._stop(f"{len(self.taken)} updates, min_fit_clients is {self.rules.min_fit_clients}: {listed}")]
+        self.is_open = False
+        return [Close(self.server_round, tuple(sorted(self.taken)), failures)]
+
+    def _stop(self, reason: str) -> Stop:
+        self.stopped, self.is_open = True, False
+        return Stop(self.server_round, reason, tuple(sorted(self.failures.items())))
