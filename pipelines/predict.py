@@ -1,6 +1,7 @@
 """`ray-fed predict`: a finished run's model on new structures or formulas."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.model_files import ModelCard, load_model
 from ray_fed.reporting.run_directory import RunDirectory
 
+MAX_REASONS = 10
+"""Different reasons shown on the terminal; the file has them all."""
+
 
 def run(run_directory: str, file: str, model: str, out: str | None) -> int:
     """Write predictions for every entry of `file`; returns 0, or 1 when no entry could be predicted."""
@@ -25,9 +29,10 @@ def run(run_directory: str, file: str, model: str, out: str | None) -> int:
     table = predict_table(database.frame, arrays, card)
     path = Path(out) if out else Path(f"{Path(file).name}.predictions.csv")
     write_atomically(path, table.to_csv(index=False).encode())
-    failed = int((table["reason"] != "").sum())
+    reasons = [reason for reason in table["reason"] if reason]
+    failed = len(reasons)
     print(f"{len(table) - failed} predictions of {card.property} [{card.unit}] in {path}")
-    for reason, count in table["reason"][table["reason"] != ""].value_counts().head(10).items():
+    for reason, count in Counter(reasons).most_common(MAX_REASONS):
         print(f"note: {count} x {reason}", file=sys.stderr)
     return 0 if failed < len(table) else 1
 

@@ -36,7 +36,9 @@ class SiteEntry:
     site: str = ""
     """Value of the Ray node label `site` of the machines that hold the data; empty: anywhere."""
     target: str | None = None
-    """Column to learn; the pipeline's target if not given."""
+    """The site's name for the column to learn; the pipeline's target if not given."""
+    unit: str | None = None
+    """Unit of that column; a site whose unit differs from the federation's is refused. eV/atom if not given."""
     where: Any = None
     """Mapping column -> value: keep only these rows."""
     num_gpus: float | None = None

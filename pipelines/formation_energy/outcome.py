@@ -1,6 +1,5 @@
 """What a run leaves behind: summary, model, figures and report."""
 
-import platform
 import shlex
 import time
 from collections.abc import Sequence
@@ -247,7 +246,7 @@ class Outcome:
             "Multi-source training of a formation-energy network",
             self.summary,
             [Section("Figures", figures)] if figures else [],
-            subtitle=f"{len(setup.training)} silos, {self.summary['rounds']} communications, on {platform.node()}",
+            subtitle=f"{len(setup.training)} silos, {self.summary['rounds']} communications",
             command=self.command,
             unit=setup.task.unit,
             unreadable={name: silo.unreadable for name, silo in agreement.silos.items() if silo.unreadable},
@@ -260,4 +259,4 @@ class Outcome:
             return f"Method: {CITATION}."
         from ray_fed.materials.model_crystals import PROVENANCE
 
-        return f"{PROVENANCE} Method: {CITATION}."
+        return f"{PROVENANCE}. Method: {CITATION}."

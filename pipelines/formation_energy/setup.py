@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
-from ray_fed.materials.databases import Source
-
 from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.formation_energy.federation_file import FederationFile, SiteEntry, read_federation
 from ray_fed.config import from_mapping
@@ -16,10 +14,14 @@ from ray_fed.federation.messages import SiloDescription
 from ray_fed.federation.strategies import FedAvg
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.materials.columns import UNKNOWN_UNIT, canonical_target, unit_of_target
+from ray_fed.materials.databases import EMBEDDED, Source
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
 
 POOLED = "pooled"
+ENERGY_UNIT = "eV/atom"
+"""Unit of a target column whose name is not one of the known ones, as the options say."""
 EVALUATIONS_PER_JOB = 100
 """An exchange after every batch makes thousands of rounds; about this many of them are evaluated."""
 
@@ -69,13 +71,15 @@ def from_set_without_federation(override: str) -> Exception:
 
 def _study(config: FormationEnergyConfig) -> Setup:
     source = _source(config, config.data, None, tuple(_condition(text) for text in config.where))
-    if source.path != "embedded" and not Path(source.path).exists():
+    if source.path == EMBEDDED:
+        source = replace(source, rows=config.rows)
+    if source.path != EMBEDDED and not Path(source.path).exists():
         raise DataError(f"data={config.data}: no such file or folder; 'embedded' needs none")
     plan = StudyPlan(
         config.silos, config.rows, config.test_rows, config.split, config.partition, config.alpha, config.seed
     )
     silos = [_part(config, source, plan, f"silo-{number}") for number in range(1, len(config.silos) + 1)]
-    pooled = replace(_part(config, source, plan, POOLED)) if config.baselines else None
+    pooled = _part(config, source, plan, POOLED) if config.baselines else None
     return Setup(
         config, _task(config), tuple(silos), pooled, replace(_part(config, source, plan, "test"), num_gpus=0.0)
     )
@@ -91,27 +95,34 @@ def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
     silos = tuple(
         SiloSpec(
             entry.name,
-            CrystalRows(_site_source(config, entry, base), None, fraction, config.seed),
+            _site_rows(config, entry, base, fraction),
             config.num_gpus if entry.num_gpus is None else entry.num_gpus,
             entry.num_cpus,
             entry.site,
         )
         for entry in file.silos
     )
-    test = SiloSpec("test", CrystalRows(_site_source(config, file.test, base))) if file.test else None
+    test = SiloSpec("test", _site_rows(config, file.test, base, 0.0)) if file.test else None
     return Setup(config, _task(config), silos, None, test)
 
 
-def _site_source(config: FormationEnergyConfig, entry: SiteEntry, base: Path) -> Source:
+def _site_rows(config: FormationEnergyConfig, entry: SiteEntry, base: Path, test_fraction: float) -> CrystalRows:
     """Relative paths of a federation file are relative to that file."""
-    path = entry.data if entry.data == "embedded" else str(base / entry.data)
-    return _source(config, path, entry.target, entry.conditions)
+    path = entry.data if entry.data == EMBEDDED else str(base / entry.data)
+    source = _source(config, path, entry.target, entry.conditions)
+    if entry.unit:
+        source = replace(source, unit=entry.unit)
+    return CrystalRows(
+        source, None, test_fraction, config.seed, canonical_target(config.target) if entry.target else ""
+    )
 
 
 def _source(config: FormationEnergyConfig, path: str, target: str | None, where: tuple[tuple[str, str], ...]) -> Source:
-    path = path if path == "embedded" else str(Path(path).expanduser().resolve())
+    located = path if path == EMBEDDED else str(Path(path).expanduser().resolve())
     keep = (config.partition.removeprefix("column:"),) if config.partition.startswith("column:") else ()
-    return Source(path=path, target=target or config.target, where=where, symmetry=config.symmetry, keep=keep)
+    column = target or config.target
+    unit = None if unit_of_target(column) != UNKNOWN_UNIT else ENERGY_UNIT
+    return Source(located, target=column, where=where, symmetry=config.symmetry, keep=keep, unit=unit)
 
 
 def _condition(text: str) -> tuple[str, str]:
@@ -121,7 +132,9 @@ def _condition(text: str) -> tuple[str, str]:
 
 def _task(config: FormationEnergyConfig) -> PropertyTask:
     options = (("impute", config.impute),) if config.features.startswith("guo") else ()
-    return PropertyTask(config.features, options, config.hidden, config.target)
+    known = unit_of_target(config.target)
+    unit = ENERGY_UNIT if known == UNKNOWN_UNIT else known
+    return PropertyTask(config.features, options, config.hidden, canonical_target(config.target), unit)
 
 
 def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job]:

@@ -29,6 +29,8 @@ class CrystalRows:
     test_fraction: float = 0.0
     """Without a common test set: share of formulas held out, the same formulas at every site."""
     split_seed: int = 0
+    target_is: str = ""
+    """What the owner says the source's target column holds, where its name does not tell."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,10 @@ class PropertyTask:
         if not train.any():
             raise DataError(f"silo '{spec.name}': no usable row of {len(frame)}: {_counted(reasons)}")
         targets = frame["target"].to_numpy(np.float64)
-        agreement = {**self.agreement(), "target": f"{database.target_name} [{database.target_unit}]"}
+        held = f"{wanted.target_is or database.target_name} [{database.target_unit}]"
         return LocalRows(
             features[train], targets[train], features[held_out], targets[held_out], _counted(reasons),
-            {**database.fingerprint, "rows_of_silo": len(frame)}, agreement,
+            {**database.fingerprint, "rows_of_silo": len(frame)}, {**self.agreement(), "target": held},
         )  # fmt: skip
 
     def _features(self, frame: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
