@@ -1,0 +1,242 @@
+"""From a raw table to the crystal frame: columns by their roles, unusable rows with their reason."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from ray_fed.errors import DataError
+from ray_fed.materials.columns import (
+    LATTICE_ROLES,
+    counted_values,
+    find_roles,
+    matches,
+    require_column,
+    target_column,
+    to_numbers,
+    to_space_groups,
+)
+from ray_fed.materials.composition import read_compositions
+from ray_fed.materials.crystal_batches import CrystalColumns, SymmetrySearch, columns_of_lists, columns_of_structures
+from ray_fed.materials.formulas import quoted
+from ray_fed.materials.lattices import CELL_COLUMNS, cell_problems, vectors_of_cells, volumes_of_cells
+from ray_fed.materials.raw_table import RawTable
+from ray_fed.materials.structures import formula_of_lists
+
+if TYPE_CHECKING:
+    from ray_fed.materials.databases import Source
+
+FRAME_COLUMNS = ("id", "formula", *CELL_COLUMNS, "spacegroup_number", "num_atoms", "target", "reason")
+MAX_TARGET = 1e15
+"""Squares of larger numbers come near the end of float32, and no property is that large in a sensible unit."""
+
+
+@dataclass
+class Selection:
+    """The chosen rows of a table: `positions` int64 [n] in the table, columns read on demand."""
+
+    table: RawTable
+    roles: Mapping[str, str]
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def column(self, name: str) -> pd.Series:
+        """Return a column of the chosen rows, index 0 to n - 1."""
+        return self.table.read(name).iloc[self.positions].reset_index(drop=True)
+
+    def of_role(self, role: str) -> pd.Series | None:
+        """Return the column that plays a role, None where there is none."""
+        return self.column(self.roles[role]) if role in self.roles else None
+
+
+class Reasons:
+    """One reason per row: the first that was found."""
+
+    def __init__(self, num_rows: int):
+        self.texts = [""] * num_rows
+
+    def add(self, found: Mapping[int, str]) -> None:
+        """Give rows without a reason one; `found` maps row -> reason."""
+        for row, reason in found.items():
+            self.texts[row] = self.texts[row] or reason
+
+
+def crystal_frame(table: RawTable, source: "Source") -> pd.DataFrame:
+    """Return the crystal frame of a table (see `databases`). DataError where a column is missing or no row is left."""
+    roles = _roles(table)
+    wanted_target = target_column(table.columns, source.target, table.source) if source.target else None
+    kept = [require_column(table.columns, name, table.source) for name in source.keep if name not in FRAME_COLUMNS]
+    chosen = Selection(table, roles, _chosen_positions(table, source))
+    reasons = Reasons(len(chosen))
+    reasons.add({row: table.problems[at] for row, at in enumerate(chosen.positions.tolist()) if at in table.problems})
+    # Before the symmetry search, which is slow and leaves out rows that cannot be used anyway.
+    target = _target(chosen, wanted_target, reasons)
+    crystals = _crystal_columns(chosen, SymmetrySearch(source.symmetry, source.symprec), reasons)
+    _check_formulas(crystals.formulas, reasons)
+    return _frame(chosen, crystals, target, reasons, kept)
+
+
+def _frame(
+    chosen: Selection, crystals: CrystalColumns, target: np.ndarray, reasons: Reasons, kept: Sequence[str]
+) -> pd.DataFrame:
+    columns: dict[str, Any] = {"id": _ids(chosen), "formula": crystals.formulas}
+    columns |= {name: crystals.cells[:, at] for at, name in enumerate(CELL_COLUMNS)}
+    columns |= {"spacegroup_number": crystals.space_groups, "num_atoms": crystals.num_atoms}
+    columns |= {"target": target, "reason": reasons.texts}
+    frame = pd.DataFrame(columns).astype(dict.fromkeys(("id", "formula", "reason"), "str"))
+    for name in kept:
+        frame[name] = _plain(chosen.column(name))
+    return frame
+
+
+def _plain(column: pd.Series) -> pd.Series:
+    """Return a kept column as numbers or text: objects and categories have no hash that is the same everywhere."""
+    return column if column.dtype.kind in "fiub" else column.astype(object).map(str).astype("str")
+
+
+def _roles(table: RawTable) -> dict[str, str]:
+    roles = find_roles(table.columns)
+    if not {"formula", "structure", "numbers"} & roles.keys():
+        require_column(table.columns, "formula", f"{table.source} (formula, structure or atomic numbers are needed)")
+    return roles
+
+
+def _chosen_positions(table: RawTable, source: "Source") -> np.ndarray:
+    """Return the rows that meet every condition of `source.where`, at most `source.rows`."""
+    chosen = np.ones(table.num_rows, bool)
+    for name, value in source.where:
+        column = table.read(require_column(table.columns, name, table.source))
+        found = matches(column, value)
+        if not found.any():
+            there = counted_values(column)
+            raise DataError(f"{table.source}: where {name}={value!r} matches no row; the column holds: {there}")
+        chosen &= found
+    if not chosen.any():
+        conditions = " and ".join(f"{name}={value!r}" for name, value in source.where)
+        raise DataError(f"{table.source}: no row meets all of where {conditions}")
+    return np.flatnonzero(chosen)[: source.rows]
+
+
+def _ids(chosen: Selection) -> list[str]:
+    """Return the source's ids; rows without one are called by their place in the source, counted from 1."""
+    given = chosen.of_role("id")
+    texts = [""] * len(chosen) if given is None else ["" if pd.isna(one) else str(one) for one in given.tolist()]
+    return [text or f"row-{at + 1}" for text, at in zip(texts, chosen.positions.tolist(), strict=True)]
+
+
+def _crystal_columns(chosen: Selection, search: SymmetrySearch, reasons: Reasons) -> CrystalColumns:
+    """Return formulas, cells, space groups and numbers of atoms, from structures where the source has them."""
+    known = _given_space_groups(chosen, reasons)
+    complete = {"a", "formula"} <= chosen.roles.keys() and search.symmetry == "given" and not np.isnan(known).any()
+    if "structure" in chosen.roles and not complete:
+        found = columns_of_structures(chosen.column(chosen.roles["structure"]).tolist(), known, search)
+        reasons.add({row: reason for row, reason in enumerate(found.reasons) if reason})
+        return replace(found, formulas=_formulas(chosen, found.formulas, reasons))
+    cells = _given_cells(chosen, reasons)
+    formulas = _formulas(chosen, None, reasons)
+    space_groups = _completed_space_groups(chosen, cells, known, search, reasons)
+    return CrystalColumns(formulas, cells, space_groups, _given_num_atoms(chosen), [])
+
+
+def _given_num_atoms(chosen: Selection) -> np.ndarray:
+    """Return the number of atoms in each cell [n] by its column or the lists; NaN where neither says it."""
+    column = chosen.of_role("num_atoms")
+    if column is not None:
+        counts = to_numbers(column, "num_atoms")[0]
+        return np.where(counts > 0, counts, np.nan)
+    lists = chosen.of_role("numbers")
+    if lists is None:
+        return np.full(len(chosen), np.nan)
+    return np.array([len(one) if isinstance(one, np.ndarray | list) and len(one) else np.nan for one in lists], float)
+
+
+def _given_space_groups(chosen: Selection, reasons: Reasons) -> np.ndarray:
+    given = chosen.of_role("spacegroup_number")
+    if given is None:
+        return np.full(len(chosen), np.nan)
+    numbers, problems = to_space_groups(given)
+    reasons.add(problems)
+    return numbers
+
+
+def _given_cells(chosen: Selection, reasons: Reasons) -> np.ndarray:
+    """Return cells [n, 7] of the lattice columns, NaN without them; volumes are computed where not given."""
+    cells = np.full((len(chosen), 7), np.nan)
+    for at, role in enumerate((*LATTICE_ROLES, "volume")):
+        column = chosen.of_role(role)
+        if column is not None:
+            cells[:, at], problems = to_numbers(column, role)
+            reasons.add(problems)
+    reasons.add(cell_problems(cells))
+    cells[:, 6] = np.where(np.isnan(cells[:, 6]), volumes_of_cells(cells), cells[:, 6])
+    return cells
+
+
+def _formulas(chosen: Selection, from_structures: Sequence[str] | None, reasons: Reasons) -> list[str]:
+    """Return the formulas as given; those of the structures or of the atomic numbers where there is none."""
+    column = chosen.of_role("formula")
+    if column is not None:
+        given = ["" if value is None or value != value else str(value).strip() for value in column.tolist()]
+        return [one or other for one, other in zip(given, from_structures or [""] * len(given), strict=True)]
+    if from_structures is not None:
+        return list(from_structures)
+    formulas, problems = [""] * len(chosen), {}
+    for row, numbers in enumerate(chosen.column(chosen.roles["numbers"]).tolist()):
+        try:
+            formulas[row] = formula_of_lists(numbers)
+        except DataError as error:
+            problems[row] = str(error)
+    reasons.add(problems)
+    return formulas
+
+
+def _completed_space_groups(
+    chosen: Selection, cells: np.ndarray, known: np.ndarray, search: SymmetrySearch, reasons: Reasons
+) -> np.ndarray:
+    """Return space groups [n], computed from the lists where `search` asks for it or no number is given.
+
+    Only then are the lists decoded, and only for rows that are usable so far.
+    """
+    if not {"a", "numbers", "frac_coords"} <= chosen.roles.keys():
+        return known
+    unknown = np.isnan(known) if search.symmetry == "given" else np.ones(len(known), bool)
+    usable = np.array([not reason for reason in reasons.texts]) & ~np.isnan(cells).any(axis=1)
+    rows = np.flatnonzero(unknown & usable)
+    if not len(rows):
+        return known
+    part = Selection(chosen.table, chosen.roles, chosen.positions[rows])
+    numbers, coordinates = part.column(chosen.roles["numbers"]), part.column(chosen.roles["frac_coords"])
+    found = columns_of_lists(vectors_of_cells(cells[rows]), numbers.tolist(), coordinates.tolist(), search)
+    reasons.add({int(rows[at]): reason for at, reason in enumerate(found.reasons) if reason})
+    completed = known.copy()
+    completed[rows] = found.space_groups
+    return completed
+
+
+def _check_formulas(formulas: list[str], reasons: Reasons) -> None:
+    """Give a reason to each row whose formula is missing, cannot be read, or names an unknown element."""
+    distinct = list(dict.fromkeys(formulas))
+    problems = dict(zip(distinct, read_compositions(distinct)[1], strict=True))
+    if any(problems.values()):
+        reasons.add({row: problems[formula] for row, formula in enumerate(formulas) if problems[formula]})
+
+
+def _target(chosen: Selection, name: str | None, reasons: Reasons) -> np.ndarray:
+    """Return the target [n], NaN and a reason where it is missing or no finite number; all NaN without a name."""
+    if name is None:
+        return np.full(len(chosen), np.nan)
+    values, problems = to_numbers(chosen.column(name), "target")
+    reasons.add(problems)
+    wrong = ~(np.abs(values) <= MAX_TARGET)
+    reasons.add({row: _target_problem(values[row]) for row in np.flatnonzero(wrong).tolist()})
+    return np.where(wrong, np.nan, values)
+
+
+def _target_problem(value: float) -> str:
+    if np.isnan(value):
+        return "target is missing"
+    return f"target {quoted(value)} " + ("is not finite" if np.isinf(value) else f"is beyond {MAX_TARGET:g}")

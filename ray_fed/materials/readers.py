@@ -1,0 +1,216 @@
+"""Files and folders to raw tables: every column as the source has it.
+
+parquet                    one table, columns decoded only when asked for
+CSV, CSV.gz                a header, then rows
+JSON lines, JSON (.gz)     objects with a structure in them, bare `Structure.as_dict`, or columns as pandas and
+                           matbench write them
+folder                     with id_prop.csv or targets.csv: structure files, see `structure_folders`
+folder                     with one of the files above and no other data file: that file
+"""
+
+import csv
+import gzip
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ray_fed.errors import DataError
+from ray_fed.materials.formulas import quoted
+from ray_fed.materials.raw_table import RawTable, reading, table_of_columns
+from ray_fed.materials.structure_folders import (
+    PROPERTY_FILES,
+    is_structure_file,
+    one_structure,
+    open_structure_folder,
+    property_file,
+    structure_files,
+)
+
+
+def open_table(path: Path, target: str | None) -> RawTable:
+    """Return the table of a file or folder. DataError where there is none.
+
+    `target` names the second column of an id_prop.csv, which has no header; None where no target is wanted.
+    """
+    with reading(path):
+        if path.is_dir():
+            return _open_folder(path, target)
+        if not path.is_file():
+            raise DataError(f"{path}: {'neither a file nor a folder' if path.exists() else 'no such file or folder'}")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is an empty file")
+    if target is None and is_structure_file(path) and _reader(path) is not _open_json:
+        return one_structure(path)
+    return _required_reader(path)(path)
+
+
+def _open_folder(folder: Path, target: str | None) -> RawTable:
+    if property_file(folder):
+        return open_structure_folder(folder, target)
+    files = sorted(path for path in folder.iterdir() if _reader(path) and path.is_file())
+    structures = structure_files(folder)
+    tables = [path for path in files if path not in structures]
+    if len(tables) == 1:
+        return open_table(tables[0], target)
+    if len(tables) > 1:
+        raise DataError(f"{folder} holds {len(tables)} data files ({_names(tables)}); give the path of one of them")
+    if len(structures) == 1 and _reader(structures[0]):
+        return open_table(structures[0], target)
+    if structures and target is None:
+        return open_structure_folder(folder, target)
+    if structures:
+        raise DataError(
+            f"{folder} has {len(structures)} structure files but no {' or '.join(PROPERTY_FILES)}; write one line per "
+            "structure, without a header: id,target"
+        )
+    raise DataError(f"{folder} holds no data; it needs one of: {', '.join(READERS)}, or {PROPERTY_FILES[0]}")
+
+
+def _names(paths: Sequence[Path]) -> str:
+    shown = ", ".join(path.name for path in paths[:10])
+    return f"{shown} and {len(paths) - 10} more" if len(paths) > 10 else shown
+
+
+def _open_parquet(path: Path) -> RawTable:
+    from pyarrow import parquet
+
+    with reading(path):
+        file = parquet.ParquetFile(path)
+
+    def read(name: str) -> pd.Series:
+        with reading(path):
+            return file.read(columns=[name]).column(name).to_pandas()
+
+    return RawTable(str(path), tuple(file.schema_arrow.names), file.metadata.num_rows, read)
+
+
+def _text(path: Path) -> str:
+    with reading(path):
+        content = path.read_bytes()
+        return (gzip.decompress(content) if path.suffix.lower() == ".gz" else content).decode("utf-8-sig")
+
+
+def _open_csv(path: Path) -> RawTable:
+    text = _text(path)
+    with reading(path):
+        lines = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    header, rows = [name.strip() for name in lines[0]] if lines else [], lines[1:]
+    problems = {
+        number: f"row has '{len(row)}' values, the header '{len(header)}'"
+        for number, row in enumerate(rows)
+        if len(row) != len(header)
+    }
+    for number in problems:
+        rows[number] = [""] * len(header)
+    columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
+    table = table_of_columns(str(path), columns, len(rows), problems)
+    # A name that occurs twice is lost in the mapping; the table refuses it by its list of names.
+    return table if len(columns) == len(header) else RawTable(str(path), tuple(header), len(rows), table.read)
+
+
+def _open_json_lines(path: Path) -> RawTable:
+    lines = [line for line in _text(path).split("\n") if line.strip()]
+    return _table_of_entries(path, [_entry_or_none(line) for line in lines])
+
+
+def _entry_or_none(line: str) -> Any:
+    """Return the line's object; a line that is none becomes None, which is counted as an unreadable row."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _open_json(path: Path) -> RawTable:
+    text = _text(path)
+    with reading(path):
+        content = json.loads(text)
+    if isinstance(content, list):
+        return _table_of_entries(path, content)
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds a JSON {type(content).__name__}; it must be a list of entries, or columns")
+    if _is_structure(content) or _is_structure(content.get("structure")):
+        return _table_of_entries(path, [content])
+    return _table_of_json_columns(path, content)
+
+
+def _table_of_entries(path: Path, entries: Sequence[Any]) -> RawTable:
+    """Return the table of a list of objects; an object that is itself a structure becomes one with its properties."""
+    objects = [_entry(entry) for entry in entries]
+    problems = {number: "entry is not a JSON object" for number, entry in enumerate(objects) if entry is None}
+    names = list(dict.fromkeys(name for entry in objects if entry for name in entry))
+    columns = {name: [entry.get(name) if entry else None for entry in objects] for name in names}
+    return table_of_columns(str(path), columns, len(entries), problems)
+
+
+def _entry(entry: Any) -> Mapping[str, Any] | None:
+    if not isinstance(entry, dict):
+        return None
+    if not _is_structure(entry):
+        return entry
+    properties = entry.get("properties")
+    return {**(properties if isinstance(properties, dict) else {}), "structure": entry}
+
+
+def _is_structure(value: Any) -> bool:
+    return isinstance(value, dict) and ("sites" in value or "lattice_mat" in value)
+
+
+def _table_of_json_columns(path: Path, content: dict[str, Any]) -> RawTable:
+    """Return the table of {"columns": [...], "data": [[...]]} or of {column: {row: value}} or {column: [value]}."""
+    if isinstance(content.get("columns"), list) and isinstance(content.get("data"), list):
+        names = [str(name) for name in content["columns"]]
+        return _table_of_entries(path, [_zipped(names, row) for row in content["data"]])
+    values = {name: column for name, column in content.items() if isinstance(column, dict | list)}
+    if not content or len(values) < len(content):
+        keys = quoted(", ".join(content))
+        raise DataError(f"{path} is JSON but neither a list of entries nor columns of a table; its keys: {keys}")
+    rows = list(dict.fromkeys(row for column in values.values() for row in _keys(column)))
+    columns = {name: [_at(column, row) for row in rows] for name, column in values.items()}
+    return table_of_columns(str(path), columns, len(rows))
+
+
+def _zipped(names: Sequence[str], row: Any) -> dict[str, Any] | None:
+    return dict(zip(names, row, strict=True)) if isinstance(row, list) and len(row) == len(names) else None
+
+
+def _keys(column: dict[str, Any] | list[Any]) -> Iterator[str]:
+    return iter(column) if isinstance(column, dict) else map(str, range(len(column)))
+
+
+def _at(column: dict[str, Any] | list[Any], row: str) -> Any:
+    if isinstance(column, dict):
+        return column.get(row)
+    return column[int(row)] if row.isdigit() and int(row) < len(column) else None
+
+
+READERS: dict[str, Callable[[Path], RawTable]] = {
+    ".parquet": _open_parquet,
+    ".pq": _open_parquet,
+    ".csv": _open_csv,
+    ".csv.gz": _open_csv,
+    ".jsonl": _open_json_lines,
+    ".jsonl.gz": _open_json_lines,
+    ".json": _open_json,
+    ".json.gz": _open_json,
+}
+"""File ending -> reader."""
+
+
+def _reader(path: Path) -> Callable[[Path], RawTable] | None:
+    if path.name.startswith("."):
+        return None
+    return next((reader for ending, reader in READERS.items() if path.name.lower().endswith(ending)), None)
+
+
+def _required_reader(path: Path) -> Callable[[Path], RawTable]:
+    reader = _reader(path)
+    if reader is not None:
+        return reader
+    if is_structure_file(path):
+        raise DataError(f"{path} is one structure; give the folder that holds it with {PROPERTY_FILES[0]} (id,target)")
+    raise DataError(f"{path}: cannot tell what kind of file it is; its name must end in {', '.join(READERS)}")

@@ -1,0 +1,233 @@
+"""One crystal structure from what files hold: CIF, POSCAR, `Structure.as_dict`, JARVIS atoms, or lists of numbers.
+
+    parse_structure(value) -> Crystal      DataError, in one line, for anything else
+
+Cells are taken as given: neither reduced to a primitive cell nor made conventional.
+"""
+
+import json
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from ray_fed.errors import DataError
+from ray_fed.materials.formulas import quoted
+
+MAX_SITES = 100_000
+_CIF_SPACE_GROUP = re.compile(
+    r"^\s*_(?:symmetry_Int_Tables_number|space_group_IT_number)\s+['\"]?(\d+)", re.IGNORECASE | re.MULTILINE
+)
+_IS_CIF = re.compile(r"^\s*(?:data_|_cell_length_a)", re.IGNORECASE | re.MULTILINE)
+_FALSE_NAMES = "Elements in POSCAR cannot be determined"
+
+
+@dataclass(frozen=True)
+class Crystal:
+    """One crystal for n sites.
+
+    formula      reduced, e.g. "SrTiO3"
+    vectors      float64 [3, 3] in Å, one lattice vector per row
+    positions    float64 [n, 3], fractions of the vectors
+    kinds        int64   [n], equal for sites with equal occupation
+    space_group  the number the file gives, else None
+    """
+
+    formula: str
+    vectors: np.ndarray
+    positions: np.ndarray
+    kinds: np.ndarray
+    space_group: int | None = None
+
+
+def parse_structure(value: Any) -> Crystal:
+    """Return the crystal of one value: CIF, POSCAR or JSON text, or a dict. DataError says why it is none."""
+    try:
+        crystal = _parse(value)
+    except DataError:
+        raise
+    except Exception as error:
+        # pymatgen's parsers fail on broken files with any exception there is, IndexError to ZeroDivisionError. The row
+        # keeps the text as its reason, so nothing is lost here.
+        raise DataError(f"structure cannot be read: {quoted(f'{type(error).__name__}: {error}')}") from error
+    return _checked(crystal)
+
+
+def _parse(value: Any) -> Crystal:
+    if isinstance(value, Mapping):
+        return _from_mapping(value)
+    if not isinstance(value, str):
+        raise DataError(f"structure is missing: {quoted(value)}" if value is not None else "structure is missing")
+    if value.lstrip().startswith("{"):
+        return _from_mapping(json.loads(value))
+    if not value.strip():
+        raise DataError("structure is empty")
+    return _from_cif(value) if _IS_CIF.search(value) else _from_poscar(value)
+
+
+def _checked(crystal: Crystal) -> Crystal:
+    """Refuse what would crash, not only confuse, the symmetry finders: spglib dies of a NaN coordinate."""
+    if not 0 < len(crystal.kinds) <= MAX_SITES:
+        raise DataError(f"structure has '{len(crystal.kinds)}' sites; 1 to {MAX_SITES:,} can be read")
+    if crystal.vectors.shape != (3, 3) or crystal.positions.shape != (len(crystal.kinds), 3):
+        raise DataError("structure has a lattice or coordinates of the wrong shape")
+    if not (np.isfinite(crystal.vectors).all() and np.isfinite(crystal.positions).all()):
+        raise DataError("structure has a lattice vector or coordinate that is not finite")
+    return crystal
+
+
+def _from_cif(text: str) -> Crystal:
+    from pymatgen.io.cif import CifParser
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = CifParser.from_str(text).parse_structures(primitive=False, on_error="raise")
+    given = _CIF_SPACE_GROUP.search(text)
+    # Number 1 says that every atom is listed, far more often than that the crystal has no symmetry.
+    number = int(given.group(1)) if given and int(given.group(1)) > 1 else None
+    return _from_pymatgen(found[0], number)
+
+
+def _from_poscar(text: str) -> Crystal:
+    from pymatgen.io.vasp import Poscar
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        structure = Poscar.from_str(text, read_velocities=False).structure
+    if any(_FALSE_NAMES in str(warning.message) for warning in caught):
+        raise DataError("POSCAR names no elements (VASP 4 format); write the symbols above their counts")
+    return _from_pymatgen(structure)
+
+
+def _from_pymatgen(structure: Any, space_group: int | None = None) -> Crystal:
+    amounts = structure.composition.get_el_amt_dict()
+    kinds = _kinds([str(site.species) for site in structure])
+    return Crystal(
+        reduced_formula(amounts), np.array(structure.lattice.matrix), np.array(structure.frac_coords), kinds,
+        space_group,
+    )  # fmt: skip
+
+
+def _from_mapping(value: Mapping) -> Crystal:
+    """Read `Structure.as_dict` or JARVIS atoms without building pymatgen objects, which would take 10 times as long."""
+    if "sites" in value:
+        if "lattice" not in value:
+            raise DataError("structure has no lattice; molecules cannot be used")
+        return _from_sites(_vectors(value["lattice"]), value["sites"])
+    if "lattice_mat" in value and "elements" in value:
+        return _from_atoms(value)
+    keys = quoted(", ".join(map(str, value)))
+    raise DataError(f"structure is a dict with neither sites nor lattice_mat; it has: {keys}")
+
+
+def _vectors(lattice: Mapping) -> np.ndarray:
+    from ray_fed.materials.lattices import vectors_of_cells
+
+    if "matrix" in lattice:
+        return np.array(lattice["matrix"], np.float64)
+    cell = [[float(lattice[name]) for name in ("a", "b", "c", "alpha", "beta", "gamma")]]
+    return vectors_of_cells(np.array(cell))[0]
+
+
+def _from_sites(vectors: np.ndarray, sites: Sequence[Mapping]) -> Crystal:
+    amounts: dict[str, float] = {}
+    for site in sites:
+        for species in site["species"]:
+            amounts[species["element"]] = amounts.get(species["element"], 0.0) + float(species["occu"])
+    kinds = _kinds([_label(site["species"]) for site in sites])
+    if all("abc" in site for site in sites):
+        positions = np.array([site["abc"] for site in sites], np.float64)
+    else:
+        positions = _fractions(np.array([site["xyz"] for site in sites], np.float64), vectors)
+    return Crystal(reduced_formula(amounts), vectors, positions, kinds)
+
+
+def _label(species: Sequence[Mapping]) -> str:
+    """Return what distinguishes a site: elements, occupations, oxidation states."""
+    return ",".join(sorted(f"{one['element']}{one.get('oxidation_state')}:{one['occu']}" for one in species))
+
+
+def _from_atoms(atoms: Mapping) -> Crystal:
+    vectors = np.array(atoms["lattice_mat"], np.float64)
+    positions = np.array(atoms["coords"], np.float64)
+    elements = [str(element).strip() for element in atoms["elements"]]
+    if atoms.get("cartesian"):
+        positions = _fractions(positions, vectors)
+    amounts = {element: float(elements.count(element)) for element in dict.fromkeys(elements)}
+    return Crystal(reduced_formula(amounts), vectors, positions, _kinds(elements))
+
+
+def _fractions(cartesian: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    return cartesian @ np.linalg.inv(vectors)
+
+
+def _kinds(labels: Sequence[str]) -> np.ndarray:
+    numbered = {label: number for number, label in enumerate(dict.fromkeys(labels), start=1)}
+    return np.array([numbered[label] for label in labels], np.int64)
+
+
+def crystal_of_lists(vectors: np.ndarray, numbers: Any, coordinates: Any) -> Crystal:
+    """Return the crystal of `numbers` [n] (atomic numbers) and flat `coordinates` [3 n]; DataError if they do not fit.
+
+    Both may be sequences, or text such as "[11, 17]" from a CSV.
+    """
+    kinds, flat = _number_list(numbers, "numbers"), _number_list(coordinates, "frac_coords")
+    if len(flat) != 3 * len(kinds):
+        raise DataError(f"frac_coords has '{len(flat)}' values for '{len(kinds)}' sites; three for each are needed")
+    return _checked(Crystal(formula_of_numbers(kinds), vectors, flat.reshape(-1, 3), kinds.astype(np.int64)))
+
+
+def formula_of_lists(numbers: Any) -> str:
+    """Return the reduced formula of a list of atomic numbers; DataError if there is no such element."""
+    return formula_of_numbers(_number_list(numbers, "numbers"))
+
+
+def formula_of_numbers(numbers: np.ndarray) -> str:
+    """Return the reduced formula of atomic numbers [n], float64; DataError if one is no element."""
+    from pymatgen.core import Element
+
+    found, counts = np.unique(numbers, return_counts=True)
+    wrong = found[~((found >= 1) & (found <= 118) & (found == np.floor(found)))]
+    if len(wrong) or not len(found):
+        raise DataError(f"unknown atomic number '{wrong[0]:g}'" if len(wrong) else "numbers is empty")
+    symbols = [Element.from_Z(int(number)).symbol for number in found]
+    return reduced_formula(dict(zip(symbols, counts.astype(float).tolist(), strict=True)))
+
+
+def _number_list(values: Any, column: str) -> np.ndarray:
+    """Return a list of numbers as float64 [n]."""
+    if isinstance(values, str):
+        values = values.strip().strip("[]()").replace(",", " ").split()
+    try:
+        array = np.array(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{column} {quoted(values)} is not a list of numbers") from error
+    if array.ndim == 0:
+        raise DataError(f"{column} is missing")
+    if array.size and not np.isfinite(array).all():
+        raise DataError(f"{column} has a value that is not finite")
+    return array.reshape(-1)
+
+
+def reduced_formula(amounts: Mapping[str, float]) -> str:
+    """Return the reduced formula of {symbol: amount} in the usual order; DataError unless amounts are positive."""
+    for symbol, amount in amounts.items():
+        if not 0 <= amount < math.inf:
+            raise DataError(f"amount {quoted(amount)} of {quoted(symbol)} must be a number, 0 or more")
+    return _written(tuple(sorted(amounts.items())))
+
+
+@lru_cache(maxsize=100_000)
+def _written(amounts: tuple[tuple[str, float], ...]) -> str:
+    from pymatgen.core import Composition
+
+    try:
+        return Composition(dict(amounts)).reduced_formula
+    except ValueError as error:
+        symbols = " ".join(symbol for symbol, _ in amounts)
+        raise DataError(f"unknown element in {quoted(symbols)}") from error
