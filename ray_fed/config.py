@@ -154,7 +154,10 @@ def add_options(parser: argparse.ArgumentParser, cls: type, groups: Mapping[str,
 
 def _parser_of(annotation: Any, name: str) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
-        return coerce(text, annotation, name)
+        try:
+            return coerce(text, annotation, name)
+        except ConfigError as error:  # a ValueError, for which argparse has a message of its own
+            raise argparse.ArgumentTypeError(str(error)) from error
 
     return parse
 

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -76,7 +76,7 @@ class PropertyTask:
         held_out = usable & self._held_out(frame, wanted)
         train = usable & ~held_out
         if not train.any():
-            raise DataError(f"silo '{spec.name}': no usable row of {len(frame)}: {_counted(reasons)}")
+            raise DataError(f"silo '{spec.name}': no usable row of {len(frame)}: {self._why(frame, reasons)}")
         targets = frame["target"].to_numpy(np.float64)
         held = f"{wanted.target_is or database.target_name} [{database.target_unit}]"
         return LocalRows(
@@ -88,6 +88,12 @@ class PropertyTask:
         """Return (features [rows, d], reason per row): the reader's reason first, then the featurizer's."""
         features, reasons = self.featurizer().transform_with_reasons(frame)
         return features, [given or found for given, found in zip(frame["reason"], reasons, strict=True)]
+
+    def _why(self, frame: pd.DataFrame, reasons: Sequence[str]) -> str:
+        counted = "; ".join(f"{count} x {reason}" for reason, count in _counted(reasons).items())
+        if self.featurizer().needs_structure and frame["volume"].isna().all():
+            return f"{counted}; without cells use features=guo65 or rich, which need formulas only"
+        return counted
 
     @staticmethod
     def _held_out(frame: pd.DataFrame, rows: CrystalRows) -> np.ndarray:
