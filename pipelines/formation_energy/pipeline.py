@@ -36,6 +36,8 @@ def run(options: dict[str, object], command: Sequence[str]) -> int:
 
 def _train(setup: Setup, directory: RunDirectory, command: list[str], started: float) -> Outcome:
     """Train, and write the run directory whatever happens once the silos have agreed."""
+    where = "in this process" if setup.config.cohort == "local" else f"as Ray actors (address {setup.config.address})"
+    print(f"opening {len(setup.silos)} silos {where}", file=sys.stderr)
     with placed(setup) as (coordinator, notices):
         agreement = coordinator.agree()
         for line in [*notices, *_unusable(agreement)]:

@@ -9,7 +9,6 @@
 A *seat* is a silo's place in a round. Whoever drives the machine carries out its decisions in the order given.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from math import ceil

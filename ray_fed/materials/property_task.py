@@ -109,4 +109,4 @@ def with_features(task: PropertyTask, features: str, **options: object) -> Prope
 
 def _counted(reasons: Iterable[str]) -> dict[str, int]:
     """Count reasons by kind: quoted parts hold values of rows and stay inside."""
-    return dict(Counter(re.sub(r"\s*'[^']*'", "", reason) for reason in reasons if reason))
+    return dict(Counter(re.sub(r"(?: in)?\s*'[^']*'", "", reason) for reason in reasons if reason))

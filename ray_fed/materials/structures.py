@@ -227,7 +227,10 @@ def _written(amounts: tuple[tuple[str, float], ...]) -> str:
     from pymatgen.core import Composition
 
     try:
-        return Composition(dict(amounts)).reduced_formula
+        with warnings.catch_warnings():
+            # pymatgen warns that He, Ne and Ar have no electronegativity to sort them by.
+            warnings.simplefilter("ignore")
+            return Composition(dict(amounts)).reduced_formula
     except ValueError as error:
         symbols = " ".join(symbol for symbol, _ in amounts)
         raise DataError(f"unknown element in {quoted(symbols)}") from error

@@ -366,5 +366,3 @@ def _quick_features(crystals: pd.DataFrame) -> np.ndarray:
         rows.append([*(weights @ values / weights.sum()), *values.min(axis=0), *values.max(axis=0)])
     cell = crystals[["a", "b", "c", "gamma", "volume", "spacegroup_number"]].to_numpy()
     return np.hstack([np.array(rows), cell])
-
-

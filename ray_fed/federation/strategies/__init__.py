@@ -1,6 +1,62 @@
 """How the silos' updates become the next global model; one algorithm family a file."""
 
+from typing import Any
+
+from ray_fed.config import from_mapping, unknown_name
 from ray_fed.federation.strategies.averaging import FedAvg, LocalOnly, fed_avg
 from ray_fed.federation.strategies.base import Models, State, Strategy
+from ray_fed.federation.strategies.clipping import CentredClipping, NormClipping
+from ray_fed.federation.strategies.normalised import FedNova
+from ray_fed.federation.strategies.robust import CoordinateMedian, GeometricMedian, Krum, MultiKrum, TrimmedMean
+from ray_fed.federation.strategies.server_optimizers import FedAdagrad, FedAdam, FedAvgM, FedYogi
 
-__all__ = ["FedAvg", "LocalOnly", "Models", "State", "Strategy", "fed_avg"]
+STRATEGIES: dict[str, type[Strategy]] = {
+    "fed_avg": FedAvg,
+    "fed_avg_m": FedAvgM,
+    "fed_adagrad": FedAdagrad,
+    "fed_adam": FedAdam,
+    "fed_yogi": FedYogi,
+    "fed_nova": FedNova,
+    "median": CoordinateMedian,
+    "trimmed_mean": TrimmedMean,
+    "krum": Krum,
+    "multi_krum": MultiKrum,
+    "geometric_median": GeometricMedian,
+    "centred_clipping": CentredClipping,
+    "norm_clipping": NormClipping,
+}
+"""Strategies by the names people know. All of them train one global model."""
+
+
+def make_strategy(strategy: str, /, **options: Any) -> Strategy:
+    """Return the strategy of that name with these options (values or command-line strings).
+
+    ConfigError names the nearest known strategy or option, or the value that is wrong.
+    """
+    if strategy not in STRATEGIES:
+        raise unknown_name("strategy", strategy, STRATEGIES)
+    return from_mapping(STRATEGIES[strategy], options, f"strategy {strategy}")
+
+
+__all__ = [
+    "STRATEGIES",
+    "CentredClipping",
+    "CoordinateMedian",
+    "FedAdagrad",
+    "FedAdam",
+    "FedAvg",
+    "FedAvgM",
+    "FedNova",
+    "FedYogi",
+    "GeometricMedian",
+    "Krum",
+    "LocalOnly",
+    "Models",
+    "MultiKrum",
+    "NormClipping",
+    "State",
+    "Strategy",
+    "TrimmedMean",
+    "fed_avg",
+    "make_strategy",
+]
