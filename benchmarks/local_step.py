@@ -96,7 +96,9 @@ def main() -> None:
         loops = [make(batch, options.device) for make in (ours, eager, with_loader)]
         for take in loops:
             take(50)
-        timings = [[seconds_per_step(take, options.steps, options.device) for take in loops] for _ in range(options.rounds)]
+        timings = [
+            [seconds_per_step(take, options.steps, options.device) for take in loops] for _ in range(options.rounds)
+        ]
         flat, plain, loader = (statistics.median(column) for column in zip(*timings, strict=True))
         print(
             f"{batch:>5} {1 / flat:>9.0f} {1 / plain:>9.0f} {1 / loader:>13.0f}             "
