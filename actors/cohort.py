@@ -1,26 +1,59 @@
 """RayCohort: silos that are actors. The same contract, and the same bits, as ray_fed's LocalCohort."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.silo import Handle
+from actors.placement import actor_options
+from actors.silo import Handle, SiloActor
 from ray_fed.errors import FedError, SiloFailed
-from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.cohort import said_by
+from ray_fed.federation.messages import (
+    Answer,
+    Answered,
+    Back,
+    Dead,
+    Metrics,
+    SessionSpec,
+    SiloDescription,
+    Troubled,
+    Vector,
+)
+from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.regression import RegressionSums
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 
 Value = TypeVar("Value")
 
 
+@dataclass(frozen=True)
+class Question:
+    """What an open reference was asked for."""
+
+    silo: str
+    server_round: int
+    is_revival: bool = False
+
+
 class RayCohort:
     """Fans calls out to silo actors and gathers their answers; see `ray_fed.federation.cohort.Cohort`."""
 
-    def __init__(self, silos: Mapping[str, Handle], examiner: Handle | None = None):
+    def __init__(
+        self,
+        silos: Mapping[str, Handle],
+        examiner: Handle | None = None,
+        specs: Sequence[SiloSpec] = (),
+        task: Task | None = None,
+    ):
         self.silos, self.examiner = dict(silos), examiner
+        self._specs, self._task = {spec.name: spec for spec in specs}, task
+        self._pending: dict[Any, Question] = {}
+        self._sessions: dict[str, Mapping[str, SessionSpec]] = {}
         self._fingerprint: dict[str, object] | None = None
 
     def open(self) -> dict[str, SiloDescription]:
@@ -36,34 +69,70 @@ class RayCohort:
         return self._ask(silos, "computing moments", lambda silo, _: silo.moments.remote())
 
     def prepare(self, standardizer: Standardizer) -> None:
+        self._standardizer = standardizer
         examiner = self.examiner.prepare.remote(standardizer) if self.examiner else None
         self._ask(self.silos, "standardising", lambda silo, _: silo.prepare.remote(standardizer))
         if examiner:
             value_of(examiner, "test", "standardising")
 
     def open_session(self, specs: Mapping[str, SessionSpec]) -> None:
+        for spec in specs.values():
+            self._sessions[spec.session] = specs
         self._ask(specs, "opening a session", lambda silo, name: silo.open_session.remote(specs[name]))
 
     def close_session(self, session: str, silos: Iterable[str]) -> None:
-        self._ask(silos, "closing a session", lambda silo, _: silo.close_session.remote(session))
+        """Not waited for: a silo may be late or dead, and nothing depends on the answer."""
+        self._sessions.pop(session, None)
+        for name in silos:
+            self.silos[name].close_session.remote(session)
 
-    def fit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> Iterator[Update]:
+    def ask(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
         put = _put_once(vectors.values())
-        pending: dict[Any, str] = {
-            self.silos[name].fit.remote(session, server_round, put[id(vector)]): name
-            for name, vector in vectors.items()
-        }
-        while pending:
-            ready, _ = ray.wait(list(pending), num_returns=1)
-            yield value_of(ready[0], pending.pop(ready[0]), f"training round {server_round}")
+        for name, vector in vectors.items():
+            ref = self.silos[name].fit.remote(session, server_round, put[id(vector)])
+            self._pending[ref] = Question(name, server_round)
+
+    def answer(self, timeout: float | None = None) -> Answer | None:
+        if not self._pending:
+            return None
+        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout)
+        return self._read(ready[0], self._pending.pop(ready[0])) if ready else None
+
+    def _read(self, ref: "ray.ObjectRef", question: "Question") -> Answer:
+        """Turn what came back into an answer; a dead process takes its other open questions with it."""
+        name = question.silo
+        try:
+            value = ray.get(ref)
+        except RayTaskError as error:
+            if question.is_revival:
+                return Dead(name, f"it could not be started again: {said_by(error.cause)}")
+            return Troubled(name, question.server_round, said_by(error.cause))
+        except RayActorError:
+            self._pending = {other: asked for other, asked in self._pending.items() if asked.silo != name}
+            return Dead(name, "its process died (killed, out of memory or crashed)")
+        return Back(name) if question.is_revival else Answered(name, question.server_round, value)
+
+    def restart(self, silo: str) -> None:
+        """Start a new actor from the silo's specification, on the same site, and let it catch up."""
+        ray.kill(self.silos[silo])
+        spec = self._specs[silo]
+        self.silos[silo] = SiloActor.options(**actor_options(spec)).remote(spec, self._task)
+        sessions = [silos[silo] for silos in self._sessions.values() if silo in silos]
+        ref = self.silos[silo].revive.remote(self._standardizer, sessions)
+        self._pending[ref] = Question(silo, 0, is_revival=True)
 
     def evaluate(
         self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
     ) -> dict[str, dict[str, Metrics]]:
+        """A silo that dies now is left out here; the rules hear of it when it is asked next."""
         put = _put_once(models.values())
-        refs = [put[id(vector)] for vector in models.values()]
-        names = tuple(models)
-        return self._ask(silos, "evaluating", lambda silo, _: silo.evaluate.remote(session, names, *refs))
+        vectors = [put[id(vector)] for vector in models.values()]
+        refs = {name: self.silos[name].evaluate.remote(session, tuple(models), *vectors) for name in silos}
+        found = {}
+        for name, ref in refs.items():
+            with contextlib.suppress(RayActorError, RayTaskError):
+                found[name] = ray.get(ref)
+        return found
 
     def examine(self, models: Mapping[str, Vector]) -> dict[str, RegressionSums] | None:
         return value_of(self.examiner.examine.remote(models), "test", "examining") if self.examiner else None

@@ -10,7 +10,7 @@ from actors.cohort import RayCohort, value_of
 from actors.silo import Handle
 from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
 from ray_fed.federation.messages import Vector
-from ray_fed.federation.task import Task
+from ray_fed.federation.task import SiloSpec, Task
 
 
 @ray.remote
@@ -22,13 +22,14 @@ class CoordinatorActor:
         self,
         silos: Mapping[str, Handle],
         examiner: Handle | None,
+        specs: Sequence[SiloSpec],
         task: Task,
         training: Sequence[str],
     ):
         import torch
 
         torch.set_num_threads(1)
-        self.coordinator = Coordinator(RayCohort(silos, examiner), task, training)
+        self.coordinator = Coordinator(RayCohort(silos, examiner, specs, task), task, training)
 
     @ray.method
     def agree(self) -> Agreement:

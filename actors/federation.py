@@ -41,7 +41,9 @@ def federation(
         actors += silos.values()
         examiner = ExaminerActor.options(num_cpus=CONTROL_CPUS).remote(test, task) if test else None
         actors += [examiner] if examiner else []
-        coordinator = CoordinatorActor.options(num_cpus=CONTROL_CPUS).remote(silos, examiner, task, tuple(training))
+        coordinator = CoordinatorActor.options(num_cpus=CONTROL_CPUS).remote(
+            silos, examiner, settled, task, tuple(training)
+        )
         actors.append(coordinator)
         _wait_for_places(silos)
         yield Federation(RemoteCoordinator(coordinator), notices, silos)

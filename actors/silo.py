@@ -46,6 +46,10 @@ class SiloActor:
         return self.silo.open_session(spec)
 
     @ray.method
+    def revive(self, standardizer: Standardizer, sessions: list[SessionSpec]) -> None:
+        self.silo.revive(standardizer, sessions)
+
+    @ray.method
     def close_session(self, session: str) -> None:
         self.silo.close_session(session)
 

@@ -39,9 +39,7 @@ def main() -> None:
     parser.add_argument("--repeats", default="3")
     options = parser.parse_args()
     common = ["--data", options.data, "--rows", "12897", "--split", options.split, "--repeats", options.repeats]
-    print(
-        f"data {Path(options.data).name}, {options.split} split, {options.repeats} seeds, Python {platform.python_version()}"
-    )
+    print(f"{Path(options.data).name}, {options.split} split, {options.repeats} seeds, {platform.platform()}")
     for silos in FEDERATIONS:
         summary = run(*common, "--silos", silos)
         print(f"\n| silos {silos} | MAE (eV/atom) | R2 | MAE against pooled |\n|---|---|---|---|")

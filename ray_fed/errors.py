@@ -6,6 +6,7 @@
     ├── PlacementError     the cluster has no place for a silo as it was asked for      exit code 2
     ├── SiloRefused        a silo disagrees with the federation's agreement             exit code 2
     ├── UpdateRejected     an update is not fit to be averaged                          exit code 1
+    ├── QuorumLost         too few silos are left for the round rules                   exit code 1
     └── SiloFailed         a silo died or raised while it worked                        exit code 1
 
 Constructor arguments equal `Exception.args`, so an error that crosses a process boundary arrives as itself. Messages
@@ -66,6 +67,17 @@ class UpdateRejected(FedError):
     def __str__(self) -> str:
         silo, server_round, reason = self.args
         return f"silo '{silo}', round {server_round}: update rejected: {reason}"
+
+
+class QuorumLost(FedError):
+    """The round rules cannot be met any more. Args are (server_round, reason)."""
+
+    def __init__(self, server_round: int, reason: str):
+        super().__init__(server_round, reason)
+
+    def __str__(self) -> str:
+        server_round, reason = self.args
+        return f"round {server_round}: quorum lost: {reason}"
 
 
 class SiloFailed(FedError):

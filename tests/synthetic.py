@@ -1,7 +1,10 @@
 """A small task for tests: rows drawn from a known function, a different stretch of it at every silo."""
 
+import os
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -53,3 +56,55 @@ class SyntheticTask:
 
 def silos(*sizes: int, held_out: int = 0) -> list[SiloSpec]:
     return [SiloSpec(f"silo-{number}", DrawnRows(size, held_out)) for number, size in enumerate(sizes, start=1)]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that goes wrong inside a silo's process at its `step`-th training step, once per marker file."""
+
+    kind: str
+    """exit | raise | hang | nan"""
+    step: int
+    marker: str
+    seconds: float = 0.0
+
+    def strikes(self) -> bool:
+        """Whether this is the first time; the marker survives the process."""
+        try:
+            Path(self.marker).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class FaultyRows(DrawnRows):
+    """Rows of a silo whose process has a fault."""
+
+    fault: Fault | None = None
+
+
+@dataclass(frozen=True)
+class FaultyTask(SyntheticTask):
+    """The synthetic task in a process of its own, where the silo's fault strikes during training."""
+
+    calls: list[int] = field(default_factory=lambda: [0], compare=False)
+    faults: list[Fault] = field(default_factory=list, compare=False)
+
+    def load(self, spec: SiloSpec) -> LocalRows:
+        if isinstance(spec.source, FaultyRows) and spec.source.fault:
+            self.faults[:] = [spec.source.fault]
+        return super().load(spec)
+
+    def loss(self, prediction, target):  # type: ignore[override]
+        self.calls[0] += 1
+        due = [fault for fault in self.faults if self.calls[0] >= fault.step and fault.strikes()]
+        wrong = float("nan") if any(fault.kind == "nan" for fault in due) else 1.0
+        for fault in due:
+            if fault.kind == "exit":
+                os._exit(1)
+            if fault.kind == "raise":
+                raise RuntimeError("disk full")
+            if fault.kind == "hang":
+                time.sleep(fault.seconds)
+        return functional.mse_loss(prediction, target) * wrong

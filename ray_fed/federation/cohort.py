@@ -1,14 +1,25 @@
 """Cohort: the one seam between the maths of a federation and the machines it runs on."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from ray_fed.errors import FedError
 from ray_fed.federation.examiner import Examiner
-from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.messages import (
+    Answer,
+    Answered,
+    Back,
+    Metrics,
+    SessionSpec,
+    SiloDescription,
+    Troubled,
+    Vector,
+)
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.regression import RegressionSums
@@ -32,14 +43,22 @@ class Cohort(Protocol):
 
     def close_session(self, session: str, silos: Iterable[str]) -> None: ...
 
-    def fit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> Iterator[Update]:
-        """Let each named silo train from its vector; yield updates as they arrive."""
+    def ask(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
+        """Send each named silo its vector to train from; returns at once."""
+        ...
+
+    def answer(self, timeout: float | None = None) -> Answer | None:
+        """Wait for the next answer of any silo; None when none came within `timeout` seconds."""
+        ...
+
+    def restart(self, silo: str) -> None:
+        """Start a silo again from its specification; a `Back` or `Dead` answer follows."""
         ...
 
     def evaluate(
         self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
     ) -> dict[str, dict[str, Metrics]]:
-        """Return silo -> model -> metrics."""
+        """Return silo -> model -> metrics, of those silos that answered."""
         ...
 
     def examine(self, models: Mapping[str, Vector]) -> dict[str, RegressionSums] | None:
@@ -59,6 +78,10 @@ class LocalCohort:
         self.silos = {spec.name: Silo(spec, task) for spec in specs}
         self.examiner = Examiner(test, task) if test else None
         self._fingerprint: dict[str, object] | None = None
+        self._specs, self._task = {spec.name: spec for spec in specs}, task
+        self._asked: deque[tuple[str, int, str, Vector]] = deque()
+        self._back: deque[str] = deque()
+        self._sessions: dict[str, Mapping[str, SessionSpec]] = {}
 
     def open(self) -> dict[str, SiloDescription]:
         descriptions = {name: silo.open() for name, silo in self.silos.items()}
@@ -72,20 +95,39 @@ class LocalCohort:
         return {name: self.silos[name].moments() for name in silos}
 
     def prepare(self, standardizer: Standardizer) -> None:
+        self._standardizer = standardizer
         for member in [*self.silos.values(), *([self.examiner] if self.examiner else [])]:
             member.prepare(standardizer)
 
     def open_session(self, specs: Mapping[str, SessionSpec]) -> None:
         for name, spec in specs.items():
+            self._sessions[spec.session] = specs
             self.silos[name].open_session(spec)
 
     def close_session(self, session: str, silos: Iterable[str]) -> None:
+        self._sessions.pop(session, None)
         for name in silos:
             self.silos[name].close_session(session)
 
-    def fit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> Iterator[Update]:
-        for name, vector in vectors.items():
-            yield self.silos[name].fit(session, server_round, vector)
+    def ask(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
+        self._asked.extend((session, server_round, name, vector) for name, vector in vectors.items())
+
+    def answer(self, timeout: float | None = None) -> Answer | None:  # noqa: ARG002
+        if self._back:
+            return Back(self._back.popleft())
+        if not self._asked:
+            return None
+        session, server_round, name, vector = self._asked.popleft()
+        try:
+            return Answered(name, server_round, self.silos[name].fit(session, server_round, vector))
+        except Exception as error:
+            return Troubled(name, server_round, said_by(error))
+
+    def restart(self, silo: str) -> None:
+        self.silos[silo] = Silo(self._specs[silo], self._task)
+        specs = [silos[silo] for silos in self._sessions.values() if silo in silos]
+        self.silos[silo].revive(self._standardizer, specs)
+        self._back.append(silo)
 
     def evaluate(
         self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
@@ -100,6 +142,12 @@ class LocalCohort:
 
     def close(self) -> None:
         """Nothing to release; the counterpart of the Ray cohort's."""
+
+
+def said_by(error: Exception) -> str:
+    """Return an error in one line: our own as they are, others with their kind."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, FedError) else f"{type(error).__name__}: {text}"
 
 
 def busy_seconds(start: float, arrivals: Sequence[tuple[float, float]]) -> float:

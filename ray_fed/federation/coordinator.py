@@ -4,20 +4,24 @@ A plain class on a `Cohort`; it never holds a row. Everything it reports about a
 (`RoundRecord.metrics`) or a time (`RoundRecord.seconds`), never both in one field.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ray_fed.errors import SiloRefused
 from ray_fed.federation.cohort import Cohort, busy_seconds, now
+from ray_fed.federation.guard import Guard
 from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.round_work import RoundWork
+from ray_fed.federation.rounds import RoundMachine, RoundRules
 from ray_fed.federation.strategies import FedAvg, LocalOnly, Models, State, Strategy
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.regression import RegressionSums, merged
 from ray_fed.learning.standardisation import Standardizer, merge_moments
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,9 @@ class Job:
     """Silo -> what it does; all have the same num_rounds."""
     model_seed: int
     strategy: Strategy = field(default_factory=FedAvg)
+    rules: RoundRules = field(default_factory=RoundRules)
+    max_norm: float | None = None
+    """Longest move of an update that is accepted, in the unit of the parameters."""
     evaluate_every: int = 1
     """Rounds between evaluations; round 0 and the last are always evaluated."""
     evaluate_silos: bool = True
@@ -54,6 +61,8 @@ class RoundRecord:
     metrics: Mapping[str, float]
     """Flat: `<model>.mae`, `silo.<name>.loss`, ...; depends on seed and data alone."""
     participants: tuple[str, ...]
+    failures: tuple[tuple[str, str], ...]
+    """(silo, why it did not take part), sorted."""
     bytes_sent: int
     """Bytes of parameters that crossed the silos' walls in this round, both directions."""
     seconds: Mapping[str, float] = field(compare=False)
@@ -109,15 +118,22 @@ class Coordinator:
         """Nothing to release; the counterpart of the remote coordinator's."""
 
     def _rounds(self, job: Job) -> Iterator[RoundRecord]:
-        state = job.strategy.start(self._initial_vector(job), job.silos)
-        yield self._record(job, 0, state, [], 0, now(), now())
+        initial = self._initial_vector(job)
+        state = job.strategy.start(initial, job.silos)
+        work = RoundWork(self.cohort, RoundMachine(job.rules, job.silos), Guard(len(initial), job.max_norm), job.name)
+        yield self._record(job, 0, state, work, now(), now())
         for server_round in range(1, job.num_rounds + 1):
             start = now()
             vectors = job.strategy.dispatch(state, job.silos)
-            arrivals = Arrivals(self.cohort.fit(job.name, server_round, vectors))
-            state = job.strategy.aggregate(state, arrivals)
-            sent = sum(vector.nbytes for vector in vectors.values()) + arrivals.num_bytes
-            yield self._record(job, server_round, state, arrivals.seen, sent, start, now())
+            updates = work.updates(server_round, vectors, self._ranking(job, server_round))
+            state = job.strategy.aggregate(state, updates)
+            yield self._record(job, server_round, state, work, start, now())
+
+    @staticmethod
+    def _ranking(job: Job, server_round: int) -> list[str]:
+        """The order in which silos are asked; with fraction_fit below 1 it decides who takes part."""
+        order = generator(job.model_seed, "ranking", server_round).permutation(len(job.silos))
+        return [job.silos[number] for number in order] if job.rules.fraction_fit < 1 else list(job.silos)
 
     def _initial_vector(self, job: Job) -> Vector:
         parameters = [p.detach().numpy().ravel() for p in self.task.model(job.model_seed).parameters()]
@@ -126,43 +142,39 @@ class Coordinator:
         return np.concatenate([vector, np.zeros(2 * len(vector), np.float32)]) if averaged else vector
 
     def _record(
-        self,
-        job: Job,
-        server_round: int,
-        state: State,
-        seen: "list[tuple[float, Update]]",
-        num_bytes: int,
-        start: float,
-        end: float,
+        self, job: Job, server_round: int, state: State, work: RoundWork, start: float, end: float
     ) -> RoundRecord:
-        metrics = _losses(sorted((update for _, update in seen), key=lambda update: update.silo))
+        updates = sorted((update for _, update in work.seen), key=lambda update: update.silo)
+        metrics = _losses(updates)
+        models = job.strategy.models(state)
         if job.evaluates(server_round):
-            metrics |= self._evaluation(job, job.strategy.models(state))
-        compute = busy_seconds(start, [(at, update.seconds) for at, update in seen])
+            metrics |= self._evaluation(job, models, work.idle())
+        compute = busy_seconds(start, [(at, update.seconds) for at, update in work.seen])
         seconds = {
             "total": end - start,
             "compute": compute,
             "communicate": end - start - compute,
             "evaluate": now() - end,
-            **{f"silo.{update.silo}": update.seconds for _, update in seen},
+            **{f"silo.{update.silo}": update.seconds for update in updates},
         }
         return RoundRecord(
             job.name,
             server_round,
             job.num_rounds,
             metrics,
-            tuple(sorted(update.silo for _, update in seen)),
-            num_bytes,
+            tuple(update.silo for update in updates),
+            work.failures,
+            work.num_bytes,
             seconds,
-            job.strategy.models(state) if server_round == job.num_rounds else None,
+            models if server_round == job.num_rounds else None,
         )
 
-    def _evaluation(self, job: Job, models: Models) -> dict[str, float]:
+    def _evaluation(self, job: Job, models: Models, silos: Sequence[str]) -> dict[str, float]:
         """Errors of each model on the common test set (else on all held-out rows) and on each silo's rows."""
         metrics: dict[str, float] = {}
         test = self.cohort.examine(models)
         if test is None or job.evaluate_silos:
-            by_silo = self.cohort.evaluate(job.name, job.silos, models)
+            by_silo = self.cohort.evaluate(job.name, silos, models)
             for silo in sorted(by_silo):
                 metrics |= _named(f"silo.{silo}", _own(by_silo[silo], silo))
             if test is None:
@@ -170,21 +182,6 @@ class Coordinator:
         for model in sorted(test):
             metrics |= _named(model, test[model])
         return metrics
-
-
-class Arrivals(Iterable[Update]):
-    """Passes updates on as they arrive and remembers when, without keeping their vectors."""
-
-    def __init__(self, updates: Iterable[Update]):
-        self._updates = updates
-        self.seen: list[tuple[float, Update]] = []
-        self.num_bytes = 0
-
-    def __iter__(self) -> Iterator[Update]:
-        for update in self._updates:
-            self.num_bytes += update.vector.nbytes
-            self.seen.append((now(), _without_vector(update)))
-            yield update
 
 
 def check_agreement(silo: str, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
@@ -196,7 +193,7 @@ def check_agreement(silo: str, theirs: Mapping[str, str], ours: Mapping[str, str
 
 def local_job(job: Job, plans: Mapping[str, TrainingPlan], name: str) -> Job:
     """Return the no-exchange counterpart of a job over the silos of `plans`."""
-    return Job(name, tuple(plans), plans, job.model_seed, LocalOnly(), job.evaluate_every, evaluate_silos=False)
+    return replace(job, name=name, silos=tuple(plans), plans=plans, strategy=LocalOnly(), evaluate_silos=False)
 
 
 def _losses(updates: Sequence[Update]) -> dict[str, float]:
@@ -218,16 +215,3 @@ def _named(prefix: str, sums: RegressionSums) -> dict[str, float]:
     if sums.num_examples == 0:
         return {}
     return {f"{prefix}.mae": sums.mae, f"{prefix}.r2": sums.r2, f"{prefix}.mse": sums.mse}
-
-
-def _without_vector(update: Update) -> Update:
-    return Update(
-        update.silo,
-        update.session,
-        update.server_round,
-        np.empty(0, np.float32),
-        update.num_examples,
-        update.num_steps,
-        update.loss,
-        update.seconds,
-    )

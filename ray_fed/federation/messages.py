@@ -59,6 +59,42 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """A silo's update to what it was asked; `server_round` is the round of the question, whatever the update says."""
+
+    silo: str
+    server_round: int
+    update: Update
+
+
+@dataclass(frozen=True)
+class Troubled:
+    """The silo raised an error; its process lives."""
+
+    silo: str
+    server_round: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Dead:
+    """The silo's process is gone, or could not be started again."""
+
+    silo: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Back:
+    """The silo was started again, has opened its data and its sessions."""
+
+    silo: str
+
+
+Answer = Answered | Troubled | Dead | Back
+
+
+@dataclass(frozen=True)
 class Metrics:
     """A silo's evaluation of one model: sums only."""
 

@@ -1,13 +1,14 @@
 """A silo: holds its rows, trains sessions on them, answers with typed messages. Actors give it a place."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from ray_fed.errors import SiloFailed
 from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.silo_state import SiloState
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.regression import RegressionSums
@@ -24,6 +25,7 @@ class Silo:
     def __init__(self, spec: SiloSpec, task: Task, device: str = "cpu"):
         self.spec, self.task, self.device = spec, task, device
         self.sessions: dict[str, LocalTrainer] = {}
+        self._last_round: dict[str, int] = {}
         self._rows: LocalRows | None = None
 
     def __repr__(self) -> str:
@@ -68,16 +70,34 @@ class Silo:
         self.sessions[spec.session] = LocalTrainer(
             module, self.task.loss, self.features, self.targets, spec.plan, self.spec.name
         )
+        self._last_round[spec.session] = 0
         return digest
+
+    def revive(self, standardizer: Standardizer, sessions: Sequence[SessionSpec]) -> None:
+        """Bring a silo that was started again to where the one before it stood."""
+        self.open()
+        self.prepare(standardizer)
+        for spec in sessions:
+            self.open_session(spec)
 
     def close_session(self, session: str) -> None:
         self.sessions.pop(session, None)
 
     def fit(self, session: str, server_round: int, vector: Vector) -> Update:
-        """Train the round's steps from `vector` on (Guo et al. 2022, Algorithm 2, lines 4-8)."""
+        """Train the round's steps from `vector` on (Guo et al. 2022, Algorithm 2, lines 4-8).
+
+        Asked again for a round it has done, or asked after a restart, the silo starts from the optimiser state it kept
+        before that round: the same question has the same answer.
+        """
         start = time.perf_counter()
         trainer = self._session(session)
+        state = SiloState(self.spec.state_folder, self.spec.name, session)
+        fresh_or_again = self._last_round[session] == 0 or self._last_round[session] >= server_round
+        if fresh_or_again and not state.recall(server_round, trainer.optimizer.state()):
+            trainer.optimizer.reset()
         result_vector, result = trainer.fit(vector, trainer.plan.steps_of_round(server_round))
+        state.remember(server_round, trainer.optimizer.state() if trainer.plan.optimizer_state == "keep" else {})
+        self._last_round[session] = server_round
         return Update(
             self.spec.name,
             session,

@@ -23,6 +23,9 @@ class SiloSpec:
     num_cpus: float = 1.0
     site: str = ""
     """Value of the node label `site` the silo must stand on; empty: anywhere."""
+    state_folder: str = ""
+    """Folder on the silo's own disk for its optimiser state, so that a restarted silo redoes a round exactly; empty: a
+    restarted silo begins with fresh moments."""
 
 
 @dataclass(frozen=True)

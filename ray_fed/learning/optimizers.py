@@ -19,6 +19,10 @@ class FlatOptimizer(Protocol):
         """Forget the state, in place: a captured CUDA graph keeps pointing at it."""
         ...
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that make up the state, by name; writing into them restores a state."""
+        ...
+
 
 class FlatAdam:
     """Adam (Kingma & Ba 2015, Algorithm 1), beta_1 = 0.9, beta_2 = 0.999, epsilon = 1e-8.
@@ -44,8 +48,11 @@ class FlatAdam:
         )  # fmt: skip
 
     def reset(self) -> None:
-        for tensor in (*self.moments, self.steps):
+        for tensor in self.state().values():
             tensor.zero_()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {"m": self.moments[0], "v": self.moments[1], "t": self.steps}
 
 
 class FlatSgd:
@@ -64,6 +71,9 @@ class FlatSgd:
 
     def reset(self) -> None:
         """Nothing to forget."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {}
 
 
 def flat_optimizer(name: str, flat: torch.Tensor, gradient: torch.Tensor, learning_rate: float) -> FlatOptimizer:

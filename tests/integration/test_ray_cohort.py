@@ -9,7 +9,7 @@ from actors.cohort import RayCohort, value_of
 from actors.federation import federation
 from actors.placement import NodeOffer, actor_options, settle
 from actors.silo import SiloActor
-from ray_fed.errors import DataError, PlacementError, SiloFailed, SiloRefused
+from ray_fed.errors import DataError, PlacementError, SiloRefused
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator, Job, local_job
 from ray_fed.federation.task import SiloSpec
@@ -62,17 +62,6 @@ def test_a_silo_that_disagrees_is_refused_by_name_on_the_driver():
     coordinator = Coordinator(RayCohort(actors), SyntheticTask(), ["one", "two"])
     with pytest.raises(SiloRefused, match="silo 'two' refused"):
         coordinator.agree()
-
-
-def test_a_silo_whose_process_dies_is_named():
-    specs = silos(40, 60, 25)
-    with federation(specs, SyntheticTask(), None, NAMES) as placed:
-        placed.coordinator.agree()
-        rounds = placed.coordinator.run(job(replace(PLAN, epochs=4000, num_rounds=4000)))
-        next(rounds)
-        ray.kill(placed.silos["silo-2"])
-        with pytest.raises(SiloFailed, match=r"silo 'silo-2' failed while .*process died"):
-            list(rounds)
 
 
 def test_the_weights_in_the_object_store_are_not_changed_by_a_silo_that_trains_on_them():

@@ -1,0 +1,109 @@
+"""Drives the round rules: carries decisions to the cohort, and answers back as events."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ray_fed.errors import QuorumLost, UpdateRejected
+from ray_fed.federation.cohort import Cohort, now
+from ray_fed.federation.guard import Guard
+from ray_fed.federation.messages import Answer, Answered, Back, Dead, Troubled, Update, Vector
+from ray_fed.federation.rounds import (
+    Arrived,
+    Ask,
+    Close,
+    DeadlinePassed,
+    Decision,
+    Died,
+    Event,
+    Opened,
+    Phase,
+    Raised,
+    Refused,
+    Restart,
+    Restarted,
+    RoundMachine,
+    Stop,
+    Take,
+)
+
+NO_VALUES = np.empty(0, np.float32)
+
+
+@dataclass
+class RoundWork:
+    """The work of one session's rounds. `updates` yields what may be averaged; the rest is bookkeeping of the round."""
+
+    cohort: Cohort
+    machine: RoundMachine
+    guard: Guard
+    session: str
+    seen: list[tuple[float, Update]] = field(default_factory=list)
+    """(arrival on our clock, update without its vector) of the updates taken in the round."""
+    num_bytes: int = 0
+    failures: tuple[tuple[str, str], ...] = ()
+
+    def updates(self, server_round: int, vectors: Mapping[str, Vector], ranking: Sequence[str]) -> Iterator[Update]:
+        """Run a round and yield its updates as they arrive. QuorumLost when the rules cannot be met."""
+        self.seen, self.num_bytes, self.failures = [], 0, ()
+        timeout = self.machine.rules.round_timeout
+        deadline = None if timeout is None else now() + timeout
+        decisions, update = self.machine.handle(Opened(server_round, tuple(ranking))), None
+        while True:
+            self._carry_out(decisions, server_round, vectors)
+            if update is not None and any(isinstance(decision, Take) for decision in decisions):
+                self._note(update)
+                yield update
+            if any(isinstance(decision, Close) for decision in decisions):
+                return
+            answer = self.cohort.answer(None if deadline is None else max(0.0, deadline - now()))
+            event = self._event(answer, server_round, vectors)
+            update = answer.update if isinstance(answer, Answered) and isinstance(event, Arrived) else None
+            decisions = self.machine.handle(event)
+
+    def idle(self) -> list[str]:
+        """Return the silos that can be asked for an evaluation now."""
+        return [silo for silo in self.machine.silos if self.machine.phase[silo] is Phase.IDLE]
+
+    def _carry_out(self, decisions: Sequence[Decision], server_round: int, vectors: Mapping[str, Vector]) -> None:
+        asked = {decision.silo: vectors[decision.silo] for decision in decisions if isinstance(decision, Ask)}
+        if asked:
+            self.num_bytes += sum(vector.nbytes for vector in asked.values())
+            self.cohort.ask(self.session, server_round, asked)
+        for decision in decisions:
+            if isinstance(decision, Restart):
+                self.cohort.restart(decision.silo)
+            elif isinstance(decision, Close):
+                self.failures = decision.failures
+            elif isinstance(decision, Stop):
+                raise QuorumLost(server_round, decision.reason)
+
+    def _event(self, answer: Answer | None, server_round: int, vectors: Mapping[str, Vector]) -> Event:
+        match answer:
+            case None:
+                return DeadlinePassed(server_round)
+            case Troubled(silo, asked_round, reason):
+                return Raised(silo, asked_round, reason)
+            case Dead(silo, reason):
+                return Died(silo, reason)
+            case Back(silo):
+                return Restarted(silo)
+            case Answered(silo, asked_round, update):
+                return self._checked(silo, asked_round, update, server_round, vectors)
+
+    def _checked(
+        self, silo: str, asked_round: int, update: Update, server_round: int, vectors: Mapping[str, Vector]
+    ) -> Event:
+        """A stale answer is left to the rules, which drop it; one to this round must pass the guard."""
+        if asked_round == server_round:
+            try:
+                seen = {taken.silo for _, taken in self.seen}
+                self.guard.check(update, vectors[silo], server_round, self.session, seen)
+            except UpdateRejected as error:
+                return Refused(silo, asked_round, error.args[2])
+        return Arrived(silo, asked_round)
+
+    def _note(self, update: Update) -> None:
+        self.num_bytes += update.vector.nbytes
+        self.seen.append((now(), replace(update, vector=NO_VALUES)))
