@@ -145,6 +145,7 @@ def test_the_state_of_a_server_optimiser_is_plain_float_arrays_and_one_model(nam
 
 
 @pytest.mark.parametrize("name", ["fed_adagrad", "fed_adam", "fed_yogi"])
+@settings(max_examples=25, deadline=None)
 @given(rounds())
 def test_an_adaptive_server_never_moves_a_coordinate_further_than_its_largest_step(name, updates):
     """|m| = (1 - beta_1) |Delta| and v >= (1 - beta_2) Delta^2, with beta_2 = 0 for Adagrad."""
@@ -420,7 +421,7 @@ def three_rounds(strategy, updates, orders):
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(rounds(), st.randoms(use_true_random=False))
 def test_the_state_has_the_same_bits_for_every_order_of_arrival(name, updates, random):
     inexact = [replace(one, vector=(one.vector * np.float32(0.1)).astype(np.float32)) for one in updates]
@@ -436,6 +437,7 @@ def test_updates_are_held_by_silo_name_whatever_the_order_of_arrival():
 
 
 @pytest.mark.parametrize("name", EVERY)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(coordinates, min_size=3, max_size=3), st.lists(st.integers(1, 5000), min_size=5, max_size=7))
 def test_updates_that_all_equal_the_model_leave_it_where_it_is(name, vector, counts):
     updates = [update(f"silo-{i}", vector, count, count) for i, count in enumerate(counts)]
@@ -443,6 +445,7 @@ def test_updates_that_all_equal_the_model_leave_it_where_it_is(name, vector, cou
 
 
 @pytest.mark.parametrize("name", ["fed_avg", *ROBUST])
+@settings(max_examples=25, deadline=None)
 @given(st.lists(coordinates, min_size=3, max_size=3), st.lists(st.integers(1, 5000), min_size=5, max_size=7))
 def test_a_kind_of_mean_of_equal_updates_is_the_update(name, vector, counts):
     updates = [update(f"silo-{i}", vector, count, count) for i, count in enumerate(counts)]
@@ -450,7 +453,7 @@ def test_a_kind_of_mean_of_equal_updates_is_the_update(name, vector, counts):
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(rounds(), st.permutations([0, 1, 2]))
 def test_renumbering_the_parameters_renumbers_the_model(name, updates, order):
     strategy = make_strategy(name)
