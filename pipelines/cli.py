@@ -62,6 +62,7 @@ def _parse(arguments: list[str]) -> tuple[dict, str]:
     parser.add_argument("--version", action="version", version=f"ray-fed {version('ray-fed')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=OneLineParser)
     _formation_energy(commands)
+    _resume(commands)
     _predict(commands)
     if not arguments:
         parser.print_help()
@@ -103,6 +104,23 @@ def _run_formation_energy(options: dict, arguments: list[str]) -> int:
     from pipelines.formation_energy.pipeline import run
 
     return run(options, ["ray-fed", *arguments])
+
+
+def _resume(commands) -> None:
+    parser = commands.add_parser(
+        "resume",
+        help="go on with a run that was interrupted, failed or killed",
+        description="Continue a run from its last complete round; the result is that of a run that was not broken off.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("run_directory", metavar="RUN", help="folder of the run")
+    parser.set_defaults(run=_run_resume, parser=parser)
+
+
+def _run_resume(options: dict, arguments: list[str]) -> int:  # noqa: ARG001
+    from pipelines.formation_energy.pipeline import resume
+
+    return resume(options["run_directory"])
 
 
 def _predict(commands) -> None:

@@ -5,6 +5,7 @@ from math import isfinite
 from typing import Literal
 
 from ray_fed.config import require
+from ray_fed.federation.rounds import RoundRules
 
 Features = Literal["guo73", "guo65", "rich", "rich+structure"]
 
@@ -12,6 +13,7 @@ OPTION_GROUPS = {
     "data": "data",
     "split": "who gets which rows (ignored with --federation)",
     "epochs": "training",
+    "round_timeout": "faults",
     "seed": "run",
 }
 
@@ -69,6 +71,14 @@ class FormationEnergyConfig:
     """Widths of the hidden layers."""
     baselines: bool = True
     """Also train each silo alone, and all training rows pooled where they have one source (the models of Fig. 3)."""
+    round_timeout: float | None = None
+    """Seconds after which a round closes without the silos that are late; none waits for ever."""
+    min_fit_clients: int = 1
+    """Updates without which a round does not count and the run stops."""
+    accept_failures: bool = True
+    """Go on without a silo that failed; 'no' stops at the first failure."""
+    max_restarts: int = 3
+    """How often a silo whose process died is started again."""
     seed: int = 0
     """Seed of split, initial weights and shuffles."""
     repeats: int = 1
@@ -104,6 +114,7 @@ class FormationEnergyConfig:
         )
         self._check_frequency()
         self._check_partition()
+        self.rules()
         for condition in self.where:
             require("=" in condition, f"where={condition!r} must be COLUMN=VALUE, e.g. source=OQMD")
 
@@ -120,6 +131,16 @@ class FormationEnergyConfig:
         known = ("size", "anion", "chemical_system", "sorted_target", "dirichlet")
         fits = self.partition in known or self.partition.startswith("column:")
         require(fits, f"partition={self.partition!r} must be one of {', '.join(known)} or column:NAME")
+
+    def rules(self) -> RoundRules:
+        """Return the round rules; ConfigError where they make no sense."""
+        return RoundRules(
+            min_fit_clients=self.min_fit_clients,
+            min_available_clients=self.min_fit_clients,
+            accept_failures=self.accept_failures,
+            round_timeout=self.round_timeout,
+            max_restarts=self.max_restarts,
+        )
 
     def num_rounds(self, steps_per_epoch: int) -> int:
         """Return the number of exchanges of a run with `steps_per_epoch` mini-batches per epoch."""

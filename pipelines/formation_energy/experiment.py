@@ -3,15 +3,17 @@
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
+from pipelines.formation_energy.checkpoint import Checkpoint
 from pipelines.formation_energy.setup import Setup, jobs
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
 from ray_fed.federation.messages import Vector
+from ray_fed.federation.strategies import Models, State
 
 
 class CoordinatorLike(Protocol):
@@ -19,7 +21,7 @@ class CoordinatorLike(Protocol):
 
     def agree(self) -> Agreement: ...
 
-    def run(self, job: Job) -> Iterator[RoundRecord]: ...
+    def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]: ...
 
     def parity(self, models: dict[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
 
@@ -57,6 +59,7 @@ class Experiment:
     setup: Setup
     agreement: Agreement
     listener: Listener
+    checkpoint: Checkpoint
     records: list[tuple[int, RoundRecord]] = field(default_factory=list)
     """(seed, record) in the order heard."""
     models: dict[str, Vector] = field(default_factory=dict)
@@ -80,12 +83,21 @@ class Experiment:
             self.true, self.predicted = shown
 
     def _run(self, coordinator: CoordinatorLike, job: Job, seed: int) -> None:
+        finished = self.checkpoint.models_of(job.name)
+        if finished is not None:
+            self._keep(finished, seed)
+            return
         self.listener.starts(job, seed)
-        for record in coordinator.run(job):
-            if record.models is not None and seed == self.setup.config.seed:
-                self.models.update({name: np.array(vector) for name, vector in record.models.items()})
-            self.records.append((seed, record))
+        for record in coordinator.run(job, *self.checkpoint.start_of(job.name)):
+            if record.models is not None:
+                self._keep(record.models, seed)
+            self.records.append((seed, replace(record, state=None)))
             self.listener.hears(record, seed)
+            self.checkpoint.save(record)
+
+    def _keep(self, models: Models, seed: int) -> None:
+        if seed == self.setup.config.seed:
+            self.models.update({name: np.array(vector) for name, vector in models.items()})
 
     def finals(self, quantity: str) -> dict[str, list[float]]:
         """Return model -> final value per seed of "mae", "r2" or "mse"; only models that finished."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from pipelines.formation_energy.experiment import Experiment
+from ray_fed.federation.coordinator import Agreement
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
 from ray_fed.reporting.model_files import ModelCard, save_model
 from ray_fed.reporting.report import Figure, Section, write_report
@@ -21,17 +22,27 @@ CITATION = "Guo et al., Sci Rep 12 (2022), doi:10.1038/s41598-022-19426-8"
 class Outcome:
     """Turns an experiment, finished or broken off, into files of a run directory."""
 
-    def __init__(self, experiment: Experiment, directory: RunDirectory, command: Sequence[str], notices: Sequence[str]):
+    def __init__(
+        self,
+        experiment: Experiment,
+        directory: RunDirectory,
+        command: Sequence[str],
+        notices: Sequence[str],
+        site_overrides: Sequence[str] = (),
+    ):
         self.experiment, self.directory = experiment, directory
+        self.site_overrides = tuple(site_overrides)
         self.command, self.notices = shlex.join(command), tuple(notices)
         self.summary: dict[str, object] = {}
 
     def begin(self) -> None:
         """Write what is known before training: configuration, versions, data fingerprints, status "running"."""
         agreement = self.experiment.agreement
-        self.directory.write_config({"command": self.command, **asdict(self.experiment.setup.config)})
+        self.directory.write_config(
+            {"command": self.command, "set": list(self.site_overrides), **asdict(self.experiment.setup.config)}
+        )
         self.directory.write_environment({name: silo.device for name, silo in agreement.silos.items()})
-        self.directory.write_data(self._fingerprints())
+        self.directory.write_data(fingerprints(agreement))
         self._write_summary("running", "")
 
     def finish(self, status: str, reason: str = "") -> None:
@@ -111,11 +122,6 @@ class Outcome:
             "unit": setup.task.unit,
         }
 
-    def _fingerprints(self) -> list[dict[str, object]]:
-        agreement = self.experiment.agreement
-        silos = [{"silo": name, **silo.fingerprint} for name, silo in agreement.silos.items()]
-        return [*silos, *([{"silo": "test", **agreement.test}] if agreement.test else [])]
-
     # ---- model
 
     def _save_model(self) -> None:
@@ -148,7 +154,7 @@ class Outcome:
                 "loss": "mse",
             },
             seed=config.seed,
-            data=tuple(self._fingerprints()),  # type: ignore[arg-type]
+            data=tuple(fingerprints(self.experiment.agreement)),  # type: ignore[arg-type]
             split={"how": config.split, "test_rows": self.summary["test.num_examples"], "seed": config.seed},  # type: ignore[dict-item]
             metrics={"test": {**first, "n": self.summary["test.num_examples"]}},  # type: ignore[dict-item]
             federation=self._federation_record(),  # type: ignore[arg-type]
@@ -260,3 +266,9 @@ class Outcome:
         from ray_fed.materials.model_crystals import PROVENANCE
 
         return f"{PROVENANCE}. Method: {CITATION}."
+
+
+def fingerprints(agreement: Agreement) -> list[dict[str, object]]:
+    """Return what may be told about each silo's source, and the test set's: hash, rows, columns."""
+    silos = [{"silo": name, **silo.fingerprint} for name, silo in agreement.silos.items()]
+    return [*silos, *([{"silo": "test", **agreement.test}] if agreement.test else [])]

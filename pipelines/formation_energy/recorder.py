@@ -94,6 +94,7 @@ def history_line(record: RoundRecord, seed: int) -> dict[str, object]:
         "round": record.server_round,
         "num_rounds": record.num_rounds,
         "participants": list(record.participants),
+        "failures": dict(record.failures),
         "bytes_sent": record.bytes_sent,
         **dict(sorted(record.metrics.items())),
     }

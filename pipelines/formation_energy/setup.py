@@ -69,6 +69,18 @@ def from_set_without_federation(override: str) -> Exception:
     return ConfigError(f"--set {override!r} changes a federation file; give one with --federation FILE")
 
 
+def with_state_folder(setup: Setup, folder: Path) -> Setup:
+    """Let the silos keep their optimiser state in `folder`, where they are on this machine (a private cluster)."""
+    if setup.config.address != "local":
+        return setup
+    kept = str(folder.resolve())
+    return replace(
+        setup,
+        silos=tuple(replace(spec, state_folder=kept) for spec in setup.silos),
+        pooled=replace(setup.pooled, state_folder=kept) if setup.pooled else None,
+    )
+
+
 def _study(config: FormationEnergyConfig) -> Setup:
     source = _source(config, config.data, None, tuple(_condition(text) for text in config.where))
     if source.path == EMBEDDED:
@@ -148,6 +160,7 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
         dict.fromkeys(setup.training, shared),
         seed,
         FedAvg(),
+        config.rules(),
         evaluate_every=ceil(shared.num_rounds / EVALUATIONS_PER_JOB),
     )
     if not config.baselines:

@@ -1,0 +1,134 @@
+"""kill -9 at any instant, then `ray-fed resume`: the result is that of a run that was never broken off."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines.cli import main
+
+OPTIONS = ["--rows", "400", "--silos", "60,120,180", "--epochs", "40", "--communication-frequency", "1.0"]
+OPTIONS += ["--hidden", "32,16", "--batch-size", "60", "--baselines", "yes", "--repeats", "2"]
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+
+
+def start(folder: Path, cohort: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "pipelines.cli", "formation-energy", "--cohort", cohort, "--out", "run", *OPTIONS]
+    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def resume(folder: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "pipelines.cli", "resume", "run"]
+    return subprocess.run(
+        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+def lines(folder: Path) -> int:
+    path = folder / "run" / "history.jsonl"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def wait_for(condition, process, seconds=120.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.002)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert main(["formation-energy", "--cohort", "local", "--out", str(folder / "run"), *OPTIONS]) == 0
+    return folder / "run"
+
+
+def assert_same(folder: Path, unbroken: Path) -> None:
+    for name in ("history.jsonl", "models/federated.safetensors"):
+        assert (folder / "run" / name).read_bytes() == (unbroken / name).read_bytes()
+    ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (folder / "run", unbroken))
+    for key in theirs:
+        if not key.startswith("seconds") and key != "cohort":
+            assert ours[key] == theirs[key], key
+    assert not (folder / "run" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_run_killed_at_random_instants_again_and_again_ends_with_the_same_bytes(tmp_path, unbroken, number):
+    chance = random.Random(number)
+    process = start(tmp_path, "local")
+    wait_for(lambda: lines(tmp_path) > chance.randrange(1, 150), process)
+    time.sleep(chance.random() * 0.02)
+    process.kill()
+    process.communicate()
+    done = resume(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path, unbroken)
+
+
+def test_a_whole_ray_session_killed_mid_run_ends_with_the_same_bytes(tmp_path, unbroken):
+    process = start(tmp_path, "ray")
+    wait_for(lambda: lines(tmp_path) > 17, process)
+    members = [process, *(psutil.Process(process.pid).children(recursive=True))]
+    for member in members:
+        if psutil.pid_exists(member.pid):
+            os.kill(member.pid, signal.SIGKILL)
+    process.communicate()
+    done = resume(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path, unbroken)
+
+
+def test_a_killed_coordinator_stops_the_run_with_a_hint_and_the_run_can_be_resumed(tmp_path, unbroken):
+    process = start(tmp_path, "ray")
+    wait_for(lambda: lines(tmp_path) > 9, process)
+    [coordinator] = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if any("CoordinatorActor" in part for part in child.cmdline())
+    ]
+    coordinator.kill()
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert b"go on with: ray-fed resume" in said
+    assert b"Traceback" not in said
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    done = resume(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path, unbroken)
+
+
+def test_a_complete_run_has_nothing_to_resume(unbroken, capsys):
+    assert main(["resume", str(unbroken)]) == 0
+    assert "nothing to resume" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
+    assert main(["resume", str(tmp_path)]) == 2
+    assert "is not a run directory" in capsys.readouterr().err
+
+
+def test_a_run_whose_data_changed_is_refused_by_the_silos_name(tmp_path, capsys):
+    from ray_fed.materials.model_crystals import make_model_crystals
+
+    rows = make_model_crystals(300).rename(columns={"target": "formation_energy_per_atom"})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    options = ["--data", str(tmp_path / "rows.csv"), "--silos", "50,60", "--epochs", "2", "--hidden", "4"]
+    assert main(["formation-energy", "--cohort", "local", "--out", str(tmp_path / "run"), *options]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    (tmp_path / "run" / "summary.json").write_text(json.dumps({**summary, "status": "running"}))
+    (tmp_path / "run" / "checkpoint").mkdir()
+    (tmp_path / "run" / "checkpoint" / "progress.json").write_text(
+        json.dumps({"lines": 0, "finished": [], "job": None, "round": 0, "state": None})
+    )
+    rows[5:].to_csv(tmp_path / "rows.csv", index=False)
+    assert main(["resume", str(tmp_path / "run")]) == 2
+    assert "silo 'silo-1': its data changed" in capsys.readouterr().err
