@@ -10,6 +10,7 @@ from actors.cohort import RayCohort, value_of
 from actors.silo import Handle
 from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
 from ray_fed.federation.messages import Vector
+from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task
 
 
@@ -36,8 +37,8 @@ class CoordinatorActor:
         return self.coordinator.agree()
 
     @ray.method(num_returns="streaming")
-    def run(self, job: Job) -> Iterator[RoundRecord]:
-        yield from self.coordinator.run(job)
+    def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
+        yield from self.coordinator.run(job, after_round, state)
 
     @ray.method
     def parity(self, models: Mapping[str, Vector]):
@@ -53,8 +54,8 @@ class RemoteCoordinator:
     def agree(self) -> Agreement:
         return value_of(self.actor.agree.remote(), "coordinator", "agreeing with the silos")
 
-    def run(self, job: Job) -> Iterator[RoundRecord]:
-        stream: Any = self.actor.run.remote(job)  # an ObjectRefGenerator; the stubs know single refs only
+    def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
+        stream: Any = self.actor.run.remote(job, after_round, state)  # a generator of refs; the stubs know single ones
         for ref in stream:
             yield value_of(ref, "coordinator", f"running job '{job.name}'")
 

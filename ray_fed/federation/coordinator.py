@@ -69,6 +69,8 @@ class RoundRecord:
     """`total`, `compute`, `communicate`, `evaluate` and `silo.<name>` (computing)."""
     models: Models | None = field(default=None, repr=False, compare=False)
     """The models, in the last record of a job."""
+    state: State | None = field(default=None, repr=False, compare=False)
+    """The strategy's state after the round: with `server_round`, all that is needed to go on from here."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,17 @@ class Coordinator:
         self.cohort.prepare(standardizer)
         return Agreement(silos, standardizer, self.layout, self.cohort.examiner_fingerprint())
 
-    def run(self, job: Job) -> Iterator[RoundRecord]:
-        """Yield a record per round, from 0 to `job.num_rounds`."""
+    def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
+        """Yield a record per round, from 0 to `job.num_rounds`.
+
+        With `state`, that of a record of round `after_round`, the run goes on with the next round, and comes out bit
+        for bit as if it had not been broken off.
+        """
         self.cohort.open_session(
             {silo: SessionSpec(job.name, job.plans[silo], job.model_seed, self.layout.digest) for silo in job.silos}
         )
         try:
-            yield from self._rounds(job)
+            yield from self._rounds(job, after_round, state)
         finally:
             self.cohort.close_session(job.name, job.silos)
 
@@ -117,12 +123,14 @@ class Coordinator:
     def close(self) -> None:
         """Nothing to release; the counterpart of the remote coordinator's."""
 
-    def _rounds(self, job: Job) -> Iterator[RoundRecord]:
+    def _rounds(self, job: Job, after_round: int, state: State | None) -> Iterator[RoundRecord]:
         initial = self._initial_vector(job)
-        state = job.strategy.start(initial, job.silos)
-        work = RoundWork(self.cohort, RoundMachine(job.rules, job.silos), Guard(len(initial), job.max_norm), job.name)
-        yield self._record(job, 0, state, work, now(), now())
-        for server_round in range(1, job.num_rounds + 1):
+        machine = RoundMachine(job.rules, job.silos, server_round=after_round)
+        work = RoundWork(self.cohort, machine, Guard(len(initial), job.max_norm), job.name)
+        if state is None:
+            state = job.strategy.start(initial, job.silos)
+            yield self._record(job, 0, state, work, now(), now())
+        for server_round in range(after_round + 1, job.num_rounds + 1):
             start = now()
             vectors = job.strategy.dispatch(state, job.silos)
             updates = work.updates(server_round, vectors, self._ranking(job, server_round))
@@ -167,6 +175,7 @@ class Coordinator:
             work.num_bytes,
             seconds,
             models if server_round == job.num_rounds else None,
+            state,
         )
 
     def _evaluation(self, job: Job, models: Models, silos: Sequence[str]) -> dict[str, float]:
