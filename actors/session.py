@@ -52,6 +52,15 @@ def set_private_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
+def carry_by_value(instance: object) -> None:
+    """Let the class of `instance` travel with it where workers cannot import its module: a user's own file."""
+    module = sys.modules[type(instance).__module__]
+    if module.__name__.split(".")[0] not in PACKAGES:
+        from ray import cloudpickle
+
+        cloudpickle.register_pickle_by_value(module)
+
+
 def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str) -> None:
     import ray
 

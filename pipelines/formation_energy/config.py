@@ -6,6 +6,7 @@ from typing import Literal
 
 from ray_fed.config import require
 from ray_fed.federation.rounds import RoundRules
+from ray_fed.federation.strategies import Strategy, make_strategy
 
 Features = Literal["guo73", "guo65", "rich", "rich+structure"]
 
@@ -13,7 +14,7 @@ OPTION_GROUPS = {
     "data": "data",
     "split": "who gets which rows (ignored with --federation)",
     "epochs": "training",
-    "round_timeout": "faults",
+    "strategy": "rounds",
     "seed": "run",
 }
 
@@ -71,6 +72,17 @@ class FormationEnergyConfig:
     """Widths of the hidden layers."""
     baselines: bool = True
     """Also train each silo alone, and all training rows pooled where they have one source (the models of Fig. 3)."""
+    strategy: str = "fed_avg"
+    """How updates are combined: fed_avg, fed_avg_m, fed_adagrad, fed_adam, fed_yogi, fed_nova, median, trimmed_mean,
+    krum, multi_krum, geometric_median, centred_clipping, norm_clipping, or MODULE:CLASS of your own."""
+    strategy_options: tuple[str, ...] = ()
+    """Options of the strategy as NAME=VALUE, e.g. eta=0.01,tau=0.001."""
+    proximal_mu: float = 0.0
+    """FedProx: pull of local training towards the received parameters; 0 is none."""
+    max_update_norm: float | None = None
+    """Refuse updates that moved the parameters further than this (2-norm)."""
+    fraction_fit: float = 1.0
+    """Share of the silos asked in each round."""
     round_timeout: float | None = None
     """Seconds after which a round closes without the silos that are late; none waits for ever."""
     min_fit_clients: int = 1
@@ -115,6 +127,9 @@ class FormationEnergyConfig:
         self._check_frequency()
         self._check_partition()
         self.rules()
+        self.make_strategy()
+        require(self.proximal_mu >= 0, f"proximal_mu={self.proximal_mu} must not be negative")
+        require((self.max_update_norm or 1) > 0, f"max_update_norm={self.max_update_norm} must be positive")
         for condition in self.where:
             require("=" in condition, f"where={condition!r} must be COLUMN=VALUE, e.g. source=OQMD")
 
@@ -132,9 +147,15 @@ class FormationEnergyConfig:
         fits = self.partition in known or self.partition.startswith("column:")
         require(fits, f"partition={self.partition!r} must be one of {', '.join(known)} or column:NAME")
 
+    def make_strategy(self) -> Strategy:
+        """Return the strategy, by its name or as MODULE:CLASS; ConfigError where there is none."""
+        options = {name: value for name, _, value in (text.partition("=") for text in self.strategy_options)}
+        return make_strategy(self.strategy, **options)
+
     def rules(self) -> RoundRules:
         """Return the round rules; ConfigError where they make no sense."""
         return RoundRules(
+            fraction_fit=self.fraction_fit,
             min_fit_clients=self.min_fit_clients,
             min_available_clients=self.min_fit_clients,
             accept_failures=self.accept_failures,

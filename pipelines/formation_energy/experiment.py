@@ -42,12 +42,13 @@ def placed(setup: Setup) -> Iterator[tuple[CoordinatorLike, list[str]]]:
         notices = ["--num-gpus has no effect on a local cohort"] if setup.config.num_gpus else []
         yield Coordinator(cohort, setup.task, setup.training), notices
         return
-    from actors.session import session
+    from actors.session import carry_by_value, session
 
     num_cpus = sum(spec.num_cpus for spec in setup.members) + 1
     with session(setup.config.address, num_cpus):
         from actors.federation import federation
 
+        carry_by_value(setup.config.make_strategy())
         with federation(setup.members, setup.task, setup.test, setup.training) as standing:
             yield standing.coordinator, standing.notices
 

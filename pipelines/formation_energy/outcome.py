@@ -169,7 +169,8 @@ class Outcome:
             "silos": list(counts),
             "weights": {name: count / sum(counts.values()) for name, count in counts.items()},
             "rounds": self.summary["rounds"],
-            "strategy": "fed_avg",
+            "strategy": setup.config.strategy,
+            "strategy_options": list(setup.config.strategy_options),
             "privacy": "none",
         }
 

@@ -11,7 +11,6 @@ from ray_fed.config import from_mapping
 from ray_fed.errors import DataError
 from ray_fed.federation.coordinator import Job, local_job
 from ray_fed.federation.messages import SiloDescription
-from ray_fed.federation.strategies import FedAvg
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.columns import UNKNOWN_UNIT, canonical_target, unit_of_target
@@ -159,8 +158,9 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
         setup.training,
         dict.fromkeys(setup.training, shared),
         seed,
-        FedAvg(),
+        config.make_strategy(),
         config.rules(),
+        config.max_update_norm,
         evaluate_every=ceil(shared.num_rounds / EVALUATIONS_PER_JOB),
     )
     if not config.baselines:
@@ -168,7 +168,10 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     # Alone, a silo fills the whole batch with its own rows, as the paper's single-client runs do.
     alone = {spec.name: _plan(config, silos[spec.name].num_examples, seed) for spec in setup.members}
     num_rounds = min(shared.num_rounds, EVALUATIONS_PER_JOB)
-    alone = {name: replace(plan, num_rounds=num_rounds, optimizer_state="keep") for name, plan in alone.items()}
+    alone = {
+        name: replace(plan, num_rounds=num_rounds, optimizer_state="keep", proximal_mu=0.0)
+        for name, plan in alone.items()
+    }
     return [federated, replace(local_job(federated, alone, f"local-{seed}"), evaluate_every=1)]
 
 
@@ -176,5 +179,5 @@ def _plan(config: FormationEnergyConfig, num_examples: int, seed: int) -> Traini
     steps = ceil(num_examples / config.batch_size)
     return TrainingPlan(
         seed, config.epochs, steps, config.num_rounds(steps), config.learning_rate, config.optimizer,
-        config.optimizer_state,
+        config.optimizer_state, config.proximal_mu,
     )  # fmt: skip

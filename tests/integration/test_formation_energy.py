@@ -157,6 +157,10 @@ BAD = [
     (["--test-rows", "600", "--rows", "600"], "test_rows=600"),
     (["--federation", "wrong.yaml"], "unknown key 'silo'; did you mean 'silos'?"),
     (["--set", "silos.a.data=x"], "--federation"),
+    (["--strategy", "fedadam"], "unknown strategy 'fedadam'; did you mean 'fed_adam'?"),
+    (["--strategy", "nowhere:Mine"], "strategy='nowhere:Mine'"),
+    (["--strategy-options", "eta=1"], "unknown key 'eta'"),
+    (["--max-restarts", "-1"], "max_restarts=-1"),
     (["--where", "source=NOWHERE", "--data", "good.csv"], "source"),
 ]
 
@@ -249,3 +253,48 @@ def test_help_explains_every_option_with_its_default(capsys):
 
 def test_the_command_is_installed():
     assert shutil.which("ray-fed", path=str(Path(sys.executable).parent))
+
+
+OWN_STRATEGY = '''
+from dataclasses import dataclass
+
+from ray_fed.federation.strategies import FedAvg
+
+
+@dataclass(frozen=True)
+class Halved(FedAvg):
+    """Moves only a share of the way to the mean."""
+
+    share: float = 0.5
+
+    def aggregate(self, state, updates):
+        old, new = state[self.name], super().aggregate(state, updates)[self.name]
+        return {self.name: old + (new - old) * type(old[0])(self.share)}
+'''
+
+
+@pytest.mark.parametrize("cohort", ["local", "ray"])
+def test_a_users_own_strategy_in_their_own_file_runs_on_every_cohort(tmp_path, cohort):
+    (tmp_path / "my_module.py").write_text(OWN_STRATEGY)
+    options = ["--cohort", cohort, "--strategy", "my_module:Halved", "--strategy-options", "share=0.25"]
+    done = command("--out", "run", "--baselines", "no", *options, *SMALL, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    card = json.loads((tmp_path / "run" / "models" / "federated.card.json").read_text())
+    assert card["federation"]["strategy"] == "my_module:Halved"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--strategy", "fed_adam", "--strategy-options", "eta=0.02"],
+        ["--strategy", "median"],
+        ["--strategy", "fed_nova"],
+        ["--proximal-mu", "0.1"],
+        ["--fraction-fit", "0.5"],
+    ],
+)
+def test_other_strategies_train_another_model_than_fed_avg(tmp_path, local_run, options):
+    assert run_local(tmp_path / "run", "--baselines", "no", *options) == 0
+    first, other = (json.loads((path / "summary.json").read_text()) for path in (local_run, tmp_path / "run"))
+    assert np.isfinite(other["federated.mae"])
+    assert other["federated.mae"] != first["federated.mae"]

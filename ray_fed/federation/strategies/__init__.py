@@ -1,8 +1,13 @@
 """How the silos' updates become the next global model; one algorithm family a file."""
 
-from typing import Any
+import importlib
+import sys
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, cast
 
 from ray_fed.config import from_mapping, unknown_name
+from ray_fed.errors import ConfigError
 from ray_fed.federation.strategies.averaging import FedAvg, LocalOnly, fed_avg
 from ray_fed.federation.strategies.base import Models, State, Strategy
 from ray_fed.federation.strategies.clipping import CentredClipping, NormClipping
@@ -33,9 +38,26 @@ def make_strategy(strategy: str, /, **options: Any) -> Strategy:
 
     ConfigError names the nearest known strategy or option, or the value that is wrong.
     """
+    if ":" in strategy:
+        return from_mapping(_own_class(strategy), options, f"strategy {strategy}")
     if strategy not in STRATEGIES:
         raise unknown_name("strategy", strategy, STRATEGIES)
     return from_mapping(STRATEGIES[strategy], options, f"strategy {strategy}")
+
+
+def _own_class(name: str) -> type[Strategy]:
+    """Import a user's own strategy, a dataclass named MODULE:CLASS; the current folder counts as a place of modules."""
+    module_name, _, class_name = name.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"strategy={name!r}: {error}; give MODULE:CLASS of a module here or installed") from error
+    missing = [method for method in ("start", "dispatch", "aggregate", "models") if not hasattr(found, method)]
+    if missing or not is_dataclass(found):
+        raise ConfigError(f"strategy={name!r} must be a dataclass with start, dispatch, aggregate and models")
+    return cast("type[Strategy]", found)
 
 
 __all__ = [
