@@ -112,7 +112,7 @@ def _there(names: Sequence[str], wanted: str) -> str:
 
 
 def _listed(names: Sequence[str], most: int = 30) -> str:
-    shown = ", ".join(names[:most])
+    shown = ", ".join(name if len(name) <= 60 else f"{name[:57]}..." for name in names[:most])
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 

@@ -161,7 +161,7 @@ def _fill(result: CrystalColumns, crystals: dict[int, Crystal], search: Symmetry
     for row, crystal in crystals.items():
         result.formulas[row], result.num_atoms[row] = crystal.formula, len(crystal.kinds)
         result.reasons[row] = problems.get(row, "")
-        if search.symmetry == "given" and np.isnan(result.space_groups[row]) and crystal.space_group:
+        if crystal.space_group and np.isnan(result.space_groups[row]):
             result.space_groups[row] = crystal.space_group
     missing = [
         row

@@ -128,7 +128,9 @@ def open_database(source: Source, silo: str = "") -> Database:
     try:
         return _open(source)
     except DataError as error:
-        raise DataError(f"silo '{silo}': {error}" if silo else str(error)) from error
+        # Names of columns and files may hold line breaks; a message is one line.
+        message = " ".join(str(error).split())
+        raise DataError(f"silo '{silo}': {message}" if silo else message) from error
 
 
 def _open(source: Source) -> Database:

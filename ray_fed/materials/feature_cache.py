@@ -96,12 +96,14 @@ def _found_or_stored(path: Path, compute: Callable[[], Arrays]) -> Arrays:
 def _read(path: Path) -> Arrays | None:
     """Return an entry's arrays; None where there is no entry or a broken one."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise ValueError("not an archive of arrays")
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        # AttributeError: a plain .npy array is no archive and has no `files`.
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         _log.warning("%s is broken (%s); computing it again", path, error)
         return None
 

@@ -57,13 +57,12 @@ def cell_problems(cells: np.ndarray) -> dict[int, str]:
     """Return row -> why cells [n, 7] describe no crystal. A row of NaN only has no structure, and no problem."""
     given = ~np.isnan(cells)
     problems: dict[int, str] = {}
-    half = given[:, :6].any(axis=1) & ~given[:, :6].all(axis=1)
-    for row in np.flatnonzero(half).tolist():
-        problems[row] = f"{CELL_COLUMNS[int(np.argmin(given[row, :6]))]} is missing"
-    whole = given[:, :6].all(axis=1)
     wrong = given & ~_within_bounds(cells)
     for row in np.flatnonzero(wrong.any(axis=1)).tolist():
-        problems.setdefault(row, _out_of_bounds(cells[row], wrong[row]))
+        problems[row] = _out_of_bounds(cells[row], wrong[row])
+    whole = given[:, :6].all(axis=1)
+    for row in np.flatnonzero(given[:, :6].any(axis=1) & ~whole).tolist():
+        problems.setdefault(row, f"{CELL_COLUMNS[int(np.argmin(given[row, :6]))]} is missing")
     closed = relative_volumes(cells) > MIN_RELATIVE_VOLUME
     for row in np.flatnonzero(whole & ~closed).tolist():
         angles = ", ".join(f"{angle:g}" for angle in cells[row, 3:6])

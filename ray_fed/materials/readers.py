@@ -100,7 +100,7 @@ def _open_csv(path: Path) -> RawTable:
         lines = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     header, rows = [name.strip() for name in lines[0]] if lines else [], lines[1:]
     problems = {
-        number: f"row has '{len(row)}' values, the header '{len(header)}'"
+        number: f"torn row '{len(row)} of {len(header)} values'"
         for number, row in enumerate(rows)
         if len(row) != len(header)
     }

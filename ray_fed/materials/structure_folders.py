@@ -54,7 +54,7 @@ def open_structure_folder(folder: Path, target: str | None) -> RawTable:
         if row[0] not in by_id:
             problems[number] = f"no structure file for id {quoted(row[0])}"
         elif len(row) != len(names):
-            problems[number] = f"{listed.name} has '{len(row)}' values in this row, '{len(names)}' in the first"
+            problems[number] = f"torn row '{len(row)} of {len(names)} values' in {listed.name}"
     columns = {name: [row[at] if at < len(row) else None for row in rows] for at, name in enumerate(names)}
     return _table(str(folder), columns, [by_id.get(row[0]) for row in rows], problems)
 

@@ -54,7 +54,7 @@ def parse_structure(value: Any) -> Crystal:
     except Exception as error:
         # pymatgen's parsers fail on broken files with any exception there is, IndexError to ZeroDivisionError. The row
         # keeps the text as its reason, so nothing is lost here.
-        raise DataError(f"structure cannot be read: {quoted(f'{type(error).__name__}: {error}')}") from error
+        raise DataError(f"unreadable structure {quoted(f'{type(error).__name__}: {error}')}") from error
     return _checked(crystal)
 
 
@@ -62,7 +62,8 @@ def _parse(value: Any) -> Crystal:
     if isinstance(value, Mapping):
         return _from_mapping(value)
     if not isinstance(value, str):
-        raise DataError(f"structure is missing: {quoted(value)}" if value is not None else "structure is missing")
+        missing = value is None or value != value
+        raise DataError("structure is missing" if missing else f"structure {quoted(value)} is neither text nor object")
     if value.lstrip().startswith("{"):
         return _from_mapping(json.loads(value))
     if not value.strip():
@@ -96,12 +97,21 @@ def _from_cif(text: str) -> Crystal:
 def _from_poscar(text: str) -> Crystal:
     from pymatgen.io.vasp import Poscar
 
+    _check_atom_counts(text.splitlines())
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         structure = Poscar.from_str(text, read_velocities=False).structure
     if any(_FALSE_NAMES in str(warning.message) for warning in caught):
         raise DataError("POSCAR names no elements (VASP 4 format); write the symbols above their counts")
     return _from_pymatgen(structure)
+
+
+def _check_atom_counts(lines: Sequence[str]) -> None:
+    """Refuse a POSCAR that announces more atoms than it has lines: pymatgen would first make a list of them all."""
+    for line in lines[5:7]:
+        counts = line.split()
+        if all(count.isdigit() for count in counts) and sum(map(int, counts)) > len(lines):
+            raise DataError(f"POSCAR has '{len(lines)}' lines and announces more atoms: {quoted(line)}")
 
 
 def _from_pymatgen(structure: Any, space_group: int | None = None) -> Crystal:

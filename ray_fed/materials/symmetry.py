@@ -54,7 +54,7 @@ def _by_spglib(crystal: Crystal, symprec: float) -> int:
         found: Any = spglib.get_spacegroup(cell, symprec=symprec)
     except Exception as error:
         # Version 2.8 returns None where later ones raise `SpglibError`, a class that earlier ones do not have.
-        raise DataError(f"spglib finds no space group: '{type(error).__name__}'") from error
+        raise DataError(f"spglib finds no space group '{type(error).__name__}'") from error
     if found is None:
         raise DataError("spglib finds no space group")
     return int(found.rpartition("(")[2].rstrip(")"))
@@ -70,7 +70,7 @@ def _by_moyopy(crystal: Crystal, symprec: float) -> int:
     except BaseException as error:
         # A panic of its Rust code arrives as PanicException, which is not even an Exception.
         if isinstance(error, ValueError) or type(error).__name__ == "PanicException":
-            raise DataError(f"moyopy finds no space group: '{type(error).__name__}'") from error
+            raise DataError(f"moyopy finds no space group '{type(error).__name__}'") from error
         raise
 
 

@@ -4,13 +4,33 @@ import gzip
 import json
 import os
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ray_fed.errors import DataError
 from ray_fed.materials.databases import Source, open_database
 from tests.crystal_files import ROCKSALT, TARGET, WURTZITE, csv_file, table, text_file
 
 NAN = float("nan")
+HOSTILE = [
+    b"",
+    b"NaN",
+    b"1e999",
+    b"-1",
+    b"null",
+    b"[]",
+    b"{}",
+    b'"',
+    b",",
+    b"\n",
+    b"\0",
+    b"\xff",
+    b"9" * 30,
+    b"'",
+    b"Xx",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +178,11 @@ def test_a_missing_column_is_refused_with_what_is_there_and_the_nearest_name(tmp
     )
 
 
+def test_a_line_break_in_a_column_s_name_does_not_break_the_message(tmp_path):
+    path = text_file(tmp_path, "data.csv", 'formula,"formation\nenergy"\nNaCl,1\n')
+    assert "it has: formula, formation energy; did you mean" in refusal(Source(path))
+
+
 def test_a_condition_that_no_row_meets_is_refused_with_the_values_there_are(tmp_path):
     rows = [{**ROCKSALT, "db": "MP", "n": 2}, {**WURTZITE, "db": "MP", "n": 3}, {**WURTZITE, "db": "EXPT", "n": 3}]
     path = csv_file(tmp_path, *rows)
@@ -186,3 +211,28 @@ def test_a_folder_with_one_data_file_is_that_file_and_with_two_it_is_refused(tmp
     assert open_database(Source(str(tmp_path))).fingerprint["num_rows"] == 2
     csv_file(tmp_path, name="more.csv")
     assert "holds 2 data files (data.csv, more.csv); give the path of one of them" in refusal(Source(str(tmp_path)))
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.sampled_from(["data.csv", "data.jsonl", "data.json", "data.parquet"]), st.randoms(use_true_random=False))
+def test_whatever_is_wrong_with_a_file_it_is_a_reason_or_a_data_error(tmp_path, name, random):
+    path = tmp_path / name
+    write = {"csv": "to_csv", "jsonl": "to_json", "json": "to_json", "parquet": "to_parquet"}[name.split(".")[1]]
+    options = {"data.csv": {"index": False}, "data.jsonl": {"orient": "records", "lines": True}}.get(name, {})
+    getattr(table(), write)(path, **options)
+    content = bytearray(path.read_bytes())
+    for _ in range(random.randint(1, 6)):
+        start = random.randrange(len(content))
+        content[start : start + random.randrange(20)] = random.choice(HOSTILE)
+    path.write_bytes(content)
+    message, frame = "silo 'mit': ", None
+    try:
+        frame = open_database(Source(str(path)), silo="mit").frame
+    except DataError as error:
+        message = str(error)
+    assert message.startswith("silo 'mit': ")
+    assert "\n" not in message
+    if frame is not None:
+        usable = frame[frame["reason"] == ""]
+        assert np.isfinite(usable["target"]).all()
+        assert not (usable[["a", "b", "c", "volume"]] <= 0).any(axis=None)

@@ -104,8 +104,11 @@ def test_columns_are_found_under_other_names(tmp_path):
 
 
 def test_capital_a_and_b_are_sites_of_a_perovskite_and_not_lattice_parameters(tmp_path):
-    path = text_file(tmp_path, "data.csv", f"formula,A,B,{TARGET}\nSrTiO3,Sr,Ti,-3.5\n")
-    assert np.isnan(open_database(Source(path)).frame.loc[0, "a"])
+    names = f"formula,A,B,c,alpha,beta,gamma,{TARGET}"
+    path = text_file(tmp_path, "data.csv", f"{names}\nSrTiO3,Sr,Ti,3.9,90,90,90,-3.5\n")
+    database = open_database(Source(path))
+    assert np.isnan(database.frame.loc[0, "a"])
+    assert database.reason_counts() == {}
 
 
 def test_b_and_c_without_the_rest_of_a_lattice_are_not_lattice_parameters(tmp_path):
@@ -115,9 +118,9 @@ def test_b_and_c_without_the_rest_of_a_lattice_are_not_lattice_parameters(tmp_pa
 
 def test_a_space_group_may_be_a_symbol_and_zero_is_none(tmp_path):
     path = text_file(tmp_path, "data.csv", f"formula,spacegroup,{TARGET}\nNaCl,Fm-3m,-2\nGaN,0,-1\nTiO2, 136 ,-3\n")
-    assert open_database(Source(path)).frame["spacegroup_number"].tolist() == pytest.approx(
-        [225, NAN, 136], nan_ok=True
-    )
+    database = open_database(Source(path))
+    assert database.frame["spacegroup_number"].tolist() == pytest.approx([225, NAN, 136], nan_ok=True)
+    assert database.reason_counts() == {}
 
 
 def test_sodium_nitride_is_not_a_missing_value(tmp_path):
@@ -254,6 +257,15 @@ def test_the_hash_changes_with_one_value_and_with_the_order_of_rows(tmp_path):
     assert digest(ROCKSALT, WURTZITE) == first
     assert digest(WURTZITE, ROCKSALT) != first
     assert digest(ROCKSALT, {**WURTZITE, TARGET: np.nextafter(-0.6, 0)}) != first
+
+
+def test_every_kind_of_nan_has_the_same_hash(tmp_path):
+    odd = np.frombuffer(bytes.fromhex("010000000000f8ff"), "<f8")[0]
+    digests = []
+    for unknown in (NAN, odd):
+        table(ROCKSALT, {**WURTZITE, "spacegroup_number": unknown}).to_parquet(tmp_path / "data.parquet")
+        digests.append(open_database(Source(str(tmp_path / "data.parquet"))).fingerprint["sha256"])
+    assert digests[0] == digests[1]
 
 
 # The embedded set and the shared data

@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import os
 import subprocess
 import sys
 import warnings
@@ -170,6 +171,7 @@ def test_a_list_of_no_use_is_refused(tmp_path, rows, message):
 def test_structures_without_a_list_need_one_unless_no_target_is_wanted(tmp_path):
     (tmp_path / "b.cif").write_text(cif(NACL))
     (tmp_path / "a.vasp").write_text(poscar(RUTILE))
+    (tmp_path / "._a.vasp").write_text("litter of another system")
     with pytest.raises(DataError, match=r"has 2 structure files but no id_prop.csv or targets.csv; write one line"):
         open_database(Source(str(tmp_path)))
     frame = open_database(Source(str(tmp_path), target=None)).frame
@@ -267,6 +269,13 @@ def test_the_number_a_cif_gives_is_taken_unless_it_says_that_all_atoms_are_liste
     assert computed["spacegroup_number"].tolist() == [136, 136]
 
 
+def test_a_given_column_goes_before_the_number_in_a_cif(tmp_path):
+    text = cif(RUTILE).replace("_Int_Tables_number   1", "_Int_Tables_number   99")
+    records = [{"cif": text, "sg": number, TARGET: -1.0} for number in (77, None)]
+    (tmp_path / "x.json").write_text(json.dumps(records))
+    assert open_database(Source(str(tmp_path / "x.json"))).frame["spacegroup_number"].tolist() == [77, 99]
+
+
 def test_a_given_column_goes_before_the_computed_number(tmp_path):
     records = entries(spacegroup_number=2)
     records[1]["spacegroup_number"] = None
@@ -277,16 +286,41 @@ def test_a_given_column_goes_before_the_computed_number(tmp_path):
     assert numbers.tolist() == [225, 221, 136, 186]
 
 
-def test_spglib_and_moyopy_find_the_same_groups_without_a_warning_or_a_log_line(caplog):
+def test_spglib_and_moyopy_find_the_same_groups():
     pytest.importorskip("moyopy")
     crystals = [parse_structure(structure.as_dict()) for structure, _ in CRYSTALS.values()]
     numbers = [float(number) for _, number in CRYSTALS.values()]
+    for finder in ("spglib", "moyopy"):
+        found, reasons = space_groups(crystals, finder, 0.1)
+        assert found.tolist() == numbers
+        assert reasons == [""] * 4
+
+
+SPGLIB_PRINTS = Crystal(
+    "GePbN2O",
+    np.eye(3) * 3.9679386615753174,
+    np.array([[0.508855, 0.5, 0.5], [0.018215, 0, 0], [0.498158, 0, 0.5], [0.498158, 0.5, 0], [0.002731, 0.5, 0.5]]),
+    np.array([1, 2, 3, 3, 4]),
+)
+"""Atoms at the edge of the tolerance, from perov5; spglib tells the terminal so from C."""
+MOYOPY_LOGS = Crystal(
+    "CsCl",
+    np.diag([4.12, 4.12, 8.24]),
+    np.array([[0, 0, 0], [0.5, 0.5, 0.25], [0, 0, 0.5], [0.5, 0.5, 0.75]]),
+    np.array([1, 2, 1, 2]),
+)
+"""A doubled cell; moyopy logs a warning that some operations do not fit into it."""
+
+
+def test_symmetry_searches_print_and_log_nothing(capfd, caplog, monkeypatch):
+    pytest.importorskip("moyopy")
+    monkeypatch.setenv("SPGLIB_WARNING", "ON")
     with caplog.at_level(logging.WARNING):
-        for finder in ("spglib", "moyopy"):
-            found, reasons = space_groups(crystals, finder, 0.1)
-            assert found.tolist() == numbers
-            assert reasons == [""] * 4
+        assert space_groups([SPGLIB_PRINTS], "spglib", 0.1)[1] == [""]
+        assert space_groups([MOYOPY_LOGS], "moyopy", 0.1)[0].tolist() == [221]
     assert caplog.records == []
+    assert capfd.readouterr() == ("", "")
+    assert os.environ["SPGLIB_WARNING"] == "ON"
 
 
 @pytest.mark.parametrize("finder", ["spglib", "moyopy"])
