@@ -194,9 +194,9 @@ class Outcome:
         silos = sorted((row for row in rows if row.kind == "silo"), key=lambda row: -(row.num_examples or 0))
         left_out = silos[MAX_PARITY_SILOS:]
         panels = [self._panel(row) for row in rows if row not in left_out and row.name in experiment.predicted]
-        figure = parity_figure(panels, experiment.setup.task.unit, "formation energy", self._reference())
+        figure = parity_figure(panels, experiment.setup.task.unit, self._quantity(), self._reference())
         caption = (
-            f"Predicted against true formation energy ({experiment.setup.task.unit}) on the common test set, "
+            f"Predicted against true {self._quantity()} ({experiment.setup.task.unit}) on the common test set, "
             f"seed {experiment.setup.config.seed}. Colour: density of points."
         )
         return self._save("parity", figure, caption)
@@ -242,6 +242,9 @@ class Outcome:
         path = self.directory.figures / f"{name}.png"
         save_figure(figure, path)
         return Figure(path, caption)
+
+    def _quantity(self) -> str:
+        return self.experiment.setup.task.target.removesuffix("_per_atom").replace("_", " ")
 
     def _reference(self) -> str:
         return "model data" if self.experiment.setup.config.data == "embedded" else "reference"
