@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import floor
 from typing import Any
 
 import ray
@@ -43,40 +44,58 @@ def settle(specs: Sequence[SiloSpec], nodes: Sequence[NodeOffer]) -> tuple[list[
     there: PlacementError.
     """
     notices = []
-    if any(spec.num_gpus for spec in specs) and not any(node.gpus for node in nodes):
-        notices.append("no GPU in this cluster: the silos train on CPU")
+    if not any(node.gpus for node in nodes):
+        if any(spec.num_gpus != 0 for spec in specs):
+            notices.append("no GPU in this cluster: the silos train on CPU")
         specs = [replace(spec, num_gpus=0.0) for spec in specs]
     for site in sorted({spec.site for spec in specs}):
-        _check_site(site, [spec for spec in specs if spec.site == site], nodes)
-    _check_total("GPU", sum(spec.num_gpus for spec in specs), sum(node.gpus for node in nodes), specs, nodes)
+        _check_label(site, [spec for spec in specs if spec.site == site], nodes)
+    specs = [replace(spec, num_gpus=_share(spec, specs, nodes)) for spec in specs]
+    for site in sorted({spec.site for spec in specs}):
+        _check_room([spec for spec in specs if spec.site == site], [n for n in nodes if not site or n.site == site])
+    _check_total("GPU", specs, nodes)
     return list(specs), notices
 
 
-def _check_site(site: str, specs: Sequence[SiloSpec], nodes: Sequence[NodeOffer]) -> None:
-    here = [node for node in nodes if not site or node.site == site]
-    if not here:
+def _share(spec: SiloSpec, specs: Sequence[SiloSpec], nodes: Sequence[NodeOffer]) -> float:
+    """Return the GPUs a silo asks for: as stated, or an even share of what its site has besides stated wishes."""
+    if spec.num_gpus is not None:
+        return spec.num_gpus
+    there = sum(node.gpus for node in nodes if not spec.site or node.site == spec.site)
+    stated = sum(other.num_gpus or 0.0 for other in specs if other.site == spec.site)
+    sharing = sum(other.num_gpus is None for other in specs if other.site == spec.site)
+    return min(1.0, floor(100 * max(0.0, there - stated) / sharing) / 100)
+
+
+def _check_label(site: str, specs: Sequence[SiloSpec], nodes: Sequence[NodeOffer]) -> None:
+    if site and not any(node.site == site for node in nodes):
         known = sorted({node.site for node in nodes if node.site})
         raise PlacementError(
             f"silo '{specs[0].name}': no node has the label site={site}; sites in this cluster: "
             f'{", ".join(known) or "none"}; start a node there with: ray start --labels="site={site}"'
         )
+
+
+def _check_room(specs: Sequence[SiloSpec], here: Sequence[NodeOffer]) -> None:
     for spec in specs:
-        if not any(spec.num_cpus <= node.cpus and spec.num_gpus <= node.gpus for node in here):
+        if not any(spec.num_cpus <= node.cpus and (spec.num_gpus or 0.0) <= node.gpus for node in here):
             raise PlacementError(
                 f"silo '{spec.name}' asks for {spec.num_gpus:g} GPU and {spec.num_cpus:g} CPU on one node; "
                 f"there is: {_listed(here)}"
             )
-    where = [node for node in nodes if node in here]
-    _check_total("GPU", sum(spec.num_gpus for spec in specs), sum(node.gpus for node in where), specs, where)
-    _check_total("CPU", sum(spec.num_cpus for spec in specs), sum(node.cpus for node in where), specs, where)
+    for what in ("GPU", "CPU"):
+        _check_total(what, specs, here)
 
 
-def _check_total(what: str, asked: float, there: float, specs: Sequence[SiloSpec], nodes: Iterable[NodeOffer]) -> None:
+def _check_total(what: str, specs: Sequence[SiloSpec], nodes: Sequence[NodeOffer]) -> None:
+    field = f"num_{what.lower()}s"
+    asked = sum(getattr(spec, field) for spec in specs)
+    there = sum(node.gpus if what == "GPU" else node.cpus for node in nodes)
     if asked > there:
         names = ", ".join(f"'{spec.name}'" for spec in specs)
         raise PlacementError(
             f"silos {names} ask for {asked:g} {what}s together, there are {there:g}: {_listed(nodes)}; "
-            f"lower num_{what.lower()}s (a share such as 0.25 is allowed) or add nodes"
+            f"lower {field} (a share such as 0.25 is allowed) or add nodes"
         )
 
 
@@ -89,7 +108,7 @@ def _listed(nodes: Iterable[NodeOffer]) -> str:
 
 def actor_options(spec: SiloSpec) -> dict[str, Any]:
     """Return Ray's options for a silo's actor. The site is a hard requirement: data have no second home."""
-    options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus}
+    options: dict[str, Any] = {"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus or 0.0}
     if spec.site:
         options["label_selector"] = {"site": spec.site}
     return options

@@ -97,9 +97,9 @@ class FormationEnergyConfig:
     """Training runs with seeds seed, seed+1, ... on the same split; results are mean and standard deviation."""
     cohort: Literal["ray", "local"] = "ray"
     """ray: every silo is an actor; local: all silos in this process, bit-equal results."""
-    num_gpus: float = 0.0
-    """GPUs per silo (0.25 shares one among four); needs GPUs in the cluster, else the silos say once that they use
-    the CPU."""
+    num_gpus: float | None = None
+    """GPUs per silo: 1 pins each to one, 0.25 shares one among four, 0 uses the CPU; an even share of the cluster's if
+    not given. A cluster without GPUs trains on CPU and says so once."""
     address: str = "local"
     """Ray cluster: 'local' starts a private one; 'auto' or HOST:PORT joins a running one."""
     out: str | None = None
@@ -117,7 +117,7 @@ class FormationEnergyConfig:
             f"silos={self.silos} must be positive numbers of rows",
         )
         require(min(self.hidden, default=1) > 0, f"hidden={self.hidden} must be positive widths")
-        require(self.num_gpus >= 0, f"num_gpus={self.num_gpus} must not be negative")
+        require((self.num_gpus or 0) >= 0, f"num_gpus={self.num_gpus} must not be negative")
         require(0 < self.test_fraction < 1, f"test_fraction={self.test_fraction} must lie between 0 and 1")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
         averages = self.optimizer_state == "average"

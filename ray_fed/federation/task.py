@@ -18,8 +18,9 @@ class SiloSpec:
     """Name in every message, figure and error."""
     source: object
     """Where the silo finds its rows, in the terms of its task; opened by the silo, never by the driver."""
-    num_gpus: float = 0.0
-    """GPUs reserved for the silo's actor; 0 trains on CPU."""
+    num_gpus: float | None = None
+    """GPUs reserved for the silo's actor: 1 pins it to one, 0.25 shares one among four, 0 trains on CPU; None takes an
+    even share of what its site has, at most 1."""
     num_cpus: float = 1.0
     site: str = ""
     """Value of the node label `site` the silo must stand on; empty: anywhere."""

@@ -1,10 +1,13 @@
 """One Ray session for all integration tests: a private cluster with logical CPUs and no GPU."""
 
+import os
+
 import pytest
 
 from actors.session import session, set_private_token
 
 set_private_token()  # before anything imports Ray
+os.environ["RAY_OVERRIDE_LABELS"] = '{"site": "lab"}'
 
 import ray  # noqa: E402
 

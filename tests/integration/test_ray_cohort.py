@@ -97,7 +97,7 @@ def test_an_unknown_site_is_refused_within_seconds_with_the_sites_there_are():
     specs = [replace(silos(9)[0], site="mit")]
     with (
         pytest.raises(
-            PlacementError, match=r"silo 'silo-1': no node has the label site=mit; sites in this cluster: none"
+            PlacementError, match=r"silo 'silo-1': no node has the label site=mit; sites in this cluster: lab"
         ),
         federation(specs, SyntheticTask(), None, ["silo-1"]),
     ):
@@ -108,3 +108,28 @@ def test_an_unknown_site_is_refused_within_seconds_with_the_sites_there_are():
 def test_a_silo_asks_for_its_site_and_its_share_of_a_gpu():
     spec = replace(silos(9)[0], site="eth", num_gpus=0.5)
     assert actor_options(spec) == {"num_cpus": 1.0, "num_gpus": 0.5, "label_selector": {"site": "eth"}}
+
+
+def test_an_even_share_of_the_gpus_is_the_default():
+    settled, notices = settle(silos(9, 9, 9), [NodeOffer("box", "", 8.0, 2.0)])
+    assert [spec.num_gpus for spec in settled] == [0.66, 0.66, 0.66]
+    assert notices == []
+
+
+def test_no_silo_gets_more_than_one_gpu_and_none_from_another_site():
+    specs = [replace(spec, site=site) for spec, site in zip(silos(9, 9), ("a", "b"), strict=True)]
+    settled, _ = settle(specs, [NodeOffer("one", "a", 8.0, 4.0), NodeOffer("two", "b", 8.0, 0.0)])
+    assert [spec.num_gpus for spec in settled] == [1.0, 0.0]
+
+
+def test_a_silo_stands_at_its_site():
+    specs = [replace(spec, site="lab") for spec in silos(30, 30, 30)]
+    with federation(specs, SyntheticTask(), None, NAMES) as placed:
+        assert set(placed.coordinator.agree().silos) == set(NAMES)
+
+
+def test_a_silo_that_was_started_elsewhere_refuses_to_open_its_data():
+    spec = replace(silos(30)[0], site="elsewhere")
+    actor = SiloActor.options(num_cpus=0.1).remote(spec, SyntheticTask())
+    with pytest.raises(PlacementError, match="silo 'silo-1' belongs to site 'elsewhere' but was started at site 'lab'"):
+        RayCohort({"silo-1": actor}).open()
