@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ray_fed.materials.composition import CompositionRows, read_compositions
-from ray_fed.materials.element_columns import GUO_STATISTICS, guo_columns
-from ray_fed.materials.featurizers import make_featurizer
-from ray_fed.materials.formulas import flat_formulas
+from ray_fed.materials.features.composition import CompositionRows, read_compositions
+from ray_fed.materials.features.element_columns import GUO_STATISTICS, guo_columns
+from ray_fed.materials.features.featurizers import make_featurizer
+from ray_fed.materials.features.formulas import flat_formulas
 
 SHARED = Path(__file__).parents[2] / "shared/datasets/composition_formation_energy/formation_energy.parquet"
 REQUIRED_RATIO = 300
@@ -122,7 +122,7 @@ def _formulas(path: Path | None, rows: int) -> tuple[str, list[str]]:
         if "source" in table:
             table = table.loc[table["source"] == "OQMD"]
         return path.name, table["formula"].tolist()[:rows]
-    from ray_fed.materials.model_crystals import make_model_crystals
+    from ray_fed.materials.model_crystals.crystals import make_model_crystals
 
     return "embedded model crystals", make_model_crystals(rows)["formula"].tolist()
 

@@ -12,8 +12,8 @@ from ray_fed.errors import ConfigError, DataError
 from ray_fed.learning.layout import Layout, bind
 from ray_fed.learning.models import mlp
 from ray_fed.learning.standardisation import Standardizer
-from ray_fed.materials.databases import Source, open_database
-from ray_fed.materials.featurizers import make_featurizer
+from ray_fed.materials.databases.source import Source, open_database
+from ray_fed.materials.features.featurizers import make_featurizer
 from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.model_files import ModelCard, load_model
 from ray_fed.reporting.run_directory import RunDirectory
@@ -25,7 +25,7 @@ MAX_REASONS = 10
 def run(run_directory: str, file: str, model: str, out: str | None) -> int:
     """Write predictions for every entry of `file`; returns 0, or 1 when no entry could be predicted."""
     arrays, card = load_model(_model_path(run_directory, model))
-    database = open_database(Source(path=str(Path(file).resolve()), target=None))
+    database = open_database(Source(path=str(Path(file).expanduser().absolute()), target=None))
     table = predict_table(database.frame, arrays, card)
     path = Path(out) if out else Path(f"{Path(file).name}.predictions.csv")
     write_atomically(path, table.to_csv(index=False).encode())

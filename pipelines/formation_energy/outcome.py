@@ -267,7 +267,7 @@ class Outcome:
     def _provenance(self) -> str:
         if self.experiment.setup.config.data != "embedded" or self.experiment.setup.config.federation:
             return f"Method: {CITATION}."
-        from ray_fed.materials.model_crystals import PROVENANCE
+        from ray_fed.materials.model_crystals.crystals import PROVENANCE
 
         return f"{PROVENANCE}. Method: {CITATION}."
 

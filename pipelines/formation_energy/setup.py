@@ -1,5 +1,6 @@
 """From the configuration to silos, test set and task."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -13,8 +14,8 @@ from ray_fed.federation.coordinator import Job, local_job
 from ray_fed.federation.messages import SiloDescription
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.materials.columns import UNKNOWN_UNIT, canonical_target, unit_of_target
-from ray_fed.materials.databases import EMBEDDED, Source
+from ray_fed.materials.databases.columns import UNKNOWN_UNIT, canonical_target, unit_of_target
+from ray_fed.materials.databases.source import EMBEDDED, Source
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
 
@@ -129,7 +130,7 @@ def _site_rows(config: FormationEnergyConfig, entry: SiteEntry, base: Path, test
 
 
 def _source(config: FormationEnergyConfig, path: str, target: str | None, where: tuple[tuple[str, str], ...]) -> Source:
-    located = path if path == EMBEDDED else str(Path(path).expanduser().resolve())
+    located = path if path == EMBEDDED else os.path.abspath(Path(path).expanduser())  # noqa: PTH100 (resolve() raises on a loop of links)
     keep = (config.partition.removeprefix("column:"),) if config.partition.startswith("column:") else ()
     column = target or config.target
     unit = None if unit_of_target(column) != UNKNOWN_UNIT else ENERGY_UNIT

@@ -11,7 +11,7 @@ from math import gcd, lcm
 
 import numpy as np
 
-from ray_fed.materials.composition import CompositionRows, read_compositions
+from ray_fed.materials.features.composition import CompositionRows, read_compositions
 
 ANION_CLASSES = {
     "halide": (9, 17, 35, 53),

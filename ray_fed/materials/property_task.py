@@ -3,7 +3,8 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,10 @@ from torch.nn import functional
 from ray_fed.errors import DataError
 from ray_fed.federation.task import LocalRows, SiloSpec
 from ray_fed.learning.models import seeded_mlp
-from ray_fed.materials.databases import Source, open_database
-from ray_fed.materials.featurizers import make_featurizer
+from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
+from ray_fed.materials.databases.lattices import CELL_COLUMNS
+from ray_fed.materials.databases.source import EMBEDDED, Source, open_database
+from ray_fed.materials.features.featurizers import make_featurizer
 from ray_fed.materials.partitions import hash_split
 from ray_fed.materials.study import StudyPart
 
@@ -71,7 +74,8 @@ class PropertyTask:
             raise DataError(f"silo '{spec.name}': its source is {wanted!r}; a property task needs CrystalRows")
         database = open_database(wanted.source, spec.name)
         frame = wanted.part.take(database.frame) if wanted.part else database.frame
-        features, reasons = self._features(frame)
+        folder = None if wanted.source.path == EMBEDDED else cache_folder()
+        features, reasons = self._features(frame, folder)
         usable = np.array([not reason for reason in reasons])
         held_out = usable & self._held_out(frame, wanted)
         train = usable & ~held_out
@@ -84,14 +88,28 @@ class PropertyTask:
             {**database.fingerprint, "rows_of_silo": len(frame)}, {**self.agreement(), "target": held},
         )  # fmt: skip
 
-    def _features(self, frame: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-        """Return (features [rows, d], reason per row): the reader's reason first, then the featurizer's."""
-        features, reasons = self.featurizer().transform_with_reasons(frame)
-        return features, [given or found for given, found in zip(frame["reason"], reasons, strict=True)]
+    def _features(self, frame: pd.DataFrame, folder: Path | None) -> tuple[np.ndarray, list[str]]:
+        """Return (features [rows, d], reason per row): the reader's reason first, then the featurizer's.
+
+        Kept in `folder` under the hash of everything they depend on; None keeps nothing.
+        """
+        featurizer = self.featurizer()
+
+        def compute() -> dict[str, np.ndarray]:
+            features, reasons = featurizer.transform_with_reasons(frame)
+            return {"features": features, "reasons": pack_texts(reasons)}
+
+        columns = [name for name in (*CELL_COLUMNS, "spacegroup_number", "num_atoms") if name in frame]
+        cells = frame[columns].to_numpy(np.float64)
+        key = content_key(featurizer.fingerprint(), pack_texts(frame["formula"].tolist()), cells)
+        table = cached(key, compute, folder)
+        given = [str(reason) for reason in frame["reason"]]
+        found = unpack_texts(table["reasons"])
+        return table["features"], [first or second for first, second in zip(given, found, strict=True)]
 
     def _why(self, frame: pd.DataFrame, reasons: Sequence[str]) -> str:
         counted = "; ".join(f"{count} x {reason}" for reason, count in _counted(reasons).items())
-        if self.featurizer().needs_structure and frame["volume"].isna().all():
+        if self.featurizer().needs_structure and bool(frame["volume"].isna().all()):
             return f"{counted}; without cells use features=guo65 or rich, which need formulas only"
         return counted
 
@@ -100,11 +118,6 @@ class PropertyTask:
         if rows.test_fraction == 0:
             return np.zeros(len(frame), bool)
         return hash_split(frame["formula"].tolist(), rows.test_fraction, rows.split_seed)
-
-
-def with_features(task: PropertyTask, features: str, **options: object) -> PropertyTask:
-    """Return the task with other features."""
-    return replace(task, features=features, feature_options=tuple(sorted(options.items())))
 
 
 def _counted(reasons: Iterable[str]) -> dict[str, int]:

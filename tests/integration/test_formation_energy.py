@@ -86,7 +86,7 @@ def test_the_run_directory_holds_everything_that_was_promised(local_run):
 
 def test_no_row_of_the_data_is_left_behind(local_run):
     """Formulas are the rows' names; none may be in any text of the run directory but the published configuration."""
-    from ray_fed.materials.model_crystals import make_model_crystals
+    from ray_fed.materials.model_crystals.crystals import make_model_crystals
 
     formulas = set(make_model_crystals(600)["formula"])
     long_formulas = {formula for formula in formulas if len(formula) >= 6}
@@ -122,7 +122,7 @@ def test_two_runs_with_one_seed_are_byte_identical_and_another_seed_differs(loca
 
 
 def test_predict_writes_units_and_reasons(local_run, tmp_path, capsys):
-    from ray_fed.materials.model_crystals import make_model_crystals
+    from ray_fed.materials.model_crystals.crystals import make_model_crystals
 
     rows = make_model_crystals(20).drop(columns=["target"])
     rows.loc[3, "formula"] = "Xx2O3"
@@ -222,7 +222,7 @@ def _wait_until(condition, process, seconds=120.0):
 
 
 def test_a_federation_file_runs_sites_with_their_own_files_and_held_out_rows(tmp_path):
-    from ray_fed.materials.model_crystals import make_model_crystals
+    from ray_fed.materials.model_crystals.crystals import make_model_crystals
 
     rows = make_model_crystals(400).rename(columns={"target": "formation_energy_per_atom"})
     rows[:150].to_csv(tmp_path / "north.csv", index=False)

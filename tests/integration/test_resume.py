@@ -117,7 +117,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys):
 
 
 def test_a_run_whose_data_changed_is_refused_by_the_silos_name(tmp_path, capsys):
-    from ray_fed.materials.model_crystals import make_model_crystals
+    from ray_fed.materials.model_crystals.crystals import make_model_crystals
 
     rows = make_model_crystals(300).rename(columns={"target": "formation_energy_per_atom"})
     rows.to_csv(tmp_path / "rows.csv", index=False)

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from ray_fed.errors import DataError
-from ray_fed.materials.build_element_tables import build_table, changes
-from ray_fed.materials.elements import (
+from ray_fed.materials.features.build_element_tables import build_table, changes
+from ray_fed.materials.features.elements import (
     TABLE_FOLDER,
     load_table,
     read_element_table,
     read_hashed_table,
     table_paths,
 )
-from ray_fed.materials.featurizers import make_featurizer
+from ray_fed.materials.features.featurizers import make_featurizer
 
 XENONPY_TABLE = Path(__file__).parents[3] / "shared" / "datasets" / "elements" / "xenonpy_elements_completed.csv"
 
@@ -71,7 +71,7 @@ def test_a_table_whose_units_or_marks_were_touched_is_refused(tmp_path):
 
 def test_formulas_become_features_without_pymatgen_mendeleev_or_torch():
     code = (
-        "import sys; from ray_fed.materials.featurizers import make_featurizer as make; "
+        "import sys; from ray_fed.materials.features.featurizers import make_featurizer as make; "
         "make('guo65').transform(['Fe2O3', 'Ca3(PO4)2', 'Xx']); make('rich').transform(['NaCl']); "
         "print(sorted({'pymatgen', 'mendeleev', 'torch', 'ray'} & set(sys.modules)))"
     )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ray_fed.materials.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
+from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
 
 KEY = content_key("a key")
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_fed.errors import ConfigError
-from ray_fed.materials.composition import CompositionRows, read_compositions
-from ray_fed.materials.element_columns import GUO_PROPERTIES, GUO_STATISTICS
-from ray_fed.materials.element_stats import STATISTICS, element_stats
-from ray_fed.materials.elements import SYMBOLS, load_table
-from ray_fed.materials.featurizers import make_featurizer
+from ray_fed.materials.features.composition import CompositionRows, read_compositions
+from ray_fed.materials.features.element_columns import GUO_PROPERTIES, GUO_STATISTICS
+from ray_fed.materials.features.element_stats import STATISTICS, element_stats
+from ray_fed.materials.features.elements import SYMBOLS, load_table
+from ray_fed.materials.features.featurizers import make_featurizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -11,8 +11,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.materials.cells import LAST_SPACE_GROUP
-from ray_fed.materials.featurizers import FEATURIZERS, make_featurizer
+from ray_fed.materials.features.cells import LAST_SPACE_GROUP
+from ray_fed.materials.features.featurizers import FEATURIZERS, make_featurizer
 
 
 def crystal_frame(**columns):

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_fed.materials.composition import CompositionRows, read_compositions
-from ray_fed.materials.elements import SYMBOLS
-from ray_fed.materials.featurizers import make_featurizer
-from ray_fed.materials.formulas import flat_formulas, read_formula
+from ray_fed.materials.features.composition import CompositionRows, read_compositions
+from ray_fed.materials.features.elements import SYMBOLS
+from ray_fed.materials.features.featurizers import make_featurizer
+from ray_fed.materials.features.formulas import flat_formulas, read_formula
 
 
 @given(

@@ -9,8 +9,8 @@ import pytest
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.federation.task import SiloSpec
-from ray_fed.materials.databases import Source
-from ray_fed.materials.model_crystals import make_model_crystals
+from ray_fed.materials.databases.source import Source
+from ray_fed.materials.model_crystals.crystals import make_model_crystals
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
 
@@ -57,7 +57,7 @@ def test_the_papers_numbers_come_out_of_its_12897_rows():
 
 @pytest.mark.skipif(not MP.exists(), reason=f"needs the shared data set {MP.name}")
 def test_materials_project_gives_the_papers_parts_exactly():
-    from ray_fed.materials.databases import open_database
+    from ray_fed.materials.databases.source import open_database
 
     parts = StudyPlan(rows=12_897, split="random").assign(open_database(Source(str(MP))).frame)
     assert {name: len(rows) for name, rows in parts.items()} == {
@@ -134,3 +134,21 @@ def test_a_site_with_another_unit_disagrees(tmp_path):
     )
     loaded = PropertyTask("guo65").load(SiloSpec("mit", rows))
     assert loaded.agreement["target"] == "formation_energy_per_atom [kJ/mol]"
+
+
+def test_feature_tables_are_cached_by_content(tmp_path, monkeypatch):
+    from ray_fed.materials.features.featurizers import GuoFeaturizer
+
+    monkeypatch.setenv("RAY_FED_CACHE", str(tmp_path / "cache"))
+    calls = []
+    transform = GuoFeaturizer.transform_with_reasons
+    monkeypatch.setattr(
+        GuoFeaturizer, "transform_with_reasons", lambda self, rows: calls.append(1) or transform(self, rows)
+    )
+    make_model_crystals(50).rename(columns={"target": "e_form"}).to_csv(tmp_path / "rows.csv", index=False)
+    silo = spec(source=Source(str(tmp_path / "rows.csv"), target="e_form"))
+    first, again = PropertyTask().load(silo), PropertyTask().load(silo)
+    assert len(calls) == 1
+    assert first.features.tobytes() == again.features.tobytes()
+    PropertyTask(feature_options=(("modulus", "youngs"),)).load(silo)
+    assert len(calls) == 2

@@ -1,6 +1,6 @@
 """Build `tables/ionic_data.csv` and `tables/ionic_data.json` from mendeleev, pymatgen and a few literature numbers.
 
-    python -m ray_fed.materials.build_ionic_data
+    python -m ray_fed.materials.model_crystals.build_ionic_data
 
 Needs mendeleev and pymatgen; `model_crystals.py` needs neither. The CSV has one row per ion and coordination number.
 The JSON has the numbers of each prototype (Ewald sums, bond lengths), units, sources, versions, how far the model is
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ray_fed.materials.model_crystals import (
+from ray_fed.materials.model_crystals.crystals import (
     COULOMB_EV_ANGSTROM,
     PROVENANCE,
     STRUCTURE_EXPONENT,
@@ -43,7 +43,7 @@ from ray_fed.materials.model_crystals import (
     ions_from_table,
     lattice_energy_ev,
 )
-from ray_fed.materials.prototypes import PROTOTYPES, Prototype
+from ray_fed.materials.model_crystals.prototypes import PROTOTYPES, Prototype
 
 TABLE_VERSION = 1
 KJ_PER_MOL_IN_EV = 1 / 96.4853321

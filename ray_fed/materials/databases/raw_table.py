@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ray_fed.errors import DataError
-from ray_fed.materials.formulas import quoted
+from ray_fed.materials.features.formulas import quoted
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,12 @@ import pandas as pd
 
 from ray_fed.config import require
 from ray_fed.errors import DataError
-from ray_fed.materials.columns import canonical_target, unit_of_target
-from ray_fed.materials.crystal_batches import Symmetry
-from ray_fed.materials.crystal_frames import crystal_frame
-from ray_fed.materials.feature_cache import content_key
-from ray_fed.materials.raw_table import RawTable
-from ray_fed.materials.readers import open_table
+from ray_fed.materials.databases.columns import canonical_target, unit_of_target
+from ray_fed.materials.databases.crystal_batches import Symmetry
+from ray_fed.materials.databases.crystal_frames import crystal_frame
+from ray_fed.materials.databases.feature_cache import content_key
+from ray_fed.materials.databases.raw_table import RawTable
+from ray_fed.materials.databases.readers import open_table
 
 EMBEDDED = "embedded"
 EMBEDDED_TARGET = "formation_energy_per_atom"
@@ -145,7 +145,7 @@ def _open(source: Source) -> Database:
 
 
 def _embedded_table(source: Source) -> RawTable:
-    from ray_fed.materials.model_crystals import make_model_crystals
+    from ray_fed.materials.model_crystals.crystals import make_model_crystals
 
     if source.target is not None and canonical_target(source.target) != EMBEDDED_TARGET:
         raise DataError(f"the embedded data have no {source.target!r}; their only target is {EMBEDDED_TARGET!r}")

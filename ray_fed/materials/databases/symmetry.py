@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.materials.structures import Crystal
+from ray_fed.materials.databases.structures import Crystal
 
 Finder = Literal["spglib", "moyopy"]
 _SPGLIB_PRINTS = "SPGLIB_WARNING"

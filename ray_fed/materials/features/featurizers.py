@@ -29,10 +29,10 @@ import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.materials.cells import cell_feature_units, cell_features, cells_of_structures
-from ray_fed.materials.composition import CompositionRows, read_compositions
-from ray_fed.materials.element_columns import StatisticColumns, guo_columns, rich_columns
-from ray_fed.materials.elements import SYMBOLS
+from ray_fed.materials.features.cells import cell_feature_units, cell_features, cells_of_structures
+from ray_fed.materials.features.composition import CompositionRows, read_compositions
+from ray_fed.materials.features.element_columns import StatisticColumns, guo_columns, rich_columns
+from ray_fed.materials.features.elements import SYMBOLS
 
 FEATURES_VERSION = 1
 """Goes up when the same options and tables give other numbers; part of every fingerprint."""

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from ray_fed.errors import ConfigError
-from ray_fed.materials.composition import CompositionRows
-from ray_fed.materials.element_stats import element_stats
-from ray_fed.materials.elements import ElementColumn, ElementTable, load_table, read_element_table
+from ray_fed.materials.features.composition import CompositionRows
+from ray_fed.materials.features.element_stats import element_stats
+from ray_fed.materials.features.elements import ElementColumn, ElementTable, load_table, read_element_table
 
 GUO_PROPERTIES = (
     "X", "row", "group", "block", "atomic_mass", "atomic_radius", "mendeleev_no", "electrical_resistivity",

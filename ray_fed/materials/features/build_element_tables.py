@@ -1,4 +1,6 @@
-"""Build the shipped element tables from pymatgen and mendeleev: `python -m ray_fed.materials.build_element_tables`.
+"""Build the shipped element tables from pymatgen and mendeleev.
+
+    python -m ray_fed.materials.features.build_element_tables [--check]
 
 Run it with `--check` to see which values the installed packages would change. A change of a value is a change of every
 feature and of every model: it gets a line in the CHANGELOG.
@@ -20,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_fed.materials.elements import (
+from ray_fed.materials.features.elements import (
     SYMBOLS,
     TABLE_FOLDER,
     TABLE_FORMAT,

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_fed.errors import ConfigError
-from ray_fed.materials.composition import CompositionRows
+from ray_fed.materials.features.composition import CompositionRows
 
 BLOCK_VALUES = 13 * 1024
 """Rows times properties handled together: about eight such arrays of float64 stay in a core's second-level cache."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ray_fed.errors import DataError
-from ray_fed.materials.elements import ATOMIC_NUMBERS
+from ray_fed.materials.features.elements import ATOMIC_NUMBERS
 
 HYDRATE_DOT = re.compile(r"[·•∙⋅*]")
 SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")

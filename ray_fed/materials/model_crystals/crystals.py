@@ -47,7 +47,7 @@ import numpy as np
 import pandas as pd
 
 from ray_fed.errors import ConfigError
-from ray_fed.materials.prototypes import PROTOTYPES, CationSite, Prototype
+from ray_fed.materials.model_crystals.prototypes import PROTOTYPES, CationSite, Prototype
 from ray_fed.randomness import generator
 
 PROVENANCE = (

@@ -19,9 +19,8 @@ from typing import Any
 import pandas as pd
 
 from ray_fed.errors import DataError
-from ray_fed.materials.formulas import quoted
-from ray_fed.materials.raw_table import RawTable, reading, table_of_columns
-from ray_fed.materials.structure_folders import (
+from ray_fed.materials.databases.raw_table import RawTable, reading, table_of_columns
+from ray_fed.materials.databases.structure_folders import (
     PROPERTY_FILES,
     is_structure_file,
     one_structure,
@@ -29,6 +28,7 @@ from ray_fed.materials.structure_folders import (
     property_file,
     structure_files,
 )
+from ray_fed.materials.features.formulas import quoted
 
 
 def open_table(path: Path, target: str | None) -> RawTable:

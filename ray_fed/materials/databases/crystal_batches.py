@@ -16,11 +16,18 @@ from typing import Any, Literal
 import numpy as np
 
 from ray_fed.errors import DataError
-from ray_fed.materials.feature_cache import Arrays, cache_folder, cached, content_key, pack_texts, unpack_texts
-from ray_fed.materials.lattices import cell_problems, cells_of_vectors
-from ray_fed.materials.structure_folders import structure_text
-from ray_fed.materials.structures import Crystal, crystal_of_lists, parse_structure
-from ray_fed.materials.symmetry import Finder, finder_version, space_groups
+from ray_fed.materials.databases.feature_cache import (
+    Arrays,
+    cache_folder,
+    cached,
+    content_key,
+    pack_texts,
+    unpack_texts,
+)
+from ray_fed.materials.databases.lattices import cell_problems, cells_of_vectors
+from ray_fed.materials.databases.structure_folders import structure_text
+from ray_fed.materials.databases.structures import Crystal, crystal_of_lists, parse_structure
+from ray_fed.materials.databases.symmetry import Finder, finder_version, space_groups
 
 Symmetry = Literal["given", "spglib", "moyopy"]
 READER_VERSION = 1

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ray_fed.errors import DataError
-from ray_fed.materials.columns import (
+from ray_fed.materials.databases.columns import (
     LATTICE_ROLES,
     counted_values,
     find_roles,
@@ -18,15 +18,20 @@ from ray_fed.materials.columns import (
     to_numbers,
     to_space_groups,
 )
-from ray_fed.materials.composition import read_compositions
-from ray_fed.materials.crystal_batches import CrystalColumns, SymmetrySearch, columns_of_lists, columns_of_structures
-from ray_fed.materials.formulas import quoted
-from ray_fed.materials.lattices import CELL_COLUMNS, cell_problems, vectors_of_cells, volumes_of_cells
-from ray_fed.materials.raw_table import RawTable
-from ray_fed.materials.structures import formula_of_lists
+from ray_fed.materials.databases.crystal_batches import (
+    CrystalColumns,
+    SymmetrySearch,
+    columns_of_lists,
+    columns_of_structures,
+)
+from ray_fed.materials.databases.lattices import CELL_COLUMNS, cell_problems, vectors_of_cells, volumes_of_cells
+from ray_fed.materials.databases.raw_table import RawTable
+from ray_fed.materials.databases.structures import formula_of_lists
+from ray_fed.materials.features.composition import read_compositions
+from ray_fed.materials.features.formulas import quoted
 
 if TYPE_CHECKING:
-    from ray_fed.materials.databases import Source
+    from ray_fed.materials.databases.source import Source
 
 FRAME_COLUMNS = ("id", "formula", *CELL_COLUMNS, "spacegroup_number", "num_atoms", "target", "reason")
 MAX_TARGET = 1e15
