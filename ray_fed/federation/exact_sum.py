@@ -17,6 +17,9 @@ import numpy as np
 HIGH_UNIT = 2.0**-16
 LOW_PER_HIGH = 2.0**50
 LIMIT = 2.0**46
+UPDATE_LIMIT = 2.0**36
+"""Largest |n * w| of one update. A thousand such updates stay below LIMIT, so which one is refused never depends on who
+came first."""
 NORMALISE_EVERY = 4096
 CHUNK = 1 << 15
 
@@ -71,7 +74,7 @@ class ExactWeightedSum:
         if not 0 < weight < 2**29:
             raise ValueError(f"weight {weight} is not between 1 and 2^29")
         peak = max(float(vector.max(initial=0)), -float(vector.min(initial=0)))  # NaN compares false below
-        if not peak * (self.total_weight + weight) < LIMIT:
+        if not (peak * weight < UPDATE_LIMIT and peak * (self.total_weight + weight) < LIMIT):
             bad = np.flatnonzero(~np.isfinite(vector))
             what = (
                 f"{len(bad)} values are not finite (first at {bad[0]})" if len(bad) else f"|value| {peak:.3g} too large"

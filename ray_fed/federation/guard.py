@@ -9,7 +9,7 @@ import numpy as np
 
 from ray_fed.config import require
 from ray_fed.errors import UpdateRejected
-from ray_fed.federation.exact_sum import LIMIT
+from ray_fed.federation.exact_sum import UPDATE_LIMIT
 from ray_fed.federation.messages import Update, Vector
 from ray_fed.federation.norms import distance
 
@@ -104,8 +104,8 @@ def _wrong_values(update: Update) -> Iterator[str]:
     if not math.isfinite(peak):
         bad = np.flatnonzero(~np.isfinite(vector))
         yield f"{len(bad)} values are not finite (first at {bad[0]})"
-    if peak * update.num_examples >= LIMIT:
-        yield f"largest |value| {peak:.3g} times num_examples={update.num_examples} is above {LIMIT:.3g}"
+    if peak * update.num_examples >= UPDATE_LIMIT:
+        yield f"largest |value| {peak:.3g} times num_examples={update.num_examples} is above {UPDATE_LIMIT:.3g}"
 
 
 def _is_whole(value: object) -> bool:

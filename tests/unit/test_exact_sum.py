@@ -46,6 +46,19 @@ def test_a_single_silo_gets_its_own_parameters_back_bit_for_bit():
     assert mean_of([(vector, 1234)]).tobytes() == vector.tobytes()
 
 
+def test_which_of_two_huge_updates_is_refused_does_not_depend_on_their_order():
+    huge, small = np.array([1e9], np.float32), np.array([1.0], np.float32)
+    for pairs in ([(huge, 100), (small, 1)], [(small, 1), (huge, 100)]):
+        total, refused = ExactWeightedSum(1), []
+        for vector, weight in pairs:
+            try:
+                total.add(vector, weight)
+            except ValueError:
+                refused.append(float(vector[0]))
+        assert refused == [float(huge[0])]
+        assert total.mean()[0] == 1.0
+
+
 def test_the_sum_stays_right_after_carries(monkeypatch):
     monkeypatch.setattr(exact_sum, "NORMALISE_EVERY", 3)
     total = ExactWeightedSum(1)
