@@ -26,7 +26,8 @@ def session(address: str = "local", num_cpus: float = 0, num_gpus: int | None = 
     if address == "local":
         set_private_token()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # An actor that reserved no GPU must not see one: coordinator and examiner would otherwise open a context on each.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     import ray
 
     with tempfile.TemporaryDirectory(prefix="ray-fed-") as empty:
