@@ -79,6 +79,8 @@ class FormationEnergyConfig:
     """Options of the strategy as NAME=VALUE, e.g. eta=0.01,tau=0.001."""
     proximal_mu: float = 0.0
     """FedProx: pull of local training towards the received parameters; 0 is none."""
+    personal_bias: bool = False
+    """Each silo keeps its own output bias, which absorbs the reference energy of its database."""
     max_update_norm: float | None = None
     """Refuse updates that moved the parameters further than this (2-norm)."""
     fraction_fit: float = 1.0

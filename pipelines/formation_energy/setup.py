@@ -170,7 +170,7 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     alone = {spec.name: _plan(config, silos[spec.name].num_examples, seed) for spec in setup.members}
     num_rounds = min(shared.num_rounds, EVALUATIONS_PER_JOB)
     alone = {
-        name: replace(plan, num_rounds=num_rounds, optimizer_state="keep", proximal_mu=0.0)
+        name: replace(plan, num_rounds=num_rounds, optimizer_state="keep", proximal_mu=0.0, keep_local=())
         for name, plan in alone.items()
     }
     return [federated, replace(local_job(federated, alone, f"local-{seed}"), evaluate_every=1)]
@@ -180,5 +180,10 @@ def _plan(config: FormationEnergyConfig, num_examples: int, seed: int) -> Traini
     steps = ceil(num_examples / config.batch_size)
     return TrainingPlan(
         seed, config.epochs, steps, config.num_rounds(steps), config.learning_rate, config.optimizer,
-        config.optimizer_state, config.proximal_mu,
+        config.optimizer_state, config.proximal_mu, output_bias(config) if config.personal_bias else (),
     )  # fmt: skip
+
+
+def output_bias(config: FormationEnergyConfig) -> tuple[str, ...]:
+    """Return the name of the output bias of the MLP: layers and activations are numbered in turn."""
+    return (f"{2 * len(config.hidden)}.bias",)

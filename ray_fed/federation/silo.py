@@ -93,10 +93,10 @@ class Silo:
         trainer = self._session(session)
         state = SiloState(self.spec.state_folder, self.spec.name, session)
         fresh_or_again = self._last_round[session] == 0 or self._last_round[session] >= server_round
-        if fresh_or_again and not state.recall(server_round, trainer.optimizer.state()):
+        if fresh_or_again and not state.recall(server_round, trainer.local_state()):
             trainer.optimizer.reset()
         result_vector, result = trainer.fit(vector, trainer.plan.steps_of_round(server_round))
-        state.remember(server_round, trainer.optimizer.state() if trainer.plan.optimizer_state == "keep" else {})
+        state.remember(server_round, trainer.local_state())
         self._last_round[session] = server_round
         return Update(
             self.spec.name,

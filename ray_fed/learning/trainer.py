@@ -5,7 +5,7 @@ neither its optimiser nor its scaling; Adam is ours (facts in decisions/0003).
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,9 @@ class TrainingPlan:
     """keep | reset | average: what happens to Adam's moments when new global parameters arrive."""
     proximal_mu: float = 0.0
     """FedProx pull towards the received parameters (Li et al. 2020); 0 is FedAvg."""
+    keep_local: tuple[str, ...] = ()
+    """Names of parameters that every silo keeps for itself, e.g. the output bias, which absorbs the reference energy of
+    its database (the idea of FedBN, Li et al. 2021, applied to other parameters)."""
 
     @property
     def total_steps(self) -> int:
@@ -83,6 +86,9 @@ class LocalTrainer:
         self.optimizer = flat_optimizer(plan.optimizer, self.flat, self.flat_gradient, plan.learning_rate)
         self.step = _stepper(self, gradient_for(module, loss, self.flat_gradient))
         self._anchor: torch.Tensor | None = None
+        self._own = _mask(self.layout, plan.keep_local, self.flat.device)
+        self.own_values = self.flat[self._own].clone()
+        """The silo's own values of `plan.keep_local`; what it receives for them is ignored."""
 
     def fit(self, vector: np.ndarray, steps: range) -> tuple[np.ndarray, FitResult]:
         """Load `vector`, take `steps`, return the new vector (a fresh array) and what happened.
@@ -97,6 +103,7 @@ class LocalTrainer:
             num_examples += len(x)
             loss_sum += self.step(x, y)
         mean_loss = float(loss_sum) / max(1, len(steps))
+        self.own_values.copy_(self.flat[self._own])
         return self.vector(), FitResult(len(steps), num_examples, mean_loss)
 
     def load(self, vector: np.ndarray) -> None:
@@ -107,7 +114,7 @@ class LocalTrainer:
         if vector.shape != (expected,) or vector.dtype != np.float32:
             raise ValueError(f"expected float32 [{expected}], got {vector.dtype} {list(vector.shape)}")
         parts = np.split(vector, len(vector) // self.layout.num_parameters)
-        _copy_into(self.flat, parts[0])
+        self._set_parameters(parts[0])
         if self.plan.optimizer_state == "reset":
             self.optimizer.reset()
         for moment, part in zip(self.optimizer.moments, parts[1:], strict=False):
@@ -118,11 +125,22 @@ class LocalTrainer:
         tensors = [self.flat, *(self.optimizer.moments if self.plan.optimizer_state == "average" else [])]
         return np.concatenate([tensor.cpu().numpy() for tensor in tensors])
 
+    def local_state(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that stay with the silo between rounds, by name; writing into them restores a state."""
+        moments = self.optimizer.state() if self.plan.optimizer_state == "keep" else {}
+        return {**moments, **({"own": self.own_values} if self.plan.keep_local else {})}
+
+    def _set_parameters(self, values: np.ndarray) -> None:
+        _copy_into(self.flat, values)
+        if self.plan.keep_local:
+            self.flat[self._own] = self.own_values
+
     @torch.no_grad()
     def predict(self, features: torch.Tensor, vector: np.ndarray) -> torch.Tensor:
-        """Return predictions [rows] of the model at `vector`; the trainer's own parameters are untouched."""
+        """Return predictions [rows] of the model at `vector`, with the silo's own values where it keeps some; the
+        trainer's parameters are untouched."""
         kept = self.flat.clone()
-        _copy_into(self.flat, vector[: self.layout.num_parameters])
+        self._set_parameters(vector[: self.layout.num_parameters])
         try:
             return self.module(features).squeeze(1)
         finally:
@@ -151,6 +169,18 @@ class LocalTrainer:
             self.flat_gradient.add_(self.flat - self._anchor, alpha=self.plan.proximal_mu)
         self.optimizer.step()
         return loss
+
+
+def _mask(layout: Layout, names: Sequence[str], device: torch.device) -> torch.Tensor:
+    """Return the positions of the named parameters in the flat vector; ValueError for a name that is not there."""
+    unknown = set(names) - set(layout.names)
+    if unknown:
+        raise ValueError(f"keep_local={sorted(unknown)} are not parameters; there are: {', '.join(layout.names)}")
+    positions = torch.arange(layout.num_parameters, device=device)
+    parts = [
+        part.reshape(-1) for name, part in zip(layout.names, layout.views(positions), strict=True) if name in names
+    ]
+    return torch.cat(parts) if parts else positions[:0]
 
 
 def _copy_into(tensor: torch.Tensor, array: np.ndarray) -> None:

@@ -291,6 +291,7 @@ def test_a_users_own_strategy_in_their_own_file_runs_on_every_cohort(tmp_path, c
         ["--strategy", "fed_nova"],
         ["--proximal-mu", "0.1"],
         ["--fraction-fit", "0.5"],
+        ["--personal-bias", "yes"],
     ],
 )
 def test_other_strategies_train_another_model_than_fed_avg(tmp_path, local_run, options):

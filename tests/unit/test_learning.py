@@ -227,3 +227,23 @@ def test_the_federated_scaler_is_scikit_learns_on_the_union():
 def test_a_constant_column_becomes_zero_even_with_rounding_noise():
     moments = merge_moments([ColumnMoments.of(np.full((n, 1), 0.1)) for n in (3, 7, 11)])
     assert Standardizer.from_moments(moments)(np.full((2, 1), 0.1)).tolist() == [[0.0], [0.0]]
+
+
+def test_parameters_that_are_kept_local_ignore_what_is_received_and_are_used_to_predict():
+    worker = trainer(plan(keep_local=("4.bias",)))
+    shared = trainer(plan())
+    start = worker.vector()
+    first, _ = worker.fit(start, range(5))
+    offered = first.copy()
+    offered[-1] = 100.0  # the output bias is the last parameter
+    own = float(worker.own_values)
+    assert own == first[-1] != start[-1]
+    torch.testing.assert_close(worker.predict(worker.features, offered), shared.predict(worker.features, first))
+    worker.load(offered)
+    assert worker.vector()[-1] == np.float32(own)
+    assert worker.vector()[:-1].tobytes() == offered[:-1].tobytes()
+
+
+def test_a_local_parameter_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match=r"keep_local=\['9.bias'\] are not parameters; there are: 0.weight"):
+        trainer(plan(keep_local=("9.bias",)))
