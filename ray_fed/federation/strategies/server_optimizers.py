@@ -13,6 +13,7 @@ Use them with the silos' `optimizer_state` keep or reset. With "average" the vec
 moments, these would be pushed along like parameters, and a second moment can then turn negative.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -72,7 +73,7 @@ class FedAvgM(OneModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveServer(OneModel):
+class AdaptiveServer(OneModel, ABC):
     """What FedAdagrad, FedAdam and FedYogi share: Reddi et al. 2021, Algorithm 2; they differ in v_t alone.
 
         m_t     = beta_1 m_{t-1} + (1 - beta_1) Delta_t,   m_0 = 0
@@ -114,9 +115,9 @@ class AdaptiveServer(OneModel):
         moved = model + self.eta * momentum / (np.sqrt(second) + self.tau)
         return {self.name: rounded_model(moved, f"lower eta={self.eta}"), MOMENTUM: momentum, SECOND: second}
 
+    @abstractmethod
     def second_moment(self, second: np.ndarray, squared: np.ndarray) -> np.ndarray:
         """Return v_t from v_{t-1} and Delta_t^2, all float64 [num_parameters]."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

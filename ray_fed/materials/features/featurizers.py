@@ -19,6 +19,7 @@ import inspect
 import json
 import logging
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -62,15 +63,16 @@ CITATIONS = {
 logger = logging.getLogger(__name__)
 
 
-class CrystalFeaturizer(TransformerMixin, BaseEstimator):
+class CrystalFeaturizer(TransformerMixin, BaseEstimator, ABC):
     """What all featurizers share; a subclass gives its columns (`_element_columns`) and its citations."""
 
     structure: str
     missing_count: bool
     _citation_keys: tuple[str, ...] = ()
 
+    @abstractmethod
     def _element_columns(self) -> StatisticColumns:
-        raise NotImplementedError
+        """Return the columns of the element statistics."""
 
     def check_options(self) -> None:
         """Raise ConfigError naming the first option with a value that does not exist."""
