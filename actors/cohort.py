@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.placement import actor_options
 from actors.silo import Handle, SiloActor
@@ -30,6 +30,9 @@ from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 
 Value = TypeVar("Value")
 
+REVIVAL_SECONDS = 120.0
+"""A new process imports torch and reads the silo's data before it can answer."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -37,6 +40,7 @@ class Question:
 
     silo: str
     server_round: int
+    session: str = ""
     is_revival: bool = False
 
 
@@ -49,8 +53,11 @@ class RayCohort:
         examiner: Handle | None = None,
         specs: Sequence[SiloSpec] = (),
         task: Task | None = None,
+        patience: float | None = None,
     ):
         self.silos, self.examiner = dict(silos), examiner
+        self.patience = patience
+        """Seconds after which a silo that does not answer a small question counts as failed; None waits for ever."""
         self._specs, self._task = {spec.name: spec for spec in specs}, task
         self._pending: dict[Any, Question] = {}
         self._sessions: dict[str, Mapping[str, SessionSpec]] = {}
@@ -78,10 +85,25 @@ class RayCohort:
     def open_session(self, specs: Mapping[str, SessionSpec]) -> None:
         for spec in specs.values():
             self._sessions[spec.session] = specs
-        self._ask(specs, "opening a session", lambda silo, name: silo.open_session.remote(specs[name]))
+        refs = {name: self.silos[name].open_session.remote(spec) for name, spec in specs.items()}
+        for name, ref in refs.items():
+            try:
+                value_of(ref, name, "opening a session", self.patience)
+            except SiloFailed:
+                # A silo that was lost in an earlier job gets one fresh start: it opens its sessions while it revives.
+                if name not in self._specs:
+                    raise
+                self.restart(name)
+                self._wait_for_revival(name)
+
+    def _wait_for_revival(self, name: str) -> None:
+        ref = next(ref for ref, question in self._pending.items() if question.silo == name and question.is_revival)
+        del self._pending[ref]
+        value_of(ref, name, "starting again", self.patience and self.patience + REVIVAL_SECONDS)
 
     def close_session(self, session: str, silos: Iterable[str]) -> None:
-        """Not waited for: a silo may be late or dead, and nothing depends on the answer."""
+        """Not waited for: a silo may be late or dead, and nothing depends on the answer. Late answers are dropped."""
+        self._pending = {ref: asked for ref, asked in self._pending.items() if asked.session != session}
         self._sessions.pop(session, None)
         for name in silos:
             self.silos[name].close_session.remote(session)
@@ -90,7 +112,7 @@ class RayCohort:
         put = _put_once(vectors.values())
         for name, vector in vectors.items():
             ref = self.silos[name].fit.remote(session, server_round, put[id(vector)])
-            self._pending[ref] = Question(name, server_round)
+            self._pending[ref] = Question(name, server_round, session)
 
     def answer(self, timeout: float | None = None) -> Answer | None:
         if not self._pending:
@@ -130,8 +152,8 @@ class RayCohort:
         refs = {name: self.silos[name].evaluate.remote(session, tuple(models), *vectors) for name in silos}
         found = {}
         for name, ref in refs.items():
-            with contextlib.suppress(RayActorError, RayTaskError):
-                found[name] = ray.get(ref)
+            with contextlib.suppress(RayActorError, RayTaskError, GetTimeoutError):
+                found[name] = ray.get(ref, timeout=self.patience)
         return found
 
     def examine(self, models: Mapping[str, Vector]) -> dict[str, RegressionSums] | None:
@@ -146,10 +168,12 @@ class RayCohort:
         return {name: value_of(ref, name, doing) for name, ref in refs.items()}
 
 
-def value_of(ref: "ray.ObjectRef[Value]", silo: str, doing: str) -> Value:
+def value_of(ref: "ray.ObjectRef[Value]", silo: str, doing: str, timeout: float | None = None) -> Value:
     """Return the value behind `ref`; what went wrong there is raised here as one of our errors, naming the silo."""
     try:
-        return ray.get(ref)
+        return ray.get(ref, timeout=timeout)
+    except GetTimeoutError as error:
+        raise SiloFailed(silo, doing, f"no answer within {timeout:g} s (round_timeout)") from error
     except RayTaskError as error:
         cause = error.cause
         if isinstance(cause, FedError):

@@ -26,17 +26,20 @@ class CoordinatorActor:
         specs: Sequence[SiloSpec],
         task: Task,
         training: Sequence[str],
+        patience: float | None,
     ):
         import torch
 
         torch.set_num_threads(1)
-        self.coordinator = Coordinator(RayCohort(silos, examiner, specs, task), task, training)
+        self.coordinator = Coordinator(RayCohort(silos, examiner, specs, task, patience), task, training)
 
     @ray.method
     def agree(self) -> Agreement:
         return self.coordinator.agree()
 
-    @ray.method(num_returns="streaming")
+    # Without backpressure the coordinator would run ahead of a driver that is slow or stopped, past what a checkpoint
+    # on the driver's disk and the few states on the silos' disks can bring together again.
+    @ray.method(num_returns="streaming", _generator_backpressure_num_objects=1)
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
         yield from self.coordinator.run(job, after_round, state)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import RayError
 
 from actors import placement
 from actors.coordinator import CoordinatorActor, RemoteCoordinator
@@ -28,9 +29,13 @@ class Federation:
 
 @contextlib.contextmanager
 def federation(
-    specs: Sequence[SiloSpec], task: Task, test: SiloSpec | None, training: Sequence[str]
+    specs: Sequence[SiloSpec],
+    task: Task,
+    test: SiloSpec | None,
+    training: Sequence[str],
+    patience: float | None = None,
 ) -> Iterator[Federation]:
-    """Place all actors and yield them; kill them afterwards.
+    """Place all actors and yield them; kill them afterwards. `patience`: see RayCohort.
 
     PlacementError within seconds when the cluster cannot hold them.
     """
@@ -42,14 +47,15 @@ def federation(
         examiner = ExaminerActor.options(num_cpus=CONTROL_CPUS).remote(test, task) if test else None
         actors += [examiner] if examiner else []
         coordinator = CoordinatorActor.options(num_cpus=CONTROL_CPUS).remote(
-            silos, examiner, settled, task, tuple(training)
+            silos, examiner, settled, task, tuple(training), patience
         )
         actors.append(coordinator)
         _wait_for_places(silos)
         yield Federation(RemoteCoordinator(coordinator), notices, silos)
     finally:
         for actor in actors:
-            ray.kill(actor)
+            with contextlib.suppress(RayError):  # one that is gone already must not save the others
+                ray.kill(actor)
 
 
 def _wait_for_places(silos: dict) -> None:

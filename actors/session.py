@@ -4,9 +4,13 @@ import contextlib
 import importlib.util
 import os
 import secrets
+import signal
+import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ray_fed.errors import PlacementError
 
@@ -31,11 +35,14 @@ def session(address: str = "local", num_cpus: float = 0, num_gpus: int | None = 
     import ray
 
     with tempfile.TemporaryDirectory(prefix="ray-fed-") as empty:
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
+            _reachable(address)
             _start(address, num_cpus, num_gpus, empty)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise PlacementError(f"no Ray cluster at address {address!r}: {first_line}") from error
+        _restore(handlers)
         try:
             yield
         finally:
@@ -51,6 +58,20 @@ def set_private_token() -> None:
     if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    """Ray installs handlers of its own for the driver; ours end a run in order."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _reachable(address: str) -> None:
+    """Ray tries an address for minutes; a closed port is known at once. ConnectionError says so."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
 
 
 def carry_by_value(instance: object) -> None:

@@ -36,10 +36,12 @@ class OneLineParser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options, prog = _parse(arguments)
-    signal.signal(signal.SIGTERM, _as_interrupt)
+    arguments, prog = list(sys.argv[1:] if argv is None else argv), "ray-fed"
     try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asked to be left alone
+                signal.signal(number, _as_interrupt)
+        options, prog = _parse(arguments)
         return options.pop("run")(options, arguments)
     except FedError as error:
         print(f"{prog}: error: {_one_line(error)}", file=sys.stderr)
@@ -49,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
+        return 1
+    except (OSError, MemoryError) as error:
+        print(f"{prog}: error: {type(error).__name__}: {_one_line(error)}", file=sys.stderr)
         return 1
 
 
@@ -149,7 +154,7 @@ def _as_interrupt(signum: int, frame: object) -> NoReturn:  # noqa: ARG001
     raise KeyboardInterrupt
 
 
-def _one_line(error: FedError) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 

@@ -52,10 +52,12 @@ class SiloRefused(FedError):
 
     def __str__(self) -> str:
         silo, field, value, expected = self.args
-        return (
-            f"silo '{silo}' refused: its {field} is {value}, the federation's is {expected}; "
-            "install the same ray-fed version and use the same feature options at every site"
-        )
+        remedy = "install the same ray-fed version and use the same feature options at every site"
+        if field == "target":
+            remedy = (
+                "name the site's column and its unit in the federation file (target:, unit:), and convert other units"
+            )
+        return f"silo '{silo}' refused: its {field} is {value}, the federation's is {expected}; {remedy}"
 
 
 class UpdateRejected(FedError):
@@ -89,4 +91,5 @@ class SiloFailed(FedError):
 
     def __str__(self) -> str:
         silo, doing, reason = self.args
-        return f"silo '{silo}' failed while {doing}: {reason}"
+        who = {"coordinator": "the coordinator", "test": "the common test set's examiner"}.get(silo, f"silo '{silo}'")
+        return f"{who} failed while {doing}: {reason}"

@@ -21,8 +21,6 @@ from ray_fed.federation.messages import Vector
 from ray_fed.federation.strategies import State
 from ray_fed.reporting.run_directory import RunDirectory
 
-RECORD_KEYS = ("job", "seed", "round", "num_rounds", "participants", "failures", "bytes_sent")
-
 
 class Checkpoint:
     """The checkpoint folder of a run."""
@@ -30,6 +28,7 @@ class Checkpoint:
     def __init__(self, directory: RunDirectory):
         self.directory = directory
         self.folder = directory.path / "checkpoint"
+        self._state: State | None = None
         self.progress: dict[str, Any] = {"lines": 0, "finished": [], "job": None, "round": 0, "state": None}
 
     @property
@@ -69,13 +68,16 @@ class Checkpoint:
         except ValueError as error:
             raise DataError(f"{path} is damaged ({error}); the run cannot be resumed") from error
         self._cut(self.progress["lines"])
+        if self.progress["job"] is not None:
+            self._state = load_file(self.folder / self.progress["state"])
+        self.records()  # a damaged history is found now, not after training
         return True
 
     def start_of(self, job: str) -> tuple[int, State | None]:
         """Return (last complete round, state) from which a job goes on; (0, None) for a job that was not begun."""
         if self.progress["job"] != job:
             return 0, None
-        return self.progress["round"], load_file(self.folder / self.progress["state"])
+        return self.progress["round"], self._state
 
     def models_of(self, job: str) -> dict[str, Vector] | None:
         """Return the final models of a finished job, None of any other."""
@@ -96,7 +98,7 @@ class Checkpoint:
             line["job"],
             line["round"],
             line["num_rounds"],
-            {key: value for key, value in line.items() if key not in RECORD_KEYS},
+            line["metrics"],
             tuple(line["participants"]),
             tuple(line["failures"].items()),
             line["bytes_sent"],

@@ -119,7 +119,8 @@ class FormationEnergyConfig:
             f"silos={self.silos} must be positive numbers of rows",
         )
         require(min(self.hidden, default=1) > 0, f"hidden={self.hidden} must be positive widths")
-        require((self.num_gpus or 0) >= 0, f"num_gpus={self.num_gpus} must not be negative")
+        gpus = self.num_gpus or 0.0
+        require(isfinite(gpus) and gpus >= 0, f"num_gpus={self.num_gpus} must be a finite number, 0 or more")
         require(0 < self.test_fraction < 1, f"test_fraction={self.test_fraction} must lie between 0 and 1")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
         averages = self.optimizer_state == "average"

@@ -49,7 +49,7 @@ def placed(setup: Setup) -> Iterator[tuple[CoordinatorLike, list[str]]]:
         from actors.federation import federation
 
         carry_by_value(setup.config.make_strategy())
-        with federation(setup.members, setup.task, setup.test, setup.training) as standing:
+        with federation(setup.members, setup.task, setup.test, setup.training, setup.config.round_timeout) as standing:
             yield standing.coordinator, standing.notices
 
 

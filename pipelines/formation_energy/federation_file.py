@@ -15,6 +15,7 @@ training:                      # any option of `ray-fed formation-energy`
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ class SiteEntry:
         require(isinstance(where, Mapping), f"where={where!r} must be a mapping, e.g. {{source: OQMD}}")
         for name in ("num_gpus", "num_cpus"):
             value = getattr(self, name)
-            require(value is None or value >= 0, f"{name}={value} must not be negative")
+            fits = value is None or (isfinite(value) and value >= 0)
+            require(fits, f"{name}={value} must be a finite number, 0 or more")
 
     @property
     def conditions(self) -> tuple[tuple[str, str], ...]:
@@ -137,7 +139,8 @@ def _apply(overrides: Sequence[str], content: dict[str, Any], path: str) -> None
         parts = key.split(".")
         require(bool(equals), f"--set {override!r} must be silos.NAME.FIELD=VALUE or test.FIELD=VALUE")
         if parts[0] == "test" and len(parts) == 2:
-            target = content.setdefault("test", {})
+            target = content["test"] = content.get("test") or {}
+            require(isinstance(target, dict), f"{path}: test: must be a mapping with the key data, not {target!r}")
         elif parts[0] == "silos" and len(parts) == 3:
             target = _silo_named(content["silos"], parts[1], path)
         else:
@@ -146,12 +149,19 @@ def _apply(overrides: Sequence[str], content: dict[str, Any], path: str) -> None
         hints = {entry.name: entry for entry in fields(SiteEntry)}
         if field not in hints:
             raise ConfigError(f"--set {override!r}: {unknown_name('key', field, hints)}")
-        target[field] = yaml.safe_load(value) if field == "where" else coerce(value, hints[field].type, field)
+        target[field] = _mapping(value, override) if field == "where" else coerce(value, hints[field].type, field)
+
+
+def _mapping(text: str, override: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: not valid YAML: {' '.join(str(error).split())}") from error
 
 
 def _silo_named(entries: Sequence[Any], name: str, path: str) -> dict[str, Any]:
-    known = [entry.get("name", "") for entry in entries if isinstance(entry, dict)]
+    known = [str(entry.get("name", "")) for entry in entries if isinstance(entry, dict)]
     for entry in entries:
-        if isinstance(entry, dict) and entry.get("name") == name:
+        if isinstance(entry, dict) and str(entry.get("name")) == name:
             return entry
     raise ConfigError(f"{path}: {unknown_name('silo', name, known)}")

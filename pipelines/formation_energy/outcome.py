@@ -43,16 +43,18 @@ class Outcome:
         )
         self.directory.write_environment({name: silo.device for name, silo in agreement.silos.items()})
         self.directory.write_data(fingerprints(agreement))
-        self._write_summary("running", "")
+        self._summarise("running", "")
+        self.directory.write_summary(self.summary)  # type: ignore[arg-type]
 
     def finish(self, status: str, reason: str = "") -> None:
         """Write everything that the experiment has got so far."""
-        self._write_summary(status, reason)
+        self._summarise(status, reason)
         if "federated" in self.experiment.models:
             self._save_model()
-        figures = self._figures()
-        self._write_summary(status, reason)
-        self._report(figures)
+        self._report(self._figures())
+        # Last: a run whose summary says "completed" has everything else.
+        self._summarise(status, reason)
+        self.directory.write_summary(self.summary)  # type: ignore[arg-type]
 
     def paths(self) -> dict[str, Path]:
         """Label -> path, for the terminal."""
@@ -67,7 +69,7 @@ class Outcome:
 
     # ---- summary
 
-    def _write_summary(self, status: str, reason: str) -> None:
+    def _summarise(self, status: str, reason: str) -> None:
         self.summary = {
             **self._metrics(),
             **self._costs(),
@@ -75,7 +77,6 @@ class Outcome:
             "status": status,
             **({"reason": reason} if reason else {}),
         }
-        self.directory.write_summary(self.summary)  # type: ignore[arg-type]
 
     def _metrics(self) -> dict[str, object]:
         """`federated.mae`, `silo.<name>.mae`, ...: mean over the seeds, with `_std` when there are several."""

@@ -1,20 +1,24 @@
 """The formation-energy pipeline: from options, or from a run that was broken off, to a finished run directory."""
 
+import contextlib
+import fcntl
+import os
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from pipelines.formation_energy.checkpoint import Checkpoint
-from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.formation_energy.experiment import Experiment, placed
 from pipelines.formation_energy.outcome import Outcome, fingerprints
 from pipelines.formation_energy.recorder import Recorder
-from pipelines.formation_energy.setup import Setup, resolve, with_state_folder
-from ray_fed.errors import DataError, FedError
+from pipelines.formation_energy.setup import Setup, jobs, resolve, with_state_folder
+from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.reporting.plain_values import to_plain
 from ray_fed.reporting.results import results_from_summary
@@ -45,25 +49,66 @@ def run(options: dict[str, object], command: Sequence[str]) -> int:
     checkpoint = Checkpoint(directory)
     setup = with_state_folder(setup, checkpoint.silo_state)
     try:
-        return _carry_out(Assignment(setup, directory, tuple(command), tuple(given), checkpoint, False))
+        with _alone(directory):
+            return _carry_out(Assignment(setup, directory, tuple(command), tuple(given), checkpoint, False))
     finally:
         directory.discard_if_empty()
 
 
 def resume(path: str) -> int:
     """Go on with a run that was broken off, from its last complete round; the result is that of an unbroken run."""
-    directory = RunDirectory.open(path)
-    if directory.read_summary().get("status") == "completed":
-        print(f"{path} is complete; nothing to resume")
-        return 0
-    config = directory.read_config()
-    known = {field.name for field in fields(FormationEnergyConfig)} - {"out"}
-    options = {key: _as_option(value) for key, value in config.items() if key in known and value is not None}
-    overrides = tuple(str(text) for text in config["set"])  # type: ignore[union-attr]
-    checkpoint = Checkpoint(directory)
-    setup = with_state_folder(resolve(options, overrides), checkpoint.silo_state)
-    command = tuple(shlex.split(str(config["command"])))
-    return _carry_out(Assignment(setup, directory, command, overrides, checkpoint, checkpoint.load()))
+    directory = RunDirectory(path)
+    if not directory.config_path.is_file():
+        raise DataError(f"{path} is not a run directory: it has no config.yaml; give the folder that a run printed")
+    with _alone(directory):
+        if _is_complete(directory):
+            print(f"{path} is complete; nothing to resume")
+            return 0
+        return _carry_out(_begun(directory))
+
+
+def _is_complete(directory: RunDirectory) -> bool:
+    if not directory.summary_path.is_file():
+        return False
+    summary = directory.read_summary()
+    return isinstance(summary, dict) and summary.get("status") == "completed"
+
+
+def _begun(directory: RunDirectory) -> Assignment:
+    """Read what a broken-off run was to do and how far it came; DataError when that cannot be made out."""
+    try:
+        config = directory.read_config()
+        options = {key: _as_option(value) for key, value in config.items() if key not in ("command", "set", "out")}
+        overrides = tuple(str(text) for text in config["set"])  # type: ignore[union-attr]
+        checkpoint = Checkpoint(directory)
+        is_resumed = checkpoint.load()
+        setup = with_state_folder(resolve(options, overrides), checkpoint.silo_state)
+        command = tuple(shlex.split(str(config["command"])))
+    except FedError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OSError, SafetensorError) as error:
+        said = " ".join(str(error).split())
+        raise DataError(
+            f"{directory.path} cannot be resumed ({type(error).__name__}: {said}); start a new run"
+        ) from error
+    return Assignment(setup, directory, command, overrides, checkpoint, is_resumed)
+
+
+@contextlib.contextmanager
+def _alone(directory: RunDirectory) -> Iterator[None]:
+    """Hold the run directory for this process; ConfigError when another one works in it."""
+    handle = os.open(directory.path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise ConfigError(
+            f"{directory.path}: another process is working on this run; wait for it or stop it"
+        ) from error
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _carry_out(assignment: Assignment) -> int:
@@ -84,8 +129,12 @@ def _train(assignment: Assignment) -> Outcome:
         for line in [*notices, *_unusable(agreement)]:
             print(f"note: {line}", file=sys.stderr)
         _check_sizes(agreement)
+        jobs(
+            setup, dict(agreement.silos), setup.config.seed
+        )  # whatever is wrong with them is said before a file is made
         if assignment.is_resumed:
             _check_data(agreement, assignment.directory)
+            _check_silo_states(assignment)
         with Recorder(setup, assignment.directory) as recorder:
             records = assignment.checkpoint.records() if assignment.is_resumed else []
             experiment = Experiment(setup, agreement, recorder, assignment.checkpoint, records, started=started)
@@ -105,9 +154,9 @@ def _train(assignment: Assignment) -> Outcome:
 
 
 def _broken_off(outcome: Outcome, status: str, reason: str) -> None:
-    outcome.finish(status, reason)
     path = outcome.directory.path
     print(f"{status}; what was done so far is in {path}; go on with: ray-fed resume {path}", file=sys.stderr)
+    outcome.finish(status, reason)
 
 
 def _unusable(agreement: Agreement) -> list[str]:
@@ -128,9 +177,29 @@ def _check_sizes(agreement: Agreement) -> None:
 
 def _check_data(agreement: Agreement, directory: RunDirectory) -> None:
     """A resumed run must find the data it began with: DataError names the silo whose rows changed."""
-    for then, now in zip(directory.read_data(), to_plain(fingerprints(agreement)), strict=True):  # type: ignore[arg-type]
-        if then != now:
-            raise DataError(f"silo '{then['silo']}': its data changed since the run began; start a new run")
+    now = {str(entry["silo"]): to_plain(entry) for entry in fingerprints(agreement)}
+    then = {str(entry["silo"]): entry for entry in directory.read_data()}
+    for silo in sorted({*now, *then}):
+        if now.get(silo) != then.get(silo):
+            raise DataError(f"silo '{silo}': its data changed since the run began; start a new run")
+
+
+def _check_silo_states(assignment: Assignment) -> None:
+    """Say when silos cannot go on exactly: DataError where their optimiser states were removed, a note on a cluster."""
+    config, checkpoint = assignment.setup.config, assignment.checkpoint
+    job = checkpoint.progress["job"]
+    if job is None or config.optimizer != "adam" or config.optimizer_state != "keep":
+        return
+    if config.address != "local":
+        print("note: silos on a cluster keep no optimiser state; they go on with fresh moments", file=sys.stderr)
+        return
+    took_part = {silo for _, record in checkpoint.records() if record.job == job for silo in record.participants}
+    missing = sorted(silo for silo in took_part if not (checkpoint.silo_state / silo / job).is_dir())
+    if missing:
+        raise DataError(
+            f"silo '{missing[0]}': its optimiser state in {checkpoint.silo_state} is missing, so the run cannot go on "
+            "exactly; restore the folder or start a new run"
+        )
 
 
 def _with_whole_paths(options: Mapping[str, object]) -> dict[str, object]:

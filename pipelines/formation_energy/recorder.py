@@ -96,7 +96,7 @@ def history_line(record: RoundRecord, seed: int) -> dict[str, object]:
         "participants": list(record.participants),
         "failures": dict(record.failures),
         "bytes_sent": record.bytes_sent,
-        **dict(sorted(record.metrics.items())),
+        "metrics": dict(sorted(record.metrics.items())),
     }
 
 

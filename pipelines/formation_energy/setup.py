@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.formation_energy.federation_file import FederationFile, SiteEntry, read_federation
-from ray_fed.config import from_mapping
+from ray_fed.config import from_mapping, require
 from ray_fed.errors import DataError
 from ray_fed.federation.coordinator import Job, local_job
 from ray_fed.federation.messages import SiloDescription
@@ -52,6 +52,13 @@ def resolve(options: dict[str, object], site_overrides: Sequence[str] = ()) -> S
 
     ConfigError or DataError for anything that can be known to be wrong before a silo starts.
     """
+    setup = _resolved(options, site_overrides)
+    wanted, there = setup.config.min_fit_clients, len(setup.silos)
+    require(wanted <= there, f"min_fit_clients={wanted} is more than the {there} silos there are")
+    return setup
+
+
+def _resolved(options: dict[str, object], site_overrides: Sequence[str]) -> Setup:
     path = options.get("federation")
     if path is None:
         if site_overrides:
@@ -154,6 +161,8 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     config = setup.config
     total = sum(silos[name].num_examples for name in setup.training)
     shared = _plan(config, total, seed)
+    steps = shared.total_steps
+    require(shared.num_rounds <= steps, f"rounds={shared.num_rounds} is more than the {steps} local steps there are")
     federated = Job(
         f"federated-{seed}",
         setup.training,

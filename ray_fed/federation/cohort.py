@@ -140,9 +140,6 @@ class LocalCohort:
     def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
         return self.examiner.parity(models) if self.examiner else None
 
-    def close(self) -> None:
-        """Nothing to release; the counterpart of the Ray cohort's."""
-
 
 def said_by(error: Exception) -> str:
     """Return an error in one line: our own as they are, others with their kind."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ray_fed.errors import SiloRefused
+from ray_fed.errors import ConfigError, SiloRefused
 from ray_fed.federation.cohort import Cohort, busy_seconds, now
 from ray_fed.federation.guard import Guard
 from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
@@ -120,16 +120,16 @@ class Coordinator:
         """Return (true, model -> predicted) on the common test set, None without one."""
         return self.cohort.parity(models)
 
-    def close(self) -> None:
-        """Nothing to release; the counterpart of the remote coordinator's."""
-
     def _rounds(self, job: Job, after_round: int, state: State | None) -> Iterator[RoundRecord]:
         initial = self._initial_vector(job)
         machine = RoundMachine(job.rules, job.silos, server_round=after_round)
         work = RoundWork(self.cohort, machine, Guard(len(initial), job.max_norm), job.name)
+        first = job.strategy.start(initial, job.silos)
         if state is None:
-            state = job.strategy.start(initial, job.silos)
+            state = first
             yield self._record(job, 0, state, work, now(), now())
+        elif {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in first.items()}:
+            raise ConfigError(f"the checkpoint of job '{job.name}' is of another network or strategy; start a new run")
         for server_round in range(after_round + 1, job.num_rounds + 1):
             start = now()
             vectors = job.strategy.dispatch(state, job.silos)
@@ -202,7 +202,12 @@ def check_agreement(silo: str, theirs: Mapping[str, str], ours: Mapping[str, str
 
 def local_job(job: Job, plans: Mapping[str, TrainingPlan], name: str) -> Job:
     """Return the no-exchange counterpart of a job over the silos of `plans`."""
-    return replace(job, name=name, silos=tuple(plans), plans=plans, strategy=LocalOnly(), evaluate_silos=False)
+    # Nothing is averaged, so nothing is selected, refused or cut short: only restarts are as in the federation.
+    rules = RoundRules(max_restarts=job.rules.max_restarts)
+    return replace(
+        job, name=name, silos=tuple(plans), plans=plans, strategy=LocalOnly(), rules=rules, max_norm=None,
+        evaluate_silos=False,
+    )  # fmt: skip
 
 
 def _losses(updates: Sequence[Update]) -> dict[str, float]:

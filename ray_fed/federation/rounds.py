@@ -209,7 +209,7 @@ class RoundMachine:
         there = [silo for silo in event.ranking if self.phase[silo] in (Phase.IDLE, Phase.RESTARTING)]
         if len(there) < max(self.rules.min_available_clients, self.rules.min_fit_clients):
             return [self._stop(f"{len(there)} of {len(self.silos)} silos are available")]
-        wanted = max(self.rules.min_fit_clients, ceil(self.rules.fraction_fit * len(self.silos)))
+        wanted = max(self.rules.min_fit_clients, ceil(round(self.rules.fraction_fit * len(self.silos), 9)))
         self.seats = set(there[:wanted])
         return [self._ask(silo) for silo in there[:wanted] if self.phase[silo] is Phase.IDLE]
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save
 
-KEPT_ROUNDS = 3
-"""A coordinator that resumes is at most one round behind; one more for safety."""
+KEPT_ROUNDS = 5
+"""The coordinator runs at most two rounds ahead of the checkpoint (actors/coordinator.py); the rest is for safety."""
 
 
 class SiloState:

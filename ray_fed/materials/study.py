@@ -51,6 +51,8 @@ class StudyPlan:
 
     def _sizes(self, train: int) -> tuple[int, ...]:
         """Scale the silo sizes to sum to the training rows; the last silo takes the rounding."""
+        if train < len(self.silos):
+            raise ConfigError(f"{len(self.silos)} silos need as many training rows, there are {train}; use fewer silos")
         bounds = [round(train * part / sum(self.silos)) for part in np.cumsum((0, *self.silos))]
         return tuple(int(stop - start) for start, stop in itertools.pairwise(bounds))
 

@@ -161,6 +161,10 @@ BAD = [
     (["--strategy", "nowhere:Mine"], "strategy='nowhere:Mine'"),
     (["--strategy-options", "eta=1"], "unknown key 'eta'"),
     (["--max-restarts", "-1"], "max_restarts=-1"),
+    (["--rounds", "9999"], "rounds=9999 is more than the"),
+    (["--min-fit-clients", "5"], "min_fit_clients=5 is more than the 4 silos"),
+    (["--num-gpus", "inf"], "num_gpus=inf"),
+    (["--data", "good.csv", "--silos", ",".join("1" * 90)], "90 silos need as many training rows"),
     (["--where", "source=NOWHERE", "--data", "good.csv"], "source"),
 ]
 
@@ -299,3 +303,20 @@ def test_other_strategies_train_another_model_than_fed_avg(tmp_path, local_run, 
     first, other = (json.loads((path / "summary.json").read_text()) for path in (local_run, tmp_path / "run"))
     assert np.isfinite(other["federated.mae"])
     assert other["federated.mae"] != first["federated.mae"]
+
+
+def test_the_baselines_do_not_depend_on_the_rules_of_the_federation(tmp_path, local_run):
+    assert run_local(tmp_path / "run", "--repeats", "2", "--fraction-fit", "0.3") == 0
+    first, other = (json.loads((path / "summary.json").read_text()) for path in (local_run, tmp_path / "run"))
+    assert other["pooled.mae"] == first["pooled.mae"]
+    assert other["silo.silo-1.mae"] == first["silo.silo-1.mae"]
+    assert other["federated.mae"] != first["federated.mae"]
+
+
+def test_a_closed_address_is_refused_at_once(tmp_path):
+    start = time.monotonic()
+    done = command("--address", "127.0.0.1:1", "--out", "run", *SMALL, folder=tmp_path)
+    assert done.returncode == 2
+    assert "no Ray cluster at address '127.0.0.1:1'" in done.stderr.splitlines()[-1]
+    assert time.monotonic() - start < 30
+    assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -132,3 +133,86 @@ def test_a_run_whose_data_changed_is_refused_by_the_silos_name(tmp_path, capsys)
     rows[5:].to_csv(tmp_path / "rows.csv", index=False)
     assert main(["resume", str(tmp_path / "run")]) == 2
     assert "silo 'silo-1': its data changed" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    process = start(folder, "local")
+    wait_for(lambda: lines(folder) > 12, process)
+    process.kill()
+    process.communicate()
+    return folder / "run"
+
+
+def _remove_states(run):
+    shutil.rmtree(run / "checkpoint" / "silos")
+
+
+def _remove_state(run):
+    [state] = (run / "checkpoint").glob("state-*.safetensors")
+    state.unlink()
+
+
+def _cut_state(run):
+    [state] = (run / "checkpoint").glob("state-*.safetensors")
+    state.write_bytes(state.read_bytes()[:100])
+
+
+DAMAGES = {
+    "optimiser states removed": (_remove_states, "optimiser state in"),
+    "state removed": (_remove_state, "cannot be resumed"),
+    "state cut": (_cut_state, "cannot be resumed"),
+    "progress empty": (lambda run: (run / "checkpoint" / "progress.json").write_text("{}"), "cannot be resumed"),
+    "progress cut": (lambda run: (run / "checkpoint" / "progress.json").write_text('{"li'), "damaged"),
+    "history removed": (lambda run: (run / "history.jsonl").unlink(), "cannot be resumed"),
+    "configuration empty": (lambda run: (run / "config.yaml").write_text(""), "resumed"),
+    "other network": (
+        lambda run: (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("- 32", "- 33")),
+        "another network",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGES)
+def test_a_damaged_run_is_refused_in_one_line(killed, tmp_path, capsys, what):
+    damage, message = DAMAGES[what]
+    shutil.copytree(killed, tmp_path / "run")
+    damage(tmp_path / "run")
+    assert main(["resume", str(tmp_path / "run")]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(said) == 1
+    assert message in said[0]
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(tmp_path, capsys):
+    process = start(tmp_path, "local")
+    try:
+        wait_for(lambda: lines(tmp_path) > 3, process)
+        assert main(["resume", str(tmp_path / "run")]) == 2
+        assert "another process is working on this run" in capsys.readouterr().err
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_sigterm_ends_a_run_on_actors_in_order(tmp_path):
+    process = start(tmp_path, "ray")
+    wait_for(lambda: lines(tmp_path) > 5, process)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"Traceback" not in said
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+
+
+def test_a_stopped_driver_does_not_let_the_coordinator_run_ahead(tmp_path, unbroken):
+    process = start(tmp_path, "ray")
+    wait_for(lambda: lines(tmp_path) > 5, process)
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1.0)
+    process.kill()
+    process.communicate()
+    done = resume(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path, unbroken)
