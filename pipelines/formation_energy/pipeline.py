@@ -179,7 +179,7 @@ def _check_data(agreement: Agreement, directory: RunDirectory) -> None:
     """A resumed run must find the data it began with: DataError names the silo whose rows changed."""
     now = {str(entry["silo"]): to_plain(entry) for entry in fingerprints(agreement)}
     then = {str(entry["silo"]): entry for entry in directory.read_data()}
-    for silo in sorted({*now, *then}):
+    for silo in dict.fromkeys([*then, *now]):
         if now.get(silo) != then.get(silo):
             raise DataError(f"silo '{silo}': its data changed since the run began; start a new run")
 
