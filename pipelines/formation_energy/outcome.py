@@ -184,9 +184,6 @@ class Outcome:
     def _rows(self):
         return results_from_summary(self.summary)
 
-    def _model_name(self, kind: str, name: str) -> str:
-        return name if kind == "silo" else kind
-
     def _parity(self) -> Figure | None:
         experiment = self.experiment
         if experiment.true is None or not experiment.predicted:

@@ -113,6 +113,8 @@ def _alone(directory: RunDirectory) -> Iterator[None]:
 
 def _carry_out(assignment: Assignment) -> int:
     outcome = _train(assignment)
+    for line in _missed(outcome.experiment):
+        print(f"note: {line}", file=sys.stderr)
     results_table(results_from_summary(outcome.summary), unit=assignment.setup.task.unit)
     print()
     paths_table(outcome.paths())
@@ -167,6 +169,19 @@ def _unusable(agreement: Agreement) -> list[str]:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted(silo.unreadable.items()))
             lines.append(f"silo '{name}': {sum(silo.unreadable.values())} rows not usable: {reasons}")
     return lines
+
+
+def _missed(experiment: Experiment) -> list[str]:
+    """Say of each silo that failed in how many federated rounds it took part, and why it first did not."""
+    rounds = experiment.federated_records()
+    reasons: dict[str, str] = {}
+    for record in rounds:
+        reasons = dict(record.failures) | reasons
+    took_part = {silo: sum(silo in record.participants for record in rounds) for silo in reasons}
+    return [
+        f"silo '{silo}' took part in {took_part[silo]} of {len(rounds)} rounds: {reason}"
+        for silo, reason in reasons.items()
+    ]
 
 
 def _check_sizes(agreement: Agreement) -> None:
