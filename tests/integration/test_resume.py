@@ -139,10 +139,21 @@ def test_a_run_whose_data_changed_is_refused_by_the_silos_name(tmp_path, capsys)
 def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     process = start(folder, "local")
-    wait_for(lambda: lines(folder) > 12, process)
+    wait_for(lambda: lines(folder) > 12 and _progress(folder / "run")["state"], process)
+    process.send_signal(signal.SIGSTOP)  # nothing moves between the look at the progress and the kill
+    assert _progress(folder / "run")["state"], "the run was stopped between two jobs"
     process.kill()
     process.communicate()
     return folder / "run"
+
+
+def _progress(run):
+    return json.loads((run / "checkpoint" / "progress.json").read_text())
+
+
+def _state(run):
+    """The state that counts; a kill can leave the one before it, too."""
+    return run / "checkpoint" / _progress(run)["state"]
 
 
 def _remove_states(run):
@@ -150,13 +161,11 @@ def _remove_states(run):
 
 
 def _remove_state(run):
-    [state] = (run / "checkpoint").glob("state-*.safetensors")
-    state.unlink()
+    _state(run).unlink()
 
 
 def _cut_state(run):
-    [state] = (run / "checkpoint").glob("state-*.safetensors")
-    state.write_bytes(state.read_bytes()[:100])
+    _state(run).write_bytes(_state(run).read_bytes()[:100])
 
 
 DAMAGES = {
