@@ -25,7 +25,7 @@ from ray_fed.federation.messages import (
     Vector,
 )
 from ray_fed.federation.task import SiloSpec, Task
-from ray_fed.learning.regression import RegressionSums
+from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 
 Value = TypeVar("Value")
@@ -75,7 +75,7 @@ class RayCohort:
     def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]:
         return self._ask(silos, "computing moments", lambda silo, _: silo.moments.remote())
 
-    def prepare(self, standardizer: Standardizer) -> None:
+    def prepare(self, standardizer: Standardizer | None) -> None:
         self._standardizer = standardizer
         examiner = self.examiner.prepare.remote(standardizer) if self.examiner else None
         self._ask(self.silos, "standardising", lambda silo, _: silo.prepare.remote(standardizer))
@@ -156,7 +156,7 @@ class RayCohort:
                 found[name] = ray.get(ref, timeout=self.patience)
         return found
 
-    def examine(self, models: Mapping[str, Vector]) -> dict[str, RegressionSums] | None:
+    def examine(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
         return value_of(self.examiner.examine.remote(models), "test", "examining") if self.examiner else None
 
     def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:

@@ -8,9 +8,8 @@ import ray
 from ray_fed.errors import PlacementError
 from ray_fed.federation.examiner import Examiner
 from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
-from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec, Task
-from ray_fed.learning.regression import RegressionSums
+from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 
 Handle: TypeAlias = Any
@@ -24,7 +23,7 @@ class SiloActor:
     def __init__(self, spec: SiloSpec, task: Task):
         _one_thread()
         stand_at_site(spec)
-        self.silo = Silo(spec, task, reserved_device())
+        self.silo = task.silo(spec, reserved_device())
 
     def __repr__(self) -> str:
         return repr(self.silo)
@@ -38,7 +37,7 @@ class SiloActor:
         return self.silo.moments()
 
     @ray.method
-    def prepare(self, standardizer: Standardizer) -> None:
+    def prepare(self, standardizer: Standardizer | None) -> None:
         self.silo.prepare(standardizer)
 
     @ray.method
@@ -46,7 +45,7 @@ class SiloActor:
         return self.silo.open_session(spec)
 
     @ray.method
-    def revive(self, standardizer: Standardizer, sessions: list[SessionSpec]) -> None:
+    def revive(self, standardizer: Standardizer | None, sessions: list[SessionSpec]) -> None:
         self.silo.revive(standardizer, sessions)
 
     @ray.method
@@ -75,11 +74,11 @@ class ExaminerActor:
         return self.examiner.open()
 
     @ray.method
-    def prepare(self, standardizer: Standardizer) -> None:
+    def prepare(self, standardizer: Standardizer | None) -> None:
         self.examiner.prepare(standardizer)
 
     @ray.method
-    def examine(self, models: Mapping[str, Vector]) -> dict[str, RegressionSums]:
+    def examine(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
         return self.examiner.examine(models)
 
     @ray.method

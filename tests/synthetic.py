@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from ray_fed.errors import DataError
-from ray_fed.federation.task import LocalRows, SiloSpec
+from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.randomness import generator
 
@@ -26,7 +26,7 @@ class DrawnRows:
 
 
 @dataclass(frozen=True)
-class SyntheticTask:
+class SyntheticTask(Task):
     """y = sum of squares of three features, plus noise drawn from (seed, silo)."""
 
     hidden: tuple[int, ...] = (8,)

@@ -126,8 +126,9 @@ class Outcome:
     # ---- model
 
     def _save_model(self) -> None:
-        agreement, parameters = self.experiment.agreement, self.experiment.agreement.layout.num_parameters
-        arrays = agreement.layout.unflatten(self.experiment.models["federated"][:parameters])
+        agreement, layout = self.experiment.agreement, self.experiment.agreement.layout
+        assert agreement.standardizer is not None
+        arrays = layout.unflatten(self.experiment.models["federated"][: layout.size])
         arrays |= {"scaler.mean": agreement.standardizer.mean, "scaler.scale": agreement.standardizer.scale}
         save_model(self.directory.models / "federated", arrays, self._card())
 

@@ -20,9 +20,8 @@ from ray_fed.federation.messages import (
     Troubled,
     Vector,
 )
-from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec, Task
-from ray_fed.learning.regression import RegressionSums
+from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 
 
@@ -37,7 +36,7 @@ class Cohort(Protocol):
 
     def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]: ...
 
-    def prepare(self, standardizer: Standardizer) -> None: ...
+    def prepare(self, standardizer: Standardizer | None) -> None: ...
 
     def open_session(self, specs: Mapping[str, SessionSpec]) -> None: ...
 
@@ -61,7 +60,7 @@ class Cohort(Protocol):
         """Return silo -> model -> metrics, of those silos that answered."""
         ...
 
-    def examine(self, models: Mapping[str, Vector]) -> dict[str, RegressionSums] | None:
+    def examine(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
         """Return model -> errors on the common test set, None when there is none."""
         ...
 
@@ -75,7 +74,7 @@ class LocalCohort:
 
     def __init__(self, specs: Sequence[SiloSpec], task: Task, test: SiloSpec | None = None):
         torch.set_num_threads(1)  # sums over several threads differ in the last bits; silo actors have one, too
-        self.silos = {spec.name: Silo(spec, task) for spec in specs}
+        self.silos = {spec.name: task.silo(spec) for spec in specs}
         self.examiner = Examiner(test, task) if test else None
         self._fingerprint: dict[str, object] | None = None
         self._specs, self._task = {spec.name: spec for spec in specs}, task
@@ -94,7 +93,7 @@ class LocalCohort:
     def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]:
         return {name: self.silos[name].moments() for name in silos}
 
-    def prepare(self, standardizer: Standardizer) -> None:
+    def prepare(self, standardizer: Standardizer | None) -> None:
         self._standardizer = standardizer
         for member in [*self.silos.values(), *([self.examiner] if self.examiner else [])]:
             member.prepare(standardizer)
@@ -124,7 +123,7 @@ class LocalCohort:
             return Troubled(name, server_round, said_by(error))
 
     def restart(self, silo: str) -> None:
-        self.silos[silo] = Silo(self._specs[silo], self._task)
+        self.silos[silo] = self._task.silo(self._specs[silo])
         specs = [silos[silo] for silos in self._sessions.values() if silo in silos]
         self.silos[silo].revive(self._standardizer, specs)
         self._back.append(silo)
@@ -134,7 +133,7 @@ class LocalCohort:
     ) -> dict[str, dict[str, Metrics]]:
         return {name: self.silos[name].evaluate(session, models) for name in silos}
 
-    def examine(self, models: Mapping[str, Vector]) -> dict[str, RegressionSums] | None:
+    def examine(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
         return self.examiner.examine(models) if self.examiner else None
 
     def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:

@@ -10,15 +10,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ray_fed.errors import ConfigError, SiloRefused
+from ray_fed.federation.buffered_rounds import BufferedMachine
+from ray_fed.federation.buffered_work import BufferedWork
 from ray_fed.federation.cohort import Cohort, busy_seconds, now
 from ray_fed.federation.guard import Guard
 from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.federation.round_work import RoundWork
 from ray_fed.federation.rounds import RoundMachine, RoundRules
-from ray_fed.federation.strategies import FedAvg, LocalOnly, Models, State, Strategy
+from ray_fed.federation.strategies import FedAvg, FedBuff, LocalOnly, Models, State, Strategy, local_plan
+from ray_fed.federation.strategies.buffered import TURNS
 from ray_fed.federation.task import Task
-from ray_fed.learning.layout import Layout
-from ray_fed.learning.regression import RegressionSums, merged
+from ray_fed.learning.layout import Layout, floating_buffers, initial_vector
+from ray_fed.learning.scores import Scores, merged
 from ray_fed.learning.standardisation import Standardizer, merge_moments
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.randomness import generator
@@ -44,8 +47,13 @@ class Job:
     """Also evaluate the models on every silo's own rows."""
 
     @property
+    def any_plan(self) -> TrainingPlan:
+        """One of the plans: they agree on the number of rounds and on what travels."""
+        return next(iter(self.plans.values()))
+
+    @property
     def num_rounds(self) -> int:
-        return next(iter(self.plans.values())).num_rounds
+        return self.any_plan.num_rounds
 
     def evaluates(self, server_round: int) -> bool:
         return server_round % self.evaluate_every == 0 or server_round == self.num_rounds
@@ -78,7 +86,8 @@ class Agreement:
     """The outcome of the round before training."""
 
     silos: Mapping[str, SiloDescription]
-    standardizer: Standardizer
+    standardizer: Standardizer | None
+    """The scaler of the features; None where the task has none."""
     layout: Layout
     test: Mapping[str, object] | None
     """Fingerprint of the common test set."""
@@ -89,7 +98,9 @@ class Coordinator:
 
     def __init__(self, cohort: Cohort, task: Task, training: Sequence[str]):
         self.cohort, self.task, self.training = cohort, task, tuple(training)
-        self.layout = Layout.of(task.model(0))
+        module = task.model(0)
+        self.layout = Layout.of(module)
+        self._has_buffers = bool(floating_buffers(module))
 
     def agree(self) -> Agreement:
         """Open all silos, refuse those that disagree, standardise together."""
@@ -97,10 +108,13 @@ class Coordinator:
         expected = self.task.agreement()
         for name, description in silos.items():
             check_agreement(name, description.agreement, expected)
-        moments = self.cohort.moments(self.training)
-        standardizer = Standardizer.from_moments(merge_moments(moments[name] for name in sorted(moments)))
+        standardizer = self._standardizer() if self.task.standardises else None
         self.cohort.prepare(standardizer)
         return Agreement(silos, standardizer, self.layout, self.cohort.examiner_fingerprint())
+
+    def _standardizer(self) -> Standardizer:
+        moments = self.cohort.moments(self.training)
+        return Standardizer.from_moments(merge_moments(moments[name] for name in sorted(moments)))
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
         """Yield a record per round, from 0 to `job.num_rounds`.
@@ -108,8 +122,12 @@ class Coordinator:
         With `state`, that of a record of round `after_round`, the run goes on with the next round, and comes out bit
         for bit as if it had not been broken off.
         """
+        module = self.task.model(job.model_seed)
+        plans = {silo: local_plan(job.strategy, plan, module) for silo, plan in job.plans.items()}
+        job = replace(job, plans=plans)
+        digest = Layout.of(module, job.any_plan.buffers).digest
         self.cohort.open_session(
-            {silo: SessionSpec(job.name, job.plans[silo], job.model_seed, self.layout.digest) for silo in job.silos}
+            {silo: SessionSpec(job.name, plans[silo], job.model_seed, digest) for silo in job.silos}
         )
         try:
             yield from self._rounds(job, after_round, state)
@@ -122,9 +140,8 @@ class Coordinator:
 
     def _rounds(self, job: Job, after_round: int, state: State | None) -> Iterator[RoundRecord]:
         initial = self._initial_vector(job)
-        machine = RoundMachine(job.rules, job.silos, server_round=after_round)
-        work = RoundWork(self.cohort, machine, Guard(len(initial), job.max_norm), job.name)
         first = job.strategy.start(initial, job.silos)
+        work = self._work(job, after_round, state or first)
         if state is None:
             state = first
             yield self._record(job, 0, state, work, now(), now())
@@ -134,8 +151,16 @@ class Coordinator:
             start = now()
             vectors = job.strategy.dispatch(state, job.silos)
             updates = work.updates(server_round, vectors, self._ranking(job, server_round))
-            state = job.strategy.aggregate(state, updates)
+            state = work.remembered(job.strategy.aggregate(state, updates))
             yield self._record(job, server_round, state, work, start, now())
+
+    def _work(self, job: Job, after_round: int, state: State) -> RoundWork:
+        guard, strategy = Guard(job.max_norm), job.strategy
+        if isinstance(strategy, FedBuff):
+            turns = dict(zip(job.silos, state[TURNS].tolist(), strict=True))
+            buffered = BufferedMachine(job.rules, job.silos, strategy.buffer_size, after_round, turns)
+            return BufferedWork(cohort=self.cohort, machine=buffered, guard=guard, session=job.name, strategy=strategy)
+        return RoundWork(self.cohort, RoundMachine(job.rules, job.silos, server_round=after_round), guard, job.name)
 
     @staticmethod
     def _ranking(job: Job, server_round: int) -> list[str]:
@@ -144,10 +169,10 @@ class Coordinator:
         return [job.silos[number] for number in order] if job.rules.fraction_fit < 1 else list(job.silos)
 
     def _initial_vector(self, job: Job) -> Vector:
-        parameters = [p.detach().numpy().ravel() for p in self.task.model(job.model_seed).parameters()]
-        vector = np.concatenate(parameters).astype(np.float32)
-        averaged = any(plan.optimizer_state == "average" for plan in job.plans.values())
-        return np.concatenate([vector, np.zeros(2 * len(vector), np.float32)]) if averaged else vector
+        module, plan = self.task.model(job.model_seed), job.any_plan
+        vector = initial_vector(module, plan.buffers)
+        num_moments = 2 * Layout.of(module).num_parameters if plan.optimizer_state == "average" else 0
+        return np.concatenate([vector, np.zeros(num_moments, np.float32)])
 
     def _record(
         self, job: Job, server_round: int, state: State, work: RoundWork, start: float, end: float
@@ -181,15 +206,17 @@ class Coordinator:
     def _evaluation(self, job: Job, models: Models, silos: Sequence[str]) -> dict[str, float]:
         """Errors of each model on the common test set (else on all held-out rows) and on each silo's rows."""
         metrics: dict[str, float] = {}
-        test = self.cohort.examine(models)
+        # Statistics that stay with the silos leave the global model without any: only silos can evaluate it.
+        is_whole = job.any_plan.buffers == "average" or not self._has_buffers
+        test = self.cohort.examine(models) if is_whole else None
         if test is None or job.evaluate_silos:
             by_silo = self.cohort.evaluate(job.name, silos, models)
             for silo in sorted(by_silo):
                 metrics |= _named(f"silo.{silo}", _own(by_silo[silo], silo))
-            if test is None:
+            if test is None and by_silo:
                 test = {model: merged(by_silo[silo][model].held_out for silo in sorted(by_silo)) for model in models}
-        for model in sorted(test):
-            metrics |= _named(model, test[model])
+        for model, scores in sorted((test or {}).items()):
+            metrics |= _named(model, scores)
         return metrics
 
 
@@ -219,13 +246,11 @@ def _losses(updates: Sequence[Update]) -> dict[str, float]:
     return {"loss": mean, **{f"silo.{update.silo}.loss": update.loss for update in updates}}
 
 
-def _own(metrics: Mapping[str, Metrics], silo: str) -> RegressionSums:
+def _own(metrics: Mapping[str, Metrics], silo: str) -> Scores:
     """The silo's errors under its own model, or else the global one; on held-out rows where it has some."""
     shown = metrics.get(silo) or next(iter(metrics.values()))
     return shown.held_out if shown.held_out.num_examples else shown.train
 
 
-def _named(prefix: str, sums: RegressionSums) -> dict[str, float]:
-    if sums.num_examples == 0:
-        return {}
-    return {f"{prefix}.mae": sums.mae, f"{prefix}.r2": sums.r2, f"{prefix}.mse": sums.mse}
+def _named(prefix: str, scores: Scores) -> dict[str, float]:
+    return {f"{prefix}.{name}": value for name, value in scores.values().items()} if scores.num_examples else {}

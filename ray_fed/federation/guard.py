@@ -23,13 +23,11 @@ class Guard:
 
     In a round:
 
-        guard, seen = Guard(num_parameters), set()
+        guard, seen = Guard(), set()
         guard.check(update, vectors[update.silo], server_round, session, seen)
         seen.add(update.silo)
     """
 
-    num_parameters: int
-    """Length of the vector that travels, Adam's moments included where they do."""
     max_norm: float | None = None
     """Longest move |update - dispatched| that is accepted, in the unit of the parameters; None accepts any."""
 
@@ -42,7 +40,7 @@ class Guard:
     ) -> None:
         """Raise UpdateRejected with the first reason why the update must not be averaged.
 
-        dispatched: what the silo started the round from, float32 [num_parameters]. seen: silos whose update of this
+        dispatched: what the silo started the round from, float32; the answer has its shape. seen: silos whose update of this
         round was accepted. Nothing given is changed.
         """
         for reason in self._objections(update, dispatched, server_round, session, seen):
@@ -54,7 +52,7 @@ class Guard:
         """Yield reasons, cheap ones first; later ones rely on the earlier ones not having been yielded."""
         yield from _wrong_round(update, server_round, session, seen)
         yield from _wrong_numbers(update)
-        yield from _wrong_array(update.vector, self.num_parameters)
+        yield from _wrong_array(update.vector, len(dispatched))
         yield from _wrong_values(update)
         if self.max_norm is not None:
             norm = distance(update.vector, dispatched)
@@ -86,14 +84,14 @@ def _wrong_numbers(update: Update) -> Iterator[str]:
         yield f"seconds={update.seconds!r} is not a finite number, 0 or more"
 
 
-def _wrong_array(vector: object, num_parameters: int) -> Iterator[str]:
+def _wrong_array(vector: object, length: int) -> Iterator[str]:
     if type(vector) is not np.ndarray:  # subclasses (masked, matrix) have arithmetic of their own
         yield f"the vector is a {type(vector).__name__}, not a plain array"
     assert isinstance(vector, np.ndarray)
     if vector.dtype != np.float32:
         yield f"dtype {vector.dtype.str} instead of float32"
-    if vector.shape != (num_parameters,):
-        yield f"shape {vector.shape} instead of ({num_parameters},)"
+    if vector.shape != (length,):
+        yield f"shape {vector.shape} instead of ({length},)"
     if not vector.flags.c_contiguous:
         yield f"the vector is not contiguous (strides {vector.strides})"
 

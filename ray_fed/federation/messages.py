@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ray_fed.learning.regression import RegressionSums
+from ray_fed.learning.scores import Scores
 from ray_fed.learning.trainer import TrainingPlan
 
 Vector = np.ndarray
-"""float32 [num_parameters], contiguous, read-only for the receiver."""
+"""float32, contiguous, read-only for the receiver: parameters, and what else the training plan lets travel."""
 
 
 @dataclass(frozen=True)
@@ -99,5 +99,5 @@ class Metrics:
     """A silo's evaluation of one model: sums only."""
 
     silo: str
-    train: RegressionSums
-    held_out: RegressionSums
+    train: Scores
+    held_out: Scores

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ray_fed.errors import QuorumLost, UpdateRejected
+from ray_fed.federation.buffered_rounds import BufferedMachine
 from ray_fed.federation.cohort import Cohort, now
 from ray_fed.federation.guard import Guard
 from ray_fed.federation.messages import Answer, Answered, Back, Dead, Troubled, Update, Vector
@@ -27,6 +28,7 @@ from ray_fed.federation.rounds import (
     Stop,
     Take,
 )
+from ray_fed.federation.strategies import State
 
 NO_VALUES = np.empty(0, np.float32)
 
@@ -36,7 +38,7 @@ class RoundWork:
     """The work of one session's rounds. `updates` yields what may be averaged; the rest is bookkeeping of the round."""
 
     cohort: Cohort
-    machine: RoundMachine
+    machine: RoundMachine | BufferedMachine
     guard: Guard
     session: str
     seen: list[tuple[float, Update]] = field(default_factory=list)
@@ -59,18 +61,21 @@ class RoundWork:
                 return
             answer = self.cohort.answer(None if deadline is None else max(0.0, deadline - now()))
             event = self._event(answer, server_round, vectors)
-            update = answer.update if isinstance(answer, Answered) and isinstance(event, Arrived) else None
+            update = None
+            if isinstance(answer, Answered) and isinstance(event, Arrived):
+                update = self._fresh(answer.update, server_round, vectors)
             decisions = self.machine.handle(event)
 
     def idle(self) -> list[str]:
         """Return the silos that can be asked for an evaluation now."""
         return [silo for silo in self.machine.silos if self.machine.phase[silo] is Phase.IDLE]
 
+    def remembered(self, state: State) -> State:
+        """Return the state with what a resumed run must know of the rounds besides it."""
+        return state
+
     def _carry_out(self, decisions: Sequence[Decision], server_round: int, vectors: Mapping[str, Vector]) -> None:
-        asked = {decision.silo: vectors[decision.silo] for decision in decisions if isinstance(decision, Ask)}
-        if asked:
-            self.num_bytes += sum(vector.nbytes for vector in asked.values())
-            self.cohort.ask(self.session, server_round, asked)
+        self._ask([decision for decision in decisions if isinstance(decision, Ask)], server_round, vectors)
         for decision in decisions:
             if isinstance(decision, Restart):
                 self.cohort.restart(decision.silo)
@@ -78,6 +83,16 @@ class RoundWork:
                 self.failures = decision.failures
             elif isinstance(decision, Stop):
                 raise QuorumLost(server_round, decision.reason)
+
+    def _ask(self, asks: Sequence[Ask], server_round: int, vectors: Mapping[str, Vector]) -> None:
+        if asks:
+            asked = {ask.silo: vectors[ask.silo] for ask in asks}
+            self.num_bytes += sum(vector.nbytes for vector in asked.values())
+            self.cohort.ask(self.session, server_round, asked)
+
+    def _fresh(self, update: Update, server_round: int, vectors: Mapping[str, Vector]) -> Update:  # noqa: ARG002
+        """Return the update as one to the model of this round."""
+        return update
 
     def _event(self, answer: Answer | None, server_round: int, vectors: Mapping[str, Vector]) -> Event:
         match answer:

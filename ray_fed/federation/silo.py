@@ -11,7 +11,6 @@ from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, U
 from ray_fed.federation.silo_state import SiloState
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.layout import Layout
-from ray_fed.learning.regression import RegressionSums
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.trainer import LocalTrainer
 
@@ -54,17 +53,17 @@ class Silo:
         """Return count, mean and M2 of each feature column of the training rows."""
         return ColumnMoments.of(self.rows.features)
 
-    def prepare(self, standardizer: Standardizer) -> None:
-        """Apply the federation's scaler and put the rows on the device."""
+    def prepare(self, standardizer: Standardizer | None) -> None:
+        """Apply the federation's scaler, where the task has one, and put the samples on the device."""
         rows = self.rows
-        self.features = self._tensor(standardizer(rows.features))
-        self.targets = self._tensor(rows.targets.astype(np.float32)[:, None])
-        self.held_out_features = self._tensor(standardizer(rows.held_out_features))
+        self.features = feature_tensor(rows.features, standardizer, self.device)
+        self.targets = target_tensor(rows.targets, self.device)
+        self.held_out_features = feature_tensor(rows.held_out_features, standardizer, self.device)
 
     def open_session(self, spec: SessionSpec) -> str:
         """Build model and optimiser of a session; returns the layout digest for comparison."""
         module = self.task.model(spec.model_seed)
-        digest = Layout.of(module).digest
+        digest = Layout.of(module, spec.plan.buffers).digest
         if digest != spec.layout_digest:
             raise SiloFailed(self.spec.name, "opening a session", "its network differs from the coordinator's")
         self.sessions[spec.session] = LocalTrainer(
@@ -73,7 +72,7 @@ class Silo:
         self._last_round[spec.session] = 0
         return digest
 
-    def revive(self, standardizer: Standardizer, sessions: Sequence[SessionSpec]) -> None:
+    def revive(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
         """Bring a silo that was started again to where the one before it stood."""
         self.open()
         self.prepare(standardizer)
@@ -94,7 +93,7 @@ class Silo:
         state = SiloState(self.spec.state_folder, self.spec.name, session)
         fresh_or_again = self._last_round[session] == 0 or self._last_round[session] >= server_round
         if fresh_or_again and not state.recall(server_round, trainer.local_state()):
-            trainer.optimizer.reset()
+            trainer.forget()
         result_vector, result = trainer.fit(vector, trainer.plan.steps_of_round(server_round))
         state.remember(server_round, trainer.local_state())
         self._last_round[session] = server_round
@@ -119,8 +118,8 @@ class Silo:
         held_out = trainer.predict(self.held_out_features, vector).cpu().numpy()
         return Metrics(
             self.spec.name,
-            RegressionSums.of(rows.targets, train),
-            RegressionSums.of(rows.held_out_targets, held_out),
+            self.task.score(rows.targets, train),
+            self.task.score(rows.held_out_targets, held_out),
         )
 
     def _session(self, session: str) -> LocalTrainer:
@@ -128,5 +127,21 @@ class Silo:
             raise SiloFailed(self.spec.name, "answering", f"no session '{session}'; open: {sorted(self.sessions)}")
         return self.sessions[session]
 
-    def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+def feature_tensor(values: np.ndarray, standardizer: Standardizer | None, device: str) -> torch.Tensor:
+    """Return network inputs: columns standardised where there is a scaler; real numbers as float32, whole ones (atomic
+    numbers, tokens) as they are."""
+    if standardizer is not None:
+        values = standardizer(values)
+    elif np.issubdtype(values.dtype, np.floating):
+        values = np.asarray(values, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+
+def target_tensor(values: np.ndarray, device: str) -> torch.Tensor:
+    """Return what the loss compares with: real numbers as float32, one per row as a column [rows, 1]; classes and masks
+    as they are."""
+    if np.issubdtype(values.dtype, np.floating):
+        values = np.asarray(values, np.float32)
+        values = values[:, None] if values.ndim == 1 else values
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device)

@@ -1,13 +1,19 @@
-"""What is trained: rows, a network, a loss. A silo opens its rows through its task, inside its own process."""
+"""What is trained: samples, a network, a loss. A silo opens its samples through its task, inside its own process."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
 
 from ray_fed.learning.gradients import Loss
+from ray_fed.learning.regression import RegressionSums
+from ray_fed.learning.scores import Scores
+
+if TYPE_CHECKING:
+    from ray_fed.federation.silo import Silo
 
 
 @dataclass(frozen=True)
@@ -31,12 +37,12 @@ class SiloSpec:
 
 @dataclass(frozen=True)
 class LocalRows:
-    """A silo's own rows after featurisation. Never leaves the process that made it."""
+    """A silo's own samples as arrays. Never leaves the process that made it."""
 
     features: np.ndarray
-    """float64 [num_examples, num_features], finite."""
+    """[num_examples, ...]; float64 [num_examples, num_features], finite, where the task standardises columns."""
     targets: np.ndarray
-    """float64 [num_examples]."""
+    """[num_examples, ...]: numbers, classes or masks, as the task's loss wants them."""
     held_out_features: np.ndarray
     held_out_targets: np.ndarray
     unreadable: Mapping[str, int]
@@ -44,19 +50,33 @@ class LocalRows:
     agreement: Mapping[str, str]
 
 
-class Task(Protocol):
-    """What silos and coordinator have in common: how rows become numbers, which network, which loss."""
+class Task(ABC):
+    """What silos and coordinator have in common: how samples become arrays, which network, which loss."""
 
     loss: Loss
+    """(outputs, targets) -> mean loss, a 0-d tensor."""
+    standardises: bool = True
+    """Whether the features are columns of a table that the federation standardises together before training."""
 
+    @abstractmethod
     def load(self, spec: SiloSpec) -> LocalRows:
-        """Open and featurise the silo's rows; DataError names the silo."""
-        ...
+        """Open the silo's samples; DataError names the silo."""
 
+    @abstractmethod
     def model(self, seed: int) -> nn.Module:
         """Return the network with initial weights that depend on `seed` alone."""
-        ...
 
+    @abstractmethod
     def agreement(self) -> Mapping[str, str]:
-        """Return what every silo's rows must agree with."""
-        ...
+        """Return what every silo's samples must agree with."""
+
+    def score(self, targets: np.ndarray, outputs: np.ndarray) -> Scores:
+        """Return what an evaluation tells: sums over samples, none of them alone. Default: MAE, R2 and MSE of one
+        output [rows, 1] against targets [rows], in the target's unit."""
+        return RegressionSums.of(targets, outputs[:, 0])
+
+    def silo(self, spec: SiloSpec, device: str = "cpu") -> "Silo":
+        """Return the silo that does this task."""
+        from ray_fed.federation.silo import Silo
+
+        return Silo(spec, self, device)

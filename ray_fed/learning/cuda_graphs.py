@@ -1,7 +1,6 @@
 """Training steps replayed as CUDA graphs: at these sizes a GPU step is launch time, and a graph launches once.
 
-One graph per batch size (two occur per run: rows are dealt into batches that differ by one). FedProx's anchor changes
-between rounds, so runs with `proximal_mu` step eagerly.
+One graph per batch size (two occur per run: rows are dealt into batches that differ by one).
 """
 
 from typing import TYPE_CHECKING
@@ -24,7 +23,7 @@ class GraphedSteps:
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         rows = len(x)
-        if rows not in self.seen or self.trainer.plan.proximal_mu:
+        if rows not in self.seen:
             self.seen.add(rows)  # the first batch of a size runs eagerly: it warms up cuBLAS for this shape
             return self._eager(x, y)
         if rows not in self.graphs:

@@ -1,15 +1,24 @@
-"""Parameters as one flat float32 vector, and the layout that gives its parts their names and shapes."""
+"""A model as one flat float32 vector, and the layout that gives its parts their names and shapes.
+
+Parameters come first, then those buffers that travel. Integer buffers (BatchNorm's counter of batches) never do: they
+have no mean, stay integers and stay with the silo.
+"""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import nn
+
+BufferPolicy = Literal["average", "local", "recompute"]
+"""What happens to floating-point buffers (BatchNorm's running statistics): averaged like parameters; kept by each silo
+(FedBN, Li et al. 2021); or computed anew from the silo's own rows whenever a model is evaluated there."""
 
 
 @dataclass(frozen=True)
@@ -21,24 +30,33 @@ class Layout:
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    num_buffers: int = 0
+    """How many of the last tensors are buffers."""
 
     @classmethod
-    def of(cls, module: nn.Module) -> "Layout":
-        """Return the layout of `module.named_parameters()`, in their order."""
-        named = list(module.named_parameters())
-        return cls(tuple(name for name, _ in named), tuple(tuple(p.shape) for _, p in named))
+    def of(cls, module: nn.Module, buffers: BufferPolicy = "average") -> "Layout":
+        """Return the layout of `module.named_parameters()`, in their order, and of the buffers that travel."""
+        travelling = floating_buffers(module) if buffers == "average" else {}
+        named = [*module.named_parameters(), *travelling.items()]
+        return cls(tuple(name for name, _ in named), tuple(tuple(tensor.shape) for _, tensor in named), len(travelling))
+
+    @cached_property
+    def size(self) -> int:
+        """Length of the vector."""
+        return sum(prod(shape) for shape in self.shapes)
 
     @cached_property
     def num_parameters(self) -> int:
-        return sum(prod(shape) for shape in self.shapes)
+        """Number of learned values: the first part of the vector."""
+        return sum(prod(shape) for shape in self.shapes[: len(self.shapes) - self.num_buffers])
 
     @cached_property
     def digest(self) -> str:
         """sha256 over names and shapes, hexadecimal."""
-        return hashlib.sha256(json.dumps([self.names, self.shapes]).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([self.names, self.shapes, self.num_buffers]).encode()).hexdigest()
 
     def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Return tensors of the layout's shapes that share memory with `flat` [num_parameters]."""
+        """Return tensors of the layout's shapes that share memory with `flat` [size]."""
         sizes = [prod(shape) for shape in self.shapes]
         return [part.view(shape) for part, shape in zip(flat.split(sizes), self.shapes, strict=True)]
 
@@ -50,13 +68,31 @@ class Layout:
         }
 
     def flatten(self, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Return the flat float32 vector [num_parameters]; KeyError or ValueError when names or shapes differ."""
+        """Return the flat float32 vector [size]; KeyError or ValueError when names or shapes differ."""
         parts = []
         for name, shape in zip(self.names, self.shapes, strict=True):
             if arrays[name].shape != shape:
                 raise ValueError(f"{name} has shape {arrays[name].shape}, the layout says {shape}")
             parts.append(np.asarray(arrays[name], np.float32).ravel())
         return np.concatenate(parts)
+
+
+def floating_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return name -> buffer of the buffers that have a mean."""
+    return {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+
+
+def integer_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return name -> buffer of the counters, flags and tables."""
+    return {name: buffer for name, buffer in module.named_buffers() if not buffer.is_floating_point()}
+
+
+def initial_vector(module: nn.Module, buffers: BufferPolicy = "average") -> np.ndarray:
+    """Return the module's values as the flat float32 vector of `Layout.of(module, buffers)`."""
+    named = {**dict(module.named_parameters()), **floating_buffers(module)}
+    return Layout.of(module, buffers).flatten(
+        {name: tensor.detach().cpu().float().numpy() for name, tensor in named.items()}
+    )
 
 
 def bind(module: nn.Module, device: torch.device | str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,11 +103,43 @@ def bind(module: nn.Module, device: torch.device | str = "cpu") -> tuple[torch.T
     """
     module.to(device=device, dtype=torch.float32)
     parameters = list(module.parameters())
-    flat = torch.cat([p.detach().reshape(-1) for p in parameters])
+    flat = _flattened(parameters, device)
     gradient = torch.zeros_like(flat)
-    layout = Layout.of(module)
-    for parameter, view, grad in zip(parameters, layout.views(flat), layout.views(gradient), strict=True):
+    for parameter, view, grad in zip(parameters, _like(flat, parameters), _like(gradient, parameters), strict=True):
         parameter.data = view
         parameter.grad = grad
     flat.grad = gradient
     return flat, gradient
+
+
+def bind_buffers(module: nn.Module) -> torch.Tensor:
+    """Make the floating buffers of a bound module views of one flat float32 vector, and return it."""
+    buffers = list(floating_buffers(module).values())
+    flat = _flattened(buffers, next(module.parameters()).device)
+    for buffer, view in zip(buffers, _like(flat, buffers), strict=True):
+        buffer.data = view
+    return flat
+
+
+def load_vector(module: nn.Module, vector: np.ndarray) -> nn.Module:
+    """Write a vector of `Layout.of(module)`, or its parameters alone, into the module; returns the module."""
+    values = torch.from_numpy(np.array(vector, np.float32))
+    tensors = [*module.parameters(), *floating_buffers(module).values()]
+    with torch.no_grad():
+        for tensor in tensors:
+            if len(values) == 0:
+                break
+            part, values = values[: tensor.numel()], values[tensor.numel() :]
+            tensor.copy_(part.reshape(tensor.shape))
+    return module
+
+
+def _flattened(tensors: Sequence[torch.Tensor], device: torch.device | str) -> torch.Tensor:
+    parts = [tensor.detach().reshape(-1) for tensor in tensors]
+    return torch.cat(parts) if parts else torch.zeros(0, device=device)
+
+
+def _like(flat: torch.Tensor, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return views of `flat` in the tensors' shapes."""
+    parts = flat.split([tensor.numel() for tensor in tensors]) if tensors else ()
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

@@ -1,8 +1,6 @@
 """Regression metrics from sums that add up exactly across silos: no row is needed to know MAE and R2 of a union."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 
@@ -49,6 +47,9 @@ class RegressionSums:
             self.m2_target + other.m2_target + shift * shift * weight * self.num_examples,
         )
 
+    def values(self) -> dict[str, float]:
+        return {"mae": self.mae, "r2": self.r2, "mse": self.mse}
+
     @property
     def mae(self) -> float:
         """Mean absolute error, in the target's unit; NaN without rows."""
@@ -63,8 +64,3 @@ class RegressionSums:
     def r2(self) -> float:
         """Coefficient of determination; NaN when the targets do not vary."""
         return 1.0 - self.sum_squared_error / self.m2_target if self.m2_target > 0 else float("nan")
-
-
-def merged(parts: Iterable[RegressionSums]) -> RegressionSums:
-    """Return the sums of the union, merged in the order given."""
-    return reduce(lambda a, b: a + b, parts, RegressionSums(0, 0.0, 0.0, 0.0, 0.0))

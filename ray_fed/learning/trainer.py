@@ -6,16 +6,22 @@ neither its optimiser nor its scaling; Adam is ours (facts in decisions/0003).
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from ray_fed.learning.gradients import Gradient, Loss, gradient_for
-from ray_fed.learning.layout import Layout, bind
+from ray_fed.config import require
+from ray_fed.learning.gradient_terms import ControlVariate, GradientTerm, ProximalPull
+from ray_fed.learning.gradients import DenseReluMseGradient, Gradient, Loss, gradient_for
+from ray_fed.learning.layout import BufferPolicy, Layout, bind, bind_buffers, integer_buffers
 from ray_fed.learning.optimizers import flat_optimizer
-from ray_fed.randomness import generator
+from ray_fed.randomness import derived_seed, generator
+
+PORTION_VALUES = 1 << 22
+"""Input values that go through a network at once outside of training."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,14 @@ class TrainingPlan:
     keep_local: tuple[str, ...] = ()
     """Names of parameters that every silo keeps for itself, e.g. the output bias, which absorbs the reference energy of
     its database (the idea of FedBN, Li et al. 2021, applied to other parameters)."""
+    buffers: BufferPolicy = "average"
+    """average | local | recompute: what happens to BatchNorm's running statistics and other floating buffers."""
+    control_variates: bool = False
+    """SCAFFOLD: correct each gradient by the difference of the server's and the silo's control variates."""
+
+    def __post_init__(self) -> None:
+        both = self.control_variates and self.optimizer_state == "average"
+        require(not both, "optimizer_state=average does not go with SCAFFOLD: choose keep or reset")
 
     @property
     def total_steps(self) -> int:
@@ -65,8 +79,10 @@ class FitResult:
 class LocalTrainer:
     """A bound model, its optimiser and the silo's rows on one device.
 
-    `features` [rows, num_features] and `targets` [rows, 1] are float32 tensors on `device`. The vector that travels
-    is the parameters [P], followed by Adam's two moments [2P] when `optimizer_state` is "average".
+    `features` [rows, ...] and `targets` [rows, ...] are tensors on `device`. The vector that travels is a row of
+    blocks, P parameters and B travelling buffers long:
+
+        parameters [P]   buffers [B]   Adam's moments [2P], if averaged   control variate [P] and B zeros, in SCAFFOLD
     """
 
     def __init__(
@@ -80,15 +96,22 @@ class LocalTrainer:
     ):
         self.plan, self.silo, self.loss = plan, silo, loss
         self.features, self.targets = features, targets
-        self.layout = Layout.of(module)
+        self.layout = Layout.of(module, plan.buffers)
         self.module = module
         self.flat, self.flat_gradient = bind(module, features.device)
+        self.buffers = bind_buffers(module)
         self.optimizer = flat_optimizer(plan.optimizer, self.flat, self.flat_gradient, plan.learning_rate)
-        self.step = _stepper(self, gradient_for(module, loss, self.flat_gradient))
-        self._anchor: torch.Tensor | None = None
-        self._own = _mask(self.layout, plan.keep_local, self.flat.device)
+        self.control = ControlVariate(self.flat) if plan.control_variates else None
+        self.terms: list[GradientTerm] = [ProximalPull(self.flat, plan.proximal_mu)] if plan.proximal_mu else []
+        self.terms += [self.control] if self.control else []
+        gradient = gradient_for(module, loss, self.flat_gradient)
+        self.step = _stepper(self, gradient)
+        # Dropout and other noise inside a module draw from the global generator, which we lend it for a round.
+        self._draws = not isinstance(gradient, DenseReluMseGradient)
+        self._own = _mask(module, plan.keep_local, self.flat.device)
         self.own_values = self.flat[self._own].clone()
         """The silo's own values of `plan.keep_local`; what it receives for them is ignored."""
+        self._first_state = {name: tensor.clone() for name, tensor in self._own_state().items()}
 
     def fit(self, vector: np.ndarray, steps: range) -> tuple[np.ndarray, FitResult]:
         """Load `vector`, take `steps`, return the new vector (a fresh array) and what happened.
@@ -96,55 +119,90 @@ class LocalTrainer:
         The received array is copied, never written to: it may be the shared memory of every silo on this host.
         """
         self.load(vector)
-        if self.plan.proximal_mu:
-            self._anchor = self.flat.clone()
+        for term in self.terms:
+            term.start()
+        self.module.train()
         num_examples, loss_sum = 0, torch.zeros((), device=self.flat.device)
-        for x, y in self._batches(steps):
-            num_examples += len(x)
-            loss_sum += self.step(x, y)
+        with self._lent_generator(steps.start):
+            for x, y in self._batches(steps):
+                num_examples += len(x)
+                loss_sum += self.step(x, y)
+        for term in self.terms:
+            term.finish(len(steps))
         mean_loss = float(loss_sum) / max(1, len(steps))
         self.own_values.copy_(self.flat[self._own])
         return self.vector(), FitResult(len(steps), num_examples, mean_loss)
 
     def load(self, vector: np.ndarray) -> None:
-        """Set the parameters (and moments) from a received vector, by the plan's optimiser-state policy."""
-        expected = self.layout.num_parameters * (
-            1 + (self.plan.optimizer_state == "average") * len(self.optimizer.moments)
-        )
+        """Set the travelling blocks from a received vector, by the plan's optimiser-state and buffer policies."""
+        blocks = self._blocks()
+        expected = sum(block.numel() for block in blocks)
         if vector.shape != (expected,) or vector.dtype != np.float32:
             raise ValueError(f"expected float32 [{expected}], got {vector.dtype} {list(vector.shape)}")
-        parts = np.split(vector, len(vector) // self.layout.num_parameters)
-        self._set_parameters(parts[0])
+        _copy_blocks(blocks, vector)
+        self._restore_own()
         if self.plan.optimizer_state == "reset":
             self.optimizer.reset()
-        for moment, part in zip(self.optimizer.moments, parts[1:], strict=False):
-            _copy_into(moment, part)
 
     def vector(self) -> np.ndarray:
-        """Return a copy of the parameters (and moments) as one float32 array."""
-        tensors = [self.flat, *(self.optimizer.moments if self.plan.optimizer_state == "average" else [])]
-        return np.concatenate([tensor.cpu().numpy() for tensor in tensors])
+        """Return a copy of the travelling blocks as one float32 array."""
+        return np.concatenate([block.cpu().numpy() for block in self._blocks()])
 
     def local_state(self) -> dict[str, torch.Tensor]:
         """Return the tensors that stay with the silo between rounds, by name; writing into them restores a state."""
         moments = self.optimizer.state() if self.plan.optimizer_state == "keep" else {}
-        return {**moments, **({"own": self.own_values} if self.plan.keep_local else {})}
+        return moments | self._own_state()
 
-    def _set_parameters(self, values: np.ndarray) -> None:
-        _copy_into(self.flat, values)
-        if self.plan.keep_local:
-            self.flat[self._own] = self.own_values
+    def forget(self) -> None:
+        """Bring the local state back to what it was before the first round."""
+        self.optimizer.reset()
+        for name, tensor in self._own_state().items():
+            tensor.copy_(self._first_state[name])
+
+    def _own_state(self) -> dict[str, torch.Tensor]:
+        """The local state besides the optimiser's."""
+        state = {"own": self.own_values} if self.plan.keep_local else {}
+        state |= {"control": self.control.own} if self.control else {}
+        state |= {"buffers": self.buffers} if self.plan.buffers != "average" and len(self.buffers) else {}
+        return state | {f"integers.{name}": buffer for name, buffer in integer_buffers(self.module).items()}
 
     @torch.no_grad()
     def predict(self, features: torch.Tensor, vector: np.ndarray) -> torch.Tensor:
-        """Return predictions [rows] of the model at `vector`, with the silo's own values where it keeps some; the
-        trainer's parameters are untouched."""
-        kept = self.flat.clone()
-        self._set_parameters(vector[: self.layout.num_parameters])
+        """Return the outputs [rows, ...] of the model at `vector`, with the silo's own values where it keeps some; the
+        trainer's parameters and buffers are untouched."""
+        model = [self.flat, self.buffers, *integer_buffers(self.module).values()]
+        kept = [tensor.clone() for tensor in model]
+        _copy_blocks(self._blocks()[:2], vector[: self.layout.size])
+        self._restore_own()
         try:
-            return self.module(features).squeeze(1)
+            if self.plan.buffers == "recompute":
+                self._recompute_buffers()
+            self.module.eval()
+            return torch.cat([self.module(part) for part in portions(features)])
         finally:
-            self.flat.copy_(kept)
+            for tensor, before in zip(model, kept, strict=True):
+                tensor.copy_(before)
+
+    def _blocks(self) -> list[torch.Tensor]:
+        travelling = self.buffers if self.plan.buffers == "average" else self.buffers[:0]
+        moments = self.optimizer.moments if self.plan.optimizer_state == "average" else []
+        control = [self.control.common, torch.zeros_like(travelling)] if self.control else []
+        return [self.flat, travelling, *moments, *control]
+
+    def _restore_own(self) -> None:
+        if self.plan.keep_local:
+            self.flat[self._own] = self.own_values
+
+    def _recompute_buffers(self) -> None:
+        """Average the normalisation statistics of the silo's own rows under the current parameters."""
+        with self._lent_generator(0):
+            torch.optim.swa_utils.update_bn(portions(self.features), self.module)
+
+    def _lent_generator(self, step: int) -> AbstractContextManager:
+        """Seed torch's global generator from (seed, silo, step) for a while, and give it back as it was."""
+        if not self._draws:
+            return nullcontext()
+        return _seeded(derived_seed(self.plan.seed, "noise in the network", self.silo, step), self.flat.device)
 
     def _batches(self, steps: range) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (x, y) of each step; the shuffle of an epoch depends on (seed, epoch, silo) alone."""
@@ -165,29 +223,43 @@ class LocalTrainer:
     def take_step(self, gradient: Gradient, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """One optimiser step on one mini-batch; returns the loss before the step (0-d)."""
         loss = gradient(x, y)
-        if self._anchor is not None:
-            self.flat_gradient.add_(self.flat - self._anchor, alpha=self.plan.proximal_mu)
+        for term in self.terms:
+            term(self.flat_gradient)
         self.optimizer.step()
         return loss
 
 
-def _mask(layout: Layout, names: Sequence[str], device: torch.device) -> torch.Tensor:
-    """Return the positions of the named parameters in the flat vector; ValueError for a name that is not there."""
-    unknown = set(names) - set(layout.names)
-    if unknown:
-        raise ValueError(f"keep_local={sorted(unknown)} are not parameters; there are: {', '.join(layout.names)}")
-    positions = torch.arange(layout.num_parameters, device=device)
-    parts = [
-        part.reshape(-1) for name, part in zip(layout.names, layout.views(positions), strict=True) if name in names
-    ]
-    return torch.cat(parts) if parts else positions[:0]
+def _mask(module: nn.Module, names: Sequence[str], device: torch.device) -> torch.Tensor:
+    """Return the positions of the named parameters in the flat vector; ConfigError for a name that is not there."""
+    sizes = {name: parameter.numel() for name, parameter in module.named_parameters()}
+    unknown = sorted(set(names) - set(sizes))
+    require(not unknown, f"keep_local={unknown} are not parameters; there are: {', '.join(sizes)}")
+    positions = torch.arange(sum(sizes.values()), device=device).split(list(sizes.values()))
+    own = [part for name, part in zip(sizes, positions, strict=True) if name in names]
+    return torch.cat(own) if own else torch.zeros(0, dtype=torch.int64, device=device)
 
 
-def _copy_into(tensor: torch.Tensor, array: np.ndarray) -> None:
-    if tensor.device.type == "cpu":
-        np.copyto(tensor.numpy(), array)
-    else:
-        tensor.copy_(torch.from_numpy(array.copy()))
+def _copy_blocks(blocks: Sequence[torch.Tensor], vector: np.ndarray) -> None:
+    start = 0
+    for block in blocks:
+        part, start = vector[start : start + block.numel()], start + block.numel()
+        if block.device.type == "cpu":
+            np.copyto(block.numpy(), part)
+        else:
+            block.copy_(torch.from_numpy(part.copy()))
+
+
+def portions(features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Split rows so that a network's activations fit into memory: images come in dozens, table rows all at once."""
+    row = max(1, features[:1].numel())
+    return features.split(max(1, PORTION_VALUES // row)) if len(features) else (features,)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _stepper(trainer: LocalTrainer, gradient: Gradient):

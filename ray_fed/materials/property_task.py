@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from ray_fed.errors import DataError
-from ray_fed.federation.task import LocalRows, SiloSpec
+from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
 from ray_fed.materials.databases.lattices import CELL_COLUMNS
@@ -37,7 +37,7 @@ class CrystalRows:
 
 
 @dataclass(frozen=True)
-class PropertyTask:
+class PropertyTask(Task):
     """Predict one property per crystal with an MLP on element statistics and cell parameters."""
 
     features: str = "guo73"

@@ -15,7 +15,7 @@ GOOD = Update("mit", "s", 3, np.array([1, 2, 3, 4], np.float32), 10, 5, 0.25, 1.
 
 
 def check(update=GOOD, guard=None, dispatched=DISPATCHED, server_round=3, session="s", seen=()):
-    (guard or Guard(4)).check(update, dispatched, server_round, session, seen)
+    (guard or Guard()).check(update, dispatched, server_round, session, seen)
 
 
 def reason(update, **given):
@@ -103,19 +103,19 @@ def test_a_vector_that_cannot_be_averaged_is_refused_with_its_defect(update, mes
 
 def test_a_move_longer_than_the_bound_is_refused():
     """The move is (0, 1, 2, 3), its length sqrt(14) = 3.7417."""
-    check(guard=Guard(4, max_norm=3.7417))
-    assert reason(GOOD, guard=Guard(4, max_norm=3.7416)) == "it moved by 3.74166, more than max_norm=3.7416"
+    check(guard=Guard(max_norm=3.7417))
+    assert reason(GOOD, guard=Guard(max_norm=3.7416)) == "it moved by 3.74166, more than max_norm=3.7416"
 
 
 @pytest.mark.parametrize("max_norm", [0.0, -1.0, np.inf, np.nan])
 def test_a_bound_that_is_no_bound_is_a_configuration_error(max_norm):
     with pytest.raises(ConfigError, match="must be positive and finite, or None"):
-        Guard(4, max_norm)
+        Guard(max_norm)
 
 
 def test_the_guard_changes_nothing_it_is_given():
     seen, before = {"jarvis"}, GOOD.vector.copy()
-    check(seen=seen, guard=Guard(4, max_norm=100))
+    check(seen=seen, guard=Guard(max_norm=100))
     assert seen == {"jarvis"}
     assert GOOD.vector.tobytes() == before.tobytes()
     assert DISPATCHED.tolist() == [1, 1, 1, 1]
@@ -129,7 +129,7 @@ def test_the_guard_changes_nothing_it_is_given():
 def test_whatever_passes_the_guard_can_be_averaged_and_the_rest_is_rejected(values, num_examples, loss):
     update = Update("mit", "s", 3, np.array(values, np.float32), num_examples, 1, loss)
     try:
-        Guard(2).check(update, np.zeros(2, np.float32), 3, "s")
+        Guard().check(update, np.zeros(2, np.float32), 3, "s")
     except UpdateRejected:
         return
     mean = fed_avg(2, [update])

@@ -9,7 +9,8 @@ from torch.nn import functional
 from ray_fed.learning.gradients import AutogradGradient, DenseReluMseGradient, gradient_for
 from ray_fed.learning.layout import Layout, bind
 from ray_fed.learning.models import seeded_mlp
-from ray_fed.learning.regression import RegressionSums, merged
+from ray_fed.learning.regression import RegressionSums
+from ray_fed.learning.scores import merged
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer, merge_moments
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
 
@@ -199,7 +200,7 @@ def test_mae_and_r2_match_scikit_learn():
 
 
 def test_metrics_of_nothing_are_nan_and_not_an_error():
-    nothing = merged([])
+    nothing = RegressionSums.of(np.zeros(0), np.zeros(0))
     assert np.isnan([nothing.mae, nothing.mse, nothing.r2]).all()
 
 

@@ -9,8 +9,10 @@ from typing import Any, cast
 from ray_fed.config import from_mapping, unknown_name
 from ray_fed.errors import ConfigError
 from ray_fed.federation.strategies.averaging import FedAvg, LocalOnly, fed_avg
-from ray_fed.federation.strategies.base import Models, State, Strategy
+from ray_fed.federation.strategies.base import Models, State, Strategy, local_plan
+from ray_fed.federation.strategies.buffered import FedBuff
 from ray_fed.federation.strategies.clipping import CentredClipping, NormClipping
+from ray_fed.federation.strategies.local_halves import FedBN, FedProx, Scaffold
 from ray_fed.federation.strategies.normalised import FedNova
 from ray_fed.federation.strategies.robust import CoordinateMedian, GeometricMedian, Krum, MultiKrum, TrimmedMean
 from ray_fed.federation.strategies.server_optimizers import FedAdagrad, FedAdam, FedAvgM, FedYogi
@@ -18,10 +20,14 @@ from ray_fed.federation.strategies.server_optimizers import FedAdagrad, FedAdam,
 STRATEGIES: dict[str, type[Strategy]] = {
     "fed_avg": FedAvg,
     "fed_avg_m": FedAvgM,
+    "fed_prox": FedProx,
     "fed_adagrad": FedAdagrad,
     "fed_adam": FedAdam,
     "fed_yogi": FedYogi,
+    "scaffold": Scaffold,
     "fed_nova": FedNova,
+    "fed_bn": FedBN,
+    "fed_buff": FedBuff,
     "median": CoordinateMedian,
     "trimmed_mean": TrimmedMean,
     "krum": Krum,
@@ -68,7 +74,10 @@ __all__ = [
     "FedAdam",
     "FedAvg",
     "FedAvgM",
+    "FedBN",
+    "FedBuff",
     "FedNova",
+    "FedProx",
     "FedYogi",
     "GeometricMedian",
     "Krum",
@@ -76,9 +85,11 @@ __all__ = [
     "Models",
     "MultiKrum",
     "NormClipping",
+    "Scaffold",
     "State",
     "Strategy",
     "TrimmedMean",
     "fed_avg",
+    "local_plan",
     "make_strategy",
 ]

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
+from torch import nn
 
 from ray_fed.federation.messages import Update, Vector
+from ray_fed.learning.trainer import TrainingPlan
 
 Models = Mapping[str, Vector]
 """Name -> vector of a model that can be evaluated."""
@@ -16,6 +18,9 @@ State = Mapping[str, np.ndarray]
 
 class Strategy(Protocol):
     """How the silos' updates become the next global model.
+
+    A strategy that has a half in the silos (FedProx, FedBN, SCAFFOLD) also has a method
+    `local_plan(plan, module) -> TrainingPlan`, which says what it asks of local training.
 
     `start` once; then per round `dispatch`, the silos' work, `aggregate`. No Ray, files, clocks or globals; nothing
     given is changed in place. Law: `aggregate` returns the same bits for every order of `updates`.
@@ -36,3 +41,9 @@ class Strategy(Protocol):
     def models(self, state: State) -> Models:
         """Return the models worth evaluating."""
         ...
+
+
+def local_plan(strategy: Strategy, plan: TrainingPlan, module: nn.Module) -> TrainingPlan:
+    """Return the plan with what the strategy asks of local training, if it asks anything."""
+    asked = getattr(strategy, "local_plan", None)
+    return asked(plan, module) if asked else plan
