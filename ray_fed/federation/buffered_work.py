@@ -43,7 +43,12 @@ class BufferedWork(RoundWork):
         return self.strategy.discounted(update, sent, vectors[update.silo], server_round - asked_in)
 
     def _checked(
-        self, silo: str, asked_round: int, update: Update, server_round: int, vectors: Mapping[str, Vector]
+        self,
+        silo: str,
+        asked_round: int,
+        update: Update,
+        server_round: int,  # noqa: ARG002
+        vectors: Mapping[str, Vector],  # noqa: ARG002
     ) -> Event:
         try:
             self.guard.check(update, self.sent[silo][1], asked_round, self.session)

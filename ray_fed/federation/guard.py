@@ -40,8 +40,8 @@ class Guard:
     ) -> None:
         """Raise UpdateRejected with the first reason why the update must not be averaged.
 
-        dispatched: what the silo started the round from, float32; the answer has its shape. seen: silos whose update of this
-        round was accepted. Nothing given is changed.
+        dispatched: what the silo started the round from, float32; the answer has its shape. seen: silos whose update
+        of this round was accepted. Nothing given is changed.
         """
         for reason in self._objections(update, dispatched, server_round, session, seen):
             raise UpdateRejected(update.silo, server_round, reason)

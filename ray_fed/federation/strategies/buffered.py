@@ -21,7 +21,7 @@ class FedBuff(OneModel):
     Every silo works without pause: as soon as it answers it gets the newest model. After `buffer_size` answers the
     server moves by their mean, each discounted by its staleness:
 
-        w_{t+1} = w_t + eta_g / K sum_i s(tau_i) Delta_i,   s(tau) = (1 + tau)^-exponent      (Sec. 3, Eq. for s: Sec. 5)
+        w_{t+1} = w_t + eta_g / K sum_i s(tau_i) Delta_i,   s(tau) = (1 + tau)^-exponent
 
         paper    code                       shape
         w_t      state[name]                float32 [num_parameters]

@@ -42,7 +42,7 @@ class FedProx(FedAvg):
 
 @dataclass(frozen=True)
 class FedBN(FedAvg):
-    """FedAvg in which every silo keeps its normalisation layers: scales, shifts and statistics (Li et al. 2021, Sec. 4).
+    """FedAvg in which every silo keeps its normalisation layers: scales, shifts, statistics (Li et al. 2021, Sec. 4).
 
     The silos' feature distributions differ, their normalisation absorbs it. The global model has no normalisation of
     its own, so it is evaluated by the silos only. ConfigError for a network without a normalisation layer.
