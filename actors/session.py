@@ -7,9 +7,12 @@ import secrets
 import signal
 import socket
 import sys
+import sysconfig
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ray_fed.errors import PlacementError
@@ -24,9 +27,13 @@ def session(address: str = "local", num_cpus: float = 0, num_gpus: int | None = 
 
     `address="local"` starts a private cluster with at least `num_cpus` logical CPUs, on the loopback address where
     Ray lets us choose, and with a token of its own, so that nobody else on the network can submit work to it.
-    Any other address joins that cluster and takes the code of this installation along.
+    Any other address joins that cluster and takes the code of this installation along. A process that is connected to
+    Ray already keeps its connection.
     PlacementError when the address does not answer.
     """
+    if address == "local" and _is_connected():
+        yield
+        return
     if address == "local":
         set_private_token()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -60,6 +67,10 @@ def set_private_token() -> None:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
+def _is_connected() -> bool:
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
+
+
 def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
     """Ray installs handlers of its own for the driver; ours end a run in order."""
     if threading.current_thread() is threading.main_thread():
@@ -76,11 +87,36 @@ def _reachable(address: str) -> None:
 
 def carry_by_value(instance: object) -> None:
     """Let the class of `instance` travel with it where workers cannot import its module: a user's own file."""
-    module = sys.modules[type(instance).__module__]
-    if module.__name__.split(".")[0] not in PACKAGES:
-        from ray import cloudpickle
+    for name in {type(instance).__module__, *_modules_of_fields(instance)}:
+        # What stands in the script itself travels by value anyway; what is installed is installed everywhere.
+        if name != "__main__" and not _is_installed(sys.modules[name]):
+            from ray import cloudpickle
 
-        cloudpickle.register_pickle_by_value(module)
+            cloudpickle.register_pickle_by_value(sys.modules[name])
+
+
+def _modules_of_fields(instance: object) -> set[str]:
+    """Return the modules of functions and classes that an instance holds, such as a task's network and loss."""
+    held = vars(instance).values() if hasattr(instance, "__dict__") else ()
+    named = {getattr(value, "__module__", None) for value in held if callable(value)}
+    return {name for name in named if name in sys.modules}
+
+
+def _is_installed(module: ModuleType) -> bool:
+    """Whether workers can import the module: ours travels with the session, others come from site-packages."""
+    if module.__name__.split(".")[0] in PACKAGES:
+        return True
+    path = getattr(module, "__file__", None)
+    return path is None or any(Path(path).is_relative_to(folder) for folder in (*_site_packages(), _standard_library()))
+
+
+def _site_packages() -> list[str]:
+    paths = sysconfig.get_paths()
+    return [paths["purelib"], paths["platlib"]]
+
+
+def _standard_library() -> str:
+    return sysconfig.get_paths()["stdlib"]
 
 
 def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str) -> None:

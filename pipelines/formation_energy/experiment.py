@@ -8,22 +8,13 @@ from typing import Protocol
 
 import numpy as np
 
+from pipelines import placing
 from pipelines.formation_energy.checkpoint import Checkpoint
 from pipelines.formation_energy.setup import Setup, jobs
-from ray_fed.federation.cohort import LocalCohort
-from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
+from pipelines.placing import CoordinatorLike, Members
+from ray_fed.federation.coordinator import Agreement, Job, RoundRecord
 from ray_fed.federation.messages import Vector
-from ray_fed.federation.strategies import Models, State
-
-
-class CoordinatorLike(Protocol):
-    """What the experiment asks of a coordinator, in this process or behind an actor."""
-
-    def agree(self) -> Agreement: ...
-
-    def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]: ...
-
-    def parity(self, models: dict[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
+from ray_fed.federation.strategies import Models
 
 
 class Listener(Protocol):
@@ -37,20 +28,13 @@ class Listener(Protocol):
 @contextlib.contextmanager
 def placed(setup: Setup) -> Iterator[tuple[CoordinatorLike, list[str]]]:
     """Yield the coordinator of the setup's cohort, and notices for the user."""
-    if setup.config.cohort == "local":
-        cohort = LocalCohort(setup.members, setup.task, setup.test)
-        notices = ["--num-gpus has no effect on a local cohort"] if setup.config.num_gpus else []
-        yield Coordinator(cohort, setup.task, setup.training), notices
-        return
-    from actors.session import carry_by_value, session
-
-    num_cpus = sum(spec.num_cpus for spec in setup.members) + 1
-    with session(setup.config.address, num_cpus):
-        from actors.federation import federation
-
-        carry_by_value(setup.config.make_strategy())
-        with federation(setup.members, setup.task, setup.test, setup.training, setup.config.round_timeout) as standing:
-            yield standing.coordinator, standing.notices
+    config, members = setup.config, Members(setup.members, setup.task, setup.test, setup.training)
+    unused = config.cohort == "local" and config.num_gpus
+    with placing.placed(members, config.cohort, config.address, config.round_timeout, [config.make_strategy()]) as (
+        coordinator,
+        notices,
+    ):
+        yield coordinator, [*notices, *(["--num-gpus has no effect on a local cohort"] if unused else [])]
 
 
 @dataclass

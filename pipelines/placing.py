@@ -1,0 +1,63 @@
+"""Puts a federation into this process or onto Ray, for the duration of a block."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ray_fed.federation.cohort import LocalCohort
+from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
+from ray_fed.federation.messages import Vector
+from ray_fed.federation.strategies import State
+from ray_fed.federation.task import SiloSpec, Task
+
+
+class CoordinatorLike(Protocol):
+    """What an experiment asks of a coordinator, in this process or behind an actor."""
+
+    def agree(self) -> Agreement: ...
+
+    def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]: ...
+
+    def parity(self, models: dict[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
+
+
+@dataclass(frozen=True)
+class Members:
+    """Who stands in a federation, and what they work on."""
+
+    silos: Sequence[SiloSpec]
+    task: Task
+    test: SiloSpec | None
+    """The examiner's samples, if there is a common test set."""
+    training: Sequence[str]
+    """The silos whose rows define the scaler."""
+
+
+@contextlib.contextmanager
+def placed(
+    members: Members,
+    cohort: str = "ray",
+    address: str = "local",
+    patience: float | None = None,
+    carried: Sequence[object] = (),
+) -> Iterator[tuple[CoordinatorLike, list[str]]]:
+    """Yield the coordinator and notices for the user.
+
+    patience: see RayCohort. carried: objects whose classes stand in a user's own file and must travel with them.
+    """
+    silos, task, test, training = members.silos, members.task, members.test, members.training
+    if cohort == "local":
+        yield Coordinator(LocalCohort(silos, task, test), task, training), []
+        return
+    from actors.session import carry_by_value, session
+
+    with session(address, sum(spec.num_cpus for spec in silos) + 1):
+        from actors.federation import federation
+
+        for instance in (task, *carried):
+            carry_by_value(instance)
+        with federation(silos, task, test, training, patience) as standing:
+            yield standing.coordinator, standing.notices

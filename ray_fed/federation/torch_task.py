@@ -1,0 +1,103 @@
+"""A task from three things that every PyTorch user has: a network, a loss, and a way to get samples."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ray_fed.errors import DataError
+from ray_fed.federation.task import LocalRows, SiloSpec, Task
+from ray_fed.learning.gradients import Loss
+from ray_fed.learning.scores import MeanScores
+from ray_fed.randomness import derived_seed
+
+Array = np.ndarray | torch.Tensor
+SampleScore = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(outputs [samples, ...], targets [samples, ...]) -> one value per sample [samples]."""
+
+
+@dataclass(frozen=True)
+class TorchTask(Task):
+    """Federate any `torch.nn.Module`.
+
+        task = TorchTask(network=Net, loss=functional.cross_entropy, samples=read_my_file)
+
+    `samples(source)` runs inside the silo's own process with the source of its SiloSpec (a path, say) and returns
+    (x, y) or (x, y, held_out_x, held_out_y): arrays or tensors whose first axis counts samples. Real-valued targets
+    with one number per sample reach the loss as a column [samples, 1]; everything else as it is.
+    """
+
+    network: Callable[[], nn.Module]
+    """Makes the network; called under a seed, so that equal seeds give equal weights."""
+    loss: Loss  # type: ignore[assignment]
+    """(outputs, targets) -> mean loss, a 0-d tensor."""
+    samples: Callable[[Any], tuple[Array, ...]]
+    scores: Mapping[str, SampleScore] = field(default_factory=dict)
+    """More metrics besides the loss, each a mean over samples: {"accuracy": lambda out, y: out.argmax(1) == y}."""
+    name: str = "torch"
+    """What all silos must agree on; silos with another name are refused."""
+    standardises: bool = False  # type: ignore[assignment]
+    """Standardise the columns of x [samples, columns] over all silos before training."""
+
+    def load(self, spec: SiloSpec) -> LocalRows:
+        """Call `samples`; DataError names the silo when what it returns cannot be used."""
+        try:
+            found = self.samples(spec.source)
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"silo '{spec.name}': {type(error).__name__}: {' '.join(str(error).split())}") from error
+        x, y, held_out_x, held_out_y = _four_arrays(found, spec.name)
+        fingerprint = {"rows": len(x), "columns": list(x.shape[1:]), "hash": _digest(x, y)}
+        return LocalRows(x, y, held_out_x, held_out_y, {}, fingerprint, self.agreement())
+
+    def model(self, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "initial weights"))
+            return self.network()
+
+    def agreement(self) -> Mapping[str, str]:
+        return {"task": self.name}
+
+    def score(self, targets: np.ndarray, outputs: np.ndarray) -> MeanScores:
+        """Return the mean loss and the means of `scores`; sums over samples leave the silo, no sample does."""
+        from ray_fed.federation.silo import target_tensor
+
+        if len(targets) == 0:
+            return MeanScores(0, dict.fromkeys(["loss", *self.scores], 0.0))
+        y, predicted = target_tensor(targets, "cpu"), torch.from_numpy(outputs)
+        loss = float(self.loss(predicted, y)) * len(targets)
+        others = MeanScores.of({name: score(predicted, y).numpy() for name, score in self.scores.items()})
+        return MeanScores(len(targets), {"loss": loss, **others.sums})
+
+
+def _four_arrays(found: object, silo: str) -> tuple[np.ndarray, ...]:
+    if not isinstance(found, tuple) or len(found) not in (2, 4):
+        raise DataError(
+            f"silo '{silo}': samples() must return (x, y) or (x, y, held_out_x, held_out_y), not {_kind(found)}"
+        )
+    arrays = [part.detach().cpu().numpy() if isinstance(part, torch.Tensor) else np.asarray(part) for part in found]
+    arrays += [array[:0] for array in arrays[: 4 - len(arrays)]]
+    for x, y in (arrays[:2], arrays[2:]):
+        if len(x) != len(y):
+            raise DataError(f"silo '{silo}': samples() returned {len(x)} inputs for {len(y)} targets")
+    if len(arrays[0]) == 0:
+        raise DataError(f"silo '{silo}': samples() returned no samples")
+    for array in arrays:
+        bad = int((~np.isfinite(array)).sum()) if np.issubdtype(array.dtype, np.floating) else 0
+        if bad:
+            raise DataError(f"silo '{silo}': samples() returned {bad} values that are not finite")
+    return tuple(arrays)
+
+
+def _kind(found: object) -> str:
+    return f"{len(found)} things" if isinstance(found, tuple) else type(found).__name__
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
