@@ -73,8 +73,9 @@ class FormationEnergyConfig:
     baselines: bool = True
     """Also train each silo alone, and all training rows pooled where they have one source (the models of Fig. 3)."""
     strategy: str = "fed_avg"
-    """How updates are combined: fed_avg, fed_avg_m, fed_adagrad, fed_adam, fed_yogi, fed_nova, median, trimmed_mean,
-    krum, multi_krum, geometric_median, centred_clipping, norm_clipping, or MODULE:CLASS of your own."""
+    """How updates are combined: fed_avg, fed_avg_m, fed_prox, fed_adagrad, fed_adam, fed_yogi, scaffold, fed_nova,
+    fed_buff (asynchronous), median, trimmed_mean, krum, multi_krum, geometric_median, centred_clipping, norm_clipping,
+    or MODULE:CLASS of your own. fed_bn needs a network with normalisation layers: see the Python API."""
     strategy_options: tuple[str, ...] = ()
     """Options of the strategy as NAME=VALUE, e.g. eta=0.01,tau=0.001."""
     proximal_mu: float = 0.0

@@ -46,6 +46,10 @@ class SiteEntry:
     """GPUs reserved for the silo; the pipeline's num_gpus if not given."""
     num_cpus: float = 1.0
     """CPUs reserved for the silo."""
+    state: str = ""
+    """Folder on the site's own disk for the silo's optimiser state during a run, so that a silo that is started again,
+    or a run that is resumed, goes on exactly; without one the silo goes on with fresh moments. One file per run and
+    round, the last few kept; nobody else reads them."""
 
     def __post_init__(self) -> None:
         where = self.where or {}

@@ -47,7 +47,7 @@ def run(options: dict[str, object], command: Sequence[str]) -> int:
     setup = resolve(_with_whole_paths(options), given)
     directory = RunDirectory.create(setup.config.out, PIPELINE)
     checkpoint = Checkpoint(directory)
-    setup = with_state_folder(setup, checkpoint.silo_state)
+    setup = with_state_folder(setup, checkpoint.silo_state, directory.path.resolve().name)
     try:
         with _alone(directory):
             return _carry_out(Assignment(setup, directory, tuple(command), tuple(given), checkpoint, False))
@@ -82,7 +82,7 @@ def _begun(directory: RunDirectory) -> Assignment:
         overrides = tuple(str(text) for text in config["set"])  # type: ignore[union-attr]
         checkpoint = Checkpoint(directory)
         is_resumed = checkpoint.load()
-        setup = with_state_folder(resolve(options, overrides), checkpoint.silo_state)
+        setup = with_state_folder(resolve(options, overrides), checkpoint.silo_state, directory.path.resolve().name)
         command = tuple(shlex.split(str(config["command"])))
     except FedError:
         raise
@@ -203,10 +203,16 @@ def _check_silo_states(assignment: Assignment) -> None:
     """Say when silos cannot go on exactly: DataError where their optimiser states were removed, a note on a cluster."""
     config, checkpoint = assignment.setup.config, assignment.checkpoint
     job = checkpoint.progress["job"]
+    if job is not None and config.strategy == "fed_buff":
+        print(
+            "note: fed_buff depends on who answers first; work that was under way is asked for again", file=sys.stderr
+        )
     if job is None or config.optimizer != "adam" or config.optimizer_state != "keep":
         return
     if config.address != "local":
-        print("note: silos on a cluster keep no optimiser state; they go on with fresh moments", file=sys.stderr)
+        for spec in assignment.setup.silos:
+            if not spec.state_folder:
+                print(f"note: silo '{spec.name}' has no folder 'state'; it goes on with fresh moments", file=sys.stderr)
         return
     took_part = {silo for _, record in checkpoint.records() if record.job == job for silo in record.participants}
     missing = sorted(silo for silo in took_part if not (checkpoint.silo_state / silo / job).is_dir())

@@ -20,6 +20,7 @@ class Recorder:
         self.setup, self.directory = setup, directory
         self.progress = RoundProgress(setup.task.unit)
         self.logs: dict[str, EventLog] = {}
+        self._told: tuple[tuple[str, str], ...] = ()
 
     def __enter__(self) -> "Recorder":
         return self
@@ -40,8 +41,21 @@ class Recorder:
         self.directory.append_history(history_line(record, seed))
         self.directory.append_timing({"job": record.job, "round": record.server_round, **record.seconds})
         self._log(record, seed)
+        self._tell_failures(record, seed)
         if record.server_round:
             self.progress.advance(self._shown(record))
+
+    def _tell_failures(self, record: RoundRecord, seed: int) -> None:
+        """Say who failed and why when it begins, when it changes and when it ends, not in each of a thousand rounds."""
+        if record.failures == self._told:
+            return
+        self._told = record.failures
+        where = f"round {record.server_round}/{record.num_rounds}"
+        said = [f"{where}: silo '{silo}' does not take part: {reason}" for silo, reason in record.failures]
+        for line in said or [f"{where}: all silos take part again"]:
+            self.progress.note(line)
+            if _is_federated(record.job):
+                self._run(f"federated-seed-{seed}").text("failures", line, record.server_round)
 
     def _shown(self, record: RoundRecord) -> dict[str, float | int | None]:
         """What the progress line shows: the federated model, or pooled among the baselines."""
@@ -68,6 +82,8 @@ class Recorder:
         log.scalars(_curves(record, "federated", "loss", global_tag), step)
         if step:
             log.scalar(global_tag("bytes_sent"), record.bytes_sent, step)
+            log.scalar(global_tag("participants"), len(record.participants), step)
+            log.scalar(global_tag("failures"), len(record.failures), step)
             log.scalar(global_tag("seconds_compute"), record.seconds["compute"], step)
             log.scalar(global_tag("seconds_communicate"), record.seconds["communicate"], step)
         for silo in self.setup.training:

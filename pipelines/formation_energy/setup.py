@@ -12,6 +12,7 @@ from ray_fed.config import from_mapping, require
 from ray_fed.errors import DataError
 from ray_fed.federation.coordinator import Job, local_job
 from ray_fed.federation.messages import SiloDescription
+from ray_fed.federation.strategies import FedBuff
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.databases.columns import UNKNOWN_UNIT, canonical_target, unit_of_target
@@ -76,15 +77,18 @@ def from_set_without_federation(override: str) -> Exception:
     return ConfigError(f"--set {override!r} changes a federation file; give one with --federation FILE")
 
 
-def with_state_folder(setup: Setup, folder: Path) -> Setup:
-    """Let the silos keep their optimiser state in `folder`, where they are on this machine (a private cluster)."""
-    if setup.config.address != "local":
-        return setup
-    kept = str(folder.resolve())
+def with_state_folder(setup: Setup, folder: Path, run: str) -> Setup:
+    """Let the silos keep their optimiser state: those of a private cluster in `folder`, those of a cluster we join in
+    a folder named after the run inside the one their site gives, if it gives one."""
+
+    def settled(spec: SiloSpec) -> SiloSpec:
+        given = str(Path(spec.state_folder) / run) if spec.state_folder else ""
+        return replace(spec, state_folder=str(folder.resolve()) if setup.config.address == "local" else given)
+
     return replace(
         setup,
-        silos=tuple(replace(spec, state_folder=kept) for spec in setup.silos),
-        pooled=replace(setup.pooled, state_folder=kept) if setup.pooled else None,
+        silos=tuple(settled(spec) for spec in setup.silos),
+        pooled=settled(setup.pooled) if setup.pooled else None,
     )
 
 
@@ -118,6 +122,7 @@ def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
             config.num_gpus if entry.num_gpus is None else entry.num_gpus,
             entry.num_cpus,
             entry.site,
+            entry.state,
         )
         for entry in file.silos
     )
@@ -161,17 +166,19 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     config = setup.config
     total = sum(silos[name].num_examples for name in setup.training)
     shared = _plan(config, total, seed)
-    steps = shared.total_steps
+    steps, strategy = shared.total_steps, config.make_strategy()
     require(shared.num_rounds <= steps, f"rounds={shared.num_rounds} is more than the {steps} local steps there are")
     federated = Job(
         f"federated-{seed}",
         setup.training,
         dict.fromkeys(setup.training, shared),
         seed,
-        config.make_strategy(),
+        strategy,
         config.rules(),
         config.max_update_norm,
         evaluate_every=ceil(shared.num_rounds / EVALUATIONS_PER_JOB),
+        # Silos that never pause would have to stop for an evaluation; the examiner does not disturb them.
+        evaluate_silos=setup.test is None or not isinstance(strategy, FedBuff),
     )
     if not config.baselines:
         return [federated]

@@ -31,7 +31,11 @@ class SiloState:
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_bytes(save({name: np.atleast_1d(tensor.cpu().numpy()) for name, tensor in state.items()}))
         temporary.replace(path)
-        for number in self._rounds()[:-KEPT_ROUNDS]:
+        numbers = self._rounds()
+        later = [
+            number for number in numbers if number > server_round
+        ]  # of a run that had come further, or another one
+        for number in [*later, *(number for number in numbers if number <= server_round - KEPT_ROUNDS)]:
             self._path(number).unlink(missing_ok=True)
 
     def recall(self, server_round: int, state: dict[str, torch.Tensor]) -> bool:

@@ -18,6 +18,8 @@ QUANTITIES = {
     "loss": "Training loss",
     "mae": "MAE",
     "r2": "R²",
+    "participants": "Silos that took part",
+    "failures": "Silos that failed",
     "bytes_sent": "Bytes sent",
     "seconds_compute": "Seconds computing",
     "seconds_communicate": "Seconds communicating",
@@ -82,10 +84,11 @@ class EventLog:
         from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
         names = list(silos)
+        each = [name for name in quantities if name not in ("participants", "failures")]
         layout = layout_pb2.Layout(
             category=[
                 _category("Federation", {name: [global_tag(name)] for name in quantities}),
-                _category("Silos", {name: [silo_tag(silo, name) for silo in names] for name in quantities}),
+                _category("Silos", {name: [silo_tag(silo, name) for silo in names] for name in each}),
             ]
         )
         self._add(

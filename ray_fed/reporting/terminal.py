@@ -68,6 +68,13 @@ class RoundProgress:
         elif not self._live and self._due():
             self._tell()
 
+    def note(self, text: str) -> None:
+        """Say something that stays, above the line that is redrawn."""
+        if self._live:
+            self._live.console.print(one_line(text), markup=False, highlight=False)
+        else:
+            _write(self.stream, f"{one_line(text)}\n")
+
     def close(self) -> None:
         """Leave the terminal as it was found; safe to call twice and after Ctrl-C."""
         if self._live:
