@@ -32,10 +32,9 @@ class SiloState:
         temporary.write_bytes(save({name: np.atleast_1d(tensor.cpu().numpy()) for name, tensor in state.items()}))
         temporary.replace(path)
         numbers = self._rounds()
-        later = [
-            number for number in numbers if number > server_round
-        ]  # of a run that had come further, or another one
-        for number in [*later, *(number for number in numbers if number <= server_round - KEPT_ROUNDS)]:
+        up_to_now = [number for number in numbers if number <= server_round]
+        # Later files are of a run that had come further, or of another one with the same name.
+        for number in set(numbers) - set(up_to_now[-KEPT_ROUNDS:]):
             self._path(number).unlink(missing_ok=True)
 
     def recall(self, server_round: int, state: dict[str, torch.Tensor]) -> bool:

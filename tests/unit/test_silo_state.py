@@ -30,7 +30,8 @@ def test_the_last_few_rounds_a_silo_took_part_in_are_kept_however_far_apart(tmp_
     kept, order = SiloState(str(tmp_path_factory.mktemp("state")), "a", "s"), sorted(rounds)
     for number in order:
         kept.remember(number, filled(number))
-    for before, after in zip(order[-KEPT_ROUNDS:], [*order[-KEPT_ROUNDS + 1 :], 99], strict=False):
+    last = order[-KEPT_ROUNDS:]
+    for before, after in zip(last, [*last[1:], 99], strict=True):
         assert recalled(kept, after) == before
 
 
