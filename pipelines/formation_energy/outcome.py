@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from pipelines.formation_energy.experiment import Experiment
+from pipelines.formation_energy.own_rows import own_errors, own_table
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
 from ray_fed.reporting.model_files import ModelCard, save_model
-from ray_fed.reporting.report import Figure, Section, write_report
+from ray_fed.reporting.report import Figure, Section, Table, write_report
 from ray_fed.reporting.results import results_from_summary
 from ray_fed.reporting.run_directory import RunDirectory
 
@@ -72,6 +73,7 @@ class Outcome:
     def _summarise(self, status: str, reason: str) -> None:
         self.summary = {
             **self._metrics(),
+            **own_errors(self.experiment),
             **self._costs(),
             **self._counts(),
             "status": status,
@@ -254,7 +256,7 @@ class Outcome:
             self.directory,
             "Multi-source training of a formation-energy network",
             self.summary,
-            [Section("Figures", figures)] if figures else [],
+            [*self._own_section(), *([Section("Figures", figures)] if figures else [])],
             subtitle=f"{len(setup.training)} silos, {self.summary['rounds']} communications",
             command=self.command,
             unit=setup.task.unit,
@@ -262,6 +264,14 @@ class Outcome:
             warnings=self.notices,
             provenance=self._provenance(),
         )
+
+    def own_table(self) -> list[list[str]]:
+        """Return what each silo's own held-out rows say, header first; empty with a common test set."""
+        return own_table(self.summary, self.experiment.setup.training, self.experiment.setup.task.unit)
+
+    def _own_section(self) -> list[Section]:
+        header, *rows = self.own_table() or [[]]
+        return [Section("On each silo's own held-out rows", [Table(header, rows)])] if rows else []
 
     def _provenance(self) -> str:
         if self.experiment.setup.config.data != "embedded" or self.experiment.setup.config.federation:

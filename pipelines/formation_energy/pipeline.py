@@ -23,7 +23,7 @@ from ray_fed.federation.coordinator import Agreement
 from ray_fed.reporting.plain_values import to_plain
 from ray_fed.reporting.results import results_from_summary
 from ray_fed.reporting.run_directory import RunDirectory
-from ray_fed.reporting.terminal import paths_table, results_table
+from ray_fed.reporting.terminal import aligned, paths_table, results_table
 
 PIPELINE = "formation-energy"
 
@@ -117,6 +117,8 @@ def _carry_out(assignment: Assignment) -> int:
         print(f"note: {line}", file=sys.stderr)
     results_table(results_from_summary(outcome.summary), unit=assignment.setup.task.unit)
     print()
+    if own := outcome.own_table():
+        print(aligned(own, right=range(1, len(own[0])), rule=True))
     paths_table(outcome.paths())
     return 0
 

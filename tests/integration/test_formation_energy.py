@@ -225,7 +225,7 @@ def _wait_until(condition, process, seconds=120.0):
         time.sleep(0.1)
 
 
-def test_a_federation_file_runs_sites_with_their_own_files_and_held_out_rows(tmp_path):
+def test_a_federation_file_runs_sites_with_their_own_files_and_held_out_rows(tmp_path, capsys):
     from ray_fed.materials.model_crystals.crystals import make_model_crystals
 
     rows = make_model_crystals(400).rename(columns={"target": "formation_energy_per_atom"})
@@ -244,6 +244,10 @@ def test_a_federation_file_runs_sites_with_their_own_files_and_held_out_rows(tmp
     assert 0.1 < summary["test.num_examples"] / 400 < 0.3
     assert {"federated.mae", "silo.north.mae", "silo.south.mae"} <= set(summary)
     assert "pooled.mae" not in summary
+    table = capsys.readouterr().out.split("own held-out rows", 1)[1].splitlines()
+    for line, silo in zip(table[2:4], ("north", "south"), strict=True):
+        own = [summary[f"own.{silo}.{kind}_mae"] for kind in ("alone", "federated")]
+        assert line.split() == [silo, *(f"{mae:.4f}" for mae in own), f"{100 * (own[1] / own[0] - 1):+.1f}", "%"]
 
 
 def test_help_explains_every_option_with_its_default(capsys):
@@ -296,6 +300,9 @@ def test_a_users_own_strategy_in_their_own_file_runs_on_every_cohort(tmp_path, c
         ["--proximal-mu", "0.1"],
         ["--fraction-fit", "0.5"],
         ["--personal-bias", "yes"],
+        ["--strategy", "fed_prox", "--strategy-options", "mu=0.1"],
+        ["--strategy", "scaffold"],
+        ["--strategy", "fed_buff", "--strategy-options", "buffer_size=3"],
     ],
 )
 def test_other_strategies_train_another_model_than_fed_avg(tmp_path, local_run, options):
