@@ -1,6 +1,7 @@
 """RayCohort: silos that are actors. The same contract, and the same bits, as ray_fed's LocalCohort."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.placement import actor_options
+from actors.session import INLINE_VARIABLE, RAYS_INLINE_BYTES
 from actors.silo import Handle, SiloActor
 from ray_fed.errors import FedError, SiloFailed
 from ray_fed.federation.cohort import said_by
@@ -195,7 +197,11 @@ def _creation_error(error: RayActorError) -> FedError | None:
     return None
 
 
-def _put_once(vectors: Iterable[Vector]) -> dict[int, "ray.ObjectRef"]:
-    """Put each distinct vector into the object store once, however many silos receive it."""
+def _put_once(vectors: Iterable[Vector]) -> "dict[int, ray.ObjectRef | Vector]":
+    """Put each distinct vector into the object store once, however many silos receive it.
+
+    One that Ray carries inside the message itself is left as it is: the store costs a millisecond for each.
+    """
     distinct = {id(vector): vector for vector in vectors}
-    return {key: ray.put(vector) for key, vector in distinct.items()}
+    inside = int(os.environ.get(INLINE_VARIABLE, RAYS_INLINE_BYTES))
+    return {key: vector if vector.nbytes < inside else ray.put(vector) for key, vector in distinct.items()}

@@ -1,6 +1,8 @@
 """The coordinator as an actor, and the driver's end of the line to it."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,10 +10,14 @@ import ray
 
 from actors.cohort import RayCohort, value_of
 from actors.silo import Handle
-from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
+from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord, state_bytes
 from ray_fed.federation.messages import Vector
+from ray_fed.federation.silo_state import rounds_apart
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task
+
+BATCH_SECONDS = 0.2
+"""Records of a thousand rounds a second must not mean a thousand messages a second to the driver."""
 
 
 @ray.remote
@@ -40,12 +46,37 @@ class CoordinatorActor:
     # Without backpressure the coordinator would run ahead of a driver that is slow or stopped, past what a checkpoint
     # on the driver's disk and the few states on the silos' disks can bring together again.
     @ray.method(num_returns="streaming", _generator_backpressure_num_objects=1)
-    def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
-        yield from self.coordinator.run(job, after_round, state)
+    def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[list[RoundRecord]]:
+        """Yield the records of short rounds together, with the strategy's state in the last one only."""
+        yield from batches(self.coordinator.run(job, after_round, state))
 
     @ray.method
     def parity(self, models: Mapping[str, Vector]):
         return self.coordinator.parity(models)
+
+
+def batches(records: Iterator[RoundRecord], seconds: float = BATCH_SECONDS) -> Iterator[list[RoundRecord]]:
+    """Group records so that a batch takes at least `seconds`, or as many rounds as may lie between checkpoints.
+
+    Records made before an error are handed on before it.
+    """
+    batch, started = [], time.monotonic()
+    try:
+        for record in records:
+            batch.append(record)
+            if time.monotonic() - started >= seconds or len(batch) >= rounds_apart(state_bytes(record)):
+                yield _with_one_state(batch)
+                batch, started = [], time.monotonic()
+    except Exception:
+        if batch:
+            yield _with_one_state(batch)
+        raise
+    if batch:
+        yield _with_one_state(batch)
+
+
+def _with_one_state(batch: list[RoundRecord]) -> list[RoundRecord]:
+    return [*(replace(record, state=None) for record in batch[:-1]), batch[-1]]
 
 
 class RemoteCoordinator:
@@ -60,7 +91,7 @@ class RemoteCoordinator:
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
         stream: Any = self.actor.run.remote(job, after_round, state)  # a generator of refs; the stubs know single ones
         for ref in stream:
-            yield value_of(ref, "coordinator", f"running job '{job.name}'")
+            yield from value_of(ref, "coordinator", f"running job '{job.name}'")
 
     def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
         return value_of(self.actor.parity.remote(models), "coordinator", "predicting the test set")

@@ -9,6 +9,7 @@ not count belong to a round that was not complete; they are cut off before the r
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from ray_fed.errors import DataError
-from ray_fed.federation.coordinator import RoundRecord
+from ray_fed.federation.coordinator import RoundRecord, state_bytes
 from ray_fed.federation.messages import Vector
+from ray_fed.federation.silo_state import rounds_apart
 from ray_fed.federation.strategies import State
 from ray_fed.reporting.run_directory import RunDirectory
+
+CHECKPOINT_SECONDS = 0.2
+"""Writing through to the disk takes milliseconds; rounds may take less."""
 
 
 class Checkpoint:
@@ -29,6 +34,7 @@ class Checkpoint:
         self.directory = directory
         self.folder = directory.path / "checkpoint"
         self._state: State | None = None
+        self._heard, self._saved_at = 0, 0.0
         self.progress: dict[str, Any] = {"lines": 0, "finished": [], "job": None, "round": 0, "state": None}
 
     @property
@@ -37,9 +43,13 @@ class Checkpoint:
         return self.folder / "silos"
 
     def save(self, record: RoundRecord) -> None:
-        """Make `record`, already in the history, the point to go on from."""
+        """Make `record`, already in the history, the point to go on from; of many short rounds, one in a while."""
+        self._heard += 1
+        if record.models is None and not self._is_due(record):
+            return
         previous = self.progress["state"]
-        self.progress["lines"] += 1
+        self.progress["lines"] += self._heard
+        self._heard, self._saved_at = 0, time.monotonic()
         if record.models is not None:
             self._write(f"models-{record.job}.safetensors", record.models)
             self.progress |= {
@@ -56,6 +66,12 @@ class Checkpoint:
         self.directory.write_json("checkpoint/progress.json", self.progress)
         if previous:
             (self.folder / previous).unlink(missing_ok=True)
+
+    def _is_due(self, record: RoundRecord) -> bool:
+        if record.state is None:
+            return False
+        waited = time.monotonic() - self._saved_at
+        return waited >= CHECKPOINT_SECONDS or self._heard >= rounds_apart(state_bytes(record))
 
     def load(self) -> bool:
         """Read the progress of an earlier process; False when it had not come to a first round."""

@@ -217,7 +217,7 @@ def _check_silo_states(assignment: Assignment) -> None:
                 print(f"note: silo '{spec.name}' has no folder 'state'; it goes on with fresh moments", file=sys.stderr)
         return
     took_part = {silo for _, record in checkpoint.records() if record.job == job for silo in record.participants}
-    missing = sorted(silo for silo in took_part if not (checkpoint.silo_state / silo / job).is_dir())
+    missing = sorted(silo for silo in took_part if not (checkpoint.silo_state / silo / f"{job}.states").exists())
     if missing:
         raise DataError(
             f"silo '{missing[0]}': its optimiser state in {checkpoint.silo_state} is missing, so the run cannot go on "

@@ -11,6 +11,9 @@ from ray_fed.reporting.tensorboard_log import EventLog, global_tag, silo_tag
 from ray_fed.reporting.terminal import RoundProgress
 
 QUANTITIES = ("mae", "r2", "mse")
+MAX_LOGGED_ROUNDS = 500
+"""TensorBoard shows every round of a job up to this length, and the evaluated rounds of a longer one; the history has
+them all."""
 
 
 class Recorder:
@@ -40,7 +43,8 @@ class Recorder:
     def hears(self, record: RoundRecord, seed: int) -> None:
         self.directory.append_history(history_line(record, seed))
         self.directory.append_timing({"job": record.job, "round": record.server_round, **record.seconds})
-        self._log(record, seed)
+        if record.num_rounds <= MAX_LOGGED_ROUNDS or f"{self._model(record)}.mae" in record.metrics:
+            self._log(record, seed)
         self._tell_failures(record, seed)
         if record.server_round:
             self.progress.advance(self._shown(record))
@@ -57,9 +61,13 @@ class Recorder:
             if _is_federated(record.job):
                 self._run(f"federated-seed-{seed}").text("failures", line, record.server_round)
 
+    @staticmethod
+    def _model(record: RoundRecord) -> str:
+        return "federated" if _is_federated(record.job) else "pooled"
+
     def _shown(self, record: RoundRecord) -> dict[str, float | int | None]:
         """What the progress line shows: the federated model, or pooled among the baselines."""
-        model = "federated" if _is_federated(record.job) else "pooled"
+        model = self._model(record)
         return {
             "server_round": record.server_round,
             "loss": record.metrics.get("loss"),

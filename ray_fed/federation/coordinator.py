@@ -17,6 +17,7 @@ from ray_fed.federation.guard import Guard
 from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.federation.round_work import RoundWork
 from ray_fed.federation.rounds import RoundMachine, RoundRules
+from ray_fed.federation.silo_state import num_slots_for, rounds_apart
 from ray_fed.federation.strategies import FedAvg, FedBuff, LocalOnly, Models, State, Strategy, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
 from ray_fed.federation.task import Task
@@ -25,6 +26,9 @@ from ray_fed.learning.scores import Scores, merged
 from ray_fed.learning.standardisation import Standardizer, merge_moments
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.randomness import generator
+
+STATE_BYTES_PER_VALUE = 12
+"""Adam's two moments and, in SCAFFOLD, a control variate: float32 each."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,12 @@ class RoundRecord:
     """The strategy's state after the round: with `server_round`, all that is needed to go on from here."""
 
 
+def state_bytes(record: RoundRecord) -> int:
+    """Return about how much a silo keeps on its disk after the round of a record."""
+    largest = max((value.size for value in (record.state or {}).values()), default=0)
+    return STATE_BYTES_PER_VALUE * largest
+
+
 @dataclass(frozen=True)
 class Agreement:
     """The outcome of the round before training."""
@@ -125,9 +135,10 @@ class Coordinator:
         module = self.task.model(job.model_seed)
         plans = {silo: local_plan(job.strategy, plan, module) for silo, plan in job.plans.items()}
         job = replace(job, plans=plans)
-        digest = Layout.of(module, job.any_plan.buffers).digest
+        layout = Layout.of(module, job.any_plan.buffers)
+        digest, kept = layout.digest, num_slots_for(rounds_apart(STATE_BYTES_PER_VALUE * layout.size))
         self.cohort.open_session(
-            {silo: SessionSpec(job.name, plans[silo], job.model_seed, digest) for silo in job.silos}
+            {silo: SessionSpec(job.name, plans[silo], job.model_seed, digest, kept) for silo in job.silos}
         )
         try:
             yield from self._rounds(job, after_round, state)

@@ -39,6 +39,8 @@ class SessionSpec:
     plan: TrainingPlan
     model_seed: int
     layout_digest: str
+    kept_states: int = 6
+    """After how many rounds the silo keeps its local state, the oldest making room (federation/silo_state.py)."""
 
 
 @dataclass(frozen=True)

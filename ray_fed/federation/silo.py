@@ -25,6 +25,7 @@ class Silo:
         self.spec, self.task, self.device = spec, task, device
         self.sessions: dict[str, LocalTrainer] = {}
         self._last_round: dict[str, int] = {}
+        self._states: dict[str, SiloState] = {}
         self._rows: LocalRows | None = None
 
     def __repr__(self) -> str:
@@ -70,6 +71,7 @@ class Silo:
             module, self.task.loss, self.features, self.targets, spec.plan, self.spec.name
         )
         self._last_round[spec.session] = 0
+        self._states[spec.session] = SiloState(self.spec.state_folder, self.spec.name, spec.session, spec.kept_states)
         return digest
 
     def revive(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
@@ -81,6 +83,7 @@ class Silo:
 
     def close_session(self, session: str) -> None:
         self.sessions.pop(session, None)
+        self._states.pop(session, None)
 
     def fit(self, session: str, server_round: int, vector: Vector) -> Update:
         """Train the round's steps from `vector` on (Guo et al. 2022, Algorithm 2, lines 4-8).
@@ -90,7 +93,7 @@ class Silo:
         """
         start = time.perf_counter()
         trainer = self._session(session)
-        state = SiloState(self.spec.state_folder, self.spec.name, session)
+        state = self._states[session]
         fresh_or_again = self._last_round[session] == 0 or self._last_round[session] >= server_round
         if fresh_or_again and not state.recall(server_round, trainer.local_state()):
             trainer.forget()

@@ -139,7 +139,7 @@ def test_a_run_whose_data_changed_is_refused_by_the_silos_name(tmp_path, capsys)
 def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     process = start(folder, "local")
-    wait_for(lambda: lines(folder) > 12 and _progress(folder / "run")["state"], process)
+    wait_for(lambda: lines(folder) > 12 and _progress(folder / "run")["round"] > 3, process)
     process.send_signal(signal.SIGSTOP)  # nothing moves between the look at the progress and the kill
     assert _progress(folder / "run")["state"], "the run was stopped between two jobs"
     process.kill()
