@@ -17,7 +17,7 @@ from ray_fed.learning.models import seeded_mlp
 from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
 from ray_fed.materials.databases.lattices import CELL_COLUMNS
 from ray_fed.materials.databases.source import EMBEDDED, Source, open_database
-from ray_fed.materials.features.featurizers import make_featurizer
+from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
 from ray_fed.materials.partitions import hash_split
 from ray_fed.materials.study import StudyPart
 
@@ -48,9 +48,9 @@ class PropertyTask(Task):
 
     loss = staticmethod(functional.mse_loss)
 
-    def featurizer(self):
-        """Return a fresh featurizer of this task."""
-        return make_featurizer(self.features, **dict(self.feature_options))
+    def featurizer(self) -> FeatureSet:
+        """Return a fresh feature set of this task."""
+        return make_feature_set(self.features, **dict(self.feature_options))
 
     def model(self, seed: int) -> nn.Module:
         """Return the network, input [rows, num_features], output [rows, 1] in `unit`."""

@@ -137,13 +137,13 @@ def test_a_site_with_another_unit_disagrees(tmp_path):
 
 
 def test_feature_tables_are_cached_by_content(tmp_path, monkeypatch):
-    from ray_fed.materials.features.featurizers import GuoFeaturizer
+    from ray_fed.materials.features.feature_sets import GuoFeatures
 
     monkeypatch.setenv("RAY_FED_CACHE", str(tmp_path / "cache"))
     calls = []
-    transform = GuoFeaturizer.transform_with_reasons
+    transform = GuoFeatures.transform_with_reasons
     monkeypatch.setattr(
-        GuoFeaturizer, "transform_with_reasons", lambda self, rows: calls.append(1) or transform(self, rows)
+        GuoFeatures, "transform_with_reasons", lambda self, rows: calls.append(1) or transform(self, rows)
     )
     make_model_crystals(50).rename(columns={"target": "e_form"}).to_csv(tmp_path / "rows.csv", index=False)
     silo = spec(source=Source(str(tmp_path / "rows.csv"), target="e_form"))
