@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
+from pipelines.model_library.command import add_command as add_library_command
 from ray_fed.errors import FedError
 
 INTERRUPTED = 130
@@ -69,6 +70,7 @@ def _parse(arguments: list[str]) -> tuple[dict, str]:
     _formation_energy(commands)
     _resume(commands)
     _predict(commands)
+    add_library_command(commands)
     if not arguments:
         parser.print_help()
         parser.exit(2)
@@ -106,6 +108,10 @@ def _formation_energy(commands) -> None:
 
 
 def _run_formation_energy(options: dict, arguments: list[str]) -> int:
+    if options.get("cohort", "ray") == "ray" and options.get("address", "local") == "local":
+        from actors import forking
+
+        forking.start()  # imports of the workers-to-be begin while this process does its own
     from pipelines.formation_energy.pipeline import run
 
     return run(options, ["ray-fed", *arguments])

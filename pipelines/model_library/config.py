@@ -1,0 +1,120 @@
+"""Every choice of a library build, with its default and its unit."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ray_fed.config import require
+
+if TYPE_CHECKING:
+    from ray_fed.model_library.selection import Protocol
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Train many models with random hyperparameters over properties x descriptors x methods."""
+
+    library: str = "library"
+    """Folder of the library; made if there is none, filled up if there is."""
+    source: str = "embedded"
+    """'embedded' (model crystals, no file), a folder with the project's open data sets, or a table of your own (CSV,
+    parquet, JSON with a column 'formula' or 'smiles'); --target and --unit go with a table."""
+    target: str | None = None
+    """Column of your own table to learn."""
+    unit: str | None = None
+    """Unit of that column."""
+    property_name: str | None = None
+    """Name of the property on the cards (default: the column's)."""
+    properties: tuple[str, ...] = ()
+    """Only these properties, data sets, or DATASET/PROPERTY pairs (default: all)."""
+    descriptors: tuple[str, ...] = ("guo65", "rich")
+    """guo65, guo73, rich, rich+structure, xenon290, rdf; for molecules morgan, features, atom_pairs, torsions, paths,
+    maccs. A descriptor is used for every property whose table it can read."""
+    element_table: str | None = None
+    """CSV of element properties for xenon290 (XenonPy's elements_completed)."""
+    networks: int = 64
+    """Pyramid networks per property and descriptor."""
+    forests: int = 1
+    """Random forests per property and descriptor."""
+    boosted: int = 2
+    """Gradient-boosted trees per property and descriptor."""
+    linear: int = 4
+    """Elastic nets per property and descriptor."""
+    crystal_graphs: int = 0
+    """Crystal-graph networks (CGCNN) per property with structures."""
+    max_rows: int = 1200
+    """Rows used of each table, by a seeded choice: 65 % to learn, 15 % to stop by, 20 % to test."""
+    seed: int = 0
+    """Seed of everything."""
+    address: str = "local"
+    """Ray cluster to train on: 'local' starts a private one."""
+
+    def __post_init__(self) -> None:
+        for name in ("networks", "forests", "boosted", "linear", "crystal_graphs"):
+            require(getattr(self, name) >= 0, f"{name}={getattr(self, name)} must be 0 or more")
+        require(self.max_rows >= 50, f"max_rows={self.max_rows} must be 50 or more")
+        require(bool(self.descriptors), "descriptors is empty; name one, e.g. guo65")
+
+    @property
+    def methods(self) -> list[tuple[str, int]]:
+        """Return (method, models per property and descriptor)."""
+        counts = (
+            ("mlp", self.networks), ("random_forest", self.forests), ("gradient_boosting", self.boosted),
+            ("elastic_net", self.linear),
+        )  # fmt: skip
+        return [(method, count) for method, count in counts if count]
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """Transfer from a library to a small target, by the paper's protocol and by an honest one, side by side."""
+
+    library: str = "library"
+    """Folder of the library."""
+    sources: str = "method = mlp limit 1000"
+    """Query that chooses the source models."""
+    same_property: bool = False
+    """Also use sources of the target's property from other data sets; they may hold the same materials."""
+    source: str = "embedded"
+    """Where the target property comes from; as for build."""
+    target: str = "model_pnictides/formation_energy"
+    """Target property, data set, or DATASET/PROPERTY; with a table of your own: its column."""
+    unit: str | None = None
+    """Unit of the target of a table of your own."""
+    rows: int = 50
+    """Target rows to learn from; all others are held out."""
+    draws: int = 20
+    """Repetitions with other rows."""
+    folds: int = 5
+    """Folds of the cross-validation that chooses the source."""
+    head: Literal["ridge", "random_forest", "gradient_boosting"] = "ridge"
+    """What learns on the frozen features."""
+    layers: Literal["last", "all"] = "last"
+    """Hidden layers that are the features: the last (TL setup 1), or all (TL setup 2 takes some of them)."""
+    ensemble: int = 10
+    """Sources of the ensemble: the best by cross-validation."""
+    permutations: int = 20
+    """Shuffled targets per study for the permutation baseline."""
+    max_held_out: int = 1000
+    """Held-out rows that are predicted."""
+    element_table: str | None = None
+    """As for build."""
+    seed: int = 0
+    """Seed of draws, folds and permutations."""
+    out: str | None = None
+    """Run directory (default: runs/library-transfer-DATE-TIME)."""
+    address: str = "local"
+    """Ray cluster for the draws."""
+
+    def __post_init__(self) -> None:
+        require(self.rows >= 8, f"rows={self.rows} must be 8 or more")
+        require(2 <= self.folds <= self.rows, f"folds={self.folds} must be 2 to rows={self.rows}")
+        for name in ("draws", "ensemble"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be 1 or more")
+        require(self.permutations >= 0, f"permutations={self.permutations} must be 0 or more")
+
+    @property
+    def protocol(self) -> "Protocol":
+        """Return how each draw goes."""
+        from ray_fed.model_library.selection import Protocol
+
+        return Protocol(self.rows, self.folds, self.ensemble, self.permutations, self.max_held_out, self.seed)

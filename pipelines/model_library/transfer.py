@@ -1,0 +1,154 @@
+"""`ray-fed library transfer`: one target, many sources, every rule of choosing side by side, over many draws."""
+
+import sys
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from actors.session import session
+from pipelines.model_library.build import note, tables_of
+from pipelines.model_library.config import TransferConfig
+from pipelines.model_library.figures import parity_figure, scatter_figure
+from ray_fed.errors import DataError
+from ray_fed.model_library.property_tables import PropertyTable, find_table
+from ray_fed.model_library.selection import Draw
+from ray_fed.model_library.silo_search import SiloErrors
+from ray_fed.model_library.store import Library
+from ray_fed.model_library.transfer import Model, target_and_sources, without_target_materials
+from ray_fed.reporting.figure_style import save_figure
+from ray_fed.reporting.run_directory import RunDirectory
+
+WORDS = {
+    "direct forest": "no transfer: random forest",
+    "direct ridge": "no transfer: ridge",
+    "paper": "best source by CV (the paper)",
+    "ensemble": "mean of the best k by CV",
+    "ranked": "best source by its own error",
+    "median": "median source",
+    "oracle": "oracle (not to be had)",
+}
+"""Rule -> what a table calls it."""
+
+
+def run(config: TransferConfig, command: Sequence[str]) -> int:
+    """Carry out a study; prints the table and writes a run directory."""
+    target = _target(config)
+    models = _sources(config, target)
+    directory = RunDirectory.create(config.out, "library-transfer")
+    try:
+        started = time.monotonic()
+        found = study(config, target, models)
+        summary = summarise(found)
+        _write(directory, config, command, target, models, found, summary)
+        print(table(found, target.unit, config))
+        print(f"{len(models)} sources, {config.draws} draws, {time.monotonic() - started:.0f} s; {directory.path}")
+    finally:
+        directory.discard_if_empty()
+    return 0
+
+
+def study(config: TransferConfig, table: PropertyTable, models: Sequence[Model]) -> list[Draw]:
+    """Return the draws of a study, computed as Ray tasks."""
+    target, sources = target_and_sources(table, models, config.layers, config.element_table)
+    with session(config.address):
+        from actors.library import draws
+
+        return draws(target, sources, config.head, config.protocol, config.draws)
+
+
+def _target(config: TransferConfig) -> PropertyTable:
+    tables = tables_of(config.source, config.target, config.unit, None)
+    return find_table(tables, config.target)
+
+
+def _sources(config: TransferConfig, target: PropertyTable) -> list[Model]:
+    library = Library.open(config.library)
+    ids = library.query(config.sources, ["id"])["id"].tolist()
+    loaded = [library.load(model_id) for model_id in ids]
+    models = without_target_materials(loaded, [target.modelset])
+    if not config.same_property:
+        models = [(arrays, card) for arrays, card in models if card.property != target.property_name]
+    if len(models) < len(loaded):
+        note(f"{len(loaded) - len(models)} sources know the target's data set or property and are left out")
+    if not models:
+        raise DataError(f"no sources are left for {target.key}; widen --sources {config.sources!r}")
+    return models
+
+
+def summarise(draws: Sequence[Draw | SiloErrors]) -> dict[str, float]:
+    """Return flat means and standard deviations over the draws."""
+    summary = {}
+    for rule in (*WORDS, "nested"):
+        for side, values in (("cv", [d.cv[rule] for d in draws]), ("held_out", [d.held_out[rule] for d in draws])):
+            summary[f"{rule}.{side}_mae"] = float(np.mean(values))
+            summary[f"{rule}.{side}_mae_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    permuted = [value for draw in draws for value in draw.permuted]
+    if permuted:
+        summary["permuted.best_cv_over_mean_predictor"] = float(np.mean(permuted))
+    summary["wins_over_direct_forest.paper"] = _wins(draws, "paper")
+    summary["wins_over_direct_forest.ensemble"] = _wins(draws, "ensemble")
+    return summary
+
+
+def _wins(draws: Sequence[Draw | SiloErrors], rule: str) -> float:
+    return float(np.mean([draw.held_out[rule] < draw.held_out["direct forest"] for draw in draws]))
+
+
+def table(draws: Sequence[Draw | SiloErrors], unit: str, config: TransferConfig) -> str:
+    """Return the table of all rules as text."""
+    s = summarise(draws)
+    lines = [f"{'MAE in ' + unit:34} {'by CV on ' + str(config.rows) + ' rows':>22}   {'held out':>18}"]
+    for rule, words in WORDS.items():
+        cv = "-" if np.isnan(s[f"{rule}.cv_mae"]) else f"{s[f'{rule}.cv_mae']:.4g} ± {s[f'{rule}.cv_mae_std']:.2g}"
+        held = f"{s[f'{rule}.held_out_mae']:.4g} ± {s[f'{rule}.held_out_mae_std']:.2g}"
+        lines.append(f"{words:34} {cv:>22}   {held:>18}")
+        if rule == "paper":
+            nested = f"{s['nested.cv_mae']:.4g} ± {s['nested.cv_mae_std']:.2g}"
+            lines.append(f"{'  the same, judged by nested CV':34} {nested:>22}")
+    return "\n".join([*lines, *verdict(s, config)])
+
+
+def verdict(s: dict[str, float], config: TransferConfig) -> list[str]:
+    """Say in words whether transfer helped on held-out rows, and what the protocol would have claimed."""
+    claim = 100 * (s["paper.cv_mae"] / s["direct forest.cv_mae"] - 1)
+    truth = {rule: 100 * (s[f"{rule}.held_out_mae"] / s["direct forest.held_out_mae"] - 1)
+             for rule in ("paper", "ensemble")}  # fmt: skip
+    lines = [
+        f"By CV the chosen source is {_percent(claim)} the direct forest; on held-out rows it is "
+        f"{_percent(truth['paper'])} it, the ensemble {_percent(truth['ensemble'])} it.",
+        f"It beats the direct forest in {s['wins_over_direct_forest.paper']:.0%} of {config.draws} draws, the ensemble "
+        f"in {s['wins_over_direct_forest.ensemble']:.0%}.",
+    ]
+    if min(truth.values()) > 0:
+        lines.append("Transfer does not help here.")
+    if "permuted.best_cv_over_mean_predictor" in s:
+        chance = s["permuted.best_cv_over_mean_predictor"]
+        lines.append(
+            f"With shuffled targets the best source by CV has {chance:.2f} of the error of predicting the mean: "
+            + ("choosing alone invents a gain." if chance < 1 else "choosing alone invents no gain.")
+        )
+    return lines
+
+
+def _percent(value: float) -> str:
+    return f"{abs(value):.1f} % {'worse than' if value > 0 else 'better than'}"
+
+
+def _write(
+    directory: RunDirectory, config: TransferConfig, command: Sequence[str], target: PropertyTable,
+    models: Sequence[Model], draws: Sequence[Draw], summary: dict[str, float],
+) -> None:  # fmt: skip
+    directory.write_config({**vars(config), "command": " ".join(command)})
+    directory.write_environment()
+    directory.write_data([target.fingerprint()])
+    directory.write_json("sources.json", [card.id for _, card in models])
+    columns = {"draw": list(range(len(draws))), "chosen": [draw.chosen for draw in draws]}
+    columns |= {f"{rule} held out": [draw.held_out[rule] for draw in draws] for rule in WORDS}
+    columns |= {f"{rule} cv": [draw.cv[rule] for draw in draws] for rule in (*WORDS, "nested")}
+    directory.write_csv("draws.csv", columns)
+    directory.write_summary({**summary, "sources": len(models), "target": target.key, "unit": target.unit})
+    figures = directory.figures
+    save_figure(parity_figure(draws[0], target.property_name, target.unit), figures / "parity.png")
+    save_figure(scatter_figure(draws[0], target.property_name, target.unit), figures / "sources.png")
+    print(f"figures: {figures}", file=sys.stderr)

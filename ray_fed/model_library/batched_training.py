@@ -1,0 +1,201 @@
+"""Train thousands of pyramid networks on one table at once, each with its own learning rate and early stopping."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ray_fed.errors import DataError
+from ray_fed.model_library.pyramids import Pyramid, stack_order
+from ray_fed.model_library.stacked_networks import StackedNetworks, unpadded
+from ray_fed.randomness import generator
+
+STACK_PARAMETERS = {"cpu": 250_000, "cuda": 100_000_000}
+"""Parameters of one stack: on a CPU a stack and its optimiser should stay in the cache, on a GPU it should fill it."""
+
+KEEP_SHARE = 0.7
+"""A stack is rebuilt without its finished networks when fewer than this share still learn."""
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Standardised rows: inputs [rows, D] and targets [rows], to learn from and to stop by. All finite."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    validation_inputs: np.ndarray
+    validation_targets: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, values in vars(self).items():
+            if not np.isfinite(values).all():
+                raise DataError(f"training rows: {name} holds NaN or infinity; drop those rows first")
+        if len(self.targets) < 2 or not len(self.validation_targets):
+            raise DataError(
+                f"{len(self.targets)} training and {len(self.validation_targets)} validation rows; need 2 and 1"
+            )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What all networks of a call share."""
+
+    batch_size: int = 32
+    """Rows of a mini-batch."""
+    patience: int = 15
+    """Epochs without a better validation error after which a network stops."""
+    seed: int = 0
+    """Seed of the order of rows; the same for every network, so that a network never depends on its neighbours."""
+    device: str = "cpu"
+    """"cpu" or "cuda"."""
+    stack_parameters: int | None = None
+    """Parameters of one stack; by device if not given."""
+
+
+@dataclass(frozen=True)
+class TrainedPyramid:
+    """A network at its best validation error."""
+
+    pyramid: Pyramid
+    arrays: dict[str, np.ndarray]
+    """Parameters under the names of `ray_fed.learning.models.mlp`, float32."""
+    best_epoch: int
+    """Epoch with the lowest validation error, from 1."""
+    epochs: int
+    """Epochs it was trained for."""
+    validation_loss: float
+    """Mean squared error at `best_epoch`, in units of the standardised target. NaN where training diverged."""
+
+
+def train_pyramids(rows: TrainingRows, pyramids: Sequence[Pyramid], schedule: Schedule) -> list[TrainedPyramid]:
+    """Return the trained networks in the order of `pyramids`.
+
+    Every network ends as it would alone, up to rounding: same initial weights, same mini-batches, same optimiser, same
+    stopping rule.
+    """
+    data = _Tensors.of(rows, schedule)
+    trained: list[TrainedPyramid | None] = [None] * len(pyramids)
+    with torch.no_grad():
+        for stack in stacks(pyramids, rows.inputs.shape[1], _budget(schedule)):
+            results = _train_stack([pyramids[at] for at in stack], data, schedule)
+            for at, result in zip(stack, results, strict=True):
+                trained[at] = result
+    return [result for result in trained if result is not None]
+
+
+def stacks(pyramids: Sequence[Pyramid], num_features: int, budget: int) -> Iterator[list[int]]:
+    """Yield positions of networks of one depth and similar widths, padded within `budget` parameters together."""
+    stack: list[int] = []
+    for at in stack_order(pyramids):
+        if stack and (
+            len(pyramids[stack[0]].hidden) != len(pyramids[at].hidden)
+            or (len(stack) + 1) * _padded_size([pyramids[i] for i in (*stack, at)], num_features) > budget
+        ):
+            yield stack
+            stack = []
+        stack.append(at)
+    if stack:
+        yield stack
+
+
+def _padded_size(pyramids: Sequence[Pyramid], num_features: int) -> int:
+    hidden = tuple(max(widths) for widths in zip(*(pyramid.hidden for pyramid in pyramids), strict=True))
+    return Pyramid(hidden, 1.0, 1, 0).num_parameters(num_features)
+
+
+def _budget(schedule: Schedule) -> int:
+    return schedule.stack_parameters or STACK_PARAMETERS[torch.device(schedule.device).type]
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    validation_inputs: torch.Tensor
+    validation_targets: torch.Tensor
+
+    @classmethod
+    def of(cls, rows: TrainingRows, schedule: Schedule) -> "_Tensors":
+        def moved(values: np.ndarray) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=schedule.device)
+
+        return cls(
+            moved(rows.inputs),
+            moved(rows.targets).reshape(-1, 1),
+            moved(rows.validation_inputs),
+            moved(rows.validation_targets).reshape(-1, 1),
+        )
+
+    def batches(self, schedule: Schedule, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield the mini-batches of an epoch: every row once."""
+        order = generator(schedule.seed, "library batches", epoch).permutation(len(self.inputs))
+        chosen = torch.from_numpy(order).to(self.inputs.device)
+        inputs, targets = self.inputs[chosen], self.targets[chosen]
+        yield from zip(inputs.split(schedule.batch_size), targets.split(schedule.batch_size), strict=True)
+
+
+class _Course:
+    """How far each network of a stack has come; arrays over the networks the stack began with."""
+
+    def __init__(self, networks: StackedNetworks):
+        count = len(networks)
+        self.best = [tensor.clone() for tensor in networks.tensors(networks.parameters)]
+        self.best_loss, self.best_epoch = np.full(count, np.inf), np.zeros(count, int)
+        self.last_epoch = np.zeros(count, int)
+        self.most = np.array([pyramid.epochs for pyramid in networks.pyramids])
+        self.alive = np.arange(count)
+        """Which network stands at each position of the stack."""
+
+    def note(self, networks: StackedNetworks, losses: np.ndarray, epoch: int) -> None:
+        """Keep the parameters of the networks that are better than before and have not stopped."""
+        learning = self.last_epoch[self.alive] == epoch - 1
+        better = np.flatnonzero(learning & (losses < self.best_loss[self.alive]))
+        self.last_epoch[self.alive[learning]] = epoch
+        self.best_loss[self.alive[better]], self.best_epoch[self.alive[better]] = losses[better], epoch
+        source = torch.from_numpy(better).to(networks.device)
+        place = torch.from_numpy(self.alive[better]).to(networks.device)
+        for best, now in zip(self.best, networks.tensors(networks.parameters), strict=True):
+            best.index_copy_(0, place, now.index_select(0, source))
+
+    def goes_on(self, epoch: int, patience: int) -> np.ndarray:
+        """Return bool [networks in the stack now]: which of them still learn after `epoch`."""
+        alive = self.alive
+        waited = epoch - self.best_epoch[alive]
+        return (self.last_epoch[alive] == epoch) & (epoch < self.most[alive]) & (waited < patience)
+
+
+def _train_stack(pyramids: Sequence[Pyramid], data: _Tensors, schedule: Schedule) -> list[TrainedPyramid]:
+    networks = StackedNetworks(pyramids, data.inputs.shape[1], schedule.device)
+    course = _Course(networks)
+    learning = np.ones(len(pyramids), bool)
+    epoch = 0
+    while learning.any():
+        if learning.mean() < KEEP_SHARE:
+            networks.keep(torch.from_numpy(np.flatnonzero(learning)).to(networks.device))
+            course.alive = course.alive[learning]
+        epoch += 1
+        for inputs, targets in data.batches(schedule, epoch):
+            networks.step(inputs, targets)
+        course.note(networks, _validation_losses(networks, data), epoch)
+        learning = course.goes_on(epoch, schedule.patience)
+        # A network that has stopped must not start again while it waits to be dropped.
+        course.most[course.alive[~learning]] = 0
+    return [_trained(course, at, pyramid) for at, pyramid in enumerate(pyramids)]
+
+
+def _validation_losses(networks: StackedNetworks, data: _Tensors) -> np.ndarray:
+    """Return the mean squared error of each network, float64 [M]; a diverged network has NaN and never improves."""
+    outputs = networks.forward(data.validation_inputs)[-1]
+    return (outputs - data.validation_targets).square().mean(dim=(1, 2)).double().cpu().numpy()
+
+
+def _trained(course: _Course, at: int, pyramid: Pyramid) -> TrainedPyramid:
+    loss = float(course.best_loss[at])
+    return TrainedPyramid(
+        pyramid,
+        unpadded(course.best, at, pyramid),
+        int(course.best_epoch[at]),
+        int(course.last_epoch[at]),
+        loss if np.isfinite(loss) else float("nan"),
+    )

@@ -1,0 +1,116 @@
+"""What learns on frozen features of a small target: cross-validated and held-out predictions of many sources.
+
+head               per source and fold
+ridge              closed form, penalty by leave-one-out among PENALTIES; all sources and folds in stacked algebra
+random_forest      TL setup 1: n/2 to n trees, N/2 to N columns a split
+gradient_boosting  scikit-learn, 100 rounds of depth 3
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from ray_fed.config import unknown_name
+
+PENALTIES = np.array([1e-2, 1e-1, 1.0, 10.0, 100.0])
+"""Ridge penalties per training row, on standardised features."""
+
+Head = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
+"""(features [sources, n, p], targets [n], new features [sources, m, p], seed) -> predictions [sources, m]"""
+
+
+def ridge(features: np.ndarray, targets: np.ndarray, new: np.ndarray, seed: int = 0) -> np.ndarray:  # noqa: ARG001
+    """Return predictions [sources, m] of ridge regressions, each with the penalty of least leave-one-out error.
+
+    With the eigenvectors of the kernel K = U diag(e) U^T of centred features, all penalties cost one decomposition:
+    residuals of leaving one out are r_i / (1 - H_ii), H = U diag(e / (e + a)) U^T + 1/n  (Golub, Heath & Wahba 1979).
+    """
+    centre, scale = features.mean(1, keepdims=True), features.std(1, keepdims=True)
+    scale[scale < 1e-12] = 1.0
+    # Divided by the root of the columns, the mean of a kernel's diagonal is 1 whatever the width of the layer.
+    size = np.sqrt(np.maximum((features.std(1) > 1e-12).sum(1), 1))[:, None, None]
+    inside, outside = (features - centre) / scale / size, (new - centre) / scale / size
+    values, vectors = np.linalg.eigh(inside @ inside.transpose(0, 2, 1))
+    values = np.maximum(values, 0)
+    wanted = targets - targets.mean()
+    projected = vectors.transpose(0, 2, 1) @ wanted
+    errors = np.stack([_left_out(values, vectors, projected, wanted, penalty) for penalty in PENALTIES])
+    chosen = PENALTIES[errors.argmin(0)][:, None]
+    dual = vectors @ (projected / (values + chosen))[:, :, None]
+    return targets.mean() + (outside @ (inside.transpose(0, 2, 1) @ dual))[:, :, 0]
+
+
+def _left_out(
+    values: np.ndarray, vectors: np.ndarray, projected: np.ndarray, wanted: np.ndarray, penalty: float
+) -> np.ndarray:
+    """Return the mean squared leave-one-out error of each source, [sources]."""
+    shrunk = values / (values + penalty)
+    fitted = (vectors @ (shrunk * projected)[:, :, None])[:, :, 0]
+    leverage = np.square(vectors) @ shrunk[:, :, None]
+    residuals = (wanted - fitted) / np.maximum(1 - leverage[:, :, 0] - 1 / len(wanted), 1e-6)
+    return np.square(residuals).mean(1)
+
+
+def random_forest(features: np.ndarray, targets: np.ndarray, new: np.ndarray, seed: int) -> np.ndarray:
+    """Return predictions [sources, m] of forests with random hyperparameters from TL setup 1."""
+    from sklearn.ensemble import RandomForestRegressor
+
+    from ray_fed.randomness import derived_seed, generator
+
+    predicted = np.empty((len(features), new.shape[1]))
+    for source, (inside, outside) in enumerate(zip(features, new, strict=True)):
+        draw = generator(seed, "forest head", source)
+        rows, columns = inside.shape
+        forest = RandomForestRegressor(
+            n_estimators=int(draw.integers(max(10, rows // 2), max(11, rows + 1))),
+            max_features=int(draw.integers(max(1, columns // 2), columns + 1)),
+            random_state=derived_seed(seed, "forest head", source) % 2**32,
+        )
+        predicted[source] = forest.fit(inside, targets).predict(outside)
+    return predicted
+
+
+def gradient_boosting(features: np.ndarray, targets: np.ndarray, new: np.ndarray, seed: int) -> np.ndarray:
+    """Return predictions [sources, m] of boosted trees."""
+    from sklearn.ensemble import GradientBoostingRegressor
+
+    model = GradientBoostingRegressor(random_state=seed % 2**32)
+    return np.stack([model.fit(inside, targets).predict(out) for inside, out in zip(features, new, strict=True)])
+
+
+HEADS: Mapping[str, Head] = {
+    "ridge": ridge, "random_forest": random_forest, "gradient_boosting": gradient_boosting,
+}  # fmt: skip
+
+
+def find_head(name: str) -> Head:
+    """Return a head by name; ConfigError for an unknown one."""
+    if name not in HEADS:
+        raise unknown_name("head", name, HEADS)
+    return HEADS[name]
+
+
+def cross_validated(
+    head: Head, features: Sequence[np.ndarray], targets: np.ndarray, folds: Sequence[np.ndarray], seed: int
+) -> np.ndarray:
+    """Return out-of-fold predictions, float64 [sources, n].
+
+    features  per group of sources of one width, [sources, n, p]
+    folds     row numbers of each fold; together all rows, once
+    """
+    predicted = np.empty((sum(len(group) for group in features), len(targets)))
+    for number, fold in enumerate(folds):
+        rest = np.setdiff1d(np.arange(len(targets)), fold)
+        predicted[:, fold] = fitted(
+            head, [g[:, rest] for g in features], targets[rest], [g[:, fold] for g in features], seed + number
+        )
+    return predicted
+
+
+def fitted(
+    head: Head, features: Sequence[np.ndarray], targets: np.ndarray, new: Sequence[np.ndarray], seed: int
+) -> np.ndarray:
+    """Return predictions [sources, m] of heads fitted on all rows, groups of sources behind each other."""
+    return np.concatenate(
+        [head(group, targets, other, seed + at) for at, (group, other) in enumerate(zip(features, new, strict=True))]
+    )

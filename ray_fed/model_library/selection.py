@@ -1,0 +1,197 @@
+"""Choosing among many sources on few target rows: what the paper reports, and what is true of it.
+
+    word        what
+    direct      no transfer: the head on the raw descriptor (and a random forest)
+    paper       the source of least CV error among all; its *CV error* is what Yamada et al. report
+    nested      the same choice made inside each outer fold, judged on that fold: an honest estimate from the same rows
+    ensemble    mean of the k best sources by CV
+    ranked      the source with the best error on its own property, relative to its baseline; looks at no target row
+    median      the median over the sources: what a blind pick would give
+    oracle      the best source by held-out error: not to be had, the limit
+    permuted    the best CV error among all sources when the targets are shuffled: how much of a gain is only choosing
+
+Every number is a mean absolute error in the target's unit. CV errors and held-out errors stand side by side.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ray_fed.errors import DataError
+from ray_fed.model_library.heads import Head, cross_validated, fitted, random_forest
+from ray_fed.randomness import derived_seed, generator
+
+
+@dataclass(frozen=True)
+class SourceFeatures:
+    """Frozen features of one target table under many sources, grouped by width.
+
+    groups  per width p: float32 [sources, rows, p]
+    ids     id of each source, groups behind each other
+    errors  each source's held-out MAE on its own property over its baseline's, [sources]; lower is better
+    """
+
+    groups: tuple[np.ndarray, ...]
+    ids: tuple[str, ...]
+    errors: np.ndarray
+
+    def rows(self, chosen: np.ndarray) -> list[np.ndarray]:
+        """Return the features of these rows, [sources, len(chosen), p] per group, float64."""
+        return [group[:, chosen].astype(np.float64) for group in self.groups]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A small target with everything known about it: the study hides most rows from itself."""
+
+    descriptor: np.ndarray
+    """Raw features [rows, d], for the direct models."""
+    values: np.ndarray
+    """[rows]"""
+    groups: np.ndarray
+    """Composition or molecule of each row; rows of one group are never on both sides."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a study goes."""
+
+    rows: int = 50
+    folds: int = 5
+    ensemble: int = 10
+    permutations: int = 0
+    max_held_out: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of training rows: errors by word, and what the figures show."""
+
+    cv: Mapping[str, float]
+    """MAE from the training rows alone; NaN where there is none."""
+    held_out: Mapping[str, float]
+    """MAE on rows that nothing has seen."""
+    permuted: tuple[float, ...]
+    """Best CV MAE among all sources for shuffled targets, over that of predicting the mean."""
+    chosen: str
+    """id of the source chosen by CV."""
+    source_cv: np.ndarray
+    """CV MAE of every source."""
+    source_held_out: np.ndarray
+    """Held-out MAE of every source."""
+    parity: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    """"cv", "held out", "direct held out" -> (wanted, predicted)."""
+
+
+def one_draw(target: Target, sources: SourceFeatures, head: Head, protocol: Protocol, number: int) -> Draw:
+    """Draw training rows, choose among the sources by several rules, and judge them on the held-out rows.
+
+    DataError when the target has too few groups to train and to hold out.
+    """
+    inside, outside = draw_rows(target.groups, protocol, number)
+    wanted, truth = target.values[inside], target.values[outside]
+    folds = fold_rows(target.groups[inside], protocol.folds, generator(protocol.seed, "folds", number))
+    seed = derived_seed(protocol.seed, "head", number) % 2**31
+    features = sources.rows(inside)
+    out_of_fold = cross_validated(head, features, wanted, folds, seed)
+    predicted = fitted(head, features, wanted, sources.rows(outside), seed)
+    cv, held_out = np.abs(out_of_fold - wanted).mean(1), np.abs(predicted - truth).mean(1)
+    order = np.argsort(cv, kind="stable")
+    best, several = order[0], order[: protocol.ensemble]
+    ranked = int(np.nanargmin(sources.errors))
+    direct_cv, direct = _direct(target, inside, outside, folds, seed)
+    ensemble = predicted[several].mean(0)
+    nested = _nested(head, features, target.groups[inside], wanted, protocol, seed, number)
+    return Draw(
+        cv={
+            **{name: mae(values, wanted) for name, values in direct_cv.items()},
+            "paper": float(cv[best]), "nested": nested["paper"], "ensemble": nested["ensemble"],
+            "ranked": float(cv[ranked]), "median": float(np.median(cv)), "oracle": float("nan"),
+        },
+        held_out={
+            **{name: mae(values, truth) for name, values in direct.items()},
+            "paper": float(held_out[best]), "nested": float(held_out[best]), "ensemble": mae(ensemble, truth),
+            "ranked": float(held_out[ranked]), "median": float(np.median(held_out)), "oracle": float(held_out.min()),
+        },
+        permuted=_permuted(head, features, wanted, folds, protocol, number),
+        chosen=sources.ids[best],
+        source_cv=cv,
+        source_held_out=held_out,
+        parity={
+            "cv": (wanted, out_of_fold[best]), "held out": (truth, predicted[best]),
+            "ensemble held out": (truth, ensemble), "direct held out": (truth, direct["direct forest"]),
+        },
+    )  # fmt: skip
+
+
+def draw_rows(groups: np.ndarray, protocol: Protocol, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return training rows, one per group, and held-out rows of other groups."""
+    draw = generator(protocol.seed, "transfer draw", number)
+    shuffled = draw.permutation(len(groups))
+    _, first = np.unique(groups[shuffled], return_index=True)
+    if len(first) < protocol.rows + 5:
+        raise DataError(
+            f"the target has {len(first)} different materials; {protocol.rows} to learn from and 5 held out are too "
+            "many; lower --rows"
+        )
+    inside = shuffled[np.sort(first)[: protocol.rows]]
+    outside = np.flatnonzero(~np.isin(groups, groups[inside]))
+    return inside, draw.permutation(outside)[: protocol.max_held_out]
+
+
+def fold_rows(groups: np.ndarray, folds: int, draw: np.random.Generator) -> list[np.ndarray]:
+    """Return the rows of each fold; groups stay together, folds are as even as that allows."""
+    names = draw.permutation(np.unique(groups))
+    parts = [np.flatnonzero(np.isin(groups, part)) for part in np.array_split(names, min(folds, len(names)))]
+    return [part for part in parts if len(part)]
+
+
+def mae(predicted: np.ndarray, wanted: np.ndarray) -> float:
+    """Return the mean absolute error."""
+    return float(np.abs(predicted - wanted).mean())
+
+
+def _direct(
+    target: Target, inside: np.ndarray, outside: np.ndarray, folds: Sequence[np.ndarray], seed: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return out-of-fold and held-out predictions of models that know no source."""
+    from ray_fed.model_library.heads import ridge
+
+    wanted = target.values[inside]
+    x, new = target.descriptor[inside][None], target.descriptor[outside][None]
+    heads: Mapping[str, Head] = {"direct forest": random_forest, "direct ridge": ridge}
+    cv = {name: cross_validated(head, [x], wanted, folds, seed)[0] for name, head in heads.items()}
+    held = {name: head(x, wanted, new, seed)[0] for name, head in heads.items()}
+    return cv, held
+
+
+def _nested(
+    head: Head, features: Sequence[np.ndarray], groups: np.ndarray, wanted: np.ndarray, protocol: Protocol, seed: int,
+    number: int,
+) -> dict[str, float]:  # fmt: skip
+    """Return the errors of choosing within each outer fold: of the best source, and of the mean of the best k."""
+    best, several = np.empty(len(wanted)), np.empty(len(wanted))
+    outer = fold_rows(groups, protocol.folds, generator(protocol.seed, "outer folds", number))
+    for at, fold in enumerate(outer):
+        rest = np.setdiff1d(np.arange(len(wanted)), fold)
+        x = [group[:, rest] for group in features]
+        inner = fold_rows(groups[rest], protocol.folds, generator(protocol.seed, "inner folds", number, at))
+        order = np.argsort(np.abs(cross_validated(head, x, wanted[rest], inner, seed) - wanted[rest]).mean(1))
+        predicted = fitted(head, x, wanted[rest], [group[:, fold] for group in features], seed)
+        best[fold], several[fold] = predicted[order[0]], predicted[order[: protocol.ensemble]].mean(0)
+    return {"paper": mae(best, wanted), "ensemble": mae(several, wanted)}
+
+
+def _permuted(
+    head: Head, features: Sequence[np.ndarray], wanted: np.ndarray, folds: Sequence[np.ndarray], protocol: Protocol,
+    number: int,
+) -> tuple[float, ...]:  # fmt: skip
+    """Return the best CV error among all sources for shuffled targets, relative to predicting their mean."""
+    found, alone = [], mae(np.full_like(wanted, wanted.mean()), wanted)
+    for repeat in range(protocol.permutations):
+        shuffled = generator(protocol.seed, "permutation", number, repeat).permutation(wanted)
+        predicted = cross_validated(head, features, shuffled, folds, repeat)
+        found.append(float(np.abs(predicted - shuffled).mean(1).min()) / alone)
+    return tuple(found)

@@ -1,0 +1,84 @@
+"""A silo with few samples: it opens its own table, takes source models in as artifacts, and gives errors out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ray_fed.errors import DataError
+from ray_fed.model_library.cards import PackedModel, unpack
+from ray_fed.model_library.heads import find_head
+from ray_fed.model_library.property_catalogue import embedded_tables, shared_tables
+from ray_fed.model_library.property_tables import PropertyTable, find_table, user_table
+from ray_fed.model_library.selection import Draw, Protocol, SourceFeatures, Target, one_draw
+from ray_fed.model_library.transfer import target_and_sources
+
+
+@dataclass(frozen=True)
+class SiloTarget:
+    """Where a silo finds its target: a name, not data."""
+
+    target: str
+    """Property, data set or DATASET/PROPERTY; the column of a table of its own."""
+    source: str = "embedded"
+    """'embedded', a folder of data sets, or a table, on the silo's machine."""
+    unit: str | None = None
+    """Unit of the column of a table of its own."""
+
+    def open(self) -> PropertyTable:
+        """Read the table; call this at the silo only."""
+        if self.source == "embedded":
+            return find_table(embedded_tables(), self.target)
+        path = Path(self.source)
+        if path.is_dir():
+            return find_table(shared_tables(path), self.target)
+        if not self.unit:
+            raise DataError(f"{self.source}: name the unit of {self.target!r}")
+        return user_table(path, self.target, self.unit)
+
+
+@dataclass(frozen=True)
+class SiloErrors:
+    """What leaves the silo after a draw: errors and the id of the chosen model, no row and no prediction."""
+
+    cv: dict[str, float]
+    held_out: dict[str, float]
+    permuted: tuple[float, ...]
+    chosen: str
+    source_cv: np.ndarray
+    source_held_out: np.ndarray
+
+    @classmethod
+    def of(cls, draw: Draw) -> "SiloErrors":
+        """Return a draw without its rows."""
+        return cls(dict(draw.cv), dict(draw.held_out), draw.permuted, draw.chosen, draw.source_cv, draw.source_held_out)
+
+
+class SearchingSilo:
+    """The silo's side of a transfer: a plain object, wrapped by `actors.library.LibrarySilo`."""
+
+    def __init__(self, name: str, target: SiloTarget):
+        self.name, self._table = name, target.open()
+        self._prepared: tuple[Target, SourceFeatures] | None = None
+
+    def __repr__(self) -> str:
+        return f"SearchingSilo({self.name!r})"
+
+    def take(self, models: Sequence[PackedModel], layers: str = "last") -> int:
+        """Check the hashes of source models and keep their frozen features; returns how many were taken."""
+        unpacked = [unpack(model.weights, model.card, f"silo '{self.name}'", model.id) for model in models]
+        self._prepared = target_and_sources(self._table, unpacked, layers)
+        return len(self._prepared[1].ids)
+
+    @property
+    def prepared(self) -> tuple[Target, SourceFeatures]:
+        """Return target and sources for tasks on this node; DataError before `take`."""
+        if self._prepared is None:
+            raise DataError(f"silo '{self.name}' has no source models yet; give it some")
+        return self._prepared
+
+
+def search(prepared: tuple[Target, SourceFeatures], head: str, protocol: Protocol, number: int) -> SiloErrors:
+    """Return the errors of one draw."""
+    return SiloErrors.of(one_draw(*prepared, find_head(head), protocol, number))

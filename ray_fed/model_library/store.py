@@ -1,0 +1,219 @@
+"""A library on disk: safetensors and JSON cards, addressed by content; an index that can be made again from them.
+
+LIBRARY/library.json                                {"format": 1}
+        models/ab/ab12....safetensors .card.json     `ray_fed.reporting.model_files.load_model` reads them, too
+        failures/cd34....json                        models that could not be trained, with their reason
+        jobs/....json                                what a build has done (it goes on from there)
+        index.sqlite
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ray_fed.errors import ConfigError, DataError
+from ray_fed.model_library.cards import Failure, PackedModel, index_row, read_card, unpack
+from ray_fed.model_library.index import Index
+from ray_fed.reporting.atomic_write import write_atomically
+from ray_fed.reporting.model_files import CARD_SUFFIX, WEIGHTS_SUFFIX, ModelCard
+from ray_fed.reporting.plain_values import to_json
+
+FORMAT = 1
+ID = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something in a library that is not as it should be."""
+
+    id: str
+    what: str
+
+
+class Library:
+    """A local library. `create` makes one, `open` takes one that is there."""
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path).expanduser()
+        self.index = Index(self.path / "index.sqlite")
+
+    def __repr__(self) -> str:
+        return f"Library({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, path: Path | str) -> "Library":
+        """Return the library at `path`, made if there is none; ConfigError when something else lies there."""
+        library = cls(path)
+        if library._header.is_file():
+            return cls.open(path)
+        if library.path.exists() and (not library.path.is_dir() or any(library.path.iterdir())):
+            raise ConfigError(f"{path} is not a library and not empty; give another folder")
+        library.path.mkdir(parents=True, exist_ok=True)
+        library.index.create()
+        write_atomically(library._header, to_json({"format": FORMAT}))
+        return library
+
+    @classmethod
+    def open(cls, path: Path | str) -> "Library":
+        """Return the library at `path`; DataError when there is none, or one of another format."""
+        library = cls(path)
+        try:
+            header = json.loads(library._header.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} is not a model library: no readable library.json; check --library") from error
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise DataError(f"{path}: library format is not {FORMAT}; use the ray-fed version that wrote it")
+        if not library.index.path.is_file():
+            library.reindex()
+        return library
+
+    @property
+    def _header(self) -> Path:
+        return self.path / "library.json"
+
+    def __len__(self) -> int:
+        return len(self.index.ids())
+
+    def paths(self, model_id: str) -> tuple[Path, Path]:
+        """Return (weights, card) of a model by its whole id."""
+        if not ID.fullmatch(model_id):
+            raise ConfigError(f"{model_id!r} is not a model id: 64 digits 0-9a-f")
+        stem = self.path / "models" / model_id[:2] / model_id
+        return stem.with_name(model_id + WEIGHTS_SUFFIX), stem.with_name(model_id + CARD_SUFFIX)
+
+    def add(self, models: Iterable[PackedModel], failures: Iterable[Failure] = ()) -> list[str]:
+        """Write models and failures; returns the ids of the models. Weights come first: no card without weights."""
+        models, failures = list(models), list(failures)
+        for model in models:
+            weights, card = self.paths(model.id)
+            _write_quickly(weights, model.weights)
+            _write_quickly(card, model.card)
+        for failure in failures:
+            _write_quickly(self.path / "failures" / f"{failure.digest()}.json", to_json(vars(failure)))
+        with self._alone():
+            self.index.add([*(model.row for model in models), *(failure.row() for failure in failures)])
+        return [model.id for model in models]
+
+    def resolve(self, start: str) -> str:
+        """Return the whole id of the one model whose id starts with `start`; ConfigError when none or several do."""
+        found = self.index.ids(start) if re.fullmatch(r"[0-9a-f]{4,64}", start) else []
+        if len(found) == 1:
+            return found[0]
+        if len(found) > 1:
+            raise ConfigError(f"model id {start!r} is the start of {len(found)} ids; give more digits")
+        raise ConfigError(f"no model with id {start!r} in {self.path}; see ray-fed library query")
+
+    def load(self, start: str) -> tuple[dict[str, np.ndarray], ModelCard]:
+        """Return arrays and card of a model; DataError when a file is missing, damaged or tampered with."""
+        model_id = self.resolve(start)
+        return unpack(*self.read(model_id), str(self.paths(model_id)[0]), model_id)
+
+    def read(self, model_id: str) -> tuple[bytes, bytes]:
+        """Return the bytes of weights and card, unchecked."""
+        weights, card = self.paths(model_id)
+        return _read(weights), _read(card)
+
+    def packed(self, model_id: str) -> PackedModel:
+        """Return a model as bytes, for another process; its hashes are checked where it is unpacked."""
+        weights, card = self.read(model_id)
+        return PackedModel(model_id, weights, card, {})
+
+    def card(self, start: str) -> ModelCard:
+        """Return the card of a model without reading its weights."""
+        model_id = self.resolve(start)
+        path = self.paths(model_id)[1]
+        return read_card(_read(path), str(path), model_id)
+
+    def query(self, text: str = "", columns: Sequence[str] | None = None, failures: bool = False) -> pd.DataFrame:
+        """Return the models that answer a query (`ray_fed.model_library.query`) as a table."""
+        return self.index.query(text, columns, failures)
+
+    def stored_ids(self) -> list[str]:
+        """Return the ids of the cards on disk, sorted, whatever the index says."""
+        found = (path.name.removesuffix(CARD_SUFFIX) for path in self.path.glob(f"models/??/*{CARD_SUFFIX}"))
+        return sorted(name for name in found if ID.fullmatch(name))
+
+    def reindex(self) -> int:
+        """Make the index again from the cards; returns the number of rows. DataError names a card that is damaged."""
+        rows = []
+        for model_id in self.stored_ids():
+            path = self.paths(model_id)[1]
+            rows.append(index_row(read_card(_read(path), str(path), model_id)))
+        rows += [_read_failure(path).row() for path in sorted(self.path.glob("failures/*.json"))]
+        with self._alone():
+            self.index.path.unlink(missing_ok=True)
+            self.index.create()
+            self.index.add(rows)
+            self.index.mark_deprecated(self.deprecated())
+        return len(rows)
+
+    def verify(self) -> list[Fault]:
+        """Read every file and check every hash; returns what is wrong, [] for a sound library."""
+        stored, indexed = self.stored_ids(), set(self.index.ids())
+        faults = [fault for model_id in stored if (fault := self._fault(model_id))]
+        faults += [Fault(model_id, "in the index, its card is missing") for model_id in sorted(indexed - set(stored))]
+        unknown = sorted(set(stored) - indexed)
+        return faults + [Fault(model_id, "not in the index; run ray-fed library reindex") for model_id in unknown]
+
+    def _fault(self, model_id: str) -> Fault | None:
+        weights, _ = self.paths(model_id)
+        try:
+            unpack(*self.read(model_id), weights.name, model_id)
+        except DataError as error:
+            return Fault(model_id, str(error))
+        return None
+
+    def deprecate(self, start: str) -> None:
+        """Mark a model as superseded. The mark is in the index and in deprecated.json; the card is not touched."""
+        model_id = self.resolve(start)
+        marked = sorted({*self.deprecated(), model_id})
+        write_atomically(self.path / "deprecated.json", to_json(marked))
+        self.index.mark_deprecated(marked)
+
+    def deprecated(self) -> list[str]:
+        """Return the ids marked as superseded."""
+        path = self.path / "deprecated.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the index for this process: two builds may fill one library."""
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+
+def _write_quickly(path: Path, content: bytes) -> None:
+    """Write beside and move over, without waiting for the disk: ten thousand files, and every one has its hash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    draft.write_bytes(content)
+    draft.replace(path)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); pull the model again") from error
+
+
+def _read_failure(path: Path) -> Failure:
+    try:
+        failure = Failure(**json.loads(_read(path)))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: not the record of a failed model; remove the file") from error
+    if failure.digest() != path.stem:
+        raise DataError(f"{path}: does not have the hash it is filed under; remove the file")
+    return failure

@@ -1,0 +1,199 @@
+"""The store: content addresses, tampering, queries, moving, failures as rows."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from ray_fed.errors import ConfigError, DataError
+from ray_fed.model_library.cards import ALIASES, FIELDS, Failure, pack
+from ray_fed.model_library.moving import difference, pull, push
+from ray_fed.model_library.query import parse_query
+from ray_fed.model_library.store import Library
+from ray_fed.reporting.model_files import ModelCard, load_model
+from ray_fed.reporting.plain_values import to_json
+
+SCALER = {"scaler.mean": np.zeros(2), "scaler.scale": np.ones(2)}
+
+
+def card(name="a", prop="band_gap", unit="eV", mae=0.3, descriptor="guo73", seed=1, **more) -> ModelCard:
+    return ModelCard(
+        name=name, property=prop, unit=unit, descriptor={"name": descriptor, "table_hash": "f" * 64, "options": {}},
+        feature_names=("x", "y"), architecture={"type": "mlp", "hidden": [3], "depth": 1, "num_parameters": 13},
+        hyperparameters={}, seed=seed, data=({"name": "set1", "material": "inorganic"},), split={},
+        metrics={"test": {"mae": mae, "r2": 0.5, "n": 20}, "train": {"n": 80}}, software={}, **more,
+    )  # fmt: skip
+
+
+def model(value=1.0, **fields):
+    return pack({"0.weight": np.full((3, 2), value, np.float32), **SCALER}, card(**fields))
+
+
+@pytest.fixture
+def library(tmp_path) -> Library:
+    library = Library.create(tmp_path / "library")
+    library.add(
+        [model(1, mae=0.3), model(2, mae=0.6, descriptor="rich"), model(3, prop="density", unit="g/cm^3", mae=0.1)],
+        [Failure("band_gap", "eV", "rdf", "mlp", "set1", 5, "no structure")],
+    )
+    return library
+
+
+def test_the_example_query_of_the_documentation_finds_its_model(library):
+    found = library.query("property = band_gap and mae < 0.5 and descriptor = guo73")
+    assert len(found) == 1
+    assert found["mae"].iloc[0] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("", 3), ("mae < 0.5 eV", 1), ("not mae < 0.5", 1), ("property in (band_gap, density)", 3),
+        ("property = band_gap and (mae < 0.4 or descriptor = 'rich')", 2), ("order by mae limit 2", 2),
+        ("succeed = false", 1), ("succeed = false and property = density", 0), ("descriptor like 'ri%'", 1),
+        ("meanAbsError < 0.2", 1), ("transferred", 0), ("isRegression = true", 3), ("n_train >= 80 and depth = 1", 3),
+    ],
+)  # fmt: skip
+def test_queries_count(library, text, count):
+    assert len(library.query(text)) == count
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mae <", "a value for 'mae'"), ("propety = x", "did you mean 'property'"), ("mae < abc", "is a number"),
+        ("property = band_gab", "did you mean 'band_gap'"), ("(mae < 1", "')'"), ("mae < 1 eV eV", "column 12"),
+        ("mae < 0.5 GPa", "unit mismatch: mae of these models is in eV, g/cm^3, not GPa"), ("= 3", "a field name"),
+        ("name = 'x", "quote not closed"), ("limit x", "whole number"), ("and", "a field name"), ("mae", "comparison"),
+        ("mae < 1; drop table models", "column"), ("seed = 1.5", "whole number"),
+    ],
+)  # fmt: skip
+def test_a_query_that_makes_no_sense_is_one_clear_line(library, text, said):
+    with pytest.raises(ConfigError) as error:
+        library.query(text)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_text_of_a_query_never_enters_the_statement():
+    parsed = parse_query("name = '1 or 1=1; --'")
+    assert parsed.sql == 'WHERE "name" = ?'
+    assert parsed.parameters == ["1 or 1=1; --"]
+
+
+def test_xenonpy_names_are_aliases_of_known_fields():
+    assert set(ALIASES.values()) <= set(FIELDS)
+    assert ALIASES["meanAbsError"] == "mae"
+
+
+def test_equal_models_have_one_address_and_any_change_another():
+    assert model(1).id == model(1).id
+    assert len({model(1).id, model(2).id, model(1, seed=2).id, model(1, mae=0.31).id}) == 4
+
+
+def test_a_stored_model_is_the_pair_of_files_that_load_model_reads(library):
+    model_id = library.query("mae = 0.3", ["id"])["id"].iloc[0]
+    arrays, loaded = library.load(model_id[:10])
+    direct, other = load_model(library.paths(model_id)[0])
+    assert loaded == other
+    np.testing.assert_array_equal(arrays["0.weight"], direct["0.weight"])
+
+
+def test_the_index_can_be_made_again_from_the_cards(library):
+    columns = list(FIELDS)
+    before = library.query("order by id", columns, failures=True)
+    library.index.path.unlink()
+    again = Library.open(library.path)
+    pd.testing.assert_frame_equal(again.query("order by id", columns, failures=True), before)
+
+
+def test_a_changed_weight_a_changed_card_and_a_missing_file_are_found_and_refused(library):
+    ids = library.query("order by mae", ["id"])["id"].tolist()
+    weights, changed_card = library.paths(ids[0])[0], library.paths(ids[1])[1]
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    values = json.loads(changed_card.read_text())
+    values["metrics"]["test"]["mae"] = 0.0001
+    changed_card.write_bytes(to_json(values))
+    library.paths(ids[2])[0].unlink()
+    assert {fault.id for fault in library.verify()} == set(ids)
+    for model_id, said in zip(ids, ("sha256", "hash", "cannot be read"), strict=True):
+        with pytest.raises(DataError, match=said):
+            library.load(model_id)
+
+
+def test_a_corrupt_card_is_named_when_the_index_is_made(library):
+    model_id = library.stored_ids()[0]
+    library.paths(model_id)[1].write_bytes(b"{")
+    with pytest.raises(DataError, match="not a model card"):
+        library.reindex()
+
+
+def test_nothing_is_unpickled(library):
+    import pickle
+
+    model_id = library.stored_ids()[0]
+    library.paths(model_id)[0].write_bytes(pickle.dumps(print))
+    with pytest.raises(DataError):
+        library.load(model_id)
+
+
+@pytest.mark.parametrize("place", ["folder", "memory://library-test"])
+def test_push_and_pull_keep_every_byte(library, tmp_path, place):
+    url = str(tmp_path / place) if place == "folder" else place
+    ids = library.stored_ids()
+    assert push(library, url, ids) == ids
+    assert push(library, url, ids) == []
+    other = Library.create(tmp_path / f"other-{place[:3]}")
+    assert pull(other, url) == ids
+    assert all(other.read(model_id) == library.read(model_id) for model_id in ids)
+    found = difference(library, url)
+    assert (found.only_here, found.only_there) == ([], [])
+
+
+def test_a_model_that_was_tampered_with_elsewhere_is_not_pulled(library, tmp_path):
+    ids = library.stored_ids()
+    push(library, str(tmp_path / "there"), ids)
+    path = next((tmp_path / "there").glob("models/*/*.safetensors"))
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    other = Library.create(tmp_path / "other")
+    with pytest.raises(DataError, match="sha256"):
+        pull(other, str(tmp_path / "there"))
+    assert other.stored_ids() == []
+
+
+def test_difference_tells_which_side_has_what(library, tmp_path):
+    ids = library.stored_ids()
+    push(library, str(tmp_path / "there"), ids[:1])
+    assert difference(library, str(tmp_path / "there")).only_here == ids[1:]
+
+
+def test_deprecation_survives_a_new_index_and_touches_no_card(library):
+    model_id = library.stored_ids()[0]
+    before = library.read(model_id)
+    library.deprecate(model_id)
+    library.reindex()
+    assert library.query("deprecated", ["id"])["id"].tolist() == [model_id]
+    assert library.read(model_id) == before
+
+
+def test_a_failed_model_is_a_row_with_its_reason(library):
+    found = library.query("succeed = false", ["property", "reason", "mae"])
+    assert found.iloc[0].tolist()[:2] == ["band_gap", "no structure"]
+
+
+def test_wrong_ids_and_folders_are_refused(library, tmp_path):
+    with pytest.raises(ConfigError, match="no model with id"):
+        library.load("beef")
+    with pytest.raises(DataError, match="not a model library"):
+        Library.open(tmp_path / "nothing")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("x")
+    with pytest.raises(ConfigError, match="not empty"):
+        Library.create(tmp_path / "full")
+    with pytest.raises(ConfigError, match="no place"):
+        push(library, "nowhere://x", [])
+    with pytest.raises(DataError, match="holds no models"):
+        pull(library, str(tmp_path / "empty"))
