@@ -15,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from actors import forking
 from ray_fed.errors import PlacementError
 
 INLINE_VARIABLE = "RAY_max_direct_call_object_size"
@@ -48,7 +49,8 @@ def session(address: str = "local", num_cpus: float = 0, num_gpus: int | None = 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     import ray
 
-    with tempfile.TemporaryDirectory(prefix="ray-fed-") as empty:
+    forked = forking.workers_forked() if address == "local" else contextlib.nullcontext()
+    with forked, tempfile.TemporaryDirectory(prefix="ray-fed-") as empty:
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             _reachable(address)
@@ -133,7 +135,7 @@ def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str) -> N
     if address == "local":
         # Ray puts the driver's current folder first on the workers' path, where a folder called `actors` would hide
         # ours. Starting from an empty folder avoids that for the price of nothing.
-        with contextlib.chdir(empty):
+        with contextlib.chdir(empty), forking.launcher_as_python():
             ray.init(
                 address="local",
                 num_cpus=max(os.cpu_count() or 1, int(num_cpus + 0.999)),

@@ -108,6 +108,10 @@ def _formation_energy(commands) -> None:
 
 
 def _run_formation_energy(options: dict, arguments: list[str]) -> int:
+    if options.get("cohort", "ray") == "ray" and options.get("address", "local") == "local":
+        from actors import forking
+
+        forking.start()  # imports of the workers-to-be begin while this process does its own
     from pipelines.formation_energy.pipeline import run
 
     return run(options, ["ray-fed", *arguments])

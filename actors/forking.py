@@ -1,0 +1,116 @@
+"""Quick workers for a private cluster: forked from one process that has everything imported.
+
+Each Ray worker is a new Python that imports Ray, torch and this package: a second and a half of one core, seven times
+for four silos. Here Ray is given a small launcher in place of the Python it starts workers with. The launcher hands its
+arguments, environment and open files to the *nursery*, which has imported all but Ray already and forks the worker; it
+ends when the worker ends. Anything else that Ray starts, and any worker for which the nursery does not answer, runs in
+the real Python, as without all this. Only on Linux; `RAY_FED_FORK=off` switches it off.
+
+Forking is safe here because the nursery has never loaded Ray, touched a GPU, computed with torch or drawn a random
+number that matters (every seed in this project is derived, see ray_fed/randomness.py).
+"""
+
+import atexit
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+LAUNCHER = """#!{python} -IS
+import json, os, socket, sys
+arguments = sys.argv[1:]
+try:
+    if os.path.basename(arguments[0]) != "default_worker.py":
+        raise OSError
+    line = socket.socket(socket.AF_UNIX)
+    line.settimeout({seconds})
+    line.connect({address!r})
+    question = json.dumps([arguments, dict(os.environ), os.getcwd()]).encode()
+    socket.send_fds(line, [len(question).to_bytes(8, "little")], [0, 1, 2])
+    line.sendall(question)
+    if line.recv(1) != b"y":
+        raise OSError
+except (OSError, IndexError):
+    os.execv({python!r}, [{python!r}, *arguments])
+line.settimeout(None)
+line.recv(1)
+"""
+ANSWER_SECONDS = 20
+"""The nursery answers once its imports are done."""
+
+_nursery: "Nursery | None" = None
+
+
+class Nursery:
+    """The process that workers are forked from, and the launcher that asks it."""
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="ray-fed-fork-")
+        address = str(Path(self.folder.name) / "nursery")
+        self.launcher = Path(self.folder.name) / "python"
+        content = LAUNCHER.format(python=sys.executable, address=address, seconds=ANSWER_SECONDS)
+        self.launcher.write_text(content)
+        self.launcher.chmod(0o700)
+        # It ends when its standard input does: with this process, however that ends.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "actors.nursery", address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=self.folder.name,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(_own_path())},
+        )
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        if not self.process.stdin.closed:
+            self.process.stdin.close()
+            self.process.wait()
+            self.folder.cleanup()
+
+
+def start() -> None:
+    """Let the imports begin, as early as it is known that workers will be needed. A second call does nothing."""
+    global _nursery
+    if _nursery is None and sys.platform == "linux" and os.environ.get("RAY_FED_FORK", "on") != "off":
+        _nursery = Nursery()
+        atexit.register(_nursery.close)
+
+
+@contextlib.contextmanager
+def workers_forked() -> Iterator[None]:
+    """Within the block, Ray starts workers through the launcher; the nursery ends with it."""
+    global _nursery
+    start()
+    if _nursery is None:
+        yield
+        return
+    python = sys.executable
+    try:
+        yield
+    finally:
+        sys.executable = python
+        _nursery.close()
+        _nursery = None
+
+
+@contextlib.contextmanager
+def launcher_as_python() -> Iterator[None]:
+    """Within the block, `sys.executable`, which Ray writes into its worker command, is the launcher."""
+    python = sys.executable
+    if _nursery is not None:
+        sys.executable = str(_nursery.launcher)
+    try:
+        yield
+    finally:
+        sys.executable = python
+
+
+def _own_path() -> list[str]:
+    """Return where this package is imported from, first, and what PYTHONPATH says."""
+    here = str(Path(__file__).resolve().parents[1])
+    return [here, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]

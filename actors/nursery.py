@@ -1,0 +1,97 @@
+"""The process that workers of a private cluster are forked from; started by forking.py, never imported by others."""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import random
+import runpy
+import select
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+# Not Ray: it reads each worker's own settings from the environment at import.
+IMPORTS = (
+    "torch",
+    "pandas",
+    "ray_fed.federation.coordinator",
+    "ray_fed.materials.property_task",
+    "ray_fed.materials.model_crystals.crystals",
+)
+
+
+def main(address: str) -> None:
+    """Import, then answer launchers until standard input ends."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(128)
+    for name in IMPORTS:
+        importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the launcher sees its worker end by the line that closes
+    gc.freeze()  # what is imported stays shared with the children
+    while True:
+        ready, _, _ = select.select([listener, sys.stdin], [], [])
+        if sys.stdin in ready:
+            return
+        line, _ = listener.accept()
+        _answer(line, listener)
+        line.close()
+
+
+def _answer(line: socket.socket, listener: socket.socket) -> None:
+    """Fork the worker that a launcher asks for; a launcher that breaks off starts the worker itself."""
+    line.settimeout(5)
+    with contextlib.suppress(OSError, ValueError):
+        head, files, _, _ = socket.recv_fds(line, 8, 3)
+        question = _received(line, int.from_bytes(head, "little"))
+        arguments, environment, folder = json.loads(question)
+        if len(files) != 3:
+            return
+        line.sendall(b"y")
+        if os.fork() == 0:
+            listener.close()
+            _become_worker(arguments, environment, folder, files)
+        for file in files:
+            os.close(file)
+
+
+def _received(line: socket.socket, length: int) -> bytes:
+    parts = b""
+    while len(parts) < length:
+        part = line.recv(length - len(parts))
+        if not part:
+            raise OSError("the launcher broke off")
+        parts += part
+    return parts
+
+
+def _become_worker(command: list[str], environment: dict[str, str], folder: str, files: list[int]) -> NoReturn:
+    """Take over everything that makes a process, then run Ray's own worker script."""
+    os.setsid()
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(signum, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    random.seed()
+    sys.argv = command
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in ((0, "r"), (1, "w"), (2, "w")))
+    code = 0
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
