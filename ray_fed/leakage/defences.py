@@ -1,0 +1,113 @@
+"""What a silo can do to a message before it leaves, and what the attacker then sees.
+
+A defence is a function of one message (a tensor per parameter) and a seed. Larger batches and more local steps are
+defences too, but of training, not of the message: see `Knowledge`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ray_fed.config import require, unknown_name
+from ray_fed.leakage.observation import Observation
+from ray_fed.leakage.targets import output_layer
+from ray_fed.randomness import derived_seed
+
+Message = Sequence[torch.Tensor]
+
+
+def clip(message: Message, norm: float, seed: int = 0) -> list[torch.Tensor]:  # noqa: ARG001
+    """Scale the message so that its 2-norm is at most `norm`. Directions survive: clipping alone hides nothing."""
+    total = torch.stack([part.square().sum() for part in message]).sum().sqrt()
+    factor = (norm / total.clamp_min(torch.finfo(total.dtype).tiny)).clamp_max(1.0)
+    return [part * factor for part in message]
+
+
+def noise(message: Message, share: float, seed: int = 0) -> list[torch.Tensor]:
+    """Add Gaussian noise; its standard deviation is `share` of the message's root mean square."""
+    numbers = sum(part.numel() for part in message)
+    scale = share * (torch.stack([part.square().sum() for part in message]).sum() / numbers).sqrt()
+    draw = torch.Generator().manual_seed(derived_seed(seed, "noise on a message"))
+    return [part + scale * torch.randn(part.shape, generator=draw).to(part) for part in message]
+
+
+def prune(message: Message, share: float, seed: int = 0) -> list[torch.Tensor]:  # noqa: ARG001
+    """Set the `share` of entries that are smallest in size to zero (top-k sparsification)."""
+    sizes = torch.cat([part.abs().flatten() for part in message])
+    dropped = int(share * len(sizes))
+    if dropped == 0:
+        return list(message)
+    limit = sizes.kthvalue(dropped).values
+    return [torch.where(part.abs() > limit, part, 0) for part in message]
+
+
+def half(message: Message, strength: float = 0, seed: int = 0) -> list[torch.Tensor]:  # noqa: ARG001
+    """Send float16."""
+    return [part.half().to(part) for part in message]
+
+
+def int8(message: Message, strength: float = 0, seed: int = 0) -> list[torch.Tensor]:  # noqa: ARG001
+    """Send 8-bit integers, one scale per tensor."""
+    scales = [part.abs().amax().clamp_min(torch.finfo(part.dtype).tiny) / 127 for part in message]
+    return [(part / scale).round() * scale for part, scale in zip(message, scales, strict=True)]
+
+
+DEFENCES: dict[str, Callable[[Message, float, int], list[torch.Tensor]]] = {
+    "clip": clip,
+    "noise": noise,
+    "prune": prune,
+    "fp16": half,
+    "int8": int8,
+}
+WITHOUT_STRENGTH = ("fp16", "int8", "no_output_bias")
+
+
+@dataclass(frozen=True)
+class Defence:
+    """A defence and its strength: `noise:0.1`, `prune:0.9`, `clip:1`, `fp16`, `int8`, `no_output_bias`."""
+
+    name: str
+    strength: float = 0.0
+
+    def __str__(self) -> str:
+        return self.name if self.name in WITHOUT_STRENGTH else f"{self.name}:{self.strength:g}"
+
+    def on_message(self, message: Message, seed: int = 0) -> list[torch.Tensor]:
+        """Return what is sent instead of `message`."""
+        return DEFENCES[self.name](message, self.strength, seed)
+
+    def on(self, observation: Observation, seed: int = 0) -> Observation:
+        """Return what the attacker sees of a silo that defends itself."""
+        if self.name == "no_output_bias":
+            return observation.with_message(_without_bias(observation), str(self))
+        return observation.with_message(self.on_message(observation.message, seed), str(self))
+
+
+def parse_defence(text: str) -> Defence:
+    """Return the defence written as NAME or NAME:STRENGTH; ConfigError when there is no such."""
+    name, _, strength = text.partition(":")
+    if name not in (*DEFENCES, "no_output_bias"):
+        raise unknown_name("defence", name, [*DEFENCES, "no_output_bias"])
+    if name in WITHOUT_STRENGTH:
+        require(not strength, f"defence {text!r}: {name} takes no strength")
+        return Defence(name)
+    try:
+        value = float(strength)
+    except ValueError:
+        value = -1.0
+    require(0 < value < float("inf"), f"defence {text!r} must be {name}:NUMBER with a positive number")
+    require(name != "prune" or value < 1, f"defence {text!r}: the share pruned must be below 1")
+    return Defence(name, value)
+
+
+def _without_bias(observation: Observation) -> list[torch.Tensor]:
+    """Keep the output bias's gradient back: the label rule of the paper has nothing to read."""
+    layer, _ = output_layer(observation.network)
+    names = [name for name, _ in observation.network.named_parameters()]
+    withheld = f"{layer}.bias"
+    require(withheld in names, f"defence no_output_bias: output layer '{layer}' has no bias to keep back")
+    return [
+        torch.zeros_like(part) if name == withheld else part
+        for name, part in zip(names, observation.message, strict=True)
+    ]

@@ -1,0 +1,218 @@
+"""Runs one attack on many observations at once: one batched evaluation a round, whatever stage each problem is in."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ray_fed.config import require
+from ray_fed.leakage.attacks import Attack
+from ray_fed.leakage.descent import Adam, GradientDescent
+from ray_fed.leakage.distances import Distance, make_distance, total_variation
+from ray_fed.leakage.labels import infer_labels
+from ray_fed.leakage.lbfgs import Lbfgs
+from ray_fed.leakage.observation import Observation, stack
+from ray_fed.leakage.stacked import StackedNetwork
+from ray_fed.leakage.starts import start_inputs
+from ray_fed.randomness import derived_seed
+
+Watch = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""watch(evaluation, index [k], objective [k], inputs [k, samples, ...]): sees what was evaluated, changes nothing."""
+
+DIVERGED = 10.0
+"""A last objective above this multiple of the first counts as diverged, as does one that is not finite."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What an attack came to; the first axis counts problems."""
+
+    inputs: torch.Tensor
+    """[n, samples, *input_shape]: the evaluated point with the lowest objective."""
+    labels: torch.Tensor
+    """[n, samples, ...]: classes, or regression targets."""
+    objective: torch.Tensor
+    """[n]: the lowest objective."""
+    evaluations: torch.Tensor
+    """[n]: gradient evaluations until the attack ended by itself, or the budget."""
+    diverged: torch.Tensor
+    """[n], bool: the last objective is not finite, or far above the first."""
+
+
+def reconstruct(
+    observations: Sequence[Observation], attack: Attack, budget: int, seeds: Sequence[int], watch: Watch | None = None
+) -> Reconstruction:
+    """Attack observations that share network structure and knowledge; the result of one does not depend on the others.
+
+    budget: gradient evaluations per problem. seeds: of the starts, one per observation. ConfigError for a label rule
+    the network does not support.
+    """
+    require(budget >= 1, f"budget={budget} must be at least 1 gradient evaluation")
+    require(len(seeds) == len(observations) > 0, f"{len(seeds)} seeds for {len(observations)} observations")
+    problem = Problem(observations, attack)
+    run = _Run(problem, budget, watch)
+    start = run.best_of(start_inputs(observations, attack, seeds), seeds)
+    optimizer = _optimizer(attack, problem.encode(start, seeds), budget, observations[0].knows.value_range, problem)
+    run.drive(optimizer)
+    return run.result()
+
+
+def with_restarts(
+    observations: Sequence[Observation], attack: Attack, budget: int, seeds: Sequence[int], restarts: int
+) -> Reconstruction:
+    """Attack each observation `restarts` times from different starts, each with the whole budget; keep the lowest
+    objective, which the attacker can see. ConfigError for restarts < 1."""
+    require(restarts >= 1, f"restarts={restarts} must be at least 1")
+    repeated = [one for one in observations for _ in range(restarts)]
+    each = [derived_seed(seed, "restart", i) if i else seed for seed in seeds for i in range(restarts)]
+    found = reconstruct(repeated, attack, budget, each)
+    tries = found.objective.reshape(-1, restarts)
+    chosen = tries.argmin(1) + restarts * torch.arange(len(tries), device=tries.device)
+    spent = found.evaluations.reshape(-1, restarts).sum(1)
+    diverged = found.diverged.reshape(-1, restarts).all(1)
+    return Reconstruction(found.inputs[chosen], found.labels[chosen], found.objective[chosen], spent, diverged)
+
+
+class Problem:
+    """The objective of an attack over flat variables [n, size]: inputs, then label logits if they are optimised."""
+
+    def __init__(self, observations: Sequence[Observation], attack: Attack):
+        self.attack, self.knows, self.loss = attack, observations[0].knows, observations[0].loss
+        self.network, self.seen = stack(observations)
+        self.distance: Distance = make_distance(attack.distance, attack.sinkhorn)
+        self.output_shape = self._output_shape()
+        # Labels per pixel (segmentation) and regression targets have no closed form here: they are optimised, too.
+        self.joint = attack.labels == "joint" or self.loss == "mse" or len(self.output_shape) > 2
+        self.labels = None if self.joint else infer_labels(observations, attack.labels)
+        self.inputs_shape = (self.knows.samples, *self.knows.input_shape)
+        self.size = int(torch.Size(self.inputs_shape).numel())
+
+    def __len__(self) -> int:
+        return len(self.network)
+
+    def _output_shape(self) -> tuple[int, ...]:
+        like = self.network.parameters[0]
+        with torch.no_grad():
+            zeros = like.new_zeros(1, self.knows.samples, *self.knows.input_shape)
+            return tuple(self.network.select(torch.tensor([0], device=like.device)).outputs(zeros).shape[1:])
+
+    def encode(self, inputs: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
+        """Return variables [n, size] for first guesses of the inputs; label logits start as N(0, 1) (DLG)."""
+        flat = inputs.flatten(1)
+        if self.attack.box:
+            low, high = self.knows.value_range
+            flat = torch.logit(((flat - low) / (high - low)).clamp(0.01, 0.99))
+        if not self.joint:
+            return flat
+        shape = self.output_shape
+        draws = [torch.Generator().manual_seed(derived_seed(seed, "start of the labels")) for seed in seeds]
+        logits = torch.stack([torch.randn(shape, generator=draw).flatten() for draw in draws])
+        # A network that tells nothing about its labels yet: grey starts give every class the same share.
+        return torch.cat([flat, (logits if self.attack.start == "normal" else 0 * logits).to(flat)], dim=1)
+
+    def decode(self, variables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return inputs [k, samples, ...] and, if optimised, labels as soft classes or targets [k, samples, ...]."""
+        inputs = variables[:, : self.size].reshape(-1, *self.inputs_shape)
+        if self.attack.box:
+            low, high = self.knows.value_range
+            inputs = low + (high - low) * torch.sigmoid(inputs)
+        if not self.joint:
+            return inputs, None
+        free = variables[:, self.size :].reshape(len(variables), *self.output_shape)
+        return inputs, free if self.loss == "mse" else free.softmax(2)
+
+    def objective(
+        self, variables: torch.Tensor, labels: torch.Tensor | None, network: StackedNetwork, seen: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """Return the objective [k] of variables [k, size] for the problems of `network` and `seen`."""
+        inputs, free = self.decode(variables)
+        chosen = free if labels is None else labels
+        assert chosen is not None
+        virtual = network.message(inputs, chosen, self.knows.local_steps, self.knows.learning_rate, create_graph=True)
+        value = self.distance(virtual, seen)
+        smooth = self.attack.total_variation or (self.attack.batch_total_variation if self.knows.samples > 1 else 0.0)
+        return value + smooth * total_variation(inputs) if smooth and len(self.knows.input_shape) == 3 else value
+
+
+class _Run:
+    """One batch of problems on its way: evaluates those that still run, remembers each one's best point."""
+
+    def __init__(self, problem: Problem, budget: int, watch: Watch | None):
+        self.problem, self.budget, self.watch = problem, budget, watch
+        self.active = torch.arange(len(problem), device=problem.network.parameters[0].device)
+        self.network, self.seen, self.labels = problem.network, problem.seen, problem.labels
+        self.best = torch.full((len(problem),), torch.inf, device=self.active.device)
+        self.first = self.last = self.best
+        self.variables: torch.Tensor | None = None
+        self.evaluations = torch.zeros_like(self.active)
+
+    def best_of(self, candidates: Sequence[torch.Tensor], seeds: Sequence[int]) -> torch.Tensor:
+        """Return the candidate start [n, ...] of lowest objective per problem; comparing costs one evaluation each."""
+        if len(candidates) == 1:
+            return candidates[0]
+        values = torch.stack([self._evaluate(self.problem.encode(one, seeds))[0] for one in candidates])
+        self.evaluations += len(candidates) - 1  # the one that is chosen is evaluated again as the first point
+        chosen = torch.nan_to_num(values, nan=torch.inf).argmin(0)
+        return torch.stack(list(candidates))[chosen, torch.arange(len(chosen), device=chosen.device)]
+
+    def drive(self, optimizer: "Lbfgs | Adam | GradientDescent") -> None:
+        """Evaluate and tell until every problem has finished or spent the budget."""
+        values = torch.zeros(len(self.problem), device=self.active.device)
+        gradients = torch.zeros_like(optimizer.points)
+        self.variables = optimizer.points.clone()
+        while True:
+            self._narrow(~optimizer.finished & (self.evaluations < self.budget))
+            if len(self.active) == 0:
+                return
+            points = optimizer.points[self.active]
+            values[self.active], gradients[self.active] = self._evaluate(points)
+            self._remember(points, values[self.active])
+            optimizer.tell(values, gradients)
+
+    def _narrow(self, running: torch.Tensor) -> None:
+        """Stop computing problems that are over."""
+        if int(running.sum()) != len(self.active):
+            self.active = torch.nonzero(running).squeeze(1)
+            self.network = self.problem.network.select(self.active)
+            self.seen = [part[self.active] for part in self.problem.seen]
+            self.labels = None if self.problem.labels is None else self.problem.labels[self.active]
+
+    def _evaluate(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        points = points.detach().requires_grad_()
+        values = self.problem.objective(points, self.labels, self.network, self.seen)
+        (gradients,) = torch.autograd.grad(values.sum(), points)
+        return values.detach(), gradients
+
+    def _remember(self, points: torch.Tensor, values: torch.Tensor) -> None:
+        assert self.variables is not None
+        self.evaluations[self.active] += 1
+        self.last = self.last.index_copy(0, self.active, values)
+        self.first = torch.where(torch.isinf(self.first), self.last, self.first)
+        better = values < self.best[self.active]
+        improved = self.active[better]
+        self.best[improved] = values[better]
+        self.variables[improved] = points[better]
+        if self.watch:
+            inputs = self.problem.decode(points)[0].detach()
+            self.watch(int(self.evaluations[self.active].max()), self.active, values, inputs)
+
+    def result(self) -> Reconstruction:
+        assert self.variables is not None
+        inputs, free = self.problem.decode(self.variables)
+        labels = self.problem.labels
+        if labels is None:
+            assert free is not None
+            labels = free if self.problem.loss == "mse" else free.argmax(2)
+        diverged = ~torch.isfinite(self.last) | (self.last > DIVERGED * self.first)
+        return Reconstruction(inputs, labels, self.best, self.evaluations, diverged)
+
+
+def _optimizer(
+    attack: Attack, start: torch.Tensor, budget: int, bounds: tuple[float, float], problem: Problem
+) -> Lbfgs | Adam | GradientDescent:
+    if attack.optimizer in ("lbfgs", "lbfgs_wolfe"):
+        return Lbfgs(start, attack.learning_rate, attack.history, attack.optimizer == "lbfgs_wolfe")
+    if attack.optimizer == "descent":
+        return GradientDescent(start, attack.learning_rate)
+    clamp = bounds if attack.clamp and not problem.joint else None
+    return Adam(start, attack.learning_rate, attack.optimizer == "signed_adam", budget, clamp)

@@ -1,0 +1,125 @@
+"""What an attacker sees and knows: the only thing an attack may look at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ray_fed.config import require
+from ray_fed.errors import DataError
+from ray_fed.leakage.stacked import StackedNetwork
+
+Tensors = tuple[torch.Tensor, ...]
+
+LOSSES = {"cross_entropy": functional.cross_entropy, "mse": functional.mse_loss}
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What the attacker knows besides the message. Nothing else about the samples reaches an attack."""
+
+    input_shape: tuple[int, ...]
+    """Of one sample, e.g. (1, 28, 28)."""
+    num_classes: int
+    """Size of the label space; 1 for regression."""
+    batch_size: int = 1
+    """Samples behind the message."""
+    local_steps: int = 1
+    """Local steps E between the parameters sent and those returned; each step sees the whole batch."""
+    learning_rate: float | None = None
+    """Of the local SGD steps; None: the message is a gradient."""
+    value_range: tuple[float, float] = (0.0, 1.0)
+    """Range of the inputs' values."""
+    num_silos: int = 1
+    """Silos in the sum, if secure aggregation shows only the sum."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "local_steps", "num_silos"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require(self.local_steps == 1 or self.learning_rate is not None, "local_steps > 1 needs learning_rate")
+
+    @property
+    def samples(self) -> int:
+        """Samples in the message, over all silos that were summed."""
+        return self.batch_size * self.num_silos
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A message as the coordinator receives it, with the parameters it had sent.
+
+    message: one tensor per parameter, in the order of `network.named_parameters()`: the gradient of the mean loss over
+    the batch, or (w_before - w_after) / learning_rate of a FedAvg update, which for one step is the same.
+    """
+
+    network: nn.Module
+    """Structure only: its own weights are not used."""
+    parameters: Tensors
+    message: Tensors
+    knows: Knowledge
+    loss: str = "cross_entropy"
+    defences: tuple[str, ...] = ()
+    """Names of what the silo did to the message, as far as the attacker knows (assumed public)."""
+
+    def __post_init__(self) -> None:
+        for (name, _), sent, got in zip(self.network.named_parameters(), self.parameters, self.message, strict=True):
+            require(sent.shape == got.shape, f"{name}: message {tuple(got.shape)}, parameters {tuple(sent.shape)}")
+            if not bool(torch.isfinite(got).all()):
+                raise DataError(f"the message is not finite in {name}; nothing can be reconstructed from it")
+
+    @property
+    def threat_model(self) -> str:
+        """Return the name of the threat model, for people."""
+        knows = self.knows
+        sent = "one gradient" if knows.learning_rate is None else f"an update after {knows.local_steps} local SGD steps"
+        whose = f"the sum over {knows.num_silos} silos of " if knows.num_silos > 1 else ""
+        defended = f", defended by {' + '.join(self.defences)}" if self.defences else ""
+        return (
+            f"honest-but-curious coordinator: sees {whose}{sent} (batch of {knows.batch_size}{defended}) and the "
+            f"parameters it sent; knows network, loss, input shape {knows.input_shape}, label space "
+            f"{knows.num_classes} and batch size; sees no sample, label or statistics"
+        )
+
+    def with_message(self, message: Sequence[torch.Tensor], defence: str) -> "Observation":
+        return replace(self, message=tuple(message), defences=(*self.defences, defence))
+
+
+def observe(
+    network: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, knows: Knowledge, loss: str = "cross_entropy"
+) -> Observation:
+    """Return what a coordinator sees of one training message of `network` on inputs [batch, ...], labels [batch, ...].
+
+    ConfigError or DataError for inputs of the wrong size, labels out of range, or a gradient that is not finite.
+    """
+    check_samples(inputs, labels, knows, loss)
+    parameters = tuple(parameter.detach().clone() for parameter in network.parameters())
+    stacked = StackedNetwork(network, [parameter[None] for parameter in parameters], LOSSES[loss])
+    message = stacked.message(inputs[None], labels[None], knows.local_steps, knows.learning_rate)
+    return Observation(network, parameters, tuple(part[0].detach() for part in message), knows, loss)
+
+
+def check_samples(inputs: torch.Tensor, labels: torch.Tensor, knows: Knowledge, loss: str) -> None:
+    """Raise a ConfigError or DataError that names what does not fit."""
+    require(loss in LOSSES, f"loss={loss!r} must be one of {', '.join(LOSSES)}")
+    shape, wanted = tuple(inputs.shape[1:]), knows.input_shape
+    if shape != wanted:
+        raise DataError(f"image of size {shape}, the network takes {wanted}; crop or resize it")
+    require(len(inputs) == len(labels) == knows.samples, f"{len(inputs)} images, {len(labels)} labels, batch of "
+            f"{knows.samples}: the three must agree")  # fmt: skip
+    if loss == "cross_entropy" and not bool(((labels >= 0) & (labels < knows.num_classes)).all()):
+        raise DataError(
+            f"label {int(labels.max() if labels.max() >= knows.num_classes else labels.min())} is out of range; "
+            f"labels lie between 0 and {knows.num_classes - 1}"
+        )
+
+
+def stack(observations: Sequence[Observation]) -> tuple[StackedNetwork, list[torch.Tensor]]:
+    """Return many observations of one network structure as one stacked network and messages [n, ...] per parameter."""
+    first = observations[0]
+    for other in observations:
+        require(other.knows == first.knows and other.loss == first.loss, "one batch of attacks needs equal knowledge")
+    parameters = [torch.stack(part) for part in zip(*(one.parameters for one in observations), strict=True)]
+    message = [torch.stack(part) for part in zip(*(one.message for one in observations), strict=True)]
+    return StackedNetwork(first.network, parameters, LOSSES[first.loss]), message

@@ -1,0 +1,87 @@
+"""Rows of a table read from the first layer's part of a message, without an optimiser.
+
+For a first layer z = W x + b and one example, dL/dW_i = (dL/db_i) x for every unit i: the row is the ratio, whatever
+the loss and the rest of the network. For a batch the ratio of unit i is a weighted mean of the rows that reach it; with
+ReLU, a unit that one row alone switches on gives that row away exactly (Phong et al. 2018; Boenisch et al. 2023).
+Updates of local training are sums of such gradients, and leak in the same way as long as the weights barely move.
+
+    symbol     code       shape
+    dL/dW_1    weights    [units, num_features]
+    dL/db_1    bias       [units]
+    x          rows       [num_rows, num_features], as the network sees them
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+EXACT, NEAR = 1e-2, 1e-1
+"""Root mean square error over features, in standard deviations, below which a record counts as exact, as near."""
+SMALLEST_BIAS = 1e-6
+"""Units whose bias moved less than this share of the one that moved most carry rounding errors only."""
+
+
+def row_candidates(weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Return one guess per live unit [guesses, num_features]: dW_i / db_i, the most moved unit first."""
+    weights, bias = np.asarray(weights, np.float64), np.asarray(bias, np.float64)
+    live = np.abs(bias) > SMALLEST_BIAS * np.abs(bias).max(initial=0.0)
+    order = np.argsort(-np.abs(bias), kind="stable")
+    order = order[live[order]]
+    return weights[order] / bias[order, None]
+
+
+@dataclass(frozen=True)
+class Matches:
+    """How near the guesses come to a silo's own records; [num_rows] each."""
+
+    error: np.ndarray
+    """Root mean square error over features of the best guess that counts for the row; infinite without one."""
+    guess: np.ndarray
+    """Number of that guess, -1 without one."""
+
+    @property
+    def exact(self) -> int:
+        """Rows found up to 1 % of a standard deviation."""
+        return int((self.error < EXACT).sum())
+
+    @property
+    def near(self) -> int:
+        """Rows found up to 10 % of a standard deviation, the exact ones left out."""
+        return int(((self.error >= EXACT) & (self.error < NEAR)).sum())
+
+
+def match_rows(candidates: np.ndarray, rows: np.ndarray) -> Matches:
+    """Match guesses [guesses, d] with records [num_rows, d].
+
+    A guess counts for its nearest record only, and only if it is nearer to it than the nearest *other* record is: a
+    guess in the middle of a crowd has found nobody.
+    """
+    error, guess = np.full(len(rows), np.inf), np.full(len(rows), -1)
+    if len(candidates) == 0 or len(rows) == 0:
+        return Matches(error, guess)
+    distance = np.sqrt(_squared_distances(candidates, rows) / rows.shape[1])
+    nearest = distance.argmin(1)
+    own = distance[np.arange(len(candidates)), nearest]
+    for number in np.argsort(own, kind="stable"):
+        record = nearest[number]
+        if guess[record] < 0 and own[number] < _nearest_other(rows, int(record)):
+            error[record], guess[record] = own[number], number
+    return Matches(error, guess)
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    # In blocks: expanding the square instead would lose the small distances that matter to rounding.
+    blocks = [np.square(part[:, None] - b[None]).sum(2) for part in np.array_split(a, max(1, len(a) // 16))]
+    return np.concatenate(blocks)
+
+
+def _nearest_other(rows: np.ndarray, record: int) -> float:
+    """Root mean square distance over features to the nearest record that is not an equal one."""
+    squares = np.square(rows - rows[record]).sum(1) / rows.shape[1]
+    different = squares[squares > 0]
+    return float(np.sqrt(different.min())) if len(different) else np.inf
+
+
+def residual_from_bias(output_bias_gradient: float) -> float:
+    """Return prediction - target of a single example under a mean squared error: dL/db_out = 2 (y' - y)."""
+    return output_bias_gradient / 2

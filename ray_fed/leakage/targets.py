@@ -1,0 +1,128 @@
+"""Networks under attack. Their weights come from a seed; many of one structure can be computed in one product."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ray_fed.config import require, unknown_name
+from ray_fed.leakage.patches import PatchConv2d
+from ray_fed.randomness import derived_seed
+
+Shape = tuple[int, ...]
+
+WIDTH = 12
+"""Channels of DLG's LeNet."""
+
+
+def make_target(name: str, input_shape: Shape, num_classes: int, seed: int, bias: bool = True) -> nn.Module:
+    """Return a network for inputs [batch, *input_shape] with weights that depend on `seed` alone.
+
+    `lenet` and `lenet_relu` have weights U(-0.5, 0.5) as in the published DLG experiments; the others have torch's
+    initial weights. `bias=False` leaves the output layer without its bias. ConfigError for an unknown name, or an input
+    the network cannot take.
+    """
+    if name not in TARGETS:
+        raise unknown_name("model", name, TARGETS)
+    require(num_classes >= 1, f"num_classes={num_classes} must be positive")
+    require(name == "mlp" or len(input_shape) == 3, f"model={name} takes images (channels, height, width)")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(seed, "weights of a target"))
+        network = TARGETS[name](input_shape, num_classes, bias)
+        if name.startswith("lenet"):
+            _spread_uniformly(network)
+    return network.eval()
+
+
+@torch.no_grad()
+def _spread_uniformly(network: nn.Module) -> None:
+    for parameter in network.parameters():
+        parameter.uniform_(-0.5, 0.5)
+
+
+def lenet(shape: Shape, num_classes: int, bias: bool, activation: Callable[[], nn.Module] = nn.Sigmoid) -> nn.Module:
+    """DLG's LeNet (Zhu et al. 2019): three 5x5 convolutions of 12 channels, strides 2, 2, 1, and one linear layer."""
+    channels, height, width = shape
+    require(min(height, width) >= 5, f"model=lenet needs images of at least 5x5 pixels, not {height}x{width}")
+    flat = WIDTH * -(-height // 4) * -(-width // 4)
+    return nn.Sequential(
+        PatchConv2d(channels, WIDTH, 5, stride=2, padding=2), activation(),
+        PatchConv2d(WIDTH, WIDTH, 5, stride=2, padding=2), activation(),
+        PatchConv2d(WIDTH, WIDTH, 5, stride=1, padding=2), activation(),
+        nn.Flatten(), nn.Linear(flat, num_classes, bias=bias),
+    )  # fmt: skip
+
+
+def lenet_relu(shape: Shape, num_classes: int, bias: bool) -> nn.Module:
+    return lenet(shape, num_classes, bias, nn.ReLU)
+
+
+def mlp_classifier(shape: Shape, num_classes: int, bias: bool) -> nn.Module:
+    """Two hidden layers of 64 units."""
+    size = int(torch.Size(shape).numel())
+    hidden = (nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU())
+    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(64, num_classes, bias=bias))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut; no normalisation, whose statistics would mix the samples of a batch."""
+
+    def __init__(self, inside: int, outside: int, stride: int):
+        super().__init__()
+        self.first = PatchConv2d(inside, outside, 3, stride=stride, padding=1)
+        self.second = PatchConv2d(outside, outside, 3, padding=1)
+        self.shortcut = PatchConv2d(inside, outside, 1, stride=stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = self.second(torch.nn.functional.silu(self.first(x)))
+        return torch.nn.functional.silu(inner + self.shortcut(x))
+
+
+def resnet(shape: Shape, num_classes: int, bias: bool) -> nn.Module:
+    """Three residual blocks (8, 16, 16 channels; strides 1, 2, 2), SiLU, one linear layer."""
+    channels, height, width = shape
+    flat = 16 * -(-height // 4) * -(-width // 4)
+    blocks = (ResidualBlock(channels, 8, 1), ResidualBlock(8, 16, 2), ResidualBlock(16, 16, 2))
+    return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(flat, num_classes, bias=bias))
+
+
+class SmallUNet(nn.Module):
+    """A segmentation network of one level: down, up, and a connection past the bottleneck; output per pixel."""
+
+    def __init__(self, channels: int, num_classes: int, bias: bool):
+        super().__init__()
+        self.down = PatchConv2d(channels, 8, 3, padding=1)
+        self.bottom = PatchConv2d(8, 16, 3, stride=2, padding=1)
+        self.up = nn.Upsample(scale_factor=2, mode="nearest")
+        self.merge = PatchConv2d(24, 8, 3, padding=1)
+        self.head = PatchConv2d(8, num_classes, 1, bias=bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, channels, height, width] -> logits [batch, num_classes, height, width]; even height and width."""
+        high = torch.nn.functional.silu(self.down(x))
+        low = torch.nn.functional.silu(self.bottom(high))
+        return self.head(torch.nn.functional.silu(self.merge(torch.cat([high, self.up(low)], dim=-3))))
+
+
+def unet(shape: Shape, num_classes: int, bias: bool) -> nn.Module:
+    require(shape[1] % 2 == 0 and shape[2] % 2 == 0, f"model=unet needs even height and width, not {shape[1:]}")
+    return SmallUNet(shape[0], num_classes, bias)
+
+
+TARGETS: dict[str, Callable[[Shape, int, bool], nn.Module]] = {
+    "lenet": lenet,
+    "lenet_relu": lenet_relu,
+    "mlp": mlp_classifier,
+    "resnet": resnet,
+    "unet": unet,
+}
+
+
+def output_layer(network: nn.Module) -> tuple[str, nn.Module]:
+    """Return (name, layer) of the last layer with weights, in the order they were registered.
+
+    ConfigError when the network has no linear or convolutional layer.
+    """
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    require(bool(layers), "the network has no linear or convolutional layer, so no labels can be read from it")
+    return layers[-1]
