@@ -12,7 +12,6 @@ from ray_fed.config import from_mapping, require
 from ray_fed.errors import DataError
 from ray_fed.federation.coordinator import Job, local_job
 from ray_fed.federation.messages import SiloDescription
-from ray_fed.federation.strategies import FedBuff
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.databases.columns import UNKNOWN_UNIT, canonical_target, unit_of_target
@@ -166,19 +165,17 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     config = setup.config
     total = sum(silos[name].num_examples for name in setup.training)
     shared = _plan(config, total, seed)
-    steps, strategy = shared.total_steps, config.make_strategy()
+    steps = shared.total_steps
     require(shared.num_rounds <= steps, f"rounds={shared.num_rounds} is more than the {steps} local steps there are")
     federated = Job(
         f"federated-{seed}",
         setup.training,
         dict.fromkeys(setup.training, shared),
         seed,
-        strategy,
+        config.make_strategy(),
         config.rules(),
         config.max_update_norm,
         evaluate_every=ceil(shared.num_rounds / EVALUATIONS_PER_JOB),
-        # Silos that never pause would have to stop for an evaluation; the examiner does not disturb them.
-        evaluate_silos=setup.test is None or not isinstance(strategy, FedBuff),
     )
     if not config.baselines:
         return [federated]

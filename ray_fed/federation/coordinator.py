@@ -220,7 +220,9 @@ class Coordinator:
         # Statistics that stay with the silos leave the global model without any: only silos can evaluate it.
         is_whole = job.any_plan.buffers == "average" or not self._has_buffers
         test = self.cohort.examine(models) if is_whole else None
-        if test is None or job.evaluate_silos:
+        # Silos that never pause would have to stop for it; the examiner disturbs nobody.
+        asks_silos = job.evaluate_silos and not isinstance(job.strategy, FedBuff)
+        if test is None or asks_silos:
             by_silo = self.cohort.evaluate(job.name, silos, models)
             for silo in sorted(by_silo):
                 metrics |= _named(f"silo.{silo}", _own(by_silo[silo], silo))
