@@ -1,0 +1,138 @@
+"""The library on Ray: builds as tasks that go on where they stopped, moved models, a silo that keeps its rows."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pipelines.cli import main
+from pipelines.model_library.build import carry_out
+from pipelines.model_library.config import BuildConfig
+from ray_fed.errors import DataError
+from ray_fed.model_library.property_catalogue import embedded_tables
+from ray_fed.model_library.selection import Protocol
+from ray_fed.model_library.silo_search import SiloTarget
+from ray_fed.model_library.store import Library
+
+SMALL = {
+    "networks": 4, "forests": 0, "boosted": 1, "linear": 1, "max_rows": 200, "descriptors": ("guo65",),
+    "properties": ("model_oxides", "model_halides"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def library(ray_session, tmp_path_factory) -> Library:  # noqa: ARG001
+    return carry_out(BuildConfig(library=str(tmp_path_factory.mktemp("lib") / "library"), **SMALL)).library
+
+
+def test_a_build_fills_the_library_and_goes_on_where_it_stopped(library):
+    assert len(library) == 2 * 3 * 6
+    records = sorted((library.path / "jobs").glob("*.json"))
+    lost = json.loads(records[0].read_text())["models"]
+    records[0].unlink()
+    again = carry_out(BuildConfig(library=str(library.path), **SMALL))
+    # The one job that was taken back is done again, and gives the very models it gave before.
+    assert again.models == len(lost)
+    assert again.skipped_jobs == len(records) - 1
+    assert len(library) == 2 * 3 * 6
+    assert library.verify() == []
+
+
+def test_two_actors_with_two_libraries_predict_identical_bits(library, tmp_path):
+    from actors.library import predict_with
+    from ray_fed.model_library.moving import pull, push
+
+    ids = library.stored_ids()[:4]
+    push(library, str(tmp_path / "place"), ids)
+    other = Library.create(tmp_path / "other")
+    pull(other, str(tmp_path / "place"))
+    frame = embedded_tables()["model_pnictides/cell_volume"].frame.head(30)
+    for model_id in ids:
+        here, there = (predict_with(str(place.path), model_id, frame) for place in (library, other))
+        np.testing.assert_array_equal(here, there)
+        assert np.isfinite(here).all()
+
+
+def test_a_silo_searches_pulled_models_and_only_errors_come_back(library):
+    from actors.library import LibrarySilo, search_at
+
+    ids = library.query("method = mlp", ["id"])["id"].tolist()
+    silo = LibrarySilo.remote("pnictides", SiloTarget("model_pnictides/formation_energy"))
+    found = search_at(
+        silo, [library.packed(item) for item in ids], Protocol(20, ensemble=3, max_held_out=50), "ridge", 3
+    )
+    assert len(found) == 3
+    assert all(errors.chosen in ids for errors in found)
+    for errors in found:
+        assert {len(errors.source_cv), len(errors.source_held_out)} == {len(ids)}
+
+
+def test_a_silo_refuses_a_tampered_model(library):
+    from dataclasses import replace
+
+    from actors.library import LibrarySilo, search_at
+
+    model = library.packed(library.query("method = mlp", ["id"])["id"].iloc[0])
+    silo = LibrarySilo.remote("pnictides", SiloTarget("model_pnictides/formation_energy"))
+    with pytest.raises(DataError, match="silo 'pnictides': weights have sha256"):
+        search_at(silo, [replace(model, weights=model.weights[:-1] + b"?")], Protocol(20), "ridge", 1)
+
+
+def test_the_command_line_queries_shows_predicts_and_verifies(library, tmp_path, capsys):
+    folder = ["--library", str(library.path)]
+    assert main(["library", "query", *folder, "property = cell_volume order by meanAbsError limit 2"]) == 0
+    model_id = capsys.readouterr().out.splitlines()[1].split()[0]
+    assert main(["library", "show", *folder, model_id]) == 0
+    assert json.loads(capsys.readouterr().out)["property"] == "cell_volume"
+    (tmp_path / "new.csv").write_text("formula\nMgO\nNotAFormula\n")
+    out = tmp_path / "predicted.csv"
+    assert main(["library", "predict", *folder, model_id, str(tmp_path / "new.csv"), "--out", str(out)]) == 0
+    good, bad = out.read_text().splitlines()[1:]
+    assert float(good.split(",")[1]) > 0
+    assert "NotAFormula" in bad.split(",", 1)[1]
+    assert main(["library", "verify", *folder]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["query", "mae <"], "query ends"),
+        (["query", "property = x"], "unknown property 'x'"),
+        (["show", "beef00"], "no model with id 'beef00'"),
+        (["pull", "/nowhere/at/all"], "holds no models"),
+        (["deprecate", "zz"], "no model with id"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(library, arguments, said, capsys):
+    action, *rest = arguments
+    assert main(["library", action, "--library", str(library.path), *rest]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert len(error.splitlines()) == 1
+
+
+def test_unknown_names_in_a_build_are_refused_before_anything_is_written(tmp_path, capsys):
+    target = tmp_path / "new"
+    for option, value, said in (
+        ("--properties", "formation_enrgy", "did you mean 'formation_energy'"),
+        ("--descriptors", "guo7", "did you mean 'guo"),
+        ("--descriptors", "xenon290", "--element-table"),
+    ):
+        assert main(["library", "build", "--library", str(target), option, value]) == 2
+        assert said in capsys.readouterr().err
+    assert not target.exists()
+
+
+def test_a_transfer_study_writes_both_numbers_side_by_side(library, tmp_path, capsys):
+    arguments = ["library", "transfer", "--library", str(library.path), "--target", "model_pnictides/formation_energy"]
+    arguments += ["--rows", "20", "--draws", "2", "--permutations", "1", "--max-held-out", "50", "--ensemble", "3"]
+    assert main([*arguments, "--sources", "method = mlp", "--out", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    assert "best source by CV (the paper)" in printed
+    assert "judged by nested CV" in printed
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["paper.cv_mae"] < summary["median.cv_mae"]
+    assert summary["oracle.held_out_mae"] <= summary["paper.held_out_mae"]
+    # Sources of the target's own property are not used unless asked for.
+    assert summary["sources"] == 2 * 2 * 4
+    assert (tmp_path / "run" / "figures" / "sources.png").stat().st_size > 10_000
