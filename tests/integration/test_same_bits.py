@@ -1,0 +1,55 @@
+"""One seed, the same bytes: in one process or on Ray, on one core or on two."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+OPTIONS = ["--rows", "400", "--silos", "60,120,180", "--epochs", "6", "--communication-frequency", "0.5"]
+OPTIONS += ["--hidden", "32,16", "--batch-size", "60"]
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "OMP_", "MKL_"))}
+CORES = sorted(os.sched_getaffinity(0))
+
+needs_two_cores = pytest.mark.skipif(len(CORES) < 2, reason="this process may use one core only")
+
+
+def run(folder: Path, cohort: str, cores: list[int], seed: str = "3") -> dict[str, bytes]:
+    """Run the command on these cores; return what must not depend on them, by file name."""
+    command = [sys.executable, "-m", "pipelines.cli", "formation-energy", "--cohort", cohort, "--out", "run", *OPTIONS]
+    done = subprocess.run(
+        [*command, "--seed", seed],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )
+    assert done.returncode == 0, done.stderr
+    models = sorted((folder / "run" / "models").glob("*.safetensors"))
+    assert models
+    return {path.name: path.read_bytes() for path in [folder / "run" / "history.jsonl", *models]}
+
+
+@pytest.fixture(scope="module")
+def local_on_one_core(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("one"), "local", CORES[:1])
+
+
+def test_a_run_in_one_process_and_a_run_on_ray_are_the_same_bytes(tmp_path, local_on_one_core):
+    assert run(tmp_path, "ray", CORES[:1]) == local_on_one_core
+
+
+@needs_two_cores
+@pytest.mark.parametrize("cohort", ["local", "ray"])
+def test_one_core_and_two_give_the_same_bytes(tmp_path, local_on_one_core, cohort):
+    assert run(tmp_path, cohort, CORES[:2]) == local_on_one_core
+
+
+def test_another_seed_gives_other_bytes(tmp_path, local_on_one_core):
+    other = run(tmp_path, "local", CORES[:1], seed="4")
+    assert other.keys() == local_on_one_core.keys()
+    assert all(other[name] != content for name, content in local_on_one_core.items())
