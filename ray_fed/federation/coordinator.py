@@ -206,7 +206,7 @@ class Coordinator:
             server_round,
             job.num_rounds,
             metrics,
-            tuple(update.silo for update in updates),
+            tuple(dict.fromkeys(update.silo for update in updates)),
             work.failures,
             work.num_bytes,
             seconds,
