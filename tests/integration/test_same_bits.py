@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-OPTIONS = ["--rows", "400", "--silos", "60,120,180", "--epochs", "6", "--communication-frequency", "0.5"]
-OPTIONS += ["--hidden", "32,16", "--batch-size", "60"]
+# Batches and layers so large that torch would use both cores if it were let, and get other last bits.
+OPTIONS = ["--rows", "900", "--silos", "100,200,400", "--epochs", "4", "--communication-frequency", "0.5"]
+OPTIONS += ["--hidden", "200,200", "--batch-size", "200"]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "OMP_", "MKL_"))}
 CORES = sorted(os.sched_getaffinity(0))
 
