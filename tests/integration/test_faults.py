@@ -1,6 +1,12 @@
 """Every fault, injected for real into silo actors: the round goes on without the silo, or with its work redone."""
 
-from dataclasses import replace
+import os
+import signal
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +17,7 @@ from actors.federation import federation
 from actors.silo import SiloActor
 from ray_fed.errors import QuorumLost
 from ray_fed.federation.coordinator import Coordinator, Job
+from ray_fed.federation.messages import Answered
 from ray_fed.federation.rounds import RoundRules
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
@@ -32,10 +39,10 @@ def specs(folder, fault=None, num_silos=3):
     ]
 
 
-def run(folder, fault=None, rules=None, num_silos=3):
+def run(folder, fault=None, rules=None, num_silos=3, task=None):
     names = tuple(f"silo-{number}" for number in range(1, num_silos + 1))
     job = Job("federated", names, dict.fromkeys(names, PLAN), model_seed=0, rules=rules or RoundRules())
-    with federation(specs(folder, fault, num_silos), FaultyTask(), TEST, names) as placed:
+    with federation(specs(folder, fault, num_silos), task or FaultyTask(), TEST, names) as placed:
         placed.coordinator.agree()
         return list(placed.coordinator.run(job))
 
@@ -49,9 +56,70 @@ def undisturbed(tmp_path_factory, ray_session):  # noqa: ARG001
 def test_a_silo_that_exits_once_is_restored_and_the_model_is_the_same_bit_for_bit(tmp_path, undisturbed, step):
     records = run(tmp_path, Fault("exit", step, str(tmp_path / "struck")))
     assert (tmp_path / "struck").exists()
+    assert_undisturbed(records, undisturbed)
+
+
+def assert_undisturbed(records, undisturbed):
     assert all(record.participants == NAMES and not record.failures for record in records[1:])
     assert records[-1].models["federated"].tobytes() == undisturbed[-1].models["federated"].tobytes()
     assert [record.metrics for record in records] == [record.metrics for record in undisturbed]
+
+
+def fault_that_strikes_twice(step, marker):
+    # A class made here travels to the silo's process by value, as the tests package is not to be found there.
+    @dataclass(frozen=True)
+    class Twice(Fault):
+        def strikes(self):
+            return any(replace(self, marker=f"{self.marker}-{turn}").strikes_once() for turn in ("first", "second"))
+
+        def strikes_once(self):
+            return Fault.strikes(self)
+
+    return Twice("exit", step, marker)
+
+
+@pytest.mark.parametrize(
+    "step", [pytest.param(2, id="while it redoes the round"), pytest.param(6, id="in the round after")]
+)
+def test_a_silo_that_dies_a_second_time_is_restored_again(tmp_path, undisturbed, step):
+    records = run(tmp_path, fault_that_strikes_twice(step, str(tmp_path / "struck")))
+    assert (tmp_path / "struck-second").exists()
+    assert_undisturbed(records, undisturbed)
+
+
+def test_a_silo_with_one_restart_is_left_out_at_its_second_death(tmp_path):
+    fault = fault_that_strikes_twice(6, str(tmp_path / "struck"))
+    records = run(tmp_path, fault, RoundRules(max_restarts=1))
+    assert [record.participants for record in records[1:]] == [NAMES, NAMES, *[("silo-1", "silo-3")] * 2]
+    assert "its process died" in records[3].failures[0][1]
+
+
+def task_that_tells_its_process(path):
+    class Telling(FaultyTask):
+        def load(self, spec):
+            if getattr(spec.source, "fault", None):
+                Path(path).write_text(str(os.getpid()))
+            return super().load(spec)
+
+    return Telling()
+
+
+def test_a_silo_killed_from_outside_in_the_middle_of_a_round_is_restored(tmp_path, undisturbed):
+    told, struck = tmp_path / "process", tmp_path / "struck"
+    killed = []
+
+    def kill_when_it_hangs():
+        while not struck.exists():
+            time.sleep(0.01)
+        killed.append(int(told.read_text()))
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_when_it_hangs, daemon=True)
+    killer.start()
+    records = run(tmp_path, Fault("hang", 10, str(struck), seconds=600.0), task=task_that_tells_its_process(str(told)))
+    killer.join(timeout=1.0)
+    assert killed != [int(told.read_text())], "the process was not replaced"
+    assert_undisturbed(records, undisturbed)
 
 
 def test_a_silo_without_restarts_left_is_left_out_with_its_reason(tmp_path):
@@ -125,5 +193,44 @@ def test_a_tampered_update_is_quarantined_with_the_reason(what):
     records = list(coordinator.run(Job("federated", names, dict.fromkeys(names, PLAN), model_seed=0)))
     assert [len(record.participants) for record in records[1:]] == [2, 1, 2, 2]
     assert reason in records[2].failures[0][1]
+    for handle in handles.values():
+        ray.kill(handle)
+
+
+class AgainCohort(RayCohort):
+    """A transport that delivers every answer once more, `delay` answers later."""
+
+    delay = 0
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.delivered = deque()
+        self.num_again = 0
+
+    def answer(self, timeout=None):
+        if len(self.delivered) > self.delay:
+            self.num_again += 1
+            return self.delivered.popleft()
+        found = super().answer(timeout)
+        if isinstance(found, Answered):
+            self.delivered.append(found)
+        return found
+
+
+@pytest.mark.parametrize(
+    "delay",
+    [pytest.param(0, id="at once"), pytest.param(1, id="in the same round"), pytest.param(4, id="a round later")],
+)
+def test_an_answer_that_arrives_twice_counts_once(tmp_path, undisturbed, delay):
+    task = FaultyTask()
+    handles = {spec.name: SiloActor.options(num_cpus=0.1).remote(spec, task) for spec in specs(tmp_path)}
+    cohort = AgainCohort(handles)
+    cohort.delay = delay
+    coordinator = Coordinator(cohort, task, NAMES)
+    coordinator.agree()
+    records = list(coordinator.run(Job("federated", NAMES, dict.fromkeys(NAMES, PLAN), model_seed=0)))
+    assert cohort.num_again >= 12 - delay - 1
+    assert all(record.participants == NAMES and not record.failures for record in records[1:])
+    assert records[-1].models["federated"].tobytes() == undisturbed[-1].models["federated"].tobytes()
     for handle in handles.values():
         ray.kill(handle)
