@@ -6,6 +6,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ray_fed.errors import DataError
+from ray_fed.model_library.cards import pack
+from ray_fed.model_library.crystal_graph_models import METHOD, predict_structures
 from ray_fed.model_library.descriptors import check_fingerprint, make_descriptor
 from ray_fed.model_library.moving import difference
 from ray_fed.model_library.moving import pull as pull_models
@@ -13,7 +16,9 @@ from ray_fed.model_library.moving import push as push_models
 from ray_fed.model_library.predictors import predict
 from ray_fed.model_library.property_tables import read_table
 from ray_fed.model_library.store import Library
+from ray_fed.model_library.transfer import Model
 from ray_fed.reporting.atomic_write import write_atomically
+from ray_fed.reporting.model_files import load_model
 from ray_fed.reporting.plain_values import to_json
 
 MAX_ROWS = 40
@@ -99,16 +104,38 @@ def deprecate(library: str, model_id: str) -> int:
 
 def predict_file(library: str, model_id: str, file: Path, out: str | None, element_table: str | None) -> int:
     """Write predictions for a table; rows that cannot be read have a reason. Returns 1 when none could be."""
-    arrays, card = Library.open(library).load(model_id)
-    descriptor = make_descriptor(str(card.descriptor["name"]), element_table)
-    check_fingerprint(descriptor, card.descriptor, card.id)
+    model = Library.open(library).load(model_id)
+    card = model[1]
     frame = read_table(file).rename(columns={"SMILES": "smiles", "composition": "formula"})
-    features, reasons = descriptor.transform(frame)
-    usable = np.isfinite(features).all(axis=1)
-    predicted = np.full(len(frame), np.nan)
-    predicted[usable] = predict(arrays, card, features[usable])
+    predicted, reasons = _predicted(model, frame, element_table)
+    usable = np.isfinite(predicted)
     table = frame.assign(**{f"predicted_{card.property}": predicted, "unit": card.unit, "reason": reasons})
     path = Path(out) if out else Path(f"{file.name}.predictions.csv")
     write_atomically(path, pd.DataFrame(table).to_csv(index=False).encode())
     print(f"{usable.sum():,} of {len(frame):,} predictions of {card.property} [{card.unit}] in {path}")
     return 0 if usable.any() else 1
+
+
+def add(library: str, model: str) -> int:
+    """Put a model of a run, e.g. a federated one with its federation record, into the library."""
+    arrays, card = load_model(model)
+    packed = pack(arrays, card)
+    Library.create(library).add([packed])
+    print(f"{packed.id[:12]} {card.name}: {card.property} [{card.unit}] is in {library}")
+    return 0
+
+
+def _predicted(model: Model, frame: pd.DataFrame, element_table: str | None) -> tuple[np.ndarray, list[str]]:
+    """Return predictions, NaN with a reason where a row cannot be read."""
+    arrays, card = model
+    if card.architecture["type"] == METHOD:
+        return predict_structures(arrays, card, frame)
+    descriptor = make_descriptor(str(card.descriptor["name"]), element_table)
+    check_fingerprint(descriptor, card.descriptor, card.id)
+    if not descriptor.reads(frame):
+        raise DataError(f"the model reads {descriptor.column!r}; the table has: {', '.join(map(str, frame.columns))}")
+    features, reasons = descriptor.transform(frame)
+    usable = np.isfinite(features).all(axis=1)
+    predicted = np.full(len(frame), np.nan)
+    predicted[usable] = predict(arrays, card, features[usable])
+    return predicted, reasons

@@ -13,7 +13,21 @@ def add_command(commands: Any) -> None:
         allow_abbrev=False,
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True, parser_class=type(parser))
-    for add in (_build, _demo, _query, _show, _transfer, _push, _pull, _verify, _diff, _reindex, _deprecate, _predict):
+    for add in (
+        _build,
+        _demo,
+        _query,
+        _show,
+        _transfer,
+        _push,
+        _pull,
+        _verify,
+        _diff,
+        _reindex,
+        _deprecate,
+        _predict,
+        _add,
+    ):
         add(actions)
 
 
@@ -162,3 +176,13 @@ def _predict(actions: Any) -> None:
     parser.add_argument("file", metavar="FILE", help="CSV, parquet or JSON with a column formula or smiles")
     parser.add_argument("--out", default=None, help="CSV to write (default: FILE's name with .predictions.csv, here)")
     parser.add_argument("--element-table", default=None, help="for models on xenon290")
+
+
+def _add(actions: Any) -> None:
+    def run(options: dict, arguments: list[str]) -> int:  # noqa: ARG001
+        from pipelines.model_library.catalogue import add
+
+        return add(options["library"], options["model"])
+
+    parser = _action(actions, "add", "put a model of a run (federated, with its record) into the library", run)
+    parser.add_argument("model", help="its .safetensors file in the run directory")

@@ -74,6 +74,8 @@ class TransferConfig:
     """Query that chooses the source models."""
     same_property: bool = False
     """Also use sources of the target's property from other data sets; they may hold the same materials."""
+    same_dataset: bool = False
+    """Also use sources of other properties of the target's own data set: they have seen the same materials."""
     source: str = "embedded"
     """Where the target property comes from; as for build."""
     target: str = "model_pnictides/formation_energy"
@@ -86,6 +88,9 @@ class TransferConfig:
     """Repetitions with other rows."""
     folds: int = 5
     """Folds of the cross-validation that chooses the source."""
+    clusters: int = 0
+    """Extrapolation: divide the materials into this many clusters of the descriptor, hold one out in turn, and keep
+    clusters together in the folds; 0 draws at random."""
     head: Literal["ridge", "random_forest", "gradient_boosting"] = "ridge"
     """What learns on the frozen features."""
     layers: Literal["last", "all"] = "last"
@@ -110,6 +115,7 @@ class TransferConfig:
         require(2 <= self.folds <= self.rows, f"folds={self.folds} must be 2 to rows={self.rows}")
         for name in ("draws", "ensemble"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be 1 or more")
+        require(self.clusters == 0 or self.clusters >= 3, f"clusters={self.clusters} must be 0, or 3 or more")
         require(self.permutations >= 0, f"permutations={self.permutations} must be 0 or more")
 
     @property
@@ -117,4 +123,6 @@ class TransferConfig:
         """Return how each draw goes."""
         from ray_fed.model_library.selection import Protocol
 
-        return Protocol(self.rows, self.folds, self.ensemble, self.permutations, self.max_held_out, self.seed)
+        return Protocol(
+            self.rows, self.folds, self.ensemble, self.permutations, self.max_held_out, self.seed, self.clusters
+        )

@@ -66,7 +66,8 @@ def _sources(config: TransferConfig, target: PropertyTable) -> list[Model]:
     library = Library.open(config.library)
     ids = library.query(config.sources, ["id"])["id"].tolist()
     loaded = [library.load(model_id) for model_id in ids]
-    models = without_target_materials(loaded, [target.modelset])
+    barred = [] if config.same_dataset else [target.modelset]
+    models = without_target_materials(loaded, barred)
     if not config.same_property:
         models = [(arrays, card) for arrays, card in models if card.property != target.property_name]
     if len(models) < len(loaded):

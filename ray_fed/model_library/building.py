@@ -1,7 +1,7 @@
 """Train the models of one job: one property, one descriptor, one method, many hyperparameters."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -11,6 +11,8 @@ from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.model_library import predictors
 from ray_fed.model_library.batched_training import Schedule, TrainingRows, train_pyramids
 from ray_fed.model_library.cards import Failure, PackedModel, pack, versions
+from ray_fed.model_library.crystal_graph import GRAPH_HASH, crystal_graphs
+from ray_fed.model_library.crystal_graph_models import METHOD, fit_crystal_graphs, predict_crystals
 from ray_fed.model_library.descriptors import Descriptor, make_descriptor
 from ray_fed.model_library.property_tables import PropertyTable
 from ray_fed.model_library.pyramids import Pyramid, PyramidRanges, random_pyramids
@@ -18,7 +20,7 @@ from ray_fed.model_library.scikit_models import fit_scikit
 from ray_fed.model_library.scoring import regression_metrics
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.reporting.model_files import ModelCard
-from ray_fed.reporting.plain_values import to_json
+from ray_fed.reporting.plain_values import Plain, to_json
 
 CLIP = predictors.INPUT_CLIP
 SHARES = {"train": 0.65, "validation": 0.15, "test": 0.2}
@@ -78,17 +80,17 @@ class SplitRows:
 
 def run_job(job: Job, table: PropertyTable) -> JobResult:
     """Train all models of a job. What goes wrong with one model, or with all, is a failure with its reason."""
-    try:
-        descriptor = make_descriptor(job.descriptor, job.element_table)
-        rows = split_rows(table.sample(job.max_rows, generator(job.seed, "library rows", table.key)), descriptor, job)
-    except DataError as error:
-        return JobResult(job, [], [_failure(job, table, job.seed, str(error))])
     models, failures = [], []
-    for arrays, card, reason in _trained(job, table, descriptor, rows):
-        if reason:
-            failures.append(_failure(job, table, card.seed, reason))
-        else:
-            models.append(pack(arrays, card))
+    sample = table.sample(job.max_rows, generator(job.seed, "library rows", table.key))
+    try:
+        trained = _graph_models(job, sample) if job.method == METHOD else _feature_models(job, sample)
+        for arrays, card, reason in trained:
+            if reason:
+                failures.append(_failure(job, table, card.seed, reason))
+            else:
+                models.append(pack(arrays, card))
+    except DataError as error:
+        failures.append(_failure(job, table, job.seed, str(error)))
     return JobResult(job, models, failures)
 
 
@@ -116,33 +118,57 @@ def divided(groups: np.ndarray, draw: np.random.Generator) -> dict[str, np.ndarr
     return {part: np.flatnonzero(np.isin(groups, members)) for part, members in chosen.items()}
 
 
-def _trained(
-    job: Job, table: PropertyTable, descriptor: Descriptor, rows: SplitRows
-) -> Iterator[tuple[dict[str, np.ndarray], ModelCard, str]]:
-    """Yield (arrays, card, reason); a reason other than "" means that the model failed."""
-    blank = _blank_card(job, table, descriptor, rows)
+Trained = Iterator[tuple[dict[str, np.ndarray], ModelCard, str]]
+"""(arrays, card, reason); a reason other than "" means that the model failed."""
+
+
+def _feature_models(job: Job, table: PropertyTable) -> Trained:
+    descriptor = make_descriptor(job.descriptor, job.element_table)
+    rows = split_rows(table, descriptor, job)
+    blank = _blank_card(job, table, descriptor.on_card(), descriptor.feature_names(), rows.unreadable)
     if job.method == predictors.NETWORK:
         trained = _networks(job, table, rows, blank)
     else:
         trained = fit_scikit(job.method, job.count, rows, blank, job.seed)
-    for arrays, card, reason in trained:
-        yield (arrays, card, reason) if reason else (arrays, *_scored(arrays, card, rows))
-
-
-def _scored(arrays: dict[str, np.ndarray], card: ModelCard, rows: SplitRows) -> tuple[ModelCard, str]:
-    """Return the card with its metrics on the held-out rows, or why the model is of no use."""
     features, wanted = rows.of("test")
-    predicted = predictors.predict(arrays, card, features).astype(np.float64)
+    for arrays, card, reason in trained:
+        if not reason:
+            predicted = predictors.predict(arrays, card, features)
+            card, reason = _scored(card, predicted, wanted, rows.targets[rows.parts["train"]], rows.parts)
+        yield arrays, card, reason
+
+
+def _graph_models(job: Job, table: PropertyTable) -> Trained:
+    if "numbers" not in table.frame:
+        raise DataError(f"crystal graphs need structures, {table.key} has none")
+    graphs, reasons = crystal_graphs(table.frame)
+    usable = np.array([not reason for reason in reasons])
+    if usable.sum() < 20:
+        raise DataError(f"{table.key}: {usable.sum()} structures can be read; need 20")
+    targets = table.frame["value"].to_numpy(float)[usable]
+    parts = divided(table.groups[usable], generator(job.seed, "library split", table.key))
+    descriptor: dict[str, Plain] = {"name": METHOD, "table_hash": GRAPH_HASH, "options": {}}
+    blank = _blank_card(job, table, descriptor, (), int((~usable).sum()))
+    test = graphs.take(parts["test"])
+    for arrays, card, reason in fit_crystal_graphs(job.count, graphs, targets, parts, blank, job.seed):
+        if not reason:
+            predicted = predict_crystals(arrays, card, test)
+            card, reason = _scored(card, predicted, targets[parts["test"]], targets[parts["train"]], parts)
+        yield arrays, card, reason
+
+
+def _scored(
+    card: ModelCard, predicted: np.ndarray, wanted: np.ndarray, learned: np.ndarray, parts: dict[str, np.ndarray]
+) -> tuple[ModelCard, str]:
+    """Return the card with its metrics on the held-out rows, or why the model is of no use."""
     if not np.isfinite(predicted).all():
         return card, "predictions are not finite"
-    median = float(np.median(rows.targets[rows.parts["train"]]))
-    counts = {part: {"n": len(rows.parts[part])} for part in ("train", "validation")}
-    return replace(card, metrics={**counts, "test": regression_metrics(wanted, predicted, median)}), ""
+    counts = {part: {"n": len(parts[part])} for part in ("train", "validation")}
+    test = regression_metrics(wanted, predicted.astype(np.float64), float(np.median(learned)))
+    return replace(card, metrics={**counts, "test": test}), ""
 
 
-def _networks(
-    job: Job, table: PropertyTable, rows: SplitRows, blank: ModelCard
-) -> Iterator[tuple[dict[str, np.ndarray], ModelCard, str]]:
+def _networks(job: Job, table: PropertyTable, rows: SplitRows, blank: ModelCard) -> Trained:
     """Train random pyramids in stacks; the target's scale is folded into the last layer."""
     features, targets = rows.of("train")
     scaler = Standardizer.from_moments(ColumnMoments.of(features))
@@ -189,18 +215,20 @@ def _architecture(pyramid: Pyramid, num_features: int) -> dict:
     }  # fmt: skip
 
 
-def _blank_card(job: Job, table: PropertyTable, descriptor: Descriptor, rows: SplitRows) -> ModelCard:
+def _blank_card(
+    job: Job, table: PropertyTable, descriptor: Mapping[str, Plain], feature_names: tuple[str, ...], unreadable: int
+) -> ModelCard:
     """Return what the cards of a job have in common."""
     return ModelCard(
         name="",
         property=table.property_name,
         unit=table.unit,
-        descriptor=descriptor.on_card(),
-        feature_names=descriptor.feature_names(),
+        descriptor=descriptor,
+        feature_names=feature_names,
         architecture={},
         hyperparameters={},
         seed=job.seed,
-        data=({**table.fingerprint(), "unreadable_rows": rows.unreadable},),  # type: ignore[arg-type]
+        data=({**table.fingerprint(), "unreadable_rows": unreadable},),  # type: ignore[arg-type]
         split={"how": "grouped", "seed": job.seed, "max_rows": job.max_rows, **SHARES},
         metrics={},
         target_transform=table.transform,

@@ -38,7 +38,7 @@ def radial_distribution(vectors: np.ndarray, fractional: np.ndarray) -> np.ndarr
     """Return g(r) [201] of one crystal: lattice vectors [3, 3] in Å as rows, sites [atoms, 3]."""
     edges = np.append(GRID, GRID[-1] + STEP)
     counts = np.zeros(len(GRID))
-    images = _images(vectors, edges[-1]) @ vectors
+    images = images_within(vectors, edges[-1]) @ vectors
     for site in fractional:
         apart = (fractional - site) @ vectors
         distances = np.linalg.norm(apart[:, None, :] + images[None, :, :], axis=2)
@@ -48,7 +48,7 @@ def radial_distribution(vectors: np.ndarray, fractional: np.ndarray) -> np.ndarr
     return counts / len(fractional) / (shells * density)
 
 
-def _images(vectors: np.ndarray, cutoff: float) -> np.ndarray:
+def images_within(vectors: np.ndarray, cutoff: float) -> np.ndarray:
     """Return the cells that may hold a neighbour within `cutoff`, int [cells, 3]."""
     heights = 1 / np.linalg.norm(np.linalg.inv(vectors), axis=0)
     # One cell more: two sites of a cell may be apart by nearly a whole height.

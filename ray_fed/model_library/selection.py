@@ -63,6 +63,8 @@ class Protocol:
     permutations: int = 0
     max_held_out: int = 1000
     seed: int = 0
+    clusters: int = 0
+    """Clusters of the descriptor: one is held out in turn, folds keep them together; 0: rows at random."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +92,9 @@ def one_draw(target: Target, sources: SourceFeatures, head: Head, protocol: Prot
 
     DataError when the target has too few groups to train and to hold out.
     """
-    inside, outside = draw_rows(target.groups, protocol, number)
+    inside, outside, fold_groups = _drawn(target, protocol, number)
     wanted, truth = target.values[inside], target.values[outside]
-    folds = fold_rows(target.groups[inside], protocol.folds, generator(protocol.seed, "folds", number))
+    folds = fold_rows(fold_groups, protocol.folds, generator(protocol.seed, "folds", number))
     seed = derived_seed(protocol.seed, "head", number) % 2**31
     features = sources.rows(inside)
     out_of_fold = cross_validated(head, features, wanted, folds, seed)
@@ -103,7 +105,7 @@ def one_draw(target: Target, sources: SourceFeatures, head: Head, protocol: Prot
     ranked = int(np.nanargmin(sources.errors))
     direct_cv, direct = _direct(target, inside, outside, folds, seed)
     ensemble = predicted[several].mean(0)
-    nested = _nested(head, features, target.groups[inside], wanted, protocol, seed, number)
+    nested = _nested(head, features, fold_groups, wanted, protocol, seed, number)
     return Draw(
         cv={
             **{name: mae(values, wanted) for name, values in direct_cv.items()},
@@ -124,6 +126,32 @@ def one_draw(target: Target, sources: SourceFeatures, head: Head, protocol: Prot
             "ensemble held out": (truth, ensemble), "direct held out": (truth, direct["direct forest"]),
         },
     )  # fmt: skip
+
+
+def _drawn(target: Target, protocol: Protocol, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return training rows, held-out rows, and what keeps training rows together in folds."""
+    if not protocol.clusters:
+        inside, outside = draw_rows(target.groups, protocol, number)
+        return inside, outside, target.groups[inside]
+    clusters = clusters_of(target.descriptor, protocol.clusters, protocol.seed)
+    held = number % protocol.clusters
+    draw = generator(protocol.seed, "cluster draw", number)
+    known = set(target.groups[clusters != held].tolist())
+    outside = np.flatnonzero((clusters == held) & ~np.isin(target.groups, list(known)))
+    inside = draw.permutation(np.flatnonzero(clusters != held))[: protocol.rows]
+    if len(inside) < protocol.rows or len(outside) < 5:
+        raise DataError(f"clusters={protocol.clusters}: cluster {held} leaves {len(inside)} rows to learn from and "
+                        f"{len(outside)} held out; lower --rows or --clusters")  # fmt: skip
+    return inside, draw.permutation(outside)[: protocol.max_held_out], clusters[inside]
+
+
+def clusters_of(descriptor: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Return the cluster of each row, int [rows]: k-means on the standardised descriptor."""
+    from sklearn.cluster import KMeans
+
+    spread = descriptor.std(0)
+    scaled = np.clip((descriptor - descriptor.mean(0)) / np.where(spread > 0, spread, 1), -5, 5)
+    return KMeans(count, random_state=seed % 2**32).fit_predict(scaled)
 
 
 def draw_rows(groups: np.ndarray, protocol: Protocol, number: int) -> tuple[np.ndarray, np.ndarray]:

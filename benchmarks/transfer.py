@@ -1,0 +1,144 @@
+"""Transfer between all properties of a library: the transferability matrix, and figures like Yamada et al. 2019.
+
+ray-fed library build --library LIB --source ../shared/datasets --networks 48
+OMP_NUM_THREADS=1 python benchmarks/transfer.py LIB ../shared/datasets OUT
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from sklearn.manifold import TSNE
+
+from pipelines.model_library.figures import histogram_figure, map_figure, matrix_figure, neurons_figure
+from ray_fed.model_library import predictors
+from ray_fed.model_library.descriptors import make_descriptor
+from ray_fed.model_library.heads import cross_validated, fitted, random_forest, ridge
+from ray_fed.model_library.property_catalogue import shared_tables
+from ray_fed.model_library.property_tables import PropertyTable
+from ray_fed.model_library.scoring import correlation
+from ray_fed.model_library.selection import Protocol, draw_rows
+from ray_fed.model_library.store import Library
+from ray_fed.model_library.transfer import target_and_sources
+from ray_fed.randomness import generator
+from ray_fed.reporting.figure_style import save_figure
+
+NETWORKS, DRAWS = 6, 20
+OTHERS = ("pi1070", "dielectric")
+"""Data sets of the matrix that are not tables of formulas."""
+PROTOCOL = Protocol(rows=50, max_held_out=300)
+
+
+def matrix(library: Library, tables: dict[str, PropertyTable], out: Path) -> None:
+    """Write held-out MAE of the mean of six sources of each property over that of a direct forest, 20 draws."""
+    keys = [
+        key for key, table in tables.items() if table.kind == "formula" or table.modelset in ("pi1070", "dielectric")
+    ]
+    models, owners = [], []
+    for key in keys:
+        modelset, name = key.split("/")
+        query = (
+            f"modelset = '{modelset}' and property = '{name}' and method = mlp and descriptor = guo65 limit {NETWORKS}"
+        )
+        found = library.query(query, ["id"])["id"]
+        models += [library.load(model_id) for model_id in found]
+        owners += [key] * len(found)
+    owner = dict(zip([card.id for _, card in models], owners, strict=True))
+    values = np.stack([row(tables[key], models, owner, keys) for key in keys])
+    np.savetxt(out / "matrix.csv", values, "%.4f", ",", header=",".join(keys))
+    short = [f"{tables[key].property_name} ({tables[key].modelset.split('_')[0]})" for key in keys]
+    save_figure(matrix_figure(values, short, short), out / "matrix.png")
+    off = values[~np.eye(len(keys), dtype=bool)]
+    print(f"matrix: {len(keys)} x {len(keys)}; {np.mean(off < 1):.0%} of the pairs beat the direct forest, "
+          f"{np.mean(off < 0.9):.0%} by 10 % or more; median {np.median(off):.3f}")  # fmt: skip
+    for at in np.argsort(np.where(np.eye(len(keys), dtype=bool), np.inf, values), axis=None)[:8]:
+        target, source = np.unravel_index(at, values.shape)
+        print(f"  {keys[source]} -> {keys[target]}: {values[target, source]:.2f}")
+    best = np.where(np.eye(len(keys), dtype=bool), np.inf, values).min(1)
+    print(f"  targets that some other property helps by 5 % or more: {np.sum(best < 0.95)} of {len(keys)}")
+
+
+def row(table: PropertyTable, models: list, owner: dict[str, str], keys: list[str]) -> np.ndarray:
+    """Return one target's row of the matrix."""
+    target, sources = target_and_sources(table.sample(1500, generator(0, "matrix", table.key)), models)
+    of = np.array([owner[model_id] for model_id in sources.ids])
+    errors, direct = np.zeros((DRAWS, len(keys))), np.zeros(DRAWS)
+    for number in range(DRAWS):
+        inside, outside = draw_rows(target.groups, PROTOCOL, number)
+        wanted, truth = target.values[inside], target.values[outside]
+        predicted = fitted(ridge, sources.rows(inside), wanted, sources.rows(outside), 0)
+        x, new = target.descriptor[inside][None], target.descriptor[outside][None]
+        direct[number] = np.abs(random_forest(x, wanted, new, number)[0] - truth).mean()
+        for at, key in enumerate(keys):
+            errors[number, at] = np.abs(predicted[of == key].mean(0) - truth).mean()
+    return errors.mean(0) / direct.mean()
+
+
+def extrapolate(library: Library, tables: dict[str, PropertyTable], out: Path) -> None:
+    """(d2): learn kappa from 45 crystals that are not among the highest, rank the 14 of highest kappa and the rest."""
+    table = tables["ltc103/lattice_thermal_conductivity"]
+    ids = library.query("method = mlp and modelset like 'aflow%' and not property = thermal_conductivity", ["id"])["id"]
+    target, sources = target_and_sources(table, [library.load(model_id) for model_id in ids])
+    order = np.argsort(-target.values)
+    top = order[:14]
+    others = np.flatnonzero(~np.isin(target.groups, target.groups[top]))
+    print(f"(d2) {len(ids)} sources, {len(others)} crystals of other formulas than the 14 of highest kappa")
+    rows = {"direct forest": [], "mean of 10 best by CV": []}
+    for number in range(20):
+        draw = generator(0, "ltc", number).permutation(others)
+        inside, rest = draw[:45], draw[45:]
+        outside = np.concatenate((top, rest))
+        wanted, truth = target.values[inside], target.values[outside]
+        folds = np.array_split(generator(0, "ltc folds", number).permutation(45), 10)
+        cv = np.abs(cross_validated(ridge, sources.rows(inside), wanted, folds, 0) - wanted).mean(1)
+        predicted = fitted(ridge, sources.rows(inside), wanted, sources.rows(outside), 0)[np.argsort(cv)[:10]].mean(0)
+        x, new = target.descriptor[inside][None], target.descriptor[outside][None]
+        direct = random_forest(x, wanted, new, number)[0]
+        for name, guess in (("direct forest", direct), ("mean of 10 best by CV", predicted)):
+            found = set(np.argsort(-guess)[:14].tolist()) & set(range(14))
+            rows[name].append((np.abs(guess - truth)[:14].mean(), correlation(guess, truth), len(found)))
+    for name, values in rows.items():
+        mean, spread = np.mean(values, 0), np.std(values, 0, ddof=1)
+        print(f"  {name}: MAE on the 14 {mean[0]:.3f} ± {spread[0]:.3f} log10(W/mK), r over all held out "
+              f"{mean[1]:.2f} ± {spread[1]:.2f}, found {mean[2]:.1f} ± {spread[2]:.1f} of the 14")  # fmt: skip
+    save_figure(
+        histogram_figure({"others": target.values[others], "14 highest": target.values[top]}, table.unit),
+        out / "kappa.png",
+    )
+
+
+def refractive(library: Library, tables: dict[str, PropertyTable], out: Path) -> None:
+    """(e): direct prediction of polymers by inorganic models, and maps of their descriptors and neurons."""
+    inorganic, polymers = tables["dielectric/refractive_index"], tables["pi1070/refractive_index"]
+    rich = make_descriptor("rich")
+    x, y = rich.transform(inorganic.frame)[0], rich.transform(polymers.frame)[0]
+    ids = library.query("modelset = dielectric and property = refractive_index and method = mlp and descriptor = rich",
+                        ["id"])["id"]  # fmt: skip
+    truth = polymers.frame["value"].to_numpy()
+    errors = [np.abs(predictors.predict(*library.load(model_id), y) - truth).mean() for model_id in ids]
+    blind = np.abs(truth - np.median(truth)).mean()
+    print(f"(e) {len(ids)} inorganic models on {len(truth)} polymers as they are: MAE {np.mean(errors):.3f} "
+          f"(best {np.min(errors):.3f}); predicting the polymers' median: {blind:.3f}")  # fmt: skip
+    both = np.vstack((x, y))
+    both = np.clip((both - both.mean(0)) / np.where(both.std(0) > 0, both.std(0), 1), -5, 5)
+    points = TSNE(2, random_state=0, init="pca").fit_transform(both)
+    names = ["inorganic"] * len(x) + ["polymers"] * len(y)
+    save_figure(map_figure(points, names, "240 compositional descriptors"), out / "tsne.png")
+    arrays, card = library.load(ids.iloc[0])
+    order = np.argsort(truth)
+    layers = predictors.forward(arrays, predictors.standardised(arrays, card, y[order]))[:-1]
+    save_figure(neurons_figure(layers, "refractive index of polymers"), out / "neurons.png")
+
+
+def main() -> None:
+    library, tables, out = Library.open(sys.argv[1]), shared_tables(sys.argv[2]), Path(sys.argv[3])
+    out.mkdir(parents=True, exist_ok=True)
+    for part in (refractive, extrapolate, matrix):
+        start = time.perf_counter()
+        part(library, tables, out)
+        print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
