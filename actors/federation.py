@@ -20,11 +20,12 @@ CONTROL_CPUS = 0.01
 
 @dataclass(frozen=True)
 class Federation:
-    """A federation that stands: the driver's end of the coordinator, what the user should know, the silos' handles."""
+    """A federation that stands: the driver's end of the coordinator, what the user should know, the actors' handles."""
 
     coordinator: RemoteCoordinator
     notices: list[str]
     silos: Mapping[str, Handle]
+    examiner: Handle | None = None
 
 
 @contextlib.contextmanager
@@ -51,7 +52,7 @@ def federation(
         )
         actors.append(coordinator)
         _wait_for_places(silos)
-        yield Federation(RemoteCoordinator(coordinator), notices, silos)
+        yield Federation(RemoteCoordinator(coordinator), notices, silos, examiner)
     finally:
         for actor in actors:
             with contextlib.suppress(RayError):  # one that is gone already must not save the others

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import NoReturn
 
 from pipelines.model_library.command import add_command as add_library_command
+from pipelines.sweep.command import add_command as add_sweep_command
 from ray_fed.errors import FedError
 
 INTERRUPTED = 130
@@ -70,6 +71,7 @@ def _parse(arguments: list[str]) -> tuple[dict, str]:
     _formation_energy(commands)
     _resume(commands)
     _predict(commands)
+    add_sweep_command(commands)
     add_library_command(commands)
     if not arguments:
         parser.print_help()

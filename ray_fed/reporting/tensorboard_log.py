@@ -98,6 +98,28 @@ class EventLog:
             tensor=_string_tensor(layout.SerializeToString()),
         )
 
+    def hyperparameters(self, values: Mapping[str, object], name: str) -> None:
+        """Say which values this run has, for the HParams table and parallel coordinates."""
+        from tensorboard.plugins.hparams import summary_v2
+
+        plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items()}
+        self._add_all(summary_v2.hparams_pb(plain, trial_id=name))
+
+    def experiment(self, fields: Mapping[str, Sequence[object]], metrics: Mapping[str, str]) -> None:
+        """Say, once for a sweep, which fields are varied over which values and which tags are its metrics."""
+        from tensorboard.plugins.hparams import summary_v2
+
+        hparams = [summary_v2.HParam(field, _domain(summary_v2, values)) for field, values in fields.items()]
+        shown = [summary_v2.Metric(tag, display_name=title) for tag, title in metrics.items()]
+        self._add_all(summary_v2.hparams_config_pb(hparams, shown))
+
+    def _add_all(self, summary: object) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        own = Summary.FromString(summary.SerializeToString())  # type: ignore[attr-defined]
+        self._writer.add_event(Event(wall_time=time.time(), step=0, summary=own))
+
     def close(self) -> None:
         """Write what is left; a second call does nothing."""
         if not self._closed:
@@ -111,6 +133,12 @@ class EventLog:
         assert not self._closed, "this EventLog is closed"
         summary = Summary(value=[Summary.Value(**value)])  # type: ignore[arg-type]
         self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+
+def _domain(summary_v2, values: Sequence[object]):
+    """Return the discrete domain of a field; a field with numbers and words has words."""
+    one_kind = len({type(value) for value in values}) == 1 and isinstance(values[0], bool | int | float | str)
+    return summary_v2.Discrete(list(values) if one_kind else [str(value) for value in values])
 
 
 def _category(title: str, charts: Mapping[str, Sequence[str]]):

@@ -1,0 +1,123 @@
+"""Ray Tune around trials that share long-lived silos. Every call of Tune is here.
+
+A trial is a light process with a coordinator of its own; the silos stand already and keep one session per trial.
+"""
+
+import contextlib
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray_fed.errors import FedError
+
+CONTROL_CPUS = 0.01
+
+
+class TrialListener(Protocol):
+    """Told what happens to trials, in the driver's process."""
+
+    def reports(self, number: int, report: Mapping[str, Any]) -> None: ...
+
+    def ends(self, number: int, reason: str) -> None:
+        """A trial is over; `reason` is empty unless it failed."""
+        ...
+
+
+Work = Callable[[Mapping[str, Any], Any], Iterator[Mapping[str, Any]]]
+"""(config, shared) -> reports as they come. Runs in the trial's process."""
+
+
+def run_trials(
+    work: Work,
+    configs: Sequence[Mapping[str, Any]],
+    shared: object,
+    listener: TrialListener,
+    *,
+    folder: Path,
+    scheduler: str = "fifo",
+    concurrent: int = 1,
+    longest: int = 100,
+) -> None:
+    """Run one trial per config, each with a key `number`; Tune's own files go to `folder`.
+
+    longest: largest value of a report's `epochs`, for schedulers. A trial that fails ends with its reason; the others
+    go on.
+    """
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    from ray import tune
+
+    def trainable(config: Mapping[str, Any], shared: object) -> None:
+        for report in work(config["trial"], shared):
+            tune.report(dict(report))
+
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(trainable, shared=shared), {"cpu": CONTROL_CPUS}),
+        param_space={"trial": tune.grid_search([dict(config) for config in configs])},
+        tune_config=tune.TuneConfig(
+            metric="r2",
+            mode="max",
+            scheduler=_scheduler(scheduler, longest),
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="trials", storage_path=str(folder.resolve()), verbose=0, callbacks=[_callback(listener)]
+        ),
+    )
+    with _quiet():
+        tuner.fit()
+
+
+def _scheduler(name: str, longest: int) -> Any:
+    from ray.tune import schedulers
+
+    if name == "asha":
+        return schedulers.ASHAScheduler(time_attr="epochs", max_t=longest, grace_period=max(1, longest // 10))
+    if name == "median":
+        return schedulers.MedianStoppingRule(time_attr="epochs", grace_period=max(1, longest // 10))
+    return None
+
+
+def _callback(listener: TrialListener) -> Any:
+    from ray import tune
+
+    class Telling(tune.Callback):
+        def on_trial_result(self, iteration, trials, trial, result, **info):  # noqa: ARG002
+            listener.reports(trial.config["trial"]["number"], result)
+
+        def on_trial_complete(self, iteration, trials, trial, **info):  # noqa: ARG002
+            listener.ends(trial.config["trial"]["number"], "")
+
+        def on_trial_error(self, iteration, trials, trial, **info):  # noqa: ARG002
+            listener.ends(trial.config["trial"]["number"], _reason(trial))
+
+    return Telling()
+
+
+def _reason(trial: Any) -> str:
+    """Return why a trial failed in one line: our own errors as they are."""
+    error = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
+    cause = getattr(error, "cause", error)
+    if isinstance(cause, FedError):
+        return " ".join(str(cause).split())
+    text = str(cause).strip().splitlines()
+    return text[-1].strip() if text else "the trial's process died"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Tune's tables and hints off the terminal; warnings of ours still come through stderr."""
+    loggers = [logging.getLogger(name) for name in ("ray.tune", "ray.train", "ray")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,1 @@
+"""Sweeps: many runs over the same silos, which open their data once."""

@@ -1,0 +1,135 @@
+"""From options to trials: which field takes which value, with which seed."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from math import exp, log
+from typing import Any, get_type_hints
+
+from pipelines.formation_energy.config import FormationEnergyConfig
+from pipelines.sweep.config import SweepConfig
+from ray_fed.config import coerce, require, unknown_name
+from ray_fed.errors import ConfigError
+from ray_fed.randomness import generator
+
+FREQUENCIES = (0.01, 0.02, 0.04, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""Guo et al. 2022, Fig. 5."""
+LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+
+OF_THE_DATA = (
+    "data", "target", "where", "rows", "features", "impute", "symmetry", "federation", "silos", "split", "test_rows",
+    "partition", "alpha", "test_fraction", "hidden",
+)  # fmt: skip
+OF_THE_RUN = ("seed", "repeats", "cohort", "num_gpus", "address", "out", "baselines")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run of a sweep."""
+
+    number: int
+    point: tuple[tuple[str, Any], ...]
+    """(field, value) of what is varied, sorted by field."""
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"trial-{self.number}"
+
+    def label(self) -> str:
+        """What a person calls the point: "communication_frequency=0.25"."""
+        return ", ".join(f"{field}={_shown(value)}" for field, value in self.point) or "default"
+
+
+def configured(base: FormationEnergyConfig, trial: Trial) -> FormationEnergyConfig:
+    """Return the configuration of a trial; ConfigError where its values make no sense together."""
+    return replace(base, **dict(trial.point))
+
+
+def trials_of(sweep: SweepConfig, base: FormationEnergyConfig) -> list[Trial]:
+    """Return all trials in the order in which they are run: repeats of all points first, so that a sweep that is
+    broken off has something of everything. ConfigError names the field, the value and what can be done."""
+    points = _points(sweep, base)
+    repeats = base.repeats
+    found = []
+    for repeat in range(repeats):
+        for point in points:
+            if dict(point).get("communication_frequency") == "batch" and repeat >= sweep.batch_repeats:
+                continue
+            found.append(Trial(len(found) + 1, point, base.seed + repeat))
+    for trial in found:
+        configured(base, trial)
+    return found
+
+
+def swept_fields(trials: Sequence[Trial]) -> list[str]:
+    """Return the names of the fields that are varied."""
+    return list(dict.fromkeys(field for trial in trials for field, _ in trial.point))
+
+
+def _points(sweep: SweepConfig, base: FormationEnergyConfig) -> list[tuple[tuple[str, Any], ...]]:
+    grids = _preset(sweep.preset) | dict(_grid(text) for text in sweep.grid)
+    combined = [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
+    ranges = [_range(text) for text in sweep.sample]
+    draws = range(sweep.samples) if ranges else range(1)
+    points = [{**point, **_drawn(ranges, base.seed, draw)} for point in combined for draw in draws]
+    return [tuple(sorted(point.items())) for point in points]
+
+
+def _preset(name: str) -> dict[str, tuple[Any, ...]]:
+    if name == "fig5":
+        return {"communication_frequency": (*FREQUENCIES, "batch")}
+    if name == "fig5-heat":
+        return {"communication_frequency": FREQUENCIES[::2], "learning_rate": LEARNING_RATES}
+    return {}
+
+
+def _grid(text: str) -> tuple[str, tuple[Any, ...]]:
+    field, _, values = text.partition("=")
+    annotation = _sweepable(field, f"grid={text!r}")
+    parts = [value for value in values.split(":") if value]
+    require(bool(parts), f"grid={text!r} has no values; write FIELD=VALUE:VALUE, e.g. learning_rate=0.001:0.01")
+    return field, tuple(dict.fromkeys(coerce(part, annotation, field) for part in parts))
+
+
+def _range(text: str) -> tuple[str, str, float, float]:
+    field, _, described = text.partition("=")
+    annotation = _sweepable(field, f"sample={text!r}")
+    kind, *bounds = described.split(":")
+    fits = kind in ("log", "uniform") and len(bounds) == 2
+    require(fits, f"sample={text!r} must be FIELD=log:LOW:HIGH or FIELD=uniform:LOW:HIGH")
+    low, high = (float(coerce(bound, float, field)) for bound in bounds)
+    require(
+        low < high and (kind == "uniform" or low > 0), f"sample={text!r}: LOW must be below HIGH, and above 0 for log"
+    )
+    require(
+        annotation is float or "float" in str(annotation), f"sample={text!r}: {field} takes no real number; use --grid"
+    )
+    return field, kind, low, high
+
+
+def _drawn(ranges: Sequence[tuple[str, str, float, float]], seed: int, draw: int) -> Mapping[str, float]:
+    random = generator(seed, "sweep", draw)
+    found = {}
+    for field, kind, low, high in ranges:
+        share = float(random.random())
+        value = exp(log(low) + share * (log(high) - log(low))) if kind == "log" else low + share * (high - low)
+        found[field] = float(f"{value:.4g}")
+    return found
+
+
+def _sweepable(field: str, where: str) -> Any:
+    hints = get_type_hints(FormationEnergyConfig)
+    known = [each.name for each in fields(FormationEnergyConfig) if each.name not in (*OF_THE_DATA, *OF_THE_RUN)]
+    if field in OF_THE_DATA:
+        raise ConfigError(
+            f"{where}: {field} cannot be swept, all trials share silos that opened their data once; run one sweep per "
+            f"{field}"
+        )
+    if field not in known:
+        raise ConfigError(f"{where}: {unknown_name('field', field, known)}")
+    return hints[field]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
