@@ -95,11 +95,13 @@ def main() -> None:
     parser.add_argument("--together", type=int, default=512)
     parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--case", type=int, default=None, help="only this one, from 0")
     options = vars(parser.parse_args())
+    case = options.pop("case")
     torch.set_num_threads(1)
     print("| case | one by one, models/min | stacked, models/min | ratio | RMSE alone | RMSE stacked | largest gap |")
     print("|---|---|---|---|---|---|---|")
-    for name in CASES:
+    for name in [*CASES] if case is None else [[*CASES][case]]:
         measure(name, **options)
 
 
