@@ -6,14 +6,16 @@ A trial is a light process with a coordinator of its own; the silos stand alread
 import contextlib
 import io
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray_fed.errors import FedError
+from ray_fed.federation.cohort import said_by
 
 CONTROL_CPUS = 0.01
+FAILED = "failed_because"
 
 
 class TrialListener(Protocol):
@@ -51,8 +53,11 @@ def run_trials(
     from ray import tune
 
     def trainable(config: Mapping[str, Any], shared: object) -> None:
-        for report in work(config["trial"], shared):
-            tune.report(dict(report))
+        try:
+            for report in work(config["trial"], shared):
+                tune.report(dict(report))
+        except Exception as error:  # Tune tells its callbacks that a trial failed, but not why
+            tune.report({FAILED: said_by(error), "epochs": 0, "r2": -math.inf})
 
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(trainable, shared=shared), {"cpu": CONTROL_CPUS}),
@@ -85,27 +90,24 @@ def _scheduler(name: str, longest: int) -> Any:
 def _callback(listener: TrialListener) -> Any:
     from ray import tune
 
+    reasons: dict[int, str] = {}
+
     class Telling(tune.Callback):
         def on_trial_result(self, iteration, trials, trial, result, **info):  # noqa: ARG002
-            listener.reports(trial.config["trial"]["number"], result)
+            number = trial.config["trial"]["number"]
+            if FAILED in result:
+                reasons[number] = result[FAILED]
+            else:
+                listener.reports(number, result)
 
         def on_trial_complete(self, iteration, trials, trial, **info):  # noqa: ARG002
-            listener.ends(trial.config["trial"]["number"], "")
+            number = trial.config["trial"]["number"]
+            listener.ends(number, reasons.get(number, ""))
 
         def on_trial_error(self, iteration, trials, trial, **info):  # noqa: ARG002
-            listener.ends(trial.config["trial"]["number"], _reason(trial))
+            listener.ends(trial.config["trial"]["number"], "its process died (killed, out of memory or crashed)")
 
     return Telling()
-
-
-def _reason(trial: Any) -> str:
-    """Return why a trial failed in one line: our own errors as they are."""
-    error = trial.get_pickled_error() if hasattr(trial, "get_pickled_error") else None
-    cause = getattr(error, "cause", error)
-    if isinstance(cause, FedError):
-        return " ".join(str(cause).split())
-    text = str(cause).strip().splitlines()
-    return text[-1].strip() if text else "the trial's process died"
 
 
 @contextlib.contextmanager
