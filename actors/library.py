@@ -88,12 +88,15 @@ class LibrarySilo:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         prepared = ray.put(self.silo.prepared)
         task = _search.options(scheduling_strategy=here)
-        return _got([task.remote(prepared, head, protocol, number) for number in range(count)])
+        share = self.silo.shares_source_errors
+        return _got([task.remote(prepared, head, protocol, number, share) for number in range(count)])
 
 
 @ray.remote(num_cpus=1)
-def _search(prepared: tuple[Target, SourceFeatures], head: str, protocol: Protocol, number: int) -> SiloErrors:
-    return search(prepared, head, protocol, number)
+def _search(
+    prepared: tuple[Target, SourceFeatures], head: str, protocol: Protocol, number: int, per_source: bool
+) -> SiloErrors:
+    return search(prepared, head, protocol, number, per_source)
 
 
 def search_at(

@@ -77,7 +77,7 @@ def _transfer(directory: RunDirectory, library: Library, config: TransferConfig)
 
     target = embedded_tables()[TARGET]
     ids = library.query("method = mlp", ["id"])["id"].tolist()
-    silo = LibrarySilo.remote("pnictides", SiloTarget(TARGET, "embedded"))
+    silo = LibrarySilo.remote("pnictides", SiloTarget(TARGET, share_source_errors=True))
     sources = [library.packed(model_id) for model_id in ids]
     draws = search_at(silo, sources, config.protocol, config.head, config.draws)
     print(_indented(table(draws, target.unit, config)))

@@ -25,6 +25,9 @@ class SiloTarget:
     """'embedded', a folder of data sets, or a table, on the silo's machine."""
     unit: str | None = None
     """Unit of the column of a table of its own."""
+    share_source_errors: bool = False
+    """Also give out the error of every single source. A thousand errors of known models on twenty rows are a thousand
+    equations for twenty values: keep them in where the values are secret."""
 
     def open(self) -> PropertyTable:
         """Read the table; call this at the silo only."""
@@ -47,12 +50,15 @@ class SiloErrors:
     permuted: tuple[float, ...]
     chosen: str
     source_cv: np.ndarray
+    """[sources], or [0] where the silo keeps them to itself."""
     source_held_out: np.ndarray
 
     @classmethod
-    def of(cls, draw: Draw) -> "SiloErrors":
+    def of(cls, draw: Draw, per_source: bool) -> "SiloErrors":
         """Return a draw without its rows."""
-        return cls(dict(draw.cv), dict(draw.held_out), draw.permuted, draw.chosen, draw.source_cv, draw.source_held_out)
+        count = len(draw.source_cv) if per_source else 0
+        each = (draw.source_cv[:count], draw.source_held_out[:count])
+        return cls(dict(draw.cv), dict(draw.held_out), draw.permuted, draw.chosen, *each)
 
 
 class SearchingSilo:
@@ -60,6 +66,7 @@ class SearchingSilo:
 
     def __init__(self, name: str, target: SiloTarget):
         self.name, self._table = name, target.open()
+        self.shares_source_errors = target.share_source_errors
         self._prepared: tuple[Target, SourceFeatures] | None = None
 
     def __repr__(self) -> str:
@@ -79,6 +86,8 @@ class SearchingSilo:
         return self._prepared
 
 
-def search(prepared: tuple[Target, SourceFeatures], head: str, protocol: Protocol, number: int) -> SiloErrors:
+def search(
+    prepared: tuple[Target, SourceFeatures], head: str, protocol: Protocol, number: int, per_source: bool
+) -> SiloErrors:
     """Return the errors of one draw."""
-    return SiloErrors.of(one_draw(*prepared, find_head(head), protocol, number))
+    return SiloErrors.of(one_draw(*prepared, find_head(head), protocol, number), per_source)
