@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
+from pipelines.leakage.command import add_command as add_leakage_commands
 from pipelines.model_library.command import add_command as add_library_command
 from pipelines.sweep.command import add_command as add_sweep_command
 from ray_fed.errors import FedError
@@ -71,6 +72,7 @@ def _parse(arguments: list[str]) -> tuple[dict, str]:
     _formation_energy(commands)
     _resume(commands)
     _predict(commands)
+    add_leakage_commands(commands)
     add_sweep_command(commands)
     add_library_command(commands)
     if not arguments:

@@ -47,6 +47,8 @@ class Attack:
     """Pairs L-BFGS remembers."""
     box: bool = False
     """Optimise through a sigmoid that keeps inputs inside the value range."""
+    tolerance: float = 0.0
+    """Stop when the objective falls below this share of its value for a message of zeros; float32 ends near 1e-13."""
     clamp: bool = False
     """Put inputs back into the value range after each Adam step."""
 
@@ -67,10 +69,8 @@ COSINE = Attack(
     optimizer="signed_adam", learning_rate=0.1, clamp=True,
 )  # fmt: skip
 SORTED = Attack("sorted", "exact 1-D Wasserstein, Peyre & Cuturi 2019, Remark 2.28", distance="sorted")
-L2_GREY = Attack("l2_grey", "iDLG with a grey start and a line search")
-OURS = Attack(
-    "ours", "decisions/0005", start="layers", batch_total_variation=1e-2, spread=0.02
-)  # fmt: skip
+L2_GREY = Attack("l2_grey", "iDLG with a grey start and a line search", tolerance=1e-12)
+OURS = Attack("ours", "decisions/0005", start="layers", batch_total_variation=1e-2, tolerance=1e-12)
 
 ATTACKS = {one.name: one for one in (DLG, IDLG, WDLG, WDLG_BEST, COSINE, SORTED, L2_GREY, OURS)}
 

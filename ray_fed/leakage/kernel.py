@@ -58,19 +58,36 @@ def reconstruct(
 
 
 def with_restarts(
-    observations: Sequence[Observation], attack: Attack, budget: int, seeds: Sequence[int], restarts: int
+    observations: Sequence[Observation],
+    attack: Attack,
+    budget: int,
+    seeds: Sequence[int],
+    restarts: int,
+    watch: Watch | None = None,
 ) -> Reconstruction:
     """Attack each observation `restarts` times from different starts, each with the whole budget; keep the lowest
     objective, which the attacker can see. ConfigError for restarts < 1."""
     require(restarts >= 1, f"restarts={restarts} must be at least 1")
     repeated = [one for one in observations for _ in range(restarts)]
     each = [derived_seed(seed, "restart", i) if i else seed for seed in seeds for i in range(restarts)]
-    found = reconstruct(repeated, attack, budget, each)
+    found = reconstruct(repeated, attack, budget, each, _in_turn(watch, restarts) if watch else None)
     tries = found.objective.reshape(-1, restarts)
     chosen = tries.argmin(1) + restarts * torch.arange(len(tries), device=tries.device)
     spent = found.evaluations.reshape(-1, restarts).sum(1)
     diverged = found.diverged.reshape(-1, restarts).all(1)
     return Reconstruction(found.inputs[chosen], found.labels[chosen], found.objective[chosen], spent, diverged)
+
+
+def _in_turn(watch: Watch, restarts: int) -> Watch:
+    """Count the evaluations of an observation's restarts as if they took turns."""
+
+    def told(evaluation: int, index: torch.Tensor, values: torch.Tensor, inputs: torch.Tensor) -> None:
+        for turn in range(restarts):
+            mine = index % restarts == turn
+            spent = (evaluation - 1) * restarts + turn + 1
+            watch(spent, index[mine] // restarts, values[mine], inputs[mine])
+
+    return told
 
 
 class Problem:
@@ -84,6 +101,8 @@ class Problem:
         # Labels per pixel (segmentation) and regression targets have no closed form here: they are optimised, too.
         self.joint = attack.labels == "joint" or self.loss == "mse" or len(self.output_shape) > 2
         self.labels = None if self.joint else infer_labels(observations, attack.labels)
+        nothing = [torch.zeros_like(part) for part in self.seen]
+        self.enough = attack.tolerance * self.distance(nothing, self.seen)
         self.inputs_shape = (self.knows.samples, *self.knows.input_shape)
         self.size = int(torch.Size(self.inputs_shape).numel())
 
@@ -168,6 +187,7 @@ class _Run:
             values[self.active], gradients[self.active] = self._evaluate(points)
             self._remember(points, values[self.active])
             optimizer.tell(values, gradients)
+            optimizer.finished |= self.best < self.problem.enough
 
     def _narrow(self, running: torch.Tensor) -> None:
         """Stop computing problems that are over."""

@@ -1,0 +1,46 @@
+"""Attacks as Ray tasks: many per task in one batched kernel, results in the order in which they come."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import ray
+from ray.exceptions import RayError
+
+from ray_fed.leakage.study import AttackJob, JobResult, failed, run_job
+
+
+@ray.remote(max_retries=1)
+def _attack(job: AttackJob, device: str) -> JobResult:
+    import torch
+
+    torch.set_num_threads(1)  # tasks share the machine; sums over several threads differ in the last bits
+    started = time.perf_counter()
+    result = run_job(job, device)
+    return JobResult(result.key, result.rows, result.arrays, time.perf_counter() - started)
+
+
+def run_tasks(jobs: Sequence[AttackJob], num_cpus: float = 1.0, num_gpus: float = 0.0) -> Iterator[JobResult]:
+    """Run jobs as tasks on the connected cluster and yield each result as it comes.
+
+    A task whose process died (it is tried twice) or that raised becomes rows with a reason; the others go on. With
+    num_gpus > 0 a task reserves that share of a GPU and computes there.
+    """
+    device = "cuda" if num_gpus else "cpu"
+    task = _attack.options(num_cpus=num_cpus, num_gpus=num_gpus)
+    under_way = {task.remote(job, device): job for job in jobs}
+    try:
+        while under_way:
+            done, _ = ray.wait(list(under_way), num_returns=1)
+            yield _fetched(done[0], under_way.pop(done[0]))
+    finally:
+        for ref in under_way:
+            ray.cancel(ref, force=True)
+
+
+def _fetched(ref: ray.ObjectRef, job: AttackJob) -> JobResult:
+    try:
+        return cast(JobResult, ray.get(ref))
+    except RayError as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return failed(job, f"{type(error).__name__}: {lines[-1]}")

@@ -1,0 +1,85 @@
+"""Labels in closed form: accuracy and steps of each rule (the paper's Table 1), and where the rules end."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from pipelines.leakage.config import LeakageConfig
+from ray_fed.errors import FedError
+from ray_fed.leakage.attacks import DLG
+from ray_fed.leakage.labels import infer_labels, label_steps, output_gradients
+from ray_fed.leakage.study import AttackJob, observations_of
+
+BATCHES = (1, 2, 4, 8, 16, 32)
+DEFENDED = ("int8", "noise:0.01", "noise:0.1", "noise:1", "noise:10", "no_output_bias")
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """One rule under one condition."""
+
+    data: str
+    rule: str
+    condition: str
+    messages: int
+    right: float
+    """Share of the labels found, the batch's order left aside."""
+    steps: int
+    """Entries of the message looked at."""
+    reason: str = ""
+    """Why the rule could not be used."""
+
+
+def label_results(config: LeakageConfig) -> Iterator[LabelResult]:
+    """Yield single-example accuracy per data set, then batches and defences on the first."""
+    for data in config.data:
+        yield from _rules(_job(config, data), "batch 1")
+    first = _job(config, config.data[0])
+    for size in BATCHES[1:]:
+        problems = config.images // size
+        if problems:
+            yield from _rules(replace(first, batch_size=size, problems=tuple(range(problems))), f"batch {size}")
+    for steps in (4, 16):
+        yield from _rules(replace(first, local_steps=steps), f"{steps} local steps")
+    for defence in DEFENDED if config.output_bias else DEFENDED[:-1]:
+        yield from _rules(replace(first, defence=defence), defence)
+
+
+def _job(config: LeakageConfig, data: str) -> AttackJob:
+    numbers = tuple(range(config.images))
+    return AttackJob(
+        "labels", "labels", data, config.model, DLG, numbers, config.images, 1, config.seed,
+        output_bias=config.output_bias,
+    )  # fmt: skip
+
+
+def _rules(job: AttackJob, condition: str) -> Iterator[LabelResult]:
+    observations, _, labels = observations_of(job)
+    rows = output_gradients(observations).rows
+    steps = label_steps(rows.shape[1], rows.shape[2])
+    for rule in ("bias_sign", "row_sign"):
+        try:
+            found = infer_labels(observations, rule)
+        except FedError as error:
+            yield LabelResult(job.data, rule, condition, len(observations), 0.0, steps[rule], str(error))
+            continue
+        yield LabelResult(job.data, rule, condition, len(observations), multiset_share(found, labels), steps[rule])
+
+
+def multiset_share(found: torch.Tensor, true: torch.Tensor) -> float:
+    """Return the share of labels found [n, samples], counted per class, whatever their order."""
+    size = int(torch.cat([found, true]).max()) + 1
+    shared = [
+        torch.minimum(torch.bincount(a, minlength=size), torch.bincount(b, minlength=size)).sum()
+        for a, b in zip(found, true, strict=True)
+    ]
+    return float(torch.stack(shared).sum() / true.numel())
+
+
+def as_rows(results: Sequence[LabelResult]) -> list[list[str]]:
+    """Return table lines."""
+    return [
+        [one.data, one.condition, one.rule, str(one.messages), one.reason or f"{one.right:.1%}", f"{one.steps:,}"]
+        for one in results
+    ]

@@ -1,0 +1,161 @@
+"""`ray-fed leakage`: from options to a run directory, in this process or as Ray tasks; a broken-off run goes on."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.leakage.config import LeakageConfig
+from pipelines.leakage.jobs import study_jobs
+from pipelines.leakage.label_study import label_results
+from pipelines.leakage.outcome import Outcome
+from pipelines.leakage.results import HEADER, table_cells
+from ray_fed.errors import ConfigError
+from ray_fed.leakage.study import AttackJob, JobResult, run_job
+from ray_fed.leakage.tabular_study import TabularCase, crystal_rows, tabular_leaks
+from ray_fed.reporting.plain_values import to_plain
+from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.terminal import RoundProgress, aligned, paths_table
+
+PIPELINE = "leakage"
+TABULAR_RECORDS, TABULAR_MESSAGES = 2000, 10
+TABULAR_CASES = (
+    *(TabularCase(size) for size in (1, 2, 4, 8, 16, 32, 64, 200)),
+    *(TabularCase(size, steps, "sgd", 1e-2) for size in (1, 20) for steps in (2, 8, 32)),
+    *(TabularCase(size, steps, "adam") for size in (1, 20) for steps in (1, 8)),
+)
+
+
+def run(options: dict[str, object], command: Sequence[str]) -> int:
+    """Run the studies; prints progress to stderr and tables to stdout, returns the exit code."""
+    config = LeakageConfig(**options)  # type: ignore[arg-type]
+    jobs = study_jobs(config)
+    directory, begun = _directory(config)
+    try:
+        outcome = Outcome(config, directory, command)
+        return _carry_out(config, jobs, outcome, begun)
+    finally:
+        directory.discard_if_empty()
+
+
+def _carry_out(config: LeakageConfig, jobs: Sequence[AttackJob], outcome: Outcome, begun: bool) -> int:
+    started = time.perf_counter()
+    print(f"threat model: {outcome.threat_model()}", file=sys.stderr)
+    if begun:
+        _recall(outcome)
+    else:
+        outcome.begin()
+    missing = [job for job in jobs if job.key not in outcome.seconds]
+    status = "interrupted"
+    try:
+        _attack(config, missing, outcome)
+        if "labels" in config.studies:
+            outcome.labels = list(label_results(config))
+        if "tabular" in config.studies:
+            features, targets, _ = crystal_rows(TABULAR_RECORDS, config.seed)
+            outcome.tabular = list(tabular_leaks(features, targets, TABULAR_CASES, TABULAR_MESSAGES, config.seed))
+        status = "completed"
+    finally:
+        outcome.finish(status, time.perf_counter() - started)
+    _print(outcome)
+    return 0 if any("failed" not in row for row in outcome.rows) or not outcome.rows else 1
+
+
+def _directory(config: LeakageConfig) -> tuple[RunDirectory, bool]:
+    """Return the run directory, and whether it holds a run with these options that was broken off."""
+    if config.out and (Path(config.out) / "config.yaml").is_file():
+        directory = RunDirectory.open(config.out)
+        wanted = {key: value for key, value in to_plain(asdict(config)).items() if key not in SAME_RESULT}  # type: ignore[union-attr]
+        there = {key: value for key, value in directory.read_config().items() if key in wanted}
+        if directory.summary_path.is_file() and directory.read_summary().get("status") == "completed":
+            raise ConfigError(f"out={config.out} holds a complete run; give another --out")
+        if there != wanted:
+            changed = next(key for key in wanted if wanted[key] != there.get(key))
+            raise ConfigError(
+                f"out={config.out} holds a run with {changed}={there.get(changed)}, not {wanted[changed]}; "
+                "give the same options to go on, or another --out"
+            )
+        return directory, True
+    return RunDirectory.create(config.out, PIPELINE), False
+
+
+SAME_RESULT = ("out", "cohort", "address", "num_gpus")
+"""Options that do not change what comes out."""
+
+
+def _attack(config: LeakageConfig, jobs: Sequence[AttackJob], outcome: Outcome) -> None:
+    with _runner(config) as run_all, RoundProgress() as progress:
+        progress.start(len(jobs), "attacks")
+        for result in run_all(jobs):
+            _keep(result, outcome)
+            progress.advance({})
+
+
+@contextlib.contextmanager
+def _runner(config: LeakageConfig) -> Iterator:
+    if config.cohort == "local":
+        import torch
+
+        torch.set_num_threads(1)
+        yield lambda jobs: map(_timed, jobs)
+        return
+    from actors.session import session
+
+    with session(config.address):
+        from actors.leakage import run_tasks
+
+        yield lambda jobs: run_tasks(jobs, num_gpus=config.num_gpus)
+
+
+def _timed(job: AttackJob) -> JobResult:
+    started = time.perf_counter()
+    result = run_job(job)
+    return JobResult(result.key, result.rows, result.arrays, time.perf_counter() - started)
+
+
+def _keep(result: JobResult, outcome: Outcome) -> None:
+    """Write a job's arrays first and its rows last: rows that are there are whole."""
+    if result.arrays:
+        outcome.directory.write_arrays(f"arrays/{_file(result.key)}.npz", result.arrays)
+    outcome.directory.append_history({"job": result.key, "rows": result.rows})
+    outcome.directory.append_timing({"job": result.key, "seconds": result.seconds})
+    outcome.rows.extend(result.rows)
+    outcome.seconds[result.key] = result.seconds
+    outcome.arrays[result.key] = dict(result.arrays)
+
+
+def _recall(outcome: Outcome) -> None:
+    """Read the jobs that an earlier process finished."""
+    seconds = {str(line["job"]): float(line["seconds"]) for line in outcome.directory.read_timing()}  # type: ignore[arg-type]
+    for line in outcome.directory.read_history():
+        key = str(line["job"])
+        if key in seconds:
+            outcome.rows.extend(line["rows"])  # type: ignore[arg-type]
+            outcome.seconds[key] = seconds[key]
+            path = outcome.directory.path / "arrays" / f"{_file(key)}.npz"
+            if path.is_file():
+                with np.load(path) as arrays:
+                    outcome.arrays[key] = {name: arrays[name] for name in arrays.files}
+
+
+def _file(key: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in key)
+
+
+def _print(outcome: Outcome) -> None:
+    for data, methods in outcome.compared().items():
+        print(f"{data}: {outcome.config.images} images, {outcome.config.budget} gradient evaluations each")
+        print(aligned([HEADER, *(table_cells(one) for one in methods.values())], right=range(3, 10), rule=True))
+    for verdict in outcome.verdicts():
+        print(f"{verdict.verdict}: {verdict.claim}\n    {verdict.because}")
+    reasons = sorted({str(row["failed"]) for row in outcome.rows if "failed" in row})
+    for reason in reasons:
+        print(f"note: {reason}", file=sys.stderr)
+    print()
+    directory = outcome.directory
+    paths_table({"report": directory.report_path, "summary": directory.summary_path, "rows": directory.history_path,
+                 "TensorBoard": directory.tensorboard})  # fmt: skip

@@ -1,0 +1,107 @@
+"""What the attacks' rows say together: rates with intervals, evaluations to a threshold, time."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from ray_fed.leakage.fidelity import wilson_interval
+
+Row = Mapping[str, object]
+NEAR, EXACT = "0.01", "0.001"
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One attack under one condition, over all its problems."""
+
+    attack: str
+    attacks: int
+    """Attacks that ran."""
+    failed: int
+    """Attacks that could not run, e.g. for want of an output bias."""
+    samples: int
+    near: int
+    """Samples with a mean squared error below 1e-2."""
+    exact: int
+    """Samples with a mean squared error below 1e-3."""
+    median_mse: float
+    to_near: float | None
+    """Median evaluations to 1e-2 over all attacks, those that never came there last; None when that is most of them."""
+    to_exact: float | None
+    labels_right: float
+    diverged: int
+    median_psnr: float
+    median_ssim: float | None
+    seconds: float
+    """Per attack, on one core."""
+
+    @property
+    def near_interval(self) -> tuple[float, float]:
+        return wilson_interval(self.near, self.samples)
+
+    @property
+    def exact_interval(self) -> tuple[float, float]:
+        return wilson_interval(self.exact, self.samples)
+
+
+def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
+    """Return the rows whose fields equal `wanted`."""
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def summarise(rows: Sequence[Row], seconds: Mapping[str, float]) -> MethodResult:
+    """Sum up rows of one attack; `seconds` are those of each job, by key."""
+    ran = [row for row in rows if "failed" not in row]
+    similar = [number(row, "ssim") for row in ran if row["ssim"] is not None]
+    jobs = {str(row["job"]) for row in rows}
+    spent = sum(seconds.get(job, 0.0) for job in jobs)
+    return MethodResult(
+        str(rows[0]["attack"]), len(ran), len(rows) - len(ran),
+        sum(int(number(row, "samples")) for row in ran),
+        sum(int(number(row, "near")) for row in ran),
+        sum(int(number(row, "exact")) for row in ran),
+        median([number(row, "mse") for row in ran] or [float("nan")]),
+        _median_to(ran, NEAR), _median_to(ran, EXACT),
+        sum(number(row, "labels_right") for row in ran) / max(1, len(ran)),
+        sum(bool(row["diverged"]) for row in ran),
+        median([number(row, "psnr") for row in ran] or [float("nan")]),
+        median(similar) if similar else None,
+        spent / max(1, len(rows)),
+    )  # fmt: skip
+
+
+def number(row: Row, key: str) -> float:
+    """Return a numeric field; one that JSON had to write as null was not finite."""
+    value = row[key]
+    return float("nan") if value is None else float(value)  # type: ignore[arg-type]
+
+
+def _median_to(rows: Sequence[Row], limit: str) -> float | None:
+    counts = sorted(number(row, f"evaluations_to_{limit}") or float("inf") for row in rows)
+    middle = median(counts) if counts else float("inf")
+    return None if middle == float("inf") else middle
+
+
+def table_cells(result: MethodResult) -> list[str]:
+    """Return a line of the comparison as text."""
+    if result.attacks == 0:
+        return [result.attack, "could not run", *["–"] * 8]
+    return [
+        result.attack, _rate(result.near, result.samples, result.near_interval),
+        _rate(result.exact, result.samples, result.exact_interval), f"{result.median_mse:.1e}",
+        _count(result.to_near), _count(result.to_exact), f"{result.labels_right:.0%}",
+        f"{result.diverged / result.attacks:.0%}", f"{result.median_psnr:.1f}", f"{result.seconds:.2f}",
+    ]  # fmt: skip
+
+
+HEADER = ["attack", "MSE < 1e-2", "MSE < 1e-3", "median MSE", "ev. to 1e-2", "ev. to 1e-3", "labels", "diverged",
+          "PSNR (dB)", "s/attack"]  # fmt: skip
+
+
+def _rate(successes: int, trials: int, interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{successes}/{trials} [{low:.0%}, {high:.0%}]"
+
+
+def _count(value: float | None) -> str:
+    return "–" if value is None else f"{value:.0f}"

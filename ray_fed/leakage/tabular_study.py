@@ -1,0 +1,113 @@
+"""What a message of our tabular regression network gives away, by batch size, local steps and optimiser."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ray_fed.config import require
+from ray_fed.leakage.stacked import StackedNetwork
+from ray_fed.leakage.tabular import match_rows, residual_from_bias, row_candidates
+from ray_fed.learning.models import seeded_mlp
+from ray_fed.randomness import generator
+
+
+@dataclass(frozen=True)
+class TabularCase:
+    """How a silo trains before it sends."""
+
+    batch_size: int
+    local_steps: int = 1
+    optimizer: str = "sgd"
+    """sgd | adam"""
+    learning_rate: float = 1e-3
+
+
+@dataclass(frozen=True)
+class TabularLeak:
+    """What leaks in one case, over several messages."""
+
+    case: TabularCase
+    rows: int
+    """Records that took part, over all messages."""
+    exact: int
+    near: int
+    target_errors: tuple[float, ...]
+    """|recovered - true target| of messages of one record and one step, in the target's unit."""
+
+
+def crystal_rows(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Return standardised features [count, 73], targets [count] in eV/atom and feature names of embedded crystals."""
+    from ray_fed.materials.databases.source import Source, open_database
+    from ray_fed.materials.features.featurizers import make_featurizer
+
+    frame = open_database(Source()).frame
+    require(0 < count <= len(frame), f"records={count}: there are {len(frame)} embedded crystals")
+    chosen = frame.iloc[generator(seed, "records to attack").permutation(len(frame))[:count]].reset_index(drop=True)
+    featurizer = make_featurizer("guo73")
+    features, reasons = featurizer.transform_with_reasons(chosen)
+    usable = np.array([not reason for reason in reasons])
+    features = features[usable]
+    scale = features.std(0)
+    standard = (features - features.mean(0)) / np.where(scale > 0, scale, 1.0)
+    targets = chosen["target"].to_numpy(np.float64)[usable]
+    return standard.astype(np.float32), targets.astype(np.float32), tuple(featurizer.get_feature_names_out())
+
+
+def tabular_leaks(
+    features: np.ndarray, targets: np.ndarray, cases: Sequence[TabularCase], messages: int, seed: int
+) -> Iterator[TabularLeak]:
+    """Attack `messages` messages of each case with the ratio of the first layer (tabular.py); yields each case's sum.
+
+    Batches are drawn without replacement per message; local steps go through them in turn, as epochs do.
+    """
+    network = seeded_mlp(features.shape[1], (200, 200), seed)
+    for case in cases:
+        found = [_one_message(network, features, targets, case, seed, number) for number in range(messages)]
+        errors = tuple(error for *_, error in found if error is not None)
+        yield TabularLeak(case, sum(f[0] for f in found), sum(f[1] for f in found), sum(f[2] for f in found), errors)
+
+
+def _one_message(
+    network: nn.Module, features: np.ndarray, targets: np.ndarray, case: TabularCase, seed: int, number: int
+) -> tuple[int, int, int, float | None]:
+    draw = generator(seed, "a silo's batches", number, case.batch_size, case.local_steps)
+    wanted = case.batch_size * case.local_steps
+    order = np.resize(draw.permutation(len(features)), wanted)
+    batches = [torch.from_numpy(part) for part in np.split(order, case.local_steps)]
+    message = local_update(network, torch.from_numpy(features), torch.from_numpy(targets)[:, None], batches, case)
+    taken = np.unique(order)
+    found = match_rows(row_candidates(message[0].numpy(), message[1].numpy()), features[taken])
+    single = wanted == 1 and case.optimizer == "sgd"
+    error = _target_error(network, float(targets[order[0]]), message) if single else None
+    return len(taken), found.exact, found.near, error
+
+
+def local_update(
+    network: nn.Module,
+    features: torch.Tensor,
+    targets: torch.Tensor,
+    batches: Sequence[torch.Tensor],
+    case: TabularCase,
+) -> list[torch.Tensor]:
+    """Return (w_before - w_after) / learning_rate after one step per batch (indices), per parameter."""
+    weights = [parameter.detach().clone() for parameter in network.parameters()]
+    before = [weight.clone() for weight in weights]
+    optimizer = (torch.optim.Adam if case.optimizer == "adam" else torch.optim.SGD)(weights, lr=case.learning_rate)
+    for index in batches:
+        stacked = StackedNetwork(network, [weight[None] for weight in weights], functional.mse_loss)
+        for weight, part in zip(weights, stacked.gradients(features[index][None], targets[index][None]), strict=True):
+            weight.grad = part[0]
+        optimizer.step()
+    return [(old - new) / case.learning_rate for old, new in zip(before, weights, strict=True)]
+
+
+def _target_error(network: nn.Module, target: float, message: Sequence[torch.Tensor]) -> float:
+    """Recover the target from the row found and the output bias's gradient: y = F(x) - dL/db / 2."""
+    guesses = row_candidates(message[0].numpy(), message[1].numpy())
+    with torch.no_grad():
+        predicted = float(network(torch.from_numpy(guesses[:1].astype(np.float32)))[0, 0])
+    return abs(predicted - residual_from_bias(float(message[-1][0])) - target)
