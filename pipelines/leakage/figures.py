@@ -36,11 +36,11 @@ def grid_figure(data: str, steps: Sequence[int], methods: Mapping[str, Arrays], 
     columns = ["original", *(f"{step} ev." for step in steps)]
     figure = new_figure(0.85 * len(columns) + 1.4, 0.9 * len(methods) + 0.4, square_axes=True)
     axes = figure.subplots(len(methods), len(columns), squeeze=False)
-    for row, (name, arrays) in zip(axes, methods.items(), strict=True):
+    for number, (row, (name, arrays)) in enumerate(zip(axes, methods.items(), strict=True)):
         pictures = [arrays["truth"][image, 0], *(arrays["snapshots"][image, :, 0])]
         for place, (axis, picture) in enumerate(zip(row, pictures, strict=True)):
             _show(axis, picture)
-            if row is axes[0]:
+            if number == 0:
                 axis.set_title(columns[place], fontsize=TICK_SIZE)
         row[0].set_ylabel(as_label(_name(name), 12), fontsize=TICK_SIZE, rotation=0, ha="right", va="center")
     figure.suptitle(as_label(f"Reconstruction over gradient evaluations: {data}", 60), fontsize=TITLE_SIZE)

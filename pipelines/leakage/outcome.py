@@ -12,7 +12,7 @@ from pipelines.leakage.figures import curves_figure, final_figure, grid_figure, 
 from pipelines.leakage.jobs import BATCH, COMPARE, DEFENCE, RATES, snapshots
 from pipelines.leakage.label_study import LabelResult
 from pipelines.leakage.label_study import as_rows as label_rows
-from pipelines.leakage.results import HEADER, MethodResult, Row, select, summarise, table_cells
+from pipelines.leakage.results import HEADER, MethodResult, Row, number, select, summarise, table_cells
 from pipelines.leakage.verdicts import Verdict, verdicts
 from ray_fed.leakage.observation import Knowledge, Observation
 from ray_fed.leakage.study import drawn_images
@@ -53,9 +53,8 @@ class Outcome:
 
     def rates(self) -> dict[tuple[str, float], MethodResult]:
         """Return (attack, step size) -> result of the learning-rate study."""
-        keys = dict.fromkeys(
-            (str(row["attack"]), float(row["learning_rate"])) for row in select(self.rows, group=RATES)
-        )  # type: ignore[arg-type]
+        picked = select(self.rows, group=RATES)
+        keys = dict.fromkeys((str(row["attack"]), number(row, "learning_rate")) for row in picked)
         return {
             (name, rate): summarise(select(self.rows, group=RATES, attack=name, learning_rate=rate), self.seconds)
             for name, rate in sorted(keys, key=lambda key: (key[0], key[1]))
@@ -244,9 +243,9 @@ def tabular_blocks(leaks: Sequence[TabularLeak]) -> list[Paragraph | Table]:
         for one in leaks
     ]  # fmt: skip
     said = (
-        "The attacker divides each unit's weight update by its bias update and compares nothing: a record counts as found "
-        "if a ratio is within 1 % (exact) or 10 % (near) of a standard deviation per feature, root mean square, and nearer "
-        "to it than any other record of the silo is."
+        "The attacker divides each unit's weight update by its bias update. A record counts as found if a ratio is "
+        "within 1 % (exact) or 10 % (near) of a standard deviation per feature, root mean square, and nearer than "
+        "any other record of the batch is to it."
     )
     header = ["optimiser", "batch", "local steps", "records", "exact", "near", "worst target error (eV/atom)"]
     return [Paragraph(said), Table(header, rows)]

@@ -171,7 +171,8 @@ def _from_gradient(
     maps: ConvolutionMaps, delta: torch.Tensor, seen: torch.Tensor, middle: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Solve (ii) where it is well determined, around `middle`; return inputs and the basis V of those directions."""
-    system = maps.gradient_system(delta)
+    # A message that does not determine delta (a withheld bias) must not break the decomposition of the others.
+    system = torch.nan_to_num(maps.gradient_system(delta), nan=0.0, posinf=0.0, neginf=0.0)
     n, out, channels = len(delta), delta.shape[1], maps.shape[0]
     seen = seen.reshape(n, out, channels, -1).transpose(2, 3).reshape(n, -1, channels)
     residual = seen - middle * system.sum(2, keepdim=True)

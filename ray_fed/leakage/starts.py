@@ -21,8 +21,17 @@ def start_inputs(observations: Sequence[Observation], attack: Attack, seeds: Seq
     like = observations[0].parameters[0]
     noise = torch.stack([_noise(one, attack, seed) for one, seed in zip(observations, seeds, strict=True)]).to(like)
     if attack.start == "layers" and is_chain(observations[0]):
-        return [_finite(invert_layers(observations), noise), noise]
+        return [*_inverted(observations, noise), noise]
     return [noise]
+
+
+def _inverted(observations: Sequence[Observation], otherwise: torch.Tensor) -> list[torch.Tensor]:
+    """Return the inputs found layer by layer, where they are finite; nothing where the linear algebra breaks down,
+    as it does for a message without an output bias's gradient."""
+    try:
+        return [_finite(invert_layers(observations), otherwise)]
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        return []
 
 
 def _noise(observation: Observation, attack: Attack, seed: int) -> torch.Tensor:
