@@ -22,32 +22,43 @@ Head = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 def ridge(features: np.ndarray, targets: np.ndarray, new: np.ndarray, seed: int = 0) -> np.ndarray:  # noqa: ARG001
     """Return predictions [sources, m] of ridge regressions, each with the penalty of least leave-one-out error.
 
-    With the eigenvectors of the kernel K = U diag(e) U^T of centred features, all penalties cost one decomposition:
-    residuals of leaving one out are r_i / (1 - H_ii), H = U diag(e / (e + a)) U^T + 1/n  (Golub, Heath & Wahba 1979).
+    With X centred and X^T X = V diag(e) V^T, Z = X V, all penalties a cost one decomposition of the smaller side:
+    fitted = Z diag(1 / (e + a)) Z^T y, and the residual of a row that is left out is r_i / (1 - H_ii) with
+    H_ii = sum_k Z_ik^2 / (e_k + a) + 1/n  (Golub, Heath & Wahba 1979).
     """
     centre, scale = features.mean(1, keepdims=True), features.std(1, keepdims=True)
-    scale[scale < 1e-12] = 1.0
+    alive = scale > 1e-12
     # Divided by the root of the columns, the mean of a kernel's diagonal is 1 whatever the width of the layer.
-    size = np.sqrt(np.maximum((features.std(1) > 1e-12).sum(1), 1))[:, None, None]
-    inside, outside = (features - centre) / scale / size, (new - centre) / scale / size
-    values, vectors = np.linalg.eigh(inside @ inside.transpose(0, 2, 1))
-    values = np.maximum(values, 0)
+    scale = np.where(alive, scale, 1.0) * np.sqrt(np.maximum(alive.sum(2, keepdims=True), 1))
+    inside, outside = (features - centre) / scale, (new - centre) / scale
+    values, scores, back = _decomposed(inside)
     wanted = targets - targets.mean()
-    projected = vectors.transpose(0, 2, 1) @ wanted
-    errors = np.stack([_left_out(values, vectors, projected, wanted, penalty) for penalty in PENALTIES])
+    projected = scores.transpose(0, 2, 1) @ wanted
+    errors = np.stack([_left_out(values, scores, projected, wanted, penalty) for penalty in PENALTIES])
     chosen = PENALTIES[errors.argmin(0)][:, None]
-    dual = vectors @ (projected / (values + chosen))[:, :, None]
-    return targets.mean() + (outside @ (inside.transpose(0, 2, 1) @ dual))[:, :, 0]
+    coefficients = back @ (projected / (values + chosen))[:, :, None]
+    return targets.mean() + (outside @ coefficients)[:, :, 0]
+
+
+def _decomposed(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return e [sources, k], Z [sources, n, k] and V [sources, p, k], k the smaller of n and p."""
+    transposed = inside.transpose(0, 2, 1)
+    if inside.shape[2] <= inside.shape[1]:
+        values, vectors = np.linalg.eigh(transposed @ inside)
+        return np.maximum(values, 0), inside @ vectors, vectors
+    values, vectors = np.linalg.eigh(inside @ transposed)
+    roots = np.sqrt(np.maximum(values, 1e-12 * values.max(1, keepdims=True) + 1e-300))[:, None, :]
+    return np.square(roots[:, 0]), vectors * roots, transposed @ (vectors / roots)
 
 
 def _left_out(
-    values: np.ndarray, vectors: np.ndarray, projected: np.ndarray, wanted: np.ndarray, penalty: float
+    values: np.ndarray, scores: np.ndarray, projected: np.ndarray, wanted: np.ndarray, penalty: float
 ) -> np.ndarray:
     """Return the mean squared leave-one-out error of each source, [sources]."""
-    shrunk = values / (values + penalty)
-    fitted = (vectors @ (shrunk * projected)[:, :, None])[:, :, 0]
-    leverage = np.square(vectors) @ shrunk[:, :, None]
-    residuals = (wanted - fitted) / np.maximum(1 - leverage[:, :, 0] - 1 / len(wanted), 1e-6)
+    shrink = 1 / (values + penalty)
+    fitted = (scores @ (shrink * projected)[:, :, None])[:, :, 0]
+    leverage = (np.square(scores) @ shrink[:, :, None])[:, :, 0]
+    residuals = (wanted - fitted) / np.maximum(1 - leverage - 1 / len(wanted), 1e-6)
     return np.square(residuals).mean(1)
 
 
