@@ -15,6 +15,9 @@ from ray_fed.config import unknown_name
 PENALTIES = np.array([1e-2, 1e-1, 1.0, 10.0, 100.0])
 """Ridge penalties per training row, on standardised features."""
 
+CLIP = 5.0
+"""Standardised features of new rows are cut at this many deviations of the rows learnt from."""
+
 Head = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 """(features [sources, n, p], targets [n], new features [sources, m, p], seed) -> predictions [sources, m]"""
 
@@ -29,8 +32,10 @@ def ridge(features: np.ndarray, targets: np.ndarray, new: np.ndarray, seed: int 
     centre, scale = features.mean(1, keepdims=True), features.std(1, keepdims=True)
     alive = scale > 1e-12
     # Divided by the root of the columns, the mean of a kernel's diagonal is 1 whatever the width of the layer.
-    scale = np.where(alive, scale, 1.0) * np.sqrt(np.maximum(alive.sum(2, keepdims=True), 1))
-    inside, outside = (features - centre) / scale, (new - centre) / scale
+    width = np.sqrt(np.maximum(alive.sum(2, keepdims=True), 1))
+    scale = np.where(alive, scale, 1.0) * width
+    # A unit that slept on twenty rows may wake on a new one: thousands of deviations out, one row would be the mean.
+    inside, outside = (features - centre) / scale, np.clip((new - centre) / scale, -CLIP / width, CLIP / width)
     values, scores, back = _decomposed(inside)
     wanted = targets - targets.mean()
     projected = scores.transpose(0, 2, 1) @ wanted

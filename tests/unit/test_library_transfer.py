@@ -45,6 +45,14 @@ def test_more_columns_than_rows_are_no_trouble():
     assert np.isfinite(ridge(x, draw.normal(size=10), x)).all()
 
 
+def test_a_unit_that_wakes_on_a_new_row_moves_its_prediction_only_so_far():
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(1, 20, 3))
+    x[0, :, 1] = 1e-9 * draw.normal(size=20)
+    new = np.array([[[0.0, 5.0, 0.0]]])
+    assert np.abs(ridge(x, x[0, :, 0], new)).max() < 10
+
+
 def test_a_source_of_dead_units_predicts_the_mean():
     y = np.arange(8.0)
     np.testing.assert_allclose(ridge(np.ones((1, 8, 3)), y, np.ones((1, 4, 3))), 3.5)
