@@ -120,7 +120,7 @@ def test_scaffold_reaches_the_optimum_that_fed_avg_misses():
     """Two silos, each with one row too few to know the line: ten local steps a round pull FedAvg off the optimum."""
     task = _LineTask()
     specs = [SiloSpec("a", ((1.0, 0.0), 1.0, 3.0)), SiloSpec("b", ((1.0, 2.0), 0.2, 3.0))]
-    plan = TrainingPlan(0, 4000, 1, 400, learning_rate=0.1, optimizer="sgd")
+    plan = TrainingPlan(0, 1500, 1, 150, learning_rate=0.1, optimizer="sgd")
     optimum = task.optimum([spec.source for spec in specs])
     errors = {}
     for name, strategy in (("avg", FedAvg()), ("scaffold", Scaffold())):
