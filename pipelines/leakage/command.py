@@ -4,6 +4,7 @@
 def add_command(commands) -> None:
     """Register both commands with argparse's subparsers."""
     _leakage(commands)
+    _audit(commands)
 
 
 def _leakage(commands) -> None:
@@ -25,3 +26,25 @@ def _run_leakage(options: dict, arguments: list[str]) -> int:
     from pipelines.leakage.pipeline import run
 
     return run(options, ["ray-fed", *arguments])
+
+
+def _audit(commands) -> None:
+    from pipelines.leakage.audit_config import AuditConfig
+    from ray_fed.config import add_options
+
+    parser = commands.add_parser(
+        "audit",
+        help="what the messages of your own federation give away",
+        description="Replay, inside the silos, what a coordinator receives in a run or a federation, attack it, and "
+        "say per silo what is reconstructed and what stops it. A silo is audited only if its owner's policy allows it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("target", metavar="RUN|FEDERATION", help="folder of a run, or a federation file")
+    add_options(parser, AuditConfig)
+    parser.set_defaults(run=_run_audit, parser=parser)
+
+
+def _run_audit(options: dict, arguments: list[str]) -> int:
+    from pipelines.leakage.audit_pipeline import run
+
+    return run(options.pop("target"), options, ["ray-fed", *arguments])
