@@ -21,7 +21,11 @@ UPDATE_LIMIT = 2.0**36
 """Largest |n * w| of one update. A thousand such updates stay below LIMIT, so which one is refused never depends on who
 came first."""
 NORMALISE_EVERY = 4096
-CHUNK = 1 << 15
+SHIFT = 1.5 * 2.0**52
+SHIFT_BITS = int(np.array(SHIFT).view(np.uint64))
+SHIFT_LIMIT = 2.0**34
+"""|n * w| below which both parts fit beside SHIFT (|n * w| / HIGH_UNIT < 2^51)."""
+CHUNK = 1 << 14
 
 
 @dataclass
@@ -36,6 +40,8 @@ class ExactWeightedSum:
     num_parameters: int
     total_weight: int = 0
     num_summands: int = 0
+    num_shifts: int = 0
+    """How often SHIFT is in the integers."""
     high: np.ndarray = field(init=False, repr=False)
     low: np.ndarray = field(init=False, repr=False)
 
@@ -45,20 +51,35 @@ class ExactWeightedSum:
 
     def add(self, vector: np.ndarray, weight: int) -> None:
         """Add weight * vector. ValueError (nothing added) for a wrong shape, NaN, infinity or an overflow."""
-        self._check(vector, weight)
+        peak = self._check(vector, weight)
+        add = self._add_shifted if peak * weight < SHIFT_LIMIT else self._add_rounded
         for start in range(0, self.num_parameters, CHUNK):  # chunks stay in the cache: 4x faster at 25 M parameters
             part = slice(start, start + CHUNK)
-            scaled = vector[part].astype(np.float64)  # 24 + 29 bits: the product with a weight < 2^29 is exact
-            scaled *= weight / HIGH_UNIT
-            high = np.rint(scaled)
-            self.high[part] += high.astype(np.int64)
-            np.subtract(scaled, high, out=scaled)
-            scaled *= LOW_PER_HIGH
-            self.low[part] += np.rint(scaled, out=scaled).astype(np.int64)
+            # 24 + 29 bits: the product with a weight < 2^29 is exact
+            add(part, np.multiply(vector[part], weight / HIGH_UNIT, dtype=np.float64))
+        self.num_shifts += add == self._add_shifted
         self.total_weight += weight
         self.num_summands += 1
         if self.num_summands % NORMALISE_EVERY == 0:
             self._carry()
+
+    def _add_rounded(self, part: slice, scaled: np.ndarray) -> None:
+        high = np.rint(scaled)
+        self.high[part] += high.astype(np.int64)
+        np.subtract(scaled, high, out=scaled)
+        scaled *= LOW_PER_HIGH
+        self.low[part] += np.rint(scaled, out=scaled).astype(np.int64)
+
+    def _add_shifted(self, part: slice, scaled: np.ndarray) -> None:
+        """The same in half the time: x + 1.5 * 2^52 has round(x) in its last bits, so its bits are added as they are.
+        Integers wrap around, and `_carry` takes the constant out again."""
+        shifted = scaled + SHIFT
+        self.high.view(np.uint64)[part] += shifted.view(np.uint64)
+        shifted -= SHIFT
+        scaled -= shifted
+        scaled *= LOW_PER_HIGH
+        scaled += SHIFT
+        self.low.view(np.uint64)[part] += scaled.view(np.uint64)
 
     def mean(self) -> np.ndarray:
         """Return float32 [num_parameters], the weighted mean rounded once from float64."""
@@ -68,7 +89,8 @@ class ExactWeightedSum:
         total = self.high * HIGH_UNIT + self.low * (HIGH_UNIT / LOW_PER_HIGH)
         return (total / self.total_weight).astype(np.float32)
 
-    def _check(self, vector: np.ndarray, weight: int) -> None:
+    def _check(self, vector: np.ndarray, weight: int) -> float:
+        """Return the largest |value|."""
         if vector.shape != (self.num_parameters,):
             raise ValueError(f"shape {vector.shape} instead of ({self.num_parameters},)")
         if not 0 < weight < 2**29:
@@ -80,9 +102,14 @@ class ExactWeightedSum:
                 f"{len(bad)} values are not finite (first at {bad[0]})" if len(bad) else f"|value| {peak:.3g} too large"
             )
             raise ValueError(what)
+        return peak
 
     def _carry(self) -> None:
         """Move whole high units out of `low`, towards minus infinity: one canonical form for one exact value."""
+        constant = np.uint64(self.num_shifts * SHIFT_BITS % 2**64)
+        for integers in (self.high, self.low):
+            np.subtract(integers.view(np.uint64), constant, out=integers.view(np.uint64))
+        self.num_shifts = 0
         carry = self.low >> 50
         self.high += carry
         self.low -= carry << 50

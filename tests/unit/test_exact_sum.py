@@ -84,3 +84,30 @@ def test_a_bad_summand_is_refused_and_leaves_the_sum_as_it_was(vector, weight, m
     with pytest.raises(ValueError, match=message):
         total.add(vector, weight)
     assert total.mean().tolist() == [1.0, 2.0]
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.floats(-1e5, 1e5, width=32), st.integers(1, 2**20)), min_size=1, max_size=9),
+    st.integers(0, 2**31),
+)
+def test_both_ways_to_add_leave_the_same_integers(summands, seed):
+    random, quick, slow = np.random.default_rng(seed), ExactWeightedSum(5), ExactWeightedSum(5)
+    slow._add_shifted = slow._add_rounded
+    for value, weight in summands:
+        vector = (value * random.normal(size=5)).astype(np.float32)
+        for total in (quick, slow):
+            total.add(vector, min(weight, 2**10))
+    quick._carry()
+    slow.num_shifts = 0
+    slow._carry()
+    assert quick.high.tolist() == slow.high.tolist()
+    assert quick.low.tolist() == slow.low.tolist()
+    assert quick.num_shifts == 0
+
+
+def test_large_and_small_updates_go_different_ways_into_one_sum():
+    total = ExactWeightedSum(1)
+    for value in (2.0**35, 1.25, -(2.0**35)):
+        total.add(np.array([value], np.float32), 1)
+    assert total.mean().tolist() == [np.float32(1.25 / 3)]
