@@ -1,7 +1,7 @@
 """Transfer between all properties of a library: the transferability matrix, and figures like Yamada et al. 2019.
 
 ray-fed library build --library LIB --source ../shared/datasets --networks 48
-OMP_NUM_THREADS=1 python benchmarks/transfer.py LIB ../shared/datasets OUT
+OMP_NUM_THREADS=1 python benchmarks/transfer.py LIB ../shared/datasets OUT [refractive] [extrapolate] [matrix]
 """
 
 import sys
@@ -84,7 +84,7 @@ def extrapolate(library: Library, tables: dict[str, PropertyTable], out: Path) -
     top = order[:14]
     others = np.flatnonzero(~np.isin(target.groups, target.groups[top]))
     print(f"(d2) {len(ids)} sources, {len(others)} crystals of other formulas than the 14 of highest kappa")
-    rows = {"direct forest": [], "mean of 10 best by CV": []}
+    rows = {"direct forest": [], "direct ridge": [], "mean of 10 best by CV": []}
     for number in range(20):
         draw = generator(0, "ltc", number).permutation(others)
         inside, rest = draw[:45], draw[45:]
@@ -94,8 +94,8 @@ def extrapolate(library: Library, tables: dict[str, PropertyTable], out: Path) -
         cv = np.abs(cross_validated(ridge, sources.rows(inside), wanted, folds, 0) - wanted).mean(1)
         predicted = fitted(ridge, sources.rows(inside), wanted, sources.rows(outside), 0)[np.argsort(cv)[:10]].mean(0)
         x, new = target.descriptor[inside][None], target.descriptor[outside][None]
-        direct = random_forest(x, wanted, new, number)[0]
-        for name, guess in (("direct forest", direct), ("mean of 10 best by CV", predicted)):
+        guesses = (random_forest(x, wanted, new, number)[0], ridge(x, wanted, new)[0], predicted)
+        for name, guess in zip(rows, guesses, strict=True):
             found = set(np.argsort(-guess)[:14].tolist()) & set(range(14))
             rows[name].append((np.abs(guess - truth)[:14].mean(), correlation(guess, truth), len(found)))
     for name, values in rows.items():
@@ -134,7 +134,8 @@ def refractive(library: Library, tables: dict[str, PropertyTable], out: Path) ->
 def main() -> None:
     library, tables, out = Library.open(sys.argv[1]), shared_tables(sys.argv[2]), Path(sys.argv[3])
     out.mkdir(parents=True, exist_ok=True)
-    for part in (refractive, extrapolate, matrix):
+    wanted = sys.argv[4:] or ["refractive", "extrapolate", "matrix"]
+    for part in (part for part in (refractive, extrapolate, matrix) if part.__name__ in wanted):
         start = time.perf_counter()
         part(library, tables, out)
         print(f"  {time.perf_counter() - start:.0f} s", flush=True)
