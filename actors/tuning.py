@@ -8,9 +8,12 @@ import io
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+from ray import tune
+from ray.tune import schedulers
 
 from ray_fed.federation.cohort import said_by
 
@@ -21,6 +24,8 @@ FAILED = "failed_because"
 class TrialListener(Protocol):
     """Told what happens to trials, in the driver's process."""
 
+    def starts(self, number: int) -> None: ...
+
     def reports(self, number: int, report: Mapping[str, Any]) -> None: ...
 
     def ends(self, number: int, reason: str) -> None:
@@ -28,7 +33,7 @@ class TrialListener(Protocol):
         ...
 
 
-Work = Callable[[Mapping[str, Any], Any], Iterator[Mapping[str, Any]]]
+Work = Callable[[Mapping[str, Any], Any], Generator[Mapping[str, Any], None, None]]
 """(config, shared) -> reports as they come. Runs in the trial's process."""
 
 
@@ -50,12 +55,13 @@ def run_trials(
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    from ray import tune
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours ends the sweep in order
 
     def trainable(config: Mapping[str, Any], shared: object) -> None:
         try:
-            for report in work(config["trial"], shared):
-                tune.report(dict(report))
+            with contextlib.closing(work(config["trial"], shared)) as reports:  # also when a scheduler stops it
+                for report in reports:
+                    tune.report(dict(report))
         except Exception as error:  # Tune tells its callbacks that a trial failed, but not why
             tune.report({FAILED: said_by(error), "epochs": 0, "r2": -math.inf})
 
@@ -70,7 +76,7 @@ def run_trials(
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
-            name="trials", storage_path=str(folder.resolve()), verbose=0, callbacks=[_callback(listener)]
+            name="trials", storage_path=str(folder.resolve()), verbose=0, callbacks=[Telling(listener)]
         ),
     )
     with _quiet():
@@ -78,8 +84,6 @@ def run_trials(
 
 
 def _scheduler(name: str, longest: int) -> Any:
-    from ray.tune import schedulers
-
     if name == "asha":
         return schedulers.ASHAScheduler(time_attr="epochs", max_t=longest, grace_period=max(1, longest // 10))
     if name == "median":
@@ -87,27 +91,35 @@ def _scheduler(name: str, longest: int) -> Any:
     return None
 
 
-def _callback(listener: TrialListener) -> Any:
-    from ray import tune
+class Telling(tune.Callback):
+    """Tune's side of a listener."""
 
-    reasons: dict[int, str] = {}
+    def __init__(self, listener: TrialListener):
+        self.listener = listener
+        self.reasons: dict[int, str] = {}
 
-    class Telling(tune.Callback):
-        def on_trial_result(self, iteration, trials, trial, result, **info):  # noqa: ARG002
-            number = trial.config["trial"]["number"]
-            if FAILED in result:
-                reasons[number] = result[FAILED]
-            else:
-                listener.reports(number, result)
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its callbacks down to restore them; a sweep is resumed from its own results instead."""
+        return {}
 
-        def on_trial_complete(self, iteration, trials, trial, **info):  # noqa: ARG002
-            number = trial.config["trial"]["number"]
-            listener.ends(number, reasons.get(number, ""))
+    def on_trial_start(self, iteration, trials, trial, **info):  # noqa: ARG002
+        self.listener.starts(_number(trial))
 
-        def on_trial_error(self, iteration, trials, trial, **info):  # noqa: ARG002
-            listener.ends(trial.config["trial"]["number"], "its process died (killed, out of memory or crashed)")
+    def on_trial_result(self, iteration, trials, trial, result, **info):  # noqa: ARG002
+        if FAILED in result:
+            self.reasons[_number(trial)] = result[FAILED]
+        else:
+            self.listener.reports(_number(trial), result)
 
-    return Telling()
+    def on_trial_complete(self, iteration, trials, trial, **info):  # noqa: ARG002
+        self.listener.ends(_number(trial), self.reasons.get(_number(trial), ""))
+
+    def on_trial_error(self, iteration, trials, trial, **info):  # noqa: ARG002
+        self.listener.ends(_number(trial), "its process died (killed, out of memory or crashed)")
+
+
+def _number(trial: Any) -> int:
+    return trial.config["trial"]["number"]
 
 
 @contextlib.contextmanager

@@ -11,14 +11,16 @@ class SweepConfig:
     """What is varied, and how trials are run."""
 
     grid: tuple[str, ...] = ()
-    """Values to combine, FIELD=VALUE:VALUE:..., e.g. communication_frequency=0.05:0.25:1.0; several with commas."""
+    """Values to combine, FIELD=VALUE,VALUE,..., e.g. communication_frequency=0.05,0.25,batch; give it once per
+    field."""
     sample: tuple[str, ...] = ()
-    """Ranges to draw from, FIELD=log:LOW:HIGH or FIELD=uniform:LOW:HIGH, e.g. learning_rate=log:1e-4:1e-2."""
+    """Ranges to draw from, FIELD=log:LOW:HIGH or FIELD=uniform:LOW:HIGH, e.g. learning_rate=log:1e-4:1e-2; give it once
+    per field."""
     samples: int = 10
     """Draws per combination of the grid; counts with --sample only."""
     preset: Literal["none", "fig5", "fig5-heat"] = "none"
     """fig5: the eight frequencies of Guo et al. 2022, Fig. 5 and 6, and an exchange after every batch, ten repeats;
-    fig5-heat: learning rate x frequency, two repeats."""
+    fig5-heat: learning rate x frequency, two repeats. Both take 12,897 rows unless --rows says otherwise."""
     batch_repeats: int = 3
     """Repeats of the exchange after every batch: each takes thousands of rounds."""
     scheduler: Literal["fifo", "asha", "median"] = "fifo"
@@ -30,4 +32,4 @@ class SweepConfig:
         for name in ("samples", "batch_repeats", "concurrent"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
         varied = bool(self.grid or self.sample) or self.preset != "none"
-        require(varied, "nothing to sweep: give --grid FIELD=VALUE:VALUE, --sample FIELD=log:LOW:HIGH or --preset fig5")
+        require(varied, "nothing to sweep: give --grid FIELD=VALUE,VALUE, --sample FIELD=log:LOW:HIGH or --preset fig5")

@@ -1,4 +1,4 @@
-"""What a sweep found: one outcome per trial, summaries per point, the Pareto front, and a recommendation."""
+"""What a sweep found: one outcome per trial, summaries per point, the Pareto front."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -52,42 +52,49 @@ class TrialOutcome:
 
 @dataclass(frozen=True)
 class PointSummary:
-    """All repeats of one point."""
+    """All repeats of one point that ran to their end."""
 
     label: str
-    r2: tuple[float, ...]
-    mae: tuple[float, ...]
+    r2: Mapping[int, float]
+    """Seed -> R2."""
+    mae: Mapping[int, float]
     spent: Mapping[str, float]
     """Mean over repeats of SPENT."""
     num_failed: int
 
     @property
     def mean_r2(self) -> float:
-        return mean(self.r2) if self.r2 else float("nan")
+        return mean(self.r2.values()) if self.r2 else math.nan
 
     @property
     def std_r2(self) -> float:
-        return stdev(self.r2) if len(self.r2) > 1 else 0.0
+        return _spread(self.r2)
+
+    @property
+    def megabytes(self) -> float:
+        return self.spent["bytes_sent"] / 1e6
 
 
 def summaries(outcomes: Sequence[TrialOutcome]) -> list[PointSummary]:
     """Return one summary per point in the order of the trials; only trials that ran to their end count."""
     labels = dict.fromkeys(outcome.label for outcome in sorted(outcomes, key=lambda outcome: outcome.number))
-    found = []
-    for label in labels:
-        mine = [outcome for outcome in outcomes if outcome.label == label]
-        whole = [outcome for outcome in mine if outcome.status == "completed" and math.isfinite(outcome.r2)]
-        spent = {key: mean(getattr(outcome, key) for outcome in whole) if whole else float("nan") for key in SPENT}
-        found.append(
-            PointSummary(
-                label,
-                tuple(outcome.r2 for outcome in whole),
-                tuple(outcome.mae for outcome in whole),
-                spent,
-                sum(outcome.status == "failed" for outcome in mine),
-            )
-        )
-    return found
+    return [_summary(label, [outcome for outcome in outcomes if outcome.label == label]) for label in labels]
+
+
+def _summary(label: str, outcomes: Sequence[TrialOutcome]) -> PointSummary:
+    whole = [outcome for outcome in outcomes if outcome.status == "completed" and math.isfinite(outcome.r2)]
+    whole.sort(key=lambda outcome: outcome.seed)
+    return PointSummary(
+        label,
+        {outcome.seed: outcome.r2 for outcome in whole},
+        {outcome.seed: outcome.mae for outcome in whole},
+        {key: mean(getattr(outcome, key) for outcome in whole) if whole else math.nan for key in SPENT},
+        sum(outcome.status == "failed" for outcome in outcomes),
+    )
+
+
+def _spread(values: Mapping[int, float]) -> float:
+    return stdev(values.values()) if len(values) > 1 else 0.0
 
 
 def pareto_front(points: Sequence[PointSummary]) -> list[str]:
@@ -99,30 +106,6 @@ def pareto_front(points: Sequence[PointSummary]) -> list[str]:
             front.append(point.label)
             best = point.mean_r2
     return front
-
-
-def recommendation(points: Sequence[PointSummary]) -> str:
-    """Say which point to take and why: the one with the fewest bytes whose mean R2 is within the spread of the best."""
-    known = [point for point in points if point.r2]
-    if not known:
-        return "no trial ran to its end; nothing can be recommended"
-    best = max(known, key=lambda point: point.mean_r2)
-    # The standard error of a difference of two means; with one repeat each there is no spread to speak of.
-    spread = math.hypot(best.std_r2, *[0.0]) / math.sqrt(len(best.r2))
-    good = [p for p in known if p.mean_r2 >= best.mean_r2 - math.hypot(spread, p.std_r2 / math.sqrt(len(p.r2)))]
-    chosen = min(good, key=lambda point: point.spent["bytes_sent"])
-    megabytes = chosen.spent["bytes_sent"] / 1e6
-    text = (
-        f"take {chosen.label}: R2 {number(chosen.mean_r2)} ± {number(chosen.std_r2)} with {megabytes:.1f} MB and "
-        f"{chosen.spent['seconds_communicate']:.2f} s of communication"
-    )
-    if chosen.label == best.label:
-        return f"{text}; nothing with fewer bytes comes within one standard error of it"
-    times = best.spent["bytes_sent"] / chosen.spent["bytes_sent"]
-    return (
-        f"{text}; the best mean, {best.label} with R2 {number(best.mean_r2)} ± {number(best.std_r2)}, is within one "
-        f"standard error of it and sends {times:.3g} times the bytes"
-    )
 
 
 def table(points: Sequence[PointSummary]) -> list[list[str]]:
@@ -144,11 +127,12 @@ def table(points: Sequence[PointSummary]) -> list[list[str]]:
 
 
 def _cells(point: PointSummary) -> list[str]:
-    mae = (mean(point.mae), stdev(point.mae) if len(point.mae) > 1 else 0.0) if point.mae else (float("nan"),) * 2
     spent = point.spent
     runs = f"{len(point.r2)}" + (f" ({point.num_failed} failed)" if point.num_failed else "")
+    mae = mean(point.mae.values()) if point.mae else math.nan
+    several = len(point.r2) > 1
     return [
-        point.label, runs, number(point.mean_r2), number(point.std_r2), number(mae[0]), number(mae[1]),
-        number(spent["local_steps"], 0), number(spent["round"], 0), number(spent["bytes_sent"] / 1e6, 1),
-        number(spent["seconds_compute"], 2), number(spent["seconds_communicate"], 2),
+        point.label, runs, number(point.mean_r2), number(point.std_r2) if several else "-", number(mae),
+        number(_spread(point.mae)) if several else "-", number(spent["local_steps"], 0), number(spent["round"], 0),
+        number(point.megabytes, 1), number(spent["seconds_compute"], 2), number(spent["seconds_communicate"], 2),
     ]  # fmt: skip

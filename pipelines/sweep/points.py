@@ -68,12 +68,31 @@ def swept_fields(trials: Sequence[Trial]) -> list[str]:
 
 
 def _points(sweep: SweepConfig, base: FormationEnergyConfig) -> list[tuple[tuple[str, Any], ...]]:
-    grids = _preset(sweep.preset) | dict(_grid(text) for text in sweep.grid)
-    combined = [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
+    given = [_grid(text) for text in joined(sweep.grid)]
     ranges = [_range(text) for text in sweep.sample]
+    _check_once([field for field, _ in given] + [field for field, *_ in ranges])
+    grids = _preset(sweep.preset) | dict(given)
+    combined = [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
     draws = range(sweep.samples) if ranges else range(1)
     points = [{**point, **_drawn(ranges, base.seed, draw)} for point in combined for draw in draws]
     return [tuple(sorted(point.items())) for point in points]
+
+
+def joined(texts: Sequence[str]) -> list[str]:
+    """Return one text per field: a part without "=" is one more value of the field before it, so that
+    "a=1,2,b=3:4", cut at its commas, says the same as "a=1:2" and "b=3:4"."""
+    found: list[str] = []
+    for text in texts:
+        if found and "=" not in text:
+            found[-1] += f":{text}"
+        else:
+            found.append(text)
+    return found
+
+
+def _check_once(names: Sequence[str]) -> None:
+    for name in names:
+        require(names.count(name) == 1, f"{name} is given more than once in --grid and --sample; write all values once")
 
 
 def _preset(name: str) -> dict[str, tuple[Any, ...]]:
@@ -88,7 +107,7 @@ def _grid(text: str) -> tuple[str, tuple[Any, ...]]:
     field, _, values = text.partition("=")
     annotation = _sweepable(field, f"grid={text!r}")
     parts = [value for value in values.split(":") if value]
-    require(bool(parts), f"grid={text!r} has no values; write FIELD=VALUE:VALUE, e.g. learning_rate=0.001:0.01")
+    require(bool(parts), f"grid={text!r} has no values; write FIELD=VALUE,VALUE, e.g. learning_rate=0.001,0.01")
     return field, tuple(dict.fromkeys(coerce(part, annotation, field) for part in parts))
 
 
@@ -126,6 +145,12 @@ def _sweepable(field: str, where: str) -> Any:
             f"{where}: {field} cannot be swept, all trials share silos that opened their data once; run one sweep per "
             f"{field}"
         )
+    if field == "seed":
+        raise ConfigError(
+            f"{where}: seeds are varied with --repeats N (seed, seed+1, ...), not as a field of the sweep"
+        )
+    if field in OF_THE_RUN:
+        raise ConfigError(f"{where}: {field} is one for the whole sweep; give it as --{field.replace('_', '-')}")
     if field not in known:
         raise ConfigError(f"{where}: {unknown_name('field', field, known)}")
     return hints[field]

@@ -1,12 +1,14 @@
 """What one trial does, in a process of its own: a coordinator over silos that other trials use, too."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
 from actors.cohort import RayCohort
+from actors.shared_silos import read_board
 from actors.silo import Handle
 from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.formation_energy.setup import Setup, jobs
@@ -15,6 +17,8 @@ from ray_fed.federation.coordinator import Coordinator, Job, RoundRecord
 from ray_fed.federation.messages import SiloDescription
 
 EVALUATIONS = 10
+"""About this many evaluations of a trial: enough for a curve and for a scheduler to compare."""
+CLOCKS = ("compute", "communicate", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Shared:
     """What all trials have in common."""
 
     setup: Setup
-    silos: Mapping[str, Handle]
+    board: Handle
     examiner: Handle | None
     descriptions: Mapping[str, SiloDescription]
 
@@ -30,7 +34,8 @@ class Shared:
 def job_of(setup: Setup, descriptions: Mapping[str, SiloDescription], trial: Trial) -> Job:
     """Return the federated job of a trial: that of `ray-fed formation-energy` with the same options and seed.
 
-    A silo that dies is not started again by one of several coordinators: the trial fails and says so.
+    A silo that dies is not started again by one of several coordinators: the trial fails and says so, and the silo is
+    started again before the next trial.
     """
     config: FormationEnergyConfig = replace(configured(setup.config, trial), baselines=False, repeats=1)
     job = jobs(replace(setup, config=config, pooled=None), dict(descriptions), trial.seed)[0]
@@ -41,37 +46,46 @@ def job_of(setup: Setup, descriptions: Mapping[str, SiloDescription], trial: Tri
     )  # fmt: skip
 
 
-def work(config: Mapping[str, Any], shared: Shared) -> Iterator[dict[str, Any]]:
+def work(config: Mapping[str, Any], shared: Shared) -> Generator[dict[str, Any], None, None]:
     """Run a trial; yield a report at each evaluation."""
     trial = Trial(config["number"], tuple((field, value) for field, value in config["point"]), config["seed"])
     job = job_of(shared.setup, shared.descriptions, trial)
-    cohort = RayCohort(shared.silos, shared.examiner, patience=job.rules.round_timeout)
+    cohort = RayCohort(read_board(shared.board), shared.examiner, patience=job.rules.round_timeout)
     coordinator = Coordinator(cohort, shared.setup.task, job.silos)
     return reports(coordinator.run(job), job)
 
 
-def reports(records: Iterator[RoundRecord], job: Job) -> Iterator[dict[str, Any]]:
-    """Turn records into reports: what was reached, and what it has cost so far."""
-    spent = dict.fromkeys(("compute", "communicate", "evaluate"), 0.0)
+def reports(records: Iterator[RoundRecord], job: Job) -> Generator[dict[str, Any], None, None]:
+    """Turn records into reports: what was reached, and what it has cost so far. Closing it ends the job."""
+    spent = dict.fromkeys([*CLOCKS, *(f"silo.{silo}" for silo in job.silos)], 0.0)
     sent, failures = 0, 0
-    for record in records:
-        sent += record.bytes_sent
-        failures += len(record.failures)
-        if record.server_round:
-            spent = {name: value + record.seconds[name] for name, value in spent.items()}
-        if "federated.r2" in record.metrics and record.server_round:
-            yield {
-                "epochs": job.any_plan.epochs * record.server_round / job.num_rounds,
-                "round": record.server_round,
-                "r2": record.metrics["federated.r2"],
-                "mae": record.metrics["federated.mae"],
-                "loss": record.metrics.get("loss", float("nan")),
-                "bytes_sent": sent,
-                "failures": failures,
-                "local_steps": job.any_plan.steps_of_round(record.server_round).stop,
-                "digest": _digest(record) if record.models else "",
-                **{f"seconds_{name}": value for name, value in spent.items()},
-            }
+    with closing(records):  # type: ignore[type-var]
+        for record in records:
+            sent += record.bytes_sent
+            failures += len(record.failures)
+            if record.server_round:
+                spent = {name: value + record.seconds.get(name, 0.0) for name, value in spent.items()}
+            if record.server_round and job.evaluates(record.server_round):
+                costs = {"bytes_sent": sent, "failures": failures}
+                yield _quality(record, job) | costs | {f"seconds_{name}": spent[name] for name in CLOCKS} | {
+                    "silos": {silo: _of_silo(record, silo, spent) for silo in job.silos}
+                }  # fmt: skip
+
+
+def _quality(record: RoundRecord, job: Job) -> dict[str, Any]:
+    return {
+        "epochs": job.any_plan.epochs * record.server_round / job.num_rounds,
+        "round": record.server_round,
+        "local_steps": job.any_plan.steps_of_round(record.server_round).stop,
+        **{name: record.metrics.get(f"federated.{name}", float("nan")) for name in ("r2", "mae")},
+        "loss": record.metrics.get("loss", float("nan")),
+        "digest": _digest(record) if record.models else "",
+    }
+
+
+def _of_silo(record: RoundRecord, silo: str, spent: Mapping[str, float]) -> dict[str, float]:
+    loss = record.metrics.get(f"silo.{silo}.loss", float("nan"))
+    return {"loss": loss, "seconds_compute": spent[f"silo.{silo}"]}
 
 
 def _digest(record: RoundRecord) -> str:

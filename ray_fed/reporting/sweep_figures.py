@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+MAX_NAMED = 12
+
+
 def boxes_figure(r2: Mapping[str, Sequence[float]], x_label: str) -> "Figure":
     """Box plot of R2 over repeats, one box per value; every run is a dot, so that three runs do not look like ten."""
     figure = new_figure(max(6.0, 0.9 * len(r2) + 1.5), 4.2)
@@ -25,7 +28,7 @@ def boxes_figure(r2: Mapping[str, Sequence[float]], x_label: str) -> "Figure":
         values = np.asarray(r2[name])
         shift = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else np.zeros(1)
         axes.scatter(place + shift, values, s=9, color=SILO, alpha=0.8, zorder=3, linewidths=0)
-    axes.set_xticks(range(1, len(names) + 1), [f"{name}\n{len(r2[name])} runs" for name in names])
+    axes.set_xticks(range(1, len(names) + 1), [_tick(name, len(r2[name])) for name in names])
     axes.set_xlabel(x_label, fontsize=LABEL_SIZE)
     axes.set_ylabel("R² on the common test set", fontsize=LABEL_SIZE)
     dress(axes, "y")
@@ -38,8 +41,9 @@ def times_figure(compute: Mapping[str, float], communicate: Mapping[str, float],
     axes = figure.subplots()
     names = list(compute)
     lower, upper = np.array([compute[n] for n in names]), np.array([communicate[n] for n in names])
-    axes.bar(names, lower, color=POOLED, label="computing", width=0.6)
-    axes.bar(names, upper, bottom=lower, color=FEDERATED, label="communicating", width=0.6)
+    places = range(len(names))
+    axes.bar(places, lower, color=POOLED, label="computing", width=0.6)
+    axes.bar(places, upper, bottom=lower, color=FEDERATED, label="communicating", width=0.6)
     for place, (below, above) in enumerate(zip(lower, upper, strict=True)):
         share = 100 * below / (below + above) if below + above > 0 else float("nan")
         axes.annotate(
@@ -48,6 +52,7 @@ def times_figure(compute: Mapping[str, float], communicate: Mapping[str, float],
         )  # fmt: skip
     axes.set_xlabel(x_label, fontsize=LABEL_SIZE)
     axes.set_ylabel("Seconds of a run; label: share of computing", fontsize=LABEL_SIZE)
+    axes.set_xticks(places, [_tick(name) for name in names])
     axes.margins(y=0.12)
     axes.legend(frameon=False, fontsize=8)
     dress(axes, "y")
@@ -77,7 +82,8 @@ def heat_figure(
 
 def pareto_figure(names: Sequence[str], megabytes: Sequence[float], r2: Sequence[float], std: Sequence[float],
                   front: Sequence[str]) -> "Figure":  # fmt: skip
-    """Mean R2 against bytes sent (log scale), spread as bars, the front as a line."""
+    """Mean R2 against bytes sent (log scale), spread as bars, the front as a line. Of many points, only those of the
+    front are named."""
     figure = new_figure(7.2, 4.4)
     axes = figure.subplots()
     on_front = [name in front for name in names]
@@ -86,10 +92,20 @@ def pareto_figure(names: Sequence[str], megabytes: Sequence[float], r2: Sequence
     axes.scatter(megabytes, r2, c=colours, s=28, zorder=3)
     line = sorted((mb, value) for mb, value, on in zip(megabytes, r2, on_front, strict=True) if on)
     axes.plot([mb for mb, _ in line], [value for _, value in line], color=FEDERATED, linewidth=1.2, zorder=2)
-    for name, mb, value in zip(names, megabytes, r2, strict=True):
+    is_crowded = len(names) > MAX_NAMED
+    for name, mb, value, on in zip(names, megabytes, r2, on_front, strict=True):
+        if is_crowded and not on:
+            continue
         axes.annotate(name, (mb, value), fontsize=7.5, color=INK, xytext=(4, -9), textcoords="offset points")
     axes.set_xscale("log")
+    axes.margins(x=0.1)
     axes.set_xlabel("Parameters sent in a run (MB, both directions, all silos)", fontsize=LABEL_SIZE)
     axes.set_ylabel("R² on the common test set", fontsize=LABEL_SIZE)
     dress(axes, "y")
     return figure
+
+
+def _tick(name: str, num_runs: int = 0) -> str:
+    """Return a point's name with one value a line, and how often it was run."""
+    runs = [f"{num_runs} run{'s' if num_runs > 1 else ''}"] if num_runs else []
+    return "\n".join([*name.split(", "), *runs])

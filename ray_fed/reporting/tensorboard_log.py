@@ -79,12 +79,18 @@ class EventLog:
         about = metadata.create_summary_metadata(display_name=tag, description="")
         self._add(step, tag=tag, metadata=about, tensor=_string_tensor(markdown.encode()))
 
-    def custom_layout(self, silos: Iterable[str], quantities: Sequence[str] = tuple(QUANTITIES)) -> None:
-        """Group the curves in the Custom Scalars tab: the federation's, then one chart per quantity over all silos."""
+    def custom_layout(
+        self,
+        silos: Iterable[str],
+        quantities: Sequence[str] = tuple(QUANTITIES),
+        of_silos: Sequence[str] | None = None,
+    ) -> None:
+        """Group the curves in the Custom Scalars tab: the federation's, then one chart per quantity over all silos,
+        for those in `of_silos` (default: all that a silo has)."""
         from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
         names = list(silos)
-        each = [name for name in quantities if name not in ("participants", "failures")]
+        each = of_silos or [name for name in quantities if name not in ("participants", "failures")]
         layout = layout_pb2.Layout(
             category=[
                 _category("Federation", {name: [global_tag(name)] for name in quantities}),

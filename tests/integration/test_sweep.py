@@ -4,20 +4,35 @@ import csv
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 from safetensors.numpy import load_file
 
+from actors.cohort import RayCohort, value_of
+from actors.federation import federation
+from actors.session import carry_by_value
+from actors.shared_silos import SharedSilos, read_board
+from actors.tuning import run_trials
 from pipelines.cli import main
+from ray_fed.errors import SiloFailed
+from ray_fed.federation.cohort import LocalCohort
+from ray_fed.federation.coordinator import Coordinator, Job
+from ray_fed.federation.messages import SessionSpec
+from ray_fed.learning.layout import Layout
+from ray_fed.learning.trainer import TrainingPlan
+from tests.synthetic import SyntheticTask, silos
 
 DATA = ["--rows", "500", "--silos", "60,120", "--epochs", "6", "--hidden", "16", "--batch-size", "60"]
-GRID = ["--grid", "communication_frequency=0.5:1.0,learning_rate=0.001:0.01", "--repeats", "2"]
+GRID = ["--grid", "communication_frequency=0.5,1.0", "--grid", "learning_rate=0.001,0.01", "--repeats", "2"]
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -61,7 +76,7 @@ def test_a_trial_has_the_bits_of_the_same_single_run(sweep, tmp_path):
 
 def test_the_sweep_leaves_figures_a_report_and_events(sweep):
     assert {"boxes.png", "times.png", "pareto.png", "heat.png"} == {p.name for p in (sweep / "figures").iterdir()}
-    assert "Recommendation: take" in (sweep / "report.html").read_text()
+    assert "Take communication_frequency=" in (sweep / "report.html").read_text()
     assert len(list((sweep / "tensorboard").glob("trial-*"))) == 8
     assert json.loads((sweep / "summary.json").read_text())["trials.completed"] == 8
     assert not (sweep / "tune").exists()
@@ -87,21 +102,136 @@ def test_a_scheduler_stops_the_worse_trials(tmp_path):
     assert "completed" in {row["status"] for row in found.values()}
 
 
-def test_a_killed_sweep_goes_on_and_keeps_what_was_done(tmp_path, sweep):
+def begun(folder):
+    """Start the same sweep as a process of its own; return it once two trials are over."""
     command = [sys.executable, "-m", "pipelines.cli", "sweep", "formation-energy", *DATA, *GRID, "--out", "run"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, start_new_session=True)
-    results = tmp_path / "run" / "results.jsonl"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, start_new_session=True, **pipes)
+    results = folder / "run" / "results.jsonl"
     deadline = time.monotonic() + 120
     while not (results.exists() and results.read_bytes().count(b"\n") >= 2):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    return process, results
+
+
+def test_a_killed_sweep_goes_on_and_keeps_what_was_done(tmp_path, sweep):
+    process, results = begun(tmp_path)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    done = results.read_bytes().splitlines()[:2]
+    done = results.read_bytes()
+    results.write_bytes(done + b'{"number": 7, "la')  # as a kill in the middle of a write would leave it
     again = [sys.executable, "-m", "pipelines.cli", "sweep", "--resume", "run"]
     finished = subprocess.run(again, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
     assert finished.returncode == 0, finished.stderr
-    assert results.read_bytes().splitlines()[:2] == done
+    assert results.read_bytes().startswith(done)
     ours, theirs = ({row["number"]: row["digest"] for row in rows(Path(each))} for each in (tmp_path / "run", sweep))
     assert ours == theirs
+    table = (tmp_path / "run" / "results.csv").read_bytes()
+    assert main(["sweep", "--resume", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "results.csv").read_bytes() == table
+
+
+def test_ctrl_c_leaves_a_report_of_what_is_known_and_the_way_on(tmp_path):
+    process, results = begun(tmp_path)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; go on with: ray-fed sweep --resume run" in err
+    assert "Traceback" not in err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert summary["trials.completed"] == results.read_bytes().count(b"\n") == len(rows(tmp_path / "run"))
+
+
+def test_a_resumed_sweep_refuses_rows_that_have_changed(tmp_path, sweep, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(sweep, copy)
+    (copy / "results.jsonl").write_bytes(b"".join((sweep / "results.jsonl").read_bytes().splitlines(True)[:3]))
+    data = json.loads((copy / "data.json").read_text())
+    data[0]["rows_of_silo"] += 1
+    (copy / "data.json").write_text(json.dumps(data))
+    assert main(["sweep", "--resume", str(copy)]) == 2
+    assert "silo 'silo-1': its data changed since the sweep began" in capsys.readouterr().err
+
+
+# leases -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dying:
+    """Work for `run_trials`: opens a session in every silo, then ends as its number says, sessions still open."""
+
+    def __call__(self, config, board):
+        silos = read_board(board)
+        plan = TrainingPlan(0, 1, 2, 1, 0.01, "sgd")
+        digest = Layout.of(SyntheticTask().model(0)).digest
+        spec = SessionSpec(f"trial-{config['number']}", plan, 0, digest)
+        for silo in silos.values():
+            value_of(silo.open_session.remote(spec), "silo", "opening")
+        yield {"number": config["number"], "epochs": 1, "r2": 0.5}
+        if config["number"] == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if config["number"] == 2:
+            ray.kill(silos["silo-1"])
+            raise SiloFailed("silo-1", "training", "its process died")
+
+
+class Notes:
+    def __init__(self, shared):
+        self.shared, self.ended = shared, {}
+
+    def starts(self, number): ...
+
+    def reports(self, number, report): ...
+
+    def ends(self, number, reason):
+        self.shared.end_lease(f"trial-{number}")
+        self.ended[number] = reason
+        if reason:
+            assert self.shared.mend() == {}
+
+
+@pytest.fixture(scope="module")
+def after_deaths(tmp_path_factory, ray_session):  # noqa: ARG001
+    """Three trials on the same silos: the first one's process is killed, the second one kills a silo."""
+    specs, task = silos(40, 30), SyntheticTask()
+    with federation(specs, task, None, ["silo-1", "silo-2"]) as standing:
+        agreement = standing.coordinator.agree()
+        shared = SharedSilos.of(standing.silos, specs, task, agreement.standardizer)
+        notes = Notes(shared)
+        configs, dying = [{"number": number} for number in (1, 2, 3)], Dying()
+        carry_by_value(dying)
+        run_trials(dying, configs, shared.board, notes, folder=tmp_path_factory.mktemp("tune"), longest=1)
+        yield standing, shared, notes
+
+
+def test_a_trial_that_takes_its_process_or_a_silo_with_it_costs_no_other_trial(after_deaths):
+    standing, shared, notes = after_deaths
+    assert "process died" in notes.ended[1]
+    assert "silo 'silo-1' failed while training" in notes.ended[2]
+    assert notes.ended[3] == ""
+    assert shared.silos["silo-1"] is not standing.silos["silo-1"]
+    assert shared.silos["silo-2"] is standing.silos["silo-2"]
+
+
+def test_no_session_of_a_dead_trial_stays_in_a_silo(after_deaths):
+    _, shared, _ = after_deaths
+    for silo in shared.silos.values():
+        with pytest.raises(SiloFailed, match=r"no session 'trial-9'; open: \[\]"):
+            value_of(silo.fit.remote("trial-9", 1, np.zeros(3, np.float32)), "silo", "training")
+
+
+def test_a_silo_that_was_started_again_trains_to_the_same_bits(after_deaths):
+    _, shared, _ = after_deaths
+    job = Job(
+        "after", ("silo-1", "silo-2"), dict.fromkeys(("silo-1", "silo-2"), TrainingPlan(0, 4, 2, 2, 0.01, "adam")), 0
+    )
+    task = SyntheticTask()
+    local = LocalCohort(silos(40, 30), task)
+    coordinator = Coordinator(local, task, job.silos)
+    coordinator.agree()
+    *_, ours = Coordinator(RayCohort(read_board(shared.board)), task, job.silos).run(job)
+    *_, oracle = coordinator.run(job)
+    assert ours.models["federated"].tobytes() == oracle.models["federated"].tobytes()

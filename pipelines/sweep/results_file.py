@@ -1,0 +1,50 @@
+"""results.jsonl: one line per trial that is over, in the order in which they ended; a later line of a trial counts."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.sweep.outcomes import TrialOutcome
+from ray_fed.reporting.plain_values import to_json
+
+
+def append(path: Path, outcome: TrialOutcome) -> None:
+    """Add a line in one write."""
+    with path.open("ab", buffering=0) as file:
+        file.write(to_json(outcome.row()) + b"\n")
+
+
+def read(path: Path) -> list[TrialOutcome]:
+    """Return the last outcome of each trial; what a kill cut off is left out."""
+    if not path.is_file():
+        return []
+    found = [_outcome(line) for line in _whole_lines(path.read_bytes())]
+    return list({outcome.number: outcome for outcome in found}.values())
+
+
+def mend(path: Path) -> None:
+    """Cut off a line that a kill left unfinished, so that the next one starts on its own."""
+    if path.is_file():
+        content = path.read_bytes()
+        whole = sum(len(line) + 1 for line in _whole_lines(content))
+        if whole < len(content):
+            with path.open("r+b") as file:
+                file.truncate(whole)
+
+
+def columns(outcomes: Sequence[TrialOutcome]) -> dict[str, list[Any]]:
+    """Return column -> values in the order of the trials, for a CSV file."""
+    rows = [outcome.row() for outcome in sorted(outcomes, key=lambda outcome: outcome.number)]
+    return {key: [row[key] for row in rows] for key in rows[0]} if rows else {}
+
+
+def _whole_lines(content: bytes) -> list[bytes]:
+    return content.split(b"\n")[:-1]
+
+
+def _outcome(line: bytes) -> TrialOutcome:
+    values: dict[str, Any] = json.loads(line)
+    whole: dict[str, Any] = {key: math.nan if value is None else value for key, value in values.items()}
+    return TrialOutcome(**whole)

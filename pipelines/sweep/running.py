@@ -1,0 +1,102 @@
+"""The part of a sweep that happens on Ray: the silos stand, trials come and go."""
+
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from actors.federation import federation
+from actors.session import carry_by_value
+from actors.shared_silos import SharedSilos
+from actors.tuning import run_trials
+from pipelines.formation_energy.outcome import fingerprints
+from pipelines.sweep.points import Trial, configured
+from pipelines.sweep.progress import SweepProgress
+from pipelines.sweep.trial import Shared, job_of, work
+from pipelines.sweep.watcher import Watcher
+from ray_fed.errors import DataError
+from ray_fed.federation.coordinator import Agreement
+from ray_fed.reporting.plain_values import to_plain
+from ray_fed.reporting.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from pipelines.sweep.pipeline import Sweep
+
+
+class Landlord:
+    """Passes on what is heard of trials, and ends each one's lease of the silos when it is over: a trial whose process
+    was killed, or that a scheduler stopped, may leave its session behind. A silo that died is started again."""
+
+    def __init__(self, watcher: Watcher, silos: SharedSilos):
+        self.watcher, self.silos = watcher, silos
+
+    def starts(self, number: int) -> None:
+        self.watcher.starts(number)
+
+    def reports(self, number: int, report: Mapping[str, Any]) -> None:
+        self.watcher.reports(number, report)
+
+    def ends(self, number: int, reason: str) -> None:
+        self.silos.end_lease(self.watcher.trials[number].name)
+        self.watcher.ends(number, reason)
+        for silo, why in (self.silos.mend() if reason else {}).items():
+            self.watcher.progress.note(f"note: silo '{silo}' could not be started again: {why}")
+
+
+def run_left(sweep: "Sweep") -> None:
+    """Run the trials that are left; every outcome is a line in the results file when this returns, or raises."""
+    setup = sweep.setup
+    for instance in (setup.task, *(configured(setup.config, trial).make_strategy() for trial in sweep.left)):
+        carry_by_value(instance)
+    with federation(setup.members, setup.task, setup.test, setup.training, setup.config.round_timeout) as standing:
+        agreement = standing.coordinator.agree()
+        for line in standing.notices:
+            print(f"note: {line}", file=sys.stderr)
+        for trial in sweep.left:
+            job_of(setup, agreement.silos, trial)  # whatever is wrong with one is said before any begins
+        _write_beginning(sweep, agreement)
+        silos = SharedSilos.of(standing.silos, setup.members, setup.task, agreement.standardizer)
+        shared = Shared(setup, silos.board, standing.examiner, agreement.silos)
+        _run(sweep, shared, silos)
+
+
+def _run(sweep: "Sweep", shared: Shared, silos: SharedSilos) -> None:
+    def epochs(trial: Trial) -> int:
+        return configured(sweep.setup.config, trial).epochs
+
+    progress = SweepProgress(sweep.trials, sweep.config.concurrent, sweep.done)
+    watcher = Watcher(
+        sweep.trials, epochs, sweep.results_path, sweep.directory.tensorboard, progress, sweep.done,
+        sweep.setup.training,
+    )  # fmt: skip
+    tune_folder = sweep.directory.path / "tune"
+    try:
+        run_trials(
+            work,
+            [{"number": trial.number, "point": list(trial.point), "seed": trial.seed} for trial in sweep.left],
+            shared,
+            Landlord(watcher, silos),
+            folder=tune_folder,
+            scheduler=sweep.config.scheduler,
+            concurrent=sweep.config.concurrent,
+            longest=max(map(epochs, sweep.left)),
+        )
+    finally:
+        watcher.close()
+        shutil.rmtree(tune_folder, ignore_errors=True)
+
+
+def _write_beginning(sweep: "Sweep", agreement: Agreement) -> None:
+    directory, found = sweep.directory, fingerprints(agreement)
+    if sweep.is_resumed:
+        _check_data(directory, found)
+    directory.write_config(sweep.what_is_asked())
+    directory.write_environment({name: silo.device for name, silo in agreement.silos.items()})
+    directory.write_data(found)
+
+
+def _check_data(directory: RunDirectory, found: list[dict[str, object]]) -> None:
+    """Trials of one table must have seen the same rows: DataError names the silo whose data changed."""
+    for before, now in zip(directory.read_data(), to_plain(found), strict=True):  # type: ignore[arg-type]
+        if before != now:
+            raise DataError(f"silo '{before['silo']}': its data changed since the sweep began; start a new sweep")
