@@ -1,5 +1,6 @@
 """kill -9 at any instant, then `ray-fed resume`: the result is that of a run that was never broken off."""
 
+import contextlib
 import json
 import os
 import random
@@ -25,16 +26,29 @@ def start(folder: Path, cohort: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
 
 
-def resume(folder: Path) -> subprocess.CompletedProcess:
+def start_resuming(folder: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "pipelines.cli", "resume", "run"]
-    return subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False
-    )
+    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def finished(process: subprocess.Popen) -> subprocess.CompletedProcess:
+    printed, said = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, printed.decode(), said.decode())
+
+
+def resume(folder: Path) -> subprocess.CompletedProcess:
+    return finished(start_resuming(folder))
 
 
 def lines(folder: Path) -> int:
     path = folder / "run" / "history.jsonl"
     return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def lines_at(chance: random.Random, folder: Path, unbroken: Path) -> int:
+    """A random length of the history, some way beyond the present one; no more than a run can reach."""
+    total = (unbroken / "history.jsonl").read_bytes().count(b"\n")
+    return min(lines(folder) + chance.randrange(1, total // 4), total)
 
 
 def wait_for(condition, process, seconds=120.0):
@@ -66,11 +80,14 @@ def assert_same(folder: Path, unbroken: Path) -> None:
 def test_a_run_killed_at_random_instants_again_and_again_ends_with_the_same_bytes(tmp_path, unbroken, number):
     chance = random.Random(number)
     process = start(tmp_path, "local")
-    wait_for(lambda: lines(tmp_path) > chance.randrange(1, 150), process)
-    time.sleep(chance.random() * 0.02)
-    process.kill()
-    process.communicate()
-    done = resume(tmp_path)
+    for _ in range(1 + number):
+        target = lines_at(chance, tmp_path, unbroken)
+        wait_for(lambda target=target: lines(tmp_path) >= target, process)
+        time.sleep(chance.random() * 0.02)
+        process.kill()
+        process.communicate()
+        process = start_resuming(tmp_path)
+    done = finished(process)
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path, unbroken)
 
@@ -104,6 +121,62 @@ def test_a_killed_coordinator_stops_the_run_with_a_hint_and_the_run_can_be_resum
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
     done = resume(tmp_path)
     assert done.returncode == 0, done.stderr
+    assert_same(tmp_path, unbroken)
+
+
+def family(process: subprocess.Popen) -> list[psutil.Process]:
+    """The driver first, then everything of its Ray session."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        driver = psutil.Process(process.pid)
+        return [driver, *driver.children(recursive=True)]
+    return []
+
+
+def is_coordinator(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+        return any("CoordinatorActor" in part for part in process.cmdline())
+    return False
+
+
+def kill(victim: str, members: list[psutil.Process]) -> None:
+    coordinators = [member for member in members if is_coordinator(member)]
+    chosen = {"driver": members[:1], "coordinator": coordinators, "session": members}[victim]
+    for member in chosen or members[:1]:  # the coordinator may not be there yet, or any more
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+
+
+def wait_for_an_instant(chance: random.Random, process: subprocess.Popen, folder: Path, unbroken: Path) -> None:
+    """Some way into the run, or while it starts again."""
+    if lines(folder) and chance.random() < 0.3:
+        time.sleep(4.0 * chance.random())
+        return
+    target = lines_at(chance, folder, unbroken)
+    wait_for(lambda: lines(folder) >= target, process)
+    time.sleep(0.05 * chance.random())
+
+
+SEEDS = range(int(os.environ.get("RAY_FED_KILL_SEEDS", "1")))
+"""A seed takes half a minute: one for every day, more for a soak test."""
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_run_on_actors_killed_again_and_again_ends_with_the_same_bytes(tmp_path, unbroken, seed):
+    """Driver, coordinator and session are killed at random instants, the second and third while the run is resumed."""
+    chance = random.Random(seed)
+    process, seen = start(tmp_path, "ray"), []
+    try:
+        for victim in chance.sample(["driver", "coordinator", "session"], 3):
+            wait_for_an_instant(chance, process, tmp_path, unbroken)
+            members = family(process)
+            seen += members
+            kill(victim, members)
+            process.communicate(timeout=120)
+            process = start_resuming(tmp_path)
+        done = finished(process)
+        assert done.returncode == 0, done.stderr
+    finally:
+        kill("session", [*family(process), *seen])
     assert_same(tmp_path, unbroken)
 
 
