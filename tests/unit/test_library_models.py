@@ -149,6 +149,7 @@ def test_a_composition_is_on_one_side_of_the_split_only():
 
 
 def test_a_job_that_cannot_be_done_is_a_failure_with_its_reason(tables):
+    pytest.importorskip("rdkit", reason="RDKit (extra: molecules) is not installed")
     result = run_job(Job(KEY, "morgan", "mlp", 5, 0), tables[KEY])
     assert result.models == []
     assert "reads 'smiles'" in result.failures[0].reason
