@@ -1,0 +1,139 @@
+"""What the owner of a silo lets out of it: a file on the owner's machine, read inside the silo's process.
+
+    ledger: /var/lib/ray-fed         where this site's silos keep their ledgers and keys
+    perimeter:                       for every silo of this site; any field of `Policy`
+      min_examples: 20
+    silos:
+      north-institute:               further words on one silo; they count before those of the site
+        max_bytes_per_run: 2000000000
+
+The file is `site.yaml` in the folder that RAY_FED_SITE names, or in ~/.config/ray-fed. Nothing that a coordinator sends
+has a place in it, so a coordinator cannot widen it. A file that cannot be read lets nothing out.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from ray_fed.config import coerce, from_mapping, require, unknown_name
+from ray_fed.errors import ConfigError
+
+SITE_VARIABLE = "RAY_FED_SITE"
+SITE_FOLDER = "~/.config/ray-fed"
+SITE_FILE = "site.yaml"
+KINDS = ("description", "moments", "layout", "update", "metrics", "artifact", "observation")
+"""Kinds of message that leave a silo if its owner says nothing."""
+METRICS = (
+    "loss", "train_loss", "mae", "mse", "rmse", "r2", "accuracy", "precision", "recall", "f1", "auc", "iou", "mean_iou",
+    "dice", "cross_entropy", "perplexity", "error", "score",
+)  # fmt: skip
+"""Names under which a metric leaves a silo if its owner says nothing."""
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What may leave a silo. The defaults let the messages of federated training out and nothing else."""
+
+    kinds: tuple[str, ...] = KINDS
+    """Kinds of message that may leave."""
+    metrics: tuple[str, ...] = METRICS
+    """Names that a metric may have: a free name could be a row."""
+    min_examples: int = 5
+    """Fewest rows behind a mean, a sum or any other statistic; what has fewer stays inside."""
+    min_examples_per_update: int = 1
+    """Fewest rows behind an update. The gradient of one row gives that row away (`ray-fed audit`); an exchange after
+    every small batch needs 1."""
+    max_update_norm: float | None = None
+    """Longest move of an update from the parameters it was trained from."""
+    max_bytes_per_round: int | None = None
+    """Bytes that may leave in one round; if not given, four times the parameters the silo received and 64 KiB."""
+    max_bytes_per_run: int = 64 * GIB
+    """Bytes that may leave in one run."""
+    max_description_bytes: int = 1 << 16
+    """Bytes of the description: names of columns, hash, reasons why rows cannot be used."""
+    error_texts: Literal["own", "none", "all"] = "own"
+    """Whose error messages cross word for word: those this package raises in its own code, none, or all. Of others the
+    kind and the place cross; the words stay in the silo's own log."""
+    audit: bool = False
+    """Whether the silo's messages may be replayed and attacked by `ray-fed audit`."""
+    hand_over_ledger: bool = True
+    """Whether the coordinator gets a copy of the ledger at the end of a run. It holds no data."""
+
+    def __post_init__(self) -> None:
+        for name in ("min_examples", "min_examples_per_update", "max_bytes_per_run", "max_description_bytes"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be 1 or more")
+        for name in ("max_bytes_per_round", "max_update_norm"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name}={value} must be above 0, or none")
+
+    @cached_property
+    def version(self) -> str:
+        """The first 16 digits of the SHA-256 of all fields: lines of a ledger say which policy let them pass."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the owner says about one silo."""
+
+    policy: Policy
+    ledger_folder: str
+    """Folder for ledgers and keys; "" where the owner names none."""
+    path: Path
+    """The file it stands in, or would stand in."""
+
+    @property
+    def key_folder(self) -> Path:
+        """Where the silo's key stands when no ledger folder is named."""
+        return self.path.parent
+
+
+def site_path() -> Path:
+    """Return where this machine's site file is expected."""
+    return Path(os.environ.get(SITE_VARIABLE) or SITE_FOLDER).expanduser() / SITE_FILE
+
+
+def read_site(silo: str, path: Path | None = None) -> Site:
+    """Return the owner's word on a silo; the defaults where there is no file.
+
+    ConfigError names the file, the key, the value and what it must be.
+    """
+    path = path or site_path()
+    content = _yaml(path)
+    for key in content:
+        if key not in ("ledger", "perimeter", "silos"):
+            raise ConfigError(f"{path}: {unknown_name('key', str(key), ['ledger', 'perimeter', 'silos'])}")
+    silos = _mapping(content.get("silos"), f"{path}: silos")
+    of_site = _mapping(content.get("perimeter"), f"{path}: perimeter")
+    of_silo = _mapping(silos.get(silo), f"{path}: silos: {silo}")
+    policy = from_mapping(Policy, of_site, f"{path}: perimeter")
+    where = f"{path}: silos: {silo}"
+    narrowed = from_mapping(Policy, of_silo, where)  # names the key that is wrong
+    policy = replace(policy, **{key: getattr(narrowed, key) for key in of_silo})
+    folder = coerce(content.get("ledger", ""), str, f"{path}: ledger")
+    return Site(policy, str(Path(folder).expanduser()) if folder else "", path)
+
+
+def _yaml(path: Path) -> Mapping[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}; nothing leaves until it can") from (
+            error
+        )
+    return _mapping(content, str(path))
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    require(value is None or isinstance(value, Mapping), f"{where}: must be a mapping, not {value!r}")
+    return value or {}
