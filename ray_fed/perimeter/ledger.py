@@ -1,0 +1,103 @@
+"""An append-only file of hash-chained, signed lines: what passed a silo's wall, or what a coordinator received.
+
+    {"number": 1, "previous": "0000...", "kind": "opening", "writer": ..., "public_key": ..., ...}
+    {"number": 2, "previous": "<SHA-256 of line 1>", "kind": "update", ...}
+    {"number": 3, "previous": "<SHA-256 of line 2>", "kind": "signature", "signature": ...}
+
+`previous` is the SHA-256 of the line before, so a line that is changed, dropped, added or moved breaks the chain right
+there. A signature line signs its own `previous` and with it everything above: after every `SIGN_EVERY` lines, and
+whenever the writer says so. Lines are written with one system call each, so a killed process leaves whole lines only;
+a machine that loses its power may leave a torn one, which is cut off and said so.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray_fed.errors import DataError
+from ray_fed.perimeter.signing import SigningKey
+
+FORMAT = "ray-fed ledger 1"
+SIGN_EVERY = 64
+"""A signature costs 30 µs, a line less than 20: one signature for so many lines is lost in the noise."""
+GENESIS = "0" * 64
+
+
+class Ledger:
+    """The writer of one file. Opening an existing file goes on with its chain."""
+
+    def __init__(
+        self,
+        path: Path,
+        key: SigningKey,
+        opening: Mapping[str, object],
+        clock: Callable[[], float] = time.time,
+        sign_every: int = SIGN_EVERY,
+    ):
+        self.path, self._key, self._clock, self._sign_every = path, key, clock, sign_every
+        self.number, self.head, self.total, self._unsigned = 0, GENESIS, 0, 0
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        torn = self._continue()
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        event = "reopening" if self.number else "opening"
+        cut = {"torn_bytes_cut": torn} if torn else {}
+        self.write({"kind": event, "format": FORMAT, "public_key": key.public, **opening, **cut})
+        self.sign()
+
+    def write(self, facts: Mapping[str, object]) -> int:
+        """Append a line and return its number. `total` grows by the line's `bytes`."""
+        number = self.number + 1
+        line = to_line({"number": number, "previous": self.head, "time": round(self._clock(), 6), **facts})
+        if os.write(self._handle, line + b"\n") != len(line) + 1:
+            raise DataError(f"{self.path}: a line could not be written whole; is the disk full?")
+        self.number, self.head = number, line_digest(line)
+        self.total += int(facts.get("bytes") or 0)  # type: ignore[call-overload]
+        self._unsigned += 1
+        if self._unsigned >= self._sign_every:
+            self.sign()
+        return number
+
+    def sign(self) -> None:
+        """Sign everything so far, if there is anything new."""
+        if self._unsigned == 0:
+            return
+        self._unsigned = -1  # the signature's own line needs none
+        self.write({"kind": "signature", "signature": self._key.sign(bytes.fromhex(self.head))})
+
+    def close(self) -> None:
+        """Sign and let go of the file."""
+        if self._handle >= 0:
+            self.sign()
+            os.close(self._handle)
+            self._handle = -1
+
+    def _continue(self) -> int:
+        """Take up the chain of an earlier process; returns how many bytes of a torn last line were cut off."""
+        if not self.path.exists():
+            return 0
+        content = self.path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(self.path, whole)
+        lines = content[:whole].splitlines()
+        try:
+            self.total = sum(int(json.loads(line).get("bytes") or 0) for line in lines)
+        except (ValueError, AttributeError, TypeError) as error:
+            raise DataError(f"{self.path} is damaged ({error}); move it away to have a new one begun") from error
+        if lines:
+            self.number, self.head = len(lines), line_digest(lines[-1])
+        return len(content) - whole
+
+
+def to_line(facts: Mapping[str, Any]) -> bytes:
+    """Return facts as one line of strict JSON."""
+    return json.dumps(facts, separators=(",", ":"), allow_nan=False).encode()
+
+
+def line_digest(line: bytes) -> str:
+    """Return the SHA-256 of a line without its end."""
+    return hashlib.sha256(line).hexdigest()

@@ -1,0 +1,168 @@
+"""Reads ledgers and says what is wrong with them. Needs nothing but the files: anybody can verify."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray_fed.errors import DataError
+from ray_fed.perimeter.ledger import GENESIS, line_digest
+from ray_fed.perimeter.signing import is_signed
+
+Line = Mapping[str, Any]
+CHAIN_KINDS = (
+    "opening",
+    "reopening",
+    "signature",
+    "incident",
+    "refused",
+    "session",
+    "handed over",
+    "received",
+    "model",
+)
+"""Kinds of line that are no passage of a message."""
+COMPARED = ("kind", "session", "round", "sha256", "bytes", "num_examples")
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One ledger as it was read, and what is wrong with it."""
+
+    path: Path
+    lines: tuple[Line, ...]
+    heads: tuple[str, ...]
+    """SHA-256 of each line."""
+    problems: tuple[str, ...]
+    unsigned: int
+    """Last lines that no signature covers: a writer that was killed leaves some."""
+
+    @property
+    def writer(self) -> str:
+        return str(self.lines[0].get("writer", "")) if self.lines else ""
+
+    @property
+    def public_key(self) -> str:
+        return str(self.lines[0].get("public_key", "")) if self.lines else ""
+
+    def of_kind(self, kind: str) -> list[Line]:
+        return [line for line in self.lines if line["kind"] == kind]
+
+    @property
+    def run(self) -> str:
+        return str(self.lines[0].get("run", "")) if self.lines else ""
+
+    def passages(self) -> list[Line]:
+        """Return the lines of messages that left."""
+        return [line for line in self.lines if line["kind"] not in CHAIN_KINDS]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the comparison of a run's ledgers found."""
+
+    problems: tuple[str, ...]
+    compared: Mapping[str, int] = field(default_factory=dict)
+    """Silo -> messages that both sides have with the same hash."""
+    not_received: Mapping[str, int] = field(default_factory=dict)
+    """Silo -> messages that left and were not taken: late, repeated after a restart, or lost with a coordinator."""
+
+
+def read_chain(path: Path, public_key: str = "") -> Chain:
+    """Read a ledger and check its chain and signatures, against `public_key` where it is known from elsewhere.
+
+    DataError when the file cannot be read at all; anything else that is wrong is in `problems`, with its line.
+    """
+    try:
+        raw = path.read_bytes().splitlines()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); was the ledger handed over?") from error
+    lines, heads, problems = [], [], []
+    previous, signed, key = GENESIS, 0, public_key
+    for number, text in enumerate(raw, start=1):
+        line = _parsed(text)
+        if line is None:
+            problems.append(f"line {number} is not a line of a ledger")
+            break
+        key = key or str(line.get("public_key", ""))
+        problems += [f"line {number}: {problem}" for problem in _wrong(line, number, previous, key)]
+        previous = line_digest(text)
+        lines.append(line)
+        heads.append(previous)
+        signed = number if line["kind"] == "signature" else signed
+    if not lines:
+        problems.append("it is empty")
+    return Chain(path, tuple(lines), tuple(heads), tuple(problems), len(lines) - signed)
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    fits = isinstance(line, dict) and {"number", "previous", "kind"} <= set(line)
+    return line if fits else None
+
+
+def _wrong(line: Line, number: int, previous: str, key: str) -> Iterator[str]:
+    if line["number"] != number:
+        yield f"it has the number {line['number']}: lines were dropped, added or moved"
+    if line["previous"] != previous:
+        yield "it does not follow from the line before: one of the two was changed, or lines were dropped or moved"
+    if line.get("public_key", key) != key:
+        yield "it was written with another key than the first line"
+    if line["kind"] == "signature" and not is_signed(bytes.fromhex(previous), str(line.get("signature")), key):
+        yield f"its signature is not by the key {key[:16]}..."
+
+
+def compare(coordinator: Chain, silos: Sequence[Chain]) -> Verdict:
+    """Check that what the coordinator says it received is what the silos say they sent, line by line.
+
+    Every message received must have left its silo, with the same kind, session, round, bytes, rows and SHA-256.
+    """
+    problems = [f"{chain.path.name}: {problem}" for chain in (coordinator, *silos) for problem in chain.problems]
+    by_name = {chain.writer: chain for chain in silos}
+    received: dict[str, list[Line]] = {}
+    for line in coordinator.of_kind("received"):
+        received.setdefault(str(line["silo"]), []).append(line["message"] | {"number": line["number"]})
+    compared, lost = {}, {}
+    for silo, messages in sorted(received.items()):
+        if silo not in by_name:
+            problems.append(f"silo '{silo}': {len(messages)} messages were received, its ledger is missing")
+            continue
+        sent = Counter(_key(line) for line in by_name[silo].passages())
+        problems += [f"silo '{silo}': {text}" for text in _unmatched(messages, sent)]
+        compared[silo], lost[silo] = len(messages), sum(sent.values())
+    problems += [text for chain in silos for text in _pinned(coordinator, chain)]
+    return Verdict(tuple(problems), compared, lost)
+
+
+def _key(line: Line) -> tuple[Any, ...]:
+    return tuple(line.get(name) for name in COMPARED)
+
+
+def _unmatched(messages: Sequence[Line], sent: Counter) -> Iterator[str]:
+    """Yield what was received and never sent; takes what matches out of `sent`."""
+    for message in messages:
+        key = _key(message)
+        if sent[key] > 0:
+            sent[key] -= 1
+        else:
+            yield (
+                f"coordinator's line {message['number']}: the {message['kind']} of session '{message['session']}', "
+                f"round {message['round']} (sha256 {str(message['sha256'])[:12]}...) never left the silo"
+            )
+
+
+def _pinned(coordinator: Chain, silo: Chain) -> Iterator[str]:
+    """The coordinator wrote down key and head of each ledger when it was handed over: both must be in it."""
+    if silo.run != coordinator.run:
+        yield f"silo '{silo.writer}': the ledger is of run '{silo.run}', not of '{coordinator.run}'"
+    for line in coordinator.of_kind("handed over"):
+        if line["silo"] == silo.writer:
+            if line["public_key"] != silo.public_key:
+                yield f"silo '{silo.writer}': the ledger is signed with another key than the one handed over"
+            if line["head"] not in silo.heads:
+                yield f"silo '{silo.writer}': the ledger is not the one handed over, or its last lines were dropped"
