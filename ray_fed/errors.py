@@ -5,6 +5,7 @@
     ├── DataError          a source cannot be read or holds nothing usable              exit code 2
     ├── PlacementError     the cluster has no place for a silo as it was asked for      exit code 2
     ├── SiloRefused        a silo disagrees with the federation's agreement             exit code 2
+    ├── PerimeterRefused   the gate inside a silo let a message not out                   exit code 1
     ├── UpdateRejected     an update is not fit to be averaged                          exit code 1
     ├── QuorumLost         too few silos are left for the round rules                   exit code 1
     └── SiloFailed         a silo died or raised while it worked                        exit code 1
@@ -69,6 +70,17 @@ class UpdateRejected(FedError):
     def __str__(self) -> str:
         silo, server_round, reason = self.args
         return f"silo '{silo}', round {server_round}: update rejected: {reason}"
+
+
+class PerimeterRefused(FedError):
+    """The gate inside a silo did not let a message out. Args are (silo, kind of message, reason)."""
+
+    def __init__(self, silo: str, kind: str, reason: str):
+        super().__init__(silo, kind, reason)
+
+    def __str__(self) -> str:
+        silo, kind, reason = self.args
+        return f"silo '{silo}': {kind} refused by the silo's own perimeter: {reason}"
 
 
 class QuorumLost(FedError):

@@ -33,6 +33,11 @@ class SiloSpec:
     state_folder: str = ""
     """Folder on the silo's own disk for its optimiser state, so that a restarted silo redoes a round exactly; empty: a
     restarted silo begins with fresh moments."""
+    run: str = ""
+    """Name of the run, for the file of the silo's ledger."""
+    ledger_folder: str = ""
+    """Folder on the silo's own disk for its ledger and its log, where its owner's site file names none; empty: it keeps
+    no ledger."""
 
 
 @dataclass(frozen=True)

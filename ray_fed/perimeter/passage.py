@@ -41,7 +41,7 @@ class Passage:
 
 def vector_digest(vector: np.ndarray) -> str:
     """Return the SHA-256 of a vector's bytes as they travel: float32, little endian, contiguous."""
-    return hashlib.sha256(np.ascontiguousarray(vector, np.dtype("<f4")).data).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(vector, np.dtype("<f4")).reshape(-1).data).hexdigest()
 
 
 def tensors_digest(arrays: Mapping[str, np.ndarray]) -> str:
@@ -49,7 +49,7 @@ def tensors_digest(arrays: Mapping[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(f"{name}\0{list(arrays[name].shape)}\0".encode())
-        digest.update(np.ascontiguousarray(arrays[name], np.dtype("<f4")).data)
+        digest.update(np.ascontiguousarray(arrays[name], np.dtype("<f4")).reshape(-1).data)
     return digest.hexdigest()
 
 
@@ -67,7 +67,11 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, np.ndarray):
-        return [value.dtype.str, list(value.shape), hashlib.sha256(np.ascontiguousarray(value).data).hexdigest()]
+        return [
+            value.dtype.str,
+            list(value.shape),
+            hashlib.sha256(np.ascontiguousarray(value).reshape(-1).data).hexdigest(),
+        ]
     if isinstance(value, float):
         return value.hex()
     return value if value is None or isinstance(value, bool | int | str) else repr(value)

@@ -1,0 +1,284 @@
+"""The gate inside a silo: every message is checked by kind, rebuilt from its checked parts, counted, and only then sent.
+
+What it checks is form: types, names, shapes, finite values, counts of rows, bytes; and that the message does not repeat
+the silo's rows as they are. Whether an update of the right form encodes something is beyond any gate.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from ray_fed.errors import PerimeterRefused, UpdateRejected
+from ray_fed.federation.guard import Guard
+from ray_fed.federation.messages import Metrics, SiloDescription, Update, Vector
+from ray_fed.federation.norms import distance
+from ray_fed.learning.regression import RegressionSums
+from ray_fed.learning.scores import MeanScores, Scores
+from ray_fed.learning.standardisation import ColumnMoments
+from ray_fed.perimeter.echo import Echo, words
+from ray_fed.perimeter.passage import Passage, passage_of
+from ray_fed.perimeter.policy import Policy
+
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_ .-]{0,63}")
+LONGEST_WORD = 40
+LONGEST_TEXT = 300
+MAX_ENTRIES = 512
+HASH = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}")
+SMALL_BYTES = 1 << 16
+PARAMETERS_PER_ROUND = 4
+"""Answers of one round that may leave if the owner says nothing: a round may be asked for again after a restart."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a silo was asked for: an answer must fit it."""
+
+    kind: str
+    session: str = ""
+    server_round: int = 0
+    vector: Vector | None = None
+    """What it was sent to train from."""
+    models: tuple[str, ...] = ()
+    """Names of the models it was sent to evaluate."""
+    layout_digest: str = ""
+
+
+class Gate:
+    """Lets messages of one silo out, by its owner's policy."""
+
+    def __init__(self, silo: str, policy: Policy, sent_before: int = 0):
+        self.silo, self.policy, self.echo = silo, policy, Echo()
+        self.sent = sent_before
+        """Bytes that have left in this run."""
+        self._round: tuple[str, int] = ("", 0)
+        self._sent_in_round = 0
+
+    def admit(self, message: Any, asked: Asked) -> tuple[Any, Passage]:
+        """Return the message rebuilt from its checked parts, and its passage; PerimeterRefused with the first reason
+        why it stays inside. Nothing given is changed."""
+        if asked.kind not in self.policy.kinds:
+            raise self.refusal(asked.kind, f"its owner allows {', '.join(self.policy.kinds)} only")
+        rebuilt = REBUILT[asked.kind](self, message, asked)
+        passage = passage_of(rebuilt)
+        self._count(passage, asked)
+        return rebuilt, passage
+
+    def refusal(self, kind: str, reason: str) -> PerimeterRefused:
+        return PerimeterRefused(self.silo, kind, reason)
+
+    def check_plan(self, session: str, num_rounds: int, num_bytes: int) -> None:
+        """Refuse a session whose updates alone would break the budget, before it begins."""
+        planned, left = num_rounds * num_bytes, self.policy.max_bytes_per_run - self.sent
+        if planned > left:
+            reason = f"its {num_rounds} updates have {planned} bytes, {left} are left of max_bytes_per_run"
+            raise self.refusal(f"session '{session}'", reason)
+
+    def _count(self, passage: Passage, asked: Asked) -> None:
+        """Refuse what exceeds the budget of the round or of the run; count the rest."""
+        this_round = (asked.session, asked.server_round)
+        sent = self._sent_in_round if this_round == self._round else 0
+        size = passage.num_bytes
+        allowed = self._round_budget(asked)
+        if sent + size > allowed:
+            raise self.refusal(asked.kind, f"{sent + size} bytes in one round are more than the {allowed} allowed")
+        limit = self.policy.max_bytes_per_run
+        if self.sent + size > limit:
+            raise self.refusal(asked.kind, f"{self.sent + size} bytes in this run, max_bytes_per_run is {limit}")
+        self._round, self._sent_in_round = this_round, sent + size
+        self.sent += size
+
+    def _round_budget(self, asked: Asked) -> int:
+        if self.policy.max_bytes_per_round is not None:
+            return self.policy.max_bytes_per_round
+        received = 0 if asked.vector is None else asked.vector.nbytes
+        small = max(SMALL_BYTES, self.policy.max_description_bytes)
+        return PARAMETERS_PER_ROUND * received + small + (self._sent_in_round if asked.vector is None else 0)
+
+
+# ---- one function for each kind: it returns the message rebuilt, or raises
+
+
+def _update(gate: Gate, update: Any, asked: Asked) -> Update:
+    _exact(gate, asked, update, Update)
+    received, policy = asked.vector, gate.policy
+    assert received is not None
+    try:
+        Guard().check(update, received, asked.server_round, asked.session)
+    except UpdateRejected as error:
+        raise gate.refusal("update", error.args[2]) from None
+    if update.vector.dtype.metadata:
+        raise gate.refusal("update", "its dtype carries metadata")
+    if update.num_examples < policy.min_examples_per_update:
+        least = f"min_examples_per_update={policy.min_examples_per_update}"
+        raise gate.refusal("update", f"{update.num_examples} rows stand behind it, {least}")
+    if policy.max_update_norm is not None and distance(update.vector, received) > policy.max_update_norm:
+        moved = distance(update.vector, received)
+        raise gate.refusal("update", f"it moved by {moved:.6g}, max_update_norm={policy.max_update_norm:g}")
+    if gate.echo.is_echo(update.vector):
+        raise gate.refusal("update", "it repeats values of the silo's rows")
+    return Update(
+        gate.silo, asked.session, asked.server_round, update.vector, int(update.num_examples), int(update.num_steps),
+        float(update.loss), float(update.seconds),
+    )  # fmt: skip
+
+
+def _moments(gate: Gate, moments: Any, asked: Asked) -> ColumnMoments:
+    _exact(gate, asked, moments, ColumnMoments)
+    _enough(gate, asked, moments.num_examples)
+    for name in ("mean", "m2"):
+        values = getattr(moments, name)
+        plain = type(values) is np.ndarray and values.dtype == np.float64 and values.ndim == 1
+        if not plain or values.dtype.metadata or values.shape != moments.mean.shape:
+            raise gate.refusal("moments", f"{name} must be one float64 per column")
+        if not np.isfinite(values).all():
+            raise gate.refusal("moments", f"{name} has values that are not finite")
+    if gate.echo.is_echo(moments.mean):
+        raise gate.refusal("moments", "the means repeat values of the silo's rows")
+    return ColumnMoments(int(moments.num_examples), moments.mean, moments.m2)
+
+
+def _metrics(gate: Gate, by_model: Any, asked: Asked) -> dict[str, Metrics]:
+    if type(by_model) is not dict or tuple(by_model) != asked.models:
+        raise gate.refusal("metrics", f"they must be those of the models asked for: {', '.join(asked.models)}")
+    return {model: _metrics_of(gate, metrics, asked) for model, metrics in by_model.items()}
+
+
+def _metrics_of(gate: Gate, metrics: Any, asked: Asked) -> Metrics:
+    _exact(gate, asked, metrics, Metrics)
+    return Metrics(gate.silo, _scores(gate, metrics.train, asked), _scores(gate, metrics.held_out, asked))
+
+
+def _scores(gate: Gate, scores: Any, asked: Asked) -> Scores:
+    """Too few rows are told as none; a NaN is told as one NaN, whose other bits could tell something."""
+    if type(scores) not in (RegressionSums, MeanScores):
+        raise gate.refusal("metrics", "they must be RegressionSums or MeanScores")
+    _exact(gate, asked, scores, type(scores))
+    count = scores.num_examples
+    if not _is_count(count):
+        raise gate.refusal("metrics", "num_examples must be a whole number, 0 or more")
+    is_told = count >= gate.policy.min_examples
+    if isinstance(scores, MeanScores):
+        _check_metric_names(gate, scores.sums)
+        return MeanScores(int(count) * is_told, {name: _number(gate, v, is_told) for name, v in scores.sums.items()})
+    numbers = [getattr(scores, field.name) for field in fields(RegressionSums)[1:]]
+    return RegressionSums(int(count) * is_told, *(_number(gate, value, is_told) for value in numbers))
+
+
+def _check_metric_names(gate: Gate, sums: Any) -> None:
+    if type(sums) is not dict:
+        raise gate.refusal("metrics", "sums must be a dict")
+    unknown = sum(name not in gate.policy.metrics for name in sums)
+    if unknown:
+        raise gate.refusal(
+            "metrics", f"{unknown} of {len(sums)} names are not allowed; the owner lists names under 'metrics'"
+        )
+
+
+def _number(gate: Gate, value: Any, is_told: bool) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise gate.refusal("metrics", "a value is not a number")
+    number = float(value) if is_told else 0.0
+    return math.nan if math.isnan(number) else number
+
+
+def _description(gate: Gate, said: Any, asked: Asked) -> SiloDescription:
+    _exact(gate, asked, said, SiloDescription)
+    for count in (said.num_examples, said.num_held_out, *_dict(gate, said.unreadable).values()):
+        if not _is_count(count):
+            raise gate.refusal("description", "counts of rows must be whole numbers, 0 or more")
+    fingerprint = {_name(gate, key): _told(gate, value) for key, value in _dict(gate, said.fingerprint).items()}
+    texts = [*said.unreadable, *_dict(gate, said.agreement), *said.agreement.values(), said.device, said.node]
+    for text in texts:
+        _text(gate, text)
+    listed = [item for value in fingerprint.values() if isinstance(value, list) for item in value]
+    every = [*texts, *listed, *(value for value in fingerprint.values() if isinstance(value, str))]
+    size = sum(len(text.encode()) for text in every)
+    if size > gate.policy.max_description_bytes:
+        limit = f"max_description_bytes={gate.policy.max_description_bytes}"
+        raise gate.refusal("description", f"it has {size} bytes of text, {limit}")
+    numbers = np.array([value for value in fingerprint.values() if isinstance(value, float)])
+    if gate.echo.in_texts(every) + (gate.echo.hits(numbers)[0] if len(numbers) else 0) >= 3:
+        raise gate.refusal("description", "it repeats values of the silo's rows")
+    return SiloDescription(
+        gate.silo, int(said.num_examples), int(said.num_held_out), dict(said.unreadable), dict(said.agreement),
+        fingerprint, said.device, said.node,
+    )  # fmt: skip
+
+
+def _layout(gate: Gate, digest: Any, asked: Asked) -> str:
+    if type(digest) is not str or digest != asked.layout_digest:
+        raise gate.refusal("layout", "it is not the digest of the layout agreed on")
+    return digest
+
+
+REBUILT: dict[str, Callable[[Gate, Any, Asked], Any]] = {
+    "description": _description, "moments": _moments, "layout": _layout, "update": _update, "metrics": _metrics,
+}  # fmt: skip
+"""Kind -> its check."""
+
+
+# ---- parts
+
+
+def _exact(gate: Gate, asked: Asked, message: Any, cls: type) -> None:
+    """The class itself, and nothing hung onto the instance."""
+    if type(message) is not cls:
+        raise gate.refusal(asked.kind, f"the answer must be a {cls.__name__}")
+    if set(vars(message)) != {field.name for field in fields(cls)}:
+        raise gate.refusal(asked.kind, "the answer carries more than its fields")
+    if getattr(message, "silo", gate.silo) != gate.silo:
+        raise gate.refusal(asked.kind, "it is in the name of another silo")
+
+
+def _enough(gate: Gate, asked: Asked, count: Any) -> None:
+    least = gate.policy.min_examples
+    if not _is_count(count) or count < least:
+        raise gate.refusal(
+            asked.kind, f"{count if _is_count(count) else '?'} rows stand behind it, min_examples={least}"
+        )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+
+
+def _dict(gate: Gate, value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping) or len(value) > MAX_ENTRIES:
+        raise gate.refusal("description", f"a mapping of at most {MAX_ENTRIES} entries is wanted")
+    return value
+
+
+def _name(gate: Gate, value: Any) -> str:
+    if type(value) is not str or not NAME.fullmatch(value):
+        raise gate.refusal("description", "a name must be up to 64 letters, digits, '_', '.', '-'")
+    return value
+
+
+def _text(gate: Gate, value: Any) -> str:
+    """One short line of words; a long word is a code, unless it is a hash."""
+    if type(value) is not str or len(value) > LONGEST_TEXT or not value.isprintable():
+        raise gate.refusal("description", f"a text must be one printable line of up to {LONGEST_TEXT} characters")
+    for word in words([value]):
+        if len(word) > LONGEST_WORD and not HASH.fullmatch(word):
+            raise gate.refusal("description", f"a word has {len(word)} characters, {LONGEST_WORD} are allowed")
+    return value
+
+
+def _told(gate: Gate, value: Any) -> Any:
+    """What a fingerprint may hold: nothing, a number, a text, or a list of texts."""
+    if value is None or type(value) in (bool, float):
+        return value
+    if type(value) is int and abs(value) < 2**53:
+        return value
+    if isinstance(value, list | tuple) and len(value) <= MAX_ENTRIES:
+        return [_text(gate, item) for item in value]
+    return _text(gate, value)
+
+
+def kinds_known() -> Iterator[str]:
+    """Yield the kinds of message for which there is a check."""
+    yield from REBUILT
