@@ -1,0 +1,1 @@
+"""`ray-fed fedtransfer`: style generators move between silos, then a segmentation network is federated."""
