@@ -1,4 +1,4 @@
-"""The gate inside a silo: every message is checked by kind, rebuilt from its checked parts, counted, and only then sent.
+"""The gate inside a silo: every message is checked by kind, rebuilt from its checked parts, counted, and then sent.
 
 What it checks is form: types, names, shapes, finite values, counts of rows, bytes; and that the message does not repeat
 the silo's rows as they are. Whether an update of the right form encodes something is beyond any gate.
@@ -6,7 +6,7 @@ the silo's rows as they are. Whether an update of the right form encodes somethi
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -24,11 +24,16 @@ from ray_fed.perimeter.passage import Passage, passage_of
 from ray_fed.perimeter.policy import Policy
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_ .-]{0,63}")
-LONGEST_WORD = 40
+LONGEST_WORD = 64
 LONGEST_TEXT = 300
 MAX_ENTRIES = 512
+FEW_NUMBERS = 3
+"""So many of the rows' numbers in the texts of a description are no chance."""
 HASH = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}")
 SMALL_BYTES = 1 << 16
+"""Metrics of one round."""
+OPENING_BYTES = 1 << 22
+"""Description, moments and the evaluation of the initial models."""
 PARAMETERS_PER_ROUND = 4
 """Answers of one round that may leave if the owner says nothing: a round may be asked for again after a restart."""
 
@@ -55,7 +60,7 @@ class Gate:
         self.sent = sent_before
         """Bytes that have left in this run."""
         self._round: tuple[str, int] = ("", 0)
-        self._sent_in_round = 0
+        self._sent_in_round, self._received = 0, 0
 
     def admit(self, message: Any, asked: Asked) -> tuple[Any, Passage]:
         """Return the message rebuilt from its checked parts, and its passage; PerimeterRefused with the first reason
@@ -79,24 +84,26 @@ class Gate:
 
     def _count(self, passage: Passage, asked: Asked) -> None:
         """Refuse what exceeds the budget of the round or of the run; count the rest."""
-        this_round = (asked.session, asked.server_round)
-        sent = self._sent_in_round if this_round == self._round else 0
-        size = passage.num_bytes
-        allowed = self._round_budget(asked)
-        if sent + size > allowed:
-            raise self.refusal(asked.kind, f"{sent + size} bytes in one round are more than the {allowed} allowed")
-        limit = self.policy.max_bytes_per_run
-        if self.sent + size > limit:
-            raise self.refusal(asked.kind, f"{self.sent + size} bytes in this run, max_bytes_per_run is {limit}")
-        self._round, self._sent_in_round = this_round, sent + size
-        self.sent += size
+        if (asked.session, asked.server_round) != self._round:
+            self._round, self._sent_in_round, self._received = (asked.session, asked.server_round), 0, 0
+        self._received = max(self._received, 0 if asked.vector is None else asked.vector.nbytes)
+        in_round, in_run, allowed = (
+            self._sent_in_round + passage.num_bytes,
+            self.sent + passage.num_bytes,
+            self._budget(),
+        )
+        if in_round > allowed:
+            raise self.refusal(asked.kind, f"{in_round} bytes in one round are more than the {allowed} allowed")
+        if in_run > self.policy.max_bytes_per_run:
+            raise self.refusal(asked.kind, f"{in_run} bytes, max_bytes_per_run={self.policy.max_bytes_per_run}")
+        self._sent_in_round, self.sent = in_round, in_run
 
-    def _round_budget(self, asked: Asked) -> int:
+    def _budget(self) -> int:
+        """Bytes that may leave in the round under way."""
         if self.policy.max_bytes_per_round is not None:
             return self.policy.max_bytes_per_round
-        received = 0 if asked.vector is None else asked.vector.nbytes
-        small = max(SMALL_BYTES, self.policy.max_description_bytes)
-        return PARAMETERS_PER_ROUND * received + small + (self._sent_in_round if asked.vector is None else 0)
+        small = SMALL_BYTES if self._round[1] else OPENING_BYTES
+        return PARAMETERS_PER_ROUND * self._received + small
 
 
 # ---- one function for each kind: it returns the message rebuilt, or raises
@@ -191,22 +198,25 @@ def _description(gate: Gate, said: Any, asked: Asked) -> SiloDescription:
         if not _is_count(count):
             raise gate.refusal("description", "counts of rows must be whole numbers, 0 or more")
     fingerprint = {_name(gate, key): _told(gate, value) for key, value in _dict(gate, said.fingerprint).items()}
-    texts = [*said.unreadable, *_dict(gate, said.agreement), *said.agreement.values(), said.device, said.node]
-    for text in texts:
-        _text(gate, text)
-    listed = [item for value in fingerprint.values() if isinstance(value, list) for item in value]
-    every = [*texts, *listed, *(value for value in fingerprint.values() if isinstance(value, str))]
-    size = sum(len(text.encode()) for text in every)
-    if size > gate.policy.max_description_bytes:
-        limit = f"max_description_bytes={gate.policy.max_description_bytes}"
-        raise gate.refusal("description", f"it has {size} bytes of text, {limit}")
-    numbers = np.array([value for value in fingerprint.values() if isinstance(value, float)])
-    if gate.echo.in_texts(every) + (gate.echo.hits(numbers)[0] if len(numbers) else 0) >= 3:
-        raise gate.refusal("description", "it repeats values of the silo's rows")
+    unreadable = {_text(gate, reason): int(count) for reason, count in said.unreadable.items()}
+    agreement = {_name(gate, key): _text(gate, value) for key, value in _dict(gate, said.agreement).items()}
+    device, node = _text(gate, said.device), _text(gate, said.node)
+    _check_texts(gate, [*unreadable, *agreement.values(), device, node], fingerprint)
     return SiloDescription(
-        gate.silo, int(said.num_examples), int(said.num_held_out), dict(said.unreadable), dict(said.agreement),
-        fingerprint, said.device, said.node,
-    )  # fmt: skip
+        gate.silo, int(said.num_examples), int(said.num_held_out), unreadable, agreement, fingerprint, device, node
+    )
+
+
+def _check_texts(gate: Gate, texts: list[str], fingerprint: Mapping[str, Any]) -> None:
+    """All texts together must be short, and must not hold numbers of the rows."""
+    for value in fingerprint.values():
+        texts += [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    size, limit = sum(len(text.encode()) for text in texts), gate.policy.max_description_bytes
+    if size > limit:
+        raise gate.refusal("description", f"it has {size} bytes of text, max_description_bytes={limit}")
+    numbers = np.array([value for value in fingerprint.values() if isinstance(value, float)])
+    if gate.echo.in_texts(texts) + gate.echo.hits(numbers)[0] >= FEW_NUMBERS:
+        raise gate.refusal("description", "it repeats values of the silo's rows")
 
 
 def _layout(gate: Gate, digest: Any, asked: Asked) -> str:
@@ -259,13 +269,14 @@ def _name(gate: Gate, value: Any) -> str:
 
 
 def _text(gate: Gate, value: Any) -> str:
-    """One short line of words; a long word is a code, unless it is a hash."""
-    if type(value) is not str or len(value) > LONGEST_TEXT or not value.isprintable():
-        raise gate.refusal("description", f"a text must be one printable line of up to {LONGEST_TEXT} characters")
-    for word in words([value]):
+    """Return a text as one short line of words. A long word is a code, unless it is a hash."""
+    if type(value) is not str:
+        raise gate.refusal("description", "a text is wanted")
+    text = "".join(letter if letter.isprintable() else " " for letter in value[:LONGEST_TEXT])
+    for word in words([text]):
         if len(word) > LONGEST_WORD and not HASH.fullmatch(word):
             raise gate.refusal("description", f"a word has {len(word)} characters, {LONGEST_WORD} are allowed")
-    return value
+    return text
 
 
 def _told(gate: Gate, value: Any) -> Any:
@@ -277,8 +288,3 @@ def _told(gate: Gate, value: Any) -> Any:
     if isinstance(value, list | tuple) and len(value) <= MAX_ENTRIES:
         return [_text(gate, item) for item in value]
     return _text(gate, value)
-
-
-def kinds_known() -> Iterator[str]:
-    """Yield the kinds of message for which there is a check."""
-    yield from REBUILT

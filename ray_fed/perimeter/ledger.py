@@ -48,6 +48,10 @@ class Ledger:
         self.write({"kind": event, "format": FORMAT, "public_key": key.public, **opening, **cut})
         self.sign()
 
+    @property
+    def public_key(self) -> str:
+        return self._key.public
+
     def write(self, facts: Mapping[str, object]) -> int:
         """Append a line and return its number. `total` grows by the line's `bytes`."""
         number = self.number + 1
