@@ -1,0 +1,1 @@
+"""Grains of new micrographs, by the model a run has trained."""
