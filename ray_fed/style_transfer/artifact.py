@@ -22,6 +22,7 @@ from torch import nn
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.style_transfer.codecs import BITS, CODEC_OF_BITS, Bits, decode, encode, encoded_size, shapes_of
 from ray_fed.style_transfer.generators import GeneratorSpec, empty_generator
+from ray_fed.style_transfer.grain_features import GrainStatistics
 
 MAGIC = b"RAYFEDS1"
 LONGEST_HEADER = 4096
@@ -45,6 +46,8 @@ class ArtifactHeader:
     """Mean |G(label) - image| on images it was not trained on; grey values in [0, 1]."""
     line_width_px: float
     """Width of the boundaries in the sender's labels, pixels."""
+    grains: GrainStatistics
+    """How the sender's grains vary: what their levels and bands are drawn from."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ def make_artifact(
     num_images: int,
     validation_l1: float,
     line_width_px: float,
+    grains: GrainStatistics,
 ) -> StyleArtifact:
     """Return the generator as an artifact; DataError when its weights cannot be written."""
     arrays = [parameter.detach().cpu().float().numpy() for parameter in module.parameters()]
@@ -87,7 +91,9 @@ def make_artifact(
     except ValueError as error:
         raise DataError(f"generator of silo '{silo}' as {CODEC_OF_BITS[bits]}: {error}") from error
     digest = hashlib.sha256(buffer.tobytes()).hexdigest()
-    return StyleArtifact(ArtifactHeader(silo, spec, bits, digest, num_images, validation_l1, line_width_px), buffer)
+    return StyleArtifact(
+        ArtifactHeader(silo, spec, bits, digest, num_images, validation_l1, line_width_px, grains), buffer
+    )
 
 
 def packed(artifact: StyleArtifact) -> np.ndarray:
@@ -147,6 +153,7 @@ def _header(data: np.ndarray) -> tuple[ArtifactHeader, int]:
 def _read_header(found: Any) -> ArtifactHeader:
     _check_names(found, ArtifactHeader, "header")
     _check_names(found["generator"], GeneratorSpec, "header's generator")
+    _check_names(found["grains"], GrainStatistics, "header's grains")
     spec = found["generator"]
     if not isinstance(spec["inputs"], list) or not all(isinstance(name, str) for name in spec["inputs"]):
         raise ValueError("its generator's inputs are not a list of names")
@@ -161,7 +168,7 @@ def _read_header(found: Any) -> ArtifactHeader:
         if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value) or value < 0:
             raise ValueError(f"its {name}={value!r} must be a number, 0 or more")
     generator = GeneratorSpec(**{**spec, "inputs": tuple(spec["inputs"])})
-    return ArtifactHeader(**{**found, "generator": generator})
+    return ArtifactHeader(**{**found, "generator": generator, "grains": GrainStatistics(**found["grains"])})
 
 
 def _check_names(found: Any, cls: type, what: str) -> None:

@@ -1,14 +1,17 @@
-"""What a generator sees of a label: the boundary map and, if asked for, random quantities that are constant or linear
-inside a grain, and white noise.
+"""What a generator sees of a label: the boundary map and, if asked for, what each grain is like, and white noise.
 
 A label says where grains are, not how bright each is or which way its twins run. Without such inputs a network trained
 against an L1 term can only paint the mean of all possibilities.
 
-    input   value in a grain                                     on a boundary
-    label   -1                                                   1
-    level   one draw of N(0, 1) per grain                        0
-    ramp    s + distance along a random direction, in radii      0      (s is one draw of N(0, 1) per grain)
-    noise   N(0, 1) per pixel                                    the same
+    input   channels  value in a grain                                                on a boundary
+    label   1         -1                                                              1
+    level   1         grey level of the grain, standardised                           0
+    band    2         distance to the nearest edge of the grain's band, -1 (inside)   1, 0
+                      to 1 (far outside, or no band); level of the band inside it
+    noise   1         N(0, 1) per pixel                                               the same
+
+Levels and bands are those of the real image while a generator is trained, and drawn at random afterwards; see
+grain_features.py.
 """
 
 from collections.abc import Sequence
@@ -17,6 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy import ndimage
+
+EDGE_REACH_PX = 3.0
+"""Distance from a band's edge at which the band channel reaches its ends."""
 
 
 @dataclass(frozen=True)
@@ -41,48 +47,53 @@ class GrainMaps:
     def __len__(self) -> int:
         return len(self.boundary)
 
-    def inputs(self, index: torch.Tensor, names: Sequence[str], draws: torch.Generator) -> torch.Tensor:
-        """Return the generator's input float32 [len(index), channels, h, w] for the labels `index`."""
+    @property
+    def num_grains(self) -> int:
+        """Most grains that a label has."""
+        return self.shapes.shape[1] - 1
+
+    def inputs(
+        self, index: torch.Tensor, names: Sequence[str], features: torch.Tensor, draws: torch.Generator
+    ) -> torch.Tensor:
+        """Return the generator's input float32 [len(index), channels, h, w] for the labels `index`.
+
+        features: [len(index), num_grains + 1, NUM_FEATURES].
+        """
         grains = self.grains[index].long()
-        made = [self._channel(name, index, grains, draws) for name in names]
-        return torch.stack(made, 1)
+        parts = []
+        for name in names:
+            if name == "label":
+                parts.append(self.label(index))
+            elif name == "level":
+                parts.append(_spread(features[..., 0], grains).mul(grains > 0).unsqueeze(1))
+            elif name == "band":
+                parts.append(self._band(index, grains, features))
+            else:
+                shape = (len(index), 1, *grains.shape[1:])
+                parts.append(torch.randn(shape, generator=draws, device=grains.device))
+        return torch.cat(parts, 1)
 
     def label(self, index: torch.Tensor) -> torch.Tensor:
         """Return float32 [len(index), 1, h, w]: 1 on boundaries, -1 in grains."""
         return self.boundary[index].float().mul_(2).sub_(1).unsqueeze(1)
 
-    def _channel(self, name: str, index: torch.Tensor, grains: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
-        if name == "label":
-            return self.label(index)[:, 0]
-        if name == "noise":
-            return torch.randn(grains.shape, generator=draws, device=grains.device)
-        if name == "level":
-            return self._of_grains(self._drawn(index, draws), grains)
-        return self._ramp(index, grains, draws)
-
-    def _ramp(self, index: torch.Tensor, grains: torch.Tensor, draws: torch.Generator) -> torch.Tensor:
-        angle, start = self._drawn(index, draws, "uniform") * torch.pi * 2, self._drawn(index, draws)
+    def _band(self, index: torch.Tensor, grains: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         row, column, radius = self.shapes[index].unbind(2)
-        along_rows, along_columns = torch.sin(angle) / radius, torch.cos(angle) / radius
-        offset = start - row * along_rows - column * along_columns
+        sine, cosine, offset, half, level = features[..., 1:].unbind(2)
+        middle = row * sine + column * cosine + offset * radius
+        tables = torch.stack([sine, cosine, middle, half * radius, level], 1)
+        sine, cosine, middle, half, level = _spread(tables, grains[:, None].expand(-1, 5, -1, -1)).unbind(1)
         rows = torch.arange(grains.shape[1], device=grains.device, dtype=torch.float32)[:, None]
         columns = torch.arange(grains.shape[2], device=grains.device, dtype=torch.float32)
-        tables = (self._of_grains(table, grains) for table in (along_rows, along_columns, offset))
-        a, b, c = tables
-        return (a * rows + b * columns + c) * (grains > 0)
+        outside = (sine * rows + cosine * columns - middle).abs() - half
+        has_band = (half > 0) & (grains > 0)
+        distance = torch.where(has_band, outside / EDGE_REACH_PX, torch.ones_like(outside)).clamp(-1, 1)
+        return torch.stack([distance, torch.where(has_band & (outside < 0), level, torch.zeros_like(level))], 1)
 
-    def _drawn(self, index: torch.Tensor, draws: torch.Generator, kind: str = "normal") -> torch.Tensor:
-        """Return a draw for every grain of every label [len(index), most grains + 1], 0 for the boundary."""
-        shape = (len(index), self.shapes.shape[1])
-        draw = torch.rand if kind == "uniform" else torch.randn
-        values = draw(shape, generator=draws, device=self.shapes.device)
-        values[:, 0] = 0
-        return values
 
-    @staticmethod
-    def _of_grains(table: torch.Tensor, grains: torch.Tensor) -> torch.Tensor:
-        """Spread values per grain [n, grains] over the pixels [n, h, w]."""
-        return table.gather(1, grains.flatten(1)).view(grains.shape)
+def _spread(tables: torch.Tensor, grains: torch.Tensor) -> torch.Tensor:
+    """Spread values per grain [..., grains] over the pixels [..., h, w]."""
+    return tables.gather(-1, grains.flatten(-2)).view(grains.shape)
 
 
 def _numbered(mask: np.ndarray) -> np.ndarray:

@@ -64,7 +64,7 @@ def probe_memorisation(
     """Return what the generator does on its training labels and on held-out ones (both at most 64)."""
     seen, unseen = (torch.arange(min(len(pairs), 64), device=pairs.images.device) for pairs in (training, held_out))
     painted = [
-        synthesise(module, spec, pairs.maps, index, derived_seed(seed, "memorisation", number))
+        synthesise(module, spec, pairs.maps, index, training.statistics, derived_seed(seed, "memorisation", number))
         for number, (pairs, index) in enumerate(((training, seen), (held_out, unseen)))
     ]
     known = _thumbnails(training.images)

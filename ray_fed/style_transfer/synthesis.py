@@ -6,6 +6,7 @@ from torch import nn
 
 from ray_fed.style_transfer.conditioning import GrainMaps
 from ray_fed.style_transfer.generators import GeneratorSpec
+from ray_fed.style_transfer.grain_features import GrainStatistics
 from ray_fed.style_transfer.training import autocast
 
 PORTION_PIXELS = 1 << 21
@@ -18,17 +19,24 @@ def synthesise(
     spec: GeneratorSpec,
     maps: GrainMaps,
     index: torch.Tensor,
+    statistics: GrainStatistics,
     seed: int,
     low_precision: bool = True,
 ) -> torch.Tensor:
-    """Return uint8 images [len(index), h, w] of the labels `index`; another seed gives other grains and noise."""
+    """Return uint8 images [len(index), h, w] of the labels `index`; another seed gives other grains and noise.
+
+    statistics: what the grains' levels and bands are drawn from.
+    """
     spec.check_size(*maps.boundary.shape[1:])
     device = maps.boundary.device
     draws = torch.Generator(device).manual_seed(seed)
     module = module.to(device).eval()
     size = max(1, PORTION_PIXELS // maps.boundary[0].numel())
     with autocast(device, low_precision):
-        parts = [module(maps.inputs(part, spec.inputs, draws)) for part in index.split(size)]
+        parts = []
+        for part in index.split(size):
+            features = statistics.drawn(len(part), maps.num_grains, draws)
+            parts.append(module(maps.inputs(part, spec.inputs, features, draws)))
     images = torch.cat(parts)[:, 0].float()
     return images.add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 

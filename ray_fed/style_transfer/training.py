@@ -14,6 +14,7 @@ from ray_fed.randomness import derived_seed, generator
 from ray_fed.style_transfer.conditioning import GrainMaps, turned
 from ray_fed.style_transfer.discriminators import new_discriminator
 from ray_fed.style_transfer.generators import GeneratorSpec, new_generator
+from ray_fed.style_transfer.grain_features import GrainStatistics, measured
 from ray_fed.style_transfer.losses import Adversary, discriminator_loss, feature_matching, generator_loss
 
 EpochListener = Callable[[int, dict[str, float]], None]
@@ -73,10 +74,18 @@ class Pairs:
     maps: GrainMaps
     images: torch.Tensor
     """uint8 [n, h, w]."""
+    features: torch.Tensor
+    """float32 [n, most grains + 1, NUM_FEATURES], measured in the images."""
+    statistics: GrainStatistics
+    """Of the features."""
 
     @classmethod
-    def of(cls, images: np.ndarray, masks: np.ndarray, device: str = "cpu") -> "Pairs":
-        return cls(GrainMaps.of(masks, device), torch.from_numpy(np.ascontiguousarray(images)).to(device))
+    def of(cls, images: np.ndarray, masks: np.ndarray, device: str = "cpu", search_bands: bool = True) -> "Pairs":
+        maps = GrainMaps.of(masks)
+        features, statistics = measured(images, maps.grains.numpy(), maps.shapes.numpy(), search_bands)
+        there = GrainMaps(*(part.to(device) for part in (maps.boundary, maps.grains, maps.shapes)))
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
+        return cls(there, pixels, torch.from_numpy(features).to(device), statistics)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,7 +122,7 @@ class GeneratorTraining:
 
     def step(self, index: torch.Tensor, quarter_turns: int = 0, mirrored: bool = False) -> dict[str, float]:
         """One step of each player on the labels `index`; returns the losses before it."""
-        inputs = self.pairs.maps.inputs(index, self.plan.generator.inputs, self.draws)
+        inputs = self.pairs.maps.inputs(index, self.plan.generator.inputs, self.pairs.features[index], self.draws)
         parts = (inputs, self.pairs.maps.label(index), self.pairs.targets(index))
         inputs, label, real = (turned(part, quarter_turns, mirrored) for part in parts)
         device, plan = real.device, self.plan
