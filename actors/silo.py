@@ -1,16 +1,19 @@
 """A silo and an examiner with a mailbox around them: one actor each, on the node that holds the data."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import ray
 
+from actors.fence import fence
 from ray_fed.errors import PlacementError
 from ray_fed.federation.examiner import Examiner
 from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.perimeter.guarded_silo import GuardedSilo
 
 Handle: TypeAlias = Any
 """A handle of one of the actors; Ray's stubs cannot name the proxy of a decorated class."""
@@ -18,15 +21,21 @@ Handle: TypeAlias = Any
 
 @ray.remote
 class SiloActor:
-    """`Silo` behind messages. The device is read here, inside the actor, after Ray has reserved it."""
+    """`Silo` behind its wall and behind messages. The device is read here, inside the actor, after Ray has reserved it.
+
+    Nothing the silo's code returns, raises or prints leaves this process but through `GuardedSilo`.
+    """
 
     def __init__(self, spec: SiloSpec, task: Task):
+        self.name = spec.name
         _one_thread()
         stand_at_site(spec)
-        self.silo = task.silo(spec, reserved_device())
+        device = reserved_device()
+        fenced = functools.partial(fence, spec.name)
+        self.silo = GuardedSilo(spec, lambda: task.silo(spec, device), fenced, takes_output=True)
 
     def __repr__(self) -> str:
-        return repr(self.silo)
+        return f"Silo({self.name})"
 
     @ray.method
     def open(self) -> SiloDescription:
@@ -59,6 +68,10 @@ class SiloActor:
     @ray.method
     def evaluate(self, session: str, names: tuple[str, ...], *vectors: Vector) -> dict[str, Metrics]:
         return self.silo.evaluate(session, dict(zip(names, vectors, strict=True)))
+
+    @ray.method
+    def hand_over(self) -> tuple[bytes, str, str] | None:
+        return self.silo.hand_over()
 
 
 @ray.remote

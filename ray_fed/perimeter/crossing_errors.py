@@ -11,7 +11,7 @@ from types import TracebackType
 
 import ray_fed
 from ray_fed import errors
-from ray_fed.errors import FedError, PerimeterRefused, SiloFailed
+from ray_fed.errors import ConfigError, DataError, FedError, PerimeterRefused, SiloFailed
 from ray_fed.perimeter.policy import Policy
 
 OURS = Path(ray_fed.__file__).parent
@@ -29,8 +29,11 @@ def crossing(error: BaseException, silo: str, doing: str, policy: Policy, log: s
         return _copy(error)
     if policy.error_texts == "own" and isinstance(error, FedError) and _is_ours(error):
         return _copy(error)
-    where = f" {log}" if log else ""
-    return SiloFailed(silo, doing, f"{kind_of(error)} {place_of(error.__traceback__)}; {STAYS}{where}")
+    reason = f"{kind_of(error)} {place_of(error.__traceback__)}; {STAYS} {log}".rstrip()
+    for cls in (ConfigError, DataError):
+        if type(error) is cls:  # its exit code tells who must act: the owner of the silo
+            return cls(f"silo '{silo}' failed while {doing}: {reason}")
+    return SiloFailed(silo, doing, reason)
 
 
 def kind_of(error: BaseException) -> str:

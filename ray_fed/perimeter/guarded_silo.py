@@ -23,7 +23,7 @@ from ray_fed.perimeter.gate import Asked, Gate
 from ray_fed.perimeter.ledger import Ledger
 from ray_fed.perimeter.own_log import OwnLog, passing_folder
 from ray_fed.perimeter.passage import Passage
-from ray_fed.perimeter.policy import Site, read_site
+from ray_fed.perimeter.policy import Policy, Site, read_site, site_path
 from ray_fed.perimeter.signing import SigningKey
 
 Answer = TypeVar("Answer")
@@ -41,14 +41,17 @@ class GuardedSilo:
         fence: Fence = contextlib.nullcontext,
         takes_output: bool = False,
     ):
-        self.spec, self.site, self._fence = spec, read_site(spec.name), fence
+        self.spec, self._fence = spec, fence
+        self._ledger: Ledger | None = None
+        self._rounds: dict[str, int] = {}
+        self._broken: FedError | None = None
+        """Why the silo could not start: the answer to every question."""
+        self.site = self._read_site()
+        self.gate = Gate(spec.name, self.site.policy)
         self.log = OwnLog(_log_folder(spec, self.site))
         if takes_output:
             self.log.take_output()
-        self._ledger: Ledger | None = None
-        self.gate = Gate(spec.name, self.site.policy)
-        self._rounds: dict[str, int] = {}
-        self.silo = self._call("starting", make)
+        self._start(make)
 
     def __repr__(self) -> str:
         return f"Silo({self.spec.name})"
@@ -56,12 +59,14 @@ class GuardedSilo:
     # ---- the questions of `Silo`
 
     def open(self) -> SiloDescription:
-        said = self._call("opening its data", self.silo.open)
+        said = self._call("opening its data", lambda: self.silo.open())
         self._watch()
         return self._send("opening its data", said, Asked("description"))
 
     def moments(self) -> ColumnMoments:
-        return self._send("computing moments", self._call("computing moments", self.silo.moments), Asked("moments"))
+        return self._send(
+            "computing moments", self._call("computing moments", lambda: self.silo.moments()), Asked("moments")
+        )
 
     def prepare(self, standardizer: Standardizer | None) -> None:
         self._call("standardising", lambda: self.silo.prepare(standardizer))
@@ -71,6 +76,7 @@ class GuardedSilo:
         """PerimeterRefused when the planned updates would break the budget of the run."""
         digest = self._call("opening a session", lambda: self.silo.open_session(spec))
         self._rounds[spec.session] = 0
+        self._check_plan(spec)
         return self._send("opening a session", digest, Asked("layout", spec.session, layout_digest=spec.layout_digest))
 
     def revive(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
@@ -119,13 +125,40 @@ class GuardedSilo:
 
     # ---- out
 
+    def _read_site(self) -> Site:
+        """Without a policy that can be read nothing is let out."""
+        try:
+            return read_site(self.spec.name)
+        except FedError as error:
+            self._broken = error
+            return Site(Policy(), "", site_path())
+
+    def _start(self, make: Callable[[], Silo]) -> None:
+        try:
+            self.silo = self._call("starting", make)
+        except FedError as error:
+            self._broken = error
+
     def _call(self, doing: str, question: Callable[[], Answer]) -> Answer:
         """Let the silo's code run; what it raises is told of, not passed on."""
+        if self._broken is not None:
+            raise self._broken
         try:
             with self._fence():
                 return question()
         except BaseException as error:  # SystemExit and the like carry words, too
             told = self._told(doing, error)
+        raise told
+
+    def _check_plan(self, spec: SessionSpec) -> None:
+        trainer = self.silo.sessions.get(spec.session)
+        try:
+            if trainer is not None:
+                self.gate.check_plan(spec.session, spec.plan.num_rounds, 4 * trainer.layout.size)
+        except PerimeterRefused as error:
+            told = self._told("opening a session", error)
+        else:
+            return
         raise told
 
     def _send(self, doing: str, message: Answer, asked: Asked) -> Answer:
