@@ -1,0 +1,281 @@
+"""A silo's style workshop: trains its generator, lets it out as an artifact, keeps and uses those of others."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ray_fed.errors import DataError
+from ray_fed.micrographs.micrograph_set import MicrographSet
+from ray_fed.micrographs.polycrystals import StyleName, render
+from ray_fed.randomness import derived_seed, generator
+from ray_fed.reporting.atomic_write import write_atomically
+from ray_fed.style_transfer.amplitude import AmplitudeBank, amplitude_bank, checked_bank, painted_with
+from ray_fed.style_transfer.artifact import DEFAULT_LIMIT, StyleArtifact, make_artifact, packed, unpacked
+from ray_fed.style_transfer.codecs import CODECS, encoded_size, psnr, shapes_of
+from ray_fed.style_transfer.generators import GeneratorSpec, empty_generator
+from ray_fed.style_transfer.memorisation import MemorisationFinding, probe_memorisation
+from ray_fed.style_transfer.synthesis import synthesise
+from ray_fed.style_transfer.training import GeneratorTraining, Pairs, StylePlan
+
+Images = np.ndarray
+"""uint8 [n, h, w]."""
+
+
+@dataclass(frozen=True)
+class CodecCost:
+    """What a codec costs and spoils, measured with the silo's own generator."""
+
+    num_bytes: int
+    psnr_db: float
+    """Of images painted with the coded weights against those painted with the exact ones, held-out labels."""
+
+
+@dataclass(frozen=True)
+class StyleReport:
+    """What a silo says about its trained generator: means over images, none of a single one."""
+
+    silo: str
+    num_images: int
+    losses: tuple[Mapping[str, float], ...]
+    """Mean losses of each epoch."""
+    finding: MemorisationFinding
+    codecs: Mapping[str, CodecCost]
+
+
+class StyleStudio:
+    """The style half of a silo. Everything it keeps stands on the silo's own device and in its own `folder`."""
+
+    def __init__(self, silo: str, train: MicrographSet, validation: MicrographSet, device: str, folder: str = ""):
+        self.silo, self.device = silo, device
+        self.train, self.validation = train, validation
+        self.folder = Path(folder) if folder else None
+        self.report: StyleReport | None = None
+        self._generator: nn.Module | None = None
+        self._spec: GeneratorSpec | None = None
+        self._received: dict[tuple[str, str], StyleArtifact] = {}
+        self._networks: dict[tuple[str, str], nn.Module] = {}
+        self._banks: dict[str, AmplitudeBank] = {}
+        self._own_pairs: Pairs | None = None
+
+    # ---- the silo's own generator
+
+    def learn(self, plan: StylePlan, seed: int) -> StyleReport:
+        """Train the generator (Algorithm 1, line 9), or recall it if it was trained here before a restart."""
+        digest = f"{derived_seed(seed, 'style of', self.silo, repr(plan), self._fingerprint()):016x}"
+        if not self._recall(digest, plan):
+            training = GeneratorTraining(self._pairs, plan, derived_seed(seed, "style training", self.silo))
+            self._generator, losses = training.run()
+            self._spec = plan.generator
+            self.report = self._examined(losses, seed)
+            self._keep(digest)
+        assert self.report is not None
+        return self.report
+
+    def release(self, codec: str, checks: bool = True) -> np.ndarray:
+        """Return the generator as a message (Algorithm 1, line 10); DataError when it repeats training images."""
+        if self.report is None or self._generator is None or self._spec is None:
+            raise DataError(f"silo '{self.silo}' has no generator yet; let it learn one first")
+        if checks and not self.report.finding.passed:
+            raise DataError(
+                f"silo '{self.silo}' keeps its generator: {self.report.finding}; train it for fewer epochs or on more "
+                "images, or allow it with --memorisation warn"
+            )
+        return packed(self._artifact(codec))
+
+    # ---- the others' styles
+
+    def receive(self, sender: str, codec: str, message: object, limit: int = DEFAULT_LIMIT) -> int:
+        """Keep another silo's generator, checked; returns its bytes."""
+        artifact = unpacked(message, sender, limit)
+        artifact.header.generator.check_size(*self.train.size)
+        self._received[sender, codec] = artifact
+        self._networks.pop((sender, codec), None)
+        if self.folder:
+            write_atomically(self._artifact_path(sender, codec), packed(artifact).tobytes())
+        return artifact.num_bytes
+
+    def amplitudes(self) -> AmplitudeBank:
+        return amplitude_bank(self.silo, self.train.images)
+
+    def receive_amplitudes(self, sender: str, bank: object) -> int:
+        """Keep another silo's amplitudes, checked; returns their bytes."""
+        self._banks[sender] = checked_bank(bank, sender, self.train.size)
+        return self._banks[sender].num_bytes
+
+    # ---- painting
+
+    def transferred(self, codec: str, index: np.ndarray, seed: int) -> dict[str, Images]:
+        """Return sender -> images of its style on the silo's own training labels `index` (Algorithm 1, line 15)."""
+        return {sender: self._painted(sender, codec, index, seed) for sender in self._senders(codec)}
+
+    def amplitude_painted(self, index: np.ndarray, seed: int) -> dict[str, Images]:
+        """Return sender -> the silo's own images `index` with that silo's amplitudes."""
+        if not self._banks:
+            raise DataError(f"silo '{self.silo}' has received no amplitudes")
+        return {
+            sender: painted_with(self.train.images[index], bank, generator(seed, "amplitudes", self.silo, sender))
+            for sender, bank in sorted(self._banks.items())
+        }
+
+    def rendered(self, styles: Mapping[str, StyleName], gap: float, index: np.ndarray, seed: int) -> dict[str, Images]:
+        """Return silo -> images of its style on the silo's own labels by the true renderer: what no silo has."""
+        found = {}
+        for other, style in sorted(styles.items()):
+            draws = generator(seed, "oracle", self.silo, other)
+            found[other] = np.stack([render(mask, style, draws, gap) for mask in self.train.masks[index]])
+        return found
+
+    def held_out_pictures(self, codec: str, index: np.ndarray, seed: int) -> dict[str, Images]:
+        """Return sender -> images of its style (and the silo's own) on the validation labels `index`."""
+        found = {self.silo: self._paint(self._own_network(), self.silo, self._held_out, index, seed)}
+        for sender in self._senders(codec):
+            found[sender] = self._paint(self._network(sender, codec), sender, self._held_out, index, seed, codec)
+        return found
+
+    # ---- inside
+
+    @property
+    def _pairs(self) -> Pairs:
+        if self._own_pairs is None:
+            self._own_pairs = Pairs.of(self.train.images, self.train.masks, self.device)
+        return self._own_pairs
+
+    @property
+    def _held_out(self) -> Pairs:
+        return Pairs.of(self.validation.images, self.validation.masks, self.device)
+
+    def _own_network(self) -> nn.Module:
+        assert self._generator is not None
+        return self._generator
+
+    def _senders(self, codec: str) -> list[str]:
+        senders = sorted(sender for sender, their_codec in self._received if their_codec == codec)
+        if not senders:
+            raise DataError(f"silo '{self.silo}' has received no generator as {codec}")
+        return senders
+
+    def _network(self, sender: str, codec: str) -> nn.Module:
+        """Return a received network, built once."""
+        if (sender, codec) not in self._networks:
+            self._networks[sender, codec] = self._received[sender, codec].generator().to(self.device)
+        return self._networks[sender, codec]
+
+    def _painted(self, sender: str, codec: str, index: np.ndarray, seed: int) -> Images:
+        return self._paint(self._network(sender, codec), sender, self._pairs, index, seed, codec)
+
+    def _paint(
+        self, network: nn.Module, sender: str, pairs: Pairs, index: np.ndarray, seed: int, codec: str = ""
+    ) -> Images:
+        if sender == self.silo:
+            assert self._spec is not None
+            spec, statistics = self._spec, self._pairs.statistics
+        else:
+            header = self._received[sender, codec].header
+            spec, statistics = header.generator, header.grains
+        own_seed = derived_seed(seed, "synthesis", self.silo, sender)
+        where = torch.from_numpy(np.asarray(index, np.int64)).to(self.device)
+        return synthesise(network, spec, pairs.maps, where, statistics, own_seed).cpu().numpy()
+
+    def _artifact(self, codec: str) -> StyleArtifact:
+        assert self._generator is not None
+        assert self._spec is not None
+        assert self.report is not None
+        return make_artifact(
+            self.silo, self._generator, self._spec, CODECS[codec],
+            num_images=len(self.train), validation_l1=self.report.finding.held_out_l1,
+            line_width_px=line_width(self.train.masks), grains=self._pairs.statistics,
+        )  # fmt: skip
+
+    def _examined(self, losses: list[dict[str, float]], seed: int) -> StyleReport:
+        assert self._spec is not None
+        finding = probe_memorisation(self._own_network(), self._spec, self._pairs, self._held_out, seed)
+        self.report = StyleReport(self.silo, len(self.train), tuple(losses), finding, {})
+        return StyleReport(self.silo, len(self.train), tuple(losses), finding, self._codec_costs(seed))
+
+    def _codec_costs(self, seed: int) -> dict[str, CodecCost]:
+        assert self._spec is not None
+        held_out, spec = self._held_out, self._spec
+        index = torch.arange(min(len(held_out), 16), device=self.device)
+        where = (held_out.maps, index, self._pairs.statistics, derived_seed(seed, "codec", self.silo))
+        # In full precision: what is measured is the weights' rounding, not that of the arithmetic.
+        exact = synthesise(self._own_network(), spec, *where, low_precision=False).cpu().numpy()
+        found = {}
+        for codec in CODECS:
+            artifact = self._artifact(codec)
+            coded = synthesise(artifact.generator(), spec, *where, low_precision=False).cpu().numpy()
+            found[codec] = CodecCost(artifact.num_bytes, psnr(exact, coded, 255))
+        return found
+
+    def _fingerprint(self) -> str:
+        import hashlib
+
+        digest = hashlib.sha256(self.train.images.tobytes())
+        digest.update(self.train.masks.tobytes())
+        return digest.hexdigest()[:16]
+
+    def _artifact_path(self, sender: str, codec: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"received-{_file_name(sender)}-{codec}.style"
+
+    def _keep(self, digest: str) -> None:
+        """Write the generator and what was found about it, the latter last: it stands for the whole."""
+        if self.folder:
+            assert self.report is not None
+            write_atomically(self.folder / f"own-{digest}.style", packed(self._artifact("fp32")).tobytes())
+            text = json.dumps(asdict(self.report), sort_keys=True)
+            write_atomically(self.folder / f"own-{digest}.json", text.encode())
+
+    def _recall(self, digest: str, plan: StylePlan) -> bool:
+        path = self.folder / f"own-{digest}.json" if self.folder else None
+        if path is None or not path.is_file():
+            return False
+        found = json.loads(path.read_text())
+        costs = {codec: CodecCost(**cost) for codec, cost in found["codecs"].items()}
+        self.report = StyleReport(
+            self.silo, found["num_images"], tuple(found["losses"]), MemorisationFinding(**found["finding"]), costs
+        )
+        data = np.frombuffer(path.with_suffix(".style").read_bytes(), np.uint8)
+        self._generator, self._spec = unpacked(data, self.silo).generator().to(self.device), plan.generator
+        return True
+
+    def recall_received(self, codecs: Mapping[str, list[str]]) -> None:
+        """Read what others sent before a restart: codec -> senders; what is not there is left out."""
+        for codec, senders in codecs.items():
+            for sender in senders:
+                path = self._artifact_path(sender, codec) if self.folder else None
+                if path is not None and path.is_file():
+                    self._received[sender, codec] = unpacked(np.frombuffer(path.read_bytes(), np.uint8), sender)
+
+
+def line_width(masks: np.ndarray) -> float:
+    """Return the mean width of boundaries, pixels: their area over their length.
+
+    A line k pixels wide loses its two outermost rows when it is eroded by one pixel on each side, so that its length is
+    half the area lost.
+    """
+    from scipy import ndimage
+
+    padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)), mode="edge").astype(bool)
+    cross = ndimage.generate_binary_structure(2, 1)[None]
+    inner = ndimage.binary_erosion(padded, cross)[:, 1:-1, 1:-1]
+    area, lost = int(masks.sum()), int(masks.sum()) - int(inner.sum())
+    return 2 * area / lost if lost else 0.0
+
+
+def weights_size(spec: GeneratorSpec, codec: str) -> int:
+    """Return the bytes of a generator's weights under a codec, without making them."""
+    with torch.device("meta"):
+        return encoded_size(shapes_of(empty_generator(spec)), CODECS[codec])
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
+
+
+PoolMaker = Callable[[int], tuple[Images, np.ndarray]]
+"""server_round -> (images uint8 [n, h, w], masks uint8 [n, h, w]) to train on."""
