@@ -9,7 +9,7 @@ import ray
 from actors.fence import fence
 from ray_fed.errors import PlacementError
 from ray_fed.federation.examiner import Examiner
-from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.messages import Artifact, Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
@@ -68,6 +68,11 @@ class SiloActor:
     @ray.method
     def evaluate(self, session: str, names: tuple[str, ...], *vectors: Vector) -> dict[str, Metrics]:
         return self.silo.evaluate(session, dict(zip(names, vectors, strict=True)))
+
+    @ray.method
+    def ask(self, question: str, *given: Any) -> Artifact:
+        """What is given may be refs of other silos' artifacts: Ray brings them here, past everybody else."""
+        return self.silo.ask(question, *given)
 
     @ray.method
     def hand_over(self) -> tuple[bytes, str, str] | None:

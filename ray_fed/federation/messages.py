@@ -103,3 +103,18 @@ class Metrics:
     silo: str
     train: Scores
     held_out: Scores
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What a silo made from its rows and hands on as bytes: a generator, spectra, or only the facts about them."""
+
+    silo: str
+    what: str
+    """The question it answers."""
+    num_examples: int
+    """Rows it was made from."""
+    facts: Mapping[str, float]
+    """Numbers about it, by name; none about a single row."""
+    data: np.ndarray = field(repr=False)
+    """uint8 [n], read-only for the receiver; empty where only the facts are told."""

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ray_fed.errors import SiloFailed
-from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.messages import Artifact, Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.federation.silo_state import SiloState
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.layout import Layout
@@ -20,6 +20,9 @@ class Silo:
 
     No method returns a row: what comes back is a `SiloDescription`, `ColumnMoments`, `Update` or `Metrics`.
     """
+
+    questions: frozenset[str] = frozenset()
+    """Names of the methods, besides those of every silo, that may be asked for; each returns an `Artifact`."""
 
     def __init__(self, spec: SiloSpec, task: Task, device: str = "cpu"):
         self.spec, self.task, self.device = spec, task, device
@@ -114,6 +117,12 @@ class Silo:
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
         """Return each model's errors on the silo's training and held-out rows, as sums."""
         return {name: self._metrics(self._session(session), vector) for name, vector in models.items()}
+
+    def ask(self, question: str, *given: object) -> Artifact:
+        """Answer one of the further questions of this kind of silo; SiloFailed for one it does not know."""
+        if question not in self.questions:
+            raise SiloFailed(self.spec.name, f"answering '{question}'", f"it knows {sorted(self.questions)}")
+        return getattr(self, question)(*given)
 
     def _metrics(self, trainer: LocalTrainer, vector: Vector) -> Metrics:
         rows = self.rows

@@ -1,0 +1,46 @@
+"""Artifacts at the gate: what a silo made from its rows and hands on as bytes, such as a generator or spectra.
+
+What is checked is form, as for every message. Whether an artifact remembers the rows it was made from is the business
+of who makes it; for generators see ray_fed/style_transfer/memorisation.py.
+"""
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+
+from ray_fed.federation.messages import Artifact
+from ray_fed.perimeter.gate import NAME, REBUILT, Asked, Gate
+from ray_fed.perimeter.passage import KNOWN, Passage
+
+MOST_FACTS = 4096
+"""Numbers beside the bytes: losses per epoch, sizes."""
+
+
+def checked_artifact(gate: Gate, artifact: Any, asked: Asked) -> Artifact:
+    """Return the artifact rebuilt from its checked parts, or raise PerimeterRefused."""
+    if type(artifact) is not Artifact or set(vars(artifact)) != {"silo", "what", "num_examples", "facts", "data"}:
+        raise gate.refusal("artifact", "the answer must be an Artifact and carry nothing more than its fields")
+    if artifact.silo != gate.silo or artifact.what != asked.session:
+        raise gate.refusal("artifact", f"it must be the '{asked.session}' of this silo")
+    count, data = artifact.num_examples, artifact.data
+    if type(count) is not int or count < gate.policy.min_examples:
+        raise gate.refusal("artifact", f"{count} rows stand behind it, min_examples={gate.policy.min_examples}")
+    if type(data) is not np.ndarray or data.dtype != np.uint8 or data.ndim != 1 or data.dtype.metadata:
+        raise gate.refusal("artifact", "its data must be one row of bytes")
+    facts = dict(artifact.facts)
+    if len(facts) > MOST_FACTS or not all(type(name) is str and NAME.fullmatch(name) for name in facts):
+        raise gate.refusal("artifact", f"its facts must be at most {MOST_FACTS} numbers with short names")
+    if not all(type(value) in (int, float) and not math.isnan(value) for value in facts.values()):
+        raise gate.refusal("artifact", "a fact is not a number")
+    return Artifact(gate.silo, asked.session, count, facts, np.ascontiguousarray(data))
+
+
+def _passage(kind: str, artifact: Artifact) -> Passage:
+    digest = hashlib.sha256(artifact.data.tobytes()).hexdigest()
+    return Passage(kind, (artifact.what, *artifact.facts), artifact.data.nbytes, digest, None, artifact.num_examples)
+
+
+REBUILT["artifact"] = checked_artifact
+KNOWN["artifact"] = (Artifact, _passage)
