@@ -1,5 +1,6 @@
 """The coordinator as an actor, and the driver's end of the line to it."""
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,12 +11,16 @@ import ray
 
 from actors.cohort import RayCohort, value_of
 from actors.silo import Handle
+from ray_fed.errors import FedError
 from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord, state_bytes
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.silo_state import rounds_apart
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task
+from ray_fed.learning.layout import Layout
+from ray_fed.perimeter.witness import HandedOver, SiloLedger, WitnessedCohort, with_notes
 
+HAND_OVER_SECONDS = 60.0
 BATCH_SECONDS = 0.2
 """Records of a thousand rounds a second must not mean a thousand messages a second to the driver."""
 
@@ -37,7 +42,10 @@ class CoordinatorActor:
         import torch
 
         torch.set_num_threads(1)
-        self.coordinator = Coordinator(RayCohort(silos, examiner, specs, task, patience), task, training)
+        self.cohort, self.task = RayCohort(silos, examiner, specs, task, patience), task
+        # Only a run that has a name keeps a ledger.
+        self.witness = WitnessedCohort(self.cohort) if any(spec.run for spec in specs) else None
+        self.coordinator = Coordinator(self.witness or self.cohort, task, training)
 
     @ray.method
     def agree(self) -> Agreement:
@@ -48,11 +56,25 @@ class CoordinatorActor:
     @ray.method(num_returns="streaming", _generator_backpressure_num_objects=1)
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[list[RoundRecord]]:
         """Yield the records of short rounds together, with the strategy's state in the last one only."""
-        yield from batches(self.coordinator.run(job, after_round, state))
+        records = self.coordinator.run(job, after_round, state)
+        if self.witness:
+            layout = Layout.of(self.task.model(job.model_seed), job.any_plan.buffers)
+            records = with_notes(records, job, layout, self.witness)
+        yield from batches(records)
 
     @ray.method
     def parity(self, models: Mapping[str, Vector]):
         return self.coordinator.parity(models)
+
+    @ray.method
+    def hand_over(self) -> HandedOver:
+        """Fetch the silos' ledgers; one that is gone, or whose owner keeps its ledger, is left out."""
+        found = {}
+        for name, silo in self.cohort.silos.items():
+            with contextlib.suppress(FedError):
+                said = value_of(silo.hand_over.remote(), name, "handing over its ledger", HAND_OVER_SECONDS)
+                found |= {name: SiloLedger(*said)} if said else {}
+        return HandedOver(found, self.witness.take() if self.witness else ())
 
 
 def batches(records: Iterator[RoundRecord], seconds: float = BATCH_SECONDS) -> Iterator[list[RoundRecord]]:
@@ -95,3 +117,6 @@ class RemoteCoordinator:
 
     def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
         return value_of(self.actor.parity.remote(models), "coordinator", "predicting the test set")
+
+    def hand_over(self) -> HandedOver:
+        return value_of(self.actor.hand_over.remote(), "coordinator", "collecting the ledgers")

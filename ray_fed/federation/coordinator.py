@@ -83,6 +83,8 @@ class RoundRecord:
     """The models, in the last record of a job."""
     state: State | None = field(default=None, repr=False, compare=False)
     """The strategy's state after the round: with `server_round`, all that is needed to go on from here."""
+    notes: tuple[Mapping[str, object], ...] = field(default=(), repr=False, compare=False)
+    """For the coordinator's ledger: what was received, and the digest of each model (perimeter/witness.py)."""
 
 
 def state_bytes(record: RoundRecord) -> int:

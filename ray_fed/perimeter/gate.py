@@ -20,7 +20,7 @@ from ray_fed.learning.regression import RegressionSums
 from ray_fed.learning.scores import MeanScores, Scores
 from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.perimeter.echo import Echo, words
-from ray_fed.perimeter.passage import Passage, passage_of
+from ray_fed.perimeter.passage import size_of
 from ray_fed.perimeter.policy import Policy
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_ .-]{0,63}")
@@ -49,7 +49,6 @@ class Asked:
     """What it was sent to train from."""
     models: tuple[str, ...] = ()
     """Names of the models it was sent to evaluate."""
-    layout_digest: str = ""
 
 
 class Gate:
@@ -62,15 +61,14 @@ class Gate:
         self._round: tuple[str, int] = ("", 0)
         self._sent_in_round, self._received = 0, 0
 
-    def admit(self, message: Any, asked: Asked) -> tuple[Any, Passage]:
-        """Return the message rebuilt from its checked parts, and its passage; PerimeterRefused with the first reason
-        why it stays inside. Nothing given is changed."""
+    def admit(self, message: Any, asked: Asked) -> Any:
+        """Return the message rebuilt from its checked parts; PerimeterRefused with the first reason why it stays
+        inside. Nothing given is changed."""
         if asked.kind not in self.policy.kinds:
             raise self.refusal(asked.kind, f"its owner allows {', '.join(self.policy.kinds)} only")
         rebuilt = REBUILT[asked.kind](self, message, asked)
-        passage = passage_of(rebuilt)
-        self._count(passage, asked)
-        return rebuilt, passage
+        self._count(size_of(rebuilt), asked)
+        return rebuilt
 
     def refusal(self, kind: str, reason: str) -> PerimeterRefused:
         return PerimeterRefused(self.silo, kind, reason)
@@ -82,16 +80,12 @@ class Gate:
             reason = f"its {num_rounds} updates have {planned} bytes, {left} are left of max_bytes_per_run"
             raise self.refusal(f"session '{session}'", reason)
 
-    def _count(self, passage: Passage, asked: Asked) -> None:
+    def _count(self, size: int, asked: Asked) -> None:
         """Refuse what exceeds the budget of the round or of the run; count the rest."""
         if (asked.session, asked.server_round) != self._round:
             self._round, self._sent_in_round, self._received = (asked.session, asked.server_round), 0, 0
         self._received = max(self._received, 0 if asked.vector is None else asked.vector.nbytes)
-        in_round, in_run, allowed = (
-            self._sent_in_round + passage.num_bytes,
-            self.sent + passage.num_bytes,
-            self._budget(),
-        )
+        in_round, in_run, allowed = self._sent_in_round + size, self.sent + size, self._budget()
         if in_round > allowed:
             raise self.refusal(asked.kind, f"{in_round} bytes in one round are more than the {allowed} allowed")
         if in_run > self.policy.max_bytes_per_run:
@@ -219,14 +213,8 @@ def _check_texts(gate: Gate, texts: list[str], fingerprint: Mapping[str, Any]) -
         raise gate.refusal("description", "it repeats values of the silo's rows")
 
 
-def _layout(gate: Gate, digest: Any, asked: Asked) -> str:
-    if type(digest) is not str or digest != asked.layout_digest:
-        raise gate.refusal("layout", "it is not the digest of the layout agreed on")
-    return digest
-
-
 REBUILT: dict[str, Callable[[Gate, Any, Asked], Any]] = {
-    "description": _description, "moments": _moments, "layout": _layout, "update": _update, "metrics": _metrics,
+    "description": _description, "moments": _moments, "update": _update, "metrics": _metrics,
 }  # fmt: skip
 """Kind -> its check."""
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import ray_fed.perimeter.artifacts  # noqa: F401  (registers its kind at the gate)
 from ray_fed.errors import FedError, PerimeterRefused
-from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.messages import Artifact, Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
@@ -22,7 +23,7 @@ from ray_fed.perimeter.crossing_errors import crossing, kind_of
 from ray_fed.perimeter.gate import Asked, Gate
 from ray_fed.perimeter.ledger import Ledger
 from ray_fed.perimeter.own_log import OwnLog, passing_folder
-from ray_fed.perimeter.passage import Passage
+from ray_fed.perimeter.passage import passage_of
 from ray_fed.perimeter.policy import Policy, Site, read_site, site_path
 from ray_fed.perimeter.signing import SigningKey
 
@@ -76,8 +77,8 @@ class GuardedSilo:
         """PerimeterRefused when the planned updates would break the budget of the run."""
         digest = self._call("opening a session", lambda: self.silo.open_session(spec))
         self._rounds[spec.session] = 0
-        self._check_plan(spec)
-        return self._send("opening a session", digest, Asked("layout", spec.session, layout_digest=spec.layout_digest))
+        self._check_session(spec, digest)
+        return spec.layout_digest
 
     def revive(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
         self._call("starting again", lambda: self.silo.revive(standardizer, sessions))
@@ -100,6 +101,13 @@ class GuardedSilo:
         found = self._call("evaluating", lambda: self.silo.evaluate(session, models))
         asked = Asked("metrics", session, self._rounds.get(session, 0), models=tuple(models))
         return self._send("evaluating", found, asked)
+
+    def ask(self, question: str, *given: Any) -> Artifact:
+        """Put one of the further questions to the silo (`Silo.questions`)."""
+        doing = f"answering '{question}'"
+        artifact = self._call(doing, lambda: self.silo.ask(question, *given))
+        # Nothing was received that its size could be measured by: max_bytes_per_round and _per_run bound it.
+        return self._send(doing, artifact, Asked("artifact", question, vector=getattr(artifact, "data", None)))
 
     # ---- the ledger
 
@@ -150,9 +158,12 @@ class GuardedSilo:
             told = self._told(doing, error)
         raise told
 
-    def _check_plan(self, spec: SessionSpec) -> None:
+    def _check_session(self, spec: SessionSpec, digest: object) -> None:
+        """The answer is what the coordinator sent, or none."""
         trainer = self.silo.sessions.get(spec.session)
         try:
+            if digest != spec.layout_digest:
+                raise self.gate.refusal("layout", "it is not the digest of the layout agreed on")
             if trainer is not None:
                 self.gate.check_plan(spec.session, spec.plan.num_rounds, 4 * trainer.layout.size)
         except PerimeterRefused as error:
@@ -165,12 +176,12 @@ class GuardedSilo:
         """Check a message, write it down, and return what may be sent."""
         ledger = self.ledger
         try:
-            rebuilt, passage = self.gate.admit(message, asked)
+            rebuilt = self.gate.admit(message, asked)
         except Exception as error:  # a foreign object may raise anything when it is looked at
             told = self._told(doing, error, asked)
         else:
             if ledger:
-                ledger.write(_line(asked, passage))
+                ledger.write({**passage_of(rebuilt).facts(), "session": asked.session, "round": asked.server_round})
             return rebuilt
         raise told
 
@@ -196,10 +207,6 @@ class GuardedSilo:
             tensor: Any = getattr(self.silo, name, None)
             if tensor is not None:
                 self.gate.echo.watch(f"prepared {name}", tensor.cpu().numpy())
-
-
-def _line(asked: Asked, passage: Passage) -> dict[str, object]:
-    return {**passage.facts(), "session": asked.session, "round": asked.server_round}
 
 
 def _rules(site: Site) -> dict[str, object]:

@@ -85,6 +85,11 @@ def passage_of(message: object) -> Passage:
     raise TypeError(f"a {type(message).__name__} is no message")
 
 
+def size_of(message: object) -> int:
+    """Return the bytes of a message as its passage counts them, without hashing an update."""
+    return message.vector.nbytes if isinstance(message, Update) else passage_of(message).num_bytes
+
+
 def _of_update(kind: str, update: Update) -> Passage:
     norm = float(np.sqrt(np.dot(update.vector, update.vector)))
     names = ("vector", "loss", "num_steps")
@@ -116,7 +121,6 @@ def _of_metrics(kind: str, by_model: dict[str, Metrics]) -> Passage:
 KNOWN: dict[str, tuple[type, Callable[[str, Any], Passage]]] = {
     "description": (SiloDescription, _of_description),
     "moments": (ColumnMoments, _of_moments),
-    "layout": (str, lambda kind, digest: of_text(kind, digest, ("digest",))),
     "update": (Update, _of_update),
     "metrics": (dict, _of_metrics),
 }

@@ -28,11 +28,11 @@ from ray_fed.errors import ConfigError
 SITE_VARIABLE = "RAY_FED_SITE"
 SITE_FOLDER = "~/.config/ray-fed"
 SITE_FILE = "site.yaml"
-KINDS = ("description", "moments", "layout", "update", "metrics", "artifact", "observation")
+KINDS = ("description", "moments", "update", "metrics", "artifact", "observation")
 """Kinds of message that leave a silo if its owner says nothing."""
 METRICS = (
     "loss", "train_loss", "mae", "mse", "rmse", "r2", "accuracy", "precision", "recall", "f1", "auc", "iou", "mean_iou",
-    "dice", "cross_entropy", "perplexity", "error", "score",
+    "dice", "map", "vi", "vi_under", "vi_over", "vi_undefined", "ari", "cross_entropy", "perplexity", "error", "score",
 )  # fmt: skip
 """Names under which a metric leaves a silo if its owner says nothing."""
 GIB = 2**30

@@ -1,0 +1,125 @@
+"""The coordinator's counterpart of the silos' ledgers: what it received, and every global model it made of it.
+
+A `WitnessedCohort` notes each message by the same passage that its silo wrote down. The notes leave with the round's
+record; who keeps the run writes them into a ledger of its own (ledger.py).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ray_fed.federation.cohort import Cohort
+from ray_fed.federation.coordinator import Job, RoundRecord
+from ray_fed.federation.messages import Answer, Answered, Metrics, SessionSpec, SiloDescription, Vector
+from ray_fed.learning.layout import Layout
+from ray_fed.learning.scores import Scores
+from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.perimeter.passage import passage_of, tensors_digest, vector_digest
+
+Note = Mapping[str, object]
+"""One line to be, without number, time and chain."""
+
+
+@dataclass(frozen=True)
+class SiloLedger:
+    """A silo's ledger as it handed it over."""
+
+    content: bytes = field(repr=False)
+    head: str
+    """SHA-256 of its last line."""
+    public_key: str
+
+
+@dataclass(frozen=True)
+class HandedOver:
+    """What is left to be told at the end of a run."""
+
+    silos: Mapping[str, SiloLedger] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
+
+
+class WitnessedCohort:
+    """A cohort that notes what comes back; see `Cohort`."""
+
+    def __init__(self, cohort: Cohort):
+        self.cohort = cohort
+        self._notes: list[Note] = []
+
+    def take(self) -> tuple[Note, ...]:
+        """Return the notes since the last call."""
+        notes, self._notes = tuple(self._notes), []
+        return notes
+
+    def note(self, silo: str, message: object, session: str = "", server_round: int = 0) -> None:
+        """Note a message that came from a silo."""
+        facts = {**passage_of(message).facts(), "session": session, "round": server_round}
+        self._notes.append({"kind": "received", "silo": silo, "message": facts})
+
+    # ---- what comes back
+
+    def open(self) -> dict[str, SiloDescription]:
+        return self._noted(self.cohort.open())
+
+    def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]:
+        return self._noted(self.cohort.moments(silos))
+
+    def answer(self, timeout: float | None = None) -> Answer | None:
+        answer = self.cohort.answer(timeout)
+        if isinstance(answer, Answered):
+            self.note(answer.silo, answer.update, answer.update.session, answer.update.server_round)
+        return answer
+
+    def evaluate(
+        self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
+    ) -> dict[str, dict[str, Metrics]]:
+        return self._noted(self.cohort.evaluate(session, silos, models), session)
+
+    def _noted(self, answers: dict, session: str = "") -> dict:
+        for silo, message in answers.items():
+            self.note(silo, message, session)
+        return answers
+
+    # ---- what goes out, and the examiner, who is no silo
+
+    def prepare(self, standardizer: Standardizer | None) -> None:
+        self.cohort.prepare(standardizer)
+
+    def open_session(self, specs: Mapping[str, SessionSpec]) -> None:
+        self.cohort.open_session(specs)
+
+    def close_session(self, session: str, silos: Iterable[str]) -> None:
+        self.cohort.close_session(session, silos)
+
+    def ask(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
+        self.cohort.ask(session, server_round, vectors)
+
+    def restart(self, silo: str) -> None:
+        self.cohort.restart(silo)
+
+    def examine(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
+        return self.cohort.examine(models)
+
+    def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+        return self.cohort.parity(models)
+
+    def examiner_fingerprint(self) -> dict[str, object] | None:
+        return self.cohort.examiner_fingerprint()
+
+
+def with_notes(
+    records: Iterator[RoundRecord], job: Job, layout: Layout, cohort: WitnessedCohort
+) -> Iterator[RoundRecord]:
+    """Yield the records with the notes of their round: what was received, and the digest of each model made of it."""
+    for record in records:
+        models = job.strategy.models(record.state) if record.state is not None else record.models or {}
+        model = {
+            "kind": "model", "session": job.name, "round": record.server_round, "strategy": type(job.strategy).__name__,
+            "participants": list(record.participants),
+            "models": {name: vector_digest(vector) for name, vector in models.items()},
+        }  # fmt: skip
+        if record.server_round == job.num_rounds:
+            model["tensors"] = {
+                name: tensors_digest(layout.unflatten(vector[: layout.size])) for name, vector in models.items()
+            }
+        yield replace(record, notes=(*cohort.take(), model))
