@@ -5,9 +5,9 @@ draws it. `gap` says how far apart the two styles are: at 1 they contradict each
 grain boundaries of the other), at 0 both are the same mean style.
 """
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy import ndimage
@@ -67,9 +67,13 @@ def style_at(name: StyleName, gap: float = 1.0) -> Style:
         raise ConfigError(f"gap={gap} must lie between 0 (both styles alike) and 1 (fully apart)")
     own, other = (AUSTENITE, IRON) if name == "austenite" else (IRON, AUSTENITE)
     near = 0.5 + 0.5 * gap
-    pairs = zip(astuple(own), astuple(other), strict=True)
-    mixed = [np.asarray(a) * near + np.asarray(b) * (1 - near) for a, b in pairs]
-    return Style(*(tuple(value.tolist()) if value.ndim else float(value) for value in mixed))
+    return Style(**{key: _between(a, getattr(other, key), near) for key, a in vars(own).items()})
+
+
+def _between(own: Any, other: Any, near: float) -> Any:
+    if isinstance(own, tuple):
+        return tuple(_between(a, b, near) for a, b in zip(own, other, strict=True))
+    return near * own + (1 - near) * other
 
 
 def polycrystal_set(
@@ -108,11 +112,11 @@ def render(mask: np.ndarray, style: StyleName, rng: np.random.Generator, gap: fl
 
 def grains_of(mask: np.ndarray) -> np.ndarray:
     """Return grain numbers int [H, W] of a boundary mask, its lines shared out to the nearest grain."""
-    grains, found = ndimage.label(mask == 0)
+    grains, found = ndimage.label(mask == 0)  # type: ignore[misc]
     if not found:
         return np.zeros(mask.shape, np.int32)
     nearest = ndimage.distance_transform_edt(grains == 0, return_distances=False, return_indices=True)
-    return grains[tuple(nearest)] - 1
+    return grains[tuple(np.asarray(nearest))] - 1
 
 
 def draw_grains(rng: np.random.Generator, size: int, spacing: float, bend: float) -> np.ndarray:
