@@ -1,0 +1,120 @@
+"""A trained segmentation network on disk: weights as safetensors, a JSON card beside them. No pickle."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_fed.config import from_mapping
+from ray_fed.errors import ConfigError, DataError
+from ray_fed.learning.layout import Layout, load_vector
+from ray_fed.micrographs.unet import UNet, UNetDesign, seeded_unet
+from ray_fed.reporting.atomic_write import write_atomically
+from ray_fed.reporting.environment import software_versions
+from ray_fed.reporting.plain_values import to_json
+
+KIND = "grain boundary segmenter"
+
+
+@dataclass(frozen=True)
+class SegmenterCard:
+    """What one must know to use a segmentation network."""
+
+    name: str
+    """The model's name in its run, e.g. "fedtransfer"."""
+    design: Mapping[str, Any]
+    """The fields of its `UNetDesign`."""
+    tile_size: int
+    """Edge of the tiles it was trained on, pixels; GroupNorm in particular wants windows of this size."""
+    pixel_size_um: float | None = None
+    """Edge of a training pixel, micrometres; None: not known."""
+    trained_on: tuple[str, ...] = ()
+    """Silos whose tiles it has learnt from."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """What it scored on the test sets: name -> values."""
+    kind: str = KIND
+    weights_sha256: str = ""
+    software: Mapping[str, str] = field(default_factory=dict)
+
+
+def save_segmenter(path: Path | str, vector: np.ndarray, card: SegmenterCard) -> SegmenterCard:
+    """Write `<path>.safetensors` and `<path>.card.json`; return the card with the hash of the weights.
+
+    vector: float32 [Layout.of(network).size], parameters and averaged buffers as they travel with buffers="average".
+    ConfigError when the vector does not fit the design.
+    """
+    from safetensors.numpy import save
+
+    layout = Layout.of(seeded_unet(_design(card, str(path)), 0))
+    if vector.shape != (layout.size,):
+        raise ConfigError(f"model '{card.name}': {vector.shape} values given, its design has {layout.size}")
+    weights, card_path = segmenter_paths(path)
+    content = save({name: np.array(part, np.float32, order="C") for name, part in layout.unflatten(vector).items()})
+    card = replace(card, weights_sha256=hashlib.sha256(content).hexdigest(), software=software_versions())
+    write_atomically(weights, content)
+    # Last: a crash between the two leaves weights that no card vouches for, and loading says so.
+    write_atomically(card_path, to_json(asdict(card), indent=2) + b"\n")
+    return card
+
+
+def load_segmenter(path: Path | str) -> tuple[UNet, SegmenterCard]:
+    """Return the network, ready for evaluation, and its card, by path without suffix or of either file.
+
+    DataError when a file is missing, damaged, of another kind, not finite, or not what the card describes.
+    """
+    weights, card_path = segmenter_paths(path)
+    card = _read_card(card_path)
+    content = _read(weights)
+    if hashlib.sha256(content).hexdigest() != card.weights_sha256:
+        raise DataError(f"{weights}: the weights are not those its card describes (sha256 differs); copy both again")
+    network = seeded_unet(_design(card, str(card_path)), 0)
+    return load_vector(network, _vector(weights, content, Layout.of(network))).eval(), card  # type: ignore[return-value]
+
+
+def segmenter_paths(path: Path | str) -> tuple[Path, Path]:
+    """Return (weights, card) of a model named by either file or by their common stem."""
+    stem = str(path).removesuffix(".safetensors").removesuffix(".card.json")
+    return Path(stem + ".safetensors"), Path(stem + ".card.json")
+
+
+def _vector(path: Path, content: bytes, layout: Layout) -> np.ndarray:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        vector = layout.flatten(load(content))
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise DataError(f"{path} does not hold the network its card describes ({error})") from error
+    if not np.isfinite(vector).all():
+        raise DataError(f"{path} holds {int((~np.isfinite(vector)).sum())} values that are not finite; train it again")
+    return vector
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); a model is a pair of .safetensors and .card.json"
+        ) from error
+
+
+def _read_card(path: Path) -> SegmenterCard:
+    try:
+        found = json.loads(_read(path))
+        card = from_mapping(SegmenterCard, found, str(path))
+    except (ConfigError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is not the card of a segmentation model ({error})") from error
+    if card.kind != KIND:
+        raise DataError(f"{path} is the card of a {card.kind}, not of a {KIND}")
+    return card
+
+
+def _design(card: SegmenterCard, where: str) -> UNetDesign:
+    return from_mapping(UNetDesign, dict(card.design), f"{where}: design")
