@@ -18,7 +18,8 @@ from ray_fed.federation.silo_state import rounds_apart
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.layout import Layout
-from ray_fed.perimeter.witness import HandedOver, SiloLedger, WitnessedCohort, with_notes
+from ray_fed.perimeter.handing_over import HandedOver, SiloLedger
+from ray_fed.perimeter.witness import WitnessedCohort, with_notes
 
 HAND_OVER_SECONDS = 60.0
 BATCH_SECONDS = 0.2

@@ -12,6 +12,7 @@ from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRec
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task
+from ray_fed.perimeter.handing_over import HandedOver
 
 
 class CoordinatorLike(Protocol):
@@ -22,6 +23,8 @@ class CoordinatorLike(Protocol):
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]: ...
 
     def parity(self, models: dict[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
+
+    def hand_over(self) -> HandedOver: ...
 
 
 @dataclass(frozen=True)

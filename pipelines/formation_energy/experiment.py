@@ -76,7 +76,7 @@ class Experiment:
         for record in coordinator.run(job, *self.checkpoint.start_of(job.name)):
             if record.models is not None:
                 self._keep(record.models, seed)
-            self.records.append((seed, replace(record, state=None)))
+            self.records.append((seed, replace(record, state=None, notes=())))
             self.listener.hears(record, seed)
             self.checkpoint.save(record)
 

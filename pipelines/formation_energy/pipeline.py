@@ -17,7 +17,8 @@ from pipelines.formation_energy.checkpoint import Checkpoint
 from pipelines.formation_energy.experiment import Experiment, placed
 from pipelines.formation_energy.outcome import Outcome, fingerprints
 from pipelines.formation_energy.recorder import Recorder
-from pipelines.formation_energy.setup import Setup, jobs, resolve, with_state_folder
+from pipelines.formation_energy.setup import Setup, jobs, resolve, with_ledgers, with_state_folder
+from pipelines.ledger.book import Book, discard_unused, name_of_run, silos_folder
 from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.reporting.plain_values import to_plain
@@ -48,10 +49,12 @@ def run(options: dict[str, object], command: Sequence[str]) -> int:
     directory = RunDirectory.create(setup.config.out, PIPELINE)
     checkpoint = Checkpoint(directory)
     setup = with_state_folder(setup, checkpoint.silo_state, directory.path.resolve().name)
+    setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
     try:
         with _alone(directory):
             return _carry_out(Assignment(setup, directory, tuple(command), tuple(given), checkpoint, False))
     finally:
+        discard_unused(directory)
         directory.discard_if_empty()
 
 
@@ -83,6 +86,7 @@ def _begun(directory: RunDirectory) -> Assignment:
         checkpoint = Checkpoint(directory)
         is_resumed = checkpoint.load()
         setup = with_state_folder(resolve(options, overrides), checkpoint.silo_state, directory.path.resolve().name)
+        setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
         command = tuple(shlex.split(str(config["command"])))
     except FedError:
         raise
@@ -139,17 +143,20 @@ def _train(assignment: Assignment) -> Outcome:
         if assignment.is_resumed:
             _check_data(agreement, assignment.directory)
             _check_silo_states(assignment)
-        with Recorder(setup, assignment.directory) as recorder:
+        book = Book.of_run(assignment.directory, setup.silos[0].run, assignment.checkpoint.folder)
+        with Recorder(setup, assignment.directory, book) as recorder:
             records = assignment.checkpoint.records() if assignment.is_resumed else []
             experiment = Experiment(setup, agreement, recorder, assignment.checkpoint, records, started=started)
             outcome = Outcome(experiment, assignment.directory, assignment.command, notices, assignment.site_overrides)
             outcome.begin()
             try:
                 experiment.train(coordinator)
+                recorder.collect(coordinator)
             except KeyboardInterrupt:
                 _broken_off(outcome, "interrupted", "")
                 raise
             except FedError as error:
+                recorder.collect(coordinator)
                 _broken_off(outcome, "failed", str(error))
                 raise
     outcome.finish("completed")

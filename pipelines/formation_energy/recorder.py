@@ -1,10 +1,14 @@
 """Writes every record of a run as it comes: terminal, history, timing, TensorBoard."""
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 
 from pipelines.formation_energy.setup import Setup
+from pipelines.ledger.book import Book
+from pipelines.placing import CoordinatorLike
+from ray_fed.errors import FedError
 from ray_fed.federation.coordinator import Job, RoundRecord
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.tensorboard_log import EventLog, global_tag, silo_tag
@@ -19,8 +23,8 @@ them all."""
 class Recorder:
     """The experiment's listener; a context manager, so that nothing is left open or unflushed."""
 
-    def __init__(self, setup: Setup, directory: RunDirectory):
-        self.setup, self.directory = setup, directory
+    def __init__(self, setup: Setup, directory: RunDirectory, book: Book | None = None):
+        self.setup, self.directory, self.book = setup, directory, book
         self.progress = RoundProgress(setup.task.unit)
         self.logs: dict[str, EventLog] = {}
         self._told: tuple[tuple[str, str], ...] = ()
@@ -32,8 +36,16 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.close()
+        if self.book:
+            self.book.close()
         for log in self.logs.values():
             log.close()
+
+    def collect(self, coordinator: CoordinatorLike) -> None:
+        """Fetch the silos' ledgers; a coordinator that is gone has none, which must not hide why it is gone."""
+        if self.book:
+            with contextlib.suppress(FedError):
+                self.book.take(coordinator.hand_over())
 
     def starts(self, job: Job, seed: int) -> None:
         kind = "federated" if _is_federated(job.name) else "each silo alone, pooled"
@@ -42,6 +54,8 @@ class Recorder:
 
     def hears(self, record: RoundRecord, seed: int) -> None:
         self.directory.append_history(history_line(record, seed))
+        if self.book:
+            self.book.write(record.notes)
         self.directory.append_timing({"job": record.job, "round": record.server_round, **record.seconds})
         if record.num_rounds <= MAX_LOGGED_ROUNDS or f"{self._model(record)}.mae" in record.metrics:
             self._log(record, seed)

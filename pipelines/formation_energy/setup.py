@@ -91,6 +91,20 @@ def with_state_folder(setup: Setup, folder: Path, run: str) -> Setup:
     )
 
 
+def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
+    """Let silos that are actors keep ledgers of the run: those of a private cluster in `folder`, those of a cluster we
+    join beside their states, unless their owners' site files name another place."""
+    if setup.config.cohort == "local":
+        return setup  # silos within one process have no wall
+
+    def settled(spec: SiloSpec) -> SiloSpec:
+        place = str(folder.resolve()) if setup.config.address == "local" else spec.state_folder
+        return replace(spec, run=run, ledger_folder=place)
+
+    pooled = settled(setup.pooled) if setup.pooled else None
+    return replace(setup, silos=tuple(settled(spec) for spec in setup.silos), pooled=pooled)
+
+
 def _study(config: FormationEnergyConfig) -> Setup:
     source = _source(config, config.data, None, tuple(_condition(text) for text in config.where))
     if source.path == EMBEDDED:

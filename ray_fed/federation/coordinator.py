@@ -25,6 +25,7 @@ from ray_fed.learning.layout import Layout, floating_buffers, initial_vector
 from ray_fed.learning.scores import Scores, merged
 from ray_fed.learning.standardisation import Standardizer, merge_moments
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.perimeter.handing_over import HandedOver
 from ray_fed.randomness import generator
 
 STATE_BYTES_PER_VALUE = 12
@@ -150,6 +151,10 @@ class Coordinator:
     def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
         """Return (true, model -> predicted) on the common test set, None without one."""
         return self.cohort.parity(models)
+
+    def hand_over(self) -> HandedOver:
+        """Return the silos' ledgers: none here, only silos behind walls of their own keep some (actors/)."""
+        return HandedOver()
 
     def _rounds(self, job: Job, after_round: int, state: State | None) -> Iterator[RoundRecord]:
         initial = self._initial_vector(job)

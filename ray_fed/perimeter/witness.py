@@ -5,7 +5,7 @@ record; who keeps the run writes them into a ledger of its own (ledger.py).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,28 +15,8 @@ from ray_fed.federation.messages import Answer, Answered, Metrics, SessionSpec, 
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.perimeter.handing_over import Note
 from ray_fed.perimeter.passage import passage_of, tensors_digest, vector_digest
-
-Note = Mapping[str, object]
-"""One line to be, without number, time and chain."""
-
-
-@dataclass(frozen=True)
-class SiloLedger:
-    """A silo's ledger as it handed it over."""
-
-    content: bytes = field(repr=False)
-    head: str
-    """SHA-256 of its last line."""
-    public_key: str
-
-
-@dataclass(frozen=True)
-class HandedOver:
-    """What is left to be told at the end of a run."""
-
-    silos: Mapping[str, SiloLedger] = field(default_factory=dict)
-    notes: tuple[Note, ...] = ()
 
 
 class WitnessedCohort:
