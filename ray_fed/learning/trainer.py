@@ -111,7 +111,7 @@ class LocalTrainer:
         self._own = _mask(module, plan.keep_local, self.flat.device)
         self.own_values = self.flat[self._own].clone()
         """The silo's own values of `plan.keep_local`; what it receives for them is ignored."""
-        self._first_state = {name: tensor.clone() for name, tensor in self._own_state().items()}
+        self._first_state = {name: tensor.clone() for name, tensor in self.own_state().items()}
 
     def fit(self, vector: np.ndarray, steps: range) -> tuple[np.ndarray, FitResult]:
         """Load `vector`, take `steps`, return the new vector (a fresh array) and what happened.
@@ -151,16 +151,16 @@ class LocalTrainer:
     def local_state(self) -> dict[str, torch.Tensor]:
         """Return the tensors that stay with the silo between rounds, by name; writing into them restores a state."""
         moments = self.optimizer.state() if self.plan.optimizer_state == "keep" else {}
-        return moments | self._own_state()
+        return moments | self.own_state()
 
     def forget(self) -> None:
         """Bring the local state back to what it was before the first round."""
         self.optimizer.reset()
-        for name, tensor in self._own_state().items():
+        for name, tensor in self.own_state().items():
             tensor.copy_(self._first_state[name])
 
-    def _own_state(self) -> dict[str, torch.Tensor]:
-        """The local state besides the optimiser's."""
+    def own_state(self) -> dict[str, torch.Tensor]:
+        """Return the local state besides the optimiser's: what makes up the silo's own part of a model."""
         state = {"own": self.own_values} if self.plan.keep_local else {}
         state |= {"control": self.control.own} if self.control else {}
         state |= {"buffers": self.buffers} if self.plan.buffers != "average" and len(self.buffers) else {}

@@ -9,6 +9,7 @@ pixel position could be read from; a receiver paints its own images with it. Cos
     lambda  interpolation        drawn from U(0, 1) per image
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,3 +86,19 @@ def _band(height: int, width: int, side: int) -> tuple[slice, slice]:
     """Return the slices of the band around the zero frequency of a shifted spectrum."""
     half = side // 2
     return slice(height // 2 - half, height // 2 + half + 1), slice(width // 2 - half, width // 2 + half + 1)
+
+
+def bank_bytes(bank: AmplitudeBank) -> np.ndarray:
+    """Return the amplitudes as uint8 [n], little-endian float32."""
+    return bank.amplitudes.astype("<f4").reshape(-1).view(np.uint8)
+
+
+def bank_of(sender: str, data: np.ndarray, facts: Mapping[str, float]) -> AmplitudeBank:
+    """Return the bank behind a message; DataError when its bytes do not fit its facts."""
+    try:
+        spectra, height, width = (int(facts[name]) for name in ("spectra", "height", "width"))
+        side = band_of(height, width)
+        amplitudes = data.copy().view("<f4").astype(np.float32).reshape(spectra, side, side)
+    except (KeyError, ValueError) as error:
+        raise DataError(f"amplitudes received from silo '{sender}' refused: {error}") from error
+    return AmplitudeBank(sender, amplitudes, (height, width))

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,18 @@ def unpacked(message: object, sender: str, limit: int = DEFAULT_LIMIT) -> StyleA
         _check_weights(artifact)
     except (ValueError, ConfigError) as error:
         raise DataError(f"generator received from silo '{sender}' refused: {error}") from error
+    return artifact
+
+
+def kept(path: Path) -> StyleArtifact:
+    """Return the artifact in a file of the silo's own, checked like a message; DataError names the file."""
+    data = np.frombuffer(path.read_bytes(), np.uint8)
+    try:
+        header, start = _header(data)
+        artifact = StyleArtifact(header, data[start:])
+        _check_weights(artifact)
+    except (ValueError, ConfigError) as error:
+        raise DataError(f"{path}: {error}; remove the file, and the generator is made or sent again") from error
     return artifact
 
 

@@ -1,7 +1,7 @@
 """A silo's style workshop: trains its generator, lets it out as an artifact, keeps and uses those of others."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ray_fed.micrographs.polycrystals import StyleName, render
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.style_transfer.amplitude import AmplitudeBank, amplitude_bank, checked_bank, painted_with
-from ray_fed.style_transfer.artifact import DEFAULT_LIMIT, StyleArtifact, make_artifact, packed, unpacked
+from ray_fed.style_transfer.artifact import DEFAULT_LIMIT, StyleArtifact, kept, make_artifact, packed, unpacked
 from ray_fed.style_transfer.codecs import CODECS, encoded_size, psnr, shapes_of
 from ray_fed.style_transfer.generators import GeneratorSpec, empty_generator
 from ray_fed.style_transfer.memorisation import MemorisationFinding, probe_memorisation
@@ -239,17 +239,15 @@ class StyleStudio:
         self.report = StyleReport(
             self.silo, found["num_images"], tuple(found["losses"]), MemorisationFinding(**found["finding"]), costs
         )
-        data = np.frombuffer(path.with_suffix(".style").read_bytes(), np.uint8)
-        self._generator, self._spec = unpacked(data, self.silo).generator().to(self.device), plan.generator
+        self._generator, self._spec = kept(path.with_suffix(".style")).generator().to(self.device), plan.generator
         return True
 
-    def recall_received(self, codecs: Mapping[str, list[str]]) -> None:
-        """Read what others sent before a restart: codec -> senders; what is not there is left out."""
-        for codec, senders in codecs.items():
-            for sender in senders:
-                path = self._artifact_path(sender, codec) if self.folder else None
-                if path is not None and path.is_file():
-                    self._received[sender, codec] = unpacked(np.frombuffer(path.read_bytes(), np.uint8), sender)
+    def recall_received(self) -> None:
+        """Read what others sent before a restart."""
+        for path in sorted(self.folder.glob("received-*.style")) if self.folder else ():
+            codec = path.stem.rsplit("-", 1)[1]
+            artifact = kept(path)
+            self._received[artifact.header.silo, codec] = artifact
 
 
 def line_width(masks: np.ndarray) -> float:
@@ -275,7 +273,3 @@ def weights_size(spec: GeneratorSpec, codec: str) -> int:
 
 def _file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
-
-
-PoolMaker = Callable[[int], tuple[Images, np.ndarray]]
-"""server_round -> (images uint8 [n, h, w], masks uint8 [n, h, w]) to train on."""

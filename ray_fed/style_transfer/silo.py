@@ -1,0 +1,198 @@
+"""A silo of FedTransfer: a segmentation silo with a style studio, and a training pool that depends on the method."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from ray_fed.errors import SiloFailed
+from ray_fed.federation.messages import Artifact, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.silo_state import SiloState
+from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.layout import Layout
+from ray_fed.learning.trainer import LocalTrainer
+from ray_fed.micrographs.micrograph_set import MicrographSet, joined
+from ray_fed.micrographs.polycrystals import StyleName
+from ray_fed.micrographs.segmentation_silo import SegmentationSilo, TileTrainer
+from ray_fed.micrographs.segmentation_task import TileRows
+from ray_fed.randomness import derived_seed
+from ray_fed.style_transfer.amplitude import bank_bytes, bank_of
+from ray_fed.style_transfer.codecs import CODECS
+from ray_fed.style_transfer.gallery import prediction_sheet, style_sheet
+from ray_fed.style_transfer.methods import Method
+from ray_fed.style_transfer.studio import StyleStudio
+from ray_fed.style_transfer.task import FedTransferTask
+
+NOTHING = np.zeros(0, np.uint8)
+
+
+class StyleSilo(SegmentationSilo):
+    """See `SegmentationSilo` and `StyleStudio`. Discriminator, images and labels never leave."""
+
+    questions = frozenset(
+        {"learn_style", "style", "take_style", "amplitudes", "take_amplitudes", "test", "paint_styles"}
+    )
+
+    def __init__(self, spec: SiloSpec, task: FedTransferTask, device: str = "cpu"):
+        super().__init__(spec, task, device)
+        self.fed_transfer = task
+        self._description: SiloDescription | None = None
+        self._finished: tuple[str, LocalTrainer] | None = None
+        self._own_states: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
+
+    def open(self) -> SiloDescription:
+        """Every method's coordinator asks; the micrographs are read once."""
+        if self._description is None:
+            parts = self.fed_transfer.parts(self.spec)
+            self._description = super().open()
+            folder = str(Path(self.spec.state_folder) / "style") if self.spec.state_folder else ""
+            self.test_set = parts.test
+            self.studio = StyleStudio(self.spec.name, parts.train, parts.validation, self.device, folder)
+            self.studio.recall_received()
+        return self._description
+
+    # ---- the style half
+
+    def learn_style(self) -> Artifact:
+        """Train the generator and say what came out: losses per epoch, the memorisation probe, the codecs' costs."""
+        report = self.studio.learn(self.fed_transfer.style, self.fed_transfer.style_seed)
+        finding = dataclasses.asdict(report.finding) | {"passed": int(report.finding.passed)}
+        facts = {f"memorisation.{name}": value for name, value in finding.items()}
+        for epoch, losses in enumerate(report.losses, 1):
+            facts |= {f"epoch.{epoch}.{name}": value for name, value in losses.items()}
+        for codec, cost in report.codecs.items():
+            facts |= {f"codec.{codec}.bytes": cost.num_bytes, f"codec.{codec}.psnr_db": cost.psnr_db}
+        return self._told("learn_style", facts)
+
+    def style(self, codec: str) -> Artifact:
+        """Return the generator as a message, unless it repeats training images."""
+        message = self.studio.release(codec, self.fed_transfer.memorisation == "refuse")
+        return self._told("style", {"bits": CODECS[codec]}, message)
+
+    def take_style(self, codec: str, message: Artifact) -> Artifact:
+        """Keep another silo's generator, which came here without passing the driver or the coordinator."""
+        size = self.studio.receive(message.silo, codec, message.data, self.fed_transfer.artifact_limit)
+        return self._told("take_style", {"bytes": size})
+
+    def amplitudes(self) -> Artifact:
+        bank = self.studio.amplitudes()
+        facts = {"spectra": len(bank.amplitudes), "height": bank.image_size[0], "width": bank.image_size[1]}
+        return self._told("amplitudes", facts, bank_bytes(bank))
+
+    def take_amplitudes(self, message: Artifact) -> Artifact:
+        bank = bank_of(message.silo, message.data, message.facts)
+        return self._told("take_amplitudes", {"bytes": self.studio.receive_amplitudes(message.silo, bank)})
+
+    def paint_styles(self, codec: str) -> Artifact:
+        """Draw labels, real and synthetic images (the paper's Fig. 5) into the silo's own folder."""
+        index = np.arange(min(4, len(self.studio.validation)))
+        painted = self.studio.held_out_pictures(codec, index, self.fed_transfer.style_seed)
+        self._draw("styles.png", style_sheet(self.spec.name, self.studio.validation.subset(index), painted))
+        return self._told("paint_styles", {"images": len(index)})
+
+    # ---- the segmentation half
+
+    def open_session(self, spec: SessionSpec) -> str:
+        """Build network and pool of the session's method."""
+        task = self.fed_transfer.for_session(spec.session)
+        module = task.model(spec.model_seed)
+        digest = Layout.of(module, spec.plan.buffers).digest
+        if digest != spec.layout_digest:
+            raise SiloFailed(self.spec.name, "opening a session", "its network differs from the coordinator's")
+        rows = self._rows_for(task.method, spec.plan.seed)
+        features, targets = (torch.from_numpy(part).to(self.device) for part in (rows.features, rows.targets))
+        self.sessions[spec.session] = TileTrainer(module, features, targets, spec.plan, self.spec.name, task, rows)
+        self._last_round[spec.session] = 0
+        self._states[spec.session] = SiloState(self.spec.state_folder, self.spec.name, spec.session, spec.kept_states)
+        return digest
+
+    def fit(self, session: str, server_round: int, vector: Vector) -> Update:
+        """Also keep what of the model stays here (FedBN) as it is after the round, which may be the chosen one."""
+        update = super().fit(session, server_round, vector)
+        own = self.sessions[session].own_state()
+        self._own_states[session, server_round] = {name: tensor.clone() for name, tensor in own.items()}
+        return update
+
+    def close_session(self, session: str) -> None:
+        """The trainer of the last session stays for the test."""
+        trainer = self.sessions.get(session)
+        if trainer is not None:
+            self._finished = (session, trainer)
+        super().close_session(session)
+        self._own_states = {key: state for key, state in self._own_states.items() if key[0] == session}
+
+    def test(self, session: str, models: dict[str, tuple[int, Vector]], sheet: str = "") -> Artifact:
+        """Score models on the silo's test set: model -> (round it is of, vector). Facts: `<model>.<metric>`.
+
+        sheet: name of a file in the silo's folder to draw some predictions into.
+        """
+        trainer, facts = self._trainer(session), {}
+        images = torch.from_numpy(self.test_set.images).to(self.device)
+        for name, (server_round, vector) in models.items():
+            logits = self._predicted(trainer, session, server_round, images, vector)
+            scores = self.task.score(self.test_set.masks, logits)
+            facts |= {f"{name}.{metric}": value for metric, value in scores.values().items()}
+            if sheet and name == next(iter(models)):
+                self._draw(sheet, prediction_sheet(self.test_set.subset(range(min(3, len(images)))), logits[:3]))
+        return Artifact(self.spec.name, "test", len(images), facts, NOTHING)
+
+    def _predicted(
+        self, trainer: LocalTrainer, session: str, server_round: int, images: torch.Tensor, vector: Vector
+    ) -> np.ndarray:
+        kept = self._own_states.get((session, server_round))
+        now = trainer.own_state()
+        if kept is None and now and server_round and trainer.plan.buffers != "average":
+            reason = f"what it kept of round {server_round} is gone: it was started again; run the method once more"
+            raise SiloFailed(self.spec.name, "testing", reason)
+        for name, tensor in (kept or {}).items():
+            now[name].copy_(tensor)
+        return trainer.predict(images, vector).cpu().numpy()
+
+    def _trainer(self, session: str) -> LocalTrainer:
+        if self._finished and self._finished[0] == session:
+            return self._finished[1]
+        return self._session(session)
+
+    def _rows_for(self, method: Method, seed: int) -> TileRows:
+        """Return the silo's own tiles and, by the method, synthetic ones on its own labels."""
+        own = cast(TileRows, self.rows)
+        if method.pool == "own" or method.cooperation == "pooled":
+            return own
+
+        def synthesis(epoch: int) -> MicrographSet:
+            return self._synthetic(method, seed, epoch)
+
+        first = synthesis(0)
+        return dataclasses.replace(
+            own,
+            features=np.concatenate([own.features, first.images]),
+            targets=np.concatenate([own.targets, first.masks]),
+            synthesis=synthesis if self.fed_transfer.fresh_noise else None,
+        )
+
+    def _synthetic(self, method: Method, seed: int, epoch: int) -> MicrographSet:
+        """Return one synthetic image per own label and other silo."""
+        train, task = self.studio.train, self.fed_transfer
+        index, own_seed = np.arange(len(train)), derived_seed(seed, "pool", method.pool, epoch)
+        if method.pool == "transfer":
+            painted = self.studio.transferred(method.codec, index, own_seed)
+        elif method.pool == "amplitude":
+            painted = self.studio.amplitude_painted(index, own_seed)
+        else:
+            others: dict[str, StyleName] = {name: style for name, style in task.styles if name != self.spec.name}
+            painted = self.studio.rendered(others, task.gap, index, own_seed)
+        sets = [dataclasses.replace(train, images=images).renamed(sender) for sender, images in painted.items()]
+        return joined(self.spec.name, sets)
+
+    def _told(self, what: str, facts: Mapping[str, float], data: np.ndarray = NOTHING) -> Artifact:
+        return Artifact(self.spec.name, what, len(self.studio.train), facts, data)
+
+    def _draw(self, name: str, png: bytes) -> None:
+        """Pictures show the silo's data, so they stay in the silo's own folder."""
+        if self.spec.state_folder:
+            from ray_fed.reporting.atomic_write import write_atomically
+
+            write_atomically(Path(self.spec.state_folder) / "pictures" / name, png)
