@@ -1,14 +1,10 @@
-"""Local training steps per second: our flat trainer against the usual PyTorch loops, in one run.
+"""Local training steps per second: our flat trainer against the usual PyTorch loops.
 
 Network and batch sizes are those of Guo et al. 2022: 73-200-200-1, MSE, Adam; a global batch of 200 rows is 20, 40, 60
 and 80 rows at silos of 1-4 thousand rows, 100 at each of two. `eager + DataLoader` is the loop of most tutorials,
-`eager` the same without a DataLoader. Rounds of the three are interleaved; medians are printed.
-
-    python benchmarks/local_step.py [--steps 500] [--rounds 7] [--device cpu]
+`eager` the same without a DataLoader. The three are measured in turn, and again; medians count.
 """
 
-import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from pipelines.bench.measurement import Measurement
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
 
@@ -82,29 +79,17 @@ def seconds_per_step(take: Callable[[int], None], steps: int, device: str) -> fl
     return (time.perf_counter() - start) / steps
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    name = torch.cuda.get_device_name() if options.device != "cpu" else platform.processor() or platform.machine()
-    print(f"torch {torch.__version__}, {options.device} ({name}), 1 thread, Python {platform.python_version()}")
-    print(f"{'batch':>5} {'ours':>9} {'eager':>9} {'+ DataLoader':>13}   steps/s   ratio to eager, to DataLoader")
-    for batch in (20, 40, 80, 100, 200):
-        loops = [make(batch, options.device) for make in (ours, eager, with_loader)]
-        for take in loops:
-            take(50)
-        timings = [
-            [seconds_per_step(take, options.steps, options.device) for take in loops] for _ in range(options.rounds)
-        ]
-        flat, plain, loader = (statistics.median(column) for column in zip(*timings, strict=True))
-        print(
-            f"{batch:>5} {1 / flat:>9.0f} {1 / plain:>9.0f} {1 / loader:>13.0f}             "
-            f"{plain / flat:>12.2f} {loader / flat:>14.2f}"
-        )
+def measured(device: str, steps: int, repeats: int) -> list[Measurement]:
+    """Return steps per second at batches of 20, 40, 80 and 200 rows."""
+    return [one for batch in (20, 40, 80, 200) for one in _at(batch, device, steps, repeats)]
 
 
-if __name__ == "__main__":
-    main()
+def _at(batch: int, device: str, steps: int, repeats: int) -> list[Measurement]:
+    ways = {"eager PyTorch": eager, "eager PyTorch, DataLoader": with_loader, "ray-fed": ours}
+    loops = [make(batch, device) for make in ways.values()]
+    for take in loops:
+        take(50)
+    timings = [[seconds_per_step(take, steps, device) for take in loops] for _ in range(repeats)]
+    rates = [1 / statistics.median(column) for column in zip(*timings, strict=True)]
+    what = f"local step, batch {batch}, {device}"
+    return [Measurement(what, way, rate, "steps/s", rates[0]) for way, rate in zip(ways, rates, strict=True)]
