@@ -73,7 +73,5 @@ class Book:
             path = silos_folder(self.directory) / silo / f"{self.run}.jsonl"
             if not path.exists() or path.read_bytes() != ledger.content:  # on one machine it is the silo's own file
                 self.directory.write_bytes(str(path.relative_to(self.directory.path)), ledger.content)
-            self.ledger.write(
-                {"kind": "handed over", "silo": silo, "head": ledger.head, "public_key": ledger.public_key}
-            )
+            self.ledger.write({"kind": "handed over", "silo": silo, "head": ledger.head, "silo_key": ledger.public_key})
         self.ledger.sign()

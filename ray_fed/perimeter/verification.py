@@ -164,7 +164,7 @@ def _pinned(coordinator: Chain, silo: Chain) -> Iterator[str]:
         yield f"silo '{silo.writer}': the ledger is of run '{silo.run}', not of '{coordinator.run}'"
     for line in coordinator.of_kind("handed over"):
         if line["silo"] == silo.writer:
-            if line["public_key"] != silo.public_key:
+            if line["silo_key"] != silo.public_key:
                 yield f"silo '{silo.writer}': the ledger is signed with another key than the one handed over"
             if line["head"] not in silo.heads:
                 yield f"silo '{silo.writer}': the ledger is not the one handed over, or its last lines were dropped"
