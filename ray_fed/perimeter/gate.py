@@ -235,9 +235,8 @@ def _exact(gate: Gate, asked: Asked, message: Any, cls: type) -> None:
 def _enough(gate: Gate, asked: Asked, count: Any) -> None:
     least = gate.policy.min_examples
     if not _is_count(count) or count < least:
-        raise gate.refusal(
-            asked.kind, f"{count if _is_count(count) else '?'} rows stand behind it, min_examples={least}"
-        )
+        shown = count if _is_count(count) else "an unknown number of"
+        raise gate.refusal(asked.kind, f"{shown} rows stand behind it, its owner's min_examples={least}")
 
 
 def _is_count(value: Any) -> bool:
