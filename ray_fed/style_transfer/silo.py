@@ -33,7 +33,7 @@ class StyleSilo(SegmentationSilo):
     """See `SegmentationSilo` and `StyleStudio`. Discriminator, images and labels never leave."""
 
     questions = frozenset(
-        {"learn_style", "style", "take_style", "amplitudes", "take_amplitudes", "test", "paint_styles"}
+        {"learn_style", "style", "take_style", "amplitudes", "take_amplitudes", "paint_styles", "test", "test_apart"}
     )
 
     def __init__(self, spec: SiloSpec, task: FedTransferTask, device: str = "cpu"):
@@ -127,17 +127,31 @@ class StyleSilo(SegmentationSilo):
     def test(self, session: str, models: dict[str, tuple[int, Vector]], sheet: str = "") -> Artifact:
         """Score models on the silo's test set: model -> (round it is of, vector). Facts: `<model>.<metric>`.
 
-        sheet: name of a file in the silo's folder to draw some predictions into.
+        sheet: name of a file in the silo's folder to draw some predictions of the first model into.
         """
+        facts = self._scores_of(session, models, self.test_set, sheet)
+        return Artifact(self.spec.name, "test", len(self.test_set), facts, NOTHING)
+
+    def test_apart(self, session: str, models: dict[str, tuple[int, Vector]]) -> Artifact:
+        """Score models on each member's test set, in a silo that holds those of several: `<silo>.<model>.<metric>`."""
+        facts, owners = {}, np.array([source.split("/")[0] for source in self.test_set.sources])
+        for owner in dict.fromkeys(owners.tolist()):
+            found = self._scores_of(session, models, self.test_set.subset(np.flatnonzero(owners == owner)))
+            facts |= {f"{owner}.{name}": value for name, value in found.items()}
+        return Artifact(self.spec.name, "test_apart", len(self.test_set), facts, NOTHING)
+
+    def _scores_of(
+        self, session: str, models: dict[str, tuple[int, Vector]], tiles: MicrographSet, sheet: str = ""
+    ) -> dict[str, float]:
         trainer, facts = self._trainer(session), {}
-        images = torch.from_numpy(self.test_set.images).to(self.device)
+        images = torch.from_numpy(tiles.images).to(self.device)
         for name, (server_round, vector) in models.items():
             logits = self._predicted(trainer, session, server_round, images, vector)
-            scores = self.task.score(self.test_set.masks, logits)
+            scores = self.task.score(tiles.masks, logits)
             facts |= {f"{name}.{metric}": value for metric, value in scores.values().items()}
             if sheet and name == next(iter(models)):
-                self._draw(sheet, prediction_sheet(self.test_set.subset(range(min(3, len(images)))), logits[:3]))
-        return Artifact(self.spec.name, "test", len(images), facts, NOTHING)
+                self._draw(sheet, prediction_sheet(tiles.subset(range(min(3, len(images)))), logits[:3]))
+        return facts
 
     def _predicted(
         self, trainer: LocalTrainer, session: str, server_round: int, images: torch.Tensor, vector: Vector

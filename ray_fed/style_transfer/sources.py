@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ray_fed.errors import DataError
+from ray_fed.micrographs.image_files import MicrographFolder
 from ray_fed.micrographs.micrograph_set import MicrographSet, joined
 from ray_fed.micrographs.polycrystals import StyleName, polycrystal_set
 
@@ -66,6 +67,20 @@ class PolycrystalSource:
         test = polycrystal_set(self.style, self.seed, self.num_test, first=TEST_INDEX, **look)
         train, validation = everything.folds(self.split.folds, self.split.seed)[self.split.fold]
         return Parts(train, validation, test)
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A silo's own folder of micrographs and masks; micrographs are dealt to test, training and validation whole."""
+
+    folder: MicrographFolder
+    split: Split = Split()
+    style: None = None
+
+    def parts(self, silo: str) -> Parts:
+        split, everything = self.split, self.folder.read(silo)
+        rest, _, test = everything.train_validation_test(0.0, split.test_share, split.seed)
+        return Parts(*rest.folds(split.folds, split.seed)[split.fold], test)
 
 
 @dataclass(frozen=True)

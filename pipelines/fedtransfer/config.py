@@ -1,0 +1,152 @@
+"""Every choice of `ray-fed fedtransfer`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from ray_fed.config import require, unknown_name
+
+OPTION_GROUPS = {
+    "preset": "scale", "data": "micrographs", "style": "style transfer", "methods": "segmentation", "seed": "run",
+}  # fmt: skip
+
+DEFAULT_METHODS = (
+    "separate", "central", "fed_avg", "fed_avg_gn", "fed_bn", "amplitude", "transfer_fp32", "transfer_int8",
+    "transfer_bn", "oracle",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FedTransferConfig:
+    """Style generators move between silos, then a segmentation network is federated ("Data privacy protection in
+    microscopic image analysis for material data mining", 2022)."""
+
+    preset: Literal["default", "quick", "paper"] = "default"
+    """default: all of Tables 2-3 at 128x128 in minutes on two cores; quick: a look in under two minutes; paper:
+    400x400, 560 images per silo, 20 rounds, 5 folds, for a GPU. Options given besides it count."""
+    data: tuple[str, ...] = ("austenite", "iron")
+    """Silos: embedded styles (austenite, iron), or folders of micrographs with masks; NAME=FOLDER names a silo."""
+    masks: tuple[str, ...] = ()
+    """What numbers in a folder's masks mean, where they are not 0 and 1 or 255: NAME=boundary:2, or
+    NAME=between_classes for masks of phases."""
+    size: int = 128
+    """Height and width of images and tiles, pixels."""
+    images: int = 80
+    """Embedded images per silo for training and validation together."""
+    test_images: int = 64
+    """Embedded test images per silo; the same for all folds."""
+    gap: float = 1.0
+    """How far apart the embedded styles are: 0 alike, 1 fully apart."""
+    spacing: float = 26.0
+    """Mean distance of embedded grain centres, pixels."""
+    folds: int = 5
+    """Parts that training and validation images are dealt into; one is for validation."""
+    num_folds: int = 1
+    """How many of the folds are run."""
+    style: Literal["hybrid", "pix2pix", "pix2pixhd"] = "hybrid"
+    """Generator and losses. pix2pix: U-Net, PatchGAN, cross-entropy, L1 (Eqs. 5-7); pix2pixhd: residual generator,
+    two-scale discriminator, least squares, feature matching; hybrid: these losses on the U-Net."""
+    style_epochs: int = 24
+    """Epochs of generator training."""
+    style_width: int = 16
+    """Channels of the first layer of generator and discriminator."""
+    style_learning_rate: float = 4e-4
+    """Of both, constant for half of the epochs, then linear to 0."""
+    style_inputs: tuple[str, ...] = ("label", "level", "band", "noise")
+    """What the generator sees: label; level and band of each grain; noise."""
+    fresh_noise: bool = True
+    """Paint the synthetic images anew for every epoch, with other grains and noise."""
+    synthetic_weight: float = 1.0
+    """How often a synthetic image is drawn against one of the silo's own."""
+    memorisation: Literal["refuse", "warn"] = "refuse"
+    """What happens to a generator that repeats training images: it stays in its silo, or it leaves and the run says
+    so."""
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    """What is compared: separate, central, fed_avg, fed_avg_gn, fed_bn, amplitude, transfer_fp32, transfer_fp16,
+    transfer_int8, transfer_int4, transfer_gn, transfer_bn, transfer_prox, oracle."""
+    widths: tuple[int, ...] = (16, 32, 64, 128)
+    """Channels of the segmentation U-Net at full resolution, half, a quarter, ..."""
+    rounds: int = 12
+    """Exchanges of parameters."""
+    local_steps: int = 16
+    """Optimiser steps per silo and round, the same for every method."""
+    batch_size: int = 8
+    """Images per step."""
+    learning_rate: float = 2e-3
+    """Adam's, linear to 0 over the run."""
+    optimizer_state: Literal["keep", "reset"] = "reset"
+    """What happens to Adam's moments when new global parameters arrive."""
+    boundary_weight: float = 3.0
+    """How often a boundary pixel counts in the loss against a grain pixel."""
+    select_on: Literal["validation", "test"] = "validation"
+    """Which loss, a mean over the silos, chooses the round. The paper chose on the test sets, which flatters; `test` is
+    for reproducing that only."""
+    seed: int = 0
+    """Seed of data, folds, generators and the first repeat."""
+    repeats: int = 1
+    """Seeds of the segmentation; the generators stay the same."""
+    num_gpus: float | None = None
+    """GPUs per silo; if not given, an even share of what there is."""
+    round_timeout: float | None = None
+    """Seconds after which a silo that does not answer counts as failed."""
+    cohort: Literal["ray", "local"] = "ray"
+    """ray: every silo is an actor; local: one after another in this process, same results."""
+    address: str = "local"
+    """Ray cluster: 'local' starts a private one; 'auto' or HOST:PORT joins a running one."""
+    out: str | None = None
+    """Folder of the run; runs/fedtransfer-DATE-TIME if not given. A broken-off run there with the same options is gone
+    on with."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "images", "test_images", "style_epochs", "style_width", "rounds", "local_steps",
+                     "batch_size", "learning_rate", "style_learning_rate", "repeats", "num_folds"):  # fmt: skip
+            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+        require(len(self.data) >= 2, f"data={','.join(self.data)} must name at least two silos")
+        require(self.folds >= 2, f"folds={self.folds} must be at least 2")
+        require(self.num_folds <= self.folds, f"num_folds={self.num_folds} must not be above folds={self.folds}")
+        require(0 <= self.gap <= 1, f"gap={self.gap} must lie between 0 and 1")
+        require(self.seed >= 0, f"seed={self.seed} must not be negative")
+        require(len(self.methods) > 0, "methods must name at least one")
+        for name in self.methods:
+            if name not in METHOD_NAMES:
+                raise unknown_name("method", name, METHOD_NAMES)
+
+
+METHOD_NAMES = (
+    "separate", "central", "fed_avg", "fed_avg_gn", "fed_bn", "amplitude", "transfer_fp32", "transfer_fp16",
+    "transfer_int8", "transfer_int4", "transfer_gn", "transfer_bn", "transfer_prox", "oracle",
+)  # fmt: skip
+"""Those of ray_fed.style_transfer.methods, which the command line must not import."""
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "quick": {
+        "size": 64, "images": 40, "test_images": 24, "spacing": 20.0, "style_epochs": 12, "style_width": 8,
+        "widths": (8, 16, 32), "rounds": 6, "local_steps": 12,
+        "methods": ("separate", "central", "fed_avg", "fed_bn", "amplitude", "transfer_int8", "oracle"),
+    },
+    "paper": {
+        "size": 400, "images": 700, "test_images": 192, "spacing": 55.0, "num_folds": 5, "style": "pix2pixhd",
+        "style_width": 32, "style_epochs": 50, "style_learning_rate": 2e-4, "widths": (64, 128, 256, 512, 1024),
+        "rounds": 20, "local_steps": 70, "learning_rate": 1e-4,
+    },
+}  # fmt: skip
+
+
+def resolved(options: Mapping[str, Any]) -> FedTransferConfig:
+    """Return the configuration: the preset's values, over them what was given on the command line."""
+    preset = str(options.get("preset", "default"))
+    if preset not in PRESETS:
+        raise unknown_name("preset", preset, PRESETS)
+    return FedTransferConfig(**{**PRESETS[preset], **options})
+
+
+def same_results(config: FedTransferConfig) -> dict[str, object]:
+    """Return the options that decide what comes out."""
+    changes_nothing = ("out", "cohort", "address", "num_gpus", "round_timeout")
+    return {field.name: getattr(config, field.name) for field in fields(config) if field.name not in changes_nothing}
+
+
+def without_oracle(config: FedTransferConfig) -> FedTransferConfig:
+    """Return the configuration for real micrographs, whose true renderer nobody has."""
+    return replace(config, methods=tuple(name for name in config.methods if name != "oracle"))

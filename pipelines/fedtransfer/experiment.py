@@ -1,0 +1,175 @@
+"""The stages of a run: generators learn, styles are exchanged, every method trains; each is resumed by itself."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from pipelines.fedtransfer.config import FedTransferConfig
+from pipelines.fedtransfer.setup import codecs_needed, job_of, named_data
+from ray_fed.federation.coordinator import Job, RoundRecord
+from ray_fed.federation.messages import Vector
+from ray_fed.style_transfer.exchange import StyleFederation, total_bytes
+from ray_fed.style_transfer.methods import Method, method_named
+from ray_fed.style_transfer.task import FedTransferTask, session_name
+
+Line = Mapping[str, Any]
+"""A stage that is done, as a line of history.jsonl."""
+
+
+class Listener(Protocol):
+    """Told what happens while the experiment runs."""
+
+    def starts(self, title: str, rounds: int) -> None: ...
+
+    def hears(self, record: RoundRecord) -> None: ...
+
+    def done(self, line: Line, seconds: float) -> None: ...
+
+
+@dataclass
+class Choice:
+    """The best round so far of each model: that with the lowest loss (Algorithm 1, lines 30-34).
+
+    The algorithm keeps w^t while the loss is that of w^(t+1); here both are of the same round.
+    """
+
+    losses: dict[str, float] = field(default_factory=dict)
+    rounds: dict[str, int] = field(default_factory=dict)
+    vectors: dict[str, Vector] = field(default_factory=dict)
+
+    def sees(self, server_round: int, losses: Mapping[str, float], models: Mapping[str, Vector]) -> None:
+        """Look at the models of a round; a loss that is not a number chooses nothing."""
+        for name, vector in models.items():
+            if losses[name] < self.losses.get(name, np.inf) or name not in self.rounds:
+                self.losses[name], self.rounds[name] = losses[name], server_round
+                self.vectors[name] = np.array(vector)
+
+
+@dataclass
+class Experiment:
+    """One fold on silos that stand."""
+
+    config: FedTransferConfig
+    fold: int
+    task: FedTransferTask
+    federation: StyleFederation
+    listener: Listener
+    finished: frozenset[str]
+    """Keys of the stages that an earlier process has finished."""
+
+    @property
+    def silos(self) -> list[str]:
+        return list(named_data(self.config))
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        return {name: method_named(name) for name in self.config.methods}
+
+    def run(self) -> None:
+        """Do what is not done yet. Generators and what was received stand in the silos' own folders; where they are
+        still there, learning again is only reading."""
+        missing = [
+            (seed, method)
+            for seed in range(self.config.seed, self.config.seed + self.config.repeats)
+            for method in self.methods.values()
+            if session_name(method, self.fold, seed) not in self.finished
+        ]
+        if any(method.needs_generators for _, method in missing):
+            self.learn()
+            self.exchange()
+        if any(method.pool == "amplitude" for _, method in missing):
+            self.share_amplitudes()
+        for seed, method in missing:
+            self.train(method, seed)
+
+    def learn(self) -> None:
+        """Algorithm 1, line 9, in all silos at once."""
+        self.listener.starts("generators", self.config.style_epochs)
+        started = time.perf_counter()
+        said = self.federation.ask(self.silos, "learn_style")
+        facts = {silo: dict(artifact.facts) for silo, artifact in said.items()}
+        self._done("generators", started, facts=facts)
+
+    def exchange(self) -> None:
+        """Algorithm 1, lines 10-17: every generator to every other silo, once per codec."""
+        for codec in codecs_needed(self.methods):
+            started = time.perf_counter()
+            sent = self.federation.exchange(self.silos, "style", "take_style", codec)
+            self.federation.ask(self.silos, "paint_styles", codec)
+            pairs = {f"{sender} -> {receiver}": size for (sender, receiver), size in sent.items()}
+            self._done(f"exchange {codec}", started, sent=pairs, bytes=total_bytes(sent))
+
+    def share_amplitudes(self) -> None:
+        started = time.perf_counter()
+        sent = self.federation.exchange(self.silos, "amplitudes", "take_amplitudes")
+        pairs = {f"{sender} -> {receiver}": size for (sender, receiver), size in sent.items()}
+        self._done("exchange amplitudes", started, sent=pairs, bytes=total_bytes(sent))
+
+    def train(self, method: Method, seed: int) -> None:
+        """Run a method, choose a round, and let every silo test the chosen models."""
+        job = job_of(self.config, method, self.fold, seed)
+        self.listener.starts(method.title, job.num_rounds)
+        started, choice, records = time.perf_counter(), Choice(), []
+        with self.federation.coordinator(self.task.of(method)) as coordinator:
+            coordinator.agree()
+            for record in coordinator.run(job):
+                self._choose(choice, job, method, record)
+                records.append(record)
+                self.listener.hears(record)
+            chosen = {name: (choice.rounds[name], vector) for name, vector in choice.vectors.items()}
+            found = self._test(method, job, chosen, f"{method.name}-seed{seed}.png")
+        self._done(
+            job.name, started, method=method.name, fold=self.fold, seed=seed, chosen=choice.rounds, test=found,
+            losses=_curves(records), bytes=sum(record.bytes_sent for record in records),
+        )  # fmt: skip
+
+    def _choose(self, choice: Choice, job: Job, method: Method, record: RoundRecord) -> None:
+        assert record.state is not None
+        models = job.strategy.models(record.state)
+        if self.config.select_on == "test":
+            current = {name: (record.server_round, vector) for name, vector in models.items()}
+            found = self._test(method, job, current)
+            losses = {name: float(np.mean([by["loss"] for by in found[name].values()])) for name in models}
+        elif method.cooperation == "alone":
+            losses = {silo: record.metrics[f"silo.{silo}.loss"] for silo in models}
+        else:
+            mean = float(np.mean([record.metrics[f"silo.{silo}.loss"] for silo in job.silos]))
+            losses = dict.fromkeys(models, mean)
+        choice.sees(record.server_round, losses, models)
+
+    def _test(
+        self, method: Method, job: Job, models: Mapping[str, tuple[int, Vector]], sheet: str = ""
+    ) -> dict[str, dict[str, dict[str, float]]]:
+        """Return model -> silo whose test set it is -> metric -> value. models: name -> (round it is of, vector)."""
+        found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
+        if method.cooperation == "pooled":
+            (pooled,) = job.silos
+            facts = self.federation.ask([pooled], "test_apart", job.name, models)[pooled].facts
+            said = {silo: _below(f"{silo}.", facts) for silo in self.silos}
+        else:
+            answers = self.federation.ask(self.silos, "test", job.name, models, sheet)
+            said = {silo: dict(artifact.facts) for silo, artifact in answers.items()}
+        for silo, facts in said.items():
+            for name in models:
+                found[name][silo] = _below(f"{name}.", facts)
+        return found
+
+    def _done(self, key: str, started: float, **line: Any) -> None:
+        self.listener.done({"stage": key, "fold": self.fold, **line}, time.perf_counter() - started)
+
+
+def _below(prefix: str, facts: Mapping[str, float]) -> dict[str, float]:
+    """Return the facts whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in facts.items() if name.startswith(prefix)}
+
+
+def _curves(records: list[RoundRecord]) -> dict[str, list[float]]:
+    """Return silo -> validation loss after each round, from round 0 on."""
+    keys = {key for record in records for key in record.metrics if key.startswith("silo.") and key.endswith(".loss")}
+    return {
+        key.removeprefix("silo.").removesuffix(".loss"): [record.metrics.get(key, float("nan")) for record in records]
+        for key in sorted(keys)
+    }

@@ -1,0 +1,252 @@
+"""What a run leaves behind: lines, tables, figures, TensorBoard, report."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from pipelines.fedtransfer.config import FedTransferConfig
+from pipelines.fedtransfer.figures import bars_figure, epoch_curve, generators_figure, losses_figure
+from pipelines.fedtransfer.results import (
+    GLOBAL,
+    TABLE_2,
+    ModelResult,
+    header,
+    model_results,
+    table_rows,
+    verdicts,
+)
+from pipelines.fedtransfer.setup import is_embedded, named_data
+from ray_fed.reporting.figure_style import save_figure
+from ray_fed.reporting.report import Block, Figure, Note, Paragraph, Section, Table, write_report
+from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.tensorboard_log import EventLog
+from ray_fed.style_transfer.codecs import CODECS
+
+CITATION = (
+    "Data privacy protection in microscopic image analysis for material data mining (FedTransfer, 2022). The paper's "
+    "data are not public; embedded micrographs are drawn by this package and are nobody's."
+)
+
+
+class Outcome:
+    """Turns the lines of a run, finished or not, into its files."""
+
+    def __init__(self, config: FedTransferConfig, directory: RunDirectory, command: Sequence[str]):
+        self.config, self.directory, self.command = config, directory, shlex.join(command)
+        self.lines: list[dict[str, Any]] = []
+        self.notices: list[str] = []
+
+    def begin(self) -> None:
+        """Write what is known before the first stage."""
+        self.directory.write_config({"command": self.command, **asdict(self.config)})
+        self.directory.write_environment({})
+
+    @property
+    def silos(self) -> list[str]:
+        return list(named_data(self.config))
+
+    @property
+    def results(self) -> list[ModelResult]:
+        return model_results(self.lines, self.silos)
+
+    def finish(self, status: str, seconds: float) -> None:
+        """Write figures, TensorBoard, report and, last, the summary."""
+        figures = self._figures()
+        self._tensorboard(figures)
+        summary = self._summary(status, seconds)
+        write_report(
+            self.directory, "FedTransfer", summary, self._sections(figures),
+            subtitle="Style generators move between silos; images stay", command=self.command, results=[],
+            warnings=self._warnings(), provenance=CITATION,
+        )  # fmt: skip
+        self.directory.write_summary(summary)  # type: ignore[arg-type]
+
+    def generator_facts(self) -> dict[str, dict[str, float]]:
+        """Return silo -> what was told of its generator, of the first fold."""
+        lines = [line for line in self.lines if line["stage"] == "generators"]
+        return lines[0]["facts"] if lines else {}
+
+    # ---- parts
+
+    def _warnings(self) -> list[str]:
+        failed = [
+            f"The generator of silo '{silo}' seems to have memorised training images; see Generators."
+            for silo, told in self.generator_facts().items()
+            if not told["memorisation.passed"]
+        ]
+        chosen = ["The round was chosen on the test sets: these numbers flatter."]
+        return [*self.notices, *failed, *(chosen if self.config.select_on == "test" else [])]
+
+    def _summary(self, status: str, seconds: float) -> dict[str, object]:
+        summary: dict[str, object] = {"status": status, "seconds.total": seconds, "rounds": self.config.rounds}
+        summary["bytes_sent"] = sum(line.get("bytes", 0) for line in self.lines)
+        for row in self.results:
+            name = f"{row.method}.{row.model}" if row.method == "separate" else row.method
+            for (silo, metric), cell in row.cells.items():
+                summary[f"{name}.{silo}.{metric}"] = cell.mean
+                if len(cell.values) > 1:
+                    summary[f"{name}.{silo}.{metric}_std"] = cell.spread
+        for silo, told in self.generator_facts().items():
+            summary |= {f"generator.{silo}.{key}": value for key, value in told.items() if not key.startswith("epoch.")}
+        for line in self.lines:
+            if str(line["stage"]).startswith("exchange"):
+                summary[f"{line['stage'].replace(' ', '.')}.bytes"] = line["bytes"]
+        return summary
+
+    def _figures(self) -> dict[str, Path]:
+        made: dict[str, Path] = {}
+        if self.results:
+            made["bars"] = self._save("bars", bars_figure(self.results, self.silos))
+            made["losses"] = self._save("losses", losses_figure(self.lines, self.silos))
+        if self.generator_facts():
+            made["generators"] = self._save("generators", generators_figure(self.generator_facts()))
+        return made | self._pictures()
+
+    def _pictures(self) -> dict[str, Path]:
+        """Copy the silos' own pictures into the run, where they show nobody's data."""
+        found: dict[str, Path] = {}
+        if not is_embedded(self.config):
+            return found
+        for silo in self.silos:
+            for path in sorted((self.silo_folder / "fold0" / silo / "pictures").glob("*.png")):
+                name = f"{silo}-{path.stem}"
+                found[name] = self.directory.write_bytes(f"figures/{name}.png", path.read_bytes())
+        return found
+
+    @property
+    def silo_folder(self) -> Path:
+        """What stands for the silos' own disks."""
+        return self.directory.path.absolute() / "silos"
+
+    def _save(self, name: str, figure) -> Path:
+        return save_figure(figure, self.directory.figures / f"{name}.png")
+
+    def _tensorboard(self, figures: Mapping[str, Path]) -> None:
+        with EventLog(self.directory.tensorboard) as log:
+            for name, path in figures.items():
+                log.image(name, path)
+            for silo, told in self.generator_facts().items():
+                for loss in ("generator", "discriminator", "feature_matching", "l1"):
+                    for epoch, value in enumerate(epoch_curve(told, loss), 1):
+                        log.scalar(f"generator/{silo}/{loss}", value, epoch)
+            for line in self.lines:
+                for silo, values in line.get("losses", {}).items():
+                    for server_round, value in enumerate(values):
+                        log.scalar(f"{line['stage']}/{silo}/validation_loss", value, server_round)
+            for row in self.results:
+                for (silo, metric), cell in row.cells.items():
+                    log.scalar(f"test/{row.method}/{row.model}/{silo}/{metric}", cell.mean, 0)
+
+    def _sections(self, figures: Mapping[str, Path]) -> list[Section]:
+        sections = [Section("What came out", [Paragraph(text) for text in verdicts(self.results)])]
+        tables = {"Table 2: alone and pooled": True, "Table 3: federated": False}
+        for title, is_second in tables.items():
+            rows = [row for row in self.results if (row.method in TABLE_2) == is_second]
+            if rows:
+                table = Table(header(self.silos), table_rows(rows, self.silos), self._caption())
+                sections.append(Section(title, [table]))
+        if "bars" in figures:
+            caption = "MAP, MVI and ARI of every method; whiskers: standard deviation over seeds and folds (Fig. 6)."
+            sections.append(Section("All methods", [Figure(figures["bars"], caption), *self._splits()]))
+        sections += self._style_sections(figures)
+        if "losses" in figures:
+            said = (
+                "Weighted cross-entropy on each silo's validation tiles after every round; the lowest mean is chosen."
+            )
+            sections.append(Section("Learning curves", [Figure(figures["losses"], said)]))
+        return [*sections, *self._prediction_sections(figures), self._limits()]
+
+    def _caption(self) -> str:
+        runs = self.config.repeats * self.config.num_folds
+        config = self.config
+        spread = f"; mean ± standard deviation over {runs} runs" if runs > 1 else "; one run, no spread"
+        return (
+            f"{config.size}x{config.size} pixels, {config.rounds} rounds of {config.local_steps} steps of "
+            f"{config.batch_size} images per silo for every method; the round is chosen on {config.select_on} tiles"
+            f"{spread}. Global: mean over the silos' test sets. FedBN: each silo's own model on its own test set."
+        )
+
+    def _splits(self) -> list[Block]:
+        """VI's two parts, which say whether grains are merged or split."""
+        places = [*self.silos, GLOBAL]
+        head = ["method", *(f"{place} {part}" for place in places for part in ("merged", "split"))]
+        rows = [
+            [row.title, *(str(row.cells[place, part]) for place in places for part in ("vi_under", "vi_over"))]
+            for row in self.results
+        ]
+        return [Table(head, rows, "The two parts of MVI, bits: grains merged (under) and grains split (over).")]
+
+    def _style_sections(self, figures: Mapping[str, Path]) -> list[Section]:
+        facts = self.generator_facts()
+        if not facts:
+            return []
+        head = ["silo", "L1 training", "L1 held out", "nearest: generated / real", "copies", "verdict"]
+        rows = [
+            [
+                silo, f"{told['memorisation.train_l1']:.3f}", f"{told['memorisation.held_out_l1']:.3f}",
+                f"{told['memorisation.nearest_generated']:.3f} / {told['memorisation.nearest_real']:.3f}",
+                f"{told['memorisation.num_copies']:g} of {told['memorisation.num_generated']:g}",
+                "no sign of memorisation" if told["memorisation.passed"] else "memorisation",
+            ]
+            for silo, told in facts.items()
+        ]  # fmt: skip
+        note = (
+            "Asked before a generator may leave: is it better on labels it has seen, and are its images nearer to the "
+            "training images than real held-out ones are? A crude probe, not a proof."
+        )
+        codecs = [
+            [silo, codec, f"{told[f'codec.{codec}.bytes']:,.0f}",
+             f"{told['codec.fp32.bytes'] / told[f'codec.{codec}.bytes']:.2f}", _decibel(told[f"codec.{codec}.psnr_db"])]
+            for silo, told in facts.items() for codec in CODECS
+        ]  # fmt: skip
+        blocks: list[Block] = [
+            Table(head, rows, note),
+            Table(["silo", "codec", "bytes", "times smaller", "PSNR (dB)"], codecs,
+                  "PSNR: images painted with coded weights against those painted with the exact ones."),
+            self._sent_table(),
+        ]  # fmt: skip
+        if "generators" in figures:
+            blocks.append(Figure(figures["generators"], "Losses of the generators' training, mean over each epoch."))
+        for silo in self.silos:
+            if f"{silo}-styles" in figures:
+                said = f"Labels of {silo} (validation), the real image, and images by each generator (Fig. 5)."
+                blocks.append(Figure(figures[f"{silo}-styles"], said))
+        return [Section("Generators", blocks)]
+
+    def _sent_table(self) -> Block:
+        rows = [
+            [line["stage"], pair, f"{size:,}"]
+            for line in self.lines
+            if "sent" in line and line["fold"] == 0
+            for pair, size in line["sent"].items()
+        ]
+        return Table(["exchange", "from -> to", "bytes"], rows, "What moved between silos besides parameters.")
+
+    def _prediction_sections(self, figures: Mapping[str, Path]) -> list[Section]:
+        blocks = [
+            Figure(path, f"Test tiles of {name.split('-')[0]}, {name.split('-', 1)[1]}.")
+            for name, path in figures.items()
+            if "-" in name and not name.endswith("-styles") and name.endswith(f"-seed{self.config.seed}")
+        ]
+        return [Section("Predictions", blocks, folded=True)] if blocks else []
+
+    def _limits(self) -> Section:
+        said = [
+            "A generator carries what a silo's images look like, and few statistics of its grains (in its header). "
+            "What else could be drawn out of its weights is not known; the probe above is no proof.",
+        ]
+        if is_embedded(self.config):
+            said.append(
+                "Embedded micrographs: twins look like boundaries of the other style on purpose, so silos contradict "
+                "each other more than the paper's do (gap below 1 brings them together)."
+            )
+        else:
+            said.append("Pictures of the silos' own data stay in the silos' folders.")
+        return Section("Limits", [Note(text) for text in said])
+
+
+def _decibel(value: float | None) -> str:
+    """Infinity is null in JSON."""
+    return "exact" if value in (None, float("inf")) else f"{value:.1f}"

@@ -1,0 +1,144 @@
+"""`ray-fed fedtransfer`: from options to a run directory; a broken-off run goes on where it stood."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.fedtransfer.config import FedTransferConfig, resolved, same_results, without_oracle
+from pipelines.fedtransfer.experiment import Experiment, Line
+from pipelines.fedtransfer.outcome import Outcome
+from pipelines.fedtransfer.results import header, table_rows, verdicts
+from pipelines.fedtransfer.setup import is_embedded, specs_of, task_of
+from ray_fed.errors import ConfigError
+from ray_fed.federation.coordinator import RoundRecord
+from ray_fed.reporting.plain_values import to_plain
+from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.terminal import RoundProgress, aligned, paths_table
+from ray_fed.style_transfer.exchange import LocalStyleFederation, StyleFederation
+
+PIPELINE = "fedtransfer"
+
+
+def run(options: Mapping[str, Any], command: Sequence[str]) -> int:
+    """Run all stages; prints progress to stderr and tables to stdout, returns the exit code."""
+    config = resolved(options)
+    if not is_embedded(config):
+        config = without_oracle(config)
+    for fold in range(config.num_folds):
+        # What is wrong with the options is said before anything starts.
+        specs_of(config, fold, Path())
+        task_of(config, fold)
+    directory, begun = _directory(config)
+    try:
+        outcome = Outcome(config, directory, command)
+        return _carry_out(config, outcome, begun)
+    finally:
+        directory.discard_if_empty()
+
+
+def _carry_out(config: FedTransferConfig, outcome: Outcome, begun: bool) -> int:
+    started, status = time.perf_counter(), "interrupted"
+    if begun:
+        outcome.lines.extend(dict(line) for line in outcome.directory.read_history())
+    else:
+        outcome.begin()
+    try:
+        with RoundProgress("") as progress:
+            listener = Recorder(outcome, progress)
+            for fold in range(config.num_folds):
+                _run_fold(config, fold, outcome, listener)
+        status = "completed"
+    finally:
+        if outcome.lines or status == "completed":
+            outcome.finish(status, time.perf_counter() - started)
+    _print(outcome)
+    return 0
+
+
+def _run_fold(config: FedTransferConfig, fold: int, outcome: Outcome, listener: "Recorder") -> None:
+    task = task_of(config, fold)
+    finished = frozenset(str(line["stage"]) for line in outcome.lines)
+    with _standing(config, fold, outcome) as federation:
+        outcome.notices = list(dict.fromkeys([*outcome.notices, *federation.notices]))
+        Experiment(config, fold, task, federation, listener, finished).run()
+
+
+@contextlib.contextmanager
+def _standing(config: FedTransferConfig, fold: int, outcome: Outcome) -> Iterator[StyleFederation]:
+    """Yield the silos, in this process or as actors."""
+    specs, task = specs_of(config, fold, outcome.silo_folder), task_of(config, fold)
+    if config.cohort == "local":
+        yield LocalStyleFederation(specs, task)
+        return
+    from actors.session import session
+
+    with session(config.address, sum(spec.num_cpus for spec in specs) + 1):
+        from actors.style_exchange import style_federation
+
+        with style_federation(specs, task, config.round_timeout) as standing:
+            yield standing
+
+
+class Recorder:
+    """Writes every finished stage down, and tells the terminal."""
+
+    def __init__(self, outcome: Outcome, progress: RoundProgress):
+        self.outcome, self.progress = outcome, progress
+
+    def starts(self, title: str, rounds: int) -> None:
+        self.progress.start(rounds, title)
+
+    def hears(self, record: RoundRecord) -> None:
+        if record.server_round:
+            loss = record.metrics.get("loss")
+            self.progress.advance({"server_round": record.server_round, "loss": loss, "bytes_sent": record.bytes_sent})
+
+    def done(self, line: Line, seconds: float) -> None:
+        """A line stands for the whole stage: what is not written is done again."""
+        plain: Any = to_plain(dict(line))
+        known = [old for old in self.outcome.lines if (old["stage"], old["fold"]) != (plain["stage"], plain["fold"])]
+        if len(known) == len(self.outcome.lines):
+            self.outcome.directory.append_history(plain)
+            self.outcome.directory.append_timing({"stage": plain["stage"], "fold": plain["fold"], "seconds": seconds})
+            self.outcome.lines.append(plain)
+        if plain["stage"] == "generators":
+            for silo, told in plain["facts"].items():
+                verdict = "no sign of memorisation" if told["memorisation.passed"] else "MEMORISATION"
+                self.progress.note(
+                    f"generator of {silo}: {verdict}, held-out L1 {told['memorisation.held_out_l1']:.3f}"
+                )
+
+
+def _directory(config: FedTransferConfig) -> tuple[RunDirectory, bool]:
+    """Return the run directory, and whether it holds a run with these options that was broken off."""
+    if config.out and (Path(config.out) / "config.yaml").is_file():
+        directory = RunDirectory.open(config.out)
+        wanted: Any = to_plain(same_results(config))
+        there = {key: value for key, value in directory.read_config().items() if key in wanted}
+        if directory.summary_path.is_file() and directory.read_summary().get("status") == "completed":
+            raise ConfigError(f"out={config.out} holds a complete run; give another --out")
+        changed = [key for key in wanted if wanted[key] != there.get(key)]
+        if changed:
+            raise ConfigError(
+                f"out={config.out} holds a run with {changed[0]}={there.get(changed[0])}, not {wanted[changed[0]]}; "
+                "give the same options to go on, or another --out"
+            )
+        return directory, True
+    return RunDirectory.create(config.out, PIPELINE), False
+
+
+def _print(outcome: Outcome) -> None:
+    silos = outcome.silos
+    rows = table_rows(outcome.results, silos)
+    if rows:
+        print(aligned([header(silos), *rows], right=range(1, len(rows[0])), rule=True))
+    for text in verdicts(outcome.results):
+        print(text)
+    print()
+    directory = outcome.directory
+    paths_table({"report": directory.report_path, "summary": directory.summary_path, "lines": directory.history_path,
+                 "TensorBoard": directory.tensorboard})  # fmt: skip
+    sys.stdout.flush()

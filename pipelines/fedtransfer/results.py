@@ -1,0 +1,137 @@
+"""The lines of a run as tables: one row per model, with the spread over seeds and folds."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from ray_fed.style_transfer.methods import METHODS
+
+METRICS = ("map", "vi", "ari")
+GLOBAL = "global"
+TABLE_2 = ("separate", "central")
+TITLES = {"map": "MAP", "vi": "MVI", "ari": "ARI", "vi_under": "under", "vi_over": "over"}
+BETTER = {"map": 1, "vi": -1, "ari": 1}
+"""Whether more is better."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric over seeds and folds."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.values) / len(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Sample standard deviation; 0 with one value."""
+        n = len(self.values)
+        return math.sqrt(sum((value - self.mean) ** 2 for value in self.values) / (n - 1)) if n > 1 else 0.0
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f}" + (f" ± {self.spread:.3f}" if len(self.values) > 1 else "")
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """One row of Table 2 or 3."""
+
+    method: str
+    model: str
+    title: str
+    cells: Mapping[tuple[str, str], Cell]
+    """(silo whose test set it is, or GLOBAL; metric) -> values."""
+
+    def mean(self, silo: str, metric: str) -> float:
+        return self.cells[silo, metric].mean
+
+
+def model_results(lines: Iterable[Mapping[str, Any]], silos: Sequence[str]) -> list[ModelResult]:
+    """Return a row per method (per silo for `separate`), in the order of METHODS.
+
+    The global value is the plain mean over the silos' test sets, as in the paper.
+    """
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for line in lines:
+        for model, by_silo in line.get("test", {}).items():
+            found.setdefault((line["method"], model), []).append(by_silo)
+    rows = []
+    for method in METHODS:
+        for (name, model), runs in found.items():
+            if name == method:
+                title = f"{METHODS[method].title}: {model}" if method == "separate" else METHODS[method].title
+                rows.append(ModelResult(method, model, title, _cells(runs, silos)))
+    return rows
+
+
+def _cells(runs: Sequence[Mapping[str, Any]], silos: Sequence[str]) -> dict[tuple[str, str], Cell]:
+    metrics = [name for name in runs[0][silos[0]] if name != "loss"]
+    cells = {(silo, m): Cell(tuple(float(run[silo][m]) for run in runs)) for silo in silos for m in metrics}
+    for metric in metrics:
+        means = tuple(sum(float(run[silo][metric]) for silo in silos) / len(silos) for run in runs)
+        cells[GLOBAL, metric] = Cell(means)
+    return cells
+
+
+def header(silos: Sequence[str]) -> list[str]:
+    return ["method", *(f"{silo} {TITLES[metric]}" for silo in (*silos, GLOBAL) for metric in METRICS)]
+
+
+def table_rows(results: Sequence[ModelResult], silos: Sequence[str]) -> list[list[str]]:
+    """Return the cells of Tables 2-3 as text."""
+    return [[r.title, *(str(r.cells[silo, m]) for silo in (*silos, GLOBAL) for m in METRICS)] for r in results]
+
+
+def verdicts(results: Sequence[ModelResult]) -> list[str]:
+    """Return, in sentences, who beats whom on the global test set, whatever the paper says."""
+    by_name = {row.method: row for row in results if row.method != "separate"}
+    alone = [row for row in results if row.method == "separate"]
+    said = []
+    transfers = [row for name, row in by_name.items() if METHODS[name].pool == "transfer"]
+    if not transfers:
+        return said
+    ours = max(transfers, key=lambda row: row.mean(GLOBAL, "map"))
+    ladder = [*([max(alone, key=lambda row: row.mean(GLOBAL, "map"))] if alone else [])]
+    ladder += [by_name[name] for name in ("fed_avg",) if name in by_name]
+    ladder += [by_name.get("transfer_int8") or by_name.get("transfer_fp32") or ours]
+    ladder += [by_name[name] for name in ("central",) if name in by_name]
+    if len(ladder) > 2:
+        said.append(_order(ladder))
+    for name in ("fed_avg", "fed_avg_gn", "fed_bn", "amplitude"):
+        if name in by_name:
+            said.append(_against(ours, by_name[name]))
+    if "transfer_fp32" in by_name and "transfer_int8" in by_name:
+        said.append(_against(by_name["transfer_int8"], by_name["transfer_fp32"]))
+    return said
+
+
+def _order(ladder: Sequence[ModelResult]) -> str:
+    holds = {
+        metric: all(BETTER[metric] * (b.mean(GLOBAL, metric) - a.mean(GLOBAL, metric)) > 0
+                    for a, b in pairwise(ladder))
+        for metric in METRICS
+    }  # fmt: skip
+    order = " < ".join(row.title for row in ladder)
+    yes = [TITLES[metric] for metric, good in holds.items() if good]
+    no = [TITLES[metric] for metric, good in holds.items() if not good]
+    parts = [f"holds in {', '.join(yes)}"] if yes else []
+    parts += [f"does not hold in {', '.join(no)}"] if no else []
+    return f"The paper's order on the global test set, {order}, {' and '.join(parts)}."
+
+
+def _against(ours: ModelResult, other: ModelResult) -> str:
+    """Compare with the spread: a difference below twice its standard error is called none."""
+    a, b = ours.cells[GLOBAL, "map"], other.cells[GLOBAL, "map"]
+    gap = a.mean - b.mean
+    numbers = f"({a} against {b})"
+    if len(a.values) < 2:
+        relation = "above" if gap > 0 else "below"
+        return f"{ours.title} is {abs(gap):.3f} MAP {relation} {other.title} {numbers}; one run each: no spread known."
+    error = math.sqrt((a.spread**2 + b.spread**2) / len(a.values))
+    if abs(gap) < 2 * error:
+        return f"{ours.title} and {other.title} do not differ in MAP beyond the spread over runs {numbers}."
+    return f"{ours.title} is {abs(gap):.3f} MAP {'above' if gap > 0 else 'below'} {other.title} {numbers}."

@@ -1,0 +1,143 @@
+"""From options to silos, task and training plans."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.fedtransfer.config import FedTransferConfig
+from ray_fed.config import require
+from ray_fed.errors import ConfigError
+from ray_fed.federation.coordinator import Job
+from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.micrographs.image_files import MicrographFolder
+from ray_fed.micrographs.mask_meaning import MaskMeaning
+from ray_fed.micrographs.polycrystals import STYLES, StyleName
+from ray_fed.micrographs.unet import UNetDesign
+from ray_fed.randomness import derived_seed
+from ray_fed.style_transfer.generators import GeneratorSpec
+from ray_fed.style_transfer.methods import Method, method_named
+from ray_fed.style_transfer.sources import FolderSource, MicrographSource, PolycrystalSource, PooledSource, Split
+from ray_fed.style_transfer.task import FedTransferTask, session_name
+from ray_fed.style_transfer.training import StylePlan, style_plan
+
+POOLED = "pooled"
+"""The silo of centralised training, which holds what no silo may give away."""
+
+
+def named_data(config: FedTransferConfig) -> dict[str, str]:
+    """Return silo -> embedded style or folder; ConfigError for two silos of one name."""
+    found: dict[str, str] = {}
+    for text in config.data:
+        name, equals, place = text.partition("=")
+        name, place = (name, place) if equals else (Path(text).name, text)
+        require(name not in found, f"data names silo '{name}' twice; give one another name with NAME={place}")
+        require(name != POOLED, f"data: a silo must not be called '{POOLED}'")
+        found[name] = place
+    unknown = [text for text in config.masks if text.partition("=")[0] not in found]
+    require(not unknown, f"masks={','.join(unknown)}: there are the silos {', '.join(found)}")
+    return found
+
+
+def source_of(name: str, place: str, config: FedTransferConfig, fold: int) -> MicrographSource:
+    """Return the source of an embedded style or a folder; ConfigError for what is neither."""
+    split = Split(config.folds, fold, seed=config.seed)
+    if place in STYLES:
+        return PolycrystalSource(
+            place, config.images, config.test_images, config.size, config.spacing, config.gap, config.seed, split
+        )
+    if not Path(place).is_dir():
+        raise ConfigError(f"data={place!r} is neither a folder nor one of {', '.join(STYLES)}")
+    folder = MicrographFolder(str(Path(place).absolute()), meaning=mask_meaning(name, config), tile=config.size)
+    return FolderSource(folder, split)
+
+
+def mask_meaning(silo: str, config: FedTransferConfig) -> MaskMeaning:
+    """Return what the numbers in a silo's masks mean; ConfigError for an entry of `masks` that says nothing."""
+    for text in config.masks:
+        name, _, said = text.partition("=")
+        if name == silo:
+            numbers = said.removeprefix("boundary:").split("+")
+            if said == "between_classes":
+                return MaskMeaning(between_classes=True)
+            if said.startswith("boundary:") and all(number.isdigit() for number in numbers):
+                return MaskMeaning(tuple(int(number) for number in numbers))
+            raise ConfigError(f"masks={text!r}: say {name}=between_classes or {name}=boundary:NUMBER[+NUMBER]")
+    return MaskMeaning()
+
+
+def specs_of(config: FedTransferConfig, fold: int, folder: Path) -> list[SiloSpec]:
+    """Return the silos, and the pooled one if a method needs it; `folder` stands for the silos' own disks."""
+    sources = {name: source_of(name, place, config, fold) for name, place in named_data(config).items()}
+    places: dict[str, MicrographSource] = dict(sources)
+    if any(method_named(name).cooperation == "pooled" for name in config.methods):
+        places[POOLED] = PooledSource(tuple(sources.items()))
+    return [
+        SiloSpec(name, source, config.num_gpus, state_folder=str(folder / f"fold{fold}" / name))
+        for name, source in places.items()
+    ]
+
+
+def is_embedded(config: FedTransferConfig) -> bool:
+    """Whether all micrographs are drawn by this package, so that showing them shows nobody's data."""
+    return set(named_data(config).values()) <= set(STYLES)
+
+
+def embedded_styles(config: FedTransferConfig) -> tuple[tuple[str, StyleName], ...]:
+    found: dict[str, StyleName] = {name: place for name, place in named_data(config).items() if place in STYLES}
+    return tuple(found.items()) if is_embedded(config) else ()
+
+
+def task_of(config: FedTransferConfig, fold: int) -> FedTransferTask:
+    return FedTransferTask(
+        design=UNetDesign(config.widths),
+        batch_size=config.batch_size,
+        boundary_weight=config.boundary_weight,
+        synthetic_weight=config.synthetic_weight,
+        style=style_of(config),
+        style_seed=derived_seed(config.seed, "style", fold),
+        fresh_noise=config.fresh_noise,
+        memorisation=config.memorisation,
+        styles=embedded_styles(config),
+        gap=config.gap,
+    )
+
+
+def style_of(config: FedTransferConfig) -> StylePlan:
+    """Return the preset with the options' sizes."""
+    preset = style_plan(config.style)
+    old = preset.generator
+    generator = GeneratorSpec(old.architecture, config.style_width, old.depth, old.blocks, config.style_inputs)
+    generator.check_size(config.size, config.size)
+    return replace(
+        preset,
+        generator=generator,
+        discriminator_width=config.style_width,
+        epochs=config.style_epochs,
+        learning_rate=config.style_learning_rate,
+    )
+
+
+def job_of(config: FedTransferConfig, method: Method, fold: int, seed: int) -> Job:
+    """Return the training run of a method. Every silo takes `local_steps` a round; centralised training takes as many
+    as all silos together."""
+    silos = tuple(named_data(config))
+    members = (POOLED,) if method.cooperation == "pooled" else silos
+    steps = config.local_steps * (len(silos) if method.cooperation == "pooled" else 1)
+    plan = TrainingPlan(
+        seed=derived_seed(seed, "segmentation", fold),
+        epochs=config.rounds,
+        steps_per_epoch=steps,
+        num_rounds=config.rounds,
+        learning_rate=config.learning_rate,
+        optimizer_state=config.optimizer_state,
+    )
+    return Job(
+        session_name(method, fold, seed), members, dict.fromkeys(members, plan),
+        derived_seed(seed, "segmentation model"), method.strategy,
+    )  # fmt: skip
+
+
+def codecs_needed(methods: Mapping[str, Method]) -> list[str]:
+    """Return the codecs in which generators must travel, each once."""
+    return list(dict.fromkeys(method.codec for method in methods.values() if method.needs_generators))
