@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import NoReturn
 
 from pipelines.bench.command import add_command as add_bench_command
+from pipelines.fedtransfer.command import add_command as add_fedtransfer_command
 from pipelines.leakage.command import add_command as add_leakage_commands
 from pipelines.ledger.command import add_command as add_ledger_command
 from pipelines.model_library.command import add_command as add_library_command
@@ -77,6 +78,7 @@ def _parse(arguments: list[str]) -> tuple[dict, str]:
     add_leakage_commands(commands)
     add_sweep_command(commands)
     add_library_command(commands)
+    add_fedtransfer_command(commands)
     add_ledger_command(commands)
     add_bench_command(commands)
     if not arguments:
