@@ -14,6 +14,9 @@ from ray_fed.learning.layout import Layout
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.trainer import LocalTrainer
 
+MOST_SESSIONS = 64
+"""Each holds a network and its optimiser: a coordinator that forgets to close them must not fill the silo's memory."""
+
 
 class Silo:
     """One data owner. Call `open`, `moments`, `prepare`, then any number of sessions.
@@ -70,6 +73,9 @@ class Silo:
         digest = Layout.of(module, spec.plan.buffers).digest
         if digest != spec.layout_digest:
             raise SiloFailed(self.spec.name, "opening a session", "its network differs from the coordinator's")
+        if spec.session not in self.sessions and len(self.sessions) >= MOST_SESSIONS:
+            reason = f"it has {len(self.sessions)} open already, and that is the most; close one"
+            raise SiloFailed(self.spec.name, "opening a session", reason)
         self.sessions[spec.session] = LocalTrainer(
             module, self.task.loss, self.features, self.targets, spec.plan, self.spec.name
         )

@@ -7,10 +7,11 @@ import torch
 from ray_fed.errors import DataError, SiloFailed, SiloRefused, UpdateRejected
 from ray_fed.federation.cohort import LocalCohort, busy_seconds
 from ray_fed.federation.coordinator import Coordinator, Job, local_job
-from ray_fed.federation.messages import Update
-from ray_fed.federation.silo import Silo
+from ray_fed.federation.messages import SessionSpec, Update
+from ray_fed.federation.silo import MOST_SESSIONS, Silo
 from ray_fed.federation.strategies import FedAvg, fed_avg
 from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import TrainingPlan
 from tests.synthetic import DrawnRows, SyntheticTask, silos
 
@@ -160,6 +161,22 @@ def test_sessions_are_closed_after_a_job_even_when_it_breaks_off():
     assert ours.cohort.silos["silo-1"].sessions
     rounds.close()
     assert not ours.cohort.silos["silo-1"].sessions
+
+
+def test_a_silo_holds_a_bounded_number_of_sessions_and_room_comes_with_closing():
+    task = SyntheticTask()
+    silo = Silo(silos(10)[0], task)
+    silo.open()
+    silo.prepare(None)
+    digest, plan = Layout.of(task.model(0)).digest, TrainingPlan(0, 1, 1, 1)
+    for number in range(MOST_SESSIONS):
+        silo.open_session(SessionSpec(str(number), plan, 0, digest))
+    silo.open_session(SessionSpec("0", plan, 0, digest))  # again: no further one
+    with pytest.raises(SiloFailed, match=f"{MOST_SESSIONS} open already, and that is the most; close one"):
+        silo.open_session(SessionSpec("one more", plan, 0, digest))
+    silo.close_session("3")
+    silo.open_session(SessionSpec("one more", plan, 0, digest))
+    assert len(silo.sessions) == MOST_SESSIONS
 
 
 def test_two_sessions_in_one_silo_do_not_disturb_each_other():
