@@ -66,7 +66,9 @@ class FedTransferTask(SegmentationTask):
         """Return the silo's own tiles."""
         parts = self.parts(spec)
         own = SetSource(SiloTiles(parts.train, parts.validation))
-        return super().load(dataclasses.replace(spec, source=own))
+        rows = super().load(dataclasses.replace(spec, source=own))
+        height, width = parts.train.size
+        return dataclasses.replace(rows, fingerprint={**rows.fingerprint, "columns": f"{height} x {width}"})
 
     def silo(self, spec: SiloSpec, device: str = "cpu") -> "StyleSilo":
         from ray_fed.style_transfer.silo import StyleSilo
