@@ -4,7 +4,7 @@ Every silo is an actor with a process of its own, on logical CPUs; it answers at
 that what is measured is the runtime: messages, guard, exact sum, records, silo wall. Time of a round, and of the
 coordinator's own processor time, are fitted as
 
-    seconds = (fixed + per_byte_once * bytes) + silos * (per_silo + per_byte * bytes)        bytes: of a vector; all >= 0
+    seconds = (fixed + per_byte_once * bytes) + silos * (per_silo + per_byte * bytes)      (bytes of a vector; all >= 0)
 
 by least squares of relative errors. The prediction for other machines takes the coordinator's processor time, which
 stays where it is, and the network's time for two vectors per silo; the silos' own time leaves for their machines.
@@ -148,8 +148,9 @@ def shown(points: Sequence[Measured], wall: np.ndarray, cpu: np.ndarray) -> None
             f"| {rate:,.0f} | {1e3 * p.coordinator_cpu:,.1f} ms | {p.coordinator_memory / 1e6:,.0f} MB |"
         )
     for name, found in (("a round here", wall), ("the coordinator's CPU", cpu)):
+        fixed, once, silo, byte = found * [1e3, 1e9, 1e3, 1e9]
         print(
-            f"\n{name}: {1e3 * found[0]:.2f} ms + {1e3 * found[1]:.3f} ms per silo + {1e9 * found[2]:.3f} ns per byte"
+            f"\n{name}: {fixed:.2f} ms + {once:.2f} ns per byte, for each silo {silo:.3f} ms + {byte:.2f} ns per byte"
         )
 
 
