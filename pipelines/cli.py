@@ -14,6 +14,7 @@ from pipelines.fedtransfer.command import add_command as add_fedtransfer_command
 from pipelines.leakage.command import add_command as add_leakage_commands
 from pipelines.ledger.command import add_command as add_ledger_command
 from pipelines.model_library.command import add_command as add_library_command
+from pipelines.segmentation.command import add_command as add_segmentation_command
 from pipelines.sweep.command import add_command as add_sweep_command
 from ray_fed.errors import FedError
 
@@ -78,6 +79,7 @@ def _parse(arguments: list[str]) -> tuple[dict, str]:
     add_leakage_commands(commands)
     add_sweep_command(commands)
     add_library_command(commands)
+    add_segmentation_command(commands)
     add_fedtransfer_command(commands)
     add_ledger_command(commands)
     add_bench_command(commands)

@@ -53,7 +53,7 @@ class Style:
 
 
 AUSTENITE = Style(0.78, 0.07, (0.15, 0.60), 1.0, 0.0, 0.45, 0.09, 0.30, 0.7, 0.0, 0.0, 0.02, 0.025, 1.5)
-IRON = Style(0.45, 0.03, (0.10, 0.30), 2.0, 0.18, 0.0, 0.0, 0.0, 1.3, 0.5, 2.0, 0.12, 0.03, 4.0)
+IRON = Style(0.45, 0.05, (0.18, 0.42), 2.0, 0.05, 0.0, 0.0, 0.0, 1.0, 0.5, 2.0, 0.12, 0.03, 3.5)
 
 
 def style_at(name: StyleName, gap: float = 1.0) -> Style:
@@ -83,7 +83,7 @@ def polycrystal_set(
     size: int = 128,
     gap: float = 1.0,
     first: int = 0,
-    spacing: float = 26.0,
+    spacing: float = 30.0,
     name: str = "",
 ) -> MicrographSet:
     """Return `count` images of `style`, [count, size, size], with indices first, first + 1, ...
@@ -193,7 +193,7 @@ def _lines(grains: np.ndarray, style: Style, rng: np.random.Generator) -> np.nda
     if style.fading > 0:
         # A unit normal field lies below -z over a share Phi(-z) of the image; the ramp makes the fading gradual.
         threshold = float(np.sqrt(2) * _inverse_erf(1 - 2 * style.fading))
-        depth *= np.clip(2.0 * (smooth_field(rng, size, 4 + size // 16) + threshold) + 0.2, 0.0, 1.0)
+        depth *= np.clip(2.0 * (smooth_field(rng, size, 4 + size // 16) + threshold) + 0.2, 0.1, 1.0)
     return edges * depth
 
 

@@ -46,7 +46,7 @@ class PolycrystalSource:
     num_validation: int = 16
     first: int = 0
     """Index of the first image; ranges that do not overlap are different data."""
-    spacing: float = 26.0
+    spacing: float = 30.0
 
     def open(self, silo: str) -> SiloTiles:
         count = self.num_train + self.num_validation
