@@ -52,8 +52,8 @@ class FedTransferConfig:
     """Channels of the first layer of generator and discriminator."""
     style_learning_rate: float = 4e-4
     """Of both, constant for half of the epochs, then linear to 0."""
-    style_inputs: tuple[str, ...] = ("label", "level", "band", "noise")
-    """What the generator sees: label; level and band of each grain; noise."""
+    style_inputs: tuple[str, ...] = ("label", "level", "band", "light", "line", "noise")
+    """What the generator sees: label; level and band of each grain; light and depth of lines; noise."""
     fresh_noise: bool = True
     """Paint the synthetic images anew for every epoch, with other grains and noise."""
     synthetic_weight: float = 1.0

@@ -8,10 +8,12 @@ against an L1 term can only paint the mean of all possibilities.
     level   1         grey level of the grain, standardised                           0
     band    2         distance to the nearest edge of the grain's band, -1 (inside)   1, 0
                       to 1 (far outside, or no band); level of the band inside it
+    light   1         light of the image there, standardised                          the same
+    line    1         0                                                               depth of the boundary there
     noise   1         N(0, 1) per pixel                                               the same
 
-Levels and bands are those of the real image while a generator is trained, and drawn at random afterwards; see
-grain_features.py.
+All but label and noise are those of the real image while a generator is trained, and drawn at random afterwards; see
+grain_features.py and fields.py.
 """
 
 from collections.abc import Sequence
@@ -53,11 +55,16 @@ class GrainMaps:
         return self.shapes.shape[1] - 1
 
     def inputs(
-        self, index: torch.Tensor, names: Sequence[str], features: torch.Tensor, draws: torch.Generator
+        self,
+        index: torch.Tensor,
+        names: Sequence[str],
+        features: torch.Tensor,
+        fields: torch.Tensor,
+        draws: torch.Generator,
     ) -> torch.Tensor:
         """Return the generator's input float32 [len(index), channels, h, w] for the labels `index`.
 
-        features: [len(index), num_grains + 1, NUM_FEATURES].
+        features: [len(index), num_grains + 1, NUM_FEATURES]; fields: [len(index), 2, h, w], light and line.
         """
         grains = self.grains[index].long()
         parts = []
@@ -68,6 +75,10 @@ class GrainMaps:
                 parts.append(_spread(features[..., 0], grains).mul(grains > 0).unsqueeze(1))
             elif name == "band":
                 parts.append(self._band(index, grains, features))
+            elif name == "light":
+                parts.append(fields[:, :1])
+            elif name == "line":
+                parts.append(fields[:, 1:] * (grains == 0).unsqueeze(1))
             else:
                 shape = (len(index), 1, *grains.shape[1:])
                 parts.append(torch.randn(shape, generator=draws, device=grains.device))

@@ -15,7 +15,7 @@ from ray_fed.config import require
 from ray_fed.randomness import derived_seed
 
 Architecture = Literal["unet", "residual"]
-INPUT_CHANNELS = {"label": 1, "level": 1, "band": 2, "noise": 1}
+INPUT_CHANNELS = {"label": 1, "level": 1, "band": 2, "light": 1, "line": 1, "noise": 1}
 """What a generator may see, and how many channels it takes; see conditioning.py."""
 
 
@@ -31,8 +31,8 @@ class GeneratorSpec:
     """Halvings of the image."""
     blocks: int = 4
     """Residual blocks at the coarsest scale; a U-Net has none."""
-    inputs: tuple[str, ...] = ("label", "level", "band", "noise")
-    """Channels of the input, in order: label (boundary 1, grain -1), level, band, noise."""
+    inputs: tuple[str, ...] = ("label", "level", "band", "light", "line", "noise")
+    """Channels of the input, in order: label (boundary 1, grain -1), level, band, light, line, noise."""
 
     def __post_init__(self) -> None:
         known = ("unet", "residual")

@@ -12,7 +12,7 @@ generator that sees them need not guess them, so its L1 and feature-matching ter
     4        half width of the band; NO_BAND without one          radii of the grain
     5        level of the band less that of the grain             standard deviations over the silo's bands
 
-Only seven statistics of these (`GrainStatistics`) leave the silo, in the artifact's header.
+Only four statistics of these, and the level of noise, (`GrainStatistics`) leave the silo, in the artifact's header.
 """
 
 from dataclasses import dataclass
@@ -42,9 +42,11 @@ class GrainStatistics:
     """Standard deviation."""
     offset_spread: float = 0.0
     """Standard deviation of the bands' distances from the grains' middles, radii."""
+    noise: float = 0.0
+    """Standard deviation of the pixel noise that the generator leaves out, grey values in [0, 1]."""
 
     def __post_init__(self) -> None:
-        for name in ("band_share", "width_mean", "width_spread", "offset_spread"):
+        for name in ("band_share", "width_mean", "width_spread", "offset_spread", "noise"):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
             if not number or not 0 <= value <= 10:
@@ -68,7 +70,7 @@ def measured(
 ) -> tuple[np.ndarray, GrainStatistics]:
     """Return the features float32 [n, grains + 1, NUM_FEATURES] of a silo's own images, and their statistics.
 
-    images: uint8 [n, h, w]; grains: int32 [n, h, w]; shapes: float32 [n, grains + 1, 3] as in GrainMaps.
+    images: [n, h, w], grey values 0..255; grains: int32 [n, h, w]; shapes: float32 [n, grains + 1, 3] as in GrainMaps.
     """
     features = np.zeros((*shapes.shape[:2], NUM_FEATURES), np.float32)
     features[..., 4] = NO_BAND

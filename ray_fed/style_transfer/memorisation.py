@@ -19,6 +19,7 @@ from torch.nn import functional
 from ray_fed.randomness import derived_seed
 from ray_fed.style_transfer.conditioning import turned
 from ray_fed.style_transfer.generators import GeneratorSpec
+from ray_fed.style_transfer.grain_features import GrainStatistics
 from ray_fed.style_transfer.synthesis import grey_l1, synthesise
 from ray_fed.style_transfer.training import Pairs
 
@@ -59,12 +60,17 @@ class MemorisationFinding:
 
 
 def probe_memorisation(
-    module: nn.Module, spec: GeneratorSpec, training: Pairs, held_out: Pairs, seed: int
+    module: nn.Module,
+    spec: GeneratorSpec,
+    training: Pairs,
+    held_out: Pairs,
+    statistics: GrainStatistics,
+    seed: int,
 ) -> MemorisationFinding:
     """Return what the generator does on its training labels and on held-out ones (both at most 64)."""
     seen, unseen = (torch.arange(min(len(pairs), 64), device=pairs.images.device) for pairs in (training, held_out))
     painted = [
-        synthesise(module, spec, pairs.maps, index, training.statistics, derived_seed(seed, "memorisation", number))
+        synthesise(module, spec, pairs.maps, index, statistics, derived_seed(seed, "memorisation", number))
         for number, (pairs, index) in enumerate(((training, seen), (held_out, unseen)))
     ]
     known = _thumbnails(training.images)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,9 @@ from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.style_transfer.amplitude import AmplitudeBank, amplitude_bank, checked_bank, painted_with
 from ray_fed.style_transfer.artifact import DEFAULT_LIMIT, StyleArtifact, kept, make_artifact, packed, unpacked
 from ray_fed.style_transfer.codecs import CODECS, encoded_size, psnr, shapes_of
+from ray_fed.style_transfer.fields import noise_level
 from ray_fed.style_transfer.generators import GeneratorSpec, empty_generator
+from ray_fed.style_transfer.grain_features import GrainStatistics
 from ray_fed.style_transfer.memorisation import MemorisationFinding, probe_memorisation
 from ray_fed.style_transfer.synthesis import synthesise
 from ray_fed.style_transfer.training import GeneratorTraining, Pairs, StylePlan
@@ -57,6 +59,7 @@ class StyleStudio:
         self.report: StyleReport | None = None
         self._generator: nn.Module | None = None
         self._spec: GeneratorSpec | None = None
+        self._statistics = GrainStatistics()
         self._received: dict[tuple[str, str], StyleArtifact] = {}
         self._networks: dict[tuple[str, str], nn.Module] = {}
         self._banks: dict[str, AmplitudeBank] = {}
@@ -71,6 +74,7 @@ class StyleStudio:
             training = GeneratorTraining(self._pairs, plan, derived_seed(seed, "style training", self.silo))
             self._generator, losses = training.run()
             self._spec = plan.generator
+            self._statistics = self._with_noise(seed)
             self.report = self._examined(losses, seed)
             self._keep(digest)
         assert self.report is not None
@@ -173,7 +177,7 @@ class StyleStudio:
     ) -> Images:
         if sender == self.silo:
             assert self._spec is not None
-            spec, statistics = self._spec, self._pairs.statistics
+            spec, statistics = self._spec, self._statistics
         else:
             header = self._received[sender, codec].header
             spec, statistics = header.generator, header.grains
@@ -188,12 +192,24 @@ class StyleStudio:
         return make_artifact(
             self.silo, self._generator, self._spec, CODECS[codec],
             num_images=len(self.train), validation_l1=self.report.finding.held_out_l1,
-            line_width_px=line_width(self.train.masks), grains=self._pairs.statistics,
+            line_width_px=line_width(self.train.masks), grains=self._statistics,
         )  # fmt: skip
+
+    def _with_noise(self, seed: int) -> GrainStatistics:
+        """Return the grains' statistics with the noise that the generator leaves out."""
+        assert self._spec is not None
+        pairs, index = self._pairs, torch.arange(min(len(self._pairs), 16), device=self.device)
+        own_seed = derived_seed(seed, "noise", self.silo)
+        painted = synthesise(self._own_network(), self._spec, pairs.maps, index, pairs.statistics, own_seed)
+        masks = self.train.masks[: len(index)]
+        real, made = (noise_level(images, masks) for images in (self.train.images[: len(index)], painted.cpu().numpy()))
+        return replace(pairs.statistics, noise=max(0.0, real**2 - made**2) ** 0.5 / 255)
 
     def _examined(self, losses: list[dict[str, float]], seed: int) -> StyleReport:
         assert self._spec is not None
-        finding = probe_memorisation(self._own_network(), self._spec, self._pairs, self._held_out, seed)
+        finding = probe_memorisation(
+            self._own_network(), self._spec, self._pairs, self._held_out, self._statistics, seed
+        )
         self.report = StyleReport(self.silo, len(self.train), tuple(losses), finding, {})
         return StyleReport(self.silo, len(self.train), tuple(losses), finding, self._codec_costs(seed))
 
@@ -201,7 +217,7 @@ class StyleStudio:
         assert self._spec is not None
         held_out, spec = self._held_out, self._spec
         index = torch.arange(min(len(held_out), 16), device=self.device)
-        where = (held_out.maps, index, self._pairs.statistics, derived_seed(seed, "codec", self.silo))
+        where = (held_out.maps, index, self._statistics, derived_seed(seed, "codec", self.silo))
         # In full precision: what is measured is the weights' rounding, not that of the arithmetic.
         exact = synthesise(self._own_network(), spec, *where, low_precision=False).cpu().numpy()
         found = {}
@@ -239,7 +255,9 @@ class StyleStudio:
         self.report = StyleReport(
             self.silo, found["num_images"], tuple(found["losses"]), MemorisationFinding(**found["finding"]), costs
         )
-        self._generator, self._spec = kept(path.with_suffix(".style")).generator().to(self.device), plan.generator
+        own = kept(path.with_suffix(".style"))
+        self._generator, self._spec = own.generator().to(self.device), plan.generator
+        self._statistics = own.header.grains
         return True
 
     def recall_received(self) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from ray_fed.style_transfer.conditioning import GrainMaps
+from ray_fed.style_transfer.fields import drawn_fields
 from ray_fed.style_transfer.generators import GeneratorSpec
 from ray_fed.style_transfer.grain_features import GrainStatistics
 from ray_fed.style_transfer.training import autocast
@@ -36,8 +37,11 @@ def synthesise(
         parts = []
         for part in index.split(size):
             features = statistics.drawn(len(part), maps.num_grains, draws)
-            parts.append(module(maps.inputs(part, spec.inputs, features, draws)))
+            fields = drawn_fields(len(part), (maps.boundary.shape[1], maps.boundary.shape[2]), draws)
+            parts.append(module(maps.inputs(part, spec.inputs, features, fields, draws)))
     images = torch.cat(parts)[:, 0].float()
+    if statistics.noise:
+        images += torch.randn(images.shape, generator=draws, device=device) * (2 * statistics.noise)
     return images.add_(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 

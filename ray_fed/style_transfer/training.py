@@ -13,6 +13,7 @@ from ray_fed.config import require, unknown_name
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.style_transfer.conditioning import GrainMaps, turned
 from ray_fed.style_transfer.discriminators import new_discriminator
+from ray_fed.style_transfer.fields import measured_fields
 from ray_fed.style_transfer.generators import GeneratorSpec, new_generator
 from ray_fed.style_transfer.grain_features import GrainStatistics, measured
 from ray_fed.style_transfer.losses import Adversary, discriminator_loss, feature_matching, generator_loss
@@ -78,14 +79,18 @@ class Pairs:
     """float32 [n, most grains + 1, NUM_FEATURES], measured in the images."""
     statistics: GrainStatistics
     """Of the features."""
+    fields: torch.Tensor
+    """float16 [n, 2, h, w], light and line, measured in the images."""
 
     @classmethod
     def of(cls, images: np.ndarray, masks: np.ndarray, device: str = "cpu", search_bands: bool = True) -> "Pairs":
         maps = GrainMaps.of(masks)
-        features, statistics = measured(images, maps.grains.numpy(), maps.shapes.numpy(), search_bands)
+        fields, light = measured_fields(images, masks)
+        even = images - light.numpy()
+        features, statistics = measured(even, maps.grains.numpy(), maps.shapes.numpy(), search_bands)
         there = GrainMaps(*(part.to(device) for part in (maps.boundary, maps.grains, maps.shapes)))
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
-        return cls(there, pixels, torch.from_numpy(features).to(device), statistics)
+        return cls(there, pixels, torch.from_numpy(features).to(device), statistics, fields.half().to(device))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -122,7 +127,8 @@ class GeneratorTraining:
 
     def step(self, index: torch.Tensor, quarter_turns: int = 0, mirrored: bool = False) -> dict[str, float]:
         """One step of each player on the labels `index`; returns the losses before it."""
-        inputs = self.pairs.maps.inputs(index, self.plan.generator.inputs, self.pairs.features[index], self.draws)
+        pairs, names = self.pairs, self.plan.generator.inputs
+        inputs = pairs.maps.inputs(index, names, pairs.features[index], pairs.fields[index].float(), self.draws)
         parts = (inputs, self.pairs.maps.label(index), self.pairs.targets(index))
         inputs, label, real = (turned(part, quarter_turns, mirrored) for part in parts)
         device, plan = real.device, self.plan

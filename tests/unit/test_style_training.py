@@ -93,7 +93,9 @@ def test_level_and_band_channels_are_those_of_the_grain_and_nothing_on_a_boundar
     features = torch.zeros(1, maps.num_grains + 1, NUM_FEATURES)
     features[0, :, 4] = NO_BAND
     features[0, 1] = torch.tensor([0.5, 1.0, 0.0, 0.0, 0.2, 2.0])  # a band across the middle rows of grain 1
-    channels = maps.inputs(torch.tensor([0]), ("label", "level", "band"), features, torch.Generator())[0]
+    channels = maps.inputs(
+        torch.tensor([0]), ("label", "level", "band"), features, torch.zeros(1, 2, SIZE, SIZE), torch.Generator()
+    )[0]
     boundary = torch.from_numpy(masks[0]).bool()
     assert (channels[0][boundary] == 1).all()
     assert (channels[0][~boundary] == -1).all()
@@ -231,11 +233,13 @@ def test_a_generator_that_paints_its_training_images_is_caught():
     images = rng.integers(0, 255, (12, SIZE, SIZE)).astype(np.uint8)
     masks = stripes(12)[1]
     training, held_out = Pairs.of(images[:6], masks[:6]), Pairs.of(images[6:], masks[6:])
-    finding = probe_memorisation(Copier(images[:6]), TINY, training, held_out, 0)
+    finding = probe_memorisation(Copier(images[:6]), TINY, training, held_out, training.statistics, 0)
     assert not finding.passed
     assert finding.num_copies == 6
     assert "memorisation" in str(finding)
-    innocent = probe_memorisation(Copier(rng.integers(0, 255, (6, SIZE, SIZE))), TINY, training, held_out, 0)
+    innocent = probe_memorisation(
+        Copier(rng.integers(0, 255, (6, SIZE, SIZE))), TINY, training, held_out, training.statistics, 0
+    )
     assert innocent.passed
     assert "no sign" in str(innocent)
 
