@@ -43,8 +43,6 @@ def _carry_out(config: FedTransferConfig, outcome: Outcome, begun: bool) -> int:
     started, status = time.perf_counter(), "interrupted"
     if begun:
         outcome.lines.extend(dict(line) for line in outcome.directory.read_history())
-    else:
-        outcome.begin()
     try:
         with RoundProgress("") as progress:
             listener = Recorder(outcome, progress)
@@ -62,6 +60,8 @@ def _run_fold(config: FedTransferConfig, fold: int, outcome: Outcome, listener: 
     task = task_of(config, fold)
     finished = frozenset(str(line["stage"]) for line in outcome.lines)
     with _standing(config, fold, outcome) as federation:
+        if not outcome.directory.config_path.is_file():
+            outcome.begin()  # not before all silos have opened their micrographs: a wrong folder leaves nothing behind
         outcome.notices = list(dict.fromkeys([*outcome.notices, *federation.notices]))
         Experiment(config, fold, task, federation, listener, finished).run()
 

@@ -1,0 +1,179 @@
+"""FedTransfer on silo actors: who holds the generators, what passes through whom, and what a broken-off run does."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+
+from actors.style_exchange import style_federation
+from pipelines.cli import main
+from pipelines.fedtransfer.config import FedTransferConfig, resolved
+from pipelines.fedtransfer.setup import specs_of, task_of
+from ray_fed.errors import DataError
+from ray_fed.federation.messages import Artifact
+from ray_fed.style_transfer.exchange import LocalStyleFederation
+
+TINY = {
+    "size": 32, "images": 30, "test_images": 6, "spacing": 12.0, "style_epochs": 1, "style_width": 4, "rounds": 2,
+    "local_steps": 2, "widths": (8, 16), "batch_size": 4,
+}  # fmt: skip
+
+
+def configuration(**changes) -> FedTransferConfig:
+    return resolved({**TINY, "methods": ("fed_avg", "transfer_int8"), **changes})
+
+
+def flags(**changes) -> list[str]:
+    options = {**TINY, **changes}
+    return [f"--{name.replace('_', '-')}={_text(value)}" for name, value in options.items()]
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+@pytest.fixture(scope="module")
+def standing(ray_session, tmp_path_factory):  # noqa: ARG001
+    """Two silo actors whose generators are trained."""
+    config = configuration()
+    folder = tmp_path_factory.mktemp("silos")
+    with style_federation(specs_of(config, 0, folder), task_of(config, 0)) as federation:
+        federation.ask(["austenite", "iron"], "learn_style")
+        yield federation
+
+
+def test_a_generator_goes_from_silo_to_silo_and_the_driver_never_holds_it(standing, monkeypatch):
+    fetched = []
+    real_get = ray.get
+
+    def watched(refs, **options):
+        found = real_get(refs, **options)
+        fetched.extend(found if isinstance(found, list) else [found])
+        return found
+
+    monkeypatch.setattr(ray, "get", watched)
+    sent = standing.exchange(["austenite", "iron"], "style", "take_style", "int8")
+    artifacts = [value for value in fetched if isinstance(value, Artifact)]
+    assert artifacts
+    assert all(len(artifact.data) == 0 for artifact in artifacts)
+    assert set(sent) == {("austenite", "iron"), ("iron", "austenite")}
+    assert all(size > 1000 for size in sent.values())
+
+
+def test_silos_on_ray_learn_the_same_generators_as_silos_in_this_process(standing, tmp_path):
+    config = configuration()
+    local = LocalStyleFederation(specs_of(config, 0, tmp_path), task_of(config, 0))
+    here = local.ask(["iron"], "learn_style")["iron"].facts
+    there = standing.ask(["iron"], "learn_style")["iron"].facts
+    assert here == there
+    ours = local.ask(["iron"], "style", "fp32")["iron"].data
+    theirs = standing.ask(["iron"], "style", "fp32")["iron"].data
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_corrupt_generator_is_refused_by_the_receiver_with_the_senders_name(standing):
+    message = standing.ask(["iron"], "style", "int8")["iron"]
+    damaged = message.data.copy()
+    damaged[-1] ^= 1
+    with pytest.raises(DataError, match="generator received from silo 'iron' refused: its checksum"):
+        standing.ask(["austenite"], "take_style", "int8", replace(message, data=damaged))
+
+
+def test_a_generator_that_is_too_large_for_the_receiver_is_refused(tmp_path):
+    config = configuration()
+    task = replace(task_of(config, 0), artifact_limit=100)
+    local = LocalStyleFederation(specs_of(config, 0, tmp_path), task)
+    local.ask(["austenite", "iron"], "learn_style")
+    with pytest.raises(DataError, match="artifact_limit"):
+        local.exchange(["austenite", "iron"], "style", "take_style", "int8")
+
+
+def test_a_silo_refuses_a_question_it_does_not_know(standing):
+    with pytest.raises(Exception, match=r"silo 'iron'.*answering 'images'"):
+        standing.ask(["iron"], "images")
+
+
+def test_the_command_compares_all_kinds_of_methods_on_ray_and_here_alike(ray_session, tmp_path, capsys):  # noqa: ARG001
+    methods = "separate,central,fed_avg,fed_avg_gn,fed_bn,amplitude,transfer_int8,transfer_bn,oracle"
+    for cohort in ("ray", "local"):
+        out = str(tmp_path / cohort)
+        assert main(["fedtransfer", *flags(), f"--methods={methods}", f"--cohort={cohort}", f"--out={out}"]) == 0
+    printed = capsys.readouterr().out
+    assert "FedTransfer, int8" in printed
+    assert "each silo alone: iron" in printed
+    runs = [(tmp_path / cohort / "history.jsonl").read_text().splitlines() for cohort in ("ray", "local")]
+    assert [json.loads(line) for line in runs[0]] == [json.loads(line) for line in runs[1]]
+    report = (tmp_path / "ray" / "report.html").read_text()
+    assert all(part in report for part in ("Table 2", "Table 3", "no sign of memorisation", "Limits"))
+    summary = json.loads((tmp_path / "ray" / "summary.json").read_text())
+    assert 0 <= summary["transfer_int8.global.map"] <= 1
+    assert summary["separate.iron.austenite.vi"] >= 0
+
+
+def test_every_method_takes_the_same_number_of_local_steps():
+    from pipelines.fedtransfer.setup import job_of
+    from ray_fed.style_transfer.methods import METHODS
+
+    config = configuration(methods=("fed_avg",))
+    for method in METHODS.values():
+        job = job_of(config, method, 0, 0)
+        steps = sum(plan.total_steps for plan in job.plans.values())
+        assert steps == 2 * config.rounds * config.local_steps
+
+
+def test_a_broken_off_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeypatch, capsys):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    command = ["fedtransfer", *flags(), "--methods=fed_avg,transfer_int8,fed_bn", "--cohort=local"]
+    assert main([*command, f"--out={whole}"]) == 0
+    from pipelines.fedtransfer.experiment import Experiment
+
+    train = Experiment.train
+
+    def stops(self, method, seed):
+        if method.name == "transfer_int8":
+            raise KeyboardInterrupt
+        train(self, method, seed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "train", stops)
+        assert main([*command, f"--out={broken}"]) == 130
+    assert main([*command, f"--out={broken}"]) == 0
+    capsys.readouterr()
+    ends = [json.loads((folder / "summary.json").read_text()) for folder in (whole, broken)]
+    for summary in ends:
+        del summary["seconds.total"]
+    assert ends[0] == ends[1]
+    assert main([*command, f"--out={broken}"]) == 2
+    assert "holds a complete run" in capsys.readouterr().err
+    assert main([*command, f"--out={broken}", "--rounds=3"]) == 2
+
+
+def test_choosing_on_the_test_sets_is_said_in_the_report(tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ["fedtransfer", *flags(), "--methods=fed_avg,separate", "--cohort=local", "--select-on=test"]
+    assert main([*command, f"--out={out}"]) == 0
+    capsys.readouterr()
+    assert "chosen on the test sets" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--data=austenite"], "at least two silos"),
+        (["--data=austenite,steel"], "'steel' is neither a folder nor one of austenite, iron"),
+        (["--data=austenite,austenite"], "names silo 'austenite' twice"),
+        (["--methods=fedavg"], "unknown method 'fedavg'; did you mean 'fed_avg'?"),
+        (["--size=36", "--style-width=4"], "multiples of 8"),
+        (["--masks=copper=between_classes"], "there are the silos austenite, iron"),
+        (["--images=3", "--folds=5", "--cohort=local"], "silo 'austenite' has 3 micrograph(s), too few for 5 folds"),
+    ],
+)
+def test_wrong_options_end_in_one_line_and_leave_no_folder(given, said, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["fedtransfer", *given]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert len(told.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
