@@ -45,7 +45,8 @@ def _greater_of_pair(masks: Mapping[str, np.ndarray], who: str) -> int:
         here = set(np.unique(mask).tolist())
         if not any((seen | here) <= set(pair) for pair in PLAIN_PAIRS):
             shown = ", ".join(map(str, sorted(here)[:6])) + (", ..." if len(here) > 6 else "")
-            hint = "a JPEG smears masks: save PNG, or give threshold=127" if len(here) > 16 else _classes_hint(here)
+            smeared = len(here) > 16 or file.lower().endswith((".jpg", ".jpeg"))
+            hint = "a JPEG smears masks: save PNG, or give threshold=127" if smeared else _classes_hint(here)
             raise DataError(f"{who}: mask {file} holds {shown}, not just 0 and 1 or 0 and 255; {hint}")
         seen |= here
     return max(max(seen), 1)
