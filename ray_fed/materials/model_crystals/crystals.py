@@ -76,6 +76,8 @@ DECIMALS = 6
 """Lengths and energies are rounded as in a database file, which also hides the last bits of the machine."""
 
 Array = np.ndarray
+Columns = dict[str, Array]
+"""Column name -> values, [rows] each."""
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,7 @@ def _tokens(elements: Array, count: int) -> Array:
     return elements + (str(count) if count > 1 else "")
 
 
-def _crystals(geometry: Geometry, cations: Ions, anions: Ions, anion: int, charges: tuple, rows: Array) -> pd.DataFrame:
+def _crystals(geometry: Geometry, cations: Ions, anions: Ions, anion: int, charges: tuple, rows: Array) -> Columns:
     """Return the crystals of one prototype, anion and charge pattern that pass the size and energy windows."""
     prototype = geometry.prototype
     coordination = [site.coordination for site in prototype.cations]
@@ -255,12 +257,12 @@ def _crystals(geometry: Geometry, cations: Ions, anions: Ions, anion: int, charg
     rows, bonds = rows[fits], bonds[fits]
     energy = np.round(_formation_energy_ev(geometry, cations, anions, anion, charges, rows, bonds), DECIMALS)
     keep = (energy >= ENERGY_WINDOW[0]) & (energy <= ENERGY_WINDOW[1])
-    return pd.DataFrame({
+    return {
         "formula": _formulas(prototype, cations, rows[keep], anions.elements[anion]),
         "a": np.round(cell_length(geometry, charges, bonds[keep]), DECIMALS),
         "target": energy[keep],
-        "anion": anions.elements[anion],
-    })  # fmt: skip
+        "anion": np.full(int(keep.sum()), anions.elements[anion], dtype=object),
+    }
 
 
 def _formation_energy_ev(
@@ -274,7 +276,7 @@ def _formation_energy_ev(
     return (gas - lattice_energy_ev(geometry, charges, bonds, six_bonds)) / prototype.atoms_per_formula
 
 
-def _crystals_of_prototype(geometry: Geometry) -> pd.DataFrame:
+def _crystals_of_prototype(geometry: Geometry) -> Columns:
     """Return all crystals of one prototype, one row per composition: the charges of lowest energy win."""
     cations, anions = load_ions()
     blocks = []
@@ -283,38 +285,47 @@ def _crystals_of_prototype(geometry: Geometry) -> pd.DataFrame:
         for charges in _neutral_charges(geometry.prototype, options, cations, int(anions.charges[anion])):
             rows = _combinations(options, cations, charges)
             blocks.append(_crystals(geometry, cations, anions, anion, charges, rows))
-    found = pd.concat(blocks, ignore_index=True)
-    order = np.lexsort((found["target"].to_numpy(), found["formula"].to_numpy(dtype=str)))
-    return found.iloc[order].drop_duplicates("formula")
+    found = _joined(blocks)
+    formulas = found["formula"].astype(str)
+    order = np.lexsort((found["target"], formulas))
+    is_first = np.append(True, formulas[order][1:] != formulas[order][:-1])[: len(order)]
+    return {name: column[order[is_first]] for name, column in found.items()}
 
 
-def _with_cells(crystals: pd.DataFrame, prototype: Prototype) -> pd.DataFrame:
+def _joined(blocks: list[Columns]) -> Columns:
+    """Blocks stay plain arrays up to the end: a data frame for each of 500 takes longer than all the physics."""
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def _with_cells(crystals: Columns, prototype: Prototype) -> Columns:
     """Add the lattice parameters, the volume in Å³ and the labels of the prototype."""
     # The sine of 60 degrees is written out: numpy's differs in the last bit between machines.
     sine = 3**0.5 / 2 if prototype.gamma == 120.0 else 1.0
     a = crystals["a"]
-    return crystals.assign(
-        b=np.round(a * prototype.b_over_a, DECIMALS),
-        c=np.round(a * prototype.c_over_a, DECIMALS),
-        alpha=90.0,
-        beta=90.0,
-        gamma=prototype.gamma,
-        volume=np.round(a * a * a * (prototype.b_over_a * prototype.c_over_a * sine), DECIMALS),
-        spacegroup_number=float(prototype.space_group),
-        prototype=prototype.name,
-    )
+    return crystals | {
+        "b": np.round(a * prototype.b_over_a, DECIMALS),
+        "c": np.round(a * prototype.c_over_a, DECIMALS),
+        "alpha": np.full(len(a), 90.0),
+        "beta": np.full(len(a), 90.0),
+        "gamma": np.full(len(a), prototype.gamma),
+        "volume": np.round(a * a * a * (prototype.b_over_a * prototype.c_over_a * sine), DECIMALS),
+        "spacegroup_number": np.full(len(a), float(prototype.space_group)),
+        "prototype": np.full(len(a), prototype.name, dtype=object),
+    }
 
 
 @cache
 def enumerate_model_crystals() -> pd.DataFrame:
     """Return every crystal of the model in a fixed order; treat the frame as read-only."""
     parts = [_with_cells(_crystals_of_prototype(geometry), geometry.prototype) for geometry in load_geometries()]
-    crystals = pd.concat(parts, ignore_index=True)
-    ground_state = crystals.groupby("formula")["target"].transform("min")
-    near = crystals["target"] - ground_state <= MAX_ABOVE_GROUND_STATE
-    crystals = crystals.loc[near].reset_index(drop=True)
-    ids = [f"model-{i:06d}" for i in range(1, len(crystals) + 1)]
-    return crystals.assign(id=ids, reason="").astype({"formula": str})
+    crystals = _joined(parts)
+    composition = pd.factorize(crystals["formula"])[0]
+    ground_state = np.full(composition.max() + 1, np.inf)
+    np.minimum.at(ground_state, composition, crystals["target"])
+    near = crystals["target"] - ground_state[composition] <= MAX_ABOVE_GROUND_STATE
+    ids = [f"model-{i:06d}" for i in range(1, int(near.sum()) + 1)]
+    frame = pd.DataFrame({name: column[near] for name, column in crystals.items()})
+    return frame.assign(id=ids, reason="").astype({"formula": str})
 
 
 def _draw(crystals: pd.DataFrame, num_rows: int, seed: int) -> Array:
