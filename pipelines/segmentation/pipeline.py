@@ -1,0 +1,184 @@
+"""`ray-fed segment`: masks, overlays and tables of grains from micrographs."""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from pipelines.segmentation.config import SegmentConfig
+from ray_fed.errors import ConfigError, DataError
+from ray_fed.micrographs.grain_sizes import GrainSizes, grain_sizes
+from ray_fed.micrographs.image_reading import SUFFIXES, read_grey
+from ray_fed.micrographs.model_file import SegmenterCard, load_segmenter
+from ray_fed.micrographs.overlays import overlay
+from ray_fed.micrographs.polycrystals import boundary_mask
+from ray_fed.micrographs.segmenting import boundary_logits
+from ray_fed.micrographs.unet import UNet
+from ray_fed.reporting.atomic_write import write_atomically
+from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.terminal import aligned
+
+USUAL_MODEL = "fedtransfer"
+SCALE_TOLERANCE = 1.5
+"""Above this ratio of pixel sizes grains look to the network unlike any it has learnt from."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One segmented image."""
+
+    name: str
+    image: np.ndarray
+    """uint8 [H, W]."""
+    mask: np.ndarray
+    """uint8 [H, W], 1 = boundary: what the network says."""
+    sizes: GrainSizes
+
+
+def run(run_directory: str, images: Sequence[str], config: SegmentConfig) -> int:
+    """Segment all images, then write everything; returns 0. Nothing is written when an image cannot be used."""
+    out = _new_folder(config.out)
+    network, card = load_segmenter(_model_path(run_directory, config.model))
+    overlap = _overlap(config, card)
+    pictures = {name: read_grey(path, "segment", config.bits) for name, path in _named(images).items()}
+    _warn_of_scale(config, card)
+    fields = [_segmented(network, name, image, card, overlap, config) for name, image in pictures.items()]
+    for field in fields:
+        _write_pictures(out, field)
+    write_atomically(out / "grains.csv", grain_table(fields, config.pixel_size_um).to_csv(index=False).encode())
+    table = field_table(fields, config.pixel_size_um)
+    write_atomically(out / "fields.csv", table.to_csv(index=False).encode())
+    print(aligned([list(table.columns), *[_cells(row) for row in table.itertuples(index=False)]], rule=True))
+    print(f"{sum(len(f.sizes.area_px) for f in fields)} grains of {len(fields)} images in {out}/grains.csv")
+    return 0
+
+
+def grain_table(fields: Iterable[Field], pixel_size_um: float | None) -> pd.DataFrame:
+    """Return one line per grain; sizes in micrometres and ASTM numbers only where the pixel size is known."""
+    return pd.concat([_grains(field, pixel_size_um) for field in fields], ignore_index=True)
+
+
+def field_table(fields: Iterable[Field], pixel_size_um: float | None) -> pd.DataFrame:
+    """Return one line per image: grains counted as ASTM E112 counts them, mean size, grain-size number."""
+    return pd.DataFrame([_field_row(field, pixel_size_um) for field in fields])
+
+
+def _grains(field: Field, pixel_size_um: float | None) -> pd.DataFrame:
+    sizes = field.sizes
+    columns: dict[str, object] = {
+        "image": field.name,
+        "grain": np.arange(1, len(sizes.area_px) + 1),
+        "row_px": sizes.row.round(2),
+        "column_px": sizes.column.round(2),
+        "touches_frame": sizes.touches_frame,
+        "area_px": sizes.area_px,
+        "equivalent_diameter_px": sizes.equivalent_diameter_px.round(3),
+    }
+    if pixel_size_um:
+        columns["area_um2"] = sizes.area_px * pixel_size_um**2
+        columns["equivalent_diameter_um"] = sizes.equivalent_diameter_px * pixel_size_um
+        columns["astm_g"] = sizes.astm_g_of_each(pixel_size_um).round(2)
+    return pd.DataFrame(columns)
+
+
+def _field_row(field: Field, pixel_size_um: float | None) -> dict[str, object]:
+    sizes = field.sizes
+    counted = sizes.grains_in_field()
+    mean_area = sizes.labels.size / counted if counted else float("nan")
+    row: dict[str, object] = {
+        "image": field.name,
+        "grains": len(sizes.area_px),
+        "cut_by_frame": int(sizes.touches_frame.sum()),
+        "grains_in_field": counted,
+        "mean_area_px": round(mean_area, 1),
+    }
+    if pixel_size_um:
+        row["mean_area_um2"] = round(mean_area * pixel_size_um**2, 3)
+        row["astm_g"] = round(sizes.astm_g(pixel_size_um), 2)
+    return row
+
+
+def _segmented(
+    network: UNet, name: str, image: np.ndarray, card: SegmenterCard, overlap: int, config: SegmentConfig
+) -> Field:
+    mask = (boundary_logits(network, image, card.tile_size, overlap) > 0).astype(np.uint8)
+    return Field(name, image, mask, grain_sizes(mask, config.min_grain_pixels))
+
+
+def _write_pictures(out: Path, field: Field) -> None:
+    """Write the network's mask (255 = boundary) and the boundaries of the measured grains over the image."""
+    _write_png(out / f"{field.name}.mask.png", field.mask * np.uint8(255))
+    _write_png(out / f"{field.name}.overlay.png", overlay(field.image, boundary_mask(field.sizes.labels)))
+
+
+def _write_png(path: Path, pixels: np.ndarray) -> None:
+    from PIL import Image
+
+    content = BytesIO()
+    Image.fromarray(pixels).save(content, "PNG")
+    write_atomically(path, content.getvalue())
+
+
+def _named(images: Sequence[str]) -> dict[str, Path]:
+    """Return name -> file; a folder stands for the image files in it. DataError for nothing, or one name twice."""
+    paths = [path for given in images for path in _files(Path(given).expanduser())]
+    found: dict[str, Path] = {}
+    for path in paths:
+        if path.stem in found:
+            raise DataError(f"{found[path.stem]} and {path} would both be written as '{path.stem}'; rename one")
+        found[path.stem] = path
+    return found
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    found = sorted(each for each in path.iterdir() if each.suffix.lower() in SUFFIXES)
+    if not found:
+        raise DataError(f"{path} holds no image files ({', '.join(SUFFIXES)})")
+    return found
+
+
+def _model_path(run_directory: str, model: str) -> Path:
+    if run_directory.endswith(".safetensors"):
+        return Path(run_directory)
+    folder = RunDirectory.open(run_directory).models
+    there = sorted(path.stem for path in folder.glob("*.safetensors"))
+    chosen = model or (USUAL_MODEL if USUAL_MODEL in there else there[0] if len(there) == 1 else "")
+    if chosen not in there:
+        raise ConfigError(f"model={chosen!r} is not in {folder}; there is: {', '.join(there) or 'none'}")
+    return folder / f"{chosen}.safetensors"
+
+
+def _new_folder(out: str) -> Path:
+    path = Path(out).expanduser()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ConfigError(f"out={out} is not an empty folder; give another one")
+    return path
+
+
+def _overlap(config: SegmentConfig, card: SegmenterCard) -> int:
+    overlap = card.tile_size // 4 if config.overlap is None else config.overlap
+    if overlap >= card.tile_size:
+        raise ConfigError(f"overlap={overlap} must be less than the model's tile of {card.tile_size} pixels")
+    return overlap
+
+
+def _warn_of_scale(config: SegmentConfig, card: SegmenterCard) -> None:
+    if not (config.pixel_size_um and card.pixel_size_um):
+        return
+    ratio = config.pixel_size_um / card.pixel_size_um
+    if not 1 / SCALE_TOLERANCE <= ratio <= SCALE_TOLERANCE:
+        print(
+            f"note: pixels of {config.pixel_size_um} um, the model learnt from {card.pixel_size_um} um: resample the "
+            "images for reliable boundaries",
+            file=sys.stderr,
+        )
+
+
+def _cells(row: Iterable[object] | Mapping[str, object]) -> list[str]:
+    return [str(value) for value in row]
