@@ -1,7 +1,7 @@
 """`ray-fed segment`: masks, overlays and tables of grains from micrographs."""
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -79,10 +79,15 @@ def _grains(field: Field, pixel_size_um: float | None) -> pd.DataFrame:
         "equivalent_diameter_px": sizes.equivalent_diameter_px.round(3),
     }
     if pixel_size_um:
-        columns["area_um2"] = sizes.area_px * pixel_size_um**2
-        columns["equivalent_diameter_um"] = sizes.equivalent_diameter_px * pixel_size_um
+        columns["area_um2"] = _significant(sizes.area_px * pixel_size_um**2)
+        columns["equivalent_diameter_um"] = _significant(sizes.equivalent_diameter_px * pixel_size_um)
         columns["astm_g"] = sizes.astm_g_of_each(pixel_size_um).round(2)
     return pd.DataFrame(columns)
+
+
+def _significant(values: np.ndarray) -> list[float]:
+    """Return values to 5 digits: a micrograph measures no finer, whatever the unit."""
+    return [float(f"{value:.5g}") for value in values]
 
 
 def _field_row(field: Field, pixel_size_um: float | None) -> dict[str, object]:
@@ -180,5 +185,5 @@ def _warn_of_scale(config: SegmentConfig, card: SegmenterCard) -> None:
         )
 
 
-def _cells(row: Iterable[object] | Mapping[str, object]) -> list[str]:
+def _cells(row: Iterable[object]) -> list[str]:
     return [str(value) for value in row]

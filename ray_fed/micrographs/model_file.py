@@ -26,8 +26,7 @@ class SegmenterCard:
 
     name: str
     """The model's name in its run, e.g. "fedtransfer"."""
-    design: Mapping[str, Any]
-    """The fields of its `UNetDesign`."""
+    design: UNetDesign
     tile_size: int
     """Edge of the tiles it was trained on, pixels; GroupNorm in particular wants windows of this size."""
     pixel_size_um: float | None = None
@@ -49,7 +48,7 @@ def save_segmenter(path: Path | str, vector: np.ndarray, card: SegmenterCard) ->
     """
     from safetensors.numpy import save
 
-    layout = Layout.of(seeded_unet(_design(card, str(path)), 0))
+    layout = Layout.of(seeded_unet(card.design, 0))
     if vector.shape != (layout.size,):
         raise ConfigError(f"model '{card.name}': {vector.shape} values given, its design has {layout.size}")
     weights, card_path = segmenter_paths(path)
@@ -71,7 +70,7 @@ def load_segmenter(path: Path | str) -> tuple[UNet, SegmenterCard]:
     content = _read(weights)
     if hashlib.sha256(content).hexdigest() != card.weights_sha256:
         raise DataError(f"{weights}: the weights are not those its card describes (sha256 differs); copy both again")
-    network = seeded_unet(_design(card, str(card_path)), 0)
+    network = seeded_unet(card.design, 0)
     return load_vector(network, _vector(weights, content, Layout.of(network))).eval(), card  # type: ignore[return-value]
 
 
@@ -104,17 +103,13 @@ def _read(path: Path) -> bytes:
 
 
 def _read_card(path: Path) -> SegmenterCard:
+    content = _read(path)
     try:
-        found = json.loads(_read(path))
-        card = from_mapping(SegmenterCard, found, str(path))
-    except (ConfigError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, DataError):
-            raise
+        found = json.loads(content)
+        design = from_mapping(UNetDesign, found.pop("design"), "design")
+        card = SegmenterCard(**(found | {"design": design, "trained_on": tuple(found["trained_on"])}))
+    except (ConfigError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path} is not the card of a segmentation model ({error})") from error
     if card.kind != KIND:
         raise DataError(f"{path} is the card of a {card.kind}, not of a {KIND}")
     return card
-
-
-def _design(card: SegmenterCard, where: str) -> UNetDesign:
-    return from_mapping(UNetDesign, dict(card.design), f"{where}: design")
