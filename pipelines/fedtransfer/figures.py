@@ -36,7 +36,8 @@ def bars_figure(results: Sequence[ModelResult], silos: Sequence[str]) -> "Figure
         for axis, place in zip(line, places, strict=True):
             cells = [row.cells[place, metric] for row in rows]
             axis.barh(
-                range(len(rows)), [cell.mean for cell in cells], xerr=[cell.spread for cell in cells],
+                range(len(rows)), [cell.mean for cell in cells],
+                xerr=[cell.spread for cell in cells] if len(cells[0].values) > 1 else None,
                 color=[_colour(row.method) for row in rows], ecolor="#1a1a1a", height=0.72,
                 error_kw={"linewidth": 0.9, "capsize": 2},
             )  # fmt: skip

@@ -1,0 +1,207 @@
+"""Fields and noise of images, a silo's studio, sources, and the tables of a run."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.fedtransfer.config import METHOD_NAMES, resolved
+from pipelines.fedtransfer.experiment import Choice
+from pipelines.fedtransfer.results import GLOBAL, Cell, model_results, table_rows, verdicts
+from ray_fed.errors import DataError
+from ray_fed.micrographs.micrograph_set import MicrographSet
+from ray_fed.style_transfer.exchange import pairs_of, total_bytes
+from ray_fed.style_transfer.fields import drawn_fields, measured_fields, noise_level
+from ray_fed.style_transfer.generators import GeneratorSpec
+from ray_fed.style_transfer.methods import METHODS, method_named
+from ray_fed.style_transfer.silo import StyleSilo
+from ray_fed.style_transfer.sources import PolycrystalSource, PooledSource, Split
+from ray_fed.style_transfer.studio import StyleStudio, line_width
+from ray_fed.style_transfer.task import FedTransferTask, session_name
+from ray_fed.style_transfer.training import PRESETS
+
+SIZE = 32
+PLAN = dataclasses.replace(PRESETS["hybrid"], generator=GeneratorSpec("unet", 4, 2), discriminator_width=4, epochs=1)
+
+
+def tiles(name="a", count=6, seed=0, grey=120):
+    rng = np.random.default_rng(seed)
+    masks = np.zeros((count, SIZE, SIZE), np.uint8)
+    masks[:, 14:17] = masks[:, :, 9:12] = 1
+    images = np.clip(rng.normal(grey, 6, masks.shape) - 60 * masks, 0, 255).astype(np.uint8)
+    return MicrographSet(name, images, masks, tuple(f"{name}{i}" for i in range(count)))
+
+
+def studio(name="a", folder="", seed=0, grey=120):
+    return StyleStudio(name, tiles(name, 6, seed, grey), tiles(name, 5, seed + 1, grey), "cpu", str(folder))
+
+
+def test_noise_is_measured_whatever_the_slope_of_the_light():
+    rows, columns = np.indices((64, 64))
+    slope = 80 + 0.9 * rows + 0.01 * columns**2
+    images = np.clip(slope + np.random.default_rng(0).normal(0, 7, (4, 64, 64)), 0, 255).round().astype(np.uint8)
+    assert noise_level(images, np.zeros_like(images)) == pytest.approx(7, rel=0.05)
+
+
+def test_a_bright_side_and_a_deep_line_show_in_the_fields():
+    masks = np.zeros((2, 66, 66), np.uint8)
+    masks[:, 32:35] = 1
+    images = np.full((2, 66, 66), 100, np.uint8)
+    images[0, :, 33:] = 140
+    images[1, 32:35, :22] = 20
+    fields, light = measured_fields(images, masks)
+    assert fields[0, 0, 10, 60] > 0 > fields[0, 0, 10, 5]
+    assert light[0, 10, 60] - light[0, 10, 5] == pytest.approx(40, abs=8)
+    assert fields[1, 1, 33, 5] < fields[1, 1, 33, 60]
+
+
+def test_drawn_fields_depend_on_the_generator_alone_and_stay_near_unit_variance():
+    a, b = (drawn_fields(64, (64, 64), torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(a, b)
+    assert 0.4 < float(a.std()) < 1.2
+
+
+@pytest.mark.parametrize("width", [1, 3, 5])
+def test_the_width_of_a_line_is_its_width(width):
+    masks = np.zeros((1, 40, 40), np.uint8)
+    masks[:, 10 : 10 + width] = 1
+    assert line_width(masks) == pytest.approx(width if width > 1 else 2, abs=0.01)
+
+
+def test_a_studio_trains_releases_and_paints_with_what_another_sent(tmp_path):
+    sender, receiver = studio("a", tmp_path / "a"), studio("b", tmp_path / "b", 5, 60)
+    report = sender.learn(PLAN, 0)
+    assert report.codecs["int8"].num_bytes * 3 < report.codecs["fp32"].num_bytes
+    assert report.codecs["fp32"].psnr_db == float("inf")
+    assert report.codecs["int8"].psnr_db > report.codecs["int4"].psnr_db
+    receiver.receive("a", "int8", sender.release("int8"))
+    index = np.arange(6)
+    first, again, other = (receiver.transferred("int8", index, seed)["a"] for seed in (1, 1, 2))
+    assert first.shape == (6, SIZE, SIZE)
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_a_studio_that_starts_again_finds_its_generator_and_what_it_received(tmp_path, monkeypatch):
+    sender, receiver = studio("a", tmp_path / "a"), studio("b", tmp_path / "b", 5)
+    sender.learn(PLAN, 0)
+    receiver.receive("a", "int8", sender.release("int8"))
+    from ray_fed.style_transfer import studio as module
+
+    monkeypatch.setattr(module, "GeneratorTraining", None)  # training again would fail
+    reborn, received = studio("a", tmp_path / "a"), studio("b", tmp_path / "b", 5)
+    assert reborn.learn(PLAN, 0) == sender.report
+    np.testing.assert_array_equal(reborn.release("fp32"), sender.release("fp32"))
+    received.recall_received()
+    index = np.arange(3)
+    np.testing.assert_array_equal(
+        received.transferred("int8", index, 1)["a"], receiver.transferred("int8", index, 1)["a"]
+    )
+
+
+def test_a_damaged_file_of_a_received_style_is_named(tmp_path):
+    sender, receiver = studio("a", tmp_path / "a"), studio("b", tmp_path / "b", 5)
+    sender.learn(PLAN, 0)
+    receiver.receive("a", "int8", sender.release("int8"))
+    (path,) = (tmp_path / "b").glob("received-*")
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(DataError, match=r"received-a-int8\.style"):
+        studio("b", tmp_path / "b", 5).recall_received()
+
+
+def test_a_generator_that_repeats_its_images_stays_unless_its_silo_says_otherwise():
+    own = studio()
+    own.learn(PLAN, 0)
+    assert own.report is not None
+    own.report = dataclasses.replace(own.report, finding=dataclasses.replace(own.report.finding, num_copies=2))
+    with pytest.raises(DataError, match=r"silo 'a' keeps its generator: memorisation.*--memorisation warn"):
+        own.release("int8")
+    assert len(own.release("int8", checks=False)) > 0
+
+
+def test_without_what_a_method_needs_a_studio_says_so():
+    own = studio()
+    for call, said in (
+        (lambda: own.release("int8"), "no generator yet"),
+        (lambda: own.transferred("int8", np.arange(2), 0), "received no generator as int8"),
+        (lambda: own.amplitude_painted(np.arange(2), 0), "received no amplitudes"),
+    ):
+        with pytest.raises(DataError, match=said):
+            call()
+
+
+def test_training_validation_and_test_images_share_nothing():
+    source = PolycrystalSource("iron", num_images=20, num_test=5, size=32, spacing=14.0)
+    parts = source.parts("iron")
+    sources = [set(part.sources) for part in parts]
+    assert [len(found) for found in sources] == [16, 4, 5]
+    assert not sources[0] & sources[1]
+    assert not (sources[0] | sources[1]) & sources[2]
+    other = dataclasses.replace(source, split=Split(fold=1)).parts("iron")
+    assert set(other.validation.sources).isdisjoint(parts.validation.sources)
+    assert other.test.sources == parts.test.sources
+    pooled = PooledSource((("a", source), ("b", source))).parts("pooled")
+    assert len(pooled.train) == 32
+    assert {name.split("/")[0] for name in pooled.test.sources} == {"a", "b"}
+
+
+def test_a_session_says_its_method_and_so_its_network():
+    task = FedTransferTask()
+    assert task.for_session(session_name(METHODS["fed_avg_gn"], 0, 3)).design.norm == "group"
+    assert task.for_session(session_name(METHODS["fed_avg"], 0, 3)).design.norm == "batch"
+    assert set(METHODS) == set(METHOD_NAMES)
+    assert method_named("oracle").pool == "oracle"
+
+
+def test_a_style_silo_answers_none_but_its_questions():
+    assert "open" not in StyleSilo.questions
+    assert all(callable(getattr(StyleSilo, name)) for name in StyleSilo.questions)
+
+
+def test_the_chosen_round_is_the_one_with_the_lowest_loss_and_keeps_its_own_model():
+    choice, vector = Choice(), np.zeros(2, np.float32)
+    for server_round, loss in enumerate([3.0, 1.0, 2.0, float("nan")]):
+        vector[:] = server_round
+        choice.sees(server_round, {"m": loss}, {"m": vector})
+    assert choice.rounds == {"m": 1}
+    assert choice.vectors["m"].tolist() == [1, 1]
+
+
+def test_bytes_of_an_exchange_count_every_message_up_and_every_copy_down():
+    assert pairs_of(["a", "b"]) == [("a", "b"), ("b", "a")]
+    assert total_bytes({("a", "b"): 10, ("a", "c"): 10, ("b", "a"): 7, ("b", "c"): 7}) == 34 + 17
+
+
+def line(method, model, a, b, seed=0):
+    silos = {name: {"map": value, "vi": 1 - value, "ari": value, "loss": 0.1} for name, value in (("a", a), ("b", b))}
+    return {"stage": f"{method}@{seed}", "fold": 0, "method": method, "test": {model: silos}}
+
+
+def test_a_cell_is_mean_and_sample_standard_deviation_and_global_the_mean_of_the_test_sets():
+    assert str(Cell((0.1, 0.3))) == "0.200 ± 0.141"
+    rows = model_results(
+        [line("fed_avg", "federated", 0.2, 0.4), line("fed_avg", "federated", 0.4, 0.4, 1)], ["a", "b"]
+    )
+    assert rows[0].cells[GLOBAL, "map"].values == pytest.approx((0.3, 0.4))
+    assert table_rows(rows, ["a", "b"])[0][0] == "FedAvg"
+
+
+def test_the_verdict_says_when_a_cheap_method_wins():
+    lines = [
+        line("separate", "a", 0.3, 0.0),
+        line("fed_avg", "federated", 0.3, 0.3),
+        line("fed_bn", "federated", 0.7, 0.7),
+        line("transfer_int8", "federated", 0.5, 0.5),
+        line("central", "federated", 0.8, 0.8),
+    ]
+    said = verdicts(model_results(lines, ["a", "b"]))
+    assert any("order" in text and "holds in MAP, MVI, ARI" in text for text in said)
+    assert any("FedTransfer, int8 is 0.200 MAP below FedBN" in text for text in said)
+
+
+def test_options_count_more_than_the_preset():
+    assert resolved({"preset": "quick"}).size == 64
+    assert resolved({"preset": "quick", "size": 96}).size == 96
+    paper = resolved({"preset": "paper"})
+    assert (paper.size, paper.images * 4 // 5, paper.rounds, paper.num_folds) == (400, 560, 20, 5)
