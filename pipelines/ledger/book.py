@@ -40,9 +40,10 @@ def name_of_run(directory: RunDirectory) -> str:
 
 
 def discard_unused(directory: RunDirectory) -> None:
-    """Remove the ledgers of a run that never began."""
+    """Remove ledgers and keys of a run that never began."""
     if not directory.config_path.exists():
-        shutil.rmtree(directory.path / FOLDER, ignore_errors=True)
+        for name in (FOLDER, "checkpoint"):
+            shutil.rmtree(directory.path / name, ignore_errors=True)
 
 
 class Book:
@@ -51,6 +52,7 @@ class Book:
     def __init__(self, directory: RunDirectory, run: str, key_folder: Path):
         self.directory, self.run = directory, run
         key = SigningKey.at(key_folder / "coordinator.key")
+        coordinator_path(directory).parent.mkdir(exist_ok=True)
         self.ledger = Ledger(coordinator_path(directory), key, {"writer": "coordinator", "run": run})
 
     @classmethod

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import ray_fed.perimeter.artifacts  # noqa: F401  (registers its kind at the gate)
-from ray_fed.errors import FedError, PerimeterRefused
+from ray_fed.errors import FedError, PerimeterRefused, SiloFailed
 from ray_fed.federation.messages import Artifact, Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
@@ -52,6 +52,7 @@ class GuardedSilo:
         self.log = OwnLog(_log_folder(spec, self.site))
         if takes_output:
             self.log.take_output()
+        self._key: SigningKey | None = None
         self._start(make)
 
     def __repr__(self) -> str:
@@ -123,11 +124,10 @@ class GuardedSilo:
     def ledger(self) -> Ledger | None:
         """The silo's ledger, begun with its first line; None where it has no folder."""
         folder = _ledger_folder(self.spec, self.site)
-        if self._ledger is None and folder is not None:
-            key = SigningKey.at(_key_folder(self.spec, self.site) / "signing.key")
+        if self._ledger is None and folder is not None and self._key is not None:
             opening = {"writer": self.spec.name, "run": self.spec.run, "policy": self.site.policy.version}
             path = folder / f"{self.spec.run or 'ledger'}.jsonl"
-            self._ledger = Ledger(path, key, opening | {"rules": _rules(self.site)})
+            self._ledger = Ledger(path, self._key, opening | {"rules": _rules(self.site)})
             self.gate.sent = self._ledger.total
         return self._ledger
 
@@ -142,7 +142,10 @@ class GuardedSilo:
             return Site(Policy(), "", site_path())
 
     def _start(self, make: Callable[[], Silo]) -> None:
+        """Find or make the key before foreign code runs, then build the silo."""
         try:
+            if _ledger_folder(self.spec, self.site) is not None:
+                self._key = SigningKey.at(_key_folder(self.spec, self.site) / "signing.key")
             self.silo = self._call("starting", make)
         except FedError as error:
             self._broken = error
@@ -187,15 +190,19 @@ class GuardedSilo:
 
     def _told(self, doing: str, error: BaseException, asked: Asked | None = None) -> FedError:
         """Write an error down in full at home; return what may be told of it."""
-        self.log.note(doing, error)
-        policy, shown = self.site.policy, f"({self.log.path})"
-        told = crossing(error, self.spec.name, doing, policy, shown)
-        is_refusal = isinstance(error, PerimeterRefused)
+        try:
+            self.log.note(doing, error)
+            self._note(doing, error, asked)
+            return crossing(error, self.spec.name, doing, self.site.policy, f"({self.log.path})")
+        except Exception as second:  # raised here it would carry the first one along
+            kinds = f"{kind_of(error)}, and {kind_of(second)} while that was written down"
+            return SiloFailed(self.spec.name, doing, kinds)
+
+    def _note(self, doing: str, error: BaseException, asked: Asked | None) -> None:
         if self.ledger:
-            kind = "refused" if is_refusal else "error"
+            kind = "refused" if isinstance(error, PerimeterRefused) else "error"
             about = {"of": asked.kind, "session": asked.session, "round": asked.server_round} if asked else {}
             self.ledger.write({"kind": kind, "while": doing, **about, "error": kind_of(error)})
-        return told
 
     def _watch(self) -> None:
         """Show the gate the rows, raw and as the network sees them, so that it knows them when it sees them again."""

@@ -40,7 +40,7 @@ class Ledger:
     ):
         self.path, self._key, self._clock, self._sign_every = path, key, clock, sign_every
         self.number, self.head, self.total, self._unsigned = 0, GENESIS, 0, 0
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.parent.mkdir(exist_ok=True, mode=0o700)  # a folder further up that was removed stays removed
         torn = self._continue()
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         event = "reopening" if self.number else "opening"
@@ -56,14 +56,21 @@ class Ledger:
         """Append a line and return its number. `total` grows by the line's `bytes`."""
         number = self.number + 1
         line = to_line({"number": number, "previous": self.head, "time": round(self._clock(), 6), **facts})
-        if os.write(self._handle, line + b"\n") != len(line) + 1:
-            raise DataError(f"{self.path}: a line could not be written whole; is the disk full?")
+        self._append(line + b"\n")
         self.number, self.head = number, line_digest(line)
         self.total += int(facts.get("bytes") or 0)  # type: ignore[call-overload]
         self._unsigned += 1
         if self._unsigned >= self._sign_every:
             self.sign()
         return number
+
+    def _append(self, line: bytes) -> None:
+        try:
+            written = os.write(self._handle, line)
+        except OSError as error:
+            raise DataError(f"{self.path}: {error.strerror}; nothing leaves without a line") from error
+        if written != len(line):
+            raise DataError(f"{self.path}: a line could not be written whole; is the disk full?")
 
     def sign(self) -> None:
         """Sign everything so far, if there is anything new."""
