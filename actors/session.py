@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import os
 import secrets
 import signal
@@ -145,8 +146,16 @@ def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str) -> N
                 **quiet,
             )
         return
-    code = {"py_modules": [_package_folder(name) for name in PACKAGES], "working_dir": empty}
+    # A driver that `ray job submit` started has an environment already, which Ray refuses to change unless told to.
+    os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
+    code = {"py_modules": [*(_package_folder(name) for name in PACKAGES), *_modules_of_job()], "working_dir": empty}
     ray.init(address=address, runtime_env=code, **quiet)
+
+
+def _modules_of_job() -> list[str]:
+    """Return the packages that the submitter of this job sent along; ours travel besides them, not instead."""
+    submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    return list((submitted.get("runtime_env") or {}).get("py_modules") or [])
 
 
 def _package_folder(name: str) -> str:

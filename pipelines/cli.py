@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import re
 import signal
 import sys
@@ -91,9 +92,16 @@ def _parse(arguments: list[str]) -> tuple[dict, str]:
         parser.error("give a command; see ray-fed --help")
     options = vars(known)
     chosen = options.pop("parser")
+    _join_named_cluster(options, chosen)
     if unknown:
         chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
     return options, chosen.prog
+
+
+def _join_named_cluster(options: dict, chosen: argparse.ArgumentParser) -> None:
+    """Let RAY_ADDRESS, which `ray job submit` sets, stand for an --address that was not given."""
+    if "address" not in options and os.environ.get("RAY_ADDRESS") and any(a.dest == "address" for a in chosen._actions):
+        options["address"] = os.environ["RAY_ADDRESS"]
 
 
 def _formation_energy(commands) -> None:
