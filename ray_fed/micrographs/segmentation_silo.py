@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from ray_fed.federation.messages import Metrics, SessionSpec, Vector
-from ray_fed.federation.silo import Silo
+from ray_fed.federation.silo import Silo, feature_tensor
 from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.scores import MeanScores
+from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
 from ray_fed.micrographs.augmentation import augmented
 from ray_fed.micrographs.segmentation_task import SegmentationTask, TileRows, deal_tiles
@@ -79,28 +81,48 @@ class SegmentationSilo(Silo):
     def __init__(self, spec: SiloSpec, task: SegmentationTask, device: str = "cpu"):
         super().__init__(spec, task, device)
         self.segmentation = task
+        self.test_features: torch.Tensor | None = None
 
     def open_session(self, spec: SessionSpec) -> str:
         digest = super().open_session(spec)
-        module, rows = self.task.model(spec.model_seed), self.rows
-        assert isinstance(rows, TileRows)
+        module = self.task.model(spec.model_seed)
         self.sessions[spec.session] = TileTrainer(
-            module, self.features, self.targets, spec.plan, self.spec.name, self.segmentation, rows
+            module, self.features, self.targets, spec.plan, self.spec.name, self.segmentation, self.tiles
         )
         return digest
 
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
         return {name: self._scored(session, vector) for name, vector in models.items()}
 
-    def _scored(self, session: str, vector: Vector) -> Metrics:
-        trainer, rows = self._session(session), self.rows
+    def prepare(self, standardizer: Standardizer | None) -> None:
+        super().prepare(standardizer)
+        self.test_features = (
+            None if self.tiles.test is None else feature_tensor(self.tiles.test.images, None, self.device)
+        )
+
+    @property
+    def tiles(self) -> TileRows:
+        rows = self.rows
         assert isinstance(rows, TileRows)
-        count = min(rows.num_real, self.segmentation.num_scored)
-        sample = np.linspace(0, rows.num_real - 1, count).astype(np.int64)
+        return rows
+
+    def _scored(self, session: str, vector: Vector) -> Metrics:
+        trainer, tiles = self._session(session), self.tiles
+        count = min(tiles.num_real, self.segmentation.num_scored)
+        sample = np.linspace(0, tiles.num_real - 1, count).astype(np.int64)
         train = trainer.predict(self.features[torch.from_numpy(sample).to(self.features.device)], vector)
         held_out = trainer.predict(self.held_out_features, vector)
-        return Metrics(
-            self.spec.name,
-            self.task.score(rows.targets[sample], train.cpu().numpy()),
-            self.task.score(rows.held_out_targets, held_out.cpu().numpy()),
-        )
+        scores = self.segmentation.score(tiles.held_out_targets, held_out.cpu().numpy())
+        if tiles.test is not None and self.test_features is not None:
+            tested = trainer.predict(self.test_features, vector)
+            scores = _beside(scores, self.segmentation.score(tiles.test.masks, tested.cpu().numpy()))
+        return Metrics(self.spec.name, self.task.score(tiles.targets[sample], train.cpu().numpy()), scores)
+
+
+def _beside(scores: MeanScores, tested: MeanScores) -> MeanScores:
+    """Return the scores with the test's means as `test_<name>`.
+
+    One count serves both, so that merged silos' test means are weighted by the silos' validation tiles.
+    """
+    means = {f"test_{name}": value * scores.num_examples for name, value in tested.values().items()}
+    return MeanScores(scores.num_examples, {**scores.sums, **means})

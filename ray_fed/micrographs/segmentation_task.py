@@ -23,6 +23,7 @@ from ray_fed.errors import DataError
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.scores import MeanScores
 from ray_fed.micrographs.agreement import Agreement, agreement
+from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.tile_source import SiloTiles, Synthesis, TileSource, stacked
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
 
@@ -55,6 +56,7 @@ class TileRows(LocalRows):
 
     num_real: int = 0
     synthesis: Synthesis | None = None
+    test: MicrographSet | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class SegmentationTask(Task):
             self.agreement(),
             num_real=len(tiles.train),
             synthesis=tiles.synthesis if made else None,
+            test=tiles.test,
         )
 
     def score(self, targets: np.ndarray, outputs: np.ndarray) -> MeanScores:
@@ -158,7 +161,7 @@ def _cycled(number: int, count: int, rng: np.random.Generator) -> np.ndarray:
 def _check(silo: str, tiles: SiloTiles) -> None:
     if len(tiles.train) == 0:
         raise DataError(f"silo '{silo}': no tiles to train on")
-    for what, other in (("validation", tiles.validation), ("synthetic", tiles.synthetic)):
+    for what, other in (("validation", tiles.validation), ("synthetic", tiles.synthetic), ("test", tiles.test)):
         if other is not None and len(other) and other.size != tiles.train.size:
             raise DataError(
                 f"silo '{silo}': {what} tiles are {other.size}, training tiles {tiles.train.size}; cut them to one size"

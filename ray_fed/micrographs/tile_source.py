@@ -24,6 +24,9 @@ class SiloTiles:
     """Tiles in other silos' styles on this silo's own labels; mixed into training by `synthetic_weight`."""
     synthesis: Synthesis | None = None
     """Makes the synthetic tiles of every later epoch afresh; None: `synthetic` serves all epochs."""
+    test: MicrographSet | None = None
+    """Tiles on which the silo itself tests each model it is asked about, with what it keeps local (FedBN: its norms).
+    Their metrics stand beside those of the validation tiles as `test_<name>`. None where an examiner has the test."""
 
 
 class TileSource(Protocol):
