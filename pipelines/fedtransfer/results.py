@@ -129,6 +129,8 @@ def _against(ours: ModelResult, other: ModelResult) -> str:
     gap = a.mean - b.mean
     numbers = f"({a} against {b})"
     if len(a.values) < 2:
+        if abs(gap) < 5e-4:
+            return f"{ours.title} and {other.title} have the same MAP {numbers}; one run each."
         relation = "above" if gap > 0 else "below"
         return f"{ours.title} is {abs(gap):.3f} MAP {relation} {other.title} {numbers}; one run each: no spread known."
     error = math.sqrt((a.spread**2 + b.spread**2) / len(a.values))

@@ -54,7 +54,7 @@ PRESETS = {
     "pix2pix": StylePlan(
         GeneratorSpec("unet"), "cross_entropy", l1_weight=10.0, feature_weight=0.0, discriminator_scales=1
     ),
-    "pix2pixhd": StylePlan(GeneratorSpec("residual"), "least_squares"),
+    "pix2pixhd": StylePlan(GeneratorSpec("residual", blocks=6), "least_squares"),
     "hybrid": StylePlan(GeneratorSpec("unet"), "least_squares"),
 }
 """pix2pix: U-Net, one PatchGAN, Eqs. (5)-(7). pix2pixhd: residual generator, two scales, least squares, feature
@@ -120,13 +120,14 @@ class GeneratorTraining:
         for epoch in range(1, self.plan.epochs + 1):
             self._set_learning_rate(epoch)
             steps = [self.step(index, *symmetry) for index, symmetry in self._batches(epoch)]
-            history.append({name: float(np.mean([step[name] for step in steps])) for name in steps[0]})
+            # Read once per epoch: a number per step would make a GPU wait for every one of them.
+            history.append({name: float(torch.stack([step[name] for step in steps]).mean()) for name in steps[0]})
             if listen:
                 listen(epoch, history[-1])
         return self.generator.eval(), history
 
-    def step(self, index: torch.Tensor, quarter_turns: int = 0, mirrored: bool = False) -> dict[str, float]:
-        """One step of each player on the labels `index`; returns the losses before it."""
+    def step(self, index: torch.Tensor, quarter_turns: int = 0, mirrored: bool = False) -> dict[str, torch.Tensor]:
+        """One step of each player on the labels `index`; returns the losses before it, 0-d."""
         pairs, names = self.pairs, self.plan.generator.inputs
         inputs = pairs.maps.inputs(index, names, pairs.features[index], pairs.fields[index].float(), self.draws)
         parts = (inputs, self.pairs.maps.label(index), self.pairs.targets(index))
@@ -148,7 +149,7 @@ class GeneratorTraining:
         l1 = functional.l1_loss(fake, real)
         self._descend(0, loss_g + plan.feature_weight * matching + plan.l1_weight * l1)
         losses = {"generator": loss_g, "discriminator": loss_d, "feature_matching": matching, "l1": l1}
-        return {name: float(value.detach()) for name, value in losses.items()}
+        return {name: value.detach() for name, value in losses.items()}
 
     def _descend(self, player: int, loss: torch.Tensor) -> None:
         self.optimizers[player].zero_grad(set_to_none=True)
