@@ -13,6 +13,7 @@ from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.trainer import LocalTrainer
+from ray_fed.privacy.dp.private_steps import Spent
 
 MOST_SESSIONS = 64
 """Each holds a network and its optimiser: a coordinator that forgets to close them must not fill the silo's memory."""
@@ -32,6 +33,7 @@ class Silo:
         self.sessions: dict[str, LocalTrainer] = {}
         self._last_round: dict[str, int] = {}
         self._states: dict[str, SiloState] = {}
+        self._spent: dict[str, Spent] = {}
         self._rows: LocalRows | None = None
 
     def __repr__(self) -> str:
@@ -79,6 +81,8 @@ class Silo:
         self.sessions[spec.session] = LocalTrainer(
             module, self.task.loss, self.features, self.targets, spec.plan, self.spec.name
         )
+        if spec.plan.private:
+            self._spent[spec.session] = Spent(spec.plan.private, self.spec.state_folder, self.spec.name, spec.session)
         self._last_round[spec.session] = 0
         self._states[spec.session] = SiloState(self.spec.state_folder, self.spec.name, spec.session, spec.kept_states)
         return digest
@@ -93,6 +97,7 @@ class Silo:
     def close_session(self, session: str) -> None:
         self.sessions.pop(session, None)
         self._states.pop(session, None)
+        self._spent.pop(session, None)
 
     def fit(self, session: str, server_round: int, vector: Vector) -> Update:
         """Train the round's steps from `vector` on (Guo et al. 2022, Algorithm 2, lines 4-8).
@@ -106,7 +111,10 @@ class Silo:
         fresh_or_again = self._last_round[session] == 0 or self._last_round[session] >= server_round
         if fresh_or_again and not state.recall(server_round, trainer.local_state()):
             trainer.forget()
-        result_vector, result = trainer.fit(vector, trainer.plan.steps_of_round(server_round))
+        steps = trainer.plan.steps_of_round(server_round)
+        if session in self._spent:
+            self._spent[session].take(len(steps))
+        result_vector, result = trainer.fit(vector, steps)
         state.remember(server_round, trainer.local_state())
         self._last_round[session] = server_round
         return Update(

@@ -18,6 +18,7 @@ from ray_fed.learning.gradient_terms import ControlVariate, GradientTerm, Proxim
 from ray_fed.learning.gradients import DenseReluMseGradient, Gradient, Loss, gradient_for
 from ray_fed.learning.layout import BufferPolicy, Layout, bind, bind_buffers, integer_buffers
 from ray_fed.learning.optimizers import flat_optimizer
+from ray_fed.privacy.dp.private_steps import PrivateGradient, PrivateSteps, chosen_rows
 from ray_fed.randomness import derived_seed, generator
 
 PORTION_VALUES = 1 << 22
@@ -50,6 +51,8 @@ class TrainingPlan:
     """average | local | recompute: what happens to BatchNorm's running statistics and other floating buffers."""
     control_variates: bool = False
     """SCAFFOLD: correct each gradient by the difference of the server's and the silo's control variates."""
+    private: PrivateSteps | None = None
+    """Example-level differential privacy of every step: clipped gradients of single examples, noise, secret batches."""
 
     def __post_init__(self) -> None:
         both = self.control_variates and self.optimizer_state == "average"
@@ -104,7 +107,7 @@ class LocalTrainer:
         self.control = ControlVariate(self.flat) if plan.control_variates else None
         self.terms: list[GradientTerm] = [ProximalPull(self.flat, plan.proximal_mu)] if plan.proximal_mu else []
         self.terms += [self.control] if self.control else []
-        gradient = gradient_for(module, loss, self.flat_gradient)
+        gradient = self._gradient()
         self.step = _stepper(self, gradient)
         # Dropout and other noise inside a module draw from the global generator, which we lend it for a round.
         self._draws = not isinstance(gradient, DenseReluMseGradient)
@@ -112,6 +115,13 @@ class LocalTrainer:
         self.own_values = self.flat[self._own].clone()
         """The silo's own values of `plan.keep_local`; what it receives for them is ignored."""
         self._first_state = {name: tensor.clone() for name, tensor in self.own_state().items()}
+
+    def _gradient(self) -> Gradient:
+        if self.plan.private is None:
+            return gradient_for(self.module, self.loss, self.flat_gradient)
+        self._noise = self.plan.private.source(self.silo)
+        batch = len(self.features) / self.plan.steps_per_epoch
+        return PrivateGradient(self.module, self.loss, self.flat_gradient, self.plan.private, batch, self._noise)
 
     def fit(self, vector: np.ndarray, steps: range) -> tuple[np.ndarray, FitResult]:
         """Load `vector`, take `steps`, return the new vector (a fresh array) and what happened.
@@ -129,6 +139,8 @@ class LocalTrainer:
                 loss_sum += self.step(x, y)
         for term in self.terms:
             term.finish(len(steps))
+        if self.plan.private:  # how many rows chance took is as secret as which
+            num_examples = max(1, len(self.features) * len(steps) // self.plan.steps_per_epoch)
         mean_loss = float(loss_sum) / max(1, len(steps))
         self.own_values.copy_(self.flat[self._own])
         return self.vector(), FitResult(len(steps), num_examples, mean_loss)
@@ -206,6 +218,9 @@ class LocalTrainer:
 
     def _batches(self, steps: range) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield (x, y) of each step; the shuffle of an epoch depends on (seed, epoch, silo) alone."""
+        if self.plan.private:
+            yield from (self._chosen() for _ in steps)
+            return
         epoch, batches = -1, []
         for step in steps:
             if step // self.plan.steps_per_epoch != epoch:
@@ -213,6 +228,10 @@ class LocalTrainer:
                 batches = self._shuffled(epoch)
             index = batches[step % self.plan.steps_per_epoch]
             yield self.features.index_select(0, index), self.targets.index_select(0, index)
+
+    def _chosen(self) -> tuple[torch.Tensor, torch.Tensor]:
+        index = chosen_rows(self._noise, len(self.features), 1 / self.plan.steps_per_epoch).to(self.features.device)
+        return self.features.index_select(0, index), self.targets.index_select(0, index)
 
     def _shuffled(self, epoch: int) -> list[torch.Tensor]:
         order = generator(self.plan.seed, "shuffle", epoch, self.silo).permutation(len(self.features))
@@ -263,7 +282,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _stepper(trainer: LocalTrainer, gradient: Gradient):
-    if trainer.flat.device.type == "cuda":
+    if trainer.flat.device.type == "cuda" and trainer.plan.private is None:  # private batches differ in length
         from ray_fed.learning.cuda_graphs import GraphedSteps
 
         return GraphedSteps(trainer, gradient)

@@ -1,0 +1,1 @@
+"""Sums that a coordinator learns without learning a summand (Bonawitz et al. 2017)."""
