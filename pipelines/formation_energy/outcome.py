@@ -160,7 +160,10 @@ class Outcome:
             seed=config.seed,
             data=tuple(fingerprints(self.experiment.agreement)),  # type: ignore[arg-type]
             split={"how": config.split, "test_rows": self.summary["test.num_examples"], "seed": config.seed},  # type: ignore[dict-item]
-            metrics={"test": {**first, "n": self.summary["test.num_examples"]}},  # type: ignore[dict-item]
+            metrics={
+                "train": {"n": self.summary["federated.num_examples"]},  # type: ignore[dict-item]
+                "test": {**first, "n": self.summary["test.num_examples"]},  # type: ignore[dict-item]
+            },
             federation=self._federation_record(),  # type: ignore[arg-type]
             training_history="../history.jsonl",
             citation=CITATION,

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pipelines.cli import main
@@ -137,3 +138,26 @@ def test_a_transfer_study_writes_both_numbers_side_by_side(library, tmp_path, ca
     # Sources of the target's own property are not used unless asked for.
     assert summary["sources"] == 2 * 2 * 4
     assert (tmp_path / "run" / "figures" / "sources.png").stat().st_size > 10_000
+
+
+def test_a_federated_model_enters_the_library_with_its_record_and_predicts_the_same(tmp_path, capsys):
+    run, library, table = tmp_path / "run", str(tmp_path / "library"), tmp_path / "new.csv"
+    table.write_text("formula\nNaCl\nBaTiO3\nnonsense\n")
+    options = ["--cohort", "local", "--features", "guo65", "--rows", "400", "--silos", "120,150", "--epochs", "4"]
+    assert main(["formation-energy", *options, "--baselines", "false", "--out", str(run)]) == 0
+    assert main(["library", "add", "--library", library, str(run / "models" / "federated.safetensors")]) == 0
+    ours = Library.open(library)
+    (row,) = ours.query("", ["id", "n_train", "n_test"]).itertuples(index=False)
+    summary = json.loads((run / "summary.json").read_text())
+    assert (row.n_train, row.n_test) == (summary["federated.num_examples"], summary["test.num_examples"])
+    card = ours.load(row.id)[1]
+    assert card.federation["silos"] == ["silo-1", "silo-2"]
+    assert card.federation["rounds"] == summary["rounds"]
+    there, here = tmp_path / "library.csv", tmp_path / "run.csv"
+    assert main(["library", "predict", "--library", library, row.id, str(table), "--out", str(there)]) == 0
+    assert main(["predict", str(run), str(table), "--out", str(here)]) == 0
+    column = "predicted_formation_energy_per_atom"
+    found, expected = (pd.read_csv(path)[column].to_numpy() for path in (there, here))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)  # NumPy here, torch there: the last bit of a float32
+    assert np.isfinite(found).tolist() == [True, True, False]
+    capsys.readouterr()
