@@ -6,7 +6,9 @@ from typing import Literal
 
 from ray_fed.config import require
 from ray_fed.federation.rounds import RoundRules
-from ray_fed.federation.strategies import Strategy, make_strategy
+from ray_fed.federation.strategies import DPFedAvg, Strategy, make_strategy
+from ray_fed.privacy.dp.accounting import PrivacyAccount
+from ray_fed.privacy.dp.private_steps import PrivateSteps
 
 Features = Literal["guo73", "guo65", "rich", "rich+structure"]
 
@@ -15,6 +17,7 @@ OPTION_GROUPS = {
     "split": "who gets which rows (ignored with --federation)",
     "epochs": "training",
     "strategy": "rounds",
+    "dp_noise_multiplier": "privacy",
     "seed": "run",
 }
 
@@ -75,7 +78,8 @@ class FormationEnergyConfig:
     strategy: str = "fed_avg"
     """How updates are combined: fed_avg, fed_avg_m, fed_prox, fed_adagrad, fed_adam, fed_yogi, scaffold, fed_nova,
     fed_buff (asynchronous), median, trimmed_mean, krum, multi_krum, geometric_median, centred_clipping, norm_clipping,
-    or MODULE:CLASS of your own. fed_bn needs a network with normalisation layers: see the Python API."""
+    dp_fed_avg (differential privacy of whole silos), or MODULE:CLASS of your own. fed_bn needs a network with
+    normalisation layers: see the Python API."""
     strategy_options: tuple[str, ...] = ()
     """Options of the strategy as NAME=VALUE, e.g. eta=0.01,tau=0.001."""
     proximal_mu: float = 0.0
@@ -94,6 +98,15 @@ class FormationEnergyConfig:
     """Go on without a silo that failed; 'no' stops at the first failure."""
     max_restarts: int = 3
     """How often a silo whose process died is started again."""
+    dp_noise_multiplier: float | None = None
+    """Example-level differential privacy: standard deviation of the noise on every local step, in units of --dp-clip.
+    For whole silos use --strategy dp_fed_avg. Needs pip install 'ray-fed[privacy]'."""
+    dp_clip: float = 1.0
+    """Longest gradient of one example that counts in full (2-norm)."""
+    dp_delta: float = 1e-5
+    """Chance that the promise of epsilon does not hold; keep it well below one over the number of rows."""
+    dp_budget: float | None = None
+    """Stop before the round in which epsilon would pass this."""
     seed: int = 0
     """Seed of split, initial weights and shuffles."""
     repeats: int = 1
@@ -130,6 +143,7 @@ class FormationEnergyConfig:
         )
         self._check_frequency()
         self._check_partition()
+        self._check_privacy()
         self.rules()
         self.make_strategy()
         require(self.proximal_mu >= 0, f"proximal_mu={self.proximal_mu} must not be negative")
@@ -150,6 +164,34 @@ class FormationEnergyConfig:
         known = ("size", "anion", "chemical_system", "sorted_target", "dirichlet")
         fits = self.partition in known or self.partition.startswith("column:")
         require(fits, f"partition={self.partition!r} must be one of {', '.join(known)} or column:NAME")
+
+    def _check_privacy(self) -> None:
+        noise = self.dp_noise_multiplier
+        require(noise is None or (isfinite(noise) and noise > 0), f"dp_noise_multiplier={noise} must be positive")
+        require(isfinite(self.dp_clip) and self.dp_clip > 0, f"dp_clip={self.dp_clip} must be positive")
+        require(0 < self.dp_delta < 1, f"dp_delta={self.dp_delta} must lie between 0 and 1")
+        require(self.dp_budget is None or self.dp_budget > 0, f"dp_budget={self.dp_budget} must be positive")
+        private = noise is not None or self.strategy == "dp_fed_avg"
+        require(private or self.dp_budget is None, f"dp_budget={self.dp_budget} needs dp_noise_multiplier")
+        both = noise is not None and self.strategy == "dp_fed_avg"
+        require(not both, "dp_noise_multiplier and strategy=dp_fed_avg are two promises; ask for one of them")
+        alone = "the models of silos alone and of the pooled rows carry no noise; add --baselines no"
+        require(not private or not self.baselines, f"differential privacy: {alone}")
+        require(not private or self.repeats == 1, f"repeats={self.repeats} would spend epsilon as often; use 1")
+
+    def private_steps(self) -> PrivateSteps | None:
+        """Return the noise of the silos' steps, None where none is asked for."""
+        if self.dp_noise_multiplier is None:
+            return None
+        return PrivateSteps(self.dp_noise_multiplier, self.dp_clip)
+
+    def account(self, steps_per_epoch: int) -> PrivacyAccount | None:
+        """Return the account of the run's noise, None where there is no noise."""
+        if self.dp_noise_multiplier is not None:
+            share = 1 / steps_per_epoch
+            return PrivacyAccount("example", self.dp_noise_multiplier, share, self.dp_delta, self.dp_budget)
+        strategy = self.make_strategy()
+        return strategy.account(self.dp_delta, self.dp_budget) if isinstance(strategy, DPFedAvg) else None
 
     def make_strategy(self) -> Strategy:
         """Return the strategy, by its name or as MODULE:CLASS; ConfigError where there is none."""

@@ -9,7 +9,7 @@ from pipelines.formation_energy.setup import Setup
 from pipelines.ledger.book import Book
 from pipelines.placing import CoordinatorLike
 from ray_fed.errors import FedError
-from ray_fed.federation.coordinator import Job, RoundRecord
+from ray_fed.federation.coordinator import EPSILON, Job, RoundRecord
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.tensorboard_log import EventLog, global_tag, silo_tag
 from ray_fed.reporting.terminal import RoundProgress
@@ -60,6 +60,9 @@ class Recorder:
         if record.num_rounds <= MAX_LOGGED_ROUNDS or f"{self._model(record)}.mae" in record.metrics:
             self._log(record, seed)
         self._tell_failures(record, seed)
+        if EPSILON in record.metrics and record.server_round:
+            where = f"round {record.server_round}/{record.num_rounds}"
+            self.progress.note(f"{where}: epsilon {record.metrics[EPSILON]:.3g} (delta {self.setup.config.dp_delta:g})")
         if record.server_round:
             self.progress.advance(self._shown(record))
 
@@ -102,6 +105,8 @@ class Recorder:
     def _log_federated(self, log: EventLog, record: RoundRecord) -> None:
         step = record.server_round
         log.scalars(_curves(record, "federated", "loss", global_tag), step)
+        if EPSILON in record.metrics:
+            log.scalar(global_tag("epsilon"), record.metrics[EPSILON], step)
         if step:
             log.scalar(global_tag("bytes_sent"), record.bytes_sent, step)
             log.scalar(global_tag("participants"), len(record.participants), step)

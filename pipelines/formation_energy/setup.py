@@ -191,6 +191,7 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
         config.max_update_norm,
         evaluate_every=ceil(shared.num_rounds / EVALUATIONS_PER_JOB),
     )
+    federated = within_budget(federated, config, shared.steps_per_epoch)
     if not config.baselines:
         return [federated]
     # Alone, a silo fills the whole batch with its own rows, as the paper's single-client runs do.
@@ -203,11 +204,31 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     return [federated, replace(local_job(federated, alone, f"local-{seed}"), evaluate_every=1)]
 
 
+def within_budget(job: Job, config: FormationEnergyConfig, steps_per_epoch: int) -> Job:
+    """Return the job with the account of its noise, ending before its budget does; ConfigError for a budget too small
+    for one round. Private silos count their own steps and answer no more when these are spent."""
+    account = config.account(steps_per_epoch)
+    if account is None:
+        return job
+    job = replace(job, account=account)
+    planned, first = job.noised_steps(job.num_rounds), job.noised_steps(1)
+    most = account.most_steps(planned)
+    last = max((number for number in range(1, job.num_rounds + 1) if job.noised_steps(number) <= most), default=0)
+    spent = f"one round alone costs epsilon={account.epsilon(first):.3g}; more noise or more rounds cost less each"
+    require(last > 0, f"dp_budget={config.dp_budget} is too small: {spent}")
+    private = job.any_plan.private
+    if private is None:
+        return replace(job, last_round=last)
+    plan = replace(job.any_plan, private=replace(private, most_steps=job.noised_steps(last)))
+    return replace(job, last_round=last, plans=dict.fromkeys(job.silos, plan), evaluate_silos=False)
+
+
 def _plan(config: FormationEnergyConfig, num_examples: int, seed: int) -> TrainingPlan:
     steps = ceil(num_examples / config.batch_size)
     return TrainingPlan(
         seed, config.epochs, steps, config.num_rounds(steps), config.learning_rate, config.optimizer,
         config.optimizer_state, config.proximal_mu, output_bias(config) if config.personal_bias else (),
+        private=config.private_steps(),
     )  # fmt: skip
 
 

@@ -26,8 +26,11 @@ from ray_fed.learning.scores import Scores, merged
 from ray_fed.learning.standardisation import Standardizer, merge_moments
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.perimeter.handing_over import HandedOver
+from ray_fed.privacy.dp.accounting import PrivacyAccount
 from ray_fed.randomness import generator
 
+EPSILON = "privacy.epsilon"
+"""Name of the metric: epsilon after the round."""
 STATE_BYTES_PER_VALUE = 12
 """Adam's two moments and, in SCAFFOLD, a control variate: float32 each."""
 
@@ -50,6 +53,10 @@ class Job:
     """Rounds between evaluations; round 0 and the last are always evaluated."""
     evaluate_silos: bool = True
     """Also evaluate the models on every silo's own rows."""
+    account: PrivacyAccount | None = None
+    """What the noise in the silos or in the strategy promises; none where there is no noise."""
+    last_round: int | None = None
+    """Round after which the job is complete, where a privacy budget ends it before its plan."""
 
     @property
     def any_plan(self) -> TrainingPlan:
@@ -58,7 +65,12 @@ class Job:
 
     @property
     def num_rounds(self) -> int:
-        return self.any_plan.num_rounds
+        return self.any_plan.num_rounds if self.last_round is None else self.last_round
+
+    def noised_steps(self, server_round: int) -> int:
+        """Return how many noised releases of the account's level rounds 1 to `server_round` make."""
+        by_example = self.account is not None and self.account.level == "example"
+        return self.any_plan.steps_of_round(server_round).stop if by_example else server_round
 
     def evaluates(self, server_round: int) -> bool:
         return server_round % self.evaluate_every == 0 or server_round == self.num_rounds
@@ -196,10 +208,12 @@ class Coordinator:
         self, job: Job, server_round: int, state: State, work: RoundWork, start: float, end: float
     ) -> RoundRecord:
         updates = sorted((update for _, update in work.seen), key=lambda update: update.silo)
-        metrics = _losses(updates)
+        metrics = {} if job.any_plan.private else _losses(updates)  # private steps tell no loss
         models = job.strategy.models(state)
         if job.evaluates(server_round):
             metrics |= self._evaluation(job, models, work.idle())
+            if job.account:
+                metrics[EPSILON] = job.account.epsilon(job.noised_steps(server_round))
         compute = busy_seconds(start, [(at, update.seconds) for at, update in work.seen])
         seconds = {
             "total": end - start,

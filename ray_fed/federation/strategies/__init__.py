@@ -14,6 +14,7 @@ from ray_fed.federation.strategies.buffered import FedBuff
 from ray_fed.federation.strategies.clipping import CentredClipping, NormClipping
 from ray_fed.federation.strategies.local_halves import FedBN, FedProx, Scaffold
 from ray_fed.federation.strategies.normalised import FedNova
+from ray_fed.federation.strategies.private import DPFedAvg
 from ray_fed.federation.strategies.robust import CoordinateMedian, GeometricMedian, Krum, MultiKrum, TrimmedMean
 from ray_fed.federation.strategies.server_optimizers import FedAdagrad, FedAdam, FedAvgM, FedYogi
 
@@ -35,6 +36,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "geometric_median": GeometricMedian,
     "centred_clipping": CentredClipping,
     "norm_clipping": NormClipping,
+    "dp_fed_avg": DPFedAvg,
 }
 """Strategies by the names people know. All of them train one global model."""
 
@@ -70,6 +72,7 @@ __all__ = [
     "STRATEGIES",
     "CentredClipping",
     "CoordinateMedian",
+    "DPFedAvg",
     "FedAdagrad",
     "FedAdam",
     "FedAvg",

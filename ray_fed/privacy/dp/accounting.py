@@ -12,6 +12,10 @@ from typing import Literal
 from ray_fed.config import require
 from ray_fed.errors import ConfigError
 
+ORDERS = (*range(2, 65), 80, 96, 128, 192, 256, 512, 1024)
+"""Orders of the Renyi divergence: any choice gives an upper bound. Those between 1 and 2 serve only epsilons above 10,
+and their series may fail to converge."""
+
 
 @dataclass(frozen=True)
 class PrivacyAccount:
@@ -60,6 +64,6 @@ def _epsilon(noise_multiplier: float, probability: float, num_steps: int, delta:
     event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise_multiplier)
     if probability < 1:
         event = dp_accounting.PoissonSampledDpEvent(probability, event)
-    accountant = RdpAccountant()
+    accountant = RdpAccountant(ORDERS)
     accountant.compose(event, num_steps)
     return float(accountant.get_epsilon(delta))
