@@ -142,8 +142,10 @@ def resolved(options: Mapping[str, Any]) -> FedTransferConfig:
 
 
 def same_results(config: FedTransferConfig) -> dict[str, object]:
-    """Return the options that decide what comes out."""
-    changes_nothing = ("out", "cohort", "address", "num_gpus", "round_timeout")
+    """Return the options that decide what comes out of a method's training."""
+    changes_nothing = (
+        "out", "cohort", "address", "num_gpus", "round_timeout", "preset", "methods", "repeats", "num_folds",
+    )  # fmt: skip
     return {field.name: getattr(config, field.name) for field in fields(config) if field.name not in changes_nothing}
 
 

@@ -11,7 +11,7 @@ from pipelines.fedtransfer.config import FedTransferConfig, resolved, same_resul
 from pipelines.fedtransfer.experiment import Experiment, Line
 from pipelines.fedtransfer.outcome import Outcome
 from pipelines.fedtransfer.results import header, table_rows, verdicts
-from pipelines.fedtransfer.setup import is_embedded, specs_of, task_of
+from pipelines.fedtransfer.setup import is_embedded, session_names, specs_of, task_of
 from ray_fed.errors import ConfigError
 from ray_fed.federation.coordinator import RoundRecord
 from ray_fed.reporting.plain_values import to_plain
@@ -60,8 +60,7 @@ def _run_fold(config: FedTransferConfig, fold: int, outcome: Outcome, listener: 
     task = task_of(config, fold)
     finished = frozenset(str(line["stage"]) for line in outcome.lines)
     with _standing(config, fold, outcome) as federation:
-        if not outcome.directory.config_path.is_file():
-            outcome.begin()  # not before all silos have opened their micrographs: a wrong folder leaves nothing behind
+        outcome.begin()  # not before all silos have opened their micrographs: a wrong folder leaves nothing behind
         outcome.notices = list(dict.fromkeys([*outcome.notices, *federation.notices]))
         Experiment(config, fold, task, federation, listener, finished).run()
 
@@ -113,19 +112,22 @@ class Recorder:
 
 
 def _directory(config: FedTransferConfig) -> tuple[RunDirectory, bool]:
-    """Return the run directory, and whether it holds a run with these options that was broken off."""
+    """Return the run directory, and whether it holds a run with these options, broken off or to be extended: methods,
+    repeats and folds may be added."""
     if config.out and (Path(config.out) / "config.yaml").is_file():
         directory = RunDirectory.open(config.out)
         wanted: Any = to_plain(same_results(config))
         there = {key: value for key, value in directory.read_config().items() if key in wanted}
-        if directory.summary_path.is_file() and directory.read_summary().get("status") == "completed":
-            raise ConfigError(f"out={config.out} holds a complete run; give another --out")
         changed = [key for key in wanted if wanted[key] != there.get(key)]
         if changed:
             raise ConfigError(
                 f"out={config.out} holds a run with {changed[0]}={there.get(changed[0])}, not {wanted[changed[0]]}; "
                 "give the same options to go on, or another --out"
             )
+        done = {str(line["stage"]) for line in directory.read_history()}
+        is_complete = directory.summary_path.is_file() and directory.read_summary().get("status") == "completed"
+        if is_complete and done.issuperset(session_names(config)):
+            raise ConfigError(f"out={config.out} holds a complete run; give another --out, or more methods or repeats")
         return directory, True
     return RunDirectory.create(config.out, PIPELINE), False
 

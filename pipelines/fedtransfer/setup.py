@@ -141,3 +141,14 @@ def job_of(config: FedTransferConfig, method: Method, fold: int, seed: int) -> J
 def codecs_needed(methods: Mapping[str, Method]) -> list[str]:
     """Return the codecs in which generators must travel, each once."""
     return list(dict.fromkeys(method.codec for method in methods.values() if method.needs_generators))
+
+
+def session_names(config: FedTransferConfig) -> list[str]:
+    """Return the names of all training runs that the options ask for."""
+    seeds = range(config.seed, config.seed + config.repeats)
+    return [
+        session_name(method_named(name), fold, seed)
+        for fold in range(config.num_folds)
+        for seed in seeds
+        for name in config.methods
+    ]

@@ -148,6 +148,11 @@ def test_a_broken_off_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monke
     assert main([*command, f"--out={broken}"]) == 2
     assert "holds a complete run" in capsys.readouterr().err
     assert main([*command, f"--out={broken}", "--rounds=3"]) == 2
+    assert "rounds=2, not 3" in capsys.readouterr().err
+    assert main([*command[:-2], "--methods=fed_avg,amplitude", "--cohort=local", f"--out={broken}"]) == 0
+    extended = json.loads((broken / "summary.json").read_text())
+    assert extended["fed_bn.global.map"] == ends[0]["fed_bn.global.map"]
+    assert "amplitude.global.map" in extended
 
 
 def test_choosing_on_the_test_sets_is_said_in_the_report(tmp_path, capsys):
