@@ -33,6 +33,7 @@ KINDS = ("description", "moments", "update", "metrics", "artifact", "observation
 METRICS = (
     "loss", "train_loss", "mae", "mse", "rmse", "r2", "accuracy", "precision", "recall", "f1", "auc", "iou", "mean_iou",
     "dice", "map", "vi", "vi_under", "vi_over", "vi_undefined", "ari", "cross_entropy", "perplexity", "error", "score",
+    "test_loss", "test_map", "test_vi", "test_vi_under", "test_vi_over", "test_vi_undefined", "test_ari",
 )  # fmt: skip
 """Names under which a metric leaves a silo if its owner says nothing."""
 GIB = 2**30
