@@ -17,9 +17,11 @@ from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.style_transfer.amplitude import AmplitudeBank, amplitude_bank, checked_bank, painted_with
 from ray_fed.style_transfer.artifact import DEFAULT_LIMIT, StyleArtifact, kept, make_artifact, packed, unpacked
 from ray_fed.style_transfer.codecs import CODECS, encoded_size, psnr, shapes_of
+from ray_fed.style_transfer.conditioning import GrainMaps
 from ray_fed.style_transfer.fields import noise_level
 from ray_fed.style_transfer.generators import GeneratorSpec, empty_generator
 from ray_fed.style_transfer.grain_features import GrainStatistics
+from ray_fed.style_transfer.lines import line_width, pixels_to_widen, widened
 from ray_fed.style_transfer.memorisation import MemorisationFinding, probe_memorisation
 from ray_fed.style_transfer.synthesis import synthesise
 from ray_fed.style_transfer.training import GeneratorTraining, Pairs, StylePlan
@@ -64,6 +66,8 @@ class StyleStudio:
         self._networks: dict[tuple[str, str], nn.Module] = {}
         self._banks: dict[str, AmplitudeBank] = {}
         self._own_pairs: Pairs | None = None
+        self._grain_maps: dict[tuple[bool, int], GrainMaps] = {}
+        self._own_width = line_width(train.masks)
 
     # ---- the silo's own generator
 
@@ -115,7 +119,7 @@ class StyleStudio:
 
     def transferred(self, codec: str, index: np.ndarray, seed: int) -> dict[str, Images]:
         """Return sender -> images of its style on the silo's own training labels `index` (Algorithm 1, line 15)."""
-        return {sender: self._painted(sender, codec, index, seed) for sender in self._senders(codec)}
+        return {sender: self._paint(sender, codec, self.train, index, seed) for sender in self._senders(codec)}
 
     def amplitude_painted(self, index: np.ndarray, seed: int) -> dict[str, Images]:
         """Return sender -> the silo's own images `index` with that silo's amplitudes."""
@@ -136,10 +140,10 @@ class StyleStudio:
 
     def held_out_pictures(self, codec: str, index: np.ndarray, seed: int) -> dict[str, Images]:
         """Return sender -> images of its style (and the silo's own) on the validation labels `index`."""
-        found = {self.silo: self._paint(self._own_network(), self.silo, self._held_out, index, seed)}
-        for sender in self._senders(codec):
-            found[sender] = self._paint(self._network(sender, codec), sender, self._held_out, index, seed, codec)
-        return found
+        found = {self.silo: self._paint(self.silo, "", self.validation, index, seed)}
+        return found | {
+            sender: self._paint(sender, codec, self.validation, index, seed) for sender in self._senders(codec)
+        }
 
     # ---- inside
 
@@ -169,21 +173,29 @@ class StyleStudio:
             self._networks[sender, codec] = self._received[sender, codec].generator().to(self.device)
         return self._networks[sender, codec]
 
-    def _painted(self, sender: str, codec: str, index: np.ndarray, seed: int) -> Images:
-        return self._paint(self._network(sender, codec), sender, self._pairs, index, seed, codec)
-
-    def _paint(
-        self, network: nn.Module, sender: str, pairs: Pairs, index: np.ndarray, seed: int, codec: str = ""
-    ) -> Images:
-        if sender == self.silo:
-            assert self._spec is not None
-            spec, statistics = self._spec, self._statistics
+    def _paint(self, sender: str, codec: str, part: MicrographSet, index: np.ndarray, seed: int) -> Images:
+        """Paint labels of a part of the silo's micrographs in a style; codec "" is the silo's own generator."""
+        if codec:
+            header, network = self._received[sender, codec].header, self._network(sender, codec)
+            spec, statistics, width = header.generator, header.grains, header.line_width_px
         else:
-            header = self._received[sender, codec].header
-            spec, statistics = header.generator, header.grains
+            assert self._spec is not None
+            spec, statistics, width, network = self._spec, self._statistics, 0.0, self._own_network()
+        maps = self._maps(part, width)
         own_seed = derived_seed(seed, "synthesis", self.silo, sender)
         where = torch.from_numpy(np.asarray(index, np.int64)).to(self.device)
-        return synthesise(network, spec, pairs.maps, where, statistics, own_seed).cpu().numpy()
+        return synthesise(network, spec, maps, where, statistics, own_seed).cpu().numpy()
+
+    def _maps(self, part: MicrographSet, line_width_px: float) -> GrainMaps:
+        """Return the grains of a part's labels, their lines drawn about as wide as a sender's; 0 keeps them.
+
+        The label that goes with the painted image stays the silo's own.
+        """
+        steps = pixels_to_widen(self._own_width, line_width_px) if line_width_px else 0
+        key = (part is self.train, steps)
+        if key not in self._grain_maps:
+            self._grain_maps[key] = GrainMaps.of(widened(part.masks, steps), self.device)
+        return self._grain_maps[key]
 
     def _artifact(self, codec: str) -> StyleArtifact:
         assert self._generator is not None
@@ -192,7 +204,7 @@ class StyleStudio:
         return make_artifact(
             self.silo, self._generator, self._spec, CODECS[codec],
             num_images=len(self.train), validation_l1=self.report.finding.held_out_l1,
-            line_width_px=line_width(self.train.masks), grains=self._statistics,
+            line_width_px=self._own_width, grains=self._statistics,
         )  # fmt: skip
 
     def _with_noise(self, seed: int) -> GrainStatistics:
@@ -266,21 +278,6 @@ class StyleStudio:
             codec = path.stem.rsplit("-", 1)[1]
             artifact = kept(path)
             self._received[artifact.header.silo, codec] = artifact
-
-
-def line_width(masks: np.ndarray) -> float:
-    """Return the mean width of boundaries, pixels: their area over their length.
-
-    A line k pixels wide loses its two outermost rows when it is eroded by one pixel on each side, so that its length is
-    half the area lost.
-    """
-    from scipy import ndimage
-
-    padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)), mode="edge").astype(bool)
-    cross = ndimage.generate_binary_structure(2, 1)[None]
-    inner = ndimage.binary_erosion(padded, cross)[:, 1:-1, 1:-1]
-    area, lost = int(masks.sum()), int(masks.sum()) - int(inner.sum())
-    return 2 * area / lost if lost else 0.0
 
 
 def weights_size(spec: GeneratorSpec, codec: str) -> int:

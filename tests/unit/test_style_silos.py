@@ -14,10 +14,11 @@ from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.style_transfer.exchange import pairs_of, total_bytes
 from ray_fed.style_transfer.fields import drawn_fields, measured_fields, noise_level
 from ray_fed.style_transfer.generators import GeneratorSpec
+from ray_fed.style_transfer.lines import line_width, pixels_to_widen, widened
 from ray_fed.style_transfer.methods import METHODS, method_named
 from ray_fed.style_transfer.silo import StyleSilo
 from ray_fed.style_transfer.sources import PolycrystalSource, PooledSource, Split
-from ray_fed.style_transfer.studio import StyleStudio, line_width
+from ray_fed.style_transfer.studio import StyleStudio
 from ray_fed.style_transfer.task import FedTransferTask, session_name
 from ray_fed.style_transfer.training import PRESETS
 
@@ -67,6 +68,21 @@ def test_the_width_of_a_line_is_its_width(width):
     masks = np.zeros((1, 40, 40), np.uint8)
     masks[:, 10 : 10 + width] = 1
     assert line_width(masks) == pytest.approx(width if width > 1 else 2, abs=0.01)
+
+
+@pytest.mark.parametrize(("own", "wanted"), [(3, 5), (5, 3), (3, 3), (5, 1)])
+def test_lines_are_redrawn_at_the_width_a_sender_draws_them(own, wanted):
+    masks = np.zeros((2, 40, 40), np.uint8)
+    masks[:, 10 : 10 + own] = 1
+    redrawn = widened(masks, pixels_to_widen(own, wanted))
+    expected = np.zeros_like(masks)
+    expected[:, 10 + (own - wanted) // 2 : 10 + (own + wanted) // 2] = 1
+    np.testing.assert_array_equal(redrawn, expected)
+
+
+def test_lines_are_never_thinned_until_they_break():
+    assert pixels_to_widen(3.0, 0.5) == -1
+    assert pixels_to_widen(2.0, 0.5) == 0
 
 
 def test_a_studio_trains_releases_and_paints_with_what_another_sent(tmp_path):
