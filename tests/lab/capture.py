@@ -114,7 +114,7 @@ def streams(path: Path) -> dict[Line, bytes]:
 def _joined(found: list[Segment]) -> bytes:
     """Put segments in order; sequence numbers count from the line's first one, modulo 2**32."""
     first = found[0].sequence
-    placed = sorted((((each.sequence - first + (1 << 31)) % (1 << 32), each.payload) for each in found))
+    placed = sorted(((each.sequence - first + (1 << 31)) % (1 << 32), each.payload) for each in found)
     content, end = bytearray(), placed[0][0]
     for position, payload in placed:
         new = payload[max(0, end - position) :]
