@@ -182,3 +182,55 @@ def test_wrong_options_end_in_one_line_and_leave_no_folder(given, said, tmp_path
     assert said in told
     assert len(told.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def micrograph_folder(place, sizes=(64,) * 8, mask_size=64):
+    """Write images with a cross for a boundary."""
+    from PIL import Image
+
+    for name in ("images", "labels"):
+        (place / name).mkdir(parents=True)
+    for number, size in enumerate(sizes):
+        image = np.random.default_rng(number).integers(0, 255, (size, size)).astype(np.uint8)
+        mask = np.zeros((mask_size, mask_size), np.uint8)
+        mask[mask_size // 2] = mask[:, mask_size // 2] = 255
+        Image.fromarray(image).save(place / "images" / f"{number}.png")
+        Image.fromarray(mask).save(place / "labels" / f"{number}.png")
+    return place
+
+
+def test_folders_of_micrographs_are_silos_and_their_pictures_stay_at_home(tmp_path, capsys):
+    mine = micrograph_folder(tmp_path / "mine")
+    command = ["fedtransfer", *flags(), f"--data=lab={mine},iron", "--methods=transfer_int8,oracle", "--cohort=local"]
+    assert main([*command, f"--out={tmp_path / 'run'}"]) == 0
+    capsys.readouterr()
+    assert not list((tmp_path / "run" / "figures").glob("lab-*"))
+    assert list((tmp_path / "run" / "silos").rglob("styles.png"))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "transfer_int8.lab.map" in summary
+    assert not any(key.startswith("oracle") for key in summary)  # nobody has the true renderer of real micrographs
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ({"mask_size": 32}, "0.png"),
+        ({"sizes": (64,)}, "silo 'lab' has 1 micrograph(s)"),
+    ],
+)
+@pytest.mark.parametrize("cohort", ["local", "ray"])
+def test_a_folder_that_cannot_be_used_is_named_and_nothing_is_written(
+    folder,
+    said,
+    cohort,
+    tmp_path,
+    capsys,
+    ray_session,  # noqa: ARG001
+):
+    mine = micrograph_folder(tmp_path / "mine", **folder)
+    command = ["fedtransfer", *flags(), f"--data=lab={mine},iron", "--methods=fed_avg", f"--cohort={cohort}"]
+    assert main([*command, f"--out={tmp_path / 'run'}"]) == 2
+    told = capsys.readouterr().err
+    assert "silo 'lab'" in told
+    assert said in told
+    assert not (tmp_path / "run").exists()
