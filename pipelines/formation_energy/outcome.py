@@ -9,6 +9,7 @@ from statistics import mean, stdev
 
 from pipelines.formation_energy.experiment import Experiment
 from pipelines.formation_energy.own_rows import own_errors, own_table
+from pipelines.formation_energy.promise import promise
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
 from ray_fed.reporting.model_files import ModelCard, save_model
@@ -76,6 +77,7 @@ class Outcome:
             **own_errors(self.experiment),
             **self._costs(),
             **self._counts(),
+            **promise(self.experiment),
             "status": status,
             **({"reason": reason} if reason else {}),
         }
@@ -178,7 +180,7 @@ class Outcome:
             "rounds": self.summary["rounds"],
             "strategy": setup.config.strategy,
             "strategy_options": list(setup.config.strategy_options),
-            "privacy": "none",
+            "privacy": promise(self.experiment) or "none",
         }
 
     # ---- figures and report

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -56,8 +55,6 @@ class DPFedAvg(OneModel):
     """Noise of the count of unclipped silos; a twentieth of the silos, as in the paper, but at least 0.75 z."""
     test_seed: int | None = None
     """Repeatable noise, for tests alone: it protects nothing. None takes the operating system's randomness."""
-
-    has_noise: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
