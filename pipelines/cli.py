@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import NoReturn
 
 from pipelines.bench.command import add_command as add_bench_command
+from pipelines.cluster.command import add_commands as add_cluster_commands
 from pipelines.fedtransfer.command import add_command as add_fedtransfer_command
 from pipelines.leakage.command import add_command as add_leakage_commands
 from pipelines.ledger.command import add_command as add_ledger_command
@@ -84,6 +85,7 @@ def _parse(arguments: list[str]) -> tuple[dict, str]:
     add_fedtransfer_command(commands)
     add_ledger_command(commands)
     add_bench_command(commands)
+    add_cluster_commands(commands)
     if not arguments:
         parser.print_help()
         parser.exit(2)

@@ -104,7 +104,7 @@ def write_certificates(
     names = [node.name for node in nodes]
     for node in nodes:
         if names.count(node.name) > 1:
-            raise ConfigError(f"node {node.name!r} is given twice; list all its addresses at once: NAME=ADDRESS,ADDRESS")
+            raise ConfigError(f"node {node.name!r} is given twice; list its addresses at once: NAME=ADDRESS,ADDRESS")
         if (folder / node.name).exists() and not renew:
             raise ConfigError(f"{folder / node.name} is there already; --renew replaces its certificate and key")
     authority = _standing_authority(authority_folder or folder)
@@ -127,7 +127,9 @@ def read_authority(folder: Path) -> Authority:
         certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
         key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
     except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{folder}: no usable authority ({type(error).__name__}); it needs ca.crt and ca.key") from error
+        raise ConfigError(
+            f"{folder}: no usable authority ({type(error).__name__}); it needs ca.crt and ca.key"
+        ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
         raise ConfigError(f"{folder}: ca.key is not the key of ca.crt; restore the pair or make a new authority")
     return Authority(certificate, key)
@@ -186,3 +188,12 @@ def _key_usage(signs_certificates: bool) -> x509.KeyUsage:
         data_encipherment=False, key_agreement=not signs_certificates, key_cert_sign=signs_certificates,
         crl_sign=signs_certificates, encipher_only=False, decipher_only=False,
     )  # fmt: skip
+
+
+def days_left(path: Path, now: datetime | None = None) -> float:
+    """Return the days until a certificate ends, negative when it has; ConfigError when it cannot be read."""
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not a readable certificate ({type(error).__name__}: {error})") from error
+    return (certificate.not_valid_after_utc - (now or datetime.now(UTC))) / timedelta(days=1)

@@ -1,0 +1,109 @@
+"""`ray-fed attach`: the progress of a run, read from its folder while somebody else writes it."""
+
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ray_fed.reporting.results import results_from_summary
+from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.terminal import RoundProgress, results_table
+
+LOOK_EVERY_S = 0.5
+
+
+def run(path: str) -> int:
+    """Show the rounds so far and those to come; 0 when the run completed, 1 when it ended otherwise or stands still."""
+    directory = RunDirectory.open(path)
+    unit = str(_summary(directory).get("unit", "eV/atom"))
+    with RoundProgress(unit) as progress:
+        screen = Screen(progress)
+        for record in follow(directory, lambda: time.sleep(LOOK_EVERY_S)):
+            screen.show(record)
+    return _conclusion(directory, unit)
+
+
+def follow(directory: RunDirectory, wait: Callable[[], object]) -> Iterator[Mapping[str, Any]]:
+    """Yield the lines of history.jsonl as they are written, until nobody works on the run any more."""
+    told = 0
+    while True:
+        is_worked_on = has_worker(directory.path)  # asked first: what is written between the two is read below
+        history = directory.read_history()
+        yield from history[told:]
+        told = len(history)
+        if not is_worked_on:
+            return
+        wait()
+
+
+def has_worker(path: Path) -> bool:
+    """Whether a process on this machine holds the run: a run's process locks its folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+class Screen:
+    """Shows records of a history as the run's own terminal does."""
+
+    def __init__(self, progress: RoundProgress):
+        self.progress = progress
+        self._job = ""
+        self._failures: Mapping[str, str] = {}
+
+    def show(self, record: Mapping[str, Any]) -> None:
+        """Show one round; a record that is none (a pipeline without rounds) is counted."""
+        job = str(record.get("job", "run"))
+        if job != self._job:
+            self._job = job
+            self.progress.start(int(record.get("num_rounds", 1)), job)
+        self._tell_failures(record)
+        if record.get("round", 1):
+            self.progress.advance(_shown(record))
+
+    def _tell_failures(self, record: Mapping[str, Any]) -> None:
+        failures = record.get("failures", {})
+        if failures != self._failures:
+            where = f"round {record['round']}/{record['num_rounds']}"
+            said = [f"{where}: silo '{silo}' does not take part: {reason}" for silo, reason in failures.items()]
+            for line in said or [f"{where}: all silos take part again"]:
+                self.progress.note(line)
+        self._failures = failures
+
+
+def _shown(record: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = record.get("metrics", {})
+    model = "federated" if str(record.get("job", "")).startswith("federated") else "pooled"
+    return {
+        "server_round": record.get("round"),
+        "loss": metrics.get("loss"),
+        "mae": metrics.get(f"{model}.mae"),
+        "r2": metrics.get(f"{model}.r2"),
+        "bytes_sent": record.get("bytes_sent"),
+    }
+
+
+def _summary(directory: RunDirectory) -> dict[str, Any]:
+    return dict(directory.read_summary()) if directory.summary_path.is_file() else {}
+
+
+def _conclusion(directory: RunDirectory, unit: str) -> int:
+    """Say how it ended."""
+    summary = _summary(directory)
+    status = summary.get("status", "running")
+    if status == "completed":
+        results_table(results_from_summary(summary), unit=unit)
+        print(f"\nreport  {directory.report_path}")
+        return 0
+    reason = f": {summary['reason']}" if summary.get("reason") else ""
+    said = "no process on this machine works on it" if status == "running" else f"{status}{reason}"
+    print(f"{directory.path}: {said}; go on with: ray-fed resume {directory.path}", file=sys.stderr)
+    return 1

@@ -1,0 +1,23 @@
+"""What `ray-fed doctor` can be told."""
+
+from dataclasses import dataclass
+
+from ray_fed.config import require
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Check a running cluster before a run."""
+
+    address: str = "auto"
+    """Ray cluster: 'auto' finds the one this machine belongs to; HOST:PORT; 'local' starts a private one."""
+    federation: str | None = None
+    """Federation file whose silos must find their site, their GPUs and their data."""
+    megabytes: float = 8.0
+    """Size of the messages that are timed, in MB; 8 is a model of two million parameters."""
+    patience: float = 60.0
+    """Seconds after which a node that does not answer is given up."""
+
+    def __post_init__(self) -> None:
+        for name in ("megabytes", "patience"):
+            require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
