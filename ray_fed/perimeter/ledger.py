@@ -5,9 +5,9 @@
     {"number": 3, "previous": "<SHA-256 of line 2>", "kind": "signature", "signature": ...}
 
 `previous` is the SHA-256 of the line before, so a line that is changed, dropped, added or moved breaks the chain right
-there. A signature line signs its own `previous` and with it everything above: after every `SIGN_EVERY` lines, and
-whenever the writer says so. Lines are written with one system call each, so a killed process leaves whole lines only;
-a machine that loses its power may leave a torn one, which is cut off and said so.
+there. A signature line signs itself without the signature, so its own `previous` and with it everything above: after
+every `SIGN_EVERY` lines, and whenever the writer says so. Lines are written with one system call each, so a killed
+process leaves whole lines only; a machine that loses its power may leave a torn one, which is cut off and said so.
 """
 
 import hashlib
@@ -54,15 +54,21 @@ class Ledger:
 
     def write(self, facts: Mapping[str, object]) -> int:
         """Append a line and return its number. `total` grows by the line's `bytes`."""
-        number = self.number + 1
-        line = to_line({"number": number, "previous": self.head, "time": round(self._clock(), 6), **facts})
-        self._append(line + b"\n")
-        self.number, self.head = number, line_digest(line)
+        number = self._write(self._framed(facts))
         self.total += int(facts.get("bytes") or 0)  # type: ignore[call-overload]
         self._unsigned += 1
         if self._unsigned >= self._sign_every:
             self.sign()
         return number
+
+    def _framed(self, facts: Mapping[str, object]) -> dict[str, object]:
+        return {"number": self.number + 1, "previous": self.head, "time": round(self._clock(), 6), **facts}
+
+    def _write(self, framed: Mapping[str, object]) -> int:
+        line = to_line(framed)
+        self._append(line + b"\n")
+        self.number, self.head = self.number + 1, line_digest(line)
+        return self.number
 
     def _append(self, line: bytes) -> None:
         try:
@@ -76,8 +82,9 @@ class Ledger:
         """Sign everything so far, if there is anything new."""
         if self._unsigned == 0:
             return
-        self._unsigned = -1  # the signature's own line needs none
-        self.write({"kind": "signature", "signature": self._key.sign(bytes.fromhex(self.head))})
+        framed = self._framed({"kind": "signature"})
+        self._write({**framed, "signature": self._key.sign(to_line(framed))})
+        self._unsigned = 0
 
     def close(self) -> None:
         """Sign and let go of the file."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_fed.errors import DataError
-from ray_fed.perimeter.ledger import GENESIS, line_digest
+from ray_fed.perimeter.ledger import GENESIS, line_digest, to_line
 from ray_fed.perimeter.signing import is_signed
 
 Line = Mapping[str, Any]
@@ -88,6 +88,8 @@ def read_chain(path: Path, public_key: str = "") -> Chain:
             break
         key = key or str(line.get("public_key", ""))
         problems += [f"line {number}: {problem}" for problem in _wrong(line, number, previous, key)]
+        if to_line(line) != text:
+            problems.append(f"line {number} is not written as a ledger writes it")
         previous = line_digest(text)
         lines.append(line)
         heads.append(previous)
@@ -99,11 +101,15 @@ def read_chain(path: Path, public_key: str = "") -> Chain:
 
 def _parsed(text: bytes) -> dict[str, Any] | None:
     try:
-        line = json.loads(text)
-    except ValueError:
+        line = json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError):
         return None
     fits = isinstance(line, dict) and {"number", "previous", "kind"} <= set(line)
     return line if fits else None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
 
 
 def _wrong(line: Line, number: int, previous: str, key: str) -> Iterator[str]:
@@ -113,8 +119,10 @@ def _wrong(line: Line, number: int, previous: str, key: str) -> Iterator[str]:
         yield "it does not follow from the line before: one of the two was changed, or lines were dropped or moved"
     if line.get("public_key", key) != key:
         yield "it was written with another key than the first line"
-    if line["kind"] == "signature" and not is_signed(bytes.fromhex(previous), str(line.get("signature")), key):
-        yield f"its signature is not by the key {key[:16]}..."
+    if line["kind"] == "signature":
+        signed = to_line({name: value for name, value in line.items() if name != "signature"})
+        if not is_signed(signed, str(line.get("signature")), key):
+            yield f"its signature is not by the key {key[:16]}..."
 
 
 def compare(coordinator: Chain, silos: Sequence[Chain]) -> Verdict:
