@@ -61,7 +61,7 @@ def segment_contingency(
 ) -> Contingency:
     """Return the table of two label maps [H, W] with labels 0 (boundary), 1..num_*."""
     cells = (num_predicted + 1) * (num_true + 1)
-    key = predicted.ravel().astype(np.int64 if cells > np.iinfo(np.int32).max else np.int32)
+    key = predicted.ravel().astype(np.int64)
     key *= num_true + 1
     key += true.ravel()
     if cells > DENSE_CELLS if sparse is None else sparse:
