@@ -1,4 +1,4 @@
-"""FedTransfer on embedded micrographs: Tables 2 and 3 over seeds, what a generator's inputs are worth, what codecs cost.
+"""FedTransfer on embedded micrographs: Tables 2 and 3 over seeds, what a generator's inputs are worth, codecs.
 
     python benchmarks/fedtransfer.py --out FOLDER [--repeats 3] [--studies tables,inputs,presets]
 
