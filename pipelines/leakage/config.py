@@ -50,7 +50,7 @@ class LeakageConfig:
     """Local SGD steps of the batch study; the attack unrolls them."""
     studies: tuple[Study, ...] = ("compare", "learning_rate", "labels", "batch", "defence", "tabular")
     """Experiments to run; those besides compare use the first data set, the learning rate the last."""
-    tasks: int = 16
+    tasks: int = 32
     """Attacks per task: one batched computation."""
     seed: int = 0
     """Seed of networks, images and starts."""

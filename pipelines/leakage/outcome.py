@@ -243,9 +243,10 @@ def tabular_blocks(leaks: Sequence[TabularLeak]) -> list[Paragraph | Table]:
         for one in leaks
     ]  # fmt: skip
     said = (
-        "The attacker divides each unit's weight update by its bias update. A record counts as found if a ratio is "
-        "within 1 % (exact) or 10 % (near) of a standard deviation per feature, root mean square, and nearer than "
-        "any other record of the batch is to it."
+        "The attacker divides each unit's weight update by its bias update, and takes messages of up to 10 records "
+        "apart into their exact factors (SPEAR, Dimitrov et al. 2024). A record counts as found if a guess is within "
+        "1 % (exact) or 10 % (near) of a standard deviation per feature, root mean square, and nearer than any other "
+        "record of the batch is to it."
     )
     header = ["optimiser", "batch", "local steps", "records", "exact", "near", "worst target error (eV/atom)"]
     return [Paragraph(said), Table(header, rows)]

@@ -101,7 +101,7 @@ def _runner(config: LeakageConfig) -> Iterator:
         import torch
 
         torch.set_num_threads(1)
-        yield lambda jobs: map(_timed, jobs)
+        yield lambda jobs: map(run_job, jobs)
         return
     from actors.session import session
 
@@ -109,12 +109,6 @@ def _runner(config: LeakageConfig) -> Iterator:
         from actors.leakage import run_tasks
 
         yield lambda jobs: run_tasks(jobs, num_gpus=config.num_gpus)
-
-
-def _timed(job: AttackJob) -> JobResult:
-    started = time.perf_counter()
-    result = run_job(job)
-    return JobResult(result.key, result.rows, result.arrays, time.perf_counter() - started)
 
 
 def _keep(result: JobResult, outcome: Outcome) -> None:

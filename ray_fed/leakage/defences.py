@@ -4,6 +4,7 @@ A defence is a function of one message (a tensor per parameter) and a seed. Larg
 defences too, but of training, not of the message: see `Knowledge`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,36 @@ def int8(message: Message, strength: float = 0, seed: int = 0) -> list[torch.Ten
     return [(part / scale).round() * scale for part, scale in zip(message, scales, strict=True)]
 
 
+def private(message: Message, multiplier: float, seed: int = 0) -> list[torch.Tensor]:
+    """Clip to CLIPPED_TO and add Gaussian noise of `multiplier` times that norm: the Gaussian mechanism."""
+    draw = torch.Generator().manual_seed(derived_seed(seed, "private noise"))
+    scale = multiplier * CLIPPED_TO
+    return [part + scale * torch.randn(part.shape, generator=draw).to(part) for part in clip(message, CLIPPED_TO)]
+
+
+def noise_multiplier(epsilon: float, delta: float, releases: int) -> float:
+    """Return the noise, in units of the clipping norm, with which `releases` messages are (epsilon, delta)-private
+    together: exact for Gaussian noise (Dong, Roth & Su 2022, Corollary 1 and Sec. 3.2).
+
+        delta = Phi(-epsilon/mu + mu/2) - exp(epsilon) Phi(-epsilon/mu - mu/2),   mu = sqrt(releases) / multiplier
+    """
+    low, high = 1e-6, 1e6  # of mu: delta grows with it
+    for _ in range(200):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if _delta(epsilon, middle) < delta else (low, middle)
+    return math.sqrt(releases) / low
+
+
+def _delta(epsilon: float, mu: float) -> float:
+    second = _normal_cdf(-epsilon / mu - mu / 2)
+    grown = math.exp(epsilon + math.log(second)) if second > 0 else 0.0
+    return _normal_cdf(-epsilon / mu + mu / 2) - grown
+
+
+def _normal_cdf(value: float) -> float:
+    return math.erfc(-value / math.sqrt(2)) / 2  # erfc keeps its digits in the tail
+
+
 DEFENCES: dict[str, Callable[[Message, float, int], list[torch.Tensor]]] = {
     "clip": clip,
     "noise": noise,
@@ -61,20 +92,26 @@ DEFENCES: dict[str, Callable[[Message, float, int], list[torch.Tensor]]] = {
     "int8": int8,
 }
 WITHOUT_STRENGTH = ("fp16", "int8", "no_output_bias")
+CLIPPED_TO, DELTA = 1.0, 1e-5
+"""Norm to which silo_dp clips a message, and the delta of its guarantee."""
 
 
 @dataclass(frozen=True)
 class Defence:
-    """A defence and its strength: `noise:0.1`, `prune:0.9`, `clip:1`, `fp16`, `int8`, `no_output_bias`."""
+    """A defence and its strength: `noise:0.1`, `prune:0.9`, `clip:1`, `silo_dp:8`, `fp16`, `int8`, `no_output_bias`."""
 
     name: str
     strength: float = 0.0
+    releases: int = 1
+    """Messages of one sender over which silo_dp spends its epsilon."""
 
     def __str__(self) -> str:
         return self.name if self.name in WITHOUT_STRENGTH else f"{self.name}:{self.strength:g}"
 
     def on_message(self, message: Message, seed: int = 0) -> list[torch.Tensor]:
         """Return what is sent instead of `message`."""
+        if self.name == "silo_dp":
+            return private(message, noise_multiplier(self.strength, DELTA, self.releases), seed)
         return DEFENCES[self.name](message, self.strength, seed)
 
     def on(self, observation: Observation, seed: int = 0) -> Observation:
@@ -87,8 +124,9 @@ class Defence:
 def parse_defence(text: str) -> Defence:
     """Return the defence written as NAME or NAME:STRENGTH; ConfigError when there is no such."""
     name, _, strength = text.partition(":")
-    if name not in (*DEFENCES, "no_output_bias"):
-        raise unknown_name("defence", name, [*DEFENCES, "no_output_bias"])
+    known = [*DEFENCES, "silo_dp", "no_output_bias"]
+    if name not in known:
+        raise unknown_name("defence", name, known)
     if name in WITHOUT_STRENGTH:
         require(not strength, f"defence {text!r}: {name} takes no strength")
         return Defence(name)

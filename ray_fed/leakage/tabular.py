@@ -22,12 +22,26 @@ SMALLEST_BIAS = 1e-6
 
 
 def row_candidates(weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """Return one guess per live unit [guesses, num_features]: dW_i / db_i, the most moved unit first."""
+    """Return guesses [guesses, num_features]: the best single row for all units together, then dW_i / db_i of each live
+    unit, the most moved unit first.
+
+    The first is the best rank-one fit [dW, db] = delta [x, 1]: where one record is behind the message it averages over
+    all units, and sees through noise in which no single unit's ratio means anything.
+    """
     weights, bias = np.asarray(weights, np.float64), np.asarray(bias, np.float64)
+    together = _rank_one_row(weights, bias)
     live = np.abs(bias) > SMALLEST_BIAS * np.abs(bias).max(initial=0.0)
     order = np.argsort(-np.abs(bias), kind="stable")
     order = order[live[order]]
-    return weights[order] / bias[order, None]
+    return np.concatenate([together, weights[order] / bias[order, None]])
+
+
+def _rank_one_row(weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """[1, num_features], or none [0, num_features] for a message of zeros."""
+    joined = np.column_stack([weights, bias])
+    _, vectors = np.linalg.eigh(joined.T @ joined)
+    first = vectors[:, -1]
+    return (first[:-1] / first[-1])[None] if first[-1] and joined.any() else np.zeros((0, weights.shape[1]))
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,19 @@ def match_rows(candidates: np.ndarray, rows: np.ndarray) -> Matches:
         record = nearest[number]
         if guess[record] < 0 and own[number] < _nearest_other(rows, int(record)):
             error[record], guess[record] = own[number], number
+    return Matches(error, guess)
+
+
+def match_owner(candidates: np.ndarray, rows: np.ndarray, owner: int) -> Matches:
+    """Match guesses [guesses, d] with the record among rows [num_rows, d] that is behind the message, by the rule of
+    `match_rows`."""
+    error, guess = np.full(len(rows), np.inf), np.full(len(rows), -1)
+    if len(candidates):
+        own = np.sqrt(np.square(candidates - rows[owner]).mean(1))
+        best = int(own.argmin())
+        nearest = np.sqrt(np.square(rows - candidates[best]).mean(1).min())
+        if own[best] <= nearest * (1 + 1e-9) and own[best] < _nearest_other(rows, owner):
+            error[owner], guess[owner] = own[best], best
     return Matches(error, guess)
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from ray_fed.config import require
+from ray_fed.leakage.sparse_factors import factor_candidates
 from ray_fed.leakage.stacked import StackedNetwork
 from ray_fed.leakage.tabular import match_rows, residual_from_bias, row_candidates
 from ray_fed.learning.models import seeded_mlp
@@ -60,7 +61,7 @@ def crystal_rows(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, tuple[s
 def tabular_leaks(
     features: np.ndarray, targets: np.ndarray, cases: Sequence[TabularCase], messages: int, seed: int
 ) -> Iterator[TabularLeak]:
-    """Attack `messages` messages of each case with the ratio of the first layer (tabular.py); yields each case's sum.
+    """Attack `messages` messages of each case with the ratios and factors of the first layer; yields each case's sum.
 
     Batches are drawn without replacement per message; local steps go through them in turn, as epochs do.
     """
@@ -80,7 +81,9 @@ def _one_message(
     batches = [torch.from_numpy(part) for part in np.split(order, case.local_steps)]
     message = local_update(network, torch.from_numpy(features), torch.from_numpy(targets)[:, None], batches, case)
     taken = np.unique(order)
-    found = match_rows(row_candidates(message[0].numpy(), message[1].numpy()), features[taken])
+    weights, bias = message[0].numpy(), message[1].numpy()
+    guesses = np.concatenate([row_candidates(weights, bias), factor_candidates(weights, bias, wanted)])
+    found = match_rows(guesses, features[taken])
     single = wanted == 1 and case.optimizer == "sgd"
     error = _target_error(network, float(targets[order[0]]), message) if single else None
     return len(taken), found.exact, found.near, error

@@ -1,27 +1,32 @@
 """The audit and the command lines, without Ray."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from pipelines.cli import main
-from pipelines.leakage.audit_report import cheapest
+from pipelines.leakage.audit_findings import Findings, Gate
 from pipelines.leakage.config import LeakageConfig
 from pipelines.leakage.jobs import snapshots, study_jobs
 from pipelines.leakage.label_study import multiset_share
-from pipelines.leakage.policy import check_allowed
 from pipelines.leakage.results import summarise
+from pipelines.leakage.standing import check_allowed
 from pipelines.leakage.verdicts import HOLDS, NOT, verdicts
 from ray_fed.errors import ConfigError
 from ray_fed.federation.task import SiloSpec
-from ray_fed.leakage.audit import MessageAudit, audit, check_first_layer, one_batch, single_records, summed
-from ray_fed.leakage.defences import parse_defence
+from ray_fed.leakage.audit import MessageAudit, audit, check_first_layer
+from ray_fed.leakage.defences import noise_multiplier, parse_defence
+from ray_fed.leakage.replay import SINGLES, in_sum, one_batch, single_records
+from ray_fed.leakage.training_change import TrainingChange, noise_for, parse_change
 from ray_fed.learning.layout import initial_vector
 from ray_fed.learning.standardisation import Standardizer
+from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.databases.source import EMBEDDED, Source
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
+from ray_fed.privacy.dp.accounting import PrivacyAccount
 
 
 @pytest.fixture(scope="module")
@@ -43,31 +48,35 @@ def audited(silo, replay, defence=None) -> MessageAudit:
 
 def test_gradients_of_single_records_give_every_record_away_with_its_target(silo):
     found = audited(silo, single_records(silo, initial_vector(silo.task.model(0))))
-    assert found.exact == found.records == 64
+    assert found.exact == found.records == SINGLES
     assert found.target_error is not None
     assert found.target_error < 1e-4
     assert max(found.feature_errors.values()) < 1e-2 * max(silo.rows.features.std(0))
 
 
-def test_large_batches_give_nothing_away_to_the_ratio(silo):
+def test_small_batches_come_apart_entirely_and_large_ones_give_nothing_away(silo):
     vector = initial_vector(silo.task.model(0))
-    small, large = (audited(silo, one_batch(silo, vector, size)) for size in (4, 100))
-    assert small.found > 0
+    small, large = (audited(silo, one_batch(silo, vector, size)) for size in (8, 100))
+    assert small.exact == small.records == 8
     assert large.found == 0
 
 
-def test_noise_as_large_as_the_message_stops_the_audit_and_clipping_does_not(silo):
+def test_clipping_hides_nothing_and_only_noise_well_above_the_message_stops_the_audit(silo):
     replay = single_records(silo, initial_vector(silo.task.model(0)))
-    assert audited(silo, replay, "noise:1").found == 0
-    assert audited(silo, replay, "clip:0.01").found == 64
+    assert audited(silo, replay, "clip:0.01").found == SINGLES
+    assert audited(silo, replay, "noise:0.1").found > SINGLES // 2  # all units together see through it
+    assert audited(silo, replay, "noise:10").found == 0
+    assert audited(silo, replay, "silo_dp:8").found == 0
 
 
 def test_a_sum_over_silos_is_matched_with_each_silos_own_records(silo):
     vector = initial_vector(silo.task.model(0))
     one = one_batch(silo, vector, 1)
-    doubled = summed([one, one])
-    np.testing.assert_allclose(doubled[0].messages[0][0], 2 * one.messages[0][0])
-    assert audited(silo, doubled[1]).exact == 1
+    other = replace(one, messages=one_batch(silo, vector, 3).messages, together=3)
+    both = in_sum([one, other])
+    np.testing.assert_allclose(both[0].messages[0][0], one.messages[0][0] + 3 * other.messages[0][0])
+    assert (both[0].together, both[0].summed) == (4, 2)
+    assert audited(silo, both[1]).target_error is None
 
 
 def test_a_network_whose_first_layer_is_not_linear_is_refused():
@@ -75,34 +84,118 @@ def test_a_network_whose_first_layer_is_not_linear_is_refused():
         check_first_layer(torch.nn.Sequential(torch.nn.Conv1d(1, 1, 1), torch.nn.Linear(3, 1)))
 
 
-def test_the_cheapest_defence_is_the_one_that_stops_the_leak_at_the_lowest_error():
-    def one(defence, exact):
-        return MessageAudit("a", "m", defence, 5, exact, 0, {}, None)
+# ---- what an audit says
 
-    audits = [one("none", 5), one("noise:1", 0), one("prune:0.9", 0), one("fp16", 5)]
-    assert cheapest(audits, audits[0], {"noise:1": 0.3, "prune:0.9": 0.2, "fp16": 0.1}) == "prune:0.9"
-    assert cheapest(audits[:1], audits[0], {}) == "none tried"
-    assert cheapest(audits, one("none", 0), {}) == "not needed"
+
+def message(defence="none", exact=0, silo="a", records=5) -> MessageAudit:
+    return MessageAudit(silo, "m", defence, records, exact, 0, {}, None)
+
+
+def test_the_cheapest_defence_is_the_one_that_stops_the_leak_at_the_lowest_error():
+    tried = [message("none", 5), message("noise:1"), message("prune:0.9"), message("fp16", 5)]
+    costs = {"noise:1": 0.3, "prune:0.9": 0.2, "fp16": 0.1}
+    findings = Findings("eV", {}, of_kinds=tried, costs=costs)
+    assert findings.cheapest(tried[0]) == "prune:0.9"
+    assert findings.cheapest(message("none", 0)) == "not needed"
+    assert Findings("eV", {}, of_kinds=tried[:1]).cheapest(tried[0]) == "none tried"
+
+
+def test_the_gate_names_the_silo_that_leaks_most_and_what_stops_it():
+    findings = Findings("eV", {}, of_rounds=[message(exact=1), message(exact=3, silo="b", records=4)])
+    findings.of_kinds = [*findings.of_rounds, message("fp16", silo="b")]
+    broken = Gate(0.5, findings)
+    assert broken.is_broken
+    assert broken.words == (
+        "failed: max_leak=0.5 is exceeded; silo 'b': 3 of 4 records (75.0%) found in its m; fp16 stops it"
+    )
+    assert not Gate(0.75, findings).is_broken
+    assert not Gate(None, findings).is_broken
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("batch:0", "must be batch:NUMBER"), ("dp:-1", "must be dp:EPSILON"), ("stps:1", "did you mean 'steps'"),
+     ("sgd:2", "takes no number"), ("dp:", "must be dp:EPSILON")],
+)  # fmt: skip
+def test_changes_that_do_not_exist_are_refused(text, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_change(text)
+
+
+def test_a_change_keeps_the_passes_over_the_rows_and_cuts_them_differently():
+    plan = TrainingPlan(0, epochs=4, steps_per_epoch=10, num_rounds=2)
+    change = parse_change("batch:8+steps:1+sgd")
+    changed = change.of({"a": plan, "b": plan}, {"a": 100, "b": 30})["a"]
+    assert (changed.epochs, changed.steps_per_epoch, changed.num_rounds, changed.optimizer) == (4, 13, 52, "sgd")
+    assert str(change) == "batch:8+steps:1+sgd"
+    assert TrainingChange().of({"a": plan}, {"a": 100})["a"] == plan
+
+
+def test_private_steps_of_a_change_spend_the_epsilon_asked_for():
+    pytest.importorskip("dp_accounting", reason="needs the extra 'privacy'")
+    spent = PrivacyAccount("example", noise_for(8.0, 0.1, 40), 0.1).epsilon(40)
+    assert 7.5 < spent <= 8.0
+
+
+def test_noise_of_a_silo_is_that_of_the_exact_gaussian_mechanism():
+    assert noise_multiplier(1.0, 1e-5, 1) == pytest.approx(3.7306, abs=1e-3)  # Balle & Wang 2018
+    assert noise_multiplier(1.0, 1e-5, 9) == pytest.approx(3 * noise_multiplier(1.0, 1e-5, 1))
 
 
 # ---- policy
 
 
 def test_nothing_is_allowed_by_default_and_the_remedy_is_said(tmp_path):
-    with pytest.raises(ConfigError, match=r"silo 'mit': its owner has not allowed an audit.*audit: \[mit\]"):
+    with pytest.raises(ConfigError, match=r"silo 'mit': its owner has not allowed an audit.*mit: \{audit: true\}"):
         check_allowed(str(tmp_path / "none.yaml"), ["mit"])
 
 
-def test_a_policy_allows_the_silos_it_lists_and_no_others(tmp_path):
-    path = tmp_path / "policy.yaml"
-    path.write_text("audit: [mit]\n")
+def test_a_site_file_allows_the_silos_it_lists_and_no_others(tmp_path):
+    path = tmp_path / "site.yaml"
+    path.write_text("silos: {mit: {audit: true}}\n")
     check_allowed(str(path), ["mit"])
     with pytest.raises(ConfigError, match="silo 'eth'"):
         check_allowed(str(path), ["mit", "eth"])
-    for text in ("audit: yes\n", "- mit\n", "audit: [\n"):
+    for text in ("silos: {mit: {audit: 7}}\n", "- mit\n", "silos: [\n"):
         path.write_text(text)
-        with pytest.raises(ConfigError, match="policy="):
+        with pytest.raises(ConfigError, match=r"site\.yaml"):
             check_allowed(str(path), ["mit"])
+
+
+# ---- a run, replayed
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    """A federation that sends after every small batch of SGD, which leaks, and its owners' site file."""
+    folder = tmp_path_factory.mktemp("audited")
+    options = ["--rows", "120", "--silos", "30,60", "--epochs", "1", "--baselines", "no", "--optimizer", "sgd",
+               "--batch-size", "9", "--communication-frequency", "batch", "--cohort", "local"]  # fmt: skip
+    assert main(["formation-energy", *options, "--out", str(folder / "run")]) == 0
+    (folder / "site.yaml").write_text("perimeter: {audit: true}\n")
+    return folder
+
+
+def test_an_audit_of_a_leaky_run_fails_the_gate_and_leaves_a_table_for_its_owners(finished_run, capsys, tmp_path):
+    arguments = ["audit", str(finished_run / "run"), "--policy", str(finished_run / "site.yaml"), "--rounds", "2",
+                 "--defences", "fp16,silo_dp:8", "--changes", "steps:2", "--out", str(tmp_path / "audit")]  # fmt: skip
+    assert main([*arguments, "--max-leak", "0.1"]) == 1
+    shown = capsys.readouterr()
+    assert shown.err.strip().splitlines()[-1].startswith("ray-fed audit: failed: max_leak=0.1 is exceeded; silo 'silo-")
+    lines = [line.split() for line in shown.out.splitlines()]
+    assert next(line for line in lines if line[:1] == ["silo_dp:8"])[1:3] == ["0", "/"]
+    summary = json.loads((tmp_path / "audit" / "summary.json").read_text())
+    assert summary["leak.passed"] is False
+    assert summary["leak.largest_share"] == 1.0
+    assert "Verdict" in (tmp_path / "audit" / "report.html").read_text()
+
+
+def test_an_audit_without_its_owners_word_leaves_nothing_behind(finished_run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_FED_SITE", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["audit", str(finished_run / "run")]) == 2
+    assert "its owner has not allowed an audit" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---- command lines
@@ -118,6 +211,8 @@ def test_a_policy_allows_the_silos_it_lists_and_no_others(tmp_path):
         (["leakage", "--images", "100000"], "images=100000"),
         (["leakage", "--bugdet", "5"], "did you mean --budget"),
         (["audit", "nowhere"], "nowhere is not a run directory"),
+        (["audit", "nowhere", "--max-leak", "2"], "max_leak=2.0 must be a share between 0 and 1"),
+        (["audit", "nowhere", "--defences", "dpp:8"], "unknown defence 'dpp'"),
     ],
 )
 def test_bad_options_are_one_line_and_exit_code_2(arguments, said, capsys, tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ from ray_fed.leakage.defences import Defence, clip, int8, noise, parse_defence, 
 from ray_fed.leakage.images import EMBEDDED, load_images
 from ray_fed.leakage.labels import infer_labels, label_counts, label_steps
 from ray_fed.leakage.observation import Knowledge, observe
+from ray_fed.leakage.sparse_factors import factor_candidates
 from ray_fed.leakage.study import masks
-from ray_fed.leakage.tabular import match_rows, residual_from_bias, row_candidates
+from ray_fed.leakage.tabular import NEAR, match_rows, residual_from_bias, row_candidates
 from ray_fed.leakage.tabular_study import TabularCase, local_update, tabular_leaks
 from ray_fed.leakage.targets import make_target
 from ray_fed.learning.models import seeded_mlp
@@ -117,7 +118,7 @@ def test_a_unit_that_one_row_alone_switches_on_gives_that_row_away_and_shared_un
     """Unit 0 sees row 0 only, unit 1 sees both with equal weight: ratios are row 0 and the mean."""
     rows = np.array([[1.0, 0.0, 2.0], [3.0, 4.0, 0.0]])
     pull = np.array([[0.5, 0.0], [0.2, 0.2]])  # dL/dz of each unit and row
-    guesses = row_candidates(pull @ rows, pull.sum(1))
+    guesses = row_candidates(pull @ rows, pull.sum(1))[1:]  # the first is the best single row for both units
     np.testing.assert_allclose(guesses, [rows[0], rows.mean(0)])
     matches = match_rows(guesses, rows)
     assert (matches.exact, matches.near) == (1, 0)
@@ -270,3 +271,32 @@ def test_images_that_are_not_there_are_refused(tmp_path):
 def test_segmentation_labels_are_the_bright_pixels():
     image = torch.tensor([[[[0.0, 1.0], [0.2, 0.9]]]])
     assert masks(image).tolist() == [[[0, 1], [0, 1]]]
+
+
+@pytest.mark.parametrize("size", [2, 5, 8])
+def test_small_relu_batches_are_factored_exactly(size):
+    rng = np.random.default_rng(size)
+    rows = rng.standard_normal((size, 20))
+    units = rng.standard_normal((60, 20))
+    gradients = rng.standard_normal((size, 60)) * (rows @ units.T > 0)
+    found = factor_candidates(gradients.T @ rows, gradients.sum(0), size)
+    errors = [np.abs(found - row).max(1).min() for row in rows]
+    assert max(errors) < 1e-6
+
+
+def test_messages_without_a_relus_zeros_and_large_batches_have_no_factors():
+    rng = np.random.default_rng(0)
+    rows, gradients = rng.standard_normal((4, 20)), rng.standard_normal((4, 60))
+    assert factor_candidates(gradients.T @ rows, gradients.sum(0), 4).shape == (0, 20)
+    assert factor_candidates(np.zeros((60, 20)), np.zeros(60), 2).shape == (0, 20)
+    assert factor_candidates(gradients.T @ rows, gradients.sum(0), 100).shape == (0, 20)
+
+
+def test_a_single_row_is_seen_through_noise_by_all_units_together():
+    rng = np.random.default_rng(0)
+    row, gradient = rng.standard_normal(20), rng.standard_normal(200)
+    message = np.outer(gradient, np.append(row, 1.0))
+    message += 0.1 * message.std() * rng.standard_normal(message.shape)
+    together, *single = row_candidates(message[:, :-1], message[:, -1])
+    assert np.sqrt(np.square(together - row).mean()) < NEAR
+    assert np.median([np.sqrt(np.square(each - row).mean()) for each in single]) > NEAR

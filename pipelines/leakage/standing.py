@@ -1,0 +1,158 @@
+"""The silos of a run or a federation file, opened in this process as their owners allow."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.formation_energy.setup import POOLED, Setup, jobs, resolve
+from pipelines.ledger.book import coordinator_path
+from ray_fed.errors import ConfigError, DataError
+from ray_fed.federation.coordinator import Coordinator, Job
+from ray_fed.federation.messages import SiloDescription, Vector
+from ray_fed.federation.silo import Silo
+from ray_fed.leakage.replay import Heard, ListeningCohort
+from ray_fed.learning.standardisation import Standardizer
+from ray_fed.materials.property_task import PropertyTask
+from ray_fed.perimeter.passage import vector_digest
+from ray_fed.perimeter.policy import read_site, site_path
+from ray_fed.reporting.model_files import load_model
+from ray_fed.reporting.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Standing:
+    """The audited silos, open and standardised, and what they do in the federation."""
+
+    cohort: ListeningCohort
+    coordinator: Coordinator
+    job: Job
+    scale: np.ndarray
+    """Standard deviations of the features, in their units."""
+    units: Mapping[str, str]
+    target_unit: str
+    is_whole: bool
+    """Whether all silos of the federation are audited."""
+
+    @property
+    def silos(self) -> tuple[Silo, ...]:
+        return tuple(self.cohort.silos[name] for name in self.job.silos)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        return {silo.spec.name: len(silo.features) for silo in self.silos}
+
+    def mean_absolute_error(self, vector: Vector) -> float:
+        """Return the error on the common test set, or on the silos' held-out rows where there is none."""
+        examined = self.cohort.examine({"model": vector})
+        if examined is not None:
+            return examined["model"].values()["mae"]
+        errors, count = 0.0, 0
+        for silo in self.silos:
+            predicted = _predicted(silo, vector)
+            errors += float(np.abs(predicted - silo.rows.held_out_targets).sum())
+            count += len(predicted)
+        return errors / max(1, count)
+
+
+def setup_of(target: str) -> Setup:
+    """Return the setup of a run or of a federation file."""
+    path = Path(target)
+    if path.is_file():
+        return resolve({"federation": str(path.absolute())})
+    config = RunDirectory.open(path).read_config()
+    if "silos" not in config or "set" not in config or "communication_frequency" not in config:
+        raise ConfigError(
+            f"{target} is not a run of formation-energy; an audit replays such runs, or a federation file"
+        )
+    options = {key: _as_option(value) for key, value in config.items() if key not in ("command", "set", "out")}
+    return resolve(options, tuple(str(text) for text in config["set"] or ()))  # type: ignore[union-attr]
+
+
+def chosen_silos(setup: Setup, silos: Sequence[str]) -> tuple[str, ...]:
+    """Return the silos asked for, all if none is; ConfigError for one that is not there."""
+    known = tuple(spec.name for spec in setup.silos)
+    for name in silos:
+        if name not in known:
+            raise ConfigError(f"silos: there is no silo {name!r}; there are: {', '.join(known)}")
+    return tuple(name for name in known if not silos or name in silos)
+
+
+def check_allowed(policy: str | None, silos: Sequence[str]) -> None:
+    """Raise a ConfigError naming the first silo whose owner's site file does not allow an audit, and the remedy."""
+    path = Path(policy).expanduser() if policy else site_path()
+    for silo in silos:
+        if not read_site(silo, path).policy.audit:
+            raise ConfigError(
+                f"silo '{silo}': its owner has not allowed an audit; the owner writes "
+                f"'silos: {{{silo}: {{audit: true}}}}' into {path}, or names another site file with --policy"
+            )
+
+
+def scaler_of(target: str) -> Standardizer | None:
+    """Return the scaler that a run agreed on, None where it left no model."""
+    path = RunDirectory(target).models / "federated.safetensors"
+    if not path.is_file():
+        return None
+    arrays, card = load_model(path)
+    return Standardizer(*(arrays[name] for name in card.scaler_tensors))
+
+
+def stand(setup: Setup, chosen: Sequence[str], scaler: Standardizer | None = None) -> Standing:
+    """Open the chosen silos alone, in this process, without a trace on disk; without a scaler they agree on one."""
+    if not isinstance(setup.task, PropertyTask):
+        raise DataError("an audit replays runs of formation-energy; this run has another task")
+    specs = [replace(spec, state_folder="", ledger_folder="") for spec in setup.silos if spec.name in chosen]
+    cohort = ListeningCohort(specs, setup.task, setup.test)
+    coordinator = Coordinator(cohort, setup.task, chosen)
+    agreement = coordinator.agree()
+    if scaler is not None:
+        cohort.prepare(scaler)
+    scaler = scaler or agreement.standardizer
+    assert scaler is not None, "property tasks standardise"
+    return Standing(
+        cohort, coordinator, _job(setup, agreement.silos), scaler.scale,
+        setup.task.featurizer().feature_units(), setup.task.unit, len(chosen) == len(setup.silos),
+    )  # fmt: skip
+
+
+def same_as_received(target: str, job: Job, heard: Sequence[Heard]) -> tuple[int, int] | None:
+    """Return how many replayed updates are, by their SHA-256, those that the run's coordinator wrote down, and how many
+    it wrote down of these rounds; None where the run keeps no ledger."""
+    path = coordinator_path(RunDirectory(target))
+    if not path.is_file():
+        return None
+    mine = {(one.update.silo, one.update.server_round): vector_digest(one.update.vector) for one in heard}
+    received = {}
+    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+        message = line.get("message") or {}
+        key = (line.get("silo"), message.get("round"))
+        if line.get("kind") == "received" and message.get("session") == job.name and key in mine:
+            received[key] = message["sha256"]
+    return sum(mine[key] == digest for key, digest in received.items()), len(received)
+
+
+def _job(setup: Setup, descriptions: Mapping[str, SiloDescription]) -> Job:
+    """Return the federated job among the audited silos. The steps of an epoch depend on all silos' rows: those of silos
+    that are not audited are taken to be as many as the audited ones have on average."""
+    mean = sum(one.num_examples for one in descriptions.values()) // len(descriptions)
+    some = next(iter(descriptions.values()))
+    names = [*(spec.name for spec in setup.silos), POOLED]
+    known = {name: descriptions.get(name) or replace(some, silo=name, num_examples=mean) for name in names}
+    job = jobs(setup, known, setup.config.seed)[0]
+    return replace(job, silos=tuple(name for name in job.silos if name in descriptions))
+
+
+def _as_option(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _predicted(silo: Silo, vector: Vector) -> np.ndarray:
+    import torch
+
+    from ray_fed.learning.layout import load_vector
+
+    with torch.no_grad():
+        return load_vector(silo.task.model(0), vector)(silo.held_out_features)[:, 0].numpy()

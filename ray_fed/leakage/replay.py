@@ -1,0 +1,169 @@
+"""What the coordinator of a federation receives, made again inside the silos: the messages an audit attacks.
+
+Two kinds: the messages of the federation as it is set up, round by round (`ListeningCohort`), and those of the same
+silo if it sent after every record, or after every batch (`single_records`, `one_batch`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+import torch
+
+from ray_fed.federation.cohort import LocalCohort
+from ray_fed.federation.coordinator import Coordinator, Job
+from ray_fed.federation.messages import Answer, Answered, Update, Vector
+from ray_fed.federation.silo import Silo
+from ray_fed.federation.strategies import State
+from ray_fed.leakage.defences import Defence
+from ray_fed.learning.layout import Layout, load_vector
+from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.randomness import derived_seed
+
+SINGLES = 32
+"""Single-record gradients replayed per silo."""
+
+Parts = list[np.ndarray]
+"""One array per parameter."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Messages of one kind from one silo; stays inside it."""
+
+    silo: str
+    kind: str
+    messages: tuple[Parts, ...]
+    rows: np.ndarray
+    """[num_rows, num_features]: all the silo's training records, as the network sees them."""
+    targets: np.ndarray
+    """[num_rows]"""
+    records: int
+    """Records that took part."""
+    owners: tuple[int, ...] = ()
+    """Record behind each message, where each comes from one."""
+    together: int = 0
+    """Records behind each message, those of other silos in the sum included."""
+    summed: int = 1
+    """Silos in the sum, if only the sum is seen."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One update as the coordinator received it, and what it had sent."""
+
+    sent: Vector
+    update: Update
+
+    def moved(self, size: int) -> np.ndarray:
+        """Return sent minus returned parameters [size]: the direction of a gradient."""
+        return self.sent[:size].astype(np.float64) - self.update.vector[:size]
+
+
+class ListeningCohort(LocalCohort):
+    """Silos in this process; notes what they are sent and what they answer, after a defence if there is one."""
+
+    defence: Defence | None = None
+
+    def listen(self, defence: Defence | None, layout: Layout) -> None:
+        """Forget what was heard; defend what is heard from now on."""
+        self.defence, self._layout = defence, layout
+        self.heard: list[Heard] = []
+        self._sent: dict[tuple[str, int], Vector] = {}
+
+    def ask(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
+        self._sent |= {(silo, server_round): vector for silo, vector in vectors.items()}
+        super().ask(session, server_round, vectors)
+
+    def answer(self, timeout: float | None = None) -> Answer | None:
+        answer = super().answer(timeout)
+        if not isinstance(answer, Answered):
+            return answer
+        sent = self._sent.pop((answer.silo, answer.server_round))
+        update = self._defended(sent, answer.update)
+        self.heard.append(Heard(sent, update))
+        return replace(answer, update=update)
+
+    def _defended(self, sent: Vector, update: Update) -> Update:
+        if self.defence is None:
+            return update
+        size = self._layout.size
+        moved = update.vector[:size].astype(np.float64) - sent[:size]
+        seed = derived_seed(0, "defence of an update", update.silo, update.server_round)
+        parts = defended(list(self._layout.unflatten(moved).values()), self.defence, seed)
+        vector = update.vector.copy()
+        vector[:size] = sent[:size] + np.concatenate([part.ravel() for part in parts])
+        return replace(update, vector=vector)
+
+
+def hear(
+    cohort: ListeningCohort, coordinator: Coordinator, job: Job, rounds: int, defence: Defence | None = None
+) -> tuple[list[Heard], State]:
+    """Run the first rounds of a job; return every update as the coordinator received it, and the last state.
+
+    The silos' answers are bit for bit those of a run of the same configuration, on whatever cohort.
+    """
+    cohort.listen(defence, coordinator.layout)
+    job = replace(job, evaluate_every=job.num_rounds + 1, evaluate_silos=False)
+    state: State = {}
+    records = coordinator.run(job)
+    for record in islice(records, min(rounds, job.num_rounds) + 1):
+        state = record.state or state
+    records.close()  # type: ignore[attr-defined]
+    return cohort.heard, state
+
+
+def of_round(silo: Silo, heard: Heard, layout: Layout, plan: TrainingPlan) -> Replay:
+    """Return the message of one silo and one round."""
+    steps = round(plan.total_steps / plan.num_rounds)
+    kind = f"update of a round ({steps} local {plan.optimizer} step{'s' if steps > 1 else ''})"
+    parts = list(layout.unflatten(heard.moved(layout.size)).values())
+    return _replay(silo, kind, (parts,), min(heard.update.num_examples, len(silo.features)))
+
+
+def single_records(silo: Silo, vector: np.ndarray) -> Replay:
+    """Return gradients of one record each at the parameters `vector`: the worst case of local training."""
+    count = min(SINGLES, len(silo.features))
+    messages = tuple(_gradient(silo, vector, slice(number, number + 1)) for number in range(count))
+    return _replay(silo, "gradient of one record", messages, count, tuple(range(count)))
+
+
+def one_batch(silo: Silo, vector: np.ndarray, size: int) -> Replay:
+    """Return the gradient of one batch of the silo's records."""
+    size = min(size, len(silo.features))
+    return _replay(silo, f"gradient of a batch of {size}", (_gradient(silo, vector, slice(0, size)),), size)
+
+
+def in_sum(replays: Sequence[Replay]) -> list[Replay]:
+    """Return what secure aggregation shows instead of each silo's messages: the sum weighted by records, to be matched
+    with each silo's own."""
+    sums = tuple(
+        [
+            sum(one.together * part for one, part in zip(replays, parts, strict=True))
+            for parts in zip(*of_all, strict=True)
+        ]
+        for of_all in zip(*(one.messages for one in replays), strict=False)
+    )
+    together = sum(one.together for one in replays)
+    shown = {"messages": sums, "together": together, "summed": len(replays)}
+    return [replace(one, owners=one.owners[: len(sums)], **shown) for one in replays]
+
+
+def defended(message: Parts, defence: Defence | None, seed: int) -> Parts:
+    """Return a message as the silo would send it under a defence."""
+    if defence is None:
+        return message
+    parts = [torch.from_numpy(np.asarray(part, np.float32)) for part in message]
+    return [part.numpy() for part in defence.on_message(parts, seed)]
+
+
+def _replay(silo: Silo, kind: str, messages: tuple[Parts, ...], records: int, owners: tuple[int, ...] = ()) -> Replay:
+    rows, targets = silo.features.cpu().numpy(), silo.targets.cpu().numpy().ravel()
+    return Replay(silo.spec.name, kind, messages, rows, targets, records, owners, 1 if owners else records)
+
+
+def _gradient(silo: Silo, vector: np.ndarray, rows: slice) -> Parts:
+    network = load_vector(silo.task.model(0), vector)
+    loss = silo.task.loss(network(silo.features[rows]), silo.targets[rows])
+    return [part.numpy() for part in torch.autograd.grad(loss, list(network.parameters()))]
