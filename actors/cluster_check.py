@@ -87,7 +87,7 @@ def _report(
     known = NodeReport(name, node["NodeManagerAddress"], site, num_gpus)
     paths = [*paths_at.get(site, ()), *(paths_at.get("", ()) if site else ())]
     try:
-        machine = ray.get(visitor.describe.remote(paths, num_gpus > 0), timeout=patience)
+        machine: Any = ray.get(visitor.describe.remote(paths, num_gpus > 0), timeout=patience)
         link = _link(visitor, size, patience)
     except GetTimeoutError:
         trouble = f"no answer within {patience:g} s; is the way to {known.address} open in both directions?"
@@ -112,7 +112,7 @@ def _link(visitor: Any, size: int, patience: float) -> Link:
 
 def _call(visitor: Any, patience: float) -> tuple[float, float]:
     started, clock = time.perf_counter(), time.time()
-    there = ray.get(visitor.now.remote(), timeout=patience)
+    there: Any = ray.get(visitor.now.remote(), timeout=patience)
     seconds = time.perf_counter() - started
     return seconds, there - (clock + seconds / 2)
 

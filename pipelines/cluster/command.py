@@ -24,7 +24,10 @@ def _cluster(commands) -> None:
         allow_abbrev=False,
     )
     certs.add_argument(
-        "nodes", nargs="+", metavar="NAME=ADDRESS[,ADDRESS]", help="machines, with all addresses others reach them by"
+        "nodes",
+        nargs="*",
+        metavar="NAME=ADDRESS[,ADDRESS]",
+        help="machines, with all addresses others reach them by; none: only the authority is made",  # fmt: skip
     )
     certs.add_argument("--out", default="certs", metavar="FOLDER", help="where the folders are made (default: certs)")
     certs.add_argument("--days", type=int, default=365, metavar="INT", help="how long they count (default: 365)")
