@@ -86,8 +86,11 @@ class UNet(nn.Module):
         kept = []
         for level, block in enumerate(self.down):
             x = functional.max_pool2d(x, 2) if level else x
-            # With one channel both memory formats are the same; the second tells the ones after it which to keep.
-            x = block[0](x).contiguous(memory_format=torch.channels_last) if level == 0 else block[0](x)  # type: ignore[index]
+            x = block[0](x)  # type: ignore[index]
+            if level == 0 and self.design.norm == "batch":
+                # One channel has either memory format; its successors keep the one set here. GroupNorm is slow in it:
+                # 0.28 instead of 0.19 s a step of 8 tiles of 128 pixels, where BatchNorm takes 0.15 instead of 0.19 s.
+                x = x.contiguous(memory_format=torch.channels_last)
             x = block[1:](x)  # type: ignore[index]
             kept.append(x)
         for narrow, block, across in zip(self.narrow, self.up, kept[-2::-1], strict=True):
