@@ -44,6 +44,8 @@ class Question:
     server_round: int
     session: str = ""
     is_revival: bool = False
+    vector: Vector | None = None
+    """What the silo was sent to train from."""
 
 
 class RayCohort:
@@ -114,7 +116,7 @@ class RayCohort:
         put = _put_once(vectors.values())
         for name, vector in vectors.items():
             ref = self.silos[name].fit.remote(session, server_round, put[id(vector)])
-            self._pending[ref] = Question(name, server_round, session)
+            self._pending[ref] = Question(name, server_round, session, vector=vector)
 
     def answer(self, timeout: float | None = None) -> Answer | None:
         if not self._pending:
@@ -134,7 +136,13 @@ class RayCohort:
         except RayActorError:
             self._pending = {other: asked for other, asked in self._pending.items() if asked.silo != name}
             return Dead(name, "its process died (killed, out of memory or crashed)")
-        return Back(name) if question.is_revival else Answered(name, question.server_round, value)
+        if question.is_revival:
+            return Back(name)
+        assert question.vector is not None
+        try:
+            return Answered(name, question.server_round, value.unpacked(question.vector))
+        except ValueError as error:
+            return Troubled(name, question.server_round, said_by(error))
 
     def restart(self, silo: str) -> None:
         """Start a new actor from the silo's specification, on the same site, and let it catch up."""

@@ -63,7 +63,7 @@ class SiloActor:
 
     @ray.method
     def fit(self, session: str, server_round: int, vector: Vector) -> Update:
-        return self.silo.fit(session, server_round, vector)
+        return self.silo.fit(session, server_round, vector).packed()
 
     @ray.method
     def evaluate(self, session: str, names: tuple[str, ...], *vectors: Vector) -> dict[str, Metrics]:

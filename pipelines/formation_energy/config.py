@@ -7,6 +7,7 @@ from typing import Literal
 from ray_fed.config import require
 from ray_fed.federation.rounds import RoundRules
 from ray_fed.federation.strategies import DPFedAvg, Strategy, make_strategy
+from ray_fed.privacy.compression import Compression
 from ray_fed.privacy.dp.accounting import PrivacyAccount
 from ray_fed.privacy.dp.private_steps import PrivateSteps
 
@@ -107,6 +108,10 @@ class FormationEnergyConfig:
     """Chance that the promise of epsilon does not hold; keep it well below one over the number of rows."""
     dp_budget: float | None = None
     """Stop before the round in which epsilon would pass this."""
+    compression: Literal["none", "fp16", "bf16", "int8", "top_k"] = "none"
+    """How a silo codes its update; what a code leaves out goes along with the next one."""
+    top_k_share: float = 0.01
+    """Share of the values that top_k sends."""
     seed: int = 0
     """Seed of split, initial weights and shuffles."""
     repeats: int = 1
@@ -144,6 +149,7 @@ class FormationEnergyConfig:
         self._check_frequency()
         self._check_partition()
         self._check_privacy()
+        self.make_compression()
         self.rules()
         self.make_strategy()
         require(self.proximal_mu >= 0, f"proximal_mu={self.proximal_mu} must not be negative")
@@ -178,6 +184,10 @@ class FormationEnergyConfig:
         alone = "the models of silos alone and of the pooled rows carry no noise; add --baselines no"
         require(not private or not self.baselines, f"differential privacy: {alone}")
         require(not private or self.repeats == 1, f"repeats={self.repeats} would spend epsilon as often; use 1")
+
+    def make_compression(self) -> Compression | None:
+        """Return how updates are coded; ConfigError for a share of nothing."""
+        return None if self.compression == "none" else Compression(self.compression, self.top_k_share)
 
     def private_steps(self) -> PrivateSteps | None:
         """Return the noise of the silos' steps, None where none is asked for."""

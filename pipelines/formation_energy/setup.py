@@ -198,7 +198,9 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     alone = {spec.name: _plan(config, silos[spec.name].num_examples, seed) for spec in setup.members}
     num_rounds = min(shared.num_rounds, EVALUATIONS_PER_JOB)
     alone = {
-        name: replace(plan, num_rounds=num_rounds, optimizer_state="keep", proximal_mu=0.0, keep_local=())
+        name: replace(
+            plan, num_rounds=num_rounds, optimizer_state="keep", proximal_mu=0.0, keep_local=(), compression=None
+        )
         for name, plan in alone.items()
     }
     return [federated, replace(local_job(federated, alone, f"local-{seed}"), evaluate_every=1)]
@@ -228,7 +230,7 @@ def _plan(config: FormationEnergyConfig, num_examples: int, seed: int) -> Traini
     return TrainingPlan(
         seed, config.epochs, steps, config.num_rounds(steps), config.learning_rate, config.optimizer,
         config.optimizer_state, config.proximal_mu, output_bias(config) if config.personal_bias else (),
-        private=config.private_steps(),
+        private=config.private_steps(), compression=config.make_compression(),
     )  # fmt: skip
 
 

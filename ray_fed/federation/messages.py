@@ -1,15 +1,17 @@
 """Everything that crosses a silo's wall. No message has room for a row."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.privacy.compression import rebuilt
 
 Vector = np.ndarray
 """float32, contiguous, read-only for the receiver: parameters, and what else the training plan lets travel."""
+NO_VALUES = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,21 @@ class Update:
     """Mean training loss over the round's steps, square of the target's unit."""
     seconds: float = field(default=0.0, compare=False)
     """Time spent computing, measured inside the silo."""
+    code: np.ndarray | None = field(default=None, repr=False, compare=False)
+    """uint8: the vector's move in fewer bytes, where the session compresses; it travels in the vector's place."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that cross the silo's wall."""
+        return self.vector.nbytes if self.code is None else self.code.nbytes
+
+    def packed(self) -> "Update":
+        """Return the update as it travels: without its vector, where it has a code."""
+        return self if self.code is None else replace(self, vector=NO_VALUES)
+
+    def unpacked(self, received: Vector) -> "Update":
+        """Return the update with its vector again; `received` is what was sent. ValueError for a wrong code."""
+        return self if self.code is None else replace(self, vector=rebuilt(received, self.code))
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from ray_fed.errors import QuorumLost, UpdateRejected
 from ray_fed.federation.buffered_rounds import BufferedMachine
 from ray_fed.federation.cohort import Cohort, now
 from ray_fed.federation.guard import Guard
-from ray_fed.federation.messages import Answer, Answered, Back, Dead, Troubled, Update, Vector
+from ray_fed.federation.messages import NO_VALUES, Answer, Answered, Back, Dead, Troubled, Update, Vector
 from ray_fed.federation.rounds import (
     Arrived,
     Ask,
@@ -29,8 +27,6 @@ from ray_fed.federation.rounds import (
     Take,
 )
 from ray_fed.federation.strategies import State
-
-NO_VALUES = np.empty(0, np.float32)
 
 
 @dataclass
@@ -120,5 +116,5 @@ class RoundWork:
         return Arrived(silo, asked_round)
 
     def _note(self, update: Update) -> None:
-        self.num_bytes += update.vector.nbytes
-        self.seen.append((now(), replace(update, vector=NO_VALUES)))
+        self.num_bytes += update.num_bytes
+        self.seen.append((now(), replace(update, vector=NO_VALUES, code=None)))

@@ -115,6 +115,7 @@ class Silo:
         if session in self._spent:
             self._spent[session].take(len(steps))
         result_vector, result = trainer.fit(vector, steps)
+        code = trainer.compress(vector, result_vector)
         state.remember(server_round, trainer.local_state())
         self._last_round[session] = server_round
         return Update(
@@ -126,7 +127,8 @@ class Silo:
             result.num_steps,
             result.mean_loss,
             time.perf_counter() - start,
-        )
+            code,
+        ).unpacked(vector)
 
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
         """Return each model's errors on the silo's training and held-out rows, as sums."""

@@ -18,6 +18,7 @@ from ray_fed.learning.gradient_terms import ControlVariate, GradientTerm, Proxim
 from ray_fed.learning.gradients import DenseReluMseGradient, Gradient, Loss, gradient_for
 from ray_fed.learning.layout import BufferPolicy, Layout, bind, bind_buffers, integer_buffers
 from ray_fed.learning.optimizers import flat_optimizer
+from ray_fed.privacy.compression import Compression, decode
 from ray_fed.privacy.dp.private_steps import PrivateGradient, PrivateSteps, chosen_rows
 from ray_fed.randomness import derived_seed, generator
 
@@ -53,10 +54,15 @@ class TrainingPlan:
     """SCAFFOLD: correct each gradient by the difference of the server's and the silo's control variates."""
     private: PrivateSteps | None = None
     """Example-level differential privacy of every step: clipped gradients of single examples, noise, secret batches."""
+    compression: Compression | None = None
+    """How a silo codes its move for the way to the coordinator; none sends it as float32."""
 
     def __post_init__(self) -> None:
         both = self.control_variates and self.optimizer_state == "average"
         require(not both, "optimizer_state=average does not go with SCAFFOLD: choose keep or reset")
+        averages = self.optimizer_state == "average" or self.control_variates
+        reason = "a coded second moment can turn negative, and control variates must be exact"
+        require(self.compression is None or not averages, f"compression sends parameters alone: {reason}")
 
     @property
     def total_steps(self) -> int:
@@ -114,6 +120,8 @@ class LocalTrainer:
         self._own = _mask(module, plan.keep_local, self.flat.device)
         self.own_values = self.flat[self._own].clone()
         """The silo's own values of `plan.keep_local`; what it receives for them is ignored."""
+        self.left_out = torch.zeros(sum(block.numel() for block in self._blocks()) if plan.compression else 0)
+        """What the codes sent so far left out of the silo's moves."""
         self._first_state = {name: tensor.clone() for name, tensor in self.own_state().items()}
 
     def _gradient(self) -> Gradient:
@@ -145,6 +153,17 @@ class LocalTrainer:
         self.own_values.copy_(self.flat[self._own])
         return self.vector(), FitResult(len(steps), num_examples, mean_loss)
 
+    def compress(self, received: np.ndarray, vector: np.ndarray) -> np.ndarray | None:
+        """Return the code of the move from `received` to `vector` and of what was left out before, uint8; None where
+        the plan does not compress."""
+        if self.plan.compression is None:
+            return None
+        move = vector - received + self.left_out.numpy()
+        code = self.plan.compression.encode(move)
+        if np.isfinite(move).all():  # else the guard refuses the update, and nothing of it must stay
+            self.left_out.copy_(torch.from_numpy(move - decode(code, len(move))))
+        return code
+
     def load(self, vector: np.ndarray) -> None:
         """Set the travelling blocks from a received vector, by the plan's optimiser-state and buffer policies."""
         blocks = self._blocks()
@@ -175,6 +194,7 @@ class LocalTrainer:
         """Return the local state besides the optimiser's: what makes up the silo's own part of a model."""
         state = {"own": self.own_values} if self.plan.keep_local else {}
         state |= {"control": self.control.own} if self.control else {}
+        state |= {"left_out": self.left_out} if self.plan.compression else {}
         state |= {"buffers": self.buffers} if self.plan.buffers != "average" and len(self.buffers) else {}
         return state | {f"integers.{name}": buffer for name, buffer in integer_buffers(self.module).items()}
 

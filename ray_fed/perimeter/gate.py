@@ -22,6 +22,7 @@ from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.perimeter.echo import Echo, words
 from ray_fed.perimeter.passage import size_of
 from ray_fed.perimeter.policy import Policy
+from ray_fed.privacy.compression import rebuilt
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_ .-]{0,63}")
 LONGEST_WORD = 64
@@ -125,8 +126,22 @@ def _update(gate: Gate, update: Any, asked: Asked) -> Update:
         raise gate.refusal("update", "it repeats values of the silo's rows")
     return Update(
         gate.silo, asked.session, asked.server_round, update.vector, int(update.num_examples), int(update.num_steps),
-        float(update.loss), float(update.seconds),
+        float(update.loss), float(update.seconds), _code(gate, update, received),
     )  # fmt: skip
+
+
+def _code(gate: Gate, update: Update, received: Vector) -> np.ndarray | None:
+    """A code must say what the vector says, in no other bytes than its method would take."""
+    if update.code is None:
+        return None
+    try:
+        code = np.array(update.code, copy=True)
+        same = type(update.code) is np.ndarray and rebuilt(received, code).tobytes() == update.vector.tobytes()
+    except ValueError as error:
+        raise gate.refusal("update", str(error)) from None
+    if not same or code.dtype.metadata:
+        raise gate.refusal("update", "its code and its vector differ")
+    return code
 
 
 def _moments(gate: Gate, moments: Any, asked: Asked) -> ColumnMoments:

@@ -87,13 +87,13 @@ def passage_of(message: object) -> Passage:
 
 def size_of(message: object) -> int:
     """Return the bytes of a message as its passage counts them, without hashing an update."""
-    return message.vector.nbytes if isinstance(message, Update) else passage_of(message).num_bytes
+    return message.num_bytes if isinstance(message, Update) else passage_of(message).num_bytes
 
 
 def _of_update(kind: str, update: Update) -> Passage:
     norm = float(np.sqrt(np.dot(update.vector, update.vector)))
     names = ("vector", "loss", "num_steps")
-    return Passage(kind, names, update.vector.nbytes, vector_digest(update.vector), norm, update.num_examples)
+    return Passage(kind, names, update.num_bytes, vector_digest(update.vector), norm, update.num_examples)
 
 
 def of_text(kind: str, message: object, names: tuple[str, ...], num_examples: int | None = None) -> Passage:
