@@ -11,8 +11,8 @@ OPTION_GROUPS = {
 }  # fmt: skip
 
 DEFAULT_METHODS = (
-    "separate", "central", "fed_avg", "fed_avg_gn", "fed_bn", "amplitude", "transfer_fp32", "transfer_int8",
-    "transfer_bn", "oracle",
+    "separate", "central", "fed_avg", "fed_avg_gn", "fed_avg_greys", "fed_bn", "amplitude", "transfer_fp32",
+    "transfer_int8", "transfer_gn", "transfer_greys", "transfer_bn", "oracle",
 )  # fmt: skip
 
 
@@ -62,8 +62,8 @@ class FedTransferConfig:
     """What happens to a generator that repeats training images: it stays in its silo, or it leaves and the run says
     so."""
     methods: tuple[str, ...] = DEFAULT_METHODS
-    """What is compared: separate, central, fed_avg, fed_avg_gn, fed_bn, amplitude, transfer_fp32, transfer_fp16,
-    transfer_int8, transfer_int4, transfer_gn, transfer_bn, transfer_prox, oracle."""
+    """What is compared: separate, central, fed_avg, fed_avg_gn, fed_avg_greys, fed_bn, amplitude, transfer_fp32,
+    transfer_fp16, transfer_int8, transfer_int4, transfer_gn, transfer_greys, transfer_bn, transfer_prox, oracle."""
     widths: tuple[int, ...] = (16, 32, 64, 128)
     """Channels of the segmentation U-Net at full resolution, half, a quarter, ..."""
     rounds: int = 12
@@ -113,8 +113,8 @@ class FedTransferConfig:
 
 
 METHOD_NAMES = (
-    "separate", "central", "fed_avg", "fed_avg_gn", "fed_bn", "amplitude", "transfer_fp32", "transfer_fp16",
-    "transfer_int8", "transfer_int4", "transfer_gn", "transfer_bn", "transfer_prox", "oracle",
+    "separate", "central", "fed_avg", "fed_avg_gn", "fed_avg_greys", "fed_bn", "amplitude", "transfer_fp32",
+    "transfer_fp16", "transfer_int8", "transfer_int4", "transfer_gn", "transfer_greys", "transfer_bn", "transfer_prox", "oracle",
 )  # fmt: skip
 """Those of ray_fed.style_transfer.methods, which the command line must not import."""
 

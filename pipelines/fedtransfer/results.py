@@ -101,7 +101,7 @@ def verdicts(results: Sequence[ModelResult]) -> list[str]:
     ladder += [by_name[name] for name in ("central",) if name in by_name]
     if len(ladder) > 2:
         said.append(_order(ladder))
-    for name in ("fed_avg", "fed_avg_gn", "fed_bn", "amplitude"):
+    for name in ("fed_avg", "fed_avg_gn", "fed_avg_greys", "fed_bn", "amplitude"):
         if name in by_name:
             said.append(_against(ours, by_name[name]))
     if "transfer_fp32" in by_name and "transfer_int8" in by_name:

@@ -5,11 +5,11 @@ from typing import Literal
 
 from ray_fed.config import unknown_name
 from ray_fed.federation.strategies import FedAvg, FedBN, FedProx, LocalOnly, Strategy
+from ray_fed.micrographs.unet import Greys, Norm
 
 Pool = Literal["own", "amplitude", "transfer", "oracle"]
 """own: the silo's images | amplitude: and its images painted with the others' amplitudes | transfer: and images of the
 others' styles by their generators | oracle: and images of the others' styles by the true renderer."""
-Norm = Literal["batch", "group"]
 Cooperation = Literal["alone", "pooled", "fed_avg", "fed_bn", "fed_prox"]
 PROXIMAL_MU = 0.01
 
@@ -25,6 +25,8 @@ class Method:
     codec: str = ""
     """How the generators travel, where they do."""
     norm: Norm = "batch"
+    greys: Greys = "fixed"
+    """image: every image is brought to mean 0 and standard deviation 1, which takes a part of a style away."""
 
     @property
     def strategy(self) -> Strategy:
@@ -43,6 +45,7 @@ METHODS = {
         Method("central", "centralised", "pooled"),
         Method("fed_avg", "FedAvg"),
         Method("fed_avg_gn", "FedAvg + GroupNorm", norm="group"),
+        Method("fed_avg_greys", "FedAvg, images standardised", greys="image"),
         Method("fed_bn", "FedBN", "fed_bn"),
         Method("amplitude", "amplitude exchange", pool="amplitude"),
         Method("transfer_fp32", "FedTransfer, fp32", pool="transfer", codec="fp32"),
@@ -50,6 +53,7 @@ METHODS = {
         Method("transfer_int8", "FedTransfer, int8", pool="transfer", codec="int8"),
         Method("transfer_int4", "FedTransfer, 4 bit", pool="transfer", codec="int4"),
         Method("transfer_gn", "FedTransfer + GroupNorm", pool="transfer", codec="int8", norm="group"),
+        Method("transfer_greys", "FedTransfer, images standardised", pool="transfer", codec="int8", greys="image"),
         Method("transfer_bn", "FedTransfer + FedBN", "fed_bn", pool="transfer", codec="int8"),
         Method("transfer_prox", "FedTransfer + FedProx", "fed_prox", pool="transfer", codec="int8"),
         Method("oracle", "true renderer (oracle)", pool="oracle"),

@@ -48,7 +48,7 @@ class FedTransferTask(SegmentationTask):
 
     def of(self, method: Method) -> "FedTransferTask":
         """Return the task as a method runs it."""
-        design = dataclasses.replace(self.design, norm=method.norm)
+        design = dataclasses.replace(self.design, norm=method.norm, greys=method.greys)
         return dataclasses.replace(self, method=method, design=design)
 
     def for_session(self, session: str) -> "FedTransferTask":
@@ -56,8 +56,9 @@ class FedTransferTask(SegmentationTask):
         return self.of(method_named(session.split(SESSION_MARK)[0]))
 
     def agreement(self) -> Mapping[str, str]:
-        """The normalisation belongs to a method, not to the federation."""
-        return {"task": "grain boundaries", "network": repr(dataclasses.replace(self.design, norm="batch"))}
+        """How values are normalised belongs to a method, not to the federation."""
+        common = dataclasses.replace(self.design, norm="batch", greys="fixed")
+        return {"task": "grain boundaries", "network": repr(common)}
 
     def parts(self, spec: SiloSpec) -> Parts:
         return require_parts(spec.name, cast(MicrographSource, spec.source).parts(spec.name))
