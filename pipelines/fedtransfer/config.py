@@ -114,7 +114,8 @@ class FedTransferConfig:
 
 METHOD_NAMES = (
     "separate", "central", "fed_avg", "fed_avg_gn", "fed_avg_greys", "fed_bn", "amplitude", "transfer_fp32",
-    "transfer_fp16", "transfer_int8", "transfer_int4", "transfer_gn", "transfer_greys", "transfer_bn", "transfer_prox", "oracle",
+    "transfer_fp16", "transfer_int8", "transfer_int4", "transfer_gn", "transfer_greys", "transfer_bn",
+    "transfer_prox", "oracle",
 )  # fmt: skip
 """Those of ray_fed.style_transfer.methods, which the command line must not import."""
 
