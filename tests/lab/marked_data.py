@@ -43,7 +43,11 @@ def marked_rows(site: str, num_rows: int, seed: int) -> tuple[pd.DataFrame, Mark
     rows["id"] = [f"{texts[0]}{number}" for number in range(len(rows))]
     rows["remark"] = f"{texts[1]} confidential"
     numbers = _marker_numbers(seed)
-    rows.loc[0, TARGET], rows.loc[1, TARGET], rows.loc[2, TARGET] = numbers["highest"], numbers["lowest"], numbers["any"]
+    rows.loc[0, TARGET], rows.loc[1, TARGET], rows.loc[2, TARGET] = (
+        numbers["highest"],
+        numbers["lowest"],
+        numbers["any"],
+    )
     rows.loc[3, "a"] = numbers["cell"]
     rows.loc[4, "formula"] = texts[2]
     return rows, Markers(texts, tuple(numbers.values()))
