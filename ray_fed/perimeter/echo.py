@@ -1,7 +1,7 @@
 """Does a message hold the silo's own rows? The gate stands inside the silo, so it can compare.
 
-It finds rows that are sent as they are. It does not find rows that were scaled, encrypted or spread thin: no gate can;
-what honest updates give away is measured by `ray-fed audit`.
+It finds rows, and columns, that are sent as they are. It does not find rows that were scaled, encrypted or shuffled: no
+gate can; what honest updates give away is measured by `ray-fed audit`.
 """
 
 import re
@@ -10,58 +10,106 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-MAX_WATCHED = 1 << 17
-MAX_PROBED = 512
+MAX_WATCHED = 1 << 16
+"""Pairs of neighbours remembered of each array and direction."""
+PROBES = 512
+"""Places of a long message that are looked at."""
+ENOUGH = 2
+"""Repeated pairs that are no chance: two neighbours of an honest message are two neighbours of the rows in one of 10^8
+places."""
+TABLE_BITS = 22
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 NUMBER = re.compile(r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+")
 
 
 class Echo:
-    """Remembers values that stand in one place of the rows only, and counts how many of them a message repeats."""
+    """Remembers pairs of neighbouring values of the rows, and counts how many of them a message repeats."""
 
     def __init__(self) -> None:
-        self._watched: dict[str, np.ndarray] = {}
         self._random = np.random.Generator(np.random.PCG64(secrets.randbits(128)))  # a sender must not foresee it
+        self._arrays: dict[str, np.ndarray] = {}
+        self._pairs: dict[str, np.ndarray] = {}
+        self._known = np.empty(0, np.uint64)
+        self._table = np.zeros(1 << TABLE_BITS, bool)
 
     def watch(self, name: str, values: np.ndarray) -> None:
-        """Watch an array of the rows, whole or a random sample; whole numbers and repeated values tell nothing."""
-        if not np.issubdtype(values.dtype, np.floating):
+        """Watch an array [rows, ...] of real numbers, along its rows and along its columns."""
+        if not np.issubdtype(values.dtype, np.floating) or len(values) == 0:
             return
-        flat = values.reshape(-1)
-        if flat.size > MAX_WATCHED:
-            flat = flat[self._random.integers(0, flat.size, MAX_WATCHED)]
-        distinct, counts = np.unique(np.asarray(flat, np.float32), return_counts=True)
-        telling = np.isfinite(distinct) & (distinct != np.rint(distinct)) & (counts <= _repeats(values.size, flat.size))
-        self._watched[name] = distinct[telling]
+        table = np.asarray(values).reshape(len(values), -1)
+        self._arrays[name] = table
+        self._pairs[name] = self._sampled(table)
+        self._known = np.unique(np.concatenate(list(self._pairs.values())))
+        self._table[:] = False
+        self._table[_slots(self._known)] = True
 
-    def hits(self, values: np.ndarray) -> tuple[int, int]:
-        """Return (values that repeat one of the rows', values looked at), of a random sample of a long message."""
-        probe = np.asarray(values, np.float32).reshape(-1)
-        if probe.size > MAX_PROBED:
-            probe = probe[self._random.integers(0, probe.size, MAX_PROBED)]
-        found = np.zeros(probe.shape, bool)
-        for watched in self._watched.values():
-            if len(watched):
-                at = np.minimum(np.searchsorted(watched, probe), len(watched) - 1)
-                found |= watched[at] == probe
-        return int(found.sum()), probe.size
+    def hits(self, values: np.ndarray) -> int:
+        """Return how many pairs of neighbours in a message are the rows'; of a long message a random sample."""
+        flat = np.asarray(values, np.float32).reshape(-1)
+        if flat.size < 2 or len(self._known) == 0:
+            return 0
+        few = flat.size <= PROBES
+        at = np.arange(flat.size - 1) if few else self._random.integers(0, flat.size - 1, PROBES)
+        keys = _keys(flat[at], flat[at + 1])
+        keys = keys[self._table[_slots(keys)]]
+        if len(keys) == 0:
+            return 0
+        places = np.minimum(np.searchsorted(self._known, keys), len(self._known) - 1)
+        return int((self._known[places] == keys).sum())
 
     def is_echo(self, values: np.ndarray) -> bool:
-        """Tell whether a message of numbers is made of the rows' own values.
+        """Tell whether a message of numbers is made of the rows' own values."""
+        return self.hits(values) >= ENOUGH
 
-        Among 512 honest float32 numbers about one is in the watched set by chance; 16 are not once in 10^10 messages.
-        """
-        found, looked = self.hits(values)
-        return found >= 16 or (8 <= looked < 64 and found >= looked // 2)
+    def is_row(self, values: np.ndarray) -> bool:
+        """Tell whether a short message [num_columns] is a row: half of its values are those of one. Whole numbers, and
+        columns that hold the same value everywhere, tell nothing."""
+        for table in self._arrays.values():
+            if table.shape[1] == len(values):
+                counted = _tells(values) & (np.ptp(table, axis=0) > 0)
+                same = table[:, counted] == values[counted].astype(table.dtype)
+                if counted.sum() >= ENOUGH and same.mean(axis=1).max() >= 0.5:
+                    return True
+        return False
 
-    def in_texts(self, texts: Iterable[str]) -> int:
+    def numbers_in(self, texts: Iterable[str]) -> int:
         """Return how many numbers written in the texts are the rows' own."""
-        numbers = [float(number) for text in texts for number in NUMBER.findall(text)]
-        return self.hits(np.array(numbers, np.float64))[0] if numbers else 0
+        return self.known_numbers([float(number) for text in texts for number in NUMBER.findall(text)])
+
+    def known_numbers(self, numbers: Sequence[float]) -> int:
+        """Return how many of the numbers occur in the rows, as float32; whole ones tell nothing."""
+        wanted = np.unique(np.array([x for x in numbers if x != np.rint(x)], np.float32))
+        if len(wanted) == 0:
+            return 0
+        return len({x for table in self._arrays.values() for x in wanted[np.isin(wanted, table.astype(np.float32))]})
+
+    def _sampled(self, table: np.ndarray) -> np.ndarray:
+        """Return keys of random pairs of telling neighbours, in rows and in columns."""
+        keys = []
+        for values in (table.reshape(-1), table.T.reshape(-1)) if table.shape[1] > 1 else (table.reshape(-1),):
+            if values.size < 2:
+                continue
+            few = values.size <= MAX_WATCHED
+            at = np.arange(values.size - 1) if few else self._random.integers(0, values.size - 1, MAX_WATCHED)
+            first, second = values[at].astype(np.float32), values[at + 1].astype(np.float32)
+            telling = _tells(first) & _tells(second) & (first != second)
+            keys.append(_keys(first[telling], second[telling]))
+        return np.concatenate(keys) if keys else np.empty(0, np.uint64)
 
 
-def _repeats(size: int, taken: int) -> int:
-    """A sample with replacement draws a value that stands in one place more than once."""
-    return 1 if size == taken else 2 + 4 * taken // size
+def _tells(values: np.ndarray) -> np.ndarray:
+    """Whole numbers stand everywhere."""
+    return np.isfinite(values) & (values != np.rint(values))
+
+
+def _keys(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the bits of two float32 arrays as one uint64 array."""
+    high = np.ascontiguousarray(first).view(np.uint32).astype(np.uint64)
+    return (high << np.uint64(32)) | np.ascontiguousarray(second).view(np.uint32).astype(np.uint64)
+
+
+def _slots(keys: np.ndarray) -> np.ndarray:
+    return ((keys * MULTIPLIER) >> np.uint64(64 - TABLE_BITS)).astype(np.int64)
 
 
 def words(texts: Sequence[str]) -> list[str]:

@@ -154,7 +154,7 @@ def _moments(gate: Gate, moments: Any, asked: Asked) -> ColumnMoments:
             raise gate.refusal("moments", f"{name} must be one float64 per column")
         if not np.isfinite(values).all():
             raise gate.refusal("moments", f"{name} has values that are not finite")
-    if gate.echo.is_echo(moments.mean):
+    if gate.echo.is_row(moments.mean):
         raise gate.refusal("moments", "the means repeat values of the silo's rows")
     return ColumnMoments(int(moments.num_examples), moments.mean, moments.m2)
 
@@ -225,8 +225,8 @@ def _check_texts(gate: Gate, texts: list[str], fingerprint: Mapping[str, Any]) -
     size, limit = sum(len(text.encode()) for text in texts), gate.policy.max_description_bytes
     if size > limit:
         raise gate.refusal("description", f"it has {size} bytes of text, max_description_bytes={limit}")
-    numbers = np.array([value for value in fingerprint.values() if isinstance(value, float)])
-    if gate.echo.in_texts(texts) + gate.echo.hits(numbers)[0] >= FEW_NUMBERS:
+    numbers = [value for value in fingerprint.values() if isinstance(value, float)]
+    if gate.echo.numbers_in(texts) + gate.echo.known_numbers(numbers) >= FEW_NUMBERS:
         raise gate.refusal("description", "it repeats values of the silo's rows")
 
 

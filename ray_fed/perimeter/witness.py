@@ -5,6 +5,7 @@ record; who keeps the run writes them into a ledger of its own (ledger.py).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from ray_fed.federation.cohort import Cohort
 from ray_fed.federation.coordinator import Job, RoundRecord
 from ray_fed.federation.messages import Answer, Answered, Metrics, SessionSpec, SiloDescription, Vector
+from ray_fed.federation.strategies import Models
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
@@ -20,21 +22,29 @@ from ray_fed.perimeter.passage import passage_of, tensors_digest, vector_digest
 
 
 class WitnessedCohort:
-    """A cohort that notes what comes back; see `Cohort`."""
+    """A cohort that notes what comes back; see `Cohort`.
+
+    Hashing needs no interpreter lock: one thread does it while the coordinator waits for the next answer.
+    """
 
     def __init__(self, cohort: Cohort):
         self.cohort = cohort
-        self._notes: list[Note] = []
+        self._scribe = ThreadPoolExecutor(1, "notes")
+        self._notes: list[Future[Note]] = []
 
     def take(self) -> tuple[Note, ...]:
         """Return the notes since the last call."""
-        notes, self._notes = tuple(self._notes), []
-        return notes
+        notes, self._notes = self._notes, []
+        return tuple(note.result() for note in notes)
 
     def note(self, silo: str, message: object, session: str = "", server_round: int = 0) -> None:
         """Note a message that came from a silo."""
-        facts = {**passage_of(message).facts(), "session": session, "round": server_round}
-        self._notes.append({"kind": "received", "silo": silo, "message": facts})
+        self._notes.append(self._scribe.submit(_received, silo, message, session, server_round))
+
+    def note_models(self, record: RoundRecord, job: Job, layout: Layout) -> None:
+        """Note the digest of each model after a round."""
+        models = job.strategy.models(record.state) if record.state is not None else record.models or {}
+        self._notes.append(self._scribe.submit(_models, record, job, layout, models))
 
     # ---- what comes back
 
@@ -92,14 +102,22 @@ def with_notes(
 ) -> Iterator[RoundRecord]:
     """Yield the records with the notes of their round: what was received, and the digest of each model made of it."""
     for record in records:
-        models = job.strategy.models(record.state) if record.state is not None else record.models or {}
-        model = {
-            "kind": "model", "session": job.name, "round": record.server_round, "strategy": type(job.strategy).__name__,
-            "participants": list(record.participants),
-            "models": {name: vector_digest(vector) for name, vector in models.items()},
-        }  # fmt: skip
-        if record.server_round == job.num_rounds:
-            model["tensors"] = {
-                name: tensors_digest(layout.unflatten(vector[: layout.size])) for name, vector in models.items()
-            }
-        yield replace(record, notes=(*cohort.take(), model))
+        cohort.note_models(record, job, layout)
+        yield replace(record, notes=cohort.take())
+
+
+def _received(silo: str, message: object, session: str, server_round: int) -> Note:
+    facts = {**passage_of(message).facts(), "session": session, "round": server_round}
+    return {"kind": "received", "silo": silo, "message": facts}
+
+
+def _models(record: RoundRecord, job: Job, layout: Layout, models: Models) -> Note:
+    note: dict[str, object] = {
+        "kind": "model", "session": job.name, "round": record.server_round, "strategy": type(job.strategy).__name__,
+        "participants": list(record.participants),
+        "models": {name: vector_digest(vector) for name, vector in models.items()},
+    }  # fmt: skip
+    if record.server_round == job.num_rounds:
+        tensors = {name: layout.unflatten(vector[: layout.size]) for name, vector in models.items()}
+        note["tensors"] = {name: tensors_digest(arrays) for name, arrays in tensors.items()}
+    return note
