@@ -16,6 +16,7 @@ from ray_fed.learning.layout import Layout, initial_vector, load_vector
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.micrographs.augmentation import augmented
 from ray_fed.micrographs.grain_sizes import astm_grain_size_number, grain_sizes
+from ray_fed.micrographs.image_files import FolderSource, MicrographFolder
 from ray_fed.micrographs.model_file import SegmenterCard, load_segmenter, save_segmenter
 from ray_fed.micrographs.overlays import FOUND, INVENTED, MISSED, error_map
 from ray_fed.micrographs.polycrystals import polycrystal_set
@@ -243,6 +244,19 @@ def test_synthetic_tiles_are_made_anew_each_epoch_and_again_alike_after_a_restar
     assert not np.array_equal(first, second)
 
 
+def test_a_folder_of_micrographs_is_a_silo_and_its_test_tiles_an_examiners(tmp_path):
+    made = polycrystal_set("iron", 0, 10, size=64, spacing=14)
+    for name, pixels in (("images", made.images), ("labels", made.masks)):
+        (tmp_path / name).mkdir()
+        for number, tile in enumerate(pixels):
+            Image.fromarray(tile).save(tmp_path / name / f"{number}.png")
+    source = FolderSource(MicrographFolder(str(tmp_path), tile=32))
+    test = SiloSpec("test", replace(source, is_test=True))
+    result = federate(TASK, [SiloSpec("lab", source)], TRAINING, test=test, cohort="local")
+    assert result.agreement.silos["lab"].num_examples == 24
+    assert result.metrics["federated.loss"] < result.records[0].metrics["federated.loss"]
+
+
 def test_synthetic_tiles_of_weight_0_are_left_out():
     tiles = SILOS[0].source.open("lab")
     source = SetSource(replace(tiles, synthetic=tiles.train))
@@ -416,6 +430,16 @@ def test_without_a_pixel_size_nothing_is_said_in_micrometres(model, picture, tmp
     assert segment(model, picture, "--out", tmp_path / "out") == 0
     for name in ("grains.csv", "fields.csv"):
         assert "um" not in (tmp_path / "out" / name).read_text().splitlines()[0].split(",")[-1]
+
+
+def test_a_run_offers_its_only_model_or_the_one_named(model, picture, tmp_path, capsys):
+    run = model.parent.parent
+    (run / "config.yaml").write_text("seed: 0")
+    assert segment(run, picture, "--out", tmp_path / "only") == 0
+    save_segmenter(model.parent / "separate", initial_vector(undecided()), SegmenterCard("separate", SMALL, 32))
+    assert segment(run, picture, "--out", tmp_path / "unsaid") == 2
+    assert "there is: best, separate" in capsys.readouterr().err
+    assert segment(run, picture, "--out", tmp_path / "named", "--model", "separate") == 0
 
 
 @pytest.mark.parametrize(
