@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.lab.capture import Line, streams
+from tests.lab.capture import streams
 from tests.lab.evidence import captured, windows
 from tests.lab.launched import filled_in, launched
 from tests.lab.test_federation_on_hosts import COMMAND, SSH

@@ -1,0 +1,113 @@
+"""Many sites, and sites that come and go: nodes with labels on this machine, in a cluster of their own.
+
+The cluster has processes and a token policy of its own, so it lives in a process of its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
+    "RAY_AUTH_MODE": "disabled",
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": str(REPOSITORY),
+}
+
+
+def test_sixteen_silos_on_eight_nodes_stand_at_their_sites_and_give_the_bits_of_one_process():
+    options = "--nodes 8 --silos 16 --rounds 4 --hidden 8"
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "sites.py"), *options.split()]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["silos_per_site"] == {f"site-{number}": 2 for number in range(8)}
+    assert found["participants"] == [16]
+    assert found["same_bits"]
+
+
+ELASTIC = """
+import sys
+from ray.cluster_utils import Cluster
+
+small = {"object_store_memory": 80 << 20, "num_cpus": 1}
+cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **small})
+nodes = {site: cluster.add_node(labels={"site": site}, **small) for site in ("north", "south")}
+print(cluster.address, flush=True)
+for line in sys.stdin:
+    change, site = line.split()
+    if change == "remove":
+        cluster.remove_node(nodes.pop(site), allow_graceful=False)
+    else:
+        nodes[site] = cluster.add_node(labels={"site": site}, **small)
+    print("done", flush=True)
+cluster.shutdown()
+"""
+
+FEDERATION = """
+silos:
+  - {name: steady, data: embedded, site: north, where: {anion: O}}
+  - {name: spot, data: embedded, site: south, where: {anion: F}}
+training: {epochs: 600, rounds: 300, hidden: [16], baselines: false, round_timeout: 2, max_restarts: 5}
+"""
+
+
+@pytest.fixture
+def elastic(tmp_path):
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", ELASTIC], cwd=tmp_path, env=ENVIRONMENT, **options)
+    yield process
+    process.communicate("", timeout=60)
+
+
+def test_a_spot_node_is_taken_away_and_another_added_and_the_run_records_both(tmp_path, elastic):
+    address = elastic.stdout.readline().strip()
+    (tmp_path / "federation.yaml").write_text(FEDERATION)
+    command = [sys.executable, "-m", "pipelines.cli", "formation-energy", "--federation", "federation.yaml"]
+    options = {"cwd": tmp_path, "env": ENVIRONMENT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen([*command, "--address", address, "--out", "run"], **options)
+    try:
+        until(running, lambda: both(tmp_path) > 3)
+        changed(elastic, "remove south")
+        until(running, lambda: any(line["failures"] for line in history(tmp_path)))
+        changed(elastic, "add south")
+        before = both(tmp_path)
+        until(running, lambda: both(tmp_path) > before + 3)
+        _, said = running.communicate(timeout=120)
+    finally:
+        running.kill()
+    assert running.returncode == 0, said
+    missed = [line for line in history(tmp_path) if "spot" in line["failures"]]
+    assert all(line["participants"] == ["steady"] for line in missed)
+    assert history(tmp_path)[-1]["participants"] == ["spot", "steady"]
+    assert "silo 'spot' does not take part" in said
+    assert "all silos take part again" in said
+
+
+def changed(elastic: subprocess.Popen, change: str) -> None:
+    print(change, file=elastic.stdin, flush=True)
+    assert elastic.stdout.readline() == "done\n"
+
+
+def history(folder: Path) -> list[dict]:
+    path = folder / "run" / "history.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def both(folder: Path) -> int:
+    return sum(len(line["participants"]) == 2 for line in history(folder))
+
+
+def until(running: subprocess.Popen, holds, seconds: float = 120.0) -> None:
+    """Wait until something holds, as long as the run goes on."""
+    limit = time.monotonic() + seconds
+    while not holds():
+        assert running.poll() is None, running.stderr.read()
+        assert time.monotonic() < limit
+        time.sleep(0.1)
