@@ -1,8 +1,8 @@
 """What gate and ledger cost: per update in microseconds, and per round of an exchange after every batch.
 
 Four silos (1,000 to 4,000 rows), the network of Guo et al. 2022 (55,201 parameters, 221 kB), one local step a round:
-the shortest rounds there are. Federations with and without ledgers take turns, so that the ratio means something on a busy
-machine.
+the shortest rounds there are. Federations with and without ledgers take turns, so that the ratio means something on a
+busy machine; processor time of all processes is given besides, as it hardly depends on what else runs.
 
     python benchmarks/perimeter.py [--rounds 400] [--turns 5]
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from torch.nn import functional
 
@@ -105,22 +106,33 @@ def specs(folder: str, run: str) -> list[SiloSpec]:
     return [SiloSpec(name, size, 0.0, state_folder=folder, run=run, ledger_folder=place) for name, size in sized]
 
 
-def rate(coordinator, book: Book | None, the_job: Job) -> float:
-    """Return rounds per second after the first few, with the notes written as a run writes them."""
-    start = 0.0
+def processor_seconds() -> float:
+    """Return what this process and all below it have computed so far."""
+    members = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(sum(member.cpu_times()[:2]) for member in members)
+
+
+def rate(coordinator, book: Book | None, the_job: Job) -> tuple[float, float]:
+    """Return (rounds per second, processor milliseconds per round) after the first few, with the notes written as a run
+    writes them."""
+    start, computed = 0.0, 0.0
     for record in coordinator.run(the_job):
         if book:
             book.write(record.notes)
         if record.server_round == WARM_UP:
-            start = time.perf_counter()
-    return (the_job.num_rounds - WARM_UP) / (time.perf_counter() - start)
+            start, computed = time.perf_counter(), processor_seconds()
+    rounds = the_job.num_rounds - WARM_UP
+    return rounds / (time.perf_counter() - start), 1e3 * (processor_seconds() - computed) / rounds
 
 
-def rounds_per_second(rounds: int, turns: int, folder: str) -> tuple[list[float], list[float]]:
-    """Return rounds/s without and with ledgers, one pair per turn."""
+Rates = list[tuple[float, float]]
+
+
+def rounds_per_second(rounds: int, turns: int, folder: str) -> tuple[Rates, Rates]:
+    """Return rates without and with ledgers, one pair per turn."""
     from actors.federation import federation
 
-    task, found = Drawn(), ([], [])
+    task, found = Drawn(), (Rates(), Rates())
     carry_by_value(task)
     directory = RunDirectory(Path(folder) / "run")
     directory.path.mkdir()
@@ -151,11 +163,17 @@ def main() -> None:
             print(f"| {name} | {value:.0f} |")
     with tempfile.TemporaryDirectory() as folder, session("local", num_cpus=12):
         without, with_ledgers = rounds_per_second(options.rounds, options.turns, folder)
-    ratios = [1 - b / a for a, b in zip(without, with_ledgers, strict=True)]
-    print("\n| rounds/s, median (range) | |\n|---|---|")
-    for name, values in (("gate alone", without), ("gate and ledgers", with_ledgers)):
-        print(f"| {name} | {statistics.median(values):.0f} ({min(values):.0f} to {max(values):.0f}) |")
-    print(f"| slower by | {statistics.median(ratios):.1%} ({min(ratios):.1%} to {max(ratios):.1%}) |")
+    print("\n| | rounds/s | processor ms per round |\n|---|---|---|")
+    columns = [[list(column) for column in zip(*rates, strict=True)] for rates in (without, with_ledgers)]
+    for name, column in zip(("gate alone", "gate and ledgers"), columns, strict=True):
+        print(f"| {name} | {' | '.join(shown(values, '.1f') for values in column)} |")
+    changes = [[b / a - 1 for a, b in zip(*pair, strict=True)] for pair in zip(*columns, strict=True)]
+    print(f"| change | {' | '.join(shown(values, '+.1%') for values in changes)} |")
+
+
+def shown(values: list[float], form: str) -> str:
+    """Return median and range."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
 if __name__ == "__main__":
