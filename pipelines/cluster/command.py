@@ -27,7 +27,7 @@ def _cluster(commands) -> None:
         "nodes",
         nargs="*",
         metavar="NAME=ADDRESS[,ADDRESS]",
-        help="machines, with all addresses others reach them by; none: only the authority is made",  # fmt: skip
+        help="machines, with all addresses others reach them by; none: only the authority is made",
     )
     certs.add_argument("--out", default="certs", metavar="FOLDER", help="where the folders are made (default: certs)")
     certs.add_argument("--days", type=int, default=365, metavar="INT", help="how long they count (default: 365)")
