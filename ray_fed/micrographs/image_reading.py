@@ -7,6 +7,8 @@ import numpy as np
 from ray_fed.errors import DataError
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+COLOUR_SPACES = ("CMYK", "YCbCr", "LAB", "HSV")
+"""Pillow's modes whose channels are not red, green and blue."""
 
 
 def read_grey(path: Path, who: str, bits: int | None = None) -> np.ndarray:
@@ -53,8 +55,8 @@ def _pixels(path: Path, who: str, keep_palette: bool = False) -> np.ndarray:
     try:
         with Image.open(path) as image:
             frames = getattr(image, "n_frames", 1)
-            palette = image.mode in ("P", "PA") and not keep_palette
-            pixels = np.asarray(image.convert("RGB") if palette else image)
+            converted = image.mode in COLOUR_SPACES or (image.mode in ("P", "PA") and not keep_palette)
+            pixels = np.asarray(image.convert("RGB") if converted else image)
     except UnidentifiedImageError as error:
         return _tiff(path, who, error)
     except (OSError, ValueError, SyntaxError) as error:

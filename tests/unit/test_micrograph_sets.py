@@ -303,6 +303,13 @@ def test_rgb_becomes_the_luminance_that_pillow_gives(tmp_path):
     )
 
 
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "CMYK"])
+def test_a_grey_image_stays_grey_however_it_is_stored(tmp_path, mode):
+    grey = np.arange(0, 240, 3, dtype=np.uint8).reshape(8, 10)
+    Image.fromarray(grey).convert("RGB" if mode == "CMYK" else "L").convert(mode).save(tmp_path / "a.tif")
+    np.testing.assert_allclose(read_grey(tmp_path / "a.tif", "me"), grey, atol=1)
+
+
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_16_bits_are_scaled_by_their_full_range(tmp_path, suffix):
     deep = np.array([[0, 257, 65535], [128 * 257, 300, 65000]], np.uint16)
