@@ -115,11 +115,11 @@ def _keep(result: JobResult, outcome: Outcome) -> None:
     """Write a job's arrays first and its rows last: rows that are there are whole."""
     if result.arrays:
         outcome.directory.write_arrays(f"arrays/{_file(result.key)}.npz", result.arrays)
+        outcome.arrays[result.key] = dict(result.arrays)
     outcome.directory.append_history({"job": result.key, "rows": result.rows})
     outcome.directory.append_timing({"job": result.key, "seconds": result.seconds})
     outcome.rows.extend(result.rows)
     outcome.seconds[result.key] = result.seconds
-    outcome.arrays[result.key] = dict(result.arrays)
 
 
 def _recall(outcome: Outcome) -> None:

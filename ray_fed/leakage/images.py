@@ -1,5 +1,6 @@
 """Images to attack: sets that need no download, and the user's own files."""
 
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,9 +116,9 @@ def _shrunk(picture: np.ndarray, side: int) -> np.ndarray:
 
 def _npz(path: Path) -> ImageSet:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             content = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"data={path}: not an .npz file of numbers: {' '.join(str(error).split())}") from error
     for name in ("images", "labels"):
         if name not in content:
@@ -128,7 +129,9 @@ def _npz(path: Path) -> ImageSet:
     if len(labels) and labels.min() < 0:
         raise DataError(f"data={path}: label {labels.min()} is out of range; labels count from 0")
     names = content.get("class_names")
-    num_classes = max(int(labels.max(initial=0)) + 1, 0 if names is None else len(names))
+    num_classes = int(labels.max(initial=0)) + 1 if names is None else len(names)
+    if len(labels) and labels.max() >= num_classes:
+        raise DataError(f"data={path}: label {labels.max()} is out of range; class_names has {num_classes} names")
     return ImageSet(path.stem, images, labels.astype(np.int64), num_classes, str(path.name))
 
 
@@ -143,7 +146,10 @@ def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
     if images.shape[-1] not in (1, 3):
         raise DataError(f"data={path}: images have {images.shape[-1]} channels in the last axis; give 1 or 3")
     values = images.astype(np.float32) / (255 if images.dtype == np.uint8 else 1)
-    if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+    broken = np.flatnonzero(~np.isfinite(values).all((1, 2, 3)))
+    if len(broken):
+        raise DataError(f"data={path}: image {broken[0]} has values that are not finite")
+    if values.min() < 0 or values.max() > 1:
         raise DataError(f"data={path}: values must lie in 0..1, or be uint8")
     return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
 

@@ -253,6 +253,16 @@ def test_a_run_in_this_process_leaves_report_figures_and_summary_and_goes_on_aft
     assert main(["leakage", "--budget", "5", *options[3:5], "--out", str(out)]) == 2
 
 
+def test_attacks_that_cannot_run_are_rows_with_a_reason_and_the_others_are_shown(tmp_path, capsys):
+    options = ["leakage", "--data", "digits", "--images", "2", "--budget", "2", "--cohort", "local", "--studies",
+               "compare", "--output-bias", "no"]  # fmt: skip
+    assert main([*options, "--attacks", "wdlg,ours", "--out", str(tmp_path / "both")]) == 0
+    assert "needs a bias in the output layer" in capsys.readouterr().err
+    assert json.loads((tmp_path / "both" / "summary.json").read_text())["attacks.failed"] == 2
+    assert main([*options, "--attacks", "wdlg", "--out", str(tmp_path / "none")]) == 1
+    assert "needs a bias in the output layer" in capsys.readouterr().err
+
+
 # ---- results
 
 

@@ -237,10 +237,16 @@ def test_an_npz_of_the_user_is_read_and_its_faults_are_named(tmp_path):
         ("c", {"images": np.full((2, 6, 6), 7.0), "labels": np.array([0, 1])}, "0..1"),
         ("d", {"images": np.zeros((2, 6)), "labels": np.array([0, 1])}, r"images \(2, 6\)"),
         ("e", {"images": np.zeros((2, 6, 6)), "labels": np.array([0.5, 1])}, "whole numbers"),
-    ):
+        ("f", {"images": np.array([[[0.5]], [[np.nan]]]), "labels": np.array([0, 1])}, "image 1 has values"),
+        ("g", {"images": np.zeros((2, 6, 6)), "labels": np.array([0, 2]), "class_names": np.array(["a", "b"])},
+         "label 2 is out of range; class_names has 2 names"),
+    ):  # fmt: skip
         np.savez(tmp_path / f"{name}.npz", **arrays)
         with pytest.raises(DataError, match=said):
             load_images(str(tmp_path / f"{name}.npz"))
+    (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(DataError, match=r"not an \.npz file"):
+        load_images(str(tmp_path / "torn.npz"))
 
 
 def test_a_folder_of_pictures_has_its_subfolders_as_classes(tmp_path):
