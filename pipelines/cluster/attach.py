@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.formation_energy.setup import ENERGY_UNIT
+from ray_fed.materials.databases.columns import UNKNOWN_UNIT, unit_of_target
 from ray_fed.reporting.results import results_from_summary
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import RoundProgress, results_table
@@ -18,25 +20,36 @@ LOOK_EVERY_S = 0.5
 def run(path: str) -> int:
     """Show the rounds so far and those to come; 0 when the run completed, 1 when it ended otherwise or stands still."""
     directory = RunDirectory.open(path)
-    unit = str(_summary(directory).get("unit", "eV/atom"))
-    with RoundProgress(unit) as progress:
-        screen = Screen(progress)
-        for record in follow(directory, lambda: time.sleep(LOOK_EVERY_S)):
-            screen.show(record)
+    unit, clock = _unit(directory), RunClock()
+    with RoundProgress(unit, clock=clock) as progress:
+        screen = Screen(progress, clock)
+        for record, seconds in follow(directory, lambda: time.sleep(LOOK_EVERY_S)):
+            screen.show(record, seconds)
     return _conclusion(directory, unit)
 
 
-def follow(directory: RunDirectory, wait: Callable[[], object]) -> Iterator[Mapping[str, Any]]:
-    """Yield the lines of history.jsonl as they are written, until nobody works on the run any more."""
+def _unit(directory: RunDirectory) -> str:
+    unit = unit_of_target(str(directory.read_config().get("target", "")))
+    return ENERGY_UNIT if unit == UNKNOWN_UNIT else unit
+
+
+def follow(directory: RunDirectory, wait: Callable[[], object]) -> Iterator[tuple[Mapping[str, Any], float]]:
+    """Yield the lines of history.jsonl with their seconds as they are written, until nobody works on the run."""
     told = 0
     while True:
         is_worked_on = has_worker(directory.path)  # asked first: what is written between the two is read below
         history = directory.read_history()
-        yield from history[told:]
+        timing = directory.read_timing()
+        for number in range(told, len(history)):
+            yield history[number], _seconds(timing[number]) if number < len(timing) else 0.0
         told = len(history)
         if not is_worked_on:
             return
         wait()
+
+
+def _seconds(timing: Mapping[str, Any]) -> float:
+    return float(timing.get("total", 0.0))
 
 
 def has_worker(path: Path) -> bool:
@@ -51,20 +64,31 @@ def has_worker(path: Path) -> bool:
     return False
 
 
+class RunClock:
+    """Shows the run's time, not ours: rounds that lie behind took what they took, however fast they are read."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
 class Screen:
     """Shows records of a history as the run's own terminal does."""
 
-    def __init__(self, progress: RoundProgress):
-        self.progress = progress
+    def __init__(self, progress: RoundProgress, clock: RunClock):
+        self.progress, self.clock = progress, clock
         self._job = ""
         self._failures: Mapping[str, str] = {}
 
-    def show(self, record: Mapping[str, Any]) -> None:
-        """Show one round; a record that is none (a pipeline without rounds) is counted."""
+    def show(self, record: Mapping[str, Any], seconds: float) -> None:
+        """Show one round, which took so long; a record that is none (a pipeline without rounds) is counted."""
         job = str(record.get("job", "run"))
         if job != self._job:
             self._job = job
             self.progress.start(int(record.get("num_rounds", 1)), job)
+        self.clock.seconds += seconds
         self._tell_failures(record)
         if record.get("round", 1):
             self.progress.advance(_shown(record))
