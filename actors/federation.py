@@ -15,7 +15,7 @@ from ray_fed.federation.task import SiloSpec, Task
 
 START_TIMEOUT_SECONDS = 120.0
 CONTROL_CPUS = 0.01
-"""Coordinator and examiner mostly wait; a sliver keeps them schedulable next to the silos."""
+"""Actors that mostly wait; a sliver keeps them schedulable next to the silos."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ def federation(
     try:
         silos = {spec.name: SiloActor.options(**placement.actor_options(spec)).remote(spec, task) for spec in settled}
         actors += silos.values()
-        examiner = ExaminerActor.options(num_cpus=CONTROL_CPUS).remote(test, task) if test else None
+        examiner = ExaminerActor.options(**placement.examiner_options(test)).remote(test, task) if test else None
         actors += [examiner] if examiner else []
-        coordinator = CoordinatorActor.options(num_cpus=CONTROL_CPUS).remote(
+        coordinator = CoordinatorActor.options(**placement.options_beside_driver()).remote(
             silos, examiner, settled, task, tuple(training), patience
         )
         actors.append(coordinator)

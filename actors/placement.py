@@ -6,6 +6,7 @@ from math import floor
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_fed.errors import PlacementError
 from ray_fed.federation.task import SiloSpec
@@ -112,3 +113,23 @@ def actor_options(spec: SiloSpec) -> dict[str, Any]:
     if spec.site:
         options["label_selector"] = {"site": spec.site}
     return options
+
+
+def options_beside_driver() -> dict[str, Any]:
+    """Return Ray's options for an actor that sees every silo's answers: it stands where the driver does.
+
+    Left to itself Ray might put it on a silo's machine, among them one whose head offers no CPUs. It mostly waits.
+    """
+    here = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+
+
+def examiner_options(test: SiloSpec) -> dict[str, Any]:
+    """Return Ray's options for the actor that reads the common test set: at its site, if one is named.
+
+    PlacementError when no node has that site.
+    """
+    if not test.site:
+        return options_beside_driver()
+    _check_label(test.site, [test], offers())
+    return {"num_cpus": 0, "label_selector": {"site": test.site}}

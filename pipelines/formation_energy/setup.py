@@ -139,7 +139,7 @@ def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
         )
         for entry in file.silos
     )
-    test = SiloSpec("test", _site_rows(config, file.test, base, 0.0)) if file.test else None
+    test = SiloSpec("test", _site_rows(config, file.test, base, 0.0), site=file.test.site) if file.test else None
     return Setup(config, _task(config), silos, None, test)
 
 
