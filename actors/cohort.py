@@ -18,6 +18,7 @@ from ray_fed.federation.cohort import said_by
 from ray_fed.federation.messages import (
     Answer,
     Answered,
+    Artifact,
     Back,
     Dead,
     Metrics,
@@ -165,6 +166,14 @@ class RayCohort:
             with contextlib.suppress(RayActorError, RayTaskError, GetTimeoutError):
                 found[name] = ray.get(ref, timeout=self.patience)
         return found
+
+    def consult(self, question: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
+        refs = {name: self.silos[name].ask.remote(question, *parts) for name, parts in given.items()}
+        answers = {}
+        for name, ref in refs.items():
+            with contextlib.suppress(RayActorError, RayTaskError, GetTimeoutError):
+                answers[name] = ray.get(ref, timeout=self.patience)
+        return answers
 
     def examine(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
         return value_of(self.examiner.examine.remote(models), "test", "examining") if self.examiner else None

@@ -9,7 +9,7 @@ import ray
 from actors.fence import fence
 from ray_fed.errors import PlacementError
 from ray_fed.federation.examiner import Examiner
-from ray_fed.federation.messages import Artifact, Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.messages import Artifact, MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
@@ -62,7 +62,7 @@ class SiloActor:
         self.silo.close_session(session)
 
     @ray.method
-    def fit(self, session: str, server_round: int, vector: Vector) -> Update:
+    def fit(self, session: str, server_round: int, vector: Vector) -> Update | MaskedUpdate:
         return self.silo.fit(session, server_round, vector).packed()
 
     @ray.method

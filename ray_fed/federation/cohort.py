@@ -1,5 +1,6 @@
 """Cohort: the one seam between the maths of a federation and the machines it runs on."""
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from ray_fed.federation.examiner import Examiner
 from ray_fed.federation.messages import (
     Answer,
     Answered,
+    Artifact,
     Back,
     Metrics,
     SessionSpec,
@@ -58,6 +60,10 @@ class Cohort(Protocol):
         self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
     ) -> dict[str, dict[str, Metrics]]:
         """Return silo -> model -> metrics, of those silos that answered."""
+        ...
+
+    def consult(self, question: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
+        """Put one of the further questions to several silos at once; return the answers of those that gave one."""
         ...
 
     def examine(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
@@ -118,7 +124,8 @@ class LocalCohort:
             return None
         session, server_round, name, vector = self._asked.popleft()
         try:
-            return Answered(name, server_round, self.silos[name].fit(session, server_round, vector))
+            silo = self.silos[name]
+            return Answered(name, server_round, silo.leaving(silo.fit(session, server_round, vector)))
         except Exception as error:
             return Troubled(name, server_round, said_by(error))
 
@@ -132,6 +139,13 @@ class LocalCohort:
         self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
     ) -> dict[str, dict[str, Metrics]]:
         return {name: self.silos[name].evaluate(session, models) for name in silos}
+
+    def consult(self, question: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
+        answers = {}
+        for name, parts in given.items():
+            with contextlib.suppress(FedError):
+                answers[name] = self.silos[name].ask(question, *parts)
+        return answers
 
     def examine(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
         return self.examiner.examine(models) if self.examiner else None

@@ -14,9 +14,10 @@ from ray_fed.federation.buffered_rounds import BufferedMachine
 from ray_fed.federation.buffered_work import BufferedWork
 from ray_fed.federation.cohort import Cohort, busy_seconds, now
 from ray_fed.federation.guard import Guard
-from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Vector
 from ray_fed.federation.round_work import RoundWork
 from ray_fed.federation.rounds import RoundMachine, RoundRules
+from ray_fed.federation.secure_work import SecureWork, require_sums_only
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart
 from ray_fed.federation.strategies import FedAvg, FedBuff, LocalOnly, Models, State, Strategy, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
@@ -55,6 +56,8 @@ class Job:
     """Also evaluate the models on every silo's own rows."""
     account: PrivacyAccount | None = None
     """What the noise in the silos or in the strategy promises; none where there is no noise."""
+    secure_threshold: int = 0
+    """Secure aggregation: silos without whose updates no sum is shown; 0 sends updates without masks."""
     last_round: int | None = None
     """Round after which the job is complete, where a privacy budget ends it before its plan."""
 
@@ -147,13 +150,18 @@ class Coordinator:
         With `state`, that of a record of round `after_round`, the run goes on with the next round, and comes out bit
         for bit as if it had not been broken off.
         """
+        if job.secure_threshold:
+            require_sums_only(job.strategy, job.max_norm)
         module = self.task.model(job.model_seed)
         plans = {silo: local_plan(job.strategy, plan, module) for silo, plan in job.plans.items()}
         job = replace(job, plans=plans)
         layout = Layout.of(module, job.any_plan.buffers)
         digest, kept = layout.digest, num_slots_for(rounds_apart(STATE_BYTES_PER_VALUE * layout.size))
         self.cohort.open_session(
-            {silo: SessionSpec(job.name, plans[silo], job.model_seed, digest, kept) for silo in job.silos}
+            {
+                silo: SessionSpec(job.name, plans[silo], job.model_seed, digest, kept, job.secure_threshold)
+                for silo in job.silos
+            }
         )
         try:
             yield from self._rounds(job, after_round, state)
@@ -190,7 +198,12 @@ class Coordinator:
             turns = dict(zip(job.silos, state[TURNS].tolist(), strict=True))
             buffered = BufferedMachine(job.rules, job.silos, strategy.buffer_size, after_round, turns)
             return BufferedWork(cohort=self.cohort, machine=buffered, guard=guard, session=job.name, strategy=strategy)
-        return RoundWork(self.cohort, RoundMachine(job.rules, job.silos, server_round=after_round), guard, job.name)
+        machine = RoundMachine(job.rules, job.silos, server_round=after_round)
+        if job.secure_threshold:
+            return SecureWork(
+                cohort=self.cohort, machine=machine, guard=guard, session=job.name, threshold=job.secure_threshold
+            )
+        return RoundWork(self.cohort, machine, guard, job.name)
 
     @staticmethod
     def _ranking(job: Job, server_round: int) -> list[str]:
@@ -208,7 +221,7 @@ class Coordinator:
         self, job: Job, server_round: int, state: State, work: RoundWork, start: float, end: float
     ) -> RoundRecord:
         updates = sorted((update for _, update in work.seen), key=lambda update: update.silo)
-        metrics = {} if job.any_plan.private else _losses(updates)  # private steps tell no loss
+        metrics = {} if job.any_plan.private else work.losses()  # private steps tell no loss
         models = job.strategy.models(state)
         if job.evaluates(server_round):
             metrics |= self._evaluation(job, models, work.idle())
@@ -269,15 +282,6 @@ def local_job(job: Job, plans: Mapping[str, TrainingPlan], name: str) -> Job:
         job, name=name, silos=tuple(plans), plans=plans, strategy=LocalOnly(), rules=rules, max_norm=None,
         evaluate_silos=False,
     )  # fmt: skip
-
-
-def _losses(updates: Sequence[Update]) -> dict[str, float]:
-    """Training loss of each silo, and over all silos by the rows they saw."""
-    if not updates:
-        return {}
-    examples = sum(update.num_examples for update in updates)
-    mean = sum(update.loss * update.num_examples for update in updates) / examples
-    return {"loss": mean, **{f"silo.{update.silo}.loss": update.loss for update in updates}}
 
 
 def _own(metrics: Mapping[str, Metrics], silo: str) -> Scores:

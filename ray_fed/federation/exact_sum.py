@@ -89,6 +89,25 @@ class ExactWeightedSum:
         total = self.high * HIGH_UNIT + self.low * (HIGH_UNIT / LOW_PER_HIGH)
         return (total / self.total_weight).astype(np.float32)
 
+    def parts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return (high, low), int64 [num_parameters], in the one canonical form: 0 <= low < 2^50."""
+        self._carry()
+        return self.high, self.low
+
+    @classmethod
+    def of_parts(cls, high: np.ndarray, low: np.ndarray, total_weight: int, num_summands: int) -> "ExactWeightedSum":
+        """Return the sum whose `parts` these are."""
+        total = cls(len(high), total_weight, num_summands)
+        total.high, total.low = high, low
+        return total
+
+    def merge(self, other: "ExactWeightedSum") -> None:
+        """Add the summands of another sum of the same length."""
+        for mine, theirs in zip(self.parts(), other.parts(), strict=True):
+            mine += theirs
+        self.total_weight += other.total_weight
+        self.num_summands += other.num_summands
+
     def _check(self, vector: np.ndarray, weight: int) -> float:
         """Return the largest |value|."""
         if vector.shape != (self.num_parameters,):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ray_fed.federation.exact_sum import ExactWeightedSum
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.privacy.compression import rebuilt
@@ -43,6 +44,8 @@ class SessionSpec:
     layout_digest: str
     kept_states: int = 6
     """After how many rounds the silo keeps its local state, the oldest making room (federation/silo_state.py)."""
+    secure_threshold: int = 0
+    """Silos without whose updates no sum is shown; 0 sends updates without masks."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +81,43 @@ class Update:
 
 
 @dataclass(frozen=True)
+class MaskedUpdate:
+    """An update under masks that cancel in the sum of all (privacy/secure_sum)."""
+
+    silo: str
+    session: str
+    server_round: int
+    ring: np.ndarray = field(repr=False)
+    """uint64 [len(vector) + 2, 2]: weight * vector, weight * loss and weight, in the ring."""
+    num_steps: int
+    seconds: float = field(default=0.0, compare=False)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.ring.nbytes
+
+    def packed(self) -> "MaskedUpdate":
+        """Return the update as it travels: random numbers have no shorter form."""
+        return self
+
+    def unpacked(self, received: Vector) -> "MaskedUpdate":  # noqa: ARG002
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummedUpdate(Update):
+    """The sum of a round's updates, unmasked; its vector is their weighted mean."""
+
+    total: ExactWeightedSum = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Answered:
     """A silo's update to what it was asked; `server_round` is the round of the question, whatever the update says."""
 
     silo: str
     server_round: int
-    update: Update
+    update: Update | MaskedUpdate
 
 
 @dataclass(frozen=True)

@@ -59,12 +59,21 @@ class RoundWork:
             event = self._event(answer, server_round, vectors)
             update = None
             if isinstance(answer, Answered) and isinstance(event, Arrived):
-                update = self._fresh(answer.update, server_round, vectors)
+                update = self._fresh(answer.update, server_round, vectors)  # type: ignore[arg-type]  (masked: SecureWork)
             decisions = self.machine.handle(event)
 
     def idle(self) -> list[str]:
         """Return the silos that can be asked for an evaluation now."""
         return [silo for silo in self.machine.silos if self.machine.phase[silo] is Phase.IDLE]
+
+    def losses(self) -> dict[str, float]:
+        """Training loss of each silo in the round, and over all silos by the rows they saw."""
+        updates = sorted((update for _, update in self.seen), key=lambda update: update.silo)
+        if not updates:
+            return {}
+        examples = sum(update.num_examples for update in updates)
+        mean = sum(update.loss * update.num_examples for update in updates) / examples
+        return {"loss": mean, **{f"silo.{update.silo}.loss": update.loss for update in updates}}
 
     def remembered(self, state: State) -> State:
         """Return the state with what a resumed run must know of the rounds besides it."""
@@ -101,7 +110,7 @@ class RoundWork:
             case Back(silo):
                 return Restarted(silo)
             case Answered(silo, asked_round, update):
-                return self._checked(silo, asked_round, update, server_round, vectors)
+                return self._checked(silo, asked_round, update, server_round, vectors)  # type: ignore[arg-type]
 
     def _checked(
         self, silo: str, asked_round: int, update: Update, server_round: int, vectors: Mapping[str, Vector]

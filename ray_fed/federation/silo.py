@@ -7,7 +7,9 @@ import numpy as np
 import torch
 
 from ray_fed.errors import SiloFailed
-from ray_fed.federation.messages import Artifact, Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.messages import Artifact, MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.secure_silo import QUESTIONS as SECURE_QUESTIONS
+from ray_fed.federation.secure_silo import SecureAnswers
 from ray_fed.federation.silo_state import SiloState
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.layout import Layout
@@ -34,6 +36,7 @@ class Silo:
         self._last_round: dict[str, int] = {}
         self._states: dict[str, SiloState] = {}
         self._spent: dict[str, Spent] = {}
+        self.secure = SecureAnswers(spec.name)
         self._rows: LocalRows | None = None
 
     def __repr__(self) -> str:
@@ -83,6 +86,7 @@ class Silo:
         )
         if spec.plan.private:
             self._spent[spec.session] = Spent(spec.plan.private, self.spec.state_folder, self.spec.name, spec.session)
+        self.secure.open(spec)
         self._last_round[spec.session] = 0
         self._states[spec.session] = SiloState(self.spec.state_folder, self.spec.name, spec.session, spec.kept_states)
         return digest
@@ -98,6 +102,7 @@ class Silo:
         self.sessions.pop(session, None)
         self._states.pop(session, None)
         self._spent.pop(session, None)
+        self.secure.close(session)
 
     def fit(self, session: str, server_round: int, vector: Vector) -> Update:
         """Train the round's steps from `vector` on (Guo et al. 2022, Algorithm 2, lines 4-8).
@@ -130,12 +135,18 @@ class Silo:
             code,
         ).unpacked(vector)
 
+    def leaving(self, update: Update) -> Update | MaskedUpdate:
+        """Return an answer of `fit` as it may leave the silo: under masks, in a session of secure aggregation."""
+        return self.secure.masked(update) if self.secure.is_secure(update.session) else update
+
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
         """Return each model's errors on the silo's training and held-out rows, as sums."""
         return {name: self._metrics(self._session(session), vector) for name, vector in models.items()}
 
     def ask(self, question: str, *given: object) -> Artifact:
         """Answer one of the further questions of this kind of silo; SiloFailed for one it does not know."""
+        if question in SECURE_QUESTIONS:
+            return self.secure.answer(question, len(self.rows.features), *given)  # type: ignore[arg-type]
         if question not in self.questions:
             raise SiloFailed(self.spec.name, f"answering '{question}'", f"it knows {sorted(self.questions)}")
         return getattr(self, question)(*given)

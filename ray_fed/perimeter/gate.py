@@ -65,11 +65,15 @@ class Gate:
     def admit(self, message: Any, asked: Asked) -> Any:
         """Return the message rebuilt from its checked parts; PerimeterRefused with the first reason why it stays
         inside. Nothing given is changed."""
-        if asked.kind not in self.policy.kinds:
-            raise self.refusal(asked.kind, f"its owner allows {', '.join(self.policy.kinds)} only")
-        rebuilt = REBUILT[asked.kind](self, message, asked)
+        rebuilt = self.inspect(message, asked)
         self._count(size_of(rebuilt), asked)
         return rebuilt
+
+    def inspect(self, message: Any, asked: Asked) -> Any:
+        """Like `admit`, without counting the message: it is not what will leave."""
+        if asked.kind not in self.policy.kinds:
+            raise self.refusal(asked.kind, f"its owner allows {', '.join(self.policy.kinds)} only")
+        return REBUILT[asked.kind](self, message, asked)
 
     def refusal(self, kind: str, reason: str) -> PerimeterRefused:
         return PerimeterRefused(self.silo, kind, reason)

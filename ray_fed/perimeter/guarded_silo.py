@@ -10,12 +10,14 @@ the silo's answer to `_send`.
 import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import ray_fed.perimeter.artifacts  # noqa: F401  (registers its kind at the gate)
+import ray_fed.perimeter.artifacts
+import ray_fed.perimeter.masked_updates  # noqa: F401  (so does this)
 from ray_fed.errors import FedError, PerimeterRefused, SiloFailed
-from ray_fed.federation.messages import Artifact, Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.messages import Artifact, MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
@@ -92,11 +94,19 @@ class GuardedSilo:
         if self._ledger:
             self._ledger.sign()
 
-    def fit(self, session: str, server_round: int, vector: Vector) -> Update:
+    def fit(self, session: str, server_round: int, vector: Vector) -> Update | MaskedUpdate:
         doing = f"training round {server_round}"
         update = self._call(doing, lambda: self.silo.fit(session, server_round, vector))
         self._rounds[session] = server_round
-        return self._send(doing, update, Asked("update", session, server_round, vector))
+        asked = Asked("update", session, server_round, vector)
+        if not self.silo.secure.is_secure(session):
+            return self._send(doing, update, asked)
+        masked = self._call(doing, lambda: self.silo.leaving(self.gate.inspect(update, asked)))
+        return self._send(doing, masked, replace(asked, kind="masked"))
+
+    def leaving(self, update: Update | MaskedUpdate) -> Update | MaskedUpdate:
+        """Return what `fit` returned: it has left already."""
+        return update
 
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
         found = self._call("evaluating", lambda: self.silo.evaluate(session, models))
@@ -123,8 +133,10 @@ class GuardedSilo:
     @property
     def ledger(self) -> Ledger | None:
         """The silo's ledger, begun with its first line; None where it has no folder."""
+        if self._ledger is not None or self._key is None:
+            return self._ledger
         folder = _ledger_folder(self.spec, self.site)
-        if self._ledger is None and folder is not None and self._key is not None:
+        if folder is not None:
             opening = {"writer": self.spec.name, "run": self.spec.run, "policy": self.site.policy.version}
             path = folder / f"{self.spec.run or 'ledger'}.jsonl"
             self._ledger = Ledger(path, self._key, opening | {"rules": _rules(self.site)})

@@ -28,7 +28,7 @@ from ray_fed.errors import ConfigError
 SITE_VARIABLE = "RAY_FED_SITE"
 SITE_FOLDER = "~/.config/ray-fed"
 SITE_FILE = "site.yaml"
-KINDS = ("description", "moments", "update", "metrics", "artifact", "observation")
+KINDS = ("description", "moments", "update", "masked", "metrics", "artifact", "observation")
 """Kinds of message that leave a silo if its owner says nothing."""
 METRICS = (
     "loss", "train_loss", "mae", "mse", "rmse", "r2", "accuracy", "precision", "recall", "f1", "auc", "iou", "mean_iou",

@@ -12,7 +12,7 @@ import numpy as np
 
 from ray_fed.federation.cohort import Cohort
 from ray_fed.federation.coordinator import Job, RoundRecord
-from ray_fed.federation.messages import Answer, Answered, Metrics, SessionSpec, SiloDescription, Vector
+from ray_fed.federation.messages import Answer, Answered, Artifact, Metrics, SessionSpec, SiloDescription, Vector
 from ray_fed.federation.strategies import Models
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.scores import Scores
@@ -64,6 +64,9 @@ class WitnessedCohort:
         self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
     ) -> dict[str, dict[str, Metrics]]:
         return self._noted(self.cohort.evaluate(session, silos, models), session)
+
+    def consult(self, question: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
+        return self._noted(self.cohort.consult(question, given), question)
 
     def _noted(self, answers: dict, session: str = "") -> dict:
         for silo, message in answers.items():

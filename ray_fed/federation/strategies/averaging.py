@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ray_fed.errors import UpdateRejected
 from ray_fed.federation.exact_sum import ExactWeightedSum
-from ray_fed.federation.messages import Update, Vector
+from ray_fed.federation.messages import SummedUpdate, Update, Vector
 from ray_fed.federation.strategies.base import Models, State
 
 
@@ -18,11 +18,15 @@ def fed_avg(num_parameters: int, updates: Iterable[Update]) -> Vector:
         w_i       update.vector                               float32 [num_parameters]
         alpha_i   update.num_examples / sum of num_examples   dimensionless
 
+    A sum of updates that came masked (privacy/secure_sum) counts as its summands.
     Updates are consumed one by one: memory does not grow with the number of silos. UpdateRejected for a vector that
     is not finite or has another shape, and for a non-positive weight.
     """
     total = ExactWeightedSum(num_parameters)
     for update in updates:
+        if isinstance(update, SummedUpdate):
+            total.merge(update.total)
+            continue
         try:
             total.add(update.vector, update.num_examples)
         except ValueError as error:

@@ -1,0 +1,80 @@
+"""What a silo answers in secure aggregation: its part of each phase, and its update under masks."""
+
+import numpy as np
+
+from ray_fed.errors import SiloFailed
+from ray_fed.federation.messages import Artifact, MaskedUpdate, SessionSpec, Update
+from ray_fed.privacy.secure_sum.member import Keys, SecureMember
+from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
+
+QUESTIONS = frozenset({"secure_keys", "secure_shares", "secure_deliver", "secure_unmask"})
+
+
+class SecureAnswers:
+    """A silo's keys, one set for each session and round; they live in its memory alone."""
+
+    def __init__(self, silo: str):
+        self.silo = silo
+        self._thresholds: dict[str, int] = {}
+        self._members: dict[str, SecureMember] = {}
+
+    def open(self, spec: SessionSpec) -> None:
+        self._members.pop(spec.session, None)
+        self._thresholds[spec.session] = spec.secure_threshold
+
+    def close(self, session: str) -> None:
+        self._thresholds.pop(session, None)
+        self._members.pop(session, None)
+
+    def is_secure(self, session: str) -> bool:
+        """Whether updates of the session leave under masks only."""
+        return self._thresholds.get(session, 0) > 0
+
+    def masked(self, update: Update) -> MaskedUpdate:
+        """Return the update under the masks of its round. SiloFailed where there are none, or they are used up."""
+        member = self._member(update.session, update.server_round)
+        vector = np.append(update.vector, np.float32(update.loss))
+        ring = member.masked(vector, update.num_examples)
+        return MaskedUpdate(self.silo, update.session, update.server_round, ring, update.num_steps, update.seconds)
+
+    def answer(self, question: str, num_examples: int, session: str, server_round: int, *given: np.ndarray) -> Artifact:
+        """Return the silo's part of a phase."""
+        said = getattr(self, f"_{question}")(session, server_round, *given)
+        return Artifact(self.silo, question, num_examples, {}, as_bytes(said))
+
+    def _secure_keys(self, session: str, server_round: int) -> dict[str, bytes]:
+        if not self.is_secure(session):
+            raise self._failure(server_round, f"session '{session}' was not opened for it")
+        before = self._members.get(session)
+        if before is not None and before.server_round >= server_round:
+            raise self._failure(server_round, "keys are made once a round, and rounds go on")
+        member = SecureMember(self.silo, session, server_round, self._thresholds[session])
+        self._members[session] = member
+        return vars(member.keys())
+
+    def _secure_shares(self, session: str, server_round: int, told: np.ndarray) -> dict[str, bytes]:
+        keys: dict[str, dict[str, bytes]] = {"channel": {}, "mask": {}}
+        for name, value in of_bytes(told).items():
+            kind, _, silo = name.partition(".")
+            keys[kind][silo] = value
+        roster = {silo: Keys(keys["channel"][silo], mask) for silo, mask in keys["mask"].items()}
+        return self._member(session, server_round).shares(roster)
+
+    def _secure_deliver(self, session: str, server_round: int, shares: np.ndarray) -> dict[str, bytes]:
+        self._member(session, server_round).deliver(of_bytes(shares))
+        return {}
+
+    def _secure_unmask(self, session: str, server_round: int, names: np.ndarray) -> dict[str, bytes]:
+        answered = of_bytes(names)
+        survivors = [name for name, flag in answered.items() if flag == b"\1"]
+        dropped = [name for name in answered if name not in survivors]
+        return self._member(session, server_round).unmask(survivors, dropped)
+
+    def _member(self, session: str, server_round: int) -> SecureMember:
+        member = self._members.get(session)
+        if member is None or member.server_round != server_round:
+            raise self._failure(server_round, "it has no keys of this round (it was started again, or not chosen)")
+        return member
+
+    def _failure(self, server_round: int, reason: str) -> SiloFailed:
+        return SiloFailed(self.silo, f"secure aggregation in round {server_round}", reason)

@@ -1,0 +1,158 @@
+"""Drives rounds under secure aggregation: like RoundWork, but one sum comes out instead of updates.
+
+The rules of a round stay as they are. Before silos are asked to train, those chosen exchange keys and shares through
+the coordinator; after the round has closed, those that answered help to take the masks off the sum. A silo that is
+missing from any of it is one that failed in this round, and no more.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+import numpy as np
+
+from ray_fed.config import require
+from ray_fed.errors import QuorumLost
+from ray_fed.federation.exact_sum import ExactWeightedSum
+from ray_fed.federation.messages import NO_VALUES, Artifact, MaskedUpdate, SummedUpdate, Update, Vector
+from ray_fed.federation.round_work import RoundWork, now
+from ray_fed.federation.rounds import Arrived, Ask, Event, Refused
+from ray_fed.federation.strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedBN, FedProx, FedYogi, Strategy
+from ray_fed.privacy.secure_sum.collector import SecureCollector
+from ray_fed.privacy.secure_sum.member import FEWEST, Keys
+from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
+
+SUMS_ONLY = (FedAvg, FedProx, FedBN, FedAvgM, FedAdagrad, FedAdam, FedYogi)
+"""Strategies that take nothing but the weighted mean of a round's updates."""
+
+
+def require_sums_only(strategy: Strategy, max_norm: float | None) -> None:
+    """ConfigError for what needs to see single updates; a strategy of one's own says `sums_only = True`."""
+    name = type(strategy).__name__
+    fits = type(strategy) in SUMS_ONLY or getattr(strategy, "sums_only", False)
+    known = ", ".join(cls.__name__ for cls in SUMS_ONLY)
+    require(fits, f"secure aggregation shows the sum of the updates alone, {name} needs each of them; use {known}")
+    reason = "the length of a masked update cannot be seen; let the silos' own policies bound it (max_update_norm)"
+    require(max_norm is None, f"max_norm={max_norm} does not go with secure aggregation: {reason}")
+
+
+def default_threshold(num_silos: int) -> int:
+    """Return two thirds of the silos, at least 2: so many must answer, and so many together could unmask one."""
+    return max(FEWEST, ceil(2 * num_silos / 3))
+
+
+@dataclass(kw_only=True)
+class SecureWork(RoundWork):
+    """The work of a session under secure aggregation."""
+
+    threshold: int
+    mean_loss: float = 0.0
+    collector: SecureCollector | None = None
+    opened_in: int = 0
+    """The round in which keys were last exchanged."""
+    protocol_bytes: int = field(default=0)
+    """Bytes of keys and shares in the round, both directions; `num_bytes` has them, too."""
+
+    def updates(self, server_round: int, vectors: Mapping[str, Vector], ranking: Sequence[str]) -> Iterator[Update]:
+        """Run a round and yield one update, the sum. QuorumLost when too few silos are left to unmask it."""
+        self.collector, self.protocol_bytes = None, 0
+        length = len(next(iter(vectors.values())))
+        for masked in super().updates(server_round, vectors, ranking):
+            assert isinstance(masked, MaskedUpdate)
+            assert self.collector is not None
+            self.collector.add(masked.silo, masked.ring)
+        yield self._summed(server_round, self._unmasked(server_round), length)
+
+    def losses(self) -> dict[str, float]:
+        """The mean loss of the round; those of single silos stay under the masks."""
+        return {"loss": self.mean_loss} if self.seen else {}
+
+    def _ask(self, asks: Sequence[Ask], server_round: int, vectors: Mapping[str, Vector]) -> None:
+        """Exchange keys among the silos chosen for the round. One that is asked again later has lost its keys and will
+        say so."""
+        if asks and self.opened_in != server_round:
+            self.opened_in = server_round
+            self._exchange_keys([ask.silo for ask in asks], server_round, len(vectors[asks[0].silo]))
+        super()._ask(asks, server_round, vectors)
+
+    def _exchange_keys(self, silos: Sequence[str], server_round: int, length: int) -> None:
+        said = self._consult("secure_keys", dict.fromkeys(silos, ()), server_round)
+        roster = {silo: Keys(given["channel"], given["mask"]) for silo, given in said.items()}
+        self.collector = SecureCollector(self.session, server_round, length + 1, roster, ())
+        if len(roster) < self.threshold:
+            return
+        told = as_bytes({f"{key}.{silo}": getattr(roster[silo], key) for silo in roster for key in ("channel", "mask")})
+        shares = self._consult("secure_shares", dict.fromkeys(roster, (told,)), server_round)
+        if len(shares) < self.threshold:
+            return
+        for_each = {
+            silo: (as_bytes({giver: given[silo] for giver, given in shares.items() if giver != silo}),)
+            for silo in shares
+        }
+        self._consult("secure_deliver", for_each, server_round)
+        self.collector.partners = sorted(shares)
+
+    def _checked(
+        self, silo: str, asked_round: int, update: Update, server_round: int, vectors: Mapping[str, Vector]
+    ) -> Event:
+        if asked_round == server_round and (reason := self._objection(silo, update, server_round, len(vectors[silo]))):
+            return Refused(silo, asked_round, reason)
+        return Arrived(silo, asked_round)
+
+    def _objection(self, silo: str, update: object, server_round: int, length: int) -> str:
+        """Return why a masked update cannot be added; "" where it can. What it holds cannot be seen."""
+        if type(update) is not MaskedUpdate:
+            return "it came without masks"
+        if (update.silo, update.session, update.server_round) != (silo, self.session, server_round):
+            return "it answers another question"
+        fits = update.ring.dtype == np.uint64 and update.ring.shape == (length + 2, 2)
+        if not fits or self.collector is None or silo not in self.collector.partners:
+            return "its masks are not those of the round"
+        return "duplicate" if silo in self.collector.survivors else ""
+
+    def _note(self, update: Update) -> None:
+        masked: object = update
+        assert isinstance(masked, MaskedUpdate)
+        self.num_bytes += masked.num_bytes
+        kept = Update(masked.silo, masked.session, masked.server_round, NO_VALUES, 1, masked.num_steps, 0.0)
+        self.seen.append((now(), kept))
+
+    def _unmasked(self, server_round: int) -> ExactWeightedSum:
+        collector = self.collector
+        if collector is None or len(collector.survivors) < self.threshold:
+            got = len(collector.survivors) if collector else 0
+            raise QuorumLost(server_round, f"{got} masked updates, secure aggregation needs {self.threshold}")
+        names = as_bytes(dict.fromkeys(collector.survivors, b"\1") | dict.fromkeys(collector.dropped, b"\0"))
+        shares = self._consult("secure_unmask", dict.fromkeys(collector.survivors, (names,)), server_round)
+        if len(shares) < self.threshold:
+            raise QuorumLost(server_round, f"{len(shares)} silos helped to unmask the sum, {self.threshold} must")
+        try:
+            return collector.sum(shares)
+        except (ValueError, KeyError) as error:
+            raise QuorumLost(server_round, f"the sum cannot be unmasked: {error}") from error
+
+    def _summed(self, server_round: int, total: ExactWeightedSum, length: int) -> SummedUpdate:
+        high, low = total.parts()
+        loss = ExactWeightedSum.of_parts(high[length:], low[length:], total.total_weight, total.num_summands)
+        self.mean_loss = float(loss.mean()[0])
+        whole = ExactWeightedSum.of_parts(high[:length], low[:length], total.total_weight, total.num_summands)
+        steps = max(update.num_steps for _, update in self.seen)
+        return SummedUpdate(
+            "all", self.session, server_round, whole.mean(), total.total_weight, steps, self.mean_loss, total=whole
+        )
+
+    def _consult(self, question: str, given: Mapping[str, tuple], server_round: int) -> dict[str, Mapping[str, bytes]]:
+        """Ask silos for their part of a phase; return what those said that answered as they should."""
+        asked = {silo: (self.session, server_round, *more) for silo, more in given.items()}
+        answers = self.cohort.consult(question, asked)
+        out = sum(part.nbytes for more in given.values() for part in more)
+        self.protocol_bytes += out + sum(answer.data.nbytes for answer in answers.values())
+        self.num_bytes += out + sum(answer.data.nbytes for answer in answers.values())
+        return {silo: said for silo, answer in answers.items() if (said := _told(answer)) is not None}
+
+
+def _told(answer: Artifact) -> Mapping[str, bytes] | None:
+    try:
+        return of_bytes(answer.data)
+    except ValueError:
+        return None

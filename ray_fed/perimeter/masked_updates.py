@@ -1,0 +1,32 @@
+"""Masked updates at the gate. The update itself was checked before it was masked; under its masks only form is left."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from ray_fed.federation.messages import MaskedUpdate
+from ray_fed.perimeter.gate import REBUILT, Asked, Gate
+from ray_fed.perimeter.passage import KNOWN, Passage
+
+
+def _masked(gate: Gate, message: Any, asked: Asked) -> MaskedUpdate:
+    fields = {"silo", "session", "server_round", "ring", "num_steps", "seconds"}
+    if type(message) is not MaskedUpdate or set(vars(message)) != fields or message.silo != gate.silo:
+        raise gate.refusal("masked", "the answer must be a MaskedUpdate of this silo and carry nothing more")
+    assert asked.vector is not None
+    ring, shape = message.ring, (len(asked.vector) + 2, 2)
+    if type(ring) is not np.ndarray or ring.dtype != np.uint64 or ring.shape != shape or ring.dtype.metadata:
+        raise gate.refusal("masked", f"it must hold uint64 {list(shape)}")
+    return MaskedUpdate(
+        gate.silo, asked.session, asked.server_round, ring.copy(), int(message.num_steps), float(message.seconds)
+    )
+
+
+def _passage(kind: str, message: MaskedUpdate) -> Passage:
+    digest = hashlib.sha256(np.ascontiguousarray(message.ring, "<u8").reshape(-1).data).hexdigest()
+    return Passage(kind, ("ring", "num_steps"), message.num_bytes, digest)
+
+
+REBUILT["masked"] = _masked
+KNOWN["masked"] = (MaskedUpdate, _passage)

@@ -1,0 +1,137 @@
+"""A silo's part in secure aggregation (Bonawitz et al. 2017, "Practical Secure Aggregation", protocol of Figure 4).
+
+    phase   the silo gives                                    the silo gets
+    0       public keys c, s                                  everybody's public keys (U_1)
+    1       shares of s and of its seed b, encrypted          the shares meant for it (U_2)
+    2       y_u = x_u + PRG(b_u) + sum_{v>u} PRG(s_uv) - sum_{v<u} PRG(s_uv)
+    4       of who answered: its share of b; of who did not: its share of s
+
+Threat model: a coordinator that follows the protocol and is curious, together with fewer than `threshold` silos. It
+learns the sum of the silos that answered, with their number and names, and nothing more of a single update than the sum
+says. With two silos the sum gives each the other's update, and with few silos little hides in it.
+
+What it does not protect against: a coordinator that lies (it could invent silos, as the public keys it hands around are
+not signed: Bonawitz's round 3 is left out); silos that send rubbish, which nobody can see in a sum.
+What a silo enforces itself: at most one masked update per key, at least `threshold` names, and never both shares of one
+silo.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from ray_fed.errors import SiloFailed
+from ray_fed.privacy.secure_sum import ring, shamir
+from ray_fed.privacy.secure_sum.masks import KEY_BYTES, add_mask, mask_key, public_key, shared_key
+
+FEWEST = 2
+NONCE = bytes(12)
+"""A key encrypts one message only: it belongs to one round, one sender and one receiver."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What a silo tells all others in phase 0."""
+
+    channel: bytes
+    """c: for the shares on their way."""
+    mask: bytes
+    """s: for the masks."""
+
+
+@dataclass
+class SecureMember:
+    """One silo in one round. Call `keys`, `shares`, `deliver`, `masked`, `unmask`, in this order."""
+
+    silo: str
+    session: str
+    server_round: int
+    threshold: int
+    roster: dict[str, Keys] = field(default_factory=dict)
+    inbox: dict[str, bytes] = field(default_factory=dict)
+    has_masked: bool = False
+    has_unmasked: bool = False
+
+    def __post_init__(self) -> None:
+        self._channel, self._mask, self._seed = (os.urandom(KEY_BYTES) for _ in range(3))
+        self._require(self.threshold >= FEWEST, f"a threshold of {self.threshold} would show single updates")
+
+    def keys(self) -> Keys:
+        return Keys(public_key(self._channel), public_key(self._mask))
+
+    def shares(self, roster: Mapping[str, Keys]) -> dict[str, bytes]:
+        """Return a ciphertext for every other silo: its shares of this silo's mask key and seed."""
+        self._require(not self.roster, "it has given its shares in this round already")
+        self._require(roster.get(self.silo) == self.keys(), "its own keys are not among the public keys")
+        self._require(len(roster) >= self.threshold, f"{len(roster)} silos are fewer than {self.threshold}")
+        distinct = {key for keys in roster.values() for key in (keys.channel, keys.mask)}
+        self._require(len(distinct) == 2 * len(roster), "a public key is there twice")
+        self.roster = dict(roster)
+        of_mask = shamir.split(self._mask, len(roster), self.threshold)
+        of_seed = shamir.split(self._seed, len(roster), self.threshold)
+        sealed = {}
+        for name, mask, seed in zip(sorted(roster), of_mask, of_seed, strict=True):
+            sealed[name] = self._cipher(name, self.silo, name).encrypt(NONCE, mask + seed, None)
+        self.inbox[self.silo] = sealed.pop(self.silo)
+        return sealed
+
+    def deliver(self, ciphertexts: Mapping[str, bytes]) -> None:
+        """Take the others' shares; those who sent one are who this silo masks with."""
+        self._require(bool(self.roster) and len(self.inbox) == 1, "shares come once, after its own")
+        self._require(set(ciphertexts) < set(self.roster), "shares of silos that are not in the roster")
+        self.inbox |= ciphertexts
+        self._require(len(self.inbox) >= self.threshold, f"{len(self.inbox)} silos are fewer than {self.threshold}")
+
+    def masked(self, vector: np.ndarray, weight: int) -> np.ndarray:
+        """Return weight * vector and, last, the weight, masked: uint64 [len(vector) + 1, 2]."""
+        self._require(len(self.inbox) > 1 and not self.has_masked, "it has no unused masks for this round")
+        self.has_masked = True
+        total = np.concatenate([ring.encoded(vector, weight), ring.whole(weight)])
+        add_mask(total, mask_key(self._seed, self._purpose("own")), is_added=True)
+        for name in self.inbox:
+            if name != self.silo:
+                add_mask(total, shared_key(self._mask, self.roster[name].mask, self._purpose("pair")), self.silo < name)
+        return total
+
+    def unmask(self, survivors: Sequence[str], dropped: Sequence[str]) -> dict[str, bytes]:
+        """Return shares by name: of the survivors' seeds, and of the mask keys of those who dropped out."""
+        both = [*survivors, *dropped]
+        self._require(self.has_masked and not self.has_unmasked, "it unmasks once, after its update")
+        self._require(
+            len(set(both)) == len(both) and set(both) == set(self.inbox), "the names are not those it masked for"
+        )
+        self._require(self.silo in survivors, "its own update is called dropped")
+        self._require(len(survivors) >= self.threshold, f"{len(survivors)} updates are fewer than {self.threshold}")
+        self.has_unmasked = True
+        opened = {name: self._opened(name) for name in both}
+        size = shamir.SHARE_BYTES
+        return {name: opened[name][size:] for name in survivors} | {name: opened[name][:size] for name in dropped}
+
+    def _opened(self, name: str) -> bytes:
+        try:
+            return self._cipher(name, name, self.silo).decrypt(NONCE, self.inbox[name], None)
+        except InvalidTag as error:
+            raise self._failure(f"the shares of silo '{name}' are not what that silo sent") from error
+
+    def _cipher(self, other: str, sender: str, receiver: str) -> ChaCha20Poly1305:
+        purpose = self._purpose("channel", sender, receiver)
+        return ChaCha20Poly1305(shared_key(self._channel, self.roster[other].channel, purpose))
+
+    def _purpose(self, *what: str) -> bytes:
+        return purpose(self.session, self.server_round, *what)
+
+    def _require(self, condition: bool, reason: str) -> None:
+        if not condition:
+            raise self._failure(reason)
+
+    def _failure(self, reason: str) -> SiloFailed:
+        return SiloFailed(self.silo, f"secure aggregation in round {self.server_round}", reason)
+
+
+def purpose(session: str, server_round: int, *what: str) -> bytes:
+    """Return what a key is for, as one text that no other purpose has."""
+    return repr(("ray-fed secure sum 1", session, server_round, *what)).encode()
