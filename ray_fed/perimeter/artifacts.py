@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from ray_fed.federation.messages import Artifact
-from ray_fed.perimeter.gate import NAME, REBUILT, Asked, Gate
+from ray_fed.perimeter.gate import FEW_NUMBERS, NAME, REBUILT, Asked, Gate
 from ray_fed.perimeter.passage import KNOWN, Passage
 
+TEXT_BYTES = 1 << 16
 MOST_FACTS = 4096
 """Numbers beside the bytes: losses per epoch, sizes."""
 
@@ -29,12 +30,28 @@ def checked_artifact(gate: Gate, artifact: Any, asked: Asked) -> Artifact:
         raise gate.refusal("artifact", f"{count} rows stand behind it, min_examples={gate.policy.min_examples}")
     if type(data) is not np.ndarray or data.dtype != np.uint8 or data.ndim != 1 or data.dtype.metadata:
         raise gate.refusal("artifact", "its data must be one row of bytes")
+    data = np.array(data)
+    if holds_rows(gate, data):
+        raise gate.refusal("artifact", "its bytes repeat values of the silo's rows")
     facts = dict(artifact.facts)
     if len(facts) > MOST_FACTS or not all(type(name) is str and NAME.fullmatch(name) for name in facts):
         raise gate.refusal("artifact", f"its facts must be at most {MOST_FACTS} numbers with short names")
     if not all(type(value) in (int, float) and not math.isnan(value) for value in facts.values()):
         raise gate.refusal("artifact", "a fact is not a number")
-    return Artifact(gate.silo, asked.session, count, facts, np.ascontiguousarray(data))
+    if gate.echo.known_numbers(list(facts.values())) > max(FEW_NUMBERS, len(facts) // 4):
+        raise gate.refusal("artifact", "its facts repeat values of the silo's rows")
+    return Artifact(gate.silo, asked.session, count, facts, data)
+
+
+def holds_rows(gate: Gate, data: np.ndarray) -> bool:
+    """Tell whether bytes are the rows as float32 or float64, or written as text. Packed bytes are not unpacked."""
+    for start in range(8):
+        for kind in ("<f4", "<f8"):
+            usable = (len(data) - start) // np.dtype(kind).itemsize * np.dtype(kind).itemsize
+            if usable > 0 and gate.echo.is_echo(data[start : start + usable].copy().view(kind)):
+                return True
+    text = data[:TEXT_BYTES].tobytes()
+    return text.isascii() and gate.echo.numbers_in([text.decode("ascii")]) >= FEW_NUMBERS
 
 
 def _passage(kind: str, artifact: Artifact) -> Passage:

@@ -17,6 +17,8 @@ PROBES = 512
 ENOUGH = 2
 """Repeated pairs that are no chance: two neighbours of an honest message are two neighbours of the rows in one of 10^8
 places."""
+TELLING_DIGITS = 5
+"""A step size of 0.05 may well be somebody's lattice constant."""
 TABLE_BITS = 22
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 NUMBER = re.compile(r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+")
@@ -45,12 +47,13 @@ class Echo:
 
     def hits(self, values: np.ndarray) -> int:
         """Return how many pairs of neighbours in a message are the rows'; of a long message a random sample."""
-        flat = np.asarray(values, np.float32).reshape(-1)
+        flat = np.asarray(values).reshape(-1)
         if flat.size < 2 or len(self._known) == 0:
             return 0
         few = flat.size <= PROBES
         at = np.arange(flat.size - 1) if few else self._random.integers(0, flat.size - 1, PROBES)
-        keys = _keys(flat[at], flat[at + 1])
+        with np.errstate(over="ignore", invalid="ignore"):  # bytes of something else read as float64
+            keys = _keys(flat[at].astype(np.float32), flat[at + 1].astype(np.float32))
         keys = keys[self._table[_slots(keys)]]
         if len(keys) == 0:
             return 0
@@ -73,8 +76,9 @@ class Echo:
         return False
 
     def numbers_in(self, texts: Iterable[str]) -> int:
-        """Return how many numbers written in the texts are the rows' own."""
-        return self.known_numbers([float(number) for text in texts for number in NUMBER.findall(text)])
+        """Return how many numbers written in the texts are the rows' own; of few digits they tell nothing."""
+        written = [number for text in texts for number in NUMBER.findall(text)]
+        return self.known_numbers([float(number) for number in written if _digits(number) >= TELLING_DIGITS])
 
     def known_numbers(self, numbers: Sequence[float]) -> int:
         """Return how many of the numbers occur in the rows, as float32; whole ones tell nothing."""
@@ -95,6 +99,11 @@ class Echo:
             telling = _tells(first) & _tells(second) & (first != second)
             keys.append(_keys(first[telling], second[telling]))
         return np.concatenate(keys) if keys else np.empty(0, np.uint64)
+
+
+def _digits(number: str) -> int:
+    """Return how many significant digits a written number has."""
+    return len(re.sub(r"[eE].*|[-+.]", "", number).strip("0"))
 
 
 def _tells(values: np.ndarray) -> np.ndarray:
