@@ -22,10 +22,13 @@ class AuditConfig:
     """Defences to try on every kind of message: clip:NORM, silo_dp:EPSILON (clipped to 1, Gaussian noise added by the
     silo, epsilon at delta 1e-5 over the whole run), noise:SHARE of the message's root mean square, fp16, int8,
     prune:SHARE."""
-    changes: tuple[str, ...] = ("batch:8", "steps:1", "steps:1+sgd", "batch:8+steps:1+sgd", "dp:50", "dp:8")
-    """Other ways to train the same rows: batch:ROWS of a silo per step, steps:STEPS per message, sgd, dp:EPSILON of
-    DP-SGD (example level, at delta 1e-5 over the whole run; needs dp-accounting)."""
-    rounds: int = 10
+    changes: tuple[str, ...] = (
+        "batch:8", "steps:1", "steps:1+sgd", "batch:8+steps:1+sgd", "int8", "top_k", "dp:50", "dp:8",
+    )  # fmt: skip
+    """Other ways to train the same rows: batch:ROWS of a silo per step, steps:STEPS per message, dp:EPSILON of DP-SGD
+    (example level, at delta 1e-5 over the whole run; needs dp-accounting), sgd, and compression by fp16, bf16, int8 or
+    top_k (1 %) with error feedback; joined by '+'."""
+    rounds: int = 4
     """Rounds replayed as the federation is set up, all of them attacked, and trained under each defence and change to
     measure what it costs."""
     costs: bool = True

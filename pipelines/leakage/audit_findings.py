@@ -29,6 +29,10 @@ class Findings:
     """The same, where only the sum of the round is seen."""
     costs: dict[str, float] = field(default_factory=dict)
     """Defence or change -> error after training with it; "" as set up."""
+    is_summed: bool = False
+    """Whether the federation shows its coordinator only the sum of a round."""
+    has_secret_noise: bool = False
+    """Whether what the silos sent cannot be repeated."""
     verified: tuple[int, int] | None = None
     """Replayed updates that are those of the coordinator's ledger, and how many it has of these rounds."""
 
@@ -55,11 +59,16 @@ class Findings:
         mine = [one for one in self.of_kinds if (one.kind, one.silo) == (leak.kind, leak.silo)]
         if not any(one.found for one in mine if one.defence == NOTHING):
             return "none tried"  # a later round leaks what the first did not
-        stopping = [one.defence for one in mine if one.defence != NOTHING and one.found == 0]
+        there = (NOTHING, SUM) if self.is_summed else (NOTHING,)
+        stopping = [one.defence for one in mine if one.defence not in there and one.found == 0]
         return min(stopping, key=lambda name: self.costs.get(name, 0.0), default="none tried")
 
     @property
     def verified_words(self) -> str:
+        if self.has_secret_noise:
+            return "The silos' noise is secret: the replay has other noise of the same size."
+        if self.is_summed:
+            return "The coordinator received updates under masks: the replay looks below them, and attacks their sum."
         if self.verified is None:
             return "The replay was not compared with what a coordinator wrote down: there is no ledger of all silos."
         same, there = self.verified
@@ -71,7 +80,8 @@ class Gate:
 
     def __init__(self, limit: float | None, findings: Findings):
         self.limit, self.findings = limit, findings
-        self.worst = max(findings.of_rounds, key=lambda one: one.share)
+        shown = findings.of_sums if findings.is_summed and findings.of_sums else findings.of_rounds
+        self.worst = max(shown, key=lambda one: one.share)
 
     @property
     def is_broken(self) -> bool:
@@ -82,7 +92,8 @@ class Gate:
         """Return the verdict in one line."""
         worst = self.worst
         counted = f"{worst.found} of {worst.records} records ({worst.share:.1%})"
-        said = f"silo '{worst.silo}': {counted} found in its {worst.kind}"
+        where = f"the sum over {worst.summed} silos of its" if worst.summed > 1 else "its"
+        said = f"silo '{worst.silo}': {counted} found in {where} {worst.kind}"
         if self.limit is None:
             return f"most found: {said}"
         if not self.is_broken:

@@ -54,6 +54,8 @@ def _carry_out(
 ) -> int:
     started = time.perf_counter()
     findings = Findings(standing.target_unit, standing.units)
+    findings.is_summed = bool(standing.job.secure_threshold)
+    findings.has_secret_noise = standing.job.any_plan.private is not None
     heard = _as_set_up(standing, config, findings)
     if Path(target).is_dir() and standing.is_whole:
         findings.verified = same_as_received(target, standing.job, heard)

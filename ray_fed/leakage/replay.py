@@ -78,7 +78,7 @@ class ListeningCohort(LocalCohort):
 
     def answer(self, timeout: float | None = None) -> Answer | None:
         answer = super().answer(timeout)
-        if not isinstance(answer, Answered):
+        if not isinstance(answer, Answered) or not isinstance(answer.update, Update):
             return answer
         sent = self._sent.pop((answer.silo, answer.server_round))
         update = self._defended(sent, answer.update)
@@ -100,12 +100,13 @@ class ListeningCohort(LocalCohort):
 def hear(
     cohort: ListeningCohort, coordinator: Coordinator, job: Job, rounds: int, defence: Defence | None = None
 ) -> tuple[list[Heard], State]:
-    """Run the first rounds of a job; return every update as the coordinator received it, and the last state.
+    """Run the first rounds of a job; return every update as it leaves its silo, and the last state.
 
-    The silos' answers are bit for bit those of a run of the same configuration, on whatever cohort.
+    The silos' answers are bit for bit those of a run of the same configuration, on whatever cohort, unless their noise
+    is secret. Under secure aggregation they are what is under the masks.
     """
     cohort.listen(defence, coordinator.layout)
-    job = replace(job, evaluate_every=job.num_rounds + 1, evaluate_silos=False)
+    job = replace(job, evaluate_every=job.num_rounds + 1, evaluate_silos=False, secure_threshold=0)
     state: State = {}
     records = coordinator.run(job)
     for record in islice(records, min(rounds, job.num_rounds) + 1):

@@ -6,13 +6,14 @@ from math import ceil
 
 from ray_fed.config import require, unknown_name
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.privacy.compression import METHODS, Compression
 from ray_fed.privacy.dp.accounting import PrivacyAccount
 from ray_fed.privacy.dp.private_steps import PrivateSteps
 
 
 @dataclass(frozen=True)
 class TrainingChange:
-    """`batch:8+steps:1+sgd+dp:8`; what is not named stays as the federation has it."""
+    """`batch:8+steps:1+dp:8+sgd+int8`; what is not named stays as the federation has it."""
 
     batch: int | None = None
     """Rows of one silo per step."""
@@ -22,10 +23,13 @@ class TrainingChange:
     """Plain SGD instead of the federation's optimiser: its update is a sum of gradients."""
     dp: float | None = None
     """Epsilon of DP-SGD over the whole run, example level, at delta 1e-5 (privacy/dp)."""
+    compression: Compression | None = None
+    """Of the updates, with error feedback (privacy/compression.py)."""
 
     def __str__(self) -> str:
-        named = (("batch", self.batch), ("steps", self.steps), ("sgd", self.sgd or None), ("dp", self.dp))
-        return "+".join(name if name == "sgd" else f"{name}:{value:g}" for name, value in named if value is not None)
+        numbers = (("batch", self.batch), ("steps", self.steps), ("dp", self.dp))
+        words = ["sgd"] * self.sgd + ([self.compression.method] if self.compression else [])
+        return "+".join([*(f"{name}:{value:g}" for name, value in numbers if value is not None), *words])
 
     def of(self, plans: Mapping[str, TrainingPlan], sizes: Mapping[str, int]) -> dict[str, TrainingPlan]:
         """Return the plans of all silos with as many passes over the rows, changed.
@@ -41,6 +45,8 @@ class TrainingChange:
             changes |= {"optimizer": "sgd", "optimizer_state": "keep"}
         if self.dp:
             changes["private"] = PrivateSteps(noise_for(self.dp, 1 / per_epoch, total), test_seed=0)
+        if self.compression:
+            changes["compression"] = self.compression
         return {name: replace(plan, **changes) for name, plan in plans.items()}  # type: ignore[arg-type]
 
 
@@ -57,24 +63,25 @@ def noise_for(epsilon: float, probability: float, num_steps: int) -> float:
 
 
 def parse_change(text: str) -> TrainingChange:
-    """Return the change written as batch:N, steps:N, sgd or dp:EPSILON, joined by '+'; ConfigError for others."""
-    found: dict[str, float] = {}
+    """Return the change written as batch:N, steps:N, dp:EPSILON, sgd or a compression, joined by '+'; ConfigError for
+    anything else."""
+    found: dict[str, object] = {}
     for part in text.split("+"):
         name, _, number = part.partition(":")
-        if name not in ("batch", "steps", "sgd", "dp"):
-            raise unknown_name("change", name, ["batch", "steps", "sgd", "dp"])
-        found[name] = _value(name, number, part)
+        if name not in ("batch", "steps", "dp", "sgd", *METHODS):
+            raise unknown_name("change", name, ["batch", "steps", "dp", "sgd", *METHODS])
+        if name in ("batch", "steps"):
+            require(number.isdecimal() and int(number) >= 1, f"change {part!r} must be {name}:NUMBER, 1 or more")
+            found[name] = int(number)
+        elif name == "dp":
+            found[name] = _epsilon(number, part)
+        else:
+            require(not number, f"change {part!r}: {name} takes no number")
+            found |= {"sgd": True} if name == "sgd" else {"compression": Compression(name)}  # type: ignore[arg-type]
     return TrainingChange(**found)  # type: ignore[arg-type]
 
 
-def _value(name: str, number: str, part: str) -> float:
-    if name == "sgd":
-        require(not number, f"change {part!r}: sgd takes no number")
-        return True
-    if name == "dp":
-        require(
-            number.replace(".", "", 1).isdecimal() and float(number) > 0, f"change {part!r} must be dp:EPSILON, above 0"
-        )
-        return float(number)
-    require(number.isdecimal() and int(number) >= 1, f"change {part!r} must be {name}:NUMBER, 1 or more")
-    return int(number)
+def _epsilon(number: str, part: str) -> float:
+    is_number = number.replace(".", "", 1).isdecimal()
+    require(is_number and float(number) > 0, f"change {part!r} must be dp:EPSILON, above 0")
+    return float(number)

@@ -110,12 +110,17 @@ def test_the_gate_names_the_silo_that_leaks_most_and_what_stops_it():
     )
     assert not Gate(0.75, findings).is_broken
     assert not Gate(None, findings).is_broken
+    findings.is_summed, findings.of_sums = True, [replace(message(exact=1, records=10), summed=3)]
+    assert Gate(0.05, findings).words == (
+        "failed: max_leak=0.05 is exceeded; silo 'a': 1 of 10 records (10.0%) found in the sum over 3 silos of its m; "
+        "send after more local steps or larger batches"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [("batch:0", "must be batch:NUMBER"), ("dp:-1", "must be dp:EPSILON"), ("stps:1", "did you mean 'steps'"),
-     ("sgd:2", "takes no number"), ("dp:", "must be dp:EPSILON")],
+     ("sgd:2", "takes no number"), ("int8:2", "takes no number"), ("dp:", "must be dp:EPSILON")],
 )  # fmt: skip
 def test_changes_that_do_not_exist_are_refused(text, said):
     with pytest.raises(ConfigError, match=said):
@@ -124,10 +129,10 @@ def test_changes_that_do_not_exist_are_refused(text, said):
 
 def test_a_change_keeps_the_passes_over_the_rows_and_cuts_them_differently():
     plan = TrainingPlan(0, epochs=4, steps_per_epoch=10, num_rounds=2)
-    change = parse_change("batch:8+steps:1+sgd")
+    change = parse_change("batch:8+steps:1+sgd+int8")
     changed = change.of({"a": plan, "b": plan}, {"a": 100, "b": 30})["a"]
     assert (changed.epochs, changed.steps_per_epoch, changed.num_rounds, changed.optimizer) == (4, 13, 52, "sgd")
-    assert str(change) == "batch:8+steps:1+sgd"
+    assert str(change) == "batch:8+steps:1+sgd+int8"
     assert TrainingChange().of({"a": plan}, {"a": 100})["a"] == plan
 
 
