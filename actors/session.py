@@ -58,7 +58,7 @@ def session(address: str = "local", num_cpus: float = 0, num_gpus: int | None = 
             _start(address, num_cpus, num_gpus, empty)
         except (OSError, RuntimeError, ValueError) as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise PlacementError(f"no Ray cluster at address {address!r}: {first_line}") from error
+            raise PlacementError(f"no Ray cluster at address {address!r}: {first_line}{_remedy(first_line)}") from error
         _restore(handlers)
         try:
             yield
@@ -93,6 +93,17 @@ def _reachable(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+
+
+def _remedy(said: str) -> str:
+    """A port that answered and still let nobody in most likely asked for something that was not shown."""
+    if "Failed to connect" not in said:
+        return ""
+    return (
+        "; the port answers, so see whether the cluster asks for a token (RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or "
+        "~/.ray/auth_token) or for certificates (RAY_USE_TLS=1, RAY_TLS_CA_CERT, RAY_TLS_SERVER_CERT, "
+        "RAY_TLS_SERVER_KEY)"
+    )
 
 
 def carry_by_value(instance: object) -> None:

@@ -16,7 +16,7 @@ TUNNEL = "http://127.0.0.1:8265"
 STORE_BYTES = 100 << 20
 
 
-def until(what: str, holds: Callable[[], object], seconds: float = 120.0, every: float = 0.2) -> None:
+def until(what: str, holds: Callable[[], object], seconds: float = 180.0, every: float = 0.2) -> None:
     """Wait until something holds; AssertionError names it when it does not come to pass."""
     limit = time.monotonic() + seconds
     while not holds():
@@ -104,7 +104,7 @@ def launched(lab: Lab, cluster: dict, environment: Mapping[str, str], sites: Seq
     lab.desk.write("/root/cluster.yaml", yaml.safe_dump(cluster))
     made.ray("ray up -y --no-config-cache cluster.yaml")
     try:
-        until(f"nodes at {sites}", lambda: made.nodes() == sorted(sites), 180.0, every=1.0)
+        until(f"nodes at {sites}", lambda: made.nodes() == sorted(sites), 300.0, every=1.0)
         yield made
     finally:
         made.ray("ray down -y cluster.yaml")

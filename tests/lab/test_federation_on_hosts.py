@@ -21,21 +21,13 @@ ROUNDS = 40
 OBJECTS = 6381
 """The port at which Ray hands out objects, as cluster/onprem.yaml fixes it; messages go to the other ports."""
 SSH = 22
-QUICK_TO_NOTICE = {
-    "RAY_health_check_initial_delay_ms": "3000",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_timeout_ms": "3000",
-    "RAY_health_check_failure_threshold": "3",
-}
-"""A host that does not answer is given up after some ten seconds; Ray's own patience is a minute."""
 LASTING = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": "/root/gcs"}
 """The head's tables on disk, so that its server can be started again (Ray calls it experimental)."""
 
 
 @pytest.fixture(scope="module")
 def cluster(prepared):
-    """The cluster, with Ray's patience shortened."""
-    filled = filled_in(prepared.lab, **QUICK_TO_NOTICE, **LASTING)
+    filled = filled_in(prepared.lab, **LASTING)
     with launched(prepared.lab, filled, {"RAY_AUTH_MODE": "token"}, ["-", "north", "south"]) as made:
         yield made
 
