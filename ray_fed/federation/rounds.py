@@ -184,6 +184,8 @@ class RoundMachine:
     seats: set[str] = field(default_factory=set)
     """Silos whose answer the open round waits for."""
     taken: set[str] = field(default_factory=set)
+    overdue: set[str] = field(default_factory=set)
+    """Silos that a deadline passed by while they were starting again: no round waits for them until they are back."""
     failures: dict[str, str] = field(default_factory=dict)
     is_open: bool = False
     stopped: bool = False
@@ -205,8 +207,9 @@ class RoundMachine:
         assert not self.is_open, f"round {self.server_round} is still open"
         assert event.server_round > self.server_round, f"round {event.server_round} was already run"
         self.server_round, self.is_open = event.server_round, True
-        self.taken, self.failures = set(), {}
-        there = [silo for silo in event.ranking if self.phase[silo] in (Phase.IDLE, Phase.RESTARTING)]
+        self.taken = set()
+        self.failures = {silo: self._why_away(silo) for silo in self.silos if not self._is_there(silo)}
+        there = [silo for silo in event.ranking if self._is_there(silo)]
         if len(there) < max(self.rules.min_available_clients, self.rules.min_fit_clients):
             return [self._stop(f"{len(there)} of {len(self.silos)} silos are available")]
         wanted = max(self.rules.min_fit_clients, ceil(round(self.rules.fraction_fit * len(self.silos), 9)))
@@ -240,6 +243,7 @@ class RoundMachine:
         if self.phase[event.silo] is not Phase.RESTARTING:
             return []
         self.phase[event.silo] = Phase.IDLE
+        self.overdue.discard(event.silo)
         return [self._ask(event.silo)] if self.is_open and event.silo in self.seats else []
 
     def _deadlinepassed(self, event: DeadlinePassed) -> list[Decision]:
@@ -248,12 +252,23 @@ class RoundMachine:
         for silo in sorted(self.seats):
             working = self.phase[silo] is Phase.WORKING
             self.phase[silo] = Phase.BEHIND if working else self.phase[silo]
+            self.overdue |= set() if working else {silo}
             self._give_up(
                 silo, "late: no answer before the deadline" if working else "not restarted before the deadline"
             )
         return []
 
     # ---- rules
+
+    def _is_there(self, silo: str) -> bool:
+        return self.phase[silo] in (Phase.IDLE, Phase.RESTARTING) and silo not in self.overdue
+
+    def _why_away(self, silo: str) -> str:
+        if self.phase[silo] is Phase.BEHIND:
+            return f"late: still at work on round {self.asked[silo]}"
+        if self.phase[silo] is Phase.GONE:
+            return f"no restart left after {self.restarts[silo]}"
+        return "not restarted yet"
 
     def _ask(self, silo: str) -> Ask:
         self.phase[silo] = Phase.WORKING

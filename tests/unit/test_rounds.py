@@ -122,10 +122,34 @@ def test_one_failure_stops_the_run_when_failures_are_not_accepted():
     assert isinstance(ours.handle(Raised("c", 1, "disk full"))[-1], Stop)
 
 
+def test_no_round_waits_for_a_silo_whose_restart_missed_a_deadline_until_it_is_back():
+    ours = opened(round_timeout=1.0)
+    ours.handle(Died("c", "killed"))
+    ours.handle(Arrived("a", 1))
+    ours.handle(Arrived("b", 1))
+    assert ours.handle(DeadlinePassed(1)) == [Close(1, ("a", "b"), (("c", "not restarted before the deadline"),))]
+    assert ours.handle(Opened(2, ABC)) == [Ask("a", 2), Ask("b", 2)]
+    ours.handle(Arrived("a", 2))
+    assert ours.handle(Restarted("c")) == []
+    assert ours.handle(Arrived("b", 2)) == [Take("b", 2), Close(2, ("a", "b"), (("c", "not restarted yet"),))]
+    assert ours.handle(Opened(3, ABC)) == [Ask("a", 3), Ask("b", 3), Ask("c", 3)]
+
+
+def test_every_round_says_who_is_still_at_work_on_an_earlier_one():
+    ours = opened(round_timeout=1.0)
+    for silo in "ab":
+        ours.handle(Arrived(silo, 1))
+    ours.handle(DeadlinePassed(1))
+    ours.handle(Opened(2, ABC))
+    ours.handle(Arrived("a", 2))
+    [_, closed] = ours.handle(Arrived("b", 2))
+    assert closed == Close(2, ("a", "b"), (("c", "late: still at work on round 1"),))
+
+
 def test_a_round_does_not_start_without_enough_silos():
     ours = machine(min_available_clients=3, max_restarts=0)
     ours.handle(Died("a", "killed"))
-    assert ours.handle(Opened(1, ABC)) == [Stop(1, "2 of 3 silos are available")]
+    assert ours.handle(Opened(1, ABC)) == [Stop(1, "2 of 3 silos are available", (("a", "no restart left after 0"),))]
 
 
 def test_a_fraction_of_the_silos_is_asked_in_the_order_of_the_ranking():
