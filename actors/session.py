@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import socket
+import ssl
 import sys
 import sysconfig
 import tempfile
@@ -89,10 +90,40 @@ def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
 
 
 def _reachable(address: str) -> None:
-    """Ray tries an address for minutes; a closed port is known at once. ConnectionError says so."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    """Ray tries an address for minutes; a closed port, or TLS on one side only, is known at once.
+
+    ConnectionError says which.
+    """
+    host, colon, port = _located(address).removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):
+        return
+    place = (host.strip("[]"), int(port))
+    socket.create_connection(place, timeout=5).close()
+    wants_tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+    if wants_tls != _speaks_tls(place):
+        here, there = ("TLS", "it does not") if wants_tls else ("no TLS", "it does")
+        raise ConnectionError(f"this process speaks {here}, {there}; set RAY_USE_TLS and RAY_TLS_* as on the cluster")
+
+
+def _located(address: str) -> str:
+    """Return where "auto" leads to: Ray leaves the address of the cluster this machine belongs to in a file."""
+    current = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir())) / "ray" / "ray_current_cluster"
+    if address != "auto" or os.environ.get("RAY_ADDRESS") or not current.is_file():
+        return address
+    return current.read_text().strip()
+
+
+def _speaks_tls(place: tuple[str, int]) -> bool:
+    """Whether the server answers a TLS greeting with TLS; whom it trusts is not asked here."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with socket.create_connection(place, timeout=5) as plain, context.wrap_socket(plain):
+            return True
+    except ssl.SSLError as error:
+        return "ALERT" in (error.reason or "")  # refused, but in TLS
+    except OSError:
+        return False
 
 
 def _remedy(said: str) -> str:

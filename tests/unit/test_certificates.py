@@ -1,11 +1,15 @@
 """Certificates: a handshake both ways, refusals, and what is written where."""
 
+import contextlib
+import socket
 import ssl
 import stat
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from actors.session import session
 from pipelines.cli import main
 from ray_fed.deployment.certificates import (
     Node,
@@ -15,7 +19,7 @@ from ray_fed.deployment.certificates import (
     read_authority,
     write_certificates,
 )
-from ray_fed.errors import ConfigError
+from ray_fed.errors import ConfigError, PlacementError
 
 NORTH = Node.parse("north=192.0.2.21,north.example.org")
 
@@ -142,3 +146,38 @@ def test_the_command_says_what_goes_where(tmp_path, capsys):
     assert "ca.key  signs further machines: keep it here" in printed
     assert main(["cluster", "certs", "north", "--out", str(tmp_path / "certs")]) == 2
     assert "must be NAME=ADDRESS" in capsys.readouterr().err
+
+
+@pytest.fixture
+def port(request, folder):
+    """A server on loopback, with TLS or without, that greets whoever comes and hangs up."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with contextlib.suppress(OSError):
+            while True:
+                line, _ = listener.accept()
+                with line, contextlib.suppress(OSError):
+                    if request.param:
+                        server_of(folder / "north", folder).wrap_socket(line, server_side=True).close()
+                    else:
+                        line.sendall(b"\0\0\0\4\0\0\0\0\0")  # what a gRPC server says first
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    yield listener.getsockname()[1]
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join(5)
+
+
+@pytest.mark.parametrize(
+    ("port", "own", "said"),
+    [(True, "0", "this process speaks no TLS, it does"), (False, "1", "this process speaks TLS, it does not")],
+    indirect=["port"],
+)
+def test_tls_on_one_side_only_is_said_at_once(port, own, said, monkeypatch):
+    monkeypatch.setenv("RAY_USE_TLS", own)
+    expected = f"no Ray cluster at address '127.0.0.1:{port}': {said}; set RAY_USE_TLS"
+    with pytest.raises(PlacementError, match=expected), session(f"127.0.0.1:{port}"):
+        pass
