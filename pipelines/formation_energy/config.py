@@ -6,10 +6,12 @@ from typing import Literal
 
 from ray_fed.config import require
 from ray_fed.federation.rounds import RoundRules
+from ray_fed.federation.secure_work import default_threshold, require_sums_only
 from ray_fed.federation.strategies import DPFedAvg, Strategy, make_strategy
 from ray_fed.privacy.compression import Compression
 from ray_fed.privacy.dp.accounting import PrivacyAccount
 from ray_fed.privacy.dp.private_steps import PrivateSteps
+from ray_fed.privacy.secure_sum.member import FEWEST
 
 Features = Literal["guo73", "guo65", "rich", "rich+structure"]
 
@@ -112,6 +114,11 @@ class FormationEnergyConfig:
     """How a silo codes its update; what a code leaves out goes along with the next one."""
     top_k_share: float = 0.01
     """Share of the values that top_k sends."""
+    secure_aggregation: bool = False
+    """Let the coordinator learn the sum of a round's updates alone (masks that cancel, Bonawitz et al. 2017); the model
+    comes out bit for bit the same. For strategies that need only sums."""
+    secure_threshold: int | None = None
+    """Silos that must answer for a sum to be shown, and that together could unmask one; two thirds if not given."""
     seed: int = 0
     """Seed of split, initial weights and shuffles."""
     repeats: int = 1
@@ -152,6 +159,7 @@ class FormationEnergyConfig:
         self.make_compression()
         self.rules()
         self.make_strategy()
+        self._check_secure()
         require(self.proximal_mu >= 0, f"proximal_mu={self.proximal_mu} must not be negative")
         require((self.max_update_norm or 1) > 0, f"max_update_norm={self.max_update_norm} must be positive")
         for condition in self.where:
@@ -184,6 +192,26 @@ class FormationEnergyConfig:
         alone = "the models of silos alone and of the pooled rows carry no noise; add --baselines no"
         require(not private or not self.baselines, f"differential privacy: {alone}")
         require(not private or self.repeats == 1, f"repeats={self.repeats} would spend epsilon as often; use 1")
+
+    def _check_secure(self) -> None:
+        if not self.secure_aggregation:
+            require(self.secure_threshold is None, "secure_threshold needs secure_aggregation=yes")
+            return
+        require_sums_only(self.make_strategy(), self.max_update_norm)
+        coded = f"compression={self.compression} does not go with secure_aggregation"
+        require(self.compression == "none", f"{coded}: masked numbers have no shorter form; use none")
+        alone = "the models of silos alone would leave without masks; add --baselines no"
+        require(not self.baselines, f"secure_aggregation: {alone}")
+
+    def threshold(self, num_silos: int) -> int:
+        """Return how many silos a masked sum needs, 0 without secure aggregation; ConfigError for a number that cannot
+        be met."""
+        if not self.secure_aggregation:
+            return 0
+        require(num_silos >= FEWEST, f"secure_aggregation needs at least {FEWEST} silos; there is {num_silos}")
+        asked = self.secure_threshold if self.secure_threshold is not None else default_threshold(num_silos)
+        require(FEWEST <= asked <= num_silos, f"secure_threshold={asked} must lie between {FEWEST} and {num_silos}")
+        return asked
 
     def make_compression(self) -> Compression | None:
         """Return how updates are coded; ConfigError for a share of nothing."""

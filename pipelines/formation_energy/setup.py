@@ -190,6 +190,7 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
         config.rules(),
         config.max_update_norm,
         evaluate_every=ceil(shared.num_rounds / EVALUATIONS_PER_JOB),
+        secure_threshold=config.threshold(len(setup.training)),
     )
     federated = within_budget(federated, config, shared.steps_per_epoch)
     if not config.baselines:

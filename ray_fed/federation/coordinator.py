@@ -280,7 +280,7 @@ def local_job(job: Job, plans: Mapping[str, TrainingPlan], name: str) -> Job:
     rules = RoundRules(max_restarts=job.rules.max_restarts)
     return replace(
         job, name=name, silos=tuple(plans), plans=plans, strategy=LocalOnly(), rules=rules, max_norm=None,
-        evaluate_silos=False,
+        evaluate_silos=False, secure_threshold=0, account=None, last_round=None,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ the coordinator; after the round has closed, those that answered help to take th
 missing from any of it is one that failed in this round, and no more.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -79,12 +79,10 @@ class SecureWork(RoundWork):
         said = self._consult("secure_keys", dict.fromkeys(silos, ()), server_round)
         roster = {silo: Keys(given["channel"], given["mask"]) for silo, given in said.items()}
         self.collector = SecureCollector(self.session, server_round, length + 1, roster, ())
-        if len(roster) < self.threshold:
-            return
+        self._require_enough(roster, "gave keys", server_round)
         told = as_bytes({f"{key}.{silo}": getattr(roster[silo], key) for silo in roster for key in ("channel", "mask")})
         shares = self._consult("secure_shares", dict.fromkeys(roster, (told,)), server_round)
-        if len(shares) < self.threshold:
-            return
+        self._require_enough(shares, "gave shares of their keys", server_round)
         for_each = {
             silo: (as_bytes({giver: given[silo] for giver, given in shares.items() if giver != silo}),)
             for silo in shares
@@ -119,17 +117,20 @@ class SecureWork(RoundWork):
 
     def _unmasked(self, server_round: int) -> ExactWeightedSum:
         collector = self.collector
-        if collector is None or len(collector.survivors) < self.threshold:
-            got = len(collector.survivors) if collector else 0
-            raise QuorumLost(server_round, f"{got} masked updates, secure aggregation needs {self.threshold}")
+        assert collector is not None
+        self._require_enough(collector.survivors, "sent masked updates", server_round)
         names = as_bytes(dict.fromkeys(collector.survivors, b"\1") | dict.fromkeys(collector.dropped, b"\0"))
         shares = self._consult("secure_unmask", dict.fromkeys(collector.survivors, (names,)), server_round)
-        if len(shares) < self.threshold:
-            raise QuorumLost(server_round, f"{len(shares)} silos helped to unmask the sum, {self.threshold} must")
+        self._require_enough(shares, "helped to unmask the sum", server_round)
         try:
             return collector.sum(shares)
         except (ValueError, KeyError) as error:
             raise QuorumLost(server_round, f"the sum cannot be unmasked: {error}") from error
+
+    def _require_enough(self, silos: Collection[str], did: str, server_round: int) -> None:
+        if len(silos) < self.threshold:
+            reason = f"{len(silos)} silos {did}, secure aggregation needs {self.threshold}"
+            raise QuorumLost(server_round, reason)
 
     def _summed(self, server_round: int, total: ExactWeightedSum, length: int) -> SummedUpdate:
         high, low = total.parts()

@@ -1,5 +1,6 @@
 """Noise, codes and masks through silo actors: the same bits as in this process."""
 
+import tempfile
 from dataclasses import replace
 
 import pytest
@@ -38,3 +39,44 @@ def test_codes_and_noise_leave_silo_actors_as_they_leave_silos_in_this_process()
     assert [r.models["federated"].tobytes() for r in far if r.models] == [
         r.models["federated"].tobytes() for r in local if r.models
     ]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_masked_updates_of_silo_actors_sum_to_the_bits_of_plain_rounds_in_this_process():
+    local = records(Coordinator(LocalCohort(SPECS, SyntheticTask()), SyntheticTask(), NAMES), [PLAN])
+    job = Job("job-0", NAMES, dict.fromkeys(NAMES, PLAN), 0, secure_threshold=2)
+    with federation(SPECS, SyntheticTask(), None, NAMES) as standing:
+        standing.coordinator.agree()
+        far = list(standing.coordinator.run(job))
+    assert far[-1].models["federated"].tobytes() == local[-1].models["federated"].tobytes()
+    assert far[-1].participants == NAMES
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_silo_killed_in_a_secure_round_is_left_out_of_it_and_comes_back():
+    class DiesOnce(SyntheticTask):
+        def silo(self, spec, device="cpu"):
+            import os
+            from pathlib import Path
+
+            silo = super().silo(spec, device)
+            fit, mark = silo.fit, Path(spec.state_folder) / "died" if spec.state_folder else None
+
+            def fit_or_die(session, server_round, vector):
+                if mark and server_round == 2 and not mark.exists():
+                    mark.touch()
+                    os._exit(1)
+                return fit(session, server_round, vector)
+
+            silo.fit = fit_or_die
+            return silo
+
+    with tempfile.TemporaryDirectory() as folder:
+        specs = [SPECS[0], SPECS[1], replace(SPECS[2], state_folder=folder)]
+        plan = replace(PLAN, num_rounds=3)
+        job = Job("job-0", NAMES, dict.fromkeys(NAMES, plan), 0, secure_threshold=2)
+        with federation(specs, DiesOnce(), None, NAMES) as standing:
+            standing.coordinator.agree()
+            found = list(standing.coordinator.run(job))
+    assert [record.participants for record in found[1:]] == [NAMES, NAMES[:2], NAMES]
+    assert "no keys of this round" in dict(found[2].failures)[NAMES[2]]

@@ -1,0 +1,215 @@
+"""Secure aggregation in the normal round path: the bits of plain rounds, whoever drops out and when."""
+
+from dataclasses import replace
+
+import pytest
+
+from ray_fed.errors import ConfigError, QuorumLost, SiloFailed
+from ray_fed.federation.cohort import LocalCohort
+from ray_fed.federation.coordinator import Coordinator, Job
+from ray_fed.federation.messages import MaskedUpdate, SessionSpec
+from ray_fed.federation.rounds import RoundRules
+from ray_fed.federation.secure_work import default_threshold
+from ray_fed.federation.strategies import STRATEGIES, make_strategy
+from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.perimeter.guarded_silo import GuardedSilo
+from ray_fed.perimeter.witness import WitnessedCohort
+from tests.synthetic import SyntheticTask, silos
+
+PLAN = TrainingPlan(seed=0, epochs=4, steps_per_epoch=2, num_rounds=3, learning_rate=0.01)
+SPECS = silos(40, 60, 25, 30)
+NAMES = tuple(spec.name for spec in SPECS)
+PHASES = ("secure_keys", "secure_shares", "secure_deliver", "fit", "secure_unmask")
+
+
+class Failing(LocalCohort):
+    """A silo that is not there in one phase of one round; in `fit` it trains, and fails with the answer."""
+
+    def __init__(self, *args, phase="", silo="", server_round=2):
+        super().__init__(*args)
+        self.fault = phase, silo, server_round
+
+    def consult(self, question, given):
+        rounds = {parts[1] for parts in given.values()}
+        if self.fault[0] == question and self.fault[2] in rounds:
+            given = {name: parts for name, parts in given.items() if name != self.fault[1]}
+        return super().consult(question, given)
+
+    def answer(self, timeout=None):
+        if self._asked and not self._back:
+            _, server_round, name, _ = self._asked[0]
+            if ("fit", name, server_round) == self.fault:
+                silo = self.silos[name]
+                fit, silo.fit = silo.fit, self._fitted_and_failed(silo)
+                answer = super().answer(timeout)
+                silo.fit = fit
+                return answer
+        return super().answer(timeout)
+
+    @staticmethod
+    def _fitted_and_failed(silo):
+        fit = silo.fit
+
+        def fails(*question):
+            fit(*question)
+            raise SiloFailed(silo.spec.name, "training", "the test says so")
+
+        return fails
+
+
+def run(threshold=0, cohort=None, task=None, **changes):
+    task = task or SyntheticTask()
+    ours = Coordinator(cohort or LocalCohort(SPECS, task), task, NAMES)
+    ours.agree()
+    settings = {"evaluate_silos": False, "secure_threshold": threshold, "plans": dict.fromkeys(NAMES, PLAN)}
+    settings |= changes
+    return list(ours.run(Job("federated", NAMES, model_seed=0, **settings)))
+
+
+def bits(records):
+    return [record.state["federated"].tobytes() for record in records]
+
+
+@pytest.mark.parametrize("strategy", ["fed_avg", "fed_avg_m", "fed_prox", "fed_adagrad", "fed_adam", "fed_yogi"])
+def test_masked_rounds_have_the_bits_of_plain_rounds(strategy):
+    made = make_strategy(strategy)
+    assert bits(run(3, strategy=made)) == bits(run(strategy=made))
+
+
+def test_adams_moments_are_summed_to_the_last_bit():
+    """Second moments of 1e-12 are what a coarser ring would lose."""
+    plans = dict.fromkeys(NAMES, replace(PLAN, optimizer_state="average"))
+    assert bits(run(3, plans=plans)) == bits(run(plans=plans))
+
+
+@pytest.mark.parametrize("phase", PHASES[:4])
+def test_a_silo_that_drops_out_before_the_sum_is_missing_from_it_and_from_nothing_else(phase):
+    secure = Failing(SPECS, SyntheticTask(), phase=phase, silo="silo-2")
+    plain = Failing(SPECS, SyntheticTask(), phase="fit", silo="silo-2")
+    records = run(3, secure)
+    assert bits(records) == bits(run(0, plain))
+    assert records[2].participants == ("silo-1", "silo-3", "silo-4")
+    assert [name for name, _ in records[2].failures] == ["silo-2"]
+    assert records[3].participants == NAMES
+
+
+def test_a_silo_that_drops_out_after_its_masked_update_is_in_the_sum():
+    records = run(3, Failing(SPECS, SyntheticTask(), phase="secure_unmask", silo="silo-2"))
+    assert bits(records) == bits(run())
+    assert records[2].participants == NAMES
+
+
+@pytest.mark.parametrize(
+    ("phase", "reason"),
+    [
+        ("secure_keys", "3 silos gave keys, secure aggregation needs 4"),
+        ("secure_shares", "3 silos gave shares of their keys, secure aggregation needs 4"),
+        ("fit", "3 silos sent masked updates, secure aggregation needs 4"),
+        ("secure_unmask", "3 silos helped to unmask the sum, secure aggregation needs 4"),
+    ],
+)
+def test_a_round_with_too_few_silos_shows_no_sum(phase, reason):
+    with pytest.raises(QuorumLost, match=f"round 2: quorum lost: .*{reason}"):
+        run(4, Failing(SPECS, SyntheticTask(), phase=phase, silo="silo-1"))
+
+
+def test_a_silo_whose_process_was_started_again_takes_part_from_the_next_round_on():
+    class Restarting(Failing):
+        def consult(self, question, given):
+            answers = super().consult(question, given)
+            if question == "secure_deliver" and {parts[1] for parts in given.values()} == {2}:
+                self.restart("silo-4")
+                self._back.clear()
+            return answers
+
+    records = run(3, Restarting(SPECS, SyntheticTask()))
+    assert [len(record.participants) for record in records] == [0, 4, 3, 4]
+    assert "it has no keys of this round" in dict(records[2].failures)["silo-4"]
+
+
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"fed_bn"}))
+def test_strategies_that_need_single_updates_are_refused_by_name_and_others_are_not(name):
+    sums = {"fed_avg", "fed_avg_m", "fed_prox", "fed_adagrad", "fed_adam", "fed_yogi"}
+    if name in sums:
+        assert len(run(3, strategy=make_strategy(name))) == 4
+        return
+    kind = STRATEGIES[name].__name__
+    with pytest.raises(ConfigError, match=f"the sum of the updates alone, {kind} needs each of them"):
+        run(3, strategy=make_strategy(name))
+
+
+def test_a_bound_on_single_updates_is_refused_with_a_remedy():
+    with pytest.raises(ConfigError, match=r"max_norm=1.0 .*max_update_norm"):
+        run(3, max_norm=1.0)
+
+
+def test_losses_of_single_silos_stay_under_the_masks():
+    secure, plain = run(3), run()
+    assert [name for name in secure[1].metrics if "loss" in name] == ["loss"]
+    assert secure[1].metrics["loss"] == pytest.approx(plain[1].metrics["loss"], rel=1e-6)
+
+
+def test_a_silo_in_a_secure_session_lets_no_plain_update_out():
+    seen = []
+
+    class Watched(LocalCohort):
+        def answer(self, timeout=None):
+            answer = super().answer(timeout)
+            seen.append(answer.update)
+            return answer
+
+    run(3, Watched(SPECS, SyntheticTask()))
+    assert {type(update) for update in seen} == {MaskedUpdate}
+
+
+def test_behind_walls_the_same_bits_come_out_and_every_message_is_witnessed():
+    task = SyntheticTask()
+    walled = LocalCohort(SPECS, task)
+    walled.silos = {spec.name: GuardedSilo(spec, lambda spec=spec: task.silo(spec)) for spec in SPECS}
+    witness = WitnessedCohort(walled)
+    assert bits(run(3, witness)) == bits(run())
+    kinds = [note["message"]["kind"] for note in witness.take()]
+    assert kinds.count("masked") == 3 * len(NAMES)
+    assert kinds.count("artifact") == 3 * 4 * len(NAMES)
+    assert "update" not in kinds
+
+
+def test_a_threshold_of_the_coordinator_cannot_be_below_two():
+    specs = SPECS[:2]
+    cohort = LocalCohort(specs, SyntheticTask())
+    ours = Coordinator(cohort, SyntheticTask(), [spec.name for spec in specs])
+    ours.agree()
+    silo = cohort.silos["silo-1"]
+    silo.open_session(SessionSpec("s", PLAN, 0, ours.layout.digest, secure_threshold=1))
+    with pytest.raises(SiloFailed, match="would show single updates"):
+        silo.ask("secure_keys", "s", 1)
+
+
+def test_keys_are_made_once_a_round_so_that_one_round_has_one_sum():
+    cohort = LocalCohort(SPECS, SyntheticTask())
+    ours = Coordinator(cohort, SyntheticTask(), NAMES)
+    ours.agree()
+    silo = cohort.silos["silo-1"]
+    silo.open_session(SessionSpec("s", PLAN, 0, ours.layout.digest, secure_threshold=3))
+    silo.ask("secure_keys", "s", 2)
+    for server_round in (1, 2):
+        with pytest.raises(SiloFailed, match="keys are made once a round"):
+            silo.ask("secure_keys", "s", server_round)
+    with pytest.raises(SiloFailed, match="was not opened for it"):
+        silo.ask("secure_keys", "another", 1)
+
+
+def test_bytes_of_keys_and_shares_are_counted():
+    """Masked updates are 16 bytes a value, and two values longer; the rest is the protocol's."""
+    secure, num_values = run(3)[1], len(run()[0].state["federated"])
+    parameters = len(NAMES) * (4 * num_values + 16 * (num_values + 2))
+    assert parameters < secure.bytes_sent < parameters + len(NAMES) * 6000
+
+
+def test_two_thirds_of_the_silos_are_the_threshold():
+    assert [default_threshold(count) for count in (2, 3, 4, 6, 64)] == [2, 2, 3, 4, 43]
+
+
+def test_a_round_of_some_of_the_silos_is_the_plain_round_of_the_same_silos():
+    rules = RoundRules(fraction_fit=0.75)
+    assert bits(run(2, rules=rules)) == bits(run(rules=rules))
