@@ -50,7 +50,9 @@ def _show(made: Sequence[Contribution]) -> None:
 
 def _row(each: Contribution) -> list[str]:
     line = "missing" if each.line is None else str(each.line)
-    return [str(each.server_round), each.silo, f"{each.num_examples:,}", f"{each.norm:.4g}", each.sha256[:16], line]
+    rows = "masked" if each.num_examples is None else f"{each.num_examples:,}"
+    norm = "masked" if each.norm is None else f"{each.norm:.4g}"
+    return [str(each.server_round), each.silo, rows, norm, each.sha256[:16], line]
 
 
 def _sums(made: Sequence[Contribution]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ray_fed.perimeter.verification import Chain, Line
+from ray_fed.perimeter.verification import UPDATES, Chain, Line
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Contribution(NamedTuple):
 
     server_round: int
     silo: str
-    num_examples: int
-    norm: float
+    num_examples: int | None
+    """None under masks: the coordinator was not told."""
+    norm: float | None
     sha256: str
     line: int | None
     """Number of the line in its silo's ledger; None where it is not there."""
@@ -49,7 +50,7 @@ def lineage(coordinator: Chain, silos: Sequence[Chain], origin: Origin) -> list[
     rounds: dict[int, list[Contribution]] = {}
     waiting: dict[int, dict[str, Line]] = {}
     for line in coordinator.lines[: origin.number]:
-        if line["kind"] == "received" and line["message"]["kind"] == "update":
+        if line["kind"] == "received" and line["message"]["kind"] in UPDATES:
             message = line["message"]
             if message["session"] == origin.session:
                 waiting.setdefault(message["round"], {})[line["silo"]] = message

@@ -24,6 +24,8 @@ CHAIN_KINDS = (
     "model",
 )
 """Kinds of line that are no passage of a message."""
+UPDATES = ("update", "masked")
+"""Kinds of message that belong to a round."""
 COMPARED = ("kind", "session", "sha256", "bytes", "num_examples")
 
 
@@ -149,7 +151,7 @@ def compare(coordinator: Chain, silos: Sequence[Chain]) -> Verdict:
 
 def _key(line: Line) -> tuple[Any, ...]:
     """What must agree. Only an update belongs to a round; between rounds the two sides count differently."""
-    numbered = line.get("round") if line["kind"] == "update" else None
+    numbered = line.get("round") if line["kind"] in UPDATES else None
     return (numbered, *(line.get(name) for name in COMPARED))
 
 
