@@ -12,7 +12,7 @@ class SegmentConfig:
     out: str = "segmented"
     """Folder for masks, overlays and tables; made if it is not there, never written into if it holds something."""
     model: str = ""
-    """Which model of the run; may be left out if the run has one, or one named transfer_int8."""
+    """Which model of the run; may be left out if the run has one, or one named fedtransfer."""
     pixel_size_um: float | None = None
     """Edge of a pixel of the images, micrometres; with it, areas and ASTM grain-size numbers are told."""
     min_grain_pixels: int = 16

@@ -22,7 +22,7 @@ from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned
 
-USUAL_MODEL = "transfer_int8"
+USUAL_MODEL = "fedtransfer"
 SCALE_TOLERANCE = 1.5
 """Above this ratio of pixel sizes grains look to the network unlike any it has learnt from."""
 

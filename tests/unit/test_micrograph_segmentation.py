@@ -440,7 +440,7 @@ def test_a_run_offers_its_only_model_or_the_one_named(model, picture, tmp_path, 
     assert segment(run, picture, "--out", tmp_path / "unsaid") == 2
     assert "there is: best, separate" in capsys.readouterr().err
     assert segment(run, picture, "--out", tmp_path / "named", "--model", "separate") == 0
-    save_segmenter(model.parent / "transfer_int8", initial_vector(undecided()), SegmenterCard("usual", SMALL, 32))
+    save_segmenter(model.parent / "fedtransfer", initial_vector(undecided()), SegmenterCard("usual", SMALL, 32))
     assert segment(run, picture, "--out", tmp_path / "usual") == 0
 
 
