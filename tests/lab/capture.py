@@ -25,18 +25,20 @@ def capture(path: str, ports: list[str]) -> None:
     A port sees what its host sends as incoming, so each frame between two hosts is taken once, at its sender's port.
     """
     sockets = [_listening(port) for port in ports]
-    num_frames = 0
+    num_frames, is_over = 0, False
     with Path(path).open("wb") as file:
         file.write(PCAP_HEADER)
         print("listening", flush=True)
         while True:
-            ready, _, _ = select.select([*sockets, sys.stdin], [], [])
-            for each in ready:
-                if each is sys.stdin:
-                    print(num_frames, sum(_lost(one) for one in sockets), flush=True)
-                    return
-                file.write(_recorded(each.recv(1 << 18)))
+            # What was sent before the end may still stand in line.
+            ready, _, _ = select.select(sockets if is_over else [*sockets, sys.stdin], [], [], 0.0 if is_over else None)
+            if is_over and not ready:
+                break
+            is_over = is_over or sys.stdin in ready
+            for listener in (each for each in ready if each is not sys.stdin):
+                file.write(_recorded(listener.recv(1 << 18)))
                 num_frames += 1
+    print(num_frames, sum(_lost(each) for each in sockets), flush=True)
 
 
 def _listening(port: str) -> socket.socket:

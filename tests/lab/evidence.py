@@ -1,5 +1,6 @@
 """Where something of a silo's records could have gone: the wire, other hosts' disks, Ray's object store and logs."""
 
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from tests.lab.hosts import Host, Lab
 
 OWN_PLACES = {"north": ("/srv/", "/root/.cache/"), "south": ("/srv/", "/root/.cache/")}
 """What belongs to a site itself: its data, its silo's states and own log, its cache of features."""
-CODE = ("/root/.pyenv", "/tmp/ray-fed-lab-")
 
 
 @contextmanager
@@ -52,12 +52,15 @@ def _target(link: Path) -> str:
 
 
 def disk(host: Host) -> Iterator[tuple[str, bytes]]:
-    """Yield (path, content) of all files a host keeps: Ray's sessions and logs, home, runs."""
+    """Yield (path, content) of all files a host keeps itself: Ray's sessions and logs, home, runs, shared memory."""
     for top in ("/tmp", "/root", "/srv", "/dev/shm"):
-        for path in sorted(host.path(top).rglob("*")):
-            inside = f"/{path.relative_to(host.path('/'))}"
-            if not inside.startswith(CODE) and path.is_file() and not path.is_symlink():
-                yield inside, path.read_bytes()
+        device = host.path(top).stat().st_dev
+        for folder, below, names in os.walk(host.path(top)):
+            # Other devices are those of our code, which hosts share.
+            below[:] = [name for name in below if (Path(folder) / name).stat().st_dev == device]
+            for path in (Path(folder) / name for name in names):
+                if path.is_file() and not path.is_symlink():
+                    yield f"/{path.relative_to(host.path('/'))}", path.read_bytes()
 
 
 def places_outside(lab: Lab, site: str) -> Iterator[tuple[str, bytes]]:

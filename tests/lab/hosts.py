@@ -65,7 +65,7 @@ class Host:
         assert not check or done.returncode == 0, f"{self.name}: {text}\n{done.stdout}{done.stderr}"
         return done
 
-    def start(self, text: str, log: TextIO) -> subprocess.Popen[str]:
+    def start(self, text: str, log: TextIO | int) -> subprocess.Popen[str]:
         """Start a command and do not wait for it."""
         return subprocess.Popen(
             self.command(text), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, text=True
