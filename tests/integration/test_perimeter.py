@@ -253,6 +253,20 @@ def test_a_published_model_is_traced_to_the_updates_that_made_it(finished, capsy
     assert "from 4 updates (silo-1 2, silo-2 2); 4 of them stand in their silos' ledgers" in said
 
 
+@pytest.mark.parametrize(
+    ("option", "kind"), [(["--secure-aggregation", "true"], "masked"), (["--compression", "int8"], "update")]
+)
+def test_ledgers_hold_what_leaves_under_masks_and_in_fewer_bytes(tmp_path, capsys, option, kind):
+    folder = tmp_path / "run"
+    sizes = ["--silos", "60,50,40", "--epochs", "8", "--baselines", "false"]
+    assert cli.main(["formation-energy", *sizes, *option, "--out", str(folder)]) == 0
+    assert cli.main(["ledger", "verify", str(folder)]) == 0
+    assert cli.main(["ledger", "trace", str(folder), str(folder / "models" / "federated.safetensors")]) == 0
+    assert "from 6 updates (silo-1 2, silo-2 2, silo-3 2); 6 of them stand" in capsys.readouterr().out
+    [path] = folder.glob("ledger/silos/silo-1/*.jsonl")
+    assert [json.loads(line)["kind"] for line in path.read_text().splitlines()].count(kind) == 2
+
+
 def test_a_changed_line_of_a_run_is_found(finished, tmp_path, capsys):
     copies = tmp_path / "silos"
     for path in finished.glob("ledger/silos/*/*.jsonl"):
