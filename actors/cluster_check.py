@@ -48,8 +48,11 @@ def examine_nodes(paths_at: Mapping[str, Sequence[str]], transfer_bytes: int, pa
     names = _names(nodes)
     visitors = {node["NodeID"]: _visitor(node["NodeID"]) for node in nodes}  # they start side by side
     try:
-        return [_report(names[id_], node, visitors[id_], paths_at, transfer_bytes, patience)
-                for node in nodes if (id_ := node["NodeID"])]  # fmt: skip
+        ids = [node["NodeID"] for node in nodes]
+        return [
+            _report(names[id_], node, visitors[id_], paths_at, transfer_bytes, patience)
+            for id_, node in zip(ids, nodes, strict=True)
+        ]
     finally:
         for visitor in visitors.values():
             ray.kill(visitor)
