@@ -47,6 +47,7 @@ def run(run_directory: str, images: Sequence[str], config: SegmentConfig) -> int
     pictures = {name: read_grey(path, "segment", config.bits) for name, path in _named(images).items()}
     _warn_of_scale(config, card)
     fields = [_segmented(network, name, image, card, overlap, config) for name, image in pictures.items()]
+    _warn_of_nothing_found(fields)
     for field in fields:
         _write_pictures(out, field)
     write_atomically(out / "grains.csv", grain_table(fields, config.pixel_size_um).to_csv(index=False).encode())
@@ -183,6 +184,13 @@ def _warn_of_scale(config: SegmentConfig, card: SegmenterCard) -> None:
             "images for reliable boundaries",
             file=sys.stderr,
         )
+
+
+def _warn_of_nothing_found(fields: Iterable[Field]) -> None:
+    for field in fields:
+        if len(field.sizes.area_px) < 2:
+            found = "no boundary" if len(field.sizes.area_px) else "nothing but boundary"
+            print(f"note: {found} in '{field.name}': the model may not know images of this kind", file=sys.stderr)
 
 
 def _cells(row: Iterable[object]) -> list[str]:

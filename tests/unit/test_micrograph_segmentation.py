@@ -426,6 +426,17 @@ def test_segment_writes_masks_overlays_and_tables(model, picture, tmp_path, caps
     assert "pixels of 2.0 um, the model learnt from 1.0 um" in said.err
 
 
+@pytest.mark.parametrize(
+    ("bias", "words"), [(-99.0, "no boundary in 'steel'"), (99.0, "nothing but boundary in 'steel'")]
+)
+def test_an_image_in_which_nothing_is_found_is_pointed_out(picture, tmp_path, capsys, bias, words):
+    network = undecided()
+    network.last.bias.data.fill_(bias)
+    save_segmenter(tmp_path / "blind", initial_vector(network), SegmenterCard("blind", SMALL, 32))
+    assert segment(tmp_path / "blind.safetensors", picture, "--out", tmp_path / "out", "--pixel-size-um", 1) == 0
+    assert f"note: {words}: the model may not know" in capsys.readouterr().err
+
+
 def test_without_a_pixel_size_nothing_is_said_in_micrometres(model, picture, tmp_path):
     assert segment(model, picture, "--out", tmp_path / "out") == 0
     for name in ("grains.csv", "fields.csv"):
