@@ -64,8 +64,8 @@ def main() -> None:
     parser.add_argument("--keep", default=str(Path(tempfile.gettempdir()) / "privacy_tradeoff.jsonl"))
     options = parser.parse_args()
     kept = Path(options.keep)
-    for noise in options.noises:
-        for seed in options.seeds:
+    for seed in options.seeds:  # the whole curve for one seed first: a run that is cut short is still a curve
+        for noise in options.noises:
             found = point(noise, options.clip, seed, options.epochs, options.learning_rate, options.batch)
             with kept.open("a") as file:
                 file.write(json.dumps(found) + "\n")
