@@ -1,5 +1,6 @@
 """Where something of a silo's records could have gone: the wire, other hosts' disks, Ray's object store and logs."""
 
+import contextlib
 import os
 import re
 import subprocess
@@ -59,8 +60,9 @@ def disk(host: Host) -> Iterator[tuple[str, bytes]]:
             # Other devices are those of our code, which hosts share.
             below[:] = [name for name in below if (Path(folder) / name).stat().st_dev == device]
             for path in (Path(folder) / name for name in names):
-                if path.is_file() and not path.is_symlink():
-                    yield f"/{path.relative_to(host.path('/'))}", path.read_bytes()
+                with contextlib.suppress(FileNotFoundError):  # Ray's passing files
+                    if path.is_file() and not path.is_symlink():
+                        yield f"/{path.relative_to(host.path('/'))}", path.read_bytes()
 
 
 def places_outside(lab: Lab, site: str) -> Iterator[tuple[str, bytes]]:

@@ -135,7 +135,7 @@ def test_who_has_no_token_is_refused_and_told_so(cluster):
 
 def test_a_site_that_is_cut_off_is_waited_for_until_the_deadline_and_takes_part_again(cluster):
     """Then its Ray is killed: the head starts it again, at the same site, and the silo comes back."""
-    options = "--rounds 400 --epochs 2000 --round-timeout 3 --address auto --out /srv/runs/torn"
+    options = "--rounds 8000 --epochs 40000 --round-timeout 3 --address auto --out /srv/runs/torn"
     cluster.submit("torn", f"{COMMAND} {options}", "/root/job")
     heard = Heard(cluster, "/srv/runs/torn")
     until("both sites take part", lambda: heard.both() > 5)
@@ -178,13 +178,13 @@ class Heard:
 
 
 def test_a_run_goes_on_while_the_heads_tables_are_started_again(cluster):
-    options = "--rounds 100 --epochs 1000 --address auto --out /srv/runs/headless"
+    options = "--rounds 300 --epochs 1500 --address auto --out /srv/runs/headless"
     cluster.submit("headless", f"{COMMAND} {options}", "/root/job")
     heard = Heard(cluster, "/srv/runs/headless")
     until("both sites take part", lambda: heard.both() > 5)
     restart_tables(cluster.head)
     cluster.finish("headless", 180.0)
-    assert heard.both() == 100
+    assert heard.both() == 300
     assert cluster.nodes() == ["-", "north", "south"]
 
 
