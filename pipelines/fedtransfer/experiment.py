@@ -26,6 +26,10 @@ class Listener(Protocol):
 
     def hears(self, record: RoundRecord) -> None: ...
 
+    def trained(self, name: str, task: FedTransferTask, models: Mapping[str, Vector], line: Line) -> None:
+        """Told the chosen models before the stage is done; only those that are whole without what silos keep."""
+        ...
+
     def done(self, line: Line, seconds: float) -> None: ...
 
 
@@ -121,10 +125,13 @@ class Experiment:
                 self.listener.hears(record)
             chosen = {name: (choice.rounds[name], vector) for name, vector in choice.vectors.items()}
             found = self._test(method, job, chosen, f"{method.name}-seed{seed}.png")
-        self._done(
-            job.name, started, method=method.name, fold=self.fold, seed=seed, chosen=choice.rounds, test=found,
-            losses=_curves(records), bytes=sum(record.bytes_sent for record in records),
-        )  # fmt: skip
+        line = {
+            "method": method.name, "fold": self.fold, "seed": seed, "chosen": choice.rounds, "test": found,
+            "losses": _curves(records), "bytes": sum(record.bytes_sent for record in records),
+        }  # fmt: skip
+        if method.cooperation != "fed_bn":
+            self.listener.trained(job.name, self.task.of(method), choice.vectors, line)
+        self._done(job.name, started, **line)
 
     def _choose(self, choice: Choice, job: Job, method: Method, record: RoundRecord) -> None:
         assert record.state is not None
@@ -158,7 +165,7 @@ class Experiment:
         return found
 
     def _done(self, key: str, started: float, **line: Any) -> None:
-        self.listener.done({"stage": key, "fold": self.fold, **line}, time.perf_counter() - started)
+        self.listener.done({"fold": self.fold, **line, "stage": key}, time.perf_counter() - started)
 
 
 def _below(prefix: str, facts: Mapping[str, float]) -> dict[str, float]:

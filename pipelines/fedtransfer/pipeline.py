@@ -14,12 +14,17 @@ from pipelines.fedtransfer.results import header, table_rows, verdicts
 from pipelines.fedtransfer.setup import is_embedded, session_names, specs_of, task_of
 from ray_fed.errors import ConfigError
 from ray_fed.federation.coordinator import RoundRecord
+from ray_fed.federation.messages import Vector
+from ray_fed.micrographs.model_file import SegmenterCard, save_segmenter
 from ray_fed.reporting.plain_values import to_plain
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import RoundProgress, aligned, paths_table
 from ray_fed.style_transfer.exchange import LocalStyleFederation, StyleFederation
+from ray_fed.style_transfer.task import SESSION_MARK, FedTransferTask
 
 PIPELINE = "fedtransfer"
+FILE_NAMES = {"transfer_int8": "fedtransfer"}
+"""The model that `ray-fed segment` takes if none is named."""
 
 
 def run(options: Mapping[str, Any], command: Sequence[str]) -> int:
@@ -94,6 +99,19 @@ class Recorder:
         if record.server_round:
             loss = record.metrics.get("loss")
             self.progress.advance({"server_round": record.server_round, "loss": loss, "bytes_sent": record.bytes_sent})
+
+    def trained(self, name: str, task: FedTransferTask, models: Mapping[str, Vector], line: Line) -> None:
+        """Save the models of the first seed and fold for `ray-fed segment`."""
+        config, silos = self.outcome.config, tuple(self.outcome.silos)
+        if (line["fold"], line["seed"]) != (0, config.seed):
+            return
+        for model, vector in models.items():
+            method = name.split(SESSION_MARK)[0]
+            stem = FILE_NAMES.get(method, method) + (f"-{model}" if model in silos else "")
+            owners = (model,) if model in silos else silos
+            scores = {silo: dict(values) for silo, values in line["test"][model].items()}
+            card = SegmenterCard(stem, task.design, config.size, None, owners, scores)
+            save_segmenter(self.outcome.directory.models / stem, vector, card)
 
     def done(self, line: Line, seconds: float) -> None:
         """A line stands for the whole stage: what is not written is done again."""

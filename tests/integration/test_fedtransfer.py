@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import ray
+import torch
 
 from actors.style_exchange import style_federation
 from pipelines.cli import main
@@ -96,19 +97,20 @@ def test_a_silo_refuses_a_question_it_does_not_know(standing):
 
 
 def test_the_command_compares_all_kinds_of_methods_on_ray_and_here_alike(ray_session, tmp_path, capsys):  # noqa: ARG001
-    methods = "separate,central,fed_avg,fed_avg_gn,fed_bn,amplitude,transfer_int8,transfer_bn,oracle"
+    methods = "separate,central,fed_avg_gn,amplitude,transfer_bn,oracle"
     for cohort in ("ray", "local"):
         out = str(tmp_path / cohort)
-        assert main(["fedtransfer", *flags(), f"--methods={methods}", f"--cohort={cohort}", f"--out={out}"]) == 0
+        command = ["fedtransfer", *flags(test_images=5), f"--methods={methods}", f"--cohort={cohort}"]
+        assert main([*command, f"--out={out}"]) == 0
     printed = capsys.readouterr().out
-    assert "FedTransfer, int8" in printed
+    assert "FedTransfer + FedBN" in printed
     assert "each silo alone: iron" in printed
     runs = [(tmp_path / cohort / "history.jsonl").read_text().splitlines() for cohort in ("ray", "local")]
     assert [json.loads(line) for line in runs[0]] == [json.loads(line) for line in runs[1]]
     report = (tmp_path / "ray" / "report.html").read_text()
     assert all(part in report for part in ("Table 2", "Table 3", "no sign of memorisation", "Limits"))
     summary = json.loads((tmp_path / "ray" / "summary.json").read_text())
-    assert 0 <= summary["transfer_int8.global.map"] <= 1
+    assert 0 <= summary["transfer_bn.global.map"] <= 1
     assert summary["separate.iron.austenite.vi"] >= 0
 
 
@@ -182,6 +184,24 @@ def test_wrong_options_end_in_one_line_and_leave_no_folder(given, said, tmp_path
     assert said in told
     assert len(told.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_models_of_a_run_segment_images_and_score_as_the_run_says(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["fedtransfer", *flags(), "--methods=transfer_int8,separate", "--cohort=local", f"--out={out}"]) == 0
+    capsys.readouterr()
+    from ray_fed.micrographs.model_file import load_segmenter
+    from ray_fed.style_transfer.task import FedTransferTask
+
+    network, card = load_segmenter(out / "models" / "fedtransfer")
+    config = configuration()
+    test = specs_of(config, 0, tmp_path)[1].source.parts("iron").test  # type: ignore[attr-defined]
+    with torch.no_grad():
+        logits = network(torch.from_numpy(test.images)).numpy()
+    scores = FedTransferTask().score(test.masks, logits).values()
+    assert card.metrics["iron"]["loss"] == pytest.approx(scores["loss"], rel=1e-4)
+    assert card.trained_on == ("austenite", "iron")
+    assert (out / "models" / "separate-iron.safetensors").is_file()
 
 
 def micrograph_folder(place, sizes=(64,) * 8, mask_size=64):
