@@ -32,7 +32,7 @@ def measured(given: argparse.Namespace) -> dict[str, object]:
 
     started = time.monotonic()
     small = {"object_store_memory": NODE_STORE_BYTES, "num_cpus": given.silos // given.nodes + 1}
-    cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **small})
+    cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **small, "num_cpus": 0})
     try:
         for number in range(given.nodes):
             cluster.add_node(wait=False, labels={"site": f"site-{number}"}, **small)
@@ -67,6 +67,7 @@ def _federated(given: argparse.Namespace) -> dict[str, object]:
         ready = time.monotonic()
         records = list(standing.coordinator.run(job))
         where = Counter(_sites(standing.silos.values()))
+        [coordinator] = _sites([standing.coordinator.actor])
     alone = Coordinator(LocalCohort(specs, task, SiloSpec("test", DrawnRows(50))), task, names)
     alone.agree()
     one_process = list(alone.run(job))
@@ -75,6 +76,7 @@ def _federated(given: argparse.Namespace) -> dict[str, object]:
         "seconds_to_start_silos": ready - started,
         "parameters": int(records[-1].models["federated"].size),
         "participants": sorted({len(record.participants) for record in records[1:]}),
+        "coordinator_at": coordinator or "the head",
         "silos_per_site": dict(sorted(where.items())),
         "bytes_per_round": records[-1].bytes_sent,
         "ms_per_round_median": 1e3 * statistics.median(seconds),

@@ -28,6 +28,7 @@ def test_sixteen_silos_on_eight_nodes_stand_at_their_sites_and_give_the_bits_of_
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["silos_per_site"] == {f"site-{number}": 2 for number in range(8)}
+    assert found["coordinator_at"] == "the head"  # which offers no CPUs, as a careful operator starts it
     assert found["participants"] == [16]
     assert found["same_bits"]
 
