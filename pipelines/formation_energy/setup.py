@@ -209,7 +209,8 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
 
 def within_budget(job: Job, config: FormationEnergyConfig, steps_per_epoch: int) -> Job:
     """Return the job with the account of its noise, ending before its budget does; ConfigError for a budget too small
-    for one round. Private silos count their own steps and answer no more when these are spent."""
+    for one round. With a budget, private silos count their own steps and answer no more when these are spent: a round
+    that is done twice, after a crash, costs twice, and epsilon as printed counts it once."""
     account = config.account(steps_per_epoch)
     if account is None:
         return job
@@ -222,7 +223,8 @@ def within_budget(job: Job, config: FormationEnergyConfig, steps_per_epoch: int)
     private = job.any_plan.private
     if private is None:
         return replace(job, last_round=last)
-    plan = replace(job.any_plan, private=replace(private, most_steps=job.noised_steps(last)))
+    most_steps = None if config.dp_budget is None else job.noised_steps(last)
+    plan = replace(job.any_plan, private=replace(private, most_steps=most_steps))
     return replace(job, last_round=last, plans=dict.fromkeys(job.silos, plan), evaluate_silos=False)
 
 
