@@ -46,7 +46,7 @@ class FedTransferConfig:
     style: Literal["hybrid", "pix2pix", "pix2pixhd"] = "hybrid"
     """Generator and losses. pix2pix: U-Net, PatchGAN, cross-entropy, L1 (Eqs. 5-7); pix2pixhd: residual generator,
     two-scale discriminator, least squares, feature matching; hybrid: these losses on the U-Net."""
-    style_epochs: int = 24
+    style_epochs: int = 40
     """Epochs of generator training."""
     style_width: int = 16
     """Channels of the first layer of generator and discriminator."""

@@ -6,8 +6,9 @@ against an L1 term can only paint the mean of all possibilities.
     input   channels  value in a grain                                                on a boundary
     label   1         -1                                                              1
     level   1         grey level of the grain, standardised                           0
-    band    2         distance to the nearest edge of the grain's band, -1 (inside)   1, 0
-                      to 1 (far outside, or no band); level of the band inside it
+    band    3         distance to the nearest edge of the grain's band, -1 (inside)   1, 0, 0
+                      to 1 (far outside, or no band); level of the band inside it;
+                      1 within EDGE_HALF_WIDTH_PX of an edge
     light   1         light of the image there, standardised                          the same
     line    1         0                                                               depth of the boundary there
     noise   1         N(0, 1) per pixel                                               the same
@@ -25,6 +26,7 @@ from scipy import ndimage
 
 EDGE_REACH_PX = 3.0
 """Distance from a band's edge at which the band channel reaches its ends."""
+EDGE_HALF_WIDTH_PX = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,10 @@ class GrainMaps:
         outside = (sine * rows + cosine * columns - middle).abs() - half
         has_band = (half > 0) & (grains > 0)
         distance = torch.where(has_band, outside / EDGE_REACH_PX, torch.ones_like(outside)).clamp(-1, 1)
-        return torch.stack([distance, torch.where(has_band & (outside < 0), level, torch.zeros_like(level))], 1)
+        inner = torch.where(has_band & (outside < 0), level, torch.zeros_like(level))
+        # Drawn from the distance alone, thin dark edges come out blurred: the loss hardly sees them.
+        edge = (1 - outside.abs() / EDGE_HALF_WIDTH_PX).clamp(0, 1) * has_band
+        return torch.stack([distance, inner, edge], 1)
 
 
 def _spread(tables: torch.Tensor, grains: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,7 @@ from ray_fed.config import require
 from ray_fed.randomness import derived_seed
 
 Architecture = Literal["unet", "residual"]
-INPUT_CHANNELS = {"label": 1, "level": 1, "band": 2, "light": 1, "line": 1, "noise": 1}
+INPUT_CHANNELS = {"label": 1, "level": 1, "band": 3, "light": 1, "line": 1, "noise": 1}
 """What a generator may see, and how many channels it takes; see conditioning.py."""
 
 

@@ -105,6 +105,9 @@ def test_level_and_band_channels_are_those_of_the_grain_and_nothing_on_a_boundar
     first_grain = channels[3][:, 0]
     assert first_grain[SIZE // 2] == 2.0
     assert first_grain[0] == first_grain[-1] == 0
+    edges = channels[4][:, 0].nonzero()[:, 0]
+    assert 2 <= len(edges) <= 4
+    assert edges[0] < SIZE // 2 < edges[-1]
 
 
 def test_a_band_is_found_where_it_was_painted():
