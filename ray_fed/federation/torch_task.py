@@ -50,7 +50,8 @@ class TorchTask(Task):
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"silo '{spec.name}': {type(error).__name__}: {' '.join(str(error).split())}") from error
         x, y, held_out_x, held_out_y = _four_arrays(found, spec.name)
-        fingerprint = {"rows": len(x), "columns": list(x.shape[1:]), "hash": _digest(x, y)}
+        shape = " x ".join(map(str, x.shape[1:])) or "one number"
+        fingerprint = {"rows": len(x), "sample": shape, "hash": _digest(x, y)}
         return LocalRows(x, y, held_out_x, held_out_y, {}, fingerprint, self.agreement())
 
     def model(self, seed: int) -> nn.Module:
