@@ -14,26 +14,20 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ray_fed.errors import ConfigError, DataError, FedError, PerimeterRefused, SiloFailed
+from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator, Job
-from ray_fed.federation.messages import Artifact, Metrics, SessionSpec, SiloDescription, Update
+from ray_fed.federation.messages import Artifact, Metrics, SiloDescription, Update
 from ray_fed.federation.silo import Silo
-from ray_fed.federation.task import SiloSpec
-from ray_fed.learning.layout import Layout, initial_vector
 from ray_fed.learning.regression import RegressionSums
 from ray_fed.learning.scores import MeanScores
 from ray_fed.learning.standardisation import ColumnMoments
-from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.perimeter.crossing_errors import crossing
-from ray_fed.perimeter.echo import Echo
 from ray_fed.perimeter.gate import Asked, Gate
 from ray_fed.perimeter.guarded_silo import GuardedSilo
-from ray_fed.perimeter.policy import Policy, read_site
+from ray_fed.perimeter.policy import Policy
 from ray_fed.randomness import generator
-from tests.synthetic import DrawnRows, SyntheticTask, silos
-
-PLAN = TrainingPlan(seed=0, epochs=6, steps_per_epoch=4, num_rounds=3, learning_rate=0.01)
+from tests.synthetic import SyntheticTask, silos
+from tests.walls import PLAN, guarded, hostile, lines_of, open_session, refusal, write_site
 
 
 @pytest.fixture(autouse=True)
@@ -41,38 +35,6 @@ def site(tmp_path, monkeypatch):
     """An owner's folder without a word in it."""
     monkeypatch.setenv("RAY_FED_SITE", str(tmp_path / "site"))
     return tmp_path / "site"
-
-
-def write_site(site, text):
-    site.mkdir(exist_ok=True)
-    (site / "site.yaml").write_text(text)
-
-
-def spec(tmp_path, rows=60, **changes):
-    return SiloSpec("north", DrawnRows(rows, 10), run="run-1", ledger_folder=str(tmp_path / "ledgers"), **changes)
-
-
-def guarded(tmp_path, cls=Silo, task=None, rows=60, **options):
-    """A silo of class `cls` behind its wall, open and prepared."""
-    task = task or SyntheticTask(num_features=20, hidden=(64,))
-    wall = GuardedSilo(spec(tmp_path, rows), lambda: cls(spec(tmp_path, rows), task), **options)
-    wall.open()
-    wall.prepare(None)
-    return wall
-
-
-def vector_of(wall):
-    return initial_vector(wall.silo.task.model(0))
-
-
-def open_session(wall, plan=PLAN):
-    digest = Layout.of(wall.silo.task.model(0)).digest
-    wall.open_session(SessionSpec("s", plan, 0, digest))
-    return vector_of(wall)
-
-
-def lines_of(wall):
-    return [json.loads(line) for line in wall.ledger.path.read_text().splitlines()]
 
 
 # ---- honest silos
@@ -110,34 +72,6 @@ def test_every_message_that_leaves_is_a_line_of_the_ledger(tmp_path):
 
 
 # ---- hostile tasks: one test for each way
-
-
-def hostile(method, answer):
-    """A silo class whose `method` answers with `answer(rows, honest answer)`."""
-
-    def act(self, *given):
-        honest = getattr(Silo, method)(self, *given)
-        return answer(self.rows, honest)
-
-    return type("HostileSilo", (Silo,), {method: act})
-
-
-def refusal(tmp_path, cls, *, method="fit"):
-    """The error that crosses when a hostile silo is asked."""
-    with pytest.raises(FedError) as raised:
-        ask(tmp_path, cls, method)
-    return raised.value
-
-
-def ask(tmp_path, cls, method):
-    wall = guarded(tmp_path, cls)
-    vector = open_session(wall)
-    if method == "fit":
-        wall.fit("s", 1, vector)
-    elif method == "moments":
-        wall.moments()
-    else:
-        wall.evaluate("s", {"model": vector})
 
 
 def rows_as_update(rows, update):
@@ -382,233 +316,3 @@ def test_packed_rows_are_recognised(tmp_path):
     wall = guarded(tmp_path, type("Sends", (Studio,), {"made": lambda self: zlib.compress(save_rows(self.rows))}))
     with pytest.raises(PerimeterRefused):
         wall.ask("spectra")
-
-
-# ---- errors
-
-
-def raising(error):
-    class Raises(Silo):
-        def fit(self, session, server_round, vector):  # noqa: ARG002
-            raise error(self.rows)
-
-    return Raises
-
-
-def named_after_a_row(rows):
-    return type(f"Row{rows.features[0, 0]}".replace(".", "_").replace("-", "m"), (ValueError,), {})("x")
-
-
-ERRORS = {
-    "a foreign error": (lambda rows: RuntimeError(f"rows: {rows.features[0].tolist()}"), "RuntimeError"),
-    "an error of ours raised by the task": (lambda rows: DataError(f"{rows.features[0].tolist()}"), "DataError"),
-    "a refusal raised by the task": (
-        lambda rows: PerimeterRefused("north", str(rows.features[0, 0]), "x"), "PerimeterRefused",
-    ),
-    "a class named after a row": (named_after_a_row, "ValueError"),
-    "an exit with words": (lambda rows: SystemExit(f"{rows.features[0].tolist()}"), "SystemExit"),
-    "a group of errors": (lambda rows: ExceptionGroup(f"{rows.features[0, 0]}", [ValueError("x")]), "ExceptionGroup"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("way", ERRORS)
-def test_the_words_of_a_tasks_error_stay_in_the_silos_log(tmp_path, way):
-    make, kind = ERRORS[way]
-    error = refusal(tmp_path, raising(make))
-    assert f"{kind} at line" in str(error)
-    rows = SyntheticTask(num_features=20, hidden=(64,)).load(spec(tmp_path)).features
-    told = str(error) + repr(error.__cause__) + repr(error.__context__) + repr(vars(error))
-    assert str(rows[0, 0])[:8].replace("-", "") not in told.replace("-", "")
-    log = (tmp_path / "ledgers" / "north" / "silo.log").read_text()
-    assert str(rows[0, 0])[:8] in log or kind == "ValueError"
-    assert (tmp_path / "ledgers" / "north" / "silo.log").stat().st_mode & 0o077 == 0
-
-
-def test_words_of_our_own_code_cross(tmp_path):
-    wall = guarded(tmp_path)
-    with pytest.raises(SiloFailed, match=r"no session 'x'; open: \[\]"):
-        wall.fit("x", 1, vector_of(wall))
-
-
-@pytest.mark.parametrize(("whose", "crosses"), [("all", True), ("own", False), ("none", False)])
-def test_the_owner_says_whose_words_cross(whose, crosses):
-    try:
-        raise ValueError("volume of row 7")
-    except ValueError as error:
-        told = crossing(error, "north", "training", Policy(error_texts=whose), "")
-    assert ("volume of row 7" in str(told)) is crosses
-    assert "ValueError" in str(told)
-
-
-def test_an_error_that_is_looked_at_by_the_gate_does_not_run_around_it(tmp_path):
-    class Trap:
-        def __getattribute__(self, name):
-            raise ValueError("row 1.5 2.5")
-
-    error = refusal(tmp_path, hostile("fit", lambda *_: Trap()))
-    assert "row 1.5" not in str(error)
-
-
-def test_a_silo_that_cannot_be_built_says_so_at_the_first_question(tmp_path):
-    def broken():
-        raise RuntimeError("row 1.5 2.5")
-
-    wall = GuardedSilo(spec(tmp_path), broken)
-    with pytest.raises(SiloFailed, match="failed while starting: RuntimeError at line"):
-        wall.open()
-
-
-# ---- budgets and limits
-
-
-def test_more_bytes_in_a_round_than_allowed_are_refused(tmp_path, site):
-    wall = guarded(tmp_path)
-    size = vector_of(wall).nbytes
-    write_site(site, f"perimeter: {{max_bytes_per_round: {2 * size}}}")
-    wall = guarded(tmp_path / "again")
-    vector = open_session(wall)
-    for _ in range(2):
-        wall.fit("s", 1, vector)
-    with pytest.raises(PerimeterRefused, match="in one round are more than"):
-        wall.fit("s", 1, vector)
-    wall.fit("s", 2, vector)
-
-
-def test_a_round_asked_for_without_end_is_refused_by_default(tmp_path):
-    wall = guarded(tmp_path, task=SyntheticTask(num_features=20, hidden=(2000,)))
-    vector = open_session(wall)
-    assert vector.nbytes > 1 << 16
-    for _ in range(4):
-        wall.fit("s", 1, vector)
-    with pytest.raises(PerimeterRefused, match="in one round"):
-        wall.fit("s", 1, vector)
-
-
-def test_a_session_that_would_break_the_budget_of_the_run_does_not_begin(tmp_path, site):
-    write_site(site, "perimeter: {max_bytes_per_run: 10000}")
-    wall = guarded(tmp_path)
-    with pytest.raises(PerimeterRefused, match=r"its 3 updates have \d+ bytes, \d+ are left of max_bytes_per_run"):
-        open_session(wall)
-
-
-def test_the_budget_of_a_run_outlives_the_process(tmp_path, site):
-    write_site(site, "perimeter: {max_bytes_per_run: 25000}")
-    first = guarded(tmp_path)
-    vector = open_session(first)
-    for number in (1, 2):
-        first.fit("s", number, vector)
-    second = guarded(tmp_path)
-    assert second.gate.sent > 2 * vector.nbytes
-    with pytest.raises(PerimeterRefused, match="max_bytes_per_run"):
-        open_session(second)
-
-
-def test_an_update_that_moves_too_far_is_refused(tmp_path, site):
-    write_site(site, "perimeter: {max_update_norm: 0.5}")
-    far = hostile("fit", lambda _, update: replace(update, vector=update.vector + np.float32(1)))
-    wall = guarded(tmp_path, far)
-    with pytest.raises(PerimeterRefused, match=r"max_update_norm=0\.5"):
-        wall.fit("s", 1, open_session(wall))
-
-
-def test_an_update_over_too_few_rows_is_refused(tmp_path, site):
-    write_site(site, "perimeter: {min_examples_per_update: 1000}")
-    wall = guarded(tmp_path)
-    with pytest.raises(PerimeterRefused, match="min_examples_per_update=1000"):
-        wall.fit("s", 1, open_session(wall))
-
-
-# ---- the owner's file
-
-
-def test_words_on_one_silo_count_before_those_on_the_site(site):
-    write_site(site, "{ledger: /l, perimeter: {min_examples: 20}, silos: {north: {min_examples: 50, audit: true}}}")
-    north, south = read_site("north"), read_site("south")
-    assert (north.policy.min_examples, south.policy.min_examples) == (50, 20)
-    assert north.policy.audit
-    assert not south.policy.audit
-    assert north.ledger_folder == "/l"
-    assert north.policy.version != south.policy.version
-
-
-def test_nothing_that_a_coordinator_sends_widens_the_policy(tmp_path, site):
-    write_site(site, "perimeter: {min_examples: 61}")
-    wide = replace(spec(tmp_path), source=DrawnRows(60, 10), site="anywhere", ledger_folder=str(tmp_path / "elsewhere"))
-    wall = GuardedSilo(wide, lambda: Silo(wide, SyntheticTask()))
-    wall.open()
-    with pytest.raises(PerimeterRefused, match="min_examples=61"):
-        wall.moments()
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("perimeter: {min_example: 3}", r"unknown key 'min_example'; did you mean 'min_examples'"),
-        ("perimeters: {}", r"unknown key 'perimeters'; did you mean 'perimeter'"),
-        ("perimeter: {min_examples: 0}", "min_examples=0 must be 1 or more"),
-        ("perimeter: {min_examples: many}", "min_examples='many' must be a whole number"),
-        ("silos: {north: {error_texts: some}}", "error_texts"),
-        ("perimeter: [1]", "must be a mapping"),
-        ("perimeter: {", "cannot be read"),
-    ],
-)
-def test_a_site_file_with_a_mistake_lets_nothing_out_and_says_why(tmp_path, site, text, said):
-    write_site(site, text)
-    with pytest.raises(ConfigError, match=said):
-        read_site("north")
-    wall = GuardedSilo(spec(tmp_path), lambda: Silo(spec(tmp_path), SyntheticTask()))
-    with pytest.raises(ConfigError, match=said):
-        wall.open()
-
-
-# ---- echoes
-
-
-def watching(rows, seed=0):
-    random, echo = generator(seed, "echo"), Echo()
-    values = random.normal(size=(rows, 73))
-    echo.watch("features", values)
-    return random, echo, values
-
-
-def test_honest_updates_are_never_taken_for_rows():
-    random, echo, _ = watching(4000)
-    assert [echo.hits(random.normal(scale=0.05, size=55_201).astype(np.float32)) for _ in range(300)] == [0] * 300
-
-
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_rows_and_columns_are_recognised_in_a_table_of_millions_of_values(order):
-    _, echo, rows = watching(40_000)
-    assert echo.is_echo(np.resize(rows.ravel(order), 55_201).astype(np.float32))
-
-
-def test_targets_are_recognised():
-    echo, targets = Echo(), generator(0, "targets").normal(size=500)
-    echo.watch("targets", targets)
-    assert echo.is_echo(np.resize(targets, 55_201).astype(np.float32))
-
-
-def test_a_row_is_told_from_a_mean():
-    _, echo, rows = watching(1000)
-    assert echo.is_row(rows[17])
-    assert not echo.is_row(rows.mean(axis=0))
-
-
-def test_the_mean_of_constant_columns_is_no_row():
-    echo, rows = Echo(), np.column_stack([np.full(50, 0.5), np.full(50, 2.25), generator(0, "x").normal(size=50)])
-    echo.watch("features", rows)
-    assert not echo.is_row(rows.mean(axis=0))
-
-
-def test_numbers_of_few_digits_in_a_text_tell_nothing():
-    echo = Echo()
-    echo.watch("features", np.array([[0.05, 0.1, 0.25, 1.2345678]]))
-    assert echo.numbers_in(["step 0.05, clip 0.1, split 0.25, 1.2345678 and 7"]) == 1
-
-
-def test_repeated_and_whole_numbers_tell_nothing():
-    echo = Echo()
-    echo.watch("counts", np.arange(1000.0))
-    echo.watch("pictures", np.zeros((4, 3), np.uint8))
-    assert echo.hits(np.arange(500.0)) == 0
-    assert echo.known_numbers([3.0, 4.0]) == 0
