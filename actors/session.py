@@ -103,6 +103,8 @@ def _reachable(address: str) -> None:
     if wants_tls != _speaks_tls(place):
         here, there = ("TLS", "it does not") if wants_tls else ("no TLS", "it does")
         raise ConnectionError(f"this process speaks {here}, {there}; set RAY_USE_TLS and RAY_TLS_* as on the cluster")
+    if wants_tls:
+        _check_authority(place)
 
 
 def _located(address: str) -> str:
@@ -111,6 +113,19 @@ def _located(address: str) -> str:
     if address != "auto" or os.environ.get("RAY_ADDRESS") or not current.is_file():
         return address
     return current.read_text().strip()
+
+
+def _check_authority(place: tuple[str, int]) -> None:
+    """Ray tries for minutes with a certificate of another authority; ConnectionError says so at once."""
+    authority = os.environ.get("RAY_TLS_CA_CERT")
+    context = ssl.create_default_context(cafile=authority)
+    context.check_hostname = False
+    try:
+        with socket.create_connection(place, timeout=5) as plain, context.wrap_socket(plain):
+            pass
+    except ssl.SSLCertVerificationError as error:
+        said = f"its certificate is not of the authority RAY_TLS_CA_CERT={authority}: {error.verify_message}"
+        raise ConnectionError(f"{said}; use the cluster's ca.crt and a certificate signed by it") from error
 
 
 def _speaks_tls(place: tuple[str, int]) -> bool:

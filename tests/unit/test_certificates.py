@@ -171,6 +171,16 @@ def port(request, folder):
     thread.join(5)
 
 
+@pytest.mark.parametrize("port", [True], indirect=True)
+def test_a_cluster_of_another_authority_is_said_at_once(port, tmp_path, monkeypatch):
+    write_certificates(tmp_path, [NORTH], 30)
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    monkeypatch.setenv("RAY_TLS_CA_CERT", str(tmp_path / "ca.crt"))
+    expected = f"its certificate is not of the authority RAY_TLS_CA_CERT={tmp_path}/ca.crt: (self-signed|.*signature)"
+    with pytest.raises(PlacementError, match=expected), session(f"127.0.0.1:{port}"):
+        pass
+
+
 @pytest.mark.parametrize(
     ("port", "own", "said"),
     [(True, "0", "this process speaks no TLS, it does"), (False, "1", "this process speaks TLS, it does not")],
