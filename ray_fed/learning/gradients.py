@@ -64,7 +64,7 @@ class DenseReluMseGradient:
 
     @torch.no_grad()
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        inputs = self._forward(x)
+        inputs = self.forward(x)
         error = inputs.pop().sub_(y)
         delta = error * (2.0 / len(x))
         for layer in range(self.last, -1, -1):
@@ -76,7 +76,8 @@ class DenseReluMseGradient:
         error = error.view(-1)
         return torch.dot(error, error) / len(x)
 
-    def _forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the input of each layer and, last, the output."""
         values = [x]
         for layer in range(self.last):
             values.append(torch.addmm(self.biases[layer], values[-1], self.transposed[layer]).relu_())

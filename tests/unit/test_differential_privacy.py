@@ -1,6 +1,7 @@
 """DP-SGD, silo-level noise and their account: the mechanism by statistics, the code by hand-computed cases."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -110,6 +111,20 @@ def test_an_example_whose_gradient_overflows_counts_nothing():
     y[1] = 1e38
     kept = torch.tensor([0, 2])
     torch.testing.assert_close(private.clipped_sum(x, y), private.clipped_sum(x[kept], y[kept]))
+
+
+@pytest.mark.parametrize("hidden", [(), (6,), (6, 4, 5)])
+def test_the_closed_form_of_plain_networks_is_the_sum_of_the_single_gradients(hidden):
+    torch.manual_seed(1)
+    widths = [3, *hidden, 1]
+    layers = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.ReLU())][:-1]
+    private, _ = gradient(nn.Sequential(*layers), clip=0.7)
+    x, y = rows(30)
+    y[4], y[5] = 1e38, 1e5
+    assert private._dense is not None
+    torch.testing.assert_close(private._dense(x, y, 0.7), private.clipped_sum(x, y), rtol=1e-5, atol=1e-5)
+    empty = private._dense(x[:0], y[:0], 0.7)
+    assert not empty.any()
 
 
 def test_noise_of_a_step_has_the_promised_standard_deviation_even_without_a_row():

@@ -1,6 +1,6 @@
 """DP-SGD inside a silo: every example's gradient is clipped, and noise covers what one example can change.
 
-Abadi et al. 2016, Algorithm 1, with torch.func instead of hooks:
+Abadi et al. 2016, Algorithm 1, with torch.func instead of hooks, and in closed form for plain MLPs:
 
     L_t    each example with probability q, independently                          (Poisson sampling)
     g(x)   <- g(x) / max(1, |g(x)| / C)
@@ -27,7 +27,8 @@ from torch.func import functional_call, grad, vmap
 
 from ray_fed.config import require
 from ray_fed.errors import SiloFailed
-from ray_fed.learning.gradients import Loss
+from ray_fed.learning.gradients import DenseReluMseGradient, Loss
+from ray_fed.privacy.dp.dense_clipping import DenseClippedSum, clipping_scale
 from ray_fed.privacy.dp.noise import NoiseSource
 from ray_fed.reporting.atomic_write import write_atomically
 
@@ -75,13 +76,18 @@ class PrivateGradient:
         self.module, self.loss, self.flat_gradient = module, loss, flat_gradient
         self.private, self.expected_batch, self.source = private, expected_batch, source
         self.zero = torch.zeros((), device=flat_gradient.device)
+        fits = DenseReluMseGradient.fits(module, loss)
+        self._dense = DenseClippedSum(DenseReluMseGradient(module), flat_gradient) if fits else None  # type: ignore[arg-type]
         self._per_example = vmap(grad(self._loss_of_one), in_dims=(None, 0, 0), randomness="different")
 
     def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         noise = torch.from_numpy(self.source.normal(self.flat_gradient.numel()))
         total = noise.to(self.flat_gradient) * (self.private.noise_multiplier * self.private.clip)
-        for part, target in self._portions(x, y):
-            total += self.clipped_sum(part, target)
+        if self._dense:
+            total += self._dense(x, y, self.private.clip)
+        else:
+            for part, target in self._portions(x, y):
+                total += self.clipped_sum(part, target)
         torch.div(total, self.expected_batch, out=self.flat_gradient)
         return self.zero
 
@@ -91,9 +97,7 @@ class PrivateGradient:
         found = self._per_example(parameters, x, y)
         gradients = torch.cat([found[name].flatten(1) for name in parameters], dim=1)
         norms = gradients.norm(dim=1)
-        # An overflowing gradient must not take the others with it, nor leave with a length of its own choice.
-        scale = torch.where(norms.isfinite(), (self.private.clip / norms.clamp_min(1e-30)).clamp_max(1.0), 0.0)
-        return scale @ torch.where(norms.isfinite()[:, None], gradients, 0.0)
+        return clipping_scale(norms, self.private.clip) @ torch.where(norms.isfinite()[:, None], gradients, 0.0)
 
     def _portions(self, x: torch.Tensor, y: torch.Tensor):
         rows = max(1, VALUES_AT_ONCE // self.flat_gradient.numel())
