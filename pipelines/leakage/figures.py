@@ -27,7 +27,7 @@ FLOOR = 1e-12
 COLOURS = {"ours": FEDERATED}
 NAMES = {
     "dlg": "DLG", "idlg": "iDLG", "wdlg": "WDLG", "wdlg_best": "WDLG, best variant", "cosine": "cosine + TV",
-    "sorted": "1-D Wasserstein", "l2_grey": "L2, grey start", "ours": "ours",
+    "sorted": "sorted, 1-D", "l2_grey": "L2, grey start", "ours": "ours",
 }  # fmt: skip
 
 
@@ -71,8 +71,8 @@ def curves_figure(curves: Mapping[str, Mapping[str, np.ndarray]], quantity: str)
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     drawn: dict[str, object] = {}
     for axis, (data, methods) in zip(panels, curves.items(), strict=True):
-        for number, (name, values) in enumerate(methods.items()):
-            drawn[name] = _draw_median(axis, values, _colour(name, number), quantity)
+        for name, values in methods.items():
+            drawn[name] = _draw_median(axis, values, _colour(name), quantity)
         axis.set_title(as_label(data, 30), fontsize=TITLE_SIZE)
         axis.set_xlabel("gradient evaluations", fontsize=LABEL_SIZE)
         dress(axis, "both")
@@ -92,7 +92,7 @@ def rates_figure(curves: Mapping[tuple[str, float], np.ndarray]) -> "Figure":
     lines: dict[float, object] = {}
     for axis, name in zip(panels, methods, strict=True):
         for number, rate in enumerate(rates):
-            lines[rate] = _draw_median(axis, curves[name, rate], _colour("", number), "mse")
+            lines[rate] = _draw_median(axis, curves[name, rate], _PALETTE[number % len(_PALETTE)], "mse")
         axis.set_title(as_label(_name(name)), fontsize=TITLE_SIZE)
         axis.set_xlabel("gradient evaluations", fontsize=LABEL_SIZE)
         dress(axis, "both")
@@ -107,6 +107,7 @@ def _draw_median(axis: "Axes", values: np.ndarray, colour: str, quantity: str) -
         values = values / np.maximum(values[:, :1], FLOOR)
     worst = 1e3  # what is not finite is worse than anything drawn
     middle = np.clip(np.median(np.nan_to_num(values, nan=worst, posinf=worst), axis=0), FLOOR, worst)
+    middle[: int((middle < worst).argmax())] = np.nan  # most attacks had no point yet
     (line,) = axis.plot(np.arange(1, len(middle) + 1), middle, color=colour, linewidth=1.6)
     axis.set_yscale("log")
     axis.set_xscale("log")
@@ -132,5 +133,10 @@ def _name(method: str) -> str:
     return NAMES.get(method, method)
 
 
-def _colour(name: str, number: int) -> str:
-    return COLOURS.get(name) or (*LINE_COLOURS, "#4d4d4d", "#882255")[number % 7]
+def _colour(name: str) -> str:
+    """Return the colour of a method: the same in every panel and every run."""
+    place = list(NAMES).index(name) if name in NAMES else len(NAMES)
+    return COLOURS.get(name) or _PALETTE[place % len(_PALETTE)]
+
+
+_PALETTE = (*LINE_COLOURS, "#4d4d4d", "#882255")

@@ -6,7 +6,7 @@ idlg      row sign       N(0, 1)            L2                                 L
 wdlg      bias sign      N(0, 1)            Sinkhorn over rows                 L-BFGS, fixed step
 cosine    closed form    N(0, 1)            cosine + total variation           signed Adam
 sorted    closed form    grey               exact 1-D Wasserstein              L-BFGS, line search
-ours      closed form    layer by layer     L2 (+ total variation in batches)  L-BFGS, line search
+ours      closed form    layer by layer     L2 (batches: TV first)             L-BFGS, line search
 """
 
 from dataclasses import dataclass, field, replace
@@ -34,13 +34,15 @@ class Attack:
     spread: float = 0.02
     """Standard deviation of a grey start, as a share of the value range. Images of one batch must start apart."""
     distance: str = "l2"
-    """l2 | relative | cosine | sorted | rows"""
+    """l2 | relative | scaled | cosine | sorted | rows"""
     sinkhorn: SinkhornSettings = field(default_factory=SinkhornSettings)
     """Options of distance=rows."""
     total_variation: float = 0.0
     """Weight of the total variation of images."""
     batch_total_variation: float = 0.0
-    """The same, for messages of more than one sample."""
+    """The same, for the first half of the budget on messages of more than one sample; the other half does without."""
+    fits_scale: bool = False
+    """Against a clipped message, which has lost its length: fit it, distance=scaled."""
     optimizer: Optimizer = "lbfgs_wolfe"
     learning_rate: float = 1.0
     history: int = 50
@@ -70,7 +72,7 @@ COSINE = Attack(
 )  # fmt: skip
 SORTED = Attack("sorted", "exact 1-D Wasserstein, Peyre & Cuturi 2019, Remark 2.28", distance="sorted")
 L2_GREY = Attack("l2_grey", "iDLG with a grey start and a line search", tolerance=1e-12)
-OURS = Attack("ours", "decisions/0005", start="layers", batch_total_variation=1e-2, tolerance=1e-12)
+OURS = Attack("ours", "decisions/0005", start="layers", batch_total_variation=1e-2, tolerance=1e-12, fits_scale=True)
 
 ATTACKS = {one.name: one for one in (DLG, IDLG, WDLG, WDLG_BEST, COSINE, SORTED, L2_GREY, OURS)}
 

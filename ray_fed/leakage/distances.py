@@ -34,6 +34,16 @@ def cosine(virtual: Tensors, seen: Tensors) -> torch.Tensor:
     return 1 - dot / (norms[0] * norms[1]).sqrt().clamp_min(torch.finfo(dot.dtype).tiny)
 
 
+def scaled_error(virtual: Tensors, seen: Tensors) -> torch.Tensor:
+    """min over s of ||g - s g'||^2 = |g|^2 - <g', g>^2 / |g'|^2: the squared error of a message of unknown length."""
+    dot = sum_of((a * b).flatten(1).sum(1) for a, b in zip(virtual, seen, strict=True))
+    norm = sum_of(part.flatten(1).square().sum(1) for part in virtual)
+    scale = dot / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+    return sum_of(
+        (b.flatten(1) - scale[:, None] * a.flatten(1)).square().sum(1) for a, b in zip(virtual, seen, strict=True)
+    )
+
+
 def transport_rows(settings: SinkhornSettings) -> Distance:
     """WDLG with a layer's weights as points: `out` points of dimension fan-in, a bias as `out` numbers (Eq. 5)."""
 
@@ -66,6 +76,7 @@ DISTANCES: dict[str, Distance] = {
     "l2": squared_error,
     "relative": relative_error,
     "cosine": cosine,
+    "scaled": scaled_error,
     "sorted": sorted_entries,
 }
 

@@ -1,7 +1,7 @@
 """Runs one attack on many observations at once: one batched evaluation a round, whatever stage each problem is in."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -49,12 +49,43 @@ def reconstruct(
     """
     require(budget >= 1, f"budget={budget} must be at least 1 gradient evaluation")
     require(len(seeds) == len(observations) > 0, f"{len(seeds)} seeds for {len(observations)} observations")
+    knows = observations[0].knows
+    weight = attack.batch_total_variation if knows.samples > 1 and len(knows.input_shape) == 3 else 0.0
+    exact = _suited(replace(attack, batch_total_variation=0.0), observations[0])
+    if not weight or budget < 2:
+        return _stage(observations, exact, budget, seeds, watch).result()
+    smooth = _stage(observations, replace(exact, total_variation=weight), budget // 2, seeds, watch)
+    spent = int(smooth.evaluations.max())
+    later = _later(watch, spent) if watch else None
+    run = _stage(observations, exact, budget - spent, seeds, later, smooth.variables)
+    return replace(run.result(), evaluations=smooth.evaluations + run.evaluations)
+
+
+def _stage(
+    observations: Sequence[Observation],
+    attack: Attack,
+    budget: int,
+    seeds: Sequence[int],
+    watch: Watch | None,
+    begin: torch.Tensor | None = None,
+) -> "_Run":
+    """Drive one attack to its end, from `begin` [n, size] or from its own start."""
     problem = Problem(observations, attack)
     run = _Run(problem, budget, watch)
-    start = run.best_of(start_inputs(observations, attack, seeds), seeds)
-    optimizer = _optimizer(attack, problem.encode(start, seeds), budget, observations[0].knows.value_range, problem)
-    run.drive(optimizer)
-    return run.result()
+    if begin is None:
+        begin = problem.encode(run.best_of(start_inputs(observations, attack, seeds), seeds), seeds)
+    run.drive(_optimizer(attack, begin, budget, observations[0].knows.value_range, problem))
+    return run
+
+
+def _suited(attack: Attack, observation: Observation) -> Attack:
+    """A clipped message has lost its length: an attack that may fits it."""
+    clipped = any(name.startswith("clip") for name in observation.defences)
+    return replace(attack, distance="scaled") if attack.fits_scale and clipped else attack
+
+
+def _later(watch: Watch, spent: int) -> Watch:
+    return lambda evaluation, *told: watch(spent + evaluation, *told)
 
 
 def with_restarts(
@@ -149,8 +180,8 @@ class Problem:
         assert chosen is not None
         virtual = network.message(inputs, chosen, self.knows.local_steps, self.knows.learning_rate, create_graph=True)
         value = self.distance(virtual, seen)
-        smooth = self.attack.total_variation or (self.attack.batch_total_variation if self.knows.samples > 1 else 0.0)
-        return value + smooth * total_variation(inputs) if smooth and len(self.knows.input_shape) == 3 else value
+        smooth = self.attack.total_variation if len(self.knows.input_shape) == 3 else 0.0
+        return value + smooth * total_variation(inputs) if smooth else value
 
 
 class _Run:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.leakage.attacks import ATTACKS, COSINE, DLG, IDLG, L2_GREY, OURS, SORTED, WDLG, attack_named
+from ray_fed.leakage.defences import parse_defence
 from ray_fed.leakage.fidelity import mean_squared_errors, psnr, ssim, wilson_interval
 from ray_fed.leakage.images import load_images
 from ray_fed.leakage.kernel import Problem, reconstruct, with_restarts
@@ -156,6 +157,23 @@ def test_adding_patches_up_is_the_adjoint_of_taking_them():
 @pytest.mark.parametrize("attack", [L2_GREY, OURS], ids=lambda one: one.name)
 def test_l2_with_a_line_search_and_a_grey_start_finds_every_digit(attack):
     assert float(errors(seen(6), attack).max()) < 1e-3
+
+
+def test_clipping_hides_no_digit_from_an_attack_that_fits_the_length():
+    clipped = [parse_defence("clip:0.1").on(one) for one in seen(6)]
+    assert float(errors(clipped, OURS).max()) < 1e-3
+
+
+def test_a_batch_is_smoothed_for_half_the_budget_and_then_fitted_without_it():
+    told = []
+    observations = seen(2, samples=2)
+    found = reconstruct(observations, OURS, 20, [0, 1], lambda evaluation, *_: told.append(evaluation))
+    assert told == list(range(1, 21))
+    assert found.evaluations.tolist() == [20, 20]
+    exact = replace(OURS, batch_total_variation=0.0)
+    inputs = torch.as_tensor(found.inputs)
+    at_end = Problem(observations, exact).objective(inputs.flatten(1), found.labels, *stack(observations))
+    torch.testing.assert_close(found.objective, at_end)
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))

@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_fed.errors import ConfigError
-from ray_fed.leakage.distances import DISTANCES, cosine, make_distance, sorted_entries, squared_error, total_variation
+from ray_fed.leakage.distances import (
+    DISTANCES,
+    cosine,
+    make_distance,
+    scaled_error,
+    sorted_entries,
+    squared_error,
+    total_variation,
+)
 from ray_fed.leakage.sinkhorn import SinkhornSettings, transport_cost, transport_plan
 
 FINE = SinkhornSettings(epsilon=1.0, max_iterations=300, threshold=1e-10)
@@ -109,6 +117,12 @@ def test_cosine_does_not_see_the_length_of_a_message(factor, seed):
     seen, virtual = layers(seed), layers(seed + 50)
     scaled = [factor * part for part in seen]
     torch.testing.assert_close(cosine(virtual, seen), cosine(virtual, scaled))
+
+
+def test_the_scaled_error_fits_the_length_of_the_virtual_message():
+    virtual, seen = [torch.tensor([[1.0, 0.0]])], [torch.tensor([[3.0, 4.0]])]
+    assert float(scaled_error(virtual, seen)) == 16  # the best multiple of (1, 0) is (3, 0)
+    assert float(scaled_error([2 * seen[0]], seen)) == pytest.approx(0)
 
 
 def test_total_variation_of_a_step_is_solved_by_hand():
