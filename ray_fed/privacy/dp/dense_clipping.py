@@ -6,7 +6,6 @@ The gradient of one example in a layer is an outer product, so its length is the
     |g(x)|^2 = sum_l |delta_l|^2 (|h_l|^2 + 1)
     sum_x s(x) g(x) = (s * delta_l)^T h_l for weights, s^T delta_l for biases
 
-
 so clipping costs one more matrix product per layer, where gradients of single examples would cost one per example.
 """
 
