@@ -189,6 +189,8 @@ class FormationEnergyConfig:
         require(private or self.dp_budget is None, f"dp_budget={self.dp_budget} needs dp_noise_multiplier")
         both = noise is not None and self.strategy == "dp_fed_avg"
         require(not both, "dp_noise_multiplier and strategy=dp_fed_avg are two promises; ask for one of them")
+        asynchronous = "a fast silo takes more steps than the account counts"
+        require(noise is None or self.strategy != "fed_buff", f"dp_noise_multiplier with fed_buff: {asynchronous}")
         alone = "the models of silos alone and of the pooled rows carry no noise; add --baselines no"
         require(not private or not self.baselines, f"differential privacy: {alone}")
         require(not private or self.repeats == 1, f"repeats={self.repeats} would spend epsilon as often; use 1")

@@ -24,6 +24,7 @@ QUICK: dict[str, object] = {
         ({"dp_noise_multiplier": 1.0, "baselines": True}, "carry no noise; add --baselines no"),
         ({"dp_noise_multiplier": 1.0, "repeats": 2}, "repeats=2 would spend epsilon as often"),
         ({"dp_noise_multiplier": 1.0, "strategy": "dp_fed_avg"}, "two promises; ask for one"),
+        ({"dp_noise_multiplier": 1.0, "strategy": "fed_buff"}, "more steps than the account counts"),
         ({"dp_budget": 3.0}, "dp_budget=3.0 needs dp_noise_multiplier"),
         ({"secure_aggregation": True, "strategy": "krum"}, "Krum needs each of them"),
         ({"secure_aggregation": True, "max_update_norm": 1.0}, "max_norm=1.0 does not go with secure aggregation"),

@@ -6,6 +6,7 @@ together once a round, by parties who may know them.
 
 import secrets
 from collections.abc import Mapping
+from functools import lru_cache
 
 PRIME = 2**521 - 1
 SHARE_BYTES = 66
@@ -27,17 +28,26 @@ def _value(coefficients: list[int], x: int) -> int:
     return value
 
 
-def combine(shares: Mapping[int, bytes]) -> bytes:
-    """Return the secret behind shares by their number (Lagrange's polynomial at 0). ValueError when they do not belong
-    together; too few shares give that error or, once in 2^265 times, a wrong secret."""
-    secret = 0
-    for x, share in shares.items():
+@lru_cache(maxsize=16)  # the same silos answer for all secrets of a round
+def _weights(numbers: tuple[int, ...]) -> tuple[int, ...]:
+    """Return what each share counts: prod_{j != i} x_j / (x_j - x_i)."""
+    weights = []
+    for x in numbers:
         numerator = denominator = 1
-        for other in shares:
+        for other in numbers:
             if other != x:
                 numerator = numerator * other % PRIME
                 denominator = denominator * (other - x) % PRIME
-        secret = (secret + int.from_bytes(share, "big") * numerator * pow(denominator, -1, PRIME)) % PRIME
+        weights.append(numerator * pow(denominator, -1, PRIME) % PRIME)
+    return tuple(weights)
+
+
+def combine(shares: Mapping[int, bytes]) -> bytes:
+    """Return the secret behind shares by their number (Lagrange's polynomial at 0). ValueError when they do not belong
+    together; too few shares give that error or, once in 2^265 times, a wrong secret."""
+    weights = _weights(tuple(shares))
+    secret = sum(int.from_bytes(share, "big") * weight for share, weight in zip(shares.values(), weights, strict=True))
+    secret %= PRIME
     if secret >= 1 << (8 * SECRET_BYTES):
         raise ValueError("the shares do not belong together, or are too few")
     return secret.to_bytes(SECRET_BYTES, "big")
