@@ -133,9 +133,7 @@ def main() -> None:
             for name, side in sides.items():
                 found[name].append(side())
     print(f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, {given}")
-    print(
-        "| side | attacks/min, core | evaluations/s, core (min..max) | evaluations/attack | < 1e-3 | ratio of these rates |"
-    )
+    print("| side | attacks/min, core | evaluations/s, core (min..max) | ev./attack | < 1e-3 | ratio of these rates |")
     print("|---|---|---|---|---|---|")
     base = statistics.median(run.evaluations_per_second for run in found["plain loop, DLG"])
     for name, runs in found.items():
