@@ -108,6 +108,8 @@ def launched(lab: Lab, cluster: dict, environment: Mapping[str, str], sites: Seq
         yield made
     finally:
         made.ray("ray down -y cluster.yaml")
+        # The sites' Ray notices within a minute that the head is gone, and ends then.
+        until("Ray has ended at the head", lambda: not made.head.processes("gcs/gcs_server"), 30.0)
 
 
 def open_tunnel(lab: Lab) -> None:

@@ -1,12 +1,17 @@
 """The same three hosts with TLS switched on: what is on the wire, and who may join."""
 
+import contextlib
+from collections import Counter
+
 import pytest
 
 from tests.lab.capture import streams
 from tests.lab.evidence import captured, windows
 from tests.lab.launched import filled_in, launched
-from tests.lab.test_federation_on_hosts import COMMAND, SSH
+from tests.lab.test_federation_on_hosts import COMMAND, OBJECTS, SSH
 
+ROUNDS = 10
+TABLES = 6379
 RECORD_TYPES = {20, 21, 22, 23}
 """Change of cipher, alert, handshake, application data: RFC 8446, section 5.1."""
 TLS = {
@@ -29,19 +34,26 @@ def cluster(prepared, tmp_path_factory):
             content = lab.desk.path(f"/root/certificates/{host.name}/{name}").read_bytes()
             host.write(f"/root/ray-fed/tls/{name}", content)
     pcap = folder / "wire.pcap"
-    with captured(lab, pcap), launched(lab, filled_in(lab, tls=True), TLS, ["-", "north", "south"]) as made:
-        made.submit("hidden", f"{COMMAND} --rounds 10 --address auto --out /srv/runs/hidden", "/root/job")
-        made.finish("hidden", 180.0)
-        yield made, pcap
+    with contextlib.ExitStack() as taking:
+        taking.enter_context(captured(lab, pcap))  # from before the first process starts to the end of the run
+        with launched(lab, filled_in(lab, tls=True), TLS, ["-", "north", "south"]) as made:
+            made.submit("hidden", f"{COMMAND} --rounds {ROUNDS} --address auto --out /srv/runs/hidden", "/root/job")
+            made.finish("hidden", 180.0)
+            taking.close()
+            yield made, pcap
 
 
 def test_nothing_but_tls_is_on_the_wire(cluster):
-    _, pcap = cluster
-    plain = {}
+    made, pcap = cluster
+    plain, sent = {}, Counter()
     for line, content in streams(pcap).items():
-        if SSH not in (line[0][1], line[1][1]) and (wrong := first_that_is_no_record(content)) is not None:
+        port = min(line[0][1], line[1][1])
+        sent[port] += len(content)
+        if port != SSH and (wrong := first_that_is_no_record(content)) is not None:
             plain[line] = content[wrong : wrong + 80]
     assert not plain
+    assert sent[OBJECTS] > made.history("/srv/runs/hidden")[-1]["bytes_sent"] * ROUNDS
+    assert sent[TABLES] > 0
 
 
 def test_parameters_are_not_to_be_read_from_the_wire(cluster):
