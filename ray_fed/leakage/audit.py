@@ -100,7 +100,10 @@ def _found(guesses: np.ndarray, replay: Replay, number: int) -> Iterable[Found]:
         matches = match_owner(guesses, replay.rows, replay.owners[number])
     else:
         matches = match_rows(guesses, replay.rows)
-    for record in np.flatnonzero(matches.guess >= 0):
+    found = np.flatnonzero(matches.guess >= 0)
+    if replay.took_part is not None:  # a guess may happen to resemble a record that is not behind the message
+        found = np.intersect1d(found, replay.took_part)
+    for record in found:
         yield float(matches.error[record]), guesses[matches.guess[record]], int(record)
 
 

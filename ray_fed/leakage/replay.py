@@ -6,7 +6,7 @@ silo if it sent after every record, or after every batch (`single_records`, `one
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from ray_fed.federation.silo import Silo
 from ray_fed.federation.strategies import State
 from ray_fed.leakage.defences import Defence
 from ray_fed.learning.layout import Layout, load_vector
-from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
 from ray_fed.randomness import derived_seed
 
 SINGLES = 32
@@ -41,6 +41,8 @@ class Replay:
     """[num_rows]"""
     records: int
     """Records that took part."""
+    took_part: np.ndarray | None = None
+    """Positions of those records; None where they are unknown or all of them."""
     owners: tuple[int, ...] = ()
     """Record behind each message, where each comes from one."""
     together: int = 0
@@ -55,6 +57,8 @@ class Heard:
 
     sent: Vector
     update: Update
+    took_part: np.ndarray | None
+    """Positions of the records in it; None where chance chose them in secret."""
 
     def moved(self, size: int) -> np.ndarray:
         """Return sent minus returned parameters [size]: the direction of a gradient."""
@@ -82,7 +86,8 @@ class ListeningCohort(LocalCohort):
             return answer
         sent = self._sent.pop((answer.silo, answer.server_round))
         update = self._defended(sent, answer.update)
-        self.heard.append(Heard(sent, update))
+        trainer = self.silos[answer.silo].sessions[answer.update.session]
+        self.heard.append(Heard(sent, update, _rows_of_round(trainer, answer.server_round)))
         return replace(answer, update=update)
 
     def _defended(self, sent: Vector, update: Update) -> Update:
@@ -120,7 +125,9 @@ def of_round(silo: Silo, heard: Heard, layout: Layout, plan: TrainingPlan) -> Re
     steps = round(plan.total_steps / plan.num_rounds)
     kind = f"update of a round ({steps} local {plan.optimizer} step{'s' if steps > 1 else ''})"
     parts = list(layout.unflatten(heard.moved(layout.size)).values())
-    return _replay(silo, kind, (parts,), min(heard.update.num_examples, len(silo.features)))
+    took_part = heard.took_part
+    count = min(heard.update.num_examples, len(silo.features)) if took_part is None else len(took_part)
+    return replace(_replay(silo, kind, (parts,), count), took_part=took_part)
 
 
 def single_records(silo: Silo, vector: np.ndarray) -> Replay:
@@ -133,7 +140,8 @@ def single_records(silo: Silo, vector: np.ndarray) -> Replay:
 def one_batch(silo: Silo, vector: np.ndarray, size: int) -> Replay:
     """Return the gradient of one batch of the silo's records."""
     size = min(size, len(silo.features))
-    return _replay(silo, f"gradient of a batch of {size}", (_gradient(silo, vector, slice(0, size)),), size)
+    replayed = _replay(silo, f"gradient of a batch of {size}", (_gradient(silo, vector, slice(0, size)),), size)
+    return replace(replayed, took_part=np.arange(size))
 
 
 def in_sum(replays: Sequence[Replay]) -> list[Replay]:
@@ -159,9 +167,19 @@ def defended(message: Parts, defence: Defence | None, seed: int) -> Parts:
     return [part.numpy() for part in defence.on_message(parts, seed)]
 
 
+def _rows_of_round(trainer: LocalTrainer, server_round: int) -> np.ndarray | None:
+    if trainer.plan.private:
+        return None
+    taken = []
+    for epoch, steps in groupby(trainer.plan.steps_of_round(server_round), lambda s: s // trainer.plan.steps_per_epoch):
+        batches = trainer._shuffled(epoch)  # the trainer's own deal: a copy of its rule here could drift from it
+        taken += [batches[step % trainer.plan.steps_per_epoch].numpy() for step in steps]
+    return np.unique(np.concatenate(taken))
+
+
 def _replay(silo: Silo, kind: str, messages: tuple[Parts, ...], records: int, owners: tuple[int, ...] = ()) -> Replay:
     rows, targets = silo.features.cpu().numpy(), silo.targets.cpu().numpy().ravel()
-    return Replay(silo.spec.name, kind, messages, rows, targets, records, owners, 1 if owners else records)
+    return Replay(silo.spec.name, kind, messages, rows, targets, records, None, owners, 1 if owners else records)
 
 
 def _gradient(silo: Silo, vector: np.ndarray, rows: slice) -> Parts:

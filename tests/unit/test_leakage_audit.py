@@ -79,6 +79,13 @@ def test_a_sum_over_silos_is_matched_with_each_silos_own_records(silo):
     assert audited(silo, both[1]).target_error is None
 
 
+def test_a_record_that_took_no_part_is_not_found_however_much_it_resembles_a_guess(silo):
+    vector = initial_vector(silo.task.model(0))
+    batch = one_batch(silo, vector, 4)
+    assert audited(silo, batch).found == 4
+    assert audited(silo, replace(batch, took_part=np.array([0, 1, 7]), records=3)).found == 2
+
+
 def test_a_network_whose_first_layer_is_not_linear_is_refused():
     with pytest.raises(ConfigError, match="first layer is a Conv1d"):
         check_first_layer(torch.nn.Sequential(torch.nn.Conv1d(1, 1, 1), torch.nn.Linear(3, 1)))
@@ -192,6 +199,7 @@ def test_an_audit_of_a_leaky_run_fails_the_gate_and_leaves_a_table_for_its_owner
     summary = json.loads((tmp_path / "audit" / "summary.json").read_text())
     assert summary["leak.passed"] is False
     assert summary["leak.largest_share"] == 1.0
+    assert all(summary[f"{silo}.found"] <= summary[f"{silo}.records"] for silo in ("silo-1", "silo-2"))
     assert "Verdict" in (tmp_path / "audit" / "report.html").read_text()
 
 
