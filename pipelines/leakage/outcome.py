@@ -31,6 +31,11 @@ class Outcome:
 
     def __init__(self, config: LeakageConfig, directory: RunDirectory, command: Sequence[str]):
         self.config, self.directory, self.command = config, directory, shlex.join(command)
+        stems = [Path(data).stem for data in config.data]
+        self.data = {
+            stem if stems.count(stem) == 1 else data: data for stem, data in zip(stems, config.data, strict=True)
+        }
+        """Name for people -> as it was given."""
         self.rows: list[Row] = []
         self.seconds: dict[str, float] = {}
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
@@ -44,12 +49,12 @@ class Outcome:
         self.directory.write_data([self._fingerprint(data) for data in self.config.data])
 
     def compared(self) -> dict[str, dict[str, MethodResult]]:
-        """Return data -> attack -> result of the main comparison."""
+        """Return short name of the data -> attack -> result of the main comparison."""
         found = {}
-        for data in self.config.data:
+        for short, data in self.data.items():
             picked = {name: select(self.rows, group=COMPARE, data=data, attack=name) for name in self.config.attacks}
-            found[data] = {name: summarise(rows, self.seconds) for name, rows in picked.items() if rows}
-        return {data: methods for data, methods in found.items() if methods}
+            found[short] = {name: summarise(rows, self.seconds) for name, rows in picked.items() if rows}
+        return {short: methods for short, methods in found.items() if methods}
 
     def rates(self) -> dict[tuple[str, float], MethodResult]:
         """Return (attack, step size) -> result of the learning-rate study."""
@@ -126,7 +131,7 @@ class Outcome:
             first = {}
             for name in methods:
                 arrays = {
-                    key: self._stacked(key, group=COMPARE, data=data, attack=name)
+                    key: self._stacked(key, group=COMPARE, data=self.data[data], attack=name)
                     for key in ("truth", "found", "snapshots")
                 }
                 if arrays["truth"] is not None:
@@ -149,7 +154,7 @@ class Outcome:
         return made
 
     def _curves(self, data: str, quantity: str, methods: Mapping[str, MethodResult]) -> dict[str, np.ndarray]:
-        found = {name: self._stacked(quantity, group=COMPARE, data=data, attack=name) for name in methods}
+        found = {name: self._stacked(quantity, group=COMPARE, data=self.data[data], attack=name) for name in methods}
         return {name: values for name, values in found.items() if values is not None}
 
     def _save(self, name: str, figure) -> Path:
