@@ -49,7 +49,7 @@ class LeakageConfig:
     local_steps: tuple[int, ...] = (1, 2, 4)
     """Local SGD steps of the batch study; the attack unrolls them."""
     studies: tuple[Study, ...] = ("compare", "learning_rate", "labels", "batch", "defence", "tabular")
-    """Experiments to run; those besides compare use the first data set, the learning rate the last."""
+    """Experiments to run; those besides compare use the first data set, the learning rate faces or the last."""
     tasks: int = 32
     """Attacks per task: one batched computation."""
     seed: int = 0

@@ -55,10 +55,11 @@ def _compare(config: LeakageConfig) -> Iterator[AttackJob]:
 
 
 def _rates(config: LeakageConfig) -> Iterator[AttackJob]:
+    data = "faces" if "faces" in config.data else config.data[-1]  # the paper's Fig. 5 is of LFW
     for rate in config.learning_rates:
         for name in (name for name in RATE_ATTACKS if name in config.attacks):
             attack = replace(configured(config, name), learning_rate=rate)
-            yield from _parts(_job(config, RATES, config.data[-1], attack), min(FEW // 2, config.images), FEW // 2)
+            yield from _parts(_job(config, RATES, data, attack), min(FEW // 2, config.images), FEW // 2)
 
 
 def _batches(config: LeakageConfig) -> Iterator[AttackJob]:
