@@ -56,7 +56,13 @@ def one_round(num_silos: int, num_parameters: int, num_dropped: int, exact: bool
         check(total, survivors, num_parameters)
     each = {phase: watch.seconds[phase] / num_silos for phase in ("keys", "shares", "unmask")}
     sent = 2 * 32 + sum(len(text) for text in shares[names[0]].values()) + 66 * num_silos + 16 * (num_parameters + 1)
-    return {**each, "mask": masking, "add": watch.seconds["add"] / len(survivors), "sum": unmasking, "bytes": sent}
+    return {
+        **each,
+        "mask": masking,
+        "add": watch.seconds["add"] / (len(survivors) if exact else MOST_MASKED),
+        "sum": unmasking,
+        "bytes": sent,
+    }
 
 
 def masked_sum(watch: Stopwatch, collector, members, survivors, num_parameters: int, exact: bool) -> float:
