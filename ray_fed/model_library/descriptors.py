@@ -175,7 +175,7 @@ def check_fingerprint(descriptor: Descriptor, card_descriptor: Mapping[str, Any]
 def formulas_of_smiles(smiles: Sequence[str]) -> list[str | None]:
     """Return the formula of each SMILES text, None where RDKit cannot read it; open ends (*) are no atoms."""
     _rdkit()
-    from rdkit.Chem.rdMolDescriptors import CalcMolFormula
+    from rdkit.Chem.rdMolDescriptors import CalcMolFormula  # pyright: ignore[reportMissingImports]
 
     molecules = [_molecule(text) for text in smiles]
     # CalcMolFormula writes dummy atoms as "*" or "*2" and a charge at the end.
@@ -189,14 +189,14 @@ def _plain_formula(formula: str) -> str:
 
 
 def _molecule(smiles: object) -> Any:
-    from rdkit import Chem, RDLogger
+    from rdkit import Chem, RDLogger  # pyright: ignore[reportMissingImports]
 
     RDLogger.DisableLog("rdApp.*")  # type: ignore[attr-defined]
     return Chem.MolFromSmiles(smiles) if isinstance(smiles, str) and smiles.strip() else None
 
 
 def _bit_generator(name: str) -> Callable[[Any], np.ndarray]:
-    from rdkit.Chem import rdFingerprintGenerator, rdMolDescriptors
+    from rdkit.Chem import rdFingerprintGenerator, rdMolDescriptors  # pyright: ignore[reportMissingImports]
 
     if name == "maccs":
         return lambda molecule: (
@@ -216,7 +216,7 @@ def _bit_generator(name: str) -> Callable[[Any], np.ndarray]:
 
 def _rdkit() -> Any:
     try:
-        import rdkit
+        import rdkit  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError("descriptors of molecules need RDKit: pip install 'ray-fed[molecules]'") from error
     return rdkit
