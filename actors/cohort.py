@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
 from actors.placement import actor_options
 from actors.session import INLINE_VARIABLE, RAYS_INLINE_BYTES
@@ -137,6 +137,11 @@ class RayCohort:
         except RayActorError:
             self._pending = {other: asked for other, asked in self._pending.items() if asked.silo != name}
             return Dead(name, "its process died (killed, out of memory or crashed)")
+        except ObjectLostError:
+            # A large answer stays in its node's store until it is fetched; the next question shows whether more is gone.
+            return self._lost(question, "its answer was lost with its node, before it was fetched")
+        except RayError as error:
+            return self._lost(question, f"its answer cannot be read ({type(error).__name__})")
         if question.is_revival:
             return Back(name)
         assert question.vector is not None
@@ -144,6 +149,12 @@ class RayCohort:
             return Answered(name, question.server_round, value.unpacked(question.vector))
         except ValueError as error:
             return Troubled(name, question.server_round, said_by(error))
+
+    @staticmethod
+    def _lost(question: "Question", reason: str) -> Answer:
+        if question.is_revival:
+            return Dead(question.silo, f"it could not be started again: {reason}")
+        return Troubled(question.silo, question.server_round, reason)
 
     def restart(self, silo: str) -> None:
         """Start a new actor from the silo's specification, on the same site, and let it catch up."""
@@ -163,7 +174,7 @@ class RayCohort:
         refs = {name: self.silos[name].evaluate.remote(session, tuple(models), *vectors) for name in silos}
         found = {}
         for name, ref in refs.items():
-            with contextlib.suppress(RayActorError, RayTaskError, GetTimeoutError):
+            with contextlib.suppress(RayError):
                 found[name] = ray.get(ref, timeout=self.patience)
         return found
 
@@ -171,7 +182,7 @@ class RayCohort:
         refs = {name: self.silos[name].ask.remote(question, *parts) for name, parts in given.items()}
         answers = {}
         for name, ref in refs.items():
-            with contextlib.suppress(RayActorError, RayTaskError, GetTimeoutError):
+            with contextlib.suppress(RayError):
                 answers[name] = ray.get(ref, timeout=self.patience)
         return answers
 
@@ -202,6 +213,8 @@ def value_of(ref: "ray.ObjectRef[Value]", silo: str, doing: str, timeout: float 
         raise _creation_error(error) or SiloFailed(
             silo, doing, "its process died (killed, out of memory or crashed)"
         ) from error
+    except RayError as error:
+        raise SiloFailed(silo, doing, f"its answer is lost ({type(error).__name__})") from error
 
 
 def _creation_error(error: RayActorError) -> FedError | None:
