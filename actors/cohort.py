@@ -138,7 +138,7 @@ class RayCohort:
             self._pending = {other: asked for other, asked in self._pending.items() if asked.silo != name}
             return Dead(name, "its process died (killed, out of memory or crashed)")
         except ObjectLostError:
-            # A large answer stays in its node's store until it is fetched; the next question shows whether more is gone.
+            # A large answer stays in its node's store until fetched; the next question tells whether more is gone.
             return self._lost(question, "its answer was lost with its node, before it was fetched")
         except RayError as error:
             return self._lost(question, f"its answer cannot be read ({type(error).__name__})")

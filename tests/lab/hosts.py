@@ -102,12 +102,14 @@ class Lab:
         """Address of each host -> its port on the bridge."""
         return {host.address: f"p{host.address.rpartition('.')[2]}" for host in self.hosts.values()}
 
-    def cut(self, name: str) -> None:
-        """Pull the cable of a host."""
+    @contextlib.contextmanager
+    def cut(self, name: str) -> Iterator[None]:
+        """Pull the cable of a host, and put it back whatever happens: the next test needs the host, too."""
         self._set(name, "down")
-
-    def heal(self, name: str) -> None:
-        self._set(name, "up")
+        try:
+            yield
+        finally:
+            self._set(name, "up")
 
     def _set(self, name: str, state: str) -> None:
         _inside(self.desk.init, "ip", "link", "set", self.ports[self.hosts[name].address], state)

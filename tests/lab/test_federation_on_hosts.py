@@ -139,12 +139,11 @@ def test_a_site_that_is_cut_off_is_waited_for_until_the_deadline_and_takes_part_
     cluster.submit("torn", f"{COMMAND} {options}", "/root/job")
     heard = Heard(cluster, "/srv/runs/torn")
     until("both sites take part", lambda: heard.both() > 5)
-    cluster.lab.cut("south")
-    until("a round closes at its deadline", lambda: heard.reasons("south-lab"))
-    assert heard.reasons("south-lab")[0] == "late: no answer before the deadline"
-    rounds = heard.rounds()
-    until("rounds go on without the site", lambda: heard.rounds() > rounds + 5)
-    cluster.lab.heal("south")
+    with cluster.lab.cut("south"):
+        until("a round closes at its deadline", lambda: heard.reasons("south-lab"))
+        assert heard.reasons("south-lab")[0] == "late: no answer before the deadline"
+        rounds = heard.rounds()
+        until("rounds go on without the site", lambda: heard.rounds() > rounds + 5)
     before = heard.both()
     until("the site takes part again", lambda: heard.both() > before + 3)
 
