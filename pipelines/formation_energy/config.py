@@ -118,7 +118,8 @@ class FormationEnergyConfig:
     """Let the coordinator learn the sum of a round's updates alone (masks that cancel, Bonawitz et al. 2017); the model
     comes out bit for bit the same. For strategies that need only sums."""
     secure_threshold: int | None = None
-    """Silos that must answer for a sum to be shown, and that together could unmask one; two thirds if not given."""
+    """Silos that must answer for a sum to be shown, and that together could unmask one; more than half, two thirds if
+    not given."""
     seed: int = 0
     """Seed of split, initial weights and shuffles."""
     repeats: int = 1
@@ -212,7 +213,8 @@ class FormationEnergyConfig:
             return 0
         require(num_silos >= FEWEST, f"secure_aggregation needs at least {FEWEST} silos; there is {num_silos}")
         asked = self.secure_threshold if self.secure_threshold is not None else default_threshold(num_silos)
-        require(FEWEST <= asked <= num_silos, f"secure_threshold={asked} must lie between {FEWEST} and {num_silos}")
+        least = max(FEWEST, num_silos // 2 + 1)  # of two different lists of silos only one can have so many
+        require(least <= asked <= num_silos, f"secure_threshold={asked} must lie between {least} and {num_silos}")
         return asked
 
     def make_compression(self) -> Compression | None:

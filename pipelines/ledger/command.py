@@ -37,6 +37,15 @@ def add_command(commands) -> None:
     trace.add_argument("model", metavar="MODEL", help="a .safetensors file of this run, published anywhere")
     trace.add_argument("--rounds", type=int, default=5, metavar="INT", help="rounds to show in full (default: 5)")
     trace.set_defaults(run=_trace, parser=trace)
+    key = actions.add_parser(
+        "key",
+        help="print the public key of a silo of this machine",
+        description="Print the public key of a silo whose ledger stands on this machine (site.yaml: ledger); it is "
+        "made where there is none. Other owners write it under 'partners' in their site.yaml.",
+        allow_abbrev=False,
+    )
+    key.add_argument("silo", metavar="SILO", help="name of the silo in its federation file")
+    key.set_defaults(run=_key, parser=key)
 
 
 def _verify(options: dict, arguments: list[str]) -> int:  # noqa: ARG001
@@ -49,3 +58,9 @@ def _trace(options: dict, arguments: list[str]) -> int:  # noqa: ARG001
     from pipelines.ledger.trace import run
 
     return run(options["run_directory"], options["model"], options["rounds"])
+
+
+def _key(options: dict, arguments: list[str]) -> int:  # noqa: ARG001
+    from pipelines.ledger.key import run
+
+    return run(options["silo"])

@@ -1,13 +1,16 @@
 """What a silo answers in secure aggregation: its part of each phase, and its update under masks."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ray_fed.errors import SiloFailed
 from ray_fed.federation.messages import Artifact, MaskedUpdate, SessionSpec, Update
+from ray_fed.perimeter.signing import SigningKey
 from ray_fed.privacy.secure_sum.member import Keys, SecureMember
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 
-QUESTIONS = frozenset({"secure_keys", "secure_shares", "secure_deliver", "secure_unmask"})
+QUESTIONS = frozenset({"secure_keys", "secure_shares", "secure_deliver", "secure_agree", "secure_unmask"})
 
 
 class SecureAnswers:
@@ -17,6 +20,12 @@ class SecureAnswers:
         self.silo = silo
         self._thresholds: dict[str, int] = {}
         self._members: dict[str, SecureMember] = {}
+        self._signer = SigningKey.passing()
+        self._partners: Mapping[str, str] = {}
+
+    def sign_with(self, key: SigningKey, partners: Mapping[str, str]) -> None:
+        """Sign with a lasting key from now on, and mask with these partners only, silo -> public key, if any."""
+        self._signer, self._partners = key, dict(partners)
 
     def open(self, spec: SessionSpec) -> None:
         self._members.pop(spec.session, None)
@@ -48,27 +57,27 @@ class SecureAnswers:
         before = self._members.get(session)
         if before is not None and before.server_round >= server_round:
             raise self._failure(server_round, "keys are made once a round, and rounds go on")
-        member = SecureMember(self.silo, session, server_round, self._thresholds[session])
+        threshold = self._thresholds[session]
+        member = SecureMember(self.silo, session, server_round, threshold, self._signer, self._partners)
         self._members[session] = member
         return vars(member.keys())
 
     def _secure_shares(self, session: str, server_round: int, told: np.ndarray) -> dict[str, bytes]:
-        keys: dict[str, dict[str, bytes]] = {"channel": {}, "mask": {}}
+        keys: dict[str, dict[str, bytes]] = {}
         for name, value in of_bytes(told).items():
             kind, _, silo = name.partition(".")
-            keys[kind][silo] = value
-        roster = {silo: Keys(keys["channel"][silo], mask) for silo, mask in keys["mask"].items()}
-        return self._member(session, server_round).shares(roster)
+            keys.setdefault(silo, {})[kind] = value
+        return self._member(session, server_round).shares({silo: Keys(**parts) for silo, parts in keys.items()})
 
     def _secure_deliver(self, session: str, server_round: int, shares: np.ndarray) -> dict[str, bytes]:
         self._member(session, server_round).deliver(of_bytes(shares))
         return {}
 
-    def _secure_unmask(self, session: str, server_round: int, names: np.ndarray) -> dict[str, bytes]:
-        answered = of_bytes(names)
-        survivors = [name for name, flag in answered.items() if flag == b"\1"]
-        dropped = [name for name in answered if name not in survivors]
-        return self._member(session, server_round).unmask(survivors, dropped)
+    def _secure_agree(self, session: str, server_round: int, names: np.ndarray) -> dict[str, bytes]:
+        return {"signature": self._member(session, server_round).agree(list(of_bytes(names)))}
+
+    def _secure_unmask(self, session: str, server_round: int, signatures: np.ndarray) -> dict[str, bytes]:
+        return self._member(session, server_round).unmask(of_bytes(signatures))
 
     def _member(self, session: str, server_round: int) -> SecureMember:
         member = self._members.get(session)

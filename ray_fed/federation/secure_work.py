@@ -1,12 +1,12 @@
 """Drives rounds under secure aggregation: like RoundWork, but one sum comes out instead of updates.
 
 The rules of a round stay as they are. Before silos are asked to train, those chosen exchange keys and shares through
-the coordinator; after the round has closed, those that answered help to take the masks off the sum. A silo that is
-missing from any of it is one that failed in this round, and no more.
+the coordinator; after the round has closed, those that answered sign the list of their names and help to take the
+masks off the sum. A silo that is missing from any of it is one that failed in this round, and no more.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import ceil
 
 import numpy as np
@@ -77,10 +77,13 @@ class SecureWork(RoundWork):
 
     def _exchange_keys(self, silos: Sequence[str], server_round: int, length: int) -> None:
         said = self._consult("secure_keys", dict.fromkeys(silos, ()), server_round)
-        roster = {silo: Keys(given["channel"], given["mask"]) for silo, given in said.items()}
+        given_keys = {silo: keys for silo, parts in said.items() if (keys := _keys_of(parts))}
+        roster = {silo: keys for silo, keys in given_keys.items() if keys.are_of(silo, self.session, server_round)}
         self.collector = SecureCollector(self.session, server_round, length + 1, roster, ())
         self._require_enough(roster, "gave keys", server_round)
-        told = as_bytes({f"{key}.{silo}": getattr(roster[silo], key) for silo in roster for key in ("channel", "mask")})
+        told = as_bytes(
+            {f"{part}.{silo}": value for silo, keys in roster.items() for part, value in vars(keys).items()}
+        )
         shares = self._consult("secure_shares", dict.fromkeys(roster, (told,)), server_round)
         self._require_enough(shares, "gave shares of their keys", server_round)
         for_each = {
@@ -119,13 +122,24 @@ class SecureWork(RoundWork):
         collector = self.collector
         assert collector is not None
         self._require_enough(collector.survivors, "sent masked updates", server_round)
-        names = as_bytes(dict.fromkeys(collector.survivors, b"\1") | dict.fromkeys(collector.dropped, b"\0"))
-        shares = self._consult("secure_unmask", dict.fromkeys(collector.survivors, (names,)), server_round)
+        names = as_bytes(dict.fromkeys(collector.survivors, b""))
+        said = self._consult("secure_agree", dict.fromkeys(collector.survivors, (names,)), server_round)
+        signatures = {silo: each for silo, parts in said.items() if (each := self._signed(silo, parts, server_round))}
+        self._require_enough(signatures, "signed whose updates are in the sum", server_round)
+        signed = as_bytes(signatures)
+        shares = self._consult("secure_unmask", dict.fromkeys(signatures, (signed,)), server_round)
         self._require_enough(shares, "helped to unmask the sum", server_round)
         try:
             return collector.sum(shares)
         except (ValueError, KeyError) as error:
             raise QuorumLost(server_round, f"the sum cannot be unmasked: {error}") from error
+
+    def _signed(self, silo: str, parts: Mapping[str, bytes], server_round: int) -> bytes:
+        """Return a silo's signature of the names, b"" where it is none: the others would refuse it, and the sum."""
+        assert self.collector is not None
+        signature, keys = parts.get("signature", b""), self.collector.roster[silo]
+        fits = keys.have_signed(self.collector.survivors, signature, self.session, server_round)
+        return signature if fits else b""
 
     def _require_enough(self, silos: Collection[str], did: str, server_round: int) -> None:
         if len(silos) < self.threshold:
@@ -150,6 +164,10 @@ class SecureWork(RoundWork):
         self.protocol_bytes += out + sum(answer.data.nbytes for answer in answers.values())
         self.num_bytes += out + sum(answer.data.nbytes for answer in answers.values())
         return {silo: said for silo, answer in answers.items() if (said := _told(answer)) is not None}
+
+
+def _keys_of(parts: Mapping[str, bytes]) -> Keys | None:
+    return Keys(**parts) if set(parts) == {field.name for field in fields(Keys)} else None
 
 
 def _told(answer: Artifact) -> Mapping[str, bytes] | None:

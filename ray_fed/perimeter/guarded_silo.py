@@ -157,8 +157,9 @@ class GuardedSilo:
         """Find or make the key before foreign code runs, then build the silo."""
         try:
             if _ledger_folder(self.spec, self.site) is not None:
-                self._key = SigningKey.at(_key_folder(self.spec, self.site) / "signing.key")
+                self._key = SigningKey.at(key_path(self.spec, self.site))
             self.silo = self._call("starting", make)
+            self.silo.secure.sign_with(self._key or SigningKey.passing(), self.site.partners)
         except FedError as error:
             self._broken = error
 
@@ -240,10 +241,10 @@ def _ledger_folder(spec: SiloSpec, site: Site) -> Path | None:
     return Path(folder) / _file_name(spec.name) if folder else None
 
 
-def _key_folder(spec: SiloSpec, site: Site) -> Path:
+def key_path(spec: SiloSpec, site: Site) -> Path:
     """The key stays where the owner wants ledgers, or else with the silo's states: not in what is handed over."""
     folder = site.ledger_folder or spec.state_folder or spec.ledger_folder
-    return Path(folder) / _file_name(spec.name)
+    return Path(folder) / _file_name(spec.name) / "signing.key"
 
 
 def _log_folder(spec: SiloSpec, site: Site) -> Path:

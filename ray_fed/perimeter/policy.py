@@ -6,6 +6,8 @@
     silos:
       north-institute:               further words on one silo; they count before those of the site
         max_bytes_per_run: 2000000000
+    partners:                        the other silos' public keys (`ray-fed ledger key SILO` at theirs); with any named,
+      south-institute: 3fa1...       secure aggregation masks with these silos only
 
 The file is `site.yaml` in the folder that RAY_FED_SITE names, or in ~/.config/ray-fed. Nothing that a coordinator sends
 has a place in it, so a coordinator cannot widen it. A file that cannot be read lets nothing out.
@@ -14,8 +16,9 @@ has a place in it, so a coordinator cannot widen it. A file that cannot be read 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +31,8 @@ from ray_fed.errors import ConfigError
 SITE_VARIABLE = "RAY_FED_SITE"
 SITE_FOLDER = "~/.config/ray-fed"
 SITE_FILE = "site.yaml"
+SITE_KEYS = ("ledger", "perimeter", "silos", "partners")
+PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
 KINDS = ("description", "moments", "update", "masked", "metrics", "artifact", "observation")
 """Kinds of message that leave a silo if its owner says nothing."""
 METRICS = (
@@ -90,6 +95,8 @@ class Site:
     """Folder for ledgers and keys; "" where the owner names none."""
     path: Path
     """The file it stands in, or would stand in."""
+    partners: Mapping[str, str] = field(default_factory=dict)
+    """Silo -> its public key, 64 hexadecimal digits."""
 
     @property
     def key_folder(self) -> Path:
@@ -110,8 +117,8 @@ def read_site(silo: str, path: Path | None = None) -> Site:
     path = path or site_path()
     content = _yaml(path)
     for key in content:
-        if key not in ("ledger", "perimeter", "silos"):
-            raise ConfigError(f"{path}: {unknown_name('key', str(key), ['ledger', 'perimeter', 'silos'])}")
+        if key not in SITE_KEYS:
+            raise ConfigError(f"{path}: {unknown_name('key', str(key), list(SITE_KEYS))}")
     silos = _mapping(content.get("silos"), f"{path}: silos")
     of_site = _mapping(content.get("perimeter"), f"{path}: perimeter")
     of_silo = _mapping(silos.get(silo), f"{path}: silos: {silo}")
@@ -120,7 +127,16 @@ def read_site(silo: str, path: Path | None = None) -> Site:
     narrowed = from_mapping(Policy, of_silo, where)  # names the key that is wrong
     policy = replace(policy, **{key: getattr(narrowed, key) for key in of_silo})
     folder = coerce(content.get("ledger", ""), str, f"{path}: ledger")
-    return Site(policy, str(Path(folder).expanduser()) if folder else "", path)
+    return Site(policy, str(Path(folder).expanduser()) if folder else "", path, _partners(content, path))
+
+
+def _partners(content: Mapping[str, Any], path: Path) -> dict[str, str]:
+    partners = _mapping(content.get("partners"), f"{path}: partners")
+    for silo, key in partners.items():
+        fits = isinstance(key, str) and PUBLIC_KEY.fullmatch(key)
+        wanted = "must be a public key in quotes, 64 digits 0-9 a-f; its owner's `ray-fed ledger key` prints it"
+        require(bool(fits), f"{path}: partners: {silo}={key!r} {wanted}")
+    return {str(silo): key for silo, key in partners.items()}
 
 
 def _yaml(path: Path) -> Mapping[str, Any]:

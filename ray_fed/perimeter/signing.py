@@ -30,6 +30,11 @@ class SigningKey:
             raise DataError(f"{path} holds {len(content)} bytes, a key has 32; remove it to have a new one made")
         return cls(Ed25519PrivateKey.from_private_bytes(content))
 
+    @classmethod
+    def passing(cls) -> "SigningKey":
+        """Return a new key that stands on no disk: it is gone with the process."""
+        return cls(Ed25519PrivateKey.generate())
+
     def sign(self, message: bytes) -> str:
         """Return the signature, 128 hexadecimal digits."""
         return self._private.sign(message).hex()

@@ -23,6 +23,21 @@ def site(tmp_path, monkeypatch):
     return tmp_path / "site"
 
 
+# ---- partners
+
+
+def test_partners_are_public_keys_by_silo(site):
+    write_site(site, f"partners: {{south: '{'ab' * 32}'}}")
+    assert read_site("north").partners == {"south": "ab" * 32}
+
+
+@pytest.mark.parametrize("key", ["'abc'", f"'{'AB' * 32}'", "7", "null"])
+def test_a_partner_without_a_public_key_is_refused_by_name(site, key):
+    write_site(site, f"partners: {{south: {key}}}")
+    with pytest.raises(ConfigError, match=r"partners: south=.* must be a public key"):
+        read_site("north")
+
+
 # ---- errors
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipelines import cli
 from ray_fed.errors import ConfigError, QuorumLost, SiloFailed
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator, Job
@@ -14,12 +15,13 @@ from ray_fed.federation.strategies import STRATEGIES, make_strategy
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.perimeter.witness import WitnessedCohort
+from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 from tests.synthetic import SyntheticTask, silos
 
 PLAN = TrainingPlan(seed=0, epochs=4, steps_per_epoch=2, num_rounds=3, learning_rate=0.01)
 SPECS = silos(40, 60, 25, 30)
 NAMES = tuple(spec.name for spec in SPECS)
-PHASES = ("secure_keys", "secure_shares", "secure_deliver", "fit", "secure_unmask")
+PHASES = ("secure_keys", "secure_shares", "secure_deliver", "fit", "secure_agree", "secure_unmask")
 
 
 class Failing(LocalCohort):
@@ -93,8 +95,9 @@ def test_a_silo_that_drops_out_before_the_sum_is_missing_from_it_and_from_nothin
     assert records[3].participants == NAMES
 
 
-def test_a_silo_that_drops_out_after_its_masked_update_is_in_the_sum():
-    records = run(3, Failing(SPECS, SyntheticTask(), phase="secure_unmask", silo="silo-2"))
+@pytest.mark.parametrize("phase", PHASES[4:])
+def test_a_silo_that_drops_out_after_its_masked_update_is_in_the_sum(phase):
+    records = run(3, Failing(SPECS, SyntheticTask(), phase=phase, silo="silo-2"))
     assert bits(records) == bits(run())
     assert records[2].participants == NAMES
 
@@ -105,6 +108,7 @@ def test_a_silo_that_drops_out_after_its_masked_update_is_in_the_sum():
         ("secure_keys", "3 silos gave keys, secure aggregation needs 4"),
         ("secure_shares", "3 silos gave shares of their keys, secure aggregation needs 4"),
         ("fit", "3 silos sent masked updates, secure aggregation needs 4"),
+        ("secure_agree", "3 silos signed whose updates are in the sum, secure aggregation needs 4"),
         ("secure_unmask", "3 silos helped to unmask the sum, secure aggregation needs 4"),
     ],
 )
@@ -170,8 +174,79 @@ def test_behind_walls_the_same_bits_come_out_and_every_message_is_witnessed():
     assert bits(run(3, witness)) == bits(run())
     kinds = [note["message"]["kind"] for note in witness.take()]
     assert kinds.count("masked") == 3 * len(NAMES)
-    assert kinds.count("artifact") == 3 * 4 * len(NAMES)
+    assert kinds.count("artifact") == 3 * 5 * len(NAMES)
     assert "update" not in kinds
+
+
+class Lying(LocalCohort):
+    """A silo whose answer to one question of round 2 is another one."""
+
+    def __init__(self, *args, question, change):
+        super().__init__(*args)
+        self.lie = question, change
+
+    def consult(self, question, given):
+        answers = super().consult(question, given)
+        if self.lie[0] == question and {parts[1] for parts in given.values()} == {2}:
+            said = self.lie[1](of_bytes(answers["silo-2"].data))
+            answers["silo-2"] = replace(answers["silo-2"], data=as_bytes(said))
+        return answers
+
+
+@pytest.mark.parametrize(
+    "change", [lambda said: said | {"signature": b"1" * 64}, lambda said: said | {"mask": b"1" * 32}, lambda _: {}]
+)
+def test_a_silo_whose_keys_are_not_its_own_is_left_out_of_the_round(change):
+    records = run(3, Lying(SPECS, SyntheticTask(), question="secure_keys", change=change))
+    assert records[2].participants == ("silo-1", "silo-3", "silo-4")
+    assert records[3].participants == NAMES
+
+
+@pytest.mark.parametrize("change", [lambda _: {"signature": b"1" * 64}, lambda _: {"signature": b""}, lambda _: {}])
+def test_a_silo_that_signs_something_else_does_not_spoil_the_sum(change):
+    records = run(3, Lying(SPECS, SyntheticTask(), question="secure_agree", change=change))
+    assert bits(records) == bits(run())
+
+
+def test_a_coordinator_that_tells_silos_different_names_gets_no_sum():
+    class Divided(LocalCohort):
+        def consult(self, question, given):
+            if question == "secure_agree":
+                fewer = as_bytes({name: b"" for name in of_bytes(given["silo-1"][2]) if name != "silo-4"})
+                given = {name: (*parts[:2], fewer if name == "silo-1" else parts[2]) for name, parts in given.items()}
+            return super().consult(question, given)
+
+    records = run(3, Divided(SPECS, SyntheticTask()))
+    assert bits(records) == bits(run())  # three silos were told the truth: the one that was not helps nobody
+    with pytest.raises(QuorumLost, match="3 silos signed whose updates are in the sum"):
+        run(4, Divided(SPECS, SyntheticTask()))
+
+
+def walled_with_partners(tmp_path, monkeypatch, partners):
+    monkeypatch.setenv("RAY_FED_SITE", str(tmp_path))
+    named = "".join(f"\n  {name}: '{key}'" for name, key in partners.items())
+    (tmp_path / "site.yaml").write_text(f"ledger: {tmp_path}/ledgers\n" + (f"partners:{named}\n" if named else ""))
+    (tmp_path / "ledgers").mkdir(exist_ok=True)
+    task = SyntheticTask()
+    cohort = LocalCohort(SPECS, task)
+    cohort.silos = {spec.name: GuardedSilo(spec, lambda spec=spec: task.silo(spec)) for spec in SPECS}
+    return cohort
+
+
+def test_owners_who_name_each_others_keys_get_the_same_bits(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RAY_FED_SITE", str(tmp_path))
+    (tmp_path / "site.yaml").write_text(f"ledger: {tmp_path}/ledgers\n")
+    keys = {}
+    for name in NAMES:
+        assert cli.main(["ledger", "key", name]) == 0
+        keys[name] = capsys.readouterr().out.strip()
+    assert bits(run(3, walled_with_partners(tmp_path, monkeypatch, keys))) == bits(run())
+
+
+def test_a_silo_whose_owner_is_no_partner_ends_the_round(tmp_path, monkeypatch):
+    partners = dict.fromkeys(NAMES, "0" * 64)
+    with pytest.raises(QuorumLost, match="0 silos gave shares of their keys, secure aggregation needs 3"):
+        run(3, walled_with_partners(tmp_path, monkeypatch, partners))
 
 
 def test_a_threshold_of_the_coordinator_cannot_be_below_two():

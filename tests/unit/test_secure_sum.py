@@ -14,7 +14,7 @@ from ray_fed.federation.exact_sum import ExactWeightedSum
 from ray_fed.privacy.secure_sum import ring, shamir
 from ray_fed.privacy.secure_sum.collector import SecureCollector
 from ray_fed.privacy.secure_sum.masks import add_mask, public_key, shared_key
-from ray_fed.privacy.secure_sum.member import Keys, SecureMember
+from ray_fed.privacy.secure_sum.member import SecureMember
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 
 VECTORS = drawn.arrays(np.float32, 7, elements=st.floats(-1e6, 1e6, width=32))
@@ -156,10 +156,9 @@ class Round:
         for name in self.there(delivered, "masked"):
             self.masked[name] = self.members[name].masked(self.vectors[name], self.weights[name])
             self.collector.add(name, self.masked[name])
-        survivors, dropped = self.collector.survivors, self.collector.dropped
-        return self.collector.sum(
-            {name: self.members[name].unmask(survivors, dropped) for name in self.there(survivors, "unmask")}
-        )
+        survivors = self.collector.survivors
+        signed = {name: self.members[name].agree(survivors) for name in self.there(survivors, "agree")}
+        return self.collector.sum({name: self.members[name].unmask(signed) for name in self.there(signed, "unmask")})
 
     def plain(self, names):
         total = ExactWeightedSum(11)
@@ -177,7 +176,9 @@ class Round:
         ({"deliver": "b"}, "acde"),
         ({"masked": "b"}, "acde"),
         ({"masked": "be"}, "acd"),
+        ({"agree": "b"}, "abcde"),
         ({"unmask": "b"}, "abcde"),
+        ({"masked": "a", "agree": "b"}, "bcde"),
         ({"keys": "a", "masked": "e"}, "bcd"),
         ({"shares": "a", "masked": "b", "unmask": ""}, "cde"),
         ({"masked": "ab", "unmask": ""}, "cde"),
@@ -226,12 +227,6 @@ def _pair():
 # ---- what a silo refuses
 
 
-def delivered():
-    ours = Round()
-    ours.run()
-    return ours
-
-
 def fresh(threshold=3):
     members = {name: SecureMember(name, "s", 1, threshold) for name in NAMES}
     return members, {name: member.keys() for name, member in members.items()}
@@ -253,36 +248,94 @@ def test_a_silo_masks_once():
 
 
 def test_a_silo_unmasks_once_so_that_no_other_list_of_names_is_answered():
-    ours = delivered()
+    ours = Round()
+    ours.run()
     with pytest.raises(SiloFailed, match="unmasks once"):
-        ours.members["a"].unmask(["a", "b", "c"], ["d", "e"])
+        ours.members["a"].unmask({})
+    with pytest.raises(SiloFailed, match="it signs one list of names"):
+        ours.members["a"].agree(["a", "b", "c"])
 
 
 @pytest.mark.parametrize(
-    ("survivors", "lost", "reason"),
+    ("survivors", "reason"),
     [
-        ("ab", "cde", "2 updates are fewer than 3"),
-        ("bcd", "ae", "its own update is called dropped"),
-        ("abc", "cde", "not those it masked for"),
-        ("abc", "d", "not those it masked for"),
-        ("abcf", "de", "not those it masked for"),
+        ("ab", "2 updates are fewer than 3"),
+        ("bcd", "its own update is called dropped"),
+        ("abcc", "not those it masked for"),
+        ("abcf", "not those it masked for"),
     ],
 )
-def test_a_silo_refuses_names_that_would_show_more_than_the_sum(survivors, lost, reason):
+def test_a_silo_refuses_names_that_would_show_more_than_the_sum(survivors, reason):
     members = ready()
     members["a"].masked(np.zeros(3, np.float32), 1)
     with pytest.raises(SiloFailed, match=reason):
-        members["a"].unmask(list(survivors), list(lost))
+        members["a"].agree(list(survivors))
+
+
+# ---- a coordinator that lies
+
+
+def masked_by_all():
+    members = ready()
+    for member in members.values():
+        member.masked(np.zeros(3, np.float32), 1)
+    return members
+
+
+def test_a_coordinator_that_shows_two_lists_of_names_gets_the_shares_of_neither():
+    """Without signatures it would get three shares of e's mask key and two of its seed, then a third by another lie."""
+    members = masked_by_all()
+    with_e, without_e = list("abcde"), list("abcd")
+    signed = {name: members[name].agree(with_e if name in "de" else without_e) for name in "abcde"}
+    assert {name for name in "abc" if name in signed} == set("abc")
+    with pytest.raises(SiloFailed, match="a silo signed that is not among the names"):
+        members["a"].unmask(signed)
+    with pytest.raises(SiloFailed, match="'d' did not sign the names that this silo signed: it was told others"):
+        members["a"].unmask({name: signed[name] for name in "abcd"})
+    with pytest.raises(SiloFailed, match="2 signatures of the names are fewer than 3"):
+        members["d"].unmask({name: signed[name] for name in "de"})
+
+
+def test_a_threshold_that_two_lists_could_both_reach_is_refused():
+    members, roster = fresh(threshold=2)
+    with pytest.raises(SiloFailed, match="a threshold of 2 among 5 silos could show two sums"):
+        members["a"].shares(roster)
+
+
+@pytest.mark.parametrize(
+    ("of", "session", "server_round"),
+    [("b", "s", 2), ("b", "another", 1), ("c", "s", 1)],
+    ids=["round", "session", "silo"],
+)
+def test_keys_of_another_round_session_or_silo_are_refused(of, session, server_round):
+    members, roster = fresh()
+    other = SecureMember(of, session, server_round, 3, members["b"].signer)
+    with pytest.raises(SiloFailed, match="the keys of silo 'b' are not signed by it for this round"):
+        members["a"].shares(roster | {"b": other.keys()})
+
+
+def test_a_silo_that_the_coordinator_invents_is_refused_where_the_owner_names_partners():
+    members, roster = fresh()
+    members["a"].partners = {name: keys.signer.hex() for name, keys in roster.items()}
+    invented = {"b": SecureMember("b", "s", 1, 3).keys()}
+    with pytest.raises(SiloFailed, match="'b' has not the key that 'partners'"):
+        members["a"].shares(roster | invented)
+    members["a"].shares(roster)
+    members["c"].partners = {"a": roster["a"].signer.hex()}
+    with pytest.raises(SiloFailed, match="'b' has not the key that 'partners'"):
+        members["c"].shares(roster)
 
 
 def test_a_silo_refuses_a_roster_that_is_too_small_or_twice_the_same_or_without_it():
     members, roster = fresh()
     with pytest.raises(SiloFailed, match="2 silos are fewer than 3"):
         members["a"].shares({name: roster[name] for name in "ab"})
+    twin = SecureMember("e", "s", 1, 3, members["e"].signer)
+    twin._channel, twin._mask = members["d"]._channel, members["d"]._mask
     with pytest.raises(SiloFailed, match="a public key is there twice"):
-        members["a"].shares(roster | {"e": roster["d"]})
+        members["a"].shares(roster | {"e": twin.keys()})
     with pytest.raises(SiloFailed, match="its own keys are not"):
-        members["a"].shares(roster | {"a": Keys(b"1" * 32, b"2" * 32)})
+        members["a"].shares(roster | {"a": SecureMember("a", "s", 1, 3).keys()})
 
 
 def test_a_threshold_of_one_is_refused():
@@ -290,14 +343,21 @@ def test_a_threshold_of_one_is_refused():
         SecureMember("a", "s", 1, 1)
 
 
+def all_signed(members):
+    return {name: member.agree(list(NAMES)) for name, member in members.items()}
+
+
 def test_shares_that_were_changed_on_their_way_are_not_opened():
     members, roster = fresh()
     shares = {name: member.shares(roster) for name, member in members.items()}
     mine = {giver: shares[giver]["a"] for giver in "bcde"}
     members["a"].deliver(mine | {"b": mine["b"][:-1] + bytes([mine["b"][-1] ^ 1])})
-    members["a"].masked(np.zeros(3, np.float32), 1)
+    for name in "bcde":
+        members[name].deliver({giver: shares[giver][name] for giver in NAMES if giver != name})
+    for member in members.values():
+        member.masked(np.zeros(3, np.float32), 1)
     with pytest.raises(SiloFailed, match="'b' are not what that silo sent"):
-        members["a"].unmask(list(NAMES), [])
+        members["a"].unmask(all_signed(members))
 
 
 def test_shares_meant_for_another_silo_are_not_opened():
@@ -305,6 +365,9 @@ def test_shares_meant_for_another_silo_are_not_opened():
     shares = {name: member.shares(roster) for name, member in members.items()}
     mine = {giver: shares[giver]["a"] for giver in "bcde"} | {"c": shares["c"]["b"]}
     members["a"].deliver(mine)
-    members["a"].masked(np.zeros(3, np.float32), 1)
+    for name in "bcde":
+        members[name].deliver({giver: shares[giver][name] for giver in NAMES if giver != name})
+    for member in members.values():
+        member.masked(np.zeros(3, np.float32), 1)
     with pytest.raises(SiloFailed, match="'c' are not what"):
-        members["a"].unmask(list(NAMES), [])
+        members["a"].unmask(all_signed(members))

@@ -1,19 +1,26 @@
 """A silo's part in secure aggregation (Bonawitz et al. 2017, "Practical Secure Aggregation", protocol of Figure 4).
 
     phase   the silo gives                                    the silo gets
-    0       public keys c, s                                  everybody's public keys (U_1)
+    0       public keys c, s, signed                          everybody's public keys (U_1)
     1       shares of s and of its seed b, encrypted          the shares meant for it (U_2)
     2       y_u = x_u + PRG(b_u) + sum_{v>u} PRG(s_uv) - sum_{v<u} PRG(s_uv)
+    3       its signature of the names of who answered (U_3)  the signatures of at least t silos
     4       of who answered: its share of b; of who did not: its share of s
 
-Threat model: a coordinator that follows the protocol and is curious, together with fewer than `threshold` silos. It
-learns the sum of the silos that answered, with their number and names, and nothing more of a single update than the sum
-says. With two silos the sum gives each the other's update, and with few silos little hides in it.
+Threat model: a coordinator that is curious, alone or with some of the silos. It learns the sum of the silos that
+answered, with their number and names, and nothing more of a single update than the sum says. With two silos the sum
+gives each the other's update, and with few silos little hides in it.
 
-What it does not protect against: a coordinator that lies (it could invent silos, as the public keys it hands around are
-not signed: Bonawitz's round 3 is left out); silos that send rubbish, which nobody can see in a sum.
-What a silo enforces itself: at most one masked update per key, at least `threshold` names, and never both shares of one
-silo.
+    the coordinator          with fewer than                     because
+    follows the protocol     `threshold` silos                   so many shares give no key
+    lies about who answered  2 `threshold` - n silos             two lists cannot both have `threshold` signatures
+    invents silos            as before, if `partners` are named  a key that the owner does not know is refused
+
+An owner who names no partners takes any key that is signed by its own signer: enough against mistakes, not against a
+coordinator that plays silos. What nothing here protects against: silos that send rubbish, which nobody sees in a sum;
+and a coordinator that leaves a silo out of one of two rounds and takes the difference of the sums.
+What a silo enforces itself: at most one masked update per key, one list of names per round, a `threshold` above half of
+the silos, so many signatures of the very list it signed, and never both shares of one silo.
 """
 
 import os
@@ -25,6 +32,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from ray_fed.errors import SiloFailed
+from ray_fed.perimeter.signing import SigningKey, is_signed
 from ray_fed.privacy.secure_sum import ring, shamir
 from ray_fed.privacy.secure_sum.masks import KEY_BYTES, add_mask, mask_key, public_key, shared_key
 
@@ -41,19 +49,37 @@ class Keys:
     """c: for the shares on their way."""
     mask: bytes
     """s: for the masks."""
+    signer: bytes
+    """The silo's lasting public key, Ed25519: the one that signs its ledger."""
+    signature: bytes
+    """Of the two keys, with name, session and round."""
+
+    def are_of(self, silo: str, session: str, server_round: int) -> bool:
+        """Tell whether the holder of `signer` made them for this round in the name of `silo`."""
+        signed = _signed_keys(silo, session, server_round, self.channel, self.mask)
+        return is_signed(signed, self.signature.hex(), self.signer.hex())
+
+    def have_signed(self, names: Sequence[str], signature: bytes, session: str, server_round: int) -> bool:
+        """Tell whether their holder signed this list of names for this round."""
+        return is_signed(_signed_names(names, session, server_round), signature.hex(), self.signer.hex())
 
 
 @dataclass
 class SecureMember:
-    """One silo in one round. Call `keys`, `shares`, `deliver`, `masked`, `unmask`, in this order."""
+    """One silo in one round. Call `keys`, `shares`, `deliver`, `masked`, `agree`, `unmask`, in this order."""
 
     silo: str
     session: str
     server_round: int
     threshold: int
+    signer: SigningKey = field(default_factory=SigningKey.passing)
+    partners: Mapping[str, str] = field(default_factory=dict)
+    """Silo -> its public key, as this silo's owner knows it; where any is named, no other silo is masked with."""
     roster: dict[str, Keys] = field(default_factory=dict)
     inbox: dict[str, bytes] = field(default_factory=dict)
     has_masked: bool = False
+    agreed: tuple[str, ...] = ()
+    """The names it signed."""
     has_unmasked: bool = False
 
     def __post_init__(self) -> None:
@@ -61,13 +87,20 @@ class SecureMember:
         self._require(self.threshold >= FEWEST, f"a threshold of {self.threshold} would show single updates")
 
     def keys(self) -> Keys:
-        return Keys(public_key(self._channel), public_key(self._mask))
+        channel, mask = public_key(self._channel), public_key(self._mask)
+        signed = _signed_keys(self.silo, self.session, self.server_round, channel, mask)
+        return Keys(channel, mask, bytes.fromhex(self.signer.public), bytes.fromhex(self.signer.sign(signed)))
 
     def shares(self, roster: Mapping[str, Keys]) -> dict[str, bytes]:
         """Return a ciphertext for every other silo: its shares of this silo's mask key and seed."""
         self._require(not self.roster, "it has given its shares in this round already")
         self._require(roster.get(self.silo) == self.keys(), "its own keys are not among the public keys")
         self._require(len(roster) >= self.threshold, f"{len(roster)} silos are fewer than {self.threshold}")
+        few = (
+            f"a threshold of {self.threshold} among {len(roster)} silos could show two sums; more than half must answer"
+        )
+        self._require(2 * self.threshold > len(roster), few)
+        self._check_signers(roster)
         distinct = {key for keys in roster.values() for key in (keys.channel, keys.mask)}
         self._require(len(distinct) == 2 * len(roster), "a public key is there twice")
         self.roster = dict(roster)
@@ -78,6 +111,14 @@ class SecureMember:
             sealed[name] = self._cipher(name, self.silo, name).encrypt(NONCE, mask + seed, None)
         self.inbox[self.silo] = sealed.pop(self.silo)
         return sealed
+
+    def _check_signers(self, roster: Mapping[str, Keys]) -> None:
+        for name, keys in roster.items():
+            genuine = keys.are_of(name, self.session, self.server_round)
+            self._require(genuine, f"the keys of silo '{name}' are not signed by it for this round")
+            if self.partners and name != self.silo:
+                known = self.partners.get(name) == keys.signer.hex()
+                self._require(known, f"silo '{name}' has not the key that 'partners' in this owner's site.yaml names")
 
     def deliver(self, ciphertexts: Mapping[str, bytes]) -> None:
         """Take the others' shares; those who sent one are who this silo masks with."""
@@ -97,19 +138,35 @@ class SecureMember:
                 add_mask(total, shared_key(self._mask, self.roster[name].mask, self._purpose("pair")), self.silo < name)
         return total
 
-    def unmask(self, survivors: Sequence[str], dropped: Sequence[str]) -> dict[str, bytes]:
-        """Return shares by name: of the survivors' seeds, and of the mask keys of those who dropped out."""
-        both = [*survivors, *dropped]
-        self._require(self.has_masked and not self.has_unmasked, "it unmasks once, after its update")
-        self._require(
-            len(set(both)) == len(both) and set(both) == set(self.inbox), "the names are not those it masked for"
-        )
+    def agree(self, survivors: Sequence[str]) -> bytes:
+        """Return its signature of the names of who answered; it signs one list in a round."""
+        self._require(self.has_masked and not self.agreed, "it signs one list of names, after its update")
+        distinct = len(set(survivors)) == len(survivors) and set(survivors) <= set(self.inbox)
+        self._require(distinct, "the names are not those it masked for")
         self._require(self.silo in survivors, "its own update is called dropped")
         self._require(len(survivors) >= self.threshold, f"{len(survivors)} updates are fewer than {self.threshold}")
+        self.agreed = tuple(sorted(survivors))
+        return bytes.fromhex(self.signer.sign(_signed_names(self.agreed, self.session, self.server_round)))
+
+    def unmask(self, signatures: Mapping[str, bytes]) -> dict[str, bytes]:
+        """Return shares by name: of the seeds of those whose names it signed, and of the mask keys of all others.
+        `signatures`: silo -> what its `agree` returned."""
+        self._require(bool(self.agreed) and not self.has_unmasked, "it unmasks once, after it has signed the names")
+        self._check_agreement(signatures)
         self.has_unmasked = True
+        survivors, dropped = self.agreed, sorted(set(self.inbox) - set(self.agreed))
+        both = [*survivors, *dropped]
         opened = {name: self._opened(name) for name in both}
         size = shamir.SHARE_BYTES
         return {name: opened[name][size:] for name in survivors} | {name: opened[name][:size] for name in dropped}
+
+    def _check_agreement(self, signatures: Mapping[str, bytes]) -> None:
+        self._require(set(signatures) <= set(self.agreed), "a silo signed that is not among the names")
+        number = len(signatures)
+        self._require(number >= self.threshold, f"{number} signatures of the names are fewer than {self.threshold}")
+        for name, signature in signatures.items():
+            same = self.roster[name].have_signed(self.agreed, signature, self.session, self.server_round)
+            self._require(same, f"silo '{name}' did not sign the names that this silo signed: it was told others")
 
     def _opened(self, name: str) -> bytes:
         try:
@@ -135,3 +192,11 @@ class SecureMember:
 def purpose(session: str, server_round: int, *what: str) -> bytes:
     """Return what a key is for, as one text that no other purpose has."""
     return repr(("ray-fed secure sum 1", session, server_round, *what)).encode()
+
+
+def _signed_keys(silo: str, session: str, server_round: int, channel: bytes, mask: bytes) -> bytes:
+    return purpose(session, server_round, "keys", silo, channel.hex(), mask.hex())
+
+
+def _signed_names(names: Sequence[str], session: str, server_round: int) -> bytes:
+    return purpose(session, server_round, "survivors", *sorted(names))

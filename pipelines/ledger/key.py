@@ -1,0 +1,16 @@
+"""`ray-fed ledger key SILO`: the public key by which other owners know a silo of this machine."""
+
+from ray_fed.errors import ConfigError
+from ray_fed.federation.task import SiloSpec
+from ray_fed.perimeter.guarded_silo import key_path
+from ray_fed.perimeter.policy import read_site
+from ray_fed.perimeter.signing import SigningKey
+
+
+def run(silo: str) -> int:
+    """Print the key, made at the first call. ConfigError where the owner names no folder that lasts."""
+    site = read_site(silo)
+    if not site.ledger_folder:
+        raise ConfigError(f"{site.path} names no folder for ledgers and keys; write 'ledger: /a/folder/that/lasts'")
+    print(SigningKey.at(key_path(SiloSpec(silo, ""), site)).public)
+    return 0
