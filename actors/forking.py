@@ -20,8 +20,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LAUNCHER = """#!{python} -IS
-import json, os, socket, sys
+import json, os, signal, socket, sys
 arguments = sys.argv[1:]
+if any(os.path.basename(word) in {idle} for word in arguments[:2]):
+    signal.pause()
 try:
     if os.path.basename(arguments[0]) != "default_worker.py":
         raise OSError
@@ -38,6 +40,9 @@ except (OSError, IndexError):
 line.settimeout(None)
 line.recv(1)
 """
+IDLE = ("monitor.py", "log_monitor.py")
+"""Ray's programs that a private cluster has no use for: one asks a cloud for more nodes, the other copies the workers'
+output to a driver that asked for none. Each would take 0.4 s of a processor while the run starts; they wait instead."""
 ANSWER_SECONDS = 20
 """The nursery answers once its imports are done."""
 
@@ -47,16 +52,16 @@ _nursery: "Nursery | None" = None
 class Nursery:
     """The process that workers are forked from, and the launcher that asks it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *prepared: str) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="ray-fed-fork-")
         address = str(Path(self.folder.name) / "nursery")
         self.launcher = Path(self.folder.name) / "python"
-        content = LAUNCHER.format(python=sys.executable, address=address, seconds=ANSWER_SECONDS)
+        content = LAUNCHER.format(python=sys.executable, address=address, seconds=ANSWER_SECONDS, idle=IDLE)
         self.launcher.write_text(content)
         self.launcher.chmod(0o700)
         # It ends when its standard input does: with this process, however that ends.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "actors.nursery", address],
+            [sys.executable, "-m", "actors.nursery", address, *prepared],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -73,11 +78,14 @@ class Nursery:
             self.folder.cleanup()
 
 
-def start() -> None:
-    """Let the imports begin, as early as it is known that workers will be needed. A second call does nothing."""
+def start(*prepared: str) -> None:
+    """Let the imports begin, as early as it is known that workers will be needed. A second call does nothing.
+
+    prepared: functions without arguments, each as "module:name", whose cached result every worker will need.
+    """
     global _nursery
     if _nursery is None and sys.platform == "linux" and os.environ.get("RAY_FED_FORK", "on") != "off":
-        _nursery = Nursery()
+        _nursery = Nursery(*prepared)
         atexit.register(_nursery.close)
 
 

@@ -23,13 +23,16 @@ IMPORTS = (
 )
 
 
-def main(address: str) -> None:
-    """Import, then answer launchers until standard input ends."""
+def main(address: str, prepared: list[str]) -> None:
+    """Import and prepare, then answer launchers until standard input ends."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(128)
     for name in IMPORTS:
         importlib.import_module(name)
+    for call in prepared:
+        module, _, name = call.partition(":")
+        getattr(importlib.import_module(module), name)()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the launcher sees its worker end by the line that closes
     gc.freeze()  # what is imported stays shared with the children
     while True:
@@ -94,4 +97,4 @@ def _become_worker(command: list[str], environment: dict[str, str], folder: str,
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], sys.argv[2:])

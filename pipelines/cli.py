@@ -133,7 +133,9 @@ def _run_formation_energy(options: dict, arguments: list[str]) -> int:
     if options.get("cohort", "ray") == "ray" and options.get("address", "local") == "local":
         from actors import forking
 
-        forking.start()  # imports of the workers-to-be begin while this process does its own
+        is_embedded = options.get("data", "embedded") == "embedded" and "federation" not in options
+        # Imports of the workers-to-be, and what all of them will need, begin while this process does its own.
+        forking.start(*(["ray_fed.materials.model_crystals.crystals:enumerate_model_crystals"] if is_embedded else []))
     from pipelines.formation_energy.pipeline import run
 
     return run(options, ["ray-fed", *arguments])
