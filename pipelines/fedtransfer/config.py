@@ -27,8 +27,8 @@ class FedTransferConfig:
     data: tuple[str, ...] = ("austenite", "iron")
     """Silos: embedded styles (austenite, iron), or folders of micrographs with masks; NAME=FOLDER names a silo."""
     masks: tuple[str, ...] = ()
-    """What numbers in a folder's masks mean, where they are not 0 and 1 or 255: NAME=boundary:2, or
-    NAME=between_classes for masks of phases."""
+    """What numbers in a folder's masks mean, where they are not 0 and 1 or 255: NAME=boundary:2,
+    NAME=between_classes for masks of phases, or NAME=threshold:127 for masks smeared by JPEG."""
     size: int = 128
     """Height and width of images and tiles, pixels."""
     images: int = 80

@@ -62,7 +62,10 @@ def mask_meaning(silo: str, config: FedTransferConfig) -> MaskMeaning:
                 return MaskMeaning(between_classes=True)
             if said.startswith("boundary:") and all(number.isdigit() for number in numbers):
                 return MaskMeaning(tuple(int(number) for number in numbers))
-            raise ConfigError(f"masks={text!r}: say {name}=between_classes or {name}=boundary:NUMBER[+NUMBER]")
+            if said.startswith("threshold:") and said.removeprefix("threshold:").isdigit():
+                return MaskMeaning(threshold=int(said.removeprefix("threshold:")))
+            ways = f"{name}=between_classes, {name}=boundary:NUMBER[+NUMBER] or {name}=threshold:NUMBER"
+            raise ConfigError(f"masks={text!r}: say {ways}")
     return MaskMeaning()
 
 

@@ -68,6 +68,8 @@ def _pixels(path: Path, who: str, keep_palette: bool = False) -> np.ndarray:
 
 def _tiff(path: Path, who: str, refusal: Exception) -> np.ndarray:
     """Read what Pillow has no mode for, such as RGB of 16 bits."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise DataError(f"{who}: {path} is no image that can be read; save it again as PNG or TIFF") from refusal
     import tifffile
 
     try:

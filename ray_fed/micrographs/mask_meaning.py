@@ -9,6 +9,7 @@ from ray_fed.errors import DataError
 from ray_fed.micrographs.polycrystals import boundary_mask
 
 PLAIN_PAIRS = ((0, 1), (0, 255), (0, 65535))
+JPEG_HINT = "a JPEG smears masks: save PNG, or give threshold=127 (--masks NAME=threshold:127)"
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,15 @@ def _greater_of_pair(masks: Mapping[str, np.ndarray], who: str) -> int:
         if not any((seen | here) <= set(pair) for pair in PLAIN_PAIRS):
             shown = ", ".join(map(str, sorted(here)[:6])) + (", ..." if len(here) > 6 else "")
             smeared = len(here) > 16 or file.lower().endswith((".jpg", ".jpeg"))
-            hint = "a JPEG smears masks: save PNG, or give threshold=127" if smeared else _classes_hint(here)
+            hint = JPEG_HINT if smeared else _classes_hint(here)
             raise DataError(f"{who}: mask {file} holds {shown}, not just 0 and 1 or 0 and 255; {hint}")
         seen |= here
     return max(max(seen), 1)
 
 
 def _classes_hint(values: set[int]) -> str:
-    return f"say which numbers are boundary, e.g. boundary={max(values)}, or between_classes=true"
+    number = max(values)
+    return f"say which are boundary, e.g. boundary={number} (--masks NAME=boundary:{number}), or between_classes"
 
 
 def _refuse_uniform(mask: np.ndarray, file: str, who: str) -> None:
@@ -69,6 +71,6 @@ def _refuse_inverted(masks: Mapping[str, np.ndarray], who: str) -> None:
     share = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.size for mask in masks.values())
     if share > 0.5:
         raise DataError(
-            f"{who}: {share:.0%} of the mask pixels would be boundary; if 0 marks the boundaries say boundary=0, "
-            "if this is right name the boundary's number"
+            f"{who}: {share:.0%} of the mask pixels would be boundary; if 0 marks the boundaries say boundary=0 "
+            "(--masks NAME=boundary:0), if this is right name the boundary's number"
         )

@@ -79,6 +79,12 @@ class FolderSource:
 
     def parts(self, silo: str) -> Parts:
         split, everything = self.split, self.folder.read(silo)
+        count, needed = len(set(everything.sources)), split.folds + 1
+        if count < needed:
+            raise DataError(
+                f"silo '{silo}' has {count} micrograph(s); a test set and {split.folds} folds that share none need at "
+                f"least {needed}: add micrographs or ask for fewer --folds"
+            )
         rest, _, test = everything.train_validation_test(0.0, split.test_share, split.seed)
         return Parts(*rest.folds(split.folds, split.seed)[split.fold], test)
 

@@ -290,6 +290,9 @@ def test_missing_and_broken_files_are_named(tmp_path):
     (root / "images/a.png").write_bytes((root / "images/a.png").read_bytes()[:40])
     with pytest.raises(DataError, match=r"silo 'lab': .*a\.png"):
         read(root)
+    (root / "images/a.png").write_text("no image at all")
+    with pytest.raises(DataError, match=r"silo 'lab': .*a\.png is no image that can be read; save it again"):
+        read(root)
 
 
 # ---- single files

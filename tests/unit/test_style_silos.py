@@ -9,7 +9,9 @@ import torch
 from pipelines.fedtransfer.config import METHOD_NAMES, resolved
 from pipelines.fedtransfer.experiment import Choice
 from pipelines.fedtransfer.results import GLOBAL, Cell, model_results, table_rows, verdicts
-from ray_fed.errors import DataError
+from pipelines.fedtransfer.setup import mask_meaning
+from ray_fed.errors import ConfigError, DataError
+from ray_fed.micrographs.mask_meaning import MaskMeaning
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.style_transfer.exchange import pairs_of, total_bytes
 from ray_fed.style_transfer.fields import drawn_fields, measured_fields, noise_level
@@ -214,6 +216,27 @@ def test_the_verdict_says_when_a_cheap_method_wins():
     said = verdicts(model_results(lines, ["a", "b"]))
     assert any("order" in text and "holds in MAP, MVI, ARI" in text for text in said)
     assert any("FedTransfer, int8 is 0.200 MAP below FedBN" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("said", "meaning"),
+    [
+        ("boundary:1+2", MaskMeaning(boundary=(1, 2))),
+        ("between_classes", MaskMeaning(between_classes=True)),
+        ("threshold:127", MaskMeaning(threshold=127)),
+    ],
+)
+def test_what_masks_mean_is_said_per_silo(said, meaning):
+    config = resolved({"data": ("lab=x", "iron"), "masks": (f"lab={said}",)})
+    assert mask_meaning("lab", config) == meaning
+    assert mask_meaning("iron", config) == MaskMeaning()
+
+
+@pytest.mark.parametrize("said", ["boundary:two", "127", "threshold:", "lines"])
+def test_a_meaning_that_says_nothing_is_answered_with_all_that_do(said):
+    config = resolved({"data": ("lab=x", "iron"), "masks": (f"lab={said}",)})
+    with pytest.raises(ConfigError, match=r"lab=between_classes, lab=boundary:NUMBER.* or lab=threshold:NUMBER"):
+        mask_meaning("lab", config)
 
 
 def test_options_count_more_than_the_preset():
