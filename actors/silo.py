@@ -9,7 +9,16 @@ import ray
 from actors.fence import fence
 from ray_fed.errors import PlacementError
 from ray_fed.federation.examiner import Examiner
-from ray_fed.federation.messages import Artifact, MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.messages import (
+    Artifact,
+    MaskedUpdate,
+    Metrics,
+    Observation,
+    SessionSpec,
+    SiloDescription,
+    Update,
+    Vector,
+)
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
@@ -68,6 +77,10 @@ class SiloActor:
     @ray.method
     def evaluate(self, session: str, names: tuple[str, ...], *vectors: Vector) -> dict[str, Metrics]:
         return self.silo.evaluate(session, dict(zip(names, vectors, strict=True)))
+
+    @ray.method
+    def observe(self, vector: Vector, num_examples: int) -> Observation:
+        return self.silo.observe(vector, num_examples)
 
     @ray.method
     def ask(self, question: str, *given: Any) -> Artifact:

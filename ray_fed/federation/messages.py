@@ -169,3 +169,14 @@ class Artifact:
     """Numbers about it, by name; none about a single row."""
     data: np.ndarray = field(repr=False)
     """uint8 [n], read-only for the receiver; empty where only the facts are told."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One gradient, shown to be attacked: how much it gives away is what an audit asks."""
+
+    silo: str
+    num_examples: int
+    """Rows behind it."""
+    vector: Vector = field(repr=False)
+    """float32 [num_parameters]: of the mean loss."""

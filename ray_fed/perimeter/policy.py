@@ -69,7 +69,8 @@ class Policy:
     """Whose error messages cross word for word: those this package raises in its own code, none, or all. Of others the
     kind and the place cross; the words stay in the silo's own log."""
     audit: bool = False
-    """Whether the silo's messages may be replayed and attacked by `ray-fed audit`."""
+    """Whether the silo's messages may be replayed and attacked by `ray-fed audit`, and single gradients leave as
+    observations to be attacked elsewhere."""
     hand_over_ledger: bool = True
     """Whether the coordinator gets a copy of the ledger at the end of a run. It holds no data."""
 

@@ -17,8 +17,9 @@ import safetensors.numpy
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator, Job
-from ray_fed.federation.messages import Artifact, Metrics, SiloDescription, Update
+from ray_fed.federation.messages import Artifact, Metrics, Observation, SiloDescription, Update
 from ray_fed.federation.silo import Silo
+from ray_fed.learning.layout import load_vector
 from ray_fed.learning.regression import RegressionSums
 from ray_fed.learning.scores import MeanScores
 from ray_fed.learning.standardisation import ColumnMoments
@@ -27,7 +28,7 @@ from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.perimeter.policy import Policy
 from ray_fed.randomness import generator
 from tests.synthetic import SyntheticTask, silos
-from tests.walls import PLAN, guarded, hostile, lines_of, open_session, refusal, write_site
+from tests.walls import PLAN, guarded, hostile, lines_of, open_session, refusal, vector_of, write_site
 
 
 @pytest.fixture(autouse=True)
@@ -309,6 +310,58 @@ def test_rows_as_the_facts_of_an_artifact_are_refused(tmp_path):
 
     with pytest.raises(PerimeterRefused, match="facts repeat values"):
         guarded(tmp_path, Sends).ask("spectra")
+
+
+# ---- observations
+
+
+def test_no_gradient_leaves_to_be_attacked_unless_the_owner_allows_an_audit(tmp_path):
+    wall = guarded(tmp_path)
+    called = []
+    wall.silo.task = type("Watched", (SyntheticTask,), {"model": lambda *_: called.append(1)})()
+    with pytest.raises(PerimeterRefused, match="observation refused .* its owner has not allowed an audit"):
+        wall.observe(np.zeros(10, np.float32), 4)
+    assert called == []
+
+
+def test_an_allowed_observation_is_the_gradient_of_the_rows_and_a_line_of_the_ledger(tmp_path, site):
+    write_site(site, "silos: {north: {audit: true}}")
+    wall = guarded(tmp_path)
+    vector = vector_of(wall)
+    shown = wall.observe(vector, 4)
+    module = wall.silo.task.model(0)
+    load_vector(module, vector)
+    x, y = wall.silo.features[:4], wall.silo.targets[:4]
+    wall.silo.task.loss(module(x), y).backward()
+    np.testing.assert_allclose(shown.vector, np.concatenate([p.grad.numpy().ravel() for p in module.parameters()]))
+    assert (lines_of(wall)[-1]["kind"], lines_of(wall)[-1]["num_examples"]) == ("observation", 4)
+    assert lines_of(wall)[-1]["sha256"] == hashlib.sha256(shown.vector).hexdigest()
+
+
+OBSERVATIONS = {
+    "the rows": (lambda rows, n: np.resize(rows.features.astype(np.float32), n), "repeats values"),
+    "more values": (lambda rows, n: np.zeros(n + 1, np.float32), "at most"),
+    "another dtype": (lambda rows, n: np.zeros(n), "float32"),
+    "values that are not finite": (lambda rows, n: np.full(n, np.nan, np.float32), "not finite"),
+}
+
+
+@pytest.mark.parametrize("way", OBSERVATIONS)
+def test_an_observation_that_is_no_gradient_is_refused_even_where_audits_are_allowed(tmp_path, way):
+    wall = guarded(tmp_path)
+    make, reason = OBSERVATIONS[way]
+    vector = vector_of(wall)
+    gate = Gate("north", Policy(audit=True))
+    gate.echo = wall.gate.echo
+    with pytest.raises(PerimeterRefused, match=reason):
+        gate.admit(Observation("north", 4, make(wall.silo.rows, len(vector))), Asked("observation", vector=vector))
+
+
+def test_an_observation_of_fewer_rows_than_the_owner_wants_behind_an_update_is_refused(tmp_path, site):
+    write_site(site, "perimeter: {audit: true, min_examples_per_update: 8}")
+    wall = guarded(tmp_path)
+    with pytest.raises(PerimeterRefused, match="4 rows stand behind it, min_examples_per_update=8"):
+        wall.observe(vector_of(wall), 4)
 
 
 @pytest.mark.xfail(reason="the limit of any gate: what is packed or encrypted looks like anything else", strict=True)
