@@ -1,5 +1,6 @@
 """Library builds and transfer searches as Ray tasks."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from actors.fence import fence
 from ray_fed.errors import FedError
 from ray_fed.model_library.building import Job, JobResult, run_job
 from ray_fed.model_library.cards import PackedModel
@@ -18,8 +20,9 @@ from ray_fed.model_library.heads import find_head
 from ray_fed.model_library.predictors import predict
 from ray_fed.model_library.property_tables import PropertyTable
 from ray_fed.model_library.selection import Draw, Protocol, SourceFeatures, Target, one_draw
-from ray_fed.model_library.silo_search import SearchingSilo, SiloErrors, SiloTarget, search
+from ray_fed.model_library.silo_search import SiloErrors, SiloTarget, search
 from ray_fed.model_library.store import Library
+from ray_fed.perimeter.guarded_search import GuardedSearch
 
 TASKS_PER_CPU = 2
 """Tasks under way per core: the next one waits when one ends, and no more results than this wait for the driver."""
@@ -73,10 +76,10 @@ def draws(target: Target, sources: SourceFeatures, head: str, protocol: Protocol
 
 @ray.remote(num_cpus=0)
 class LibrarySilo:
-    """`SearchingSilo` behind messages. The table is opened here; models come in, errors go out."""
+    """`SearchingSilo` behind its wall and behind messages. The table is opened here; models come in, errors go out."""
 
     def __init__(self, name: str, target: SiloTarget):
-        self.silo = SearchingSilo(name, target)
+        self.silo = GuardedSearch(name, target, functools.partial(fence, name), takes_output=True)
 
     @ray.method
     def take(self, models: list[PackedModel], layers: str) -> int:
@@ -84,19 +87,27 @@ class LibrarySilo:
 
     @ray.method
     def search(self, head: str, protocol: Protocol, count: int) -> list[SiloErrors]:
-        """Search in tasks pinned to this node: the features of the silo's rows never leave its object store."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        prepared = ray.put(self.silo.prepared)
-        task = _search.options(scheduling_strategy=here)
-        share = self.silo.shares_source_errors
-        return _got([task.remote(prepared, head, protocol, number, share) for number in range(count)])
+        return self.silo.search(protocol, functools.partial(_searched_here, head, protocol, count))
+
+
+def _searched_here(
+    head: str, protocol: Protocol, count: int, prepared: tuple[Target, SourceFeatures], per_source: bool
+) -> list[SiloErrors | FedError]:
+    """Search in tasks pinned to this node: the features of the silo's rows never leave its object store."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    stored, task = ray.put(prepared), _search.options(scheduling_strategy=here)
+    return ray.get([task.remote(stored, head, protocol, number, per_source) for number in range(count)])
 
 
 @ray.remote(num_cpus=1)
 def _search(
     prepared: tuple[Target, SourceFeatures], head: str, protocol: Protocol, number: int, per_source: bool
-) -> SiloErrors:
-    return search(prepared, head, protocol, number, per_source)
+) -> SiloErrors | FedError:
+    """An error of ours is an answer, too: what of it may be told is up to the silo's wall."""
+    try:
+        return search(prepared, head, protocol, number, per_source)
+    except FedError as error:
+        return error
 
 
 def search_at(

@@ -49,7 +49,9 @@ class Asked:
     vector: Vector | None = None
     """What it was sent to train from."""
     models: tuple[str, ...] = ()
-    """Names of the models it was sent to evaluate."""
+    """Names of the models it was sent to evaluate, or to search in."""
+    per_source: bool = False
+    """Whether a search may tell the errors of single sources."""
 
 
 class Gate:

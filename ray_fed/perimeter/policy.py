@@ -33,7 +33,7 @@ SITE_FOLDER = "~/.config/ray-fed"
 SITE_FILE = "site.yaml"
 SITE_KEYS = ("ledger", "perimeter", "silos", "partners")
 PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
-KINDS = ("description", "moments", "update", "masked", "metrics", "artifact", "observation")
+KINDS = ("description", "moments", "update", "masked", "metrics", "artifact", "observation", "search")
 """Kinds of message that leave a silo if its owner says nothing."""
 METRICS = (
     "loss", "train_loss", "mae", "mse", "rmse", "r2", "accuracy", "precision", "recall", "f1", "auc", "iou", "mean_iou",
@@ -71,6 +71,9 @@ class Policy:
     audit: bool = False
     """Whether the silo's messages may be replayed and attacked by `ray-fed audit`, and single gradients leave as
     observations to be attacked elsewhere."""
+    source_errors: bool = False
+    """Whether a search in a model library tells the error of every single source on the silo's rows. A thousand errors
+    of known models on twenty rows are a thousand equations for twenty values."""
     hand_over_ledger: bool = True
     """Whether the coordinator gets a copy of the ledger at the end of a run. It holds no data."""
 
