@@ -18,7 +18,7 @@ from ray_fed.style_transfer.exchange import LocalStyleFederation
 
 TINY = {
     "size": 32, "images": 30, "test_images": 6, "spacing": 12.0, "style_epochs": 1, "style_width": 4, "rounds": 2,
-    "local_steps": 2, "widths": (8, 16), "batch_size": 4,
+    "local_steps": 2, "widths": (8, 16), "batch_size": 4, "repeats": 1,
 }  # fmt: skip
 
 

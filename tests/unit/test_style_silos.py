@@ -218,6 +218,16 @@ def test_the_verdict_says_when_a_cheap_method_wins():
     assert any("FedTransfer, int8 is 0.200 MAP below FedBN" in text for text in said)
 
 
+def test_the_order_comes_with_its_smallest_step_in_standard_errors():
+    def runs(method, first, second):
+        return [line(method, "federated", first, first, 0), line(method, "federated", second, second, 1)]
+
+    lines = [*runs("fed_avg", 0.2, 0.4), *runs("transfer_int8", 0.5, 0.7), *runs("central", 0.8, 0.8)]
+    said = verdicts(model_results(lines, ["a", "b"]))[0]
+    # FedAvg 0.3, FedTransfer 0.6, centralised 0.8; every spread 0.141 or 0, so the last step is 0.2 / 0.1 = 2.
+    assert "MAP (2.0), MVI (2.0), ARI (2.0)" in said
+
+
 @pytest.mark.parametrize(
     ("said", "meaning"),
     [
