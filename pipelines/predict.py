@@ -24,17 +24,32 @@ MAX_REASONS = 10
 
 def run(run_directory: str, file: str, model: str, out: str | None) -> int:
     """Write predictions for every entry of `file`; returns 0, or 1 when no entry could be predicted."""
+    path = Path(out) if out else Path(f"{Path(file).name}.predictions.csv")
+    _check_place(path, Path(file))
     arrays, card = load_model(_model_path(run_directory, model))
     database = open_database(Source(path=str(Path(file).expanduser().absolute()), target=None))
     table = predict_table(database.frame, arrays, card)
-    path = Path(out) if out else Path(f"{Path(file).name}.predictions.csv")
     write_atomically(path, table.to_csv(index=False).encode())
     reasons = [reason for reason in table["reason"] if reason]
     failed = len(reasons)
     print(f"{len(table) - failed} predictions of {card.property} [{card.unit}] in {path}")
     for reason, count in Counter(reasons).most_common(MAX_REASONS):
         print(f"note: {count} x {reason}", file=sys.stderr)
+    if bool(database.frame["volume"].isna().all()) and make_featurizer(str(card.descriptor["name"])).needs_structure:
+        print(
+            f"note: this model wants crystal structures ({card.descriptor['name']}), {file} has only formulas; "
+            "train one with --features guo65 or rich",
+            file=sys.stderr,
+        )
     return 0 if failed < len(table) else 1
+
+
+def _check_place(path: Path, file: Path) -> None:
+    """ConfigError where predictions would take the place of what they are made from, or cannot have their place."""
+    if path.is_dir():
+        raise ConfigError(f"out={path} is a folder; give the name of a CSV file")
+    if path.exists() and file.exists() and path.samefile(file):
+        raise ConfigError(f"out={path} is the file with the entries; give another name")
 
 
 def predict_table(frame: pd.DataFrame, arrays: dict[str, np.ndarray], card: ModelCard) -> pd.DataFrame:

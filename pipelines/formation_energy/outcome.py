@@ -51,6 +51,8 @@ class Outcome:
     def finish(self, status: str, reason: str = "") -> None:
         """Write everything that the experiment has got so far."""
         self._summarise(status, reason)
+        if status != "completed":  # the smallest file first: the disk may be full
+            self.directory.write_summary(self.summary)  # type: ignore[arg-type]
         if "federated" in self.experiment.models:
             self._save_model()
         self._report(self._figures())

@@ -21,6 +21,7 @@ from pipelines.formation_energy.setup import Setup, jobs, resolve, with_ledgers,
 from pipelines.ledger.book import Book, discard_unused, name_of_run, silos_folder
 from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.federation.coordinator import Agreement
+from ray_fed.reporting.environment import software_versions
 from ray_fed.reporting.plain_values import to_plain
 from ray_fed.reporting.results import results_from_summary
 from ray_fed.reporting.run_directory import RunDirectory
@@ -51,7 +52,7 @@ def run(options: dict[str, object], command: Sequence[str]) -> int:
     setup = with_state_folder(setup, checkpoint.silo_state, directory.path.resolve().name)
     setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
     try:
-        with _alone(directory):
+        with _alone(directory), _keeping(directory):
             return _carry_out(Assignment(setup, directory, tuple(command), tuple(given), checkpoint, False))
     finally:
         discard_unused(directory)
@@ -63,7 +64,7 @@ def resume(path: str) -> int:
     directory = RunDirectory(path)
     if not directory.config_path.is_file():
         raise DataError(f"{path} is not a run directory: it has no config.yaml; give the folder that a run printed")
-    with _alone(directory):
+    with _alone(directory), _keeping(directory):
         if _is_complete(directory):
             print(f"{path} is complete; nothing to resume")
             return 0
@@ -115,6 +116,20 @@ def _alone(directory: RunDirectory) -> Iterator[None]:
         os.close(handle)
 
 
+@contextlib.contextmanager
+def _keeping(directory: RunDirectory) -> Iterator[None]:
+    """Say of a file that cannot be written, most likely on a full disk, how the run goes on: FedError."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        said = f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
+        path = directory.path
+        remedy = f"go on with: ray-fed resume {path}" if directory.config_path.is_file() else "start the run again"
+        raise FedError(f"{said}; make room or set the permissions right, then {remedy}") from error
+
+
 def _carry_out(assignment: Assignment) -> int:
     outcome = _train(assignment)
     for line in _missed(outcome.experiment):
@@ -134,7 +149,8 @@ def _train(assignment: Assignment) -> Outcome:
     print(f"opening {len(setup.silos)} silos {where}", file=sys.stderr)
     with placed(setup) as (coordinator, notices):
         agreement = coordinator.agree()
-        for line in [*notices, *_unusable(agreement)]:
+        changed = _changed_versions(assignment.directory) if assignment.is_resumed else []
+        for line in [*notices, *_unusable(agreement), *changed]:
             print(f"note: {line}", file=sys.stderr)
         _check_sizes(agreement)
         jobs(
@@ -159,6 +175,9 @@ def _train(assignment: Assignment) -> Outcome:
                 recorder.collect(coordinator)
                 _broken_off(outcome, "failed", str(error))
                 raise
+            except OSError as error:
+                _broken_off(outcome, "failed", str(error))
+                raise
     outcome.finish("completed")
     shutil.rmtree(assignment.checkpoint.folder, ignore_errors=True)
     return outcome
@@ -167,7 +186,10 @@ def _train(assignment: Assignment) -> Outcome:
 def _broken_off(outcome: Outcome, status: str, reason: str) -> None:
     path = outcome.directory.path
     print(f"{status}; what was done so far is in {path}; go on with: ray-fed resume {path}", file=sys.stderr)
-    outcome.finish(status, reason)
+    try:
+        outcome.finish(status, reason)
+    except OSError as error:  # must not hide why the run ended
+        print(f"note: its summary and report are not up to date: {error}", file=sys.stderr)
 
 
 def _unusable(agreement: Agreement) -> list[str]:
@@ -178,6 +200,17 @@ def _unusable(agreement: Agreement) -> list[str]:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted(silo.unreadable.items()))
             lines.append(f"silo '{name}': {sum(silo.unreadable.values())} rows not usable: {reasons}")
     return lines
+
+
+def _changed_versions(directory: RunDirectory) -> list[str]:
+    """Say which packages are not those that the run began with: the same bytes can then not be promised."""
+    packages = directory.read_environment().get("packages") if directory.environment_path.is_file() else None
+    then = packages if isinstance(packages, dict) else {}
+    return [
+        f"the run began with {name} {then[name]} and goes on with {version}; the last digits may differ"
+        for name, version in software_versions().items()
+        if then.get(name, version) != version
+    ]
 
 
 def _missed(experiment: Experiment) -> list[str]:
@@ -196,7 +229,9 @@ def _missed(experiment: Experiment) -> list[str]:
 def _check_sizes(agreement: Agreement) -> None:
     for name, silo in agreement.silos.items():
         if silo.num_examples < 2:
-            raise DataError(f"silo '{name}' has {silo.num_examples} usable training rows; it needs at least 2")
+            raise DataError(
+                f"silo '{name}' has {silo.num_examples} usable training rows; it needs 2: give it more or leave it out"
+            )
 
 
 def _check_data(agreement: Agreement, directory: RunDirectory) -> None:

@@ -35,11 +35,12 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.close()
-        if self.book:
-            self.book.close()
-        for log in self.logs.values():
-            log.close()
+        with contextlib.ExitStack() as closing:  # one that cannot be written must not keep the others from closing
+            for log in self.logs.values():
+                closing.callback(log.close)
+            if self.book:
+                closing.callback(self.book.close)
+            closing.callback(self.progress.close)
 
     def collect(self, coordinator: CoordinatorLike) -> None:
         """Fetch the silos' ledgers; a coordinator that is gone has none, which must not hide why it is gone."""

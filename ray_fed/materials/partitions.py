@@ -216,7 +216,7 @@ def _shares(num_rows: int, sizes: Sequence[int] | None, num_silos: int | None) -
     assert sizes is not None
     listed = ", ".join(map(str, sizes))
     if not sizes or min(sizes) < 1:
-        raise ConfigError(f"sizes={listed or 'none'}: every silo needs 1 row or more")
+        raise ConfigError(f"sizes={listed or 'none'}: every silo needs 1 row or more; use fewer silos or more data")
     if sum(sizes) > num_rows:
         raise ConfigError(f"sizes={listed} sum to {sum(sizes)} rows, but only {num_rows} training rows are available")
     return Shares(tuple(int(size) for size in sizes), num_rows - sum(sizes))

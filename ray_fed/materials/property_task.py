@@ -16,10 +16,13 @@ from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
 from ray_fed.materials.databases.lattices import CELL_COLUMNS
-from ray_fed.materials.databases.source import EMBEDDED, Source, open_database
+from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source, open_database
 from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
 from ray_fed.materials.partitions import hash_split
 from ray_fed.materials.study import StudyPart
+
+LARGEST_FORMATION_ENERGY = 20.0
+"""In eV/atom. The most stable compounds lie near -4.5; a value beyond this is in kJ/mol, meV or another unit."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,8 @@ class PropertyTask(Task):
             raise DataError(f"silo '{spec.name}': no usable row of {len(frame)}: {self._why(frame, reasons)}")
         targets = frame["target"].to_numpy(np.float64)
         held = f"{wanted.target_is or database.target_name} [{database.target_unit}]"
+        if held == f"{EMBEDDED_TARGET} [eV/atom]":
+            _check_size(targets[usable], spec.name)
         return LocalRows(
             features[train], targets[train], features[held_out], targets[held_out], _counted(reasons),
             {**database.fingerprint, "rows_of_silo": len(frame)}, {**self.agreement(), "target": held},
@@ -118,6 +123,15 @@ class PropertyTask(Task):
         if rows.test_fraction == 0:
             return np.zeros(len(frame), bool)
         return hash_split(frame["formula"].tolist(), rows.test_fraction, rows.split_seed)
+
+
+def _check_size(energies: np.ndarray, silo: str) -> None:
+    """One silo in kJ/mol would spoil the model of all: DataError where most values are no formation energies."""
+    if np.median(np.abs(energies)) > LARGEST_FORMATION_ENERGY:
+        raise DataError(
+            f"silo '{silo}': most of its {EMBEDDED_TARGET} are beyond {LARGEST_FORMATION_ENERGY:g} eV/atom, which no "
+            "formation energy is; are they in another unit? convert the column to eV/atom"
+        )
 
 
 def _counted(reasons: Iterable[str]) -> dict[str, int]:

@@ -44,6 +44,11 @@ class StudyPlan:
         return {name: np.sort(chosen[index]) for name, index in everything.items()}
 
     def _test_rows(self, rows: int) -> int:
+        if self.test_rows is None and rows < 2 * (len(self.silos) + 1):
+            raise ConfigError(
+                f"the source has {rows} usable rows, too few for {len(self.silos)} silos of two rows and a test set; "
+                "use fewer silos or more data"
+            )
         test = self.test_rows if self.test_rows is not None else round(rows * PAPER_TEST_ROWS / PAPER_ROWS)
         if not 0 < test < rows:
             raise ConfigError(f"test_rows={test} must lie between 1 and {rows - 1}: the source has {rows} usable rows")
@@ -65,8 +70,14 @@ class StudyPart:
     name: str
 
     def take(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return this part's rows of `frame`, and no other."""
+        """Return this part's rows of `frame`, and no other.
+
+        Unusable rows are dealt to the silos in turn, so that each is counted once, by the silo that has it.
+        """
         parts = self.plan.assign(frame)
         if self.name not in parts:
             raise ConfigError(f"the plan has no part {self.name!r}; it has {', '.join(sorted(parts))}")
-        return frame.iloc[parts[self.name]].reset_index(drop=True)
+        silos = [name for name in parts if name not in ("test", "pooled")]
+        unusable = np.flatnonzero((frame["reason"] != "").to_numpy())
+        own = unusable[silos.index(self.name) :: len(silos)] if self.name in silos else unusable[:0]
+        return frame.iloc[np.sort(np.concatenate([parts[self.name], own]))].reset_index(drop=True)

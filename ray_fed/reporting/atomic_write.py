@@ -5,12 +5,17 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
-    """Write `content` to `path`, making its folder; an interrupted write leaves the old file and no litter."""
+    """Write `content` to `path`, making its folder; an interrupted write leaves the old file and no litter.
+
+    OSError names the file, also where the system does not: a full disk says only that it is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         _write_through(draft, content)
         draft.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         draft.unlink(missing_ok=True)
     return path

@@ -219,8 +219,11 @@ class RunDirectory:
 
     def _append(self, path: Path, record: Mapping[str, object]) -> None:
         line = to_json(record) + b"\n"
-        with path.open("ab", buffering=0) as file:
-            file.write(line)
+        try:
+            with path.open("ab") as file:  # buffered: a single write may stop inside the line and not say so
+                file.write(line)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     def _read(self, path: Path) -> str:
         try:

@@ -137,6 +137,21 @@ def test_predict_writes_units_and_reasons(local_run, tmp_path, capsys):
     assert "19 predictions" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("out", "said"), [("rows.csv", "is the file with the entries"), (".", "is a folder")])
+def test_predictions_do_not_take_the_place_of_their_entries(local_run, tmp_path, capsys, out, said):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("formula\nNaCl\n")
+    assert main(["predict", str(local_run), str(rows), "--out", str(tmp_path / out)]) == 2
+    assert said in capsys.readouterr().err
+    assert rows.read_text() == "formula\nNaCl\n"
+
+
+def test_a_model_of_structures_says_what_is_missing_from_formulas(local_run, tmp_path, capsys):
+    (tmp_path / "rows.csv").write_text("formula\nNaCl\n")
+    assert main(["predict", str(local_run), str(tmp_path / "rows.csv"), "--out", str(tmp_path / "out.csv")]) == 1
+    assert "this model wants crystal structures (guo73)" in capsys.readouterr().err
+
+
 def test_exchange_after_every_batch_runs(tmp_path):
     assert run_local(tmp_path / "run", "--communication-frequency", "batch", "--baselines", "no") == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -164,7 +179,7 @@ BAD = [
     (["--rounds", "9999"], "rounds=9999 is more than the"),
     (["--min-fit-clients", "5"], "min_fit_clients=5 is more than the 4 silos"),
     (["--num-gpus", "inf"], "num_gpus=inf"),
-    (["--data", "good.csv", "--silos", ",".join("1" * 90)], "90 silos need as many training rows"),
+    (["--data", "good.csv", "--silos", ",".join("1" * 90)], "too few for 90 silos of two rows and a test set"),
     (["--where", "source=NOWHERE", "--data", "good.csv"], "source"),
 ]
 

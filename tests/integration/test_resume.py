@@ -1,6 +1,7 @@
 """kill -9 at any instant, then `ray-fed resume`: the result is that of a run that was never broken off."""
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -15,6 +16,9 @@ import psutil
 import pytest
 
 from pipelines.cli import main
+from ray_fed.reporting import run_directory
+from ray_fed.reporting.atomic_write import write_atomically
+from ray_fed.reporting.run_directory import RunDirectory
 
 OPTIONS = ["--rows", "400", "--silos", "60,120,180", "--epochs", "40", "--communication-frequency", "1.0"]
 OPTIONS += ["--hidden", "32,16", "--batch-size", "60", "--baselines", "yes", "--repeats", "2"]
@@ -298,3 +302,48 @@ def test_a_stopped_driver_does_not_let_the_coordinator_run_ahead(tmp_path, unbro
     done = resume(tmp_path)
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path, unbroken)
+
+
+@pytest.mark.parametrize("which", ["history.jsonl", "checkpoint/models-local-0.safetensors", "report.html"])
+def test_a_full_disk_ends_the_run_in_one_line_and_with_room_it_goes_on_to_the_same_bytes(
+    tmp_path, unbroken, monkeypatch, capsys, which
+):
+    run, room = tmp_path / "run", {"left": 30 if which == "history.jsonl" else 0}
+
+    def full(path):
+        if str(path).endswith(which):
+            room["left"] -= 1
+            if room["left"] < 0:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    def write(path, content):
+        full(path)
+        return write_atomically(path, content)
+
+    def append(directory, path, record):
+        full(path)
+        return _append(directory, path, record)
+
+    _append = RunDirectory._append
+    with monkeypatch.context() as disk:
+        disk.setattr(run_directory, "write_atomically", write)
+        disk.setattr(RunDirectory, "_append", append)
+        assert main(["formation-energy", "--cohort", "local", "--out", str(run), *OPTIONS]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(said) == 1
+    assert "No space left on device" in said[0]
+    assert which in said[0]
+    assert f"ray-fed resume {run}" in said[0]
+    assert json.loads((run / "summary.json").read_text())["status"] in ("failed", "running")
+    assert main(["resume", str(run)]) == 0
+    assert_same(tmp_path, unbroken)
+
+
+def test_a_run_that_goes_on_with_other_packages_says_so(killed, tmp_path, capsys):
+    shutil.copytree(killed, tmp_path / "run")
+    path = tmp_path / "run" / "environment.json"
+    environment = json.loads(path.read_text())
+    environment["packages"]["torch"] = "1.0.0"
+    path.write_text(json.dumps(environment))
+    assert main(["resume", str(tmp_path / "run")]) == 0
+    assert "note: the run began with torch 1.0.0 and goes on with" in capsys.readouterr().err

@@ -152,3 +152,31 @@ def test_feature_tables_are_cached_by_content(tmp_path, monkeypatch):
     assert first.features.tobytes() == again.features.tobytes()
     PropertyTask(feature_options=(("modulus", "youngs"),)).load(silo)
     assert len(calls) == 2
+
+
+def test_unusable_rows_of_a_study_are_counted_once_over_the_silos_and_trained_on_by_none(tmp_path):
+    frame = make_model_crystals(200).rename(columns={"target": "formation_energy_per_atom"})
+    frame.loc[5:17, "formation_energy_per_atom"] = np.nan
+    frame.drop(columns="reason").to_csv(tmp_path / "rows.csv", index=False)
+    source = Source(str(tmp_path / "rows.csv"))
+    parts = {name: StudyPart(PLAN, name) for name in (*(f"silo-{n + 1}" for n in range(len(PLAN.silos))), "pooled")}
+    loaded = {name: PropertyTask().load(spec(source=source, part=part)) for name, part in parts.items()}
+    counts = [rows.unreadable.get("target is missing", 0) for name, rows in loaded.items() if name != "pooled"]
+    assert sum(counts) == 13
+    assert max(counts) - min(counts) <= 1
+    assert loaded["pooled"].unreadable == {}
+    trained = [len(rows.targets) for name, rows in loaded.items() if name != "pooled"]
+    assert sum(trained) == len(loaded["pooled"].targets)
+
+
+def test_formation_energies_in_another_unit_are_refused_by_the_silos_name(tmp_path):
+    frame = make_model_crystals(50).rename(columns={"target": "formation_energy_per_atom"}).drop(columns="reason")
+    frame["formation_energy_per_atom"] *= 96.485  # kJ/mol
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(DataError, match=r"silo 'mit': most of its .* are beyond 20 eV/atom.*convert the column"):
+        PropertyTask().load(spec(source=Source(str(tmp_path / "rows.csv"))))
+
+
+def test_too_few_rows_for_the_silos_are_refused_with_a_remedy(frame):
+    with pytest.raises(ConfigError, match="5 usable rows, too few for .* silos.*use fewer silos or more data"):
+        replace(PLAN, test_rows=None).assign(frame.iloc[:5].reset_index(drop=True))

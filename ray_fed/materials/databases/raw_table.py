@@ -62,7 +62,9 @@ def reading(path: Path) -> Iterator[None]:
     except PermissionError as error:
         raise DataError(f"{path} may not be read by this user; check its permissions") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); is it another kind of file?") from error
+        raise DataError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8, or is it another kind of file?"
+        ) from error
     except (
         OSError, ValueError, EOFError, NotImplementedError, LookupError, TypeError, RecursionError, MemoryError,
         zlib.error, csv.Error,

@@ -99,6 +99,7 @@ def _open_csv(path: Path) -> RawTable:
     with reading(path):
         lines = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
     header, rows = [name.strip() for name in lines[0]] if lines else [], lines[1:]
+    _check_separator(path, header)
     problems = {
         number: f"torn row '{len(row)} of {len(header)} values'"
         for number, row in enumerate(rows)
@@ -110,6 +111,16 @@ def _open_csv(path: Path) -> RawTable:
     table = table_of_columns(str(path), columns, len(rows), problems)
     # A name that occurs twice is lost in the mapping; the table refuses it by its list of names.
     return table if len(columns) == len(header) else RawTable(str(path), tuple(header), len(rows), table.read)
+
+
+def _check_separator(path: Path, header: Sequence[str]) -> None:
+    """DataError for one column whose name is many: spreadsheets in some languages separate by semicolons."""
+    found = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
+    if found:
+        named = {"\t": "tabs"}.get(found, f"'{found}'")
+        raise DataError(
+            f"{path} separates its columns by {named}; save it with commas, and numbers with decimal points"
+        )
 
 
 def _open_json_lines(path: Path) -> RawTable:
