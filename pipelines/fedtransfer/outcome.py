@@ -153,7 +153,8 @@ class Outcome:
         sections += self._style_sections(figures)
         if "losses" in figures:
             said = (
-                "Weighted cross-entropy on each silo's validation tiles after every round; the lowest mean is chosen."
+                "Weighted cross-entropy on each silo's validation tiles after every round, first seed and fold; the "
+                "lowest mean is chosen."
             )
             sections.append(Section("Learning curves", [Figure(figures["losses"], said)]))
         return [*sections, *self._prediction_sections(figures), self._limits()]
