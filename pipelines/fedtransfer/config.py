@@ -11,8 +11,9 @@ OPTION_GROUPS = {
 }  # fmt: skip
 
 DEFAULT_METHODS = (
-    "separate", "central", "fed_avg", "fed_avg_gn", "fed_bn", "amplitude", "transfer_fp32", "transfer_int8", "oracle",
-)
+    "separate", "central", "fed_avg", "fed_avg_gn", "fed_bn", "amplitude", "transfer_fp32", "transfer_int8",
+    "oracle",
+)  # fmt: skip
 """The rest fits into no quarter of an hour with three seeds; benchmarks/fedtransfer.py runs all."""
 
 

@@ -29,7 +29,7 @@ def prediction_sheet(tiles: MicrographSet, logits: np.ndarray) -> bytes:
         "image": tiles.images,
         "true boundary": 255 * tiles.masks,
         "found": np.stack([overlaid(image, mask) for image, mask in zip(tiles.images, found, strict=True)]),
-        "blue missed, red invented": np.stack([error_map(f, t) for f, t in zip(found, tiles.masks, strict=True)]),
+        "blue missed, orange invented": np.stack([error_map(f, t) for f, t in zip(found, tiles.masks, strict=True)]),
     }
     return _sheet("Test tiles", rows)
 
