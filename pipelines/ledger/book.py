@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from pipelines.ledger.foreign_files import this_process
 from ray_fed.errors import DataError
 from ray_fed.perimeter.handing_over import HandedOver
 from ray_fed.perimeter.ledger import Ledger
@@ -53,7 +54,8 @@ class Book:
         self.directory, self.run = directory, run
         key = SigningKey.at(key_folder / "coordinator.key")
         coordinator_path(directory).parent.mkdir(exist_ok=True)
-        self.ledger = Ledger(coordinator_path(directory), key, {"writer": "coordinator", "run": run})
+        opening = {"writer": "coordinator", "run": run, "process": this_process()}
+        self.ledger = Ledger(coordinator_path(directory), key, opening)
 
     @classmethod
     def of_run(cls, directory: RunDirectory, run: str, key_folder: Path) -> "Book | None":

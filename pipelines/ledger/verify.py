@@ -1,9 +1,11 @@
 """`ray-fed ledger verify RUN`: do the ledgers of coordinator and silos hold, and do they agree?"""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.ledger.book import coordinator_path, silos_folder
+from pipelines.ledger.foreign_files import foreign_event_files
 from ray_fed.errors import DataError
 from ray_fed.perimeter.verification import Chain, Verdict, compare, read_chain
 from ray_fed.reporting.run_directory import RunDirectory
@@ -18,6 +20,7 @@ def run(path: str, silo_ledgers: str | None) -> int:
     directory = RunDirectory.open(path)
     coordinator, silos = read_ledgers(directory, silo_ledgers)
     verdict = compare(coordinator, silos)
+    verdict = replace(verdict, problems=(*verdict.problems, *foreign_event_files(directory.path, coordinator)))
     print(aligned(_table(coordinator, silos, verdict), right=range(1, 7), rule=True))
     for note in _notes(directory, coordinator, silos):
         print(f"note: {note}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """Ways out of a silo's process that only a real actor has: Ray itself, output, logs; and the ledgers of a run."""
 
 import json
+import shutil
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ class HostileTask(SyntheticTask):
     """A task whose silo does something else in `fit` before it answers."""
 
     way: str = ""
+    folder: str = ""
     kept: list = field(default_factory=list, compare=False)
 
     def silo(self, spec, device="cpu"):
@@ -96,7 +98,14 @@ def inner_worker(silo):
     worker.global_worker.core_worker = fenced
 
 
-WAYS = {
+def tensorboard(silo):
+    from ray_fed.reporting.tensorboard_log import EventLog
+
+    with EventLog(silo.task.folder) as log:
+        log.text("notes", MARKER, 1)
+
+
+RAY_WAYS = {
     "put": put,
     "put and hide": put_and_hide,
     "task": start_task,
@@ -105,6 +114,7 @@ WAYS = {
     "kv": key_value_store,
     "inner worker": inner_worker,
 }
+WAYS = RAY_WAYS | {"tensorboard": tensorboard}
 
 
 @ray.remote
@@ -138,7 +148,7 @@ def letterbox(by_value):  # noqa: ARG001
     ray.kill(actor)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", RAY_WAYS)
 def test_rows_do_not_leave_through_ray(tmp_path, way, letterbox):
     actor, vector = standing(HostileTask(way=way), tmp_path)
     with pytest.raises(FedError) as raised:
@@ -280,6 +290,29 @@ def test_a_changed_line_of_a_run_is_found(finished, tmp_path, capsys):
     assert changed != lines
     assert cli.main(["ledger", "verify", str(finished), "--silo-ledgers", str(copies)]) == 1
     assert "never left the silo" in capsys.readouterr().out
+
+
+def test_a_tensorboard_text_that_a_task_writes_into_the_run_is_found(finished, tmp_path, capsys):
+    """Ray cannot prevent it where silo and run share a disk: the file itself is the trace."""
+    run = tmp_path / "copy"
+    shutil.copytree(finished, run)
+    assert cli.main(["ledger", "verify", str(run)]) == 0
+    [folder] = [path for path in (run / "tensorboard").iterdir() if path.name.startswith("federated")]
+    actor, vector = standing(HostileTask(way="tensorboard", folder=str(folder)), tmp_path)
+    ray.get(actor.fit.remote("s", 1, vector))
+    ray.kill(actor)
+    assert MARKER.encode() in b"".join(path.read_bytes() for path in folder.iterdir())
+    capsys.readouterr()
+    assert cli.main(["ledger", "verify", str(run)]) == 1
+    assert "not written by the run's own process; a task's code may have put rows there" in capsys.readouterr().out
+
+
+def test_a_tensorboard_text_without_a_folder_of_the_run_stays_with_the_silo(tmp_path, finished):
+    actor, vector = standing(HostileTask(way="tensorboard", folder=str(tmp_path / "own")), tmp_path)
+    ray.get(actor.fit.remote("s", 1, vector))
+    ray.kill(actor)
+    assert MARKER.encode() in b"".join(path.read_bytes() for path in (tmp_path / "own").iterdir())
+    assert not [path for path in finished.rglob("*") if path.is_file() and MARKER.encode() in path.read_bytes()]
 
 
 def test_a_run_that_never_began_leaves_no_ledger(tmp_path):

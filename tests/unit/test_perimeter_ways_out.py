@@ -1,0 +1,137 @@
+"""By introspection: every actor and task is known, and every question to a silo is answered through its gate."""
+
+import ast
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ray_fed
+from ray_fed.errors import FedError
+from ray_fed.federation.messages import SessionSpec
+from ray_fed.federation.silo import Silo
+from ray_fed.learning.layout import Layout
+from ray_fed.perimeter.guarded_search import GuardedSearch
+from ray_fed.perimeter.guarded_silo import GuardedSilo
+from tests.walls import PLAN, guarded, vector_of
+
+ACTORS = Path(ray_fed.__file__).parent.parent / "actors"
+SILOS = {"silo.SiloActor": GuardedSilo, "library.LibrarySilo": GuardedSearch}
+NO_SILOS = {
+    "silo.ExaminerActor": "holds the common test set, which belongs to the federation",
+    "coordinator.CoordinatorActor": "receives messages; holds no rows",
+    "style_exchange.MethodCoordinatorActor": "receives messages; holds no rows",
+    "shared_silos.SiloBoard": "holds handles of silos",
+    "cluster_check.Visitor": "describes a machine before there is a silo",
+    "library._Predictor": "predicts rows that the caller sent",
+    "library._build": "trains on tables of whoever builds the library",
+    "library._draw": "a study on tables of the caller's own",
+    "library._search": "draws of a library silo, on its node; its answers go to the silo's gate",
+    "leakage._attack": "attacks messages that were seen already",
+}
+"""Actors and tasks without rows of a silo, or whose answers another gate takes, and why."""
+SILENT = {
+    "prepare": "answers nothing",
+    "revive": "answers nothing",
+    "close_session": "answers nothing",
+    "open_session": "answers the digest it was sent",
+    "take": "answers how many models it was sent",
+    "hand_over": "answers the ledger, which holds names and hashes; hand_over_ledger=false keeps it",
+}
+"""Questions whose answers are no message, and why they need no check."""
+
+
+def remote_definitions():
+    """(module.name, syntax tree) of everything that Ray can be asked to run."""
+    for path in sorted(ACTORS.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                said = [ast.unparse(each.func if isinstance(each, ast.Call) else each) for each in node.decorator_list]
+                if "ray.remote" in said:
+                    yield f"{path.stem}.{node.name}", node
+
+
+def methods(node):
+    return [each for each in node.body if isinstance(each, ast.FunctionDef) and not each.name.startswith("__")]
+
+
+def test_every_actor_and_task_is_a_silo_or_on_the_list_with_a_reason():
+    assert {name for name, _ in remote_definitions()} == set(SILOS) | set(NO_SILOS)
+
+
+@pytest.mark.parametrize("name", SILOS)
+def test_every_method_of_a_silo_actor_asks_its_guarded_silo_and_does_nothing_else(name):
+    node = dict(remote_definitions())[name]
+    assert methods(node)
+    for method in methods(node):
+        body = method.body[1:] if ast.get_docstring(method) else method.body
+        [statement] = body
+        assert isinstance(statement, ast.Return | ast.Expr), method.name
+        assert statement.value is not None, method.name
+        source = ast.unparse(statement.value)
+        assert source.startswith(f"self.silo.{method.name}("), source
+        assert source.count("self.") == 1, f"{method.name} looks at something behind the wall"
+
+
+@pytest.mark.parametrize("guarded_class", SILOS.values())
+def test_every_answer_of_a_guarded_silo_goes_through_its_gate_or_is_on_the_list_with_a_reason(guarded_class):
+    source = ast.parse(Path(__import__(guarded_class.__module__, fromlist=["x"]).__file__).read_text())
+    [node] = [each for each in source.body if isinstance(each, ast.ClassDef) and each.name == guarded_class.__name__]
+    for method in methods(node):
+        if method.name.startswith("_") or method.name in SILENT or method.name == "leaving":
+            continue
+        for answer in (each for each in ast.walk(method) if isinstance(each, ast.Return)):
+            assert "self._send(" in ast.unparse(answer), f"{method.name}: {ast.unparse(answer)}"
+
+
+class Leaking(Silo):
+    """Answers its rows to every question."""
+
+    questions = frozenset({"spectra"})
+
+
+def answer_rows(self, *_):
+    return self._rows
+
+
+LEAKS = ("open", "moments", "prepare", "open_session", "revive", "close_session", "fit", "evaluate", "ask", "leaving")
+
+
+@pytest.fixture
+def leaking(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_FED_SITE", str(tmp_path / "site"))
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "site.yaml").write_text("perimeter: {audit: true}")
+    wall = guarded(tmp_path, Leaking)
+    for name in LEAKS:
+        monkeypatch.setattr(Leaking, name, answer_rows)
+    return wall
+
+
+def questions(wall):
+    spec = SessionSpec("s", PLAN, 0, Layout.of(wall.silo.task.model(0)).digest)
+    vector = vector_of(wall)
+    return {
+        "open": (), "moments": (), "prepare": (None,), "open_session": (spec,), "revive": (None, [spec]),
+        "close_session": ("s",), "fit": ("s", 1, vector), "evaluate": ("s", {"m": vector}), "ask": ("spectra",),
+        "observe": (vector, 4), "hand_over": (), "leaving": (None,),
+    }  # fmt: skip
+
+
+def test_no_question_brings_the_rows_of_a_silo_that_answers_nothing_else(leaking):
+    asked = questions(leaking)
+    public = {name for name in dir(GuardedSilo) if not name.startswith("_") and callable(getattr(GuardedSilo, name))}
+    assert set(asked) == public, "a new question needs a line in `questions`"
+    rows = leaking.silo._rows.features
+    told, refused = b"", []
+    for name, given in asked.items():
+        try:
+            told += pickle.dumps(getattr(leaking, name)(*given))
+        except FedError as error:
+            refused.append(name)
+            told += pickle.dumps(error)
+    assert rows[0].tobytes() not in told
+    assert rows[0].astype(np.float32).tobytes() not in told
+    assert str(rows[0, 0]).encode() not in told
+    assert set(refused) == {"open", "moments", "open_session", "fit", "evaluate", "ask"}
