@@ -1,17 +1,20 @@
-"""Every choice of the formation-energy pipeline, with its default and its unit."""
+"""Every choice of the formation-energy pipeline, with its default and its unit.
+
+The command line reads this file at every start, so what brings torch is imported where it is needed.
+"""
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from ray_fed.config import require
 from ray_fed.federation.rounds import RoundRules
-from ray_fed.federation.secure_work import default_threshold, require_sums_only
-from ray_fed.federation.strategies import DPFedAvg, Strategy, make_strategy
 from ray_fed.privacy.compression import Compression
 from ray_fed.privacy.dp.accounting import PrivacyAccount
-from ray_fed.privacy.dp.private_steps import PrivateSteps
-from ray_fed.privacy.secure_sum.member import FEWEST
+
+if TYPE_CHECKING:
+    from ray_fed.federation.strategies import Strategy
+    from ray_fed.privacy.dp.private_steps import PrivateSteps
 
 Features = Literal["guo73", "guo65", "rich", "rich+structure"]
 
@@ -200,6 +203,8 @@ class FormationEnergyConfig:
         if not self.secure_aggregation:
             require(self.secure_threshold is None, "secure_threshold needs secure_aggregation=yes")
             return
+        from ray_fed.federation.secure_work import require_sums_only
+
         require_sums_only(self.make_strategy(), self.max_update_norm)
         coded = f"compression={self.compression} does not go with secure_aggregation"
         require(self.compression == "none", f"{coded}: masked numbers have no shorter form; use none")
@@ -211,6 +216,9 @@ class FormationEnergyConfig:
         be met."""
         if not self.secure_aggregation:
             return 0
+        from ray_fed.federation.secure_work import default_threshold
+        from ray_fed.privacy.secure_sum.member import FEWEST
+
         require(num_silos >= FEWEST, f"secure_aggregation needs at least {FEWEST} silos; there is {num_silos}")
         asked = self.secure_threshold if self.secure_threshold is not None else default_threshold(num_silos)
         least = max(FEWEST, num_silos // 2 + 1)  # of two different lists of silos only one can have so many
@@ -221,10 +229,12 @@ class FormationEnergyConfig:
         """Return how updates are coded; ConfigError for a share of nothing."""
         return None if self.compression == "none" else Compression(self.compression, self.top_k_share)
 
-    def private_steps(self) -> PrivateSteps | None:
+    def private_steps(self) -> "PrivateSteps | None":
         """Return the noise of the silos' steps, None where none is asked for."""
         if self.dp_noise_multiplier is None:
             return None
+        from ray_fed.privacy.dp.private_steps import PrivateSteps
+
         return PrivateSteps(self.dp_noise_multiplier, self.dp_clip)
 
     def account(self, steps_per_epoch: int) -> PrivacyAccount | None:
@@ -232,11 +242,15 @@ class FormationEnergyConfig:
         if self.dp_noise_multiplier is not None:
             share = 1 / steps_per_epoch
             return PrivacyAccount("example", self.dp_noise_multiplier, share, self.dp_delta, self.dp_budget)
+        from ray_fed.federation.strategies import DPFedAvg
+
         strategy = self.make_strategy()
         return strategy.account(self.dp_delta, self.dp_budget) if isinstance(strategy, DPFedAvg) else None
 
-    def make_strategy(self) -> Strategy:
+    def make_strategy(self) -> "Strategy":
         """Return the strategy, by its name or as MODULE:CLASS; ConfigError where there is none."""
+        from ray_fed.federation.strategies import make_strategy
+
         options = {name: value for name, _, value in (text.partition("=") for text in self.strategy_options)}
         return make_strategy(self.strategy, **options)
 

@@ -1,9 +1,12 @@
 """Every choice of `ray-fed audit`."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ray_fed.config import require
-from ray_fed.leakage.training_change import TrainingChange, parse_change
+
+if TYPE_CHECKING:
+    from ray_fed.leakage.training_change import TrainingChange
 
 
 @dataclass(frozen=True)
@@ -50,5 +53,7 @@ class AuditConfig:
         limit = self.max_leak
         require(limit is None or 0 <= limit <= 1, f"max_leak={limit} must be a share between 0 and 1")
 
-    def parsed_changes(self) -> tuple[TrainingChange, ...]:
+    def parsed_changes(self) -> "tuple[TrainingChange, ...]":
+        from ray_fed.leakage.training_change import parse_change
+
         return tuple(parse_change(text) for text in self.changes)
