@@ -126,7 +126,7 @@ class Outcome:
     def _tensorboard(self, figures: Mapping[str, Path]) -> None:
         with EventLog(self.directory.tensorboard) as log:
             for name, path in figures.items():
-                log.image(name, path)
+                log.image(f"{'silos' if '-' in name else 'figures'}/{name}", path)
             for silo, told in self.generator_facts().items():
                 for loss in ("generator", "discriminator", "feature_matching", "l1"):
                     for epoch, value in enumerate(epoch_curve(told, loss), 1):
@@ -140,13 +140,16 @@ class Outcome:
                     log.scalar(f"test/{row.method}/{row.model}/{silo}/{metric}", cell.mean, 0)
 
     def _sections(self, figures: Mapping[str, Path]) -> list[Section]:
-        sections = [Section("What came out", [Paragraph(text) for text in verdicts(self.results)])]
+        said = verdicts(self.results)
+        sections = [Section("What came out", [Paragraph(text) for text in said])] if said else []
         tables = {"Table 2: alone and pooled": True, "Table 3: federated": False}
         for title, is_second in tables.items():
             rows = [row for row in self.results if (row.method in TABLE_2) == is_second]
             if rows:
-                table = Table(header(self.silos), table_rows(rows, self.silos), self._caption())
-                sections.append(Section(title, [table]))
+                # Two tables: with spreads, one of all columns is wider than the page and hides the global ones.
+                captions = ((self._caption(), [GLOBAL]), ("The same models on each silo's test set.", self.silos))
+                parts = [Table(header(places), table_rows(rows, places), said) for said, places in captions]
+                sections.append(Section(title, parts))
         if "bars" in figures:
             caption = "MAP, MVI and ARI of every method; whiskers: standard deviation over seeds and folds (Fig. 6)."
             sections.append(Section("All methods", [Figure(figures["bars"], caption), *self._splits()]))
@@ -171,7 +174,7 @@ class Outcome:
 
     def _splits(self) -> list[Block]:
         """VI's two parts, which say whether grains are merged or split."""
-        places = [*self.silos, GLOBAL]
+        places = [GLOBAL, *self.silos]
         head = ["method", *(f"{place} {part}" for place in places for part in ("merged", "split"))]
         rows = [
             [row.title, *(str(row.cells[place, part]) for place in places for part in ("vi_under", "vi_over"))]

@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.fedtransfer.config import FedTransferConfig, resolved, same_results, without_oracle
 from pipelines.fedtransfer.experiment import Experiment, Line
 from pipelines.fedtransfer.outcome import Outcome
-from pipelines.fedtransfer.results import header, table_rows, verdicts
+from pipelines.fedtransfer.results import GLOBAL, header, table_rows, verdicts
 from pipelines.fedtransfer.setup import is_embedded, session_names, specs_of, task_of
 from ray_fed.errors import ConfigError
 from ray_fed.federation.coordinator import RoundRecord
@@ -152,9 +152,9 @@ def _directory(config: FedTransferConfig) -> tuple[RunDirectory, bool]:
 
 def _print(outcome: Outcome) -> None:
     silos = outcome.silos
-    rows = table_rows(outcome.results, silos)
-    if rows:
-        print(aligned([header(silos), *rows], right=range(1, len(rows[0])), rule=True))
+    for places in (silos, [GLOBAL]) if outcome.results else ():
+        rows = [header(places), *table_rows(outcome.results, places)]
+        print(aligned(rows, right=range(1, len(rows[0])), rule=True), end="\n\n")
     for text in verdicts(outcome.results):
         print(text)
     print()

@@ -77,13 +77,14 @@ def _cells(runs: Sequence[Mapping[str, Any]], silos: Sequence[str]) -> dict[tupl
     return cells
 
 
-def header(silos: Sequence[str]) -> list[str]:
-    return ["method", *(f"{silo} {TITLES[metric]}" for silo in (*silos, GLOBAL) for metric in METRICS)]
+def header(places: Sequence[str]) -> list[str]:
+    """Return the columns of Tables 2-3 for some test sets (silos or GLOBAL)."""
+    return ["method", *(f"{place} {TITLES[metric]}" for place in places for metric in METRICS)]
 
 
-def table_rows(results: Sequence[ModelResult], silos: Sequence[str]) -> list[list[str]]:
+def table_rows(results: Sequence[ModelResult], places: Sequence[str]) -> list[list[str]]:
     """Return the cells of Tables 2-3 as text."""
-    return [[r.title, *(str(r.cells[silo, m]) for silo in (*silos, GLOBAL) for m in METRICS)] for r in results]
+    return [[r.title, *(str(r.cells[place, m]) for place in places for m in METRICS)] for r in results]
 
 
 def verdicts(results: Sequence[ModelResult]) -> list[str]:
