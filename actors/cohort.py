@@ -13,8 +13,9 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayE
 from actors.placement import actor_options
 from actors.session import INLINE_VARIABLE, RAYS_INLINE_BYTES
 from actors.silo import Handle, SiloActor
-from ray_fed.errors import FedError, SiloFailed
+from ray_fed.errors import FedError, SiloFailed, SiloRefused
 from ray_fed.federation.cohort import said_by
+from ray_fed.federation.coordinator import check_agreement
 from ray_fed.federation.messages import (
     Answer,
     Answered,
@@ -25,6 +26,7 @@ from ray_fed.federation.messages import (
     SessionSpec,
     SiloDescription,
     Troubled,
+    Unfit,
     Vector,
 )
 from ray_fed.federation.task import SiloSpec, Task
@@ -45,6 +47,8 @@ class Question:
     server_round: int
     session: str = ""
     is_revival: bool = False
+    is_joining: bool = False
+    """Of a silo that was absent when the others agreed."""
     vector: Vector | None = None
     """What the silo was sent to train from."""
 
@@ -59,7 +63,9 @@ class RayCohort:
         specs: Sequence[SiloSpec] = (),
         task: Task | None = None,
         patience: float | None = None,
+        absent: Iterable[str] = (),
     ):
+        """absent: silos whose actors wait for a machine at their site; they join when it appears."""
         self.silos, self.examiner = dict(silos), examiner
         self.patience = patience
         """Seconds after which a silo that does not answer a small question counts as failed; None waits for ever."""
@@ -67,12 +73,19 @@ class RayCohort:
         self._pending: dict[Any, Question] = {}
         self._sessions: dict[str, Mapping[str, SessionSpec]] = {}
         self._fingerprint: dict[str, object] | None = None
+        self._absent = {name: f"no machine at its site '{self._specs[name].site}' yet" for name in absent}
 
     def open(self) -> dict[str, SiloDescription]:
         examiner = self.examiner.open.remote() if self.examiner else None
-        descriptions = self._ask(self.silos, "opening its data", lambda silo, _: silo.open.remote())
+        descriptions = self._ask(self._present(), "opening its data", lambda silo, _: silo.open.remote())
         self._fingerprint = value_of(examiner, "test", "opening the test set") if examiner else None
         return descriptions
+
+    def absent(self) -> dict[str, str]:
+        return dict(self._absent)
+
+    def _present(self) -> list[str]:
+        return [name for name in self.silos if name not in self._absent]
 
     def examiner_fingerprint(self) -> dict[str, object] | None:
         return self._fingerprint
@@ -83,15 +96,25 @@ class RayCohort:
     def prepare(self, standardizer: Standardizer | None) -> None:
         self._standardizer = standardizer
         examiner = self.examiner.prepare.remote(standardizer) if self.examiner else None
-        self._ask(self.silos, "standardising", lambda silo, _: silo.prepare.remote(standardizer))
+        self._ask(self._present(), "standardising", lambda silo, _: silo.prepare.remote(standardizer))
         if examiner:
             value_of(examiner, "test", "standardising")
+        for name in self._absent:
+            self._invite(name)
+
+    def _invite(self, name: str) -> None:
+        """Answered when Ray has found the silo a place. What it is asked after that stands in line behind it."""
+        ref = self.silos[name].join.remote(self._standardizer)
+        self._pending[ref] = Question(name, 0, is_joining=True)
 
     def open_session(self, specs: Mapping[str, SessionSpec]) -> None:
         for spec in specs.values():
             self._sessions[spec.session] = specs
         refs = {name: self.silos[name].open_session.remote(spec) for name, spec in specs.items()}
-        for name, ref in refs.items():
+        for name in self._present():
+            ref = refs.get(name)
+            if ref is None:
+                continue
             try:
                 value_of(ref, name, "opening a session", self.patience)
             except SiloFailed:
@@ -133,6 +156,8 @@ class RayCohort:
         except RayTaskError as error:
             if question.is_revival:
                 return Dead(name, f"it could not be started again: {said_by(error.cause)}")
+            if question.is_joining:
+                return self._unfit(name, said_by(error.cause))
             return Troubled(name, question.server_round, said_by(error.cause))
         except RayActorError:
             self._pending = {other: asked for other, asked in self._pending.items() if asked.silo != name}
@@ -144,15 +169,32 @@ class RayCohort:
             return self._lost(question, f"its answer cannot be read ({type(error).__name__})")
         if question.is_revival:
             return Back(name)
+        if question.is_joining:
+            return self._joined(value)
         assert question.vector is not None
         try:
             return Answered(name, question.server_round, value.unpacked(question.vector))
         except ValueError as error:
             return Troubled(name, question.server_round, said_by(error))
 
+    def _joined(self, description: SiloDescription) -> Answer:
+        name, task = description.silo, self._task
+        assert task is not None
+        try:
+            check_agreement(name, description.agreement, task.agreement())
+        except SiloRefused as error:
+            return self._unfit(name, str(error))
+        del self._absent[name]
+        return Back(name, description)
+
+    def _unfit(self, name: str, reason: str) -> Answer:
+        self._absent[name] = f"it cannot join: {reason}"
+        ray.kill(self.silos[name])
+        return Unfit(name, self._absent[name])
+
     @staticmethod
     def _lost(question: "Question", reason: str) -> Answer:
-        if question.is_revival:
+        if question.is_revival or question.is_joining:
             return Dead(question.silo, f"it could not be started again: {reason}")
         return Troubled(question.silo, question.server_round, reason)
 
@@ -162,6 +204,11 @@ class RayCohort:
         spec = self._specs[silo]
         self.silos[silo] = SiloActor.options(**actor_options(spec)).remote(spec, self._task)
         sessions = [silos[silo] for silos in self._sessions.values() if silo in silos]
+        if silo in self._absent:
+            self._invite(silo)
+            for session in sessions:
+                self.silos[silo].open_session.remote(session)
+            return
         ref = self.silos[silo].revive.remote(self._standardizer, sessions)
         self._pending[ref] = Question(silo, 0, is_revival=True)
 

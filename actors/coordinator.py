@@ -39,11 +39,12 @@ class CoordinatorActor:
         task: Task,
         training: Sequence[str],
         patience: float | None,
+        absent: Sequence[str] = (),
     ):
         import torch
 
         torch.set_num_threads(1)
-        self.cohort, self.task = RayCohort(silos, examiner, specs, task, patience), task
+        self.cohort, self.task = RayCohort(silos, examiner, specs, task, patience, absent), task
         # Only a run that has a name keeps a ledger.
         self.witness = WitnessedCohort(self.cohort) if any(spec.run for spec in specs) else None
         self.coordinator = Coordinator(self.witness or self.cohort, task, training)
@@ -71,7 +72,8 @@ class CoordinatorActor:
     def hand_over(self) -> HandedOver:
         """Fetch the silos' ledgers; one that is gone, or whose owner keeps its ledger, is left out."""
         found = {}
-        for name, silo in self.cohort.silos.items():
+        present = {name: silo for name, silo in self.cohort.silos.items() if name not in self.cohort.absent()}
+        for name, silo in present.items():
             with contextlib.suppress(FedError):
                 said = value_of(silo.hand_over.remote(), name, "handing over its ledger", HAND_OVER_SECONDS)
                 found |= {name: SiloLedger(*said)} if said else {}

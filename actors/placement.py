@@ -1,9 +1,10 @@
 """Where silos may stand: what they ask for against what the cluster has, before anything waits for ever."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -58,6 +59,36 @@ def settle(specs: Sequence[SiloSpec], nodes: Sequence[NodeOffer]) -> tuple[list[
     return list(specs), notices
 
 
+def divided(specs: Sequence[SiloSpec], nodes: Sequence[NodeOffer]) -> tuple[list[SiloSpec], list[SiloSpec]]:
+    """Return the specs whose site has a machine, and the others."""
+    sites = {"", *(node.site for node in nodes)}
+    return [spec for spec in specs if spec.site in sites], [spec for spec in specs if spec.site not in sites]
+
+
+def unseen(specs: Sequence[SiloSpec], nodes: Sequence[NodeOffer]) -> list[SiloSpec]:
+    """Return the specs of sites without a machine as they are waited for.
+
+    What a machine will offer cannot be known. A silo that leaves it open asks for its share of one GPU where other
+    machines have GPUs, and for none where they have none.
+    """
+    has_gpus = any(node.gpus for node in nodes)
+    sharing = Counter(spec.site for spec in specs if spec.num_gpus is None)
+
+    def wish(spec: SiloSpec) -> float:
+        return floor(100 / sharing[spec.site]) / 100 if has_gpus else 0.0
+
+    return [replace(spec, num_gpus=wish(spec)) if spec.num_gpus is None else spec for spec in specs]
+
+
+def refuse_absent(silo: SiloSpec, seconds: float) -> NoReturn:
+    """Raise PlacementError: the silo's site has no machine."""
+    _check_label(silo.site, [silo], offers(), f" after {seconds:g} s (start_timeout)" if seconds else "")
+    raise PlacementError(
+        f"silo '{silo.name}': its site '{silo.site}' has machines, and none has room for it: it asks for "
+        f"{silo.num_gpus or 0.0:g} GPU and {silo.num_cpus:g} CPU"
+    )
+
+
 def _share(spec: SiloSpec, specs: Sequence[SiloSpec], nodes: Sequence[NodeOffer]) -> float:
     """Return the GPUs a silo asks for: as stated, or an even share of what its site has besides stated wishes."""
     if spec.num_gpus is not None:
@@ -68,11 +99,11 @@ def _share(spec: SiloSpec, specs: Sequence[SiloSpec], nodes: Sequence[NodeOffer]
     return min(1.0, floor(100 * max(0.0, there - stated) / sharing) / 100)
 
 
-def _check_label(site: str, specs: Sequence[SiloSpec], nodes: Sequence[NodeOffer]) -> None:
+def _check_label(site: str, specs: Sequence[SiloSpec], nodes: Sequence[NodeOffer], waited: str = "") -> None:
     if site and not any(node.site == site for node in nodes):
         known = sorted({node.site for node in nodes if node.site})
         raise PlacementError(
-            f"silo '{specs[0].name}': no node has the label site={site}; sites in this cluster: "
+            f"silo '{specs[0].name}': no node has the label site={site}{waited}; sites in this cluster: "
             f'{", ".join(known) or "none"}; start a node there with: ray start --labels="site={site}"'
         )
 

@@ -51,6 +51,13 @@ class SiloActor:
         return self.silo.open()
 
     @ray.method
+    def join(self, standardizer: Standardizer | None) -> SiloDescription:
+        """Open the data of a silo that was not there when the others agreed, and take their scaler."""
+        description = self.silo.open()
+        self.silo.prepare(standardizer)
+        return description
+
+    @ray.method
     def moments(self) -> ColumnMoments:
         return self.silo.moments()
 

@@ -10,6 +10,7 @@ import numpy as np
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
 from ray_fed.federation.messages import Vector
+from ray_fed.federation.rounds import AT_ONCE, StartRules
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.perimeter.handing_over import HandedOver
@@ -46,10 +47,12 @@ def placed(
     address: str = "local",
     patience: float | None = None,
     carried: Sequence[object] = (),
+    start: StartRules = AT_ONCE,
 ) -> Iterator[tuple[CoordinatorLike, list[str]]]:
     """Yield the coordinator and notices for the user.
 
-    patience: see RayCohort. carried: objects whose classes stand in a user's own file and must travel with them.
+    patience: see RayCohort. start: whom it waits for. carried: objects whose classes stand in a user's own file and
+    must travel with them.
     """
     silos, task, test, training = members.silos, members.task, members.test, members.training
     if cohort == "local":
@@ -62,5 +65,5 @@ def placed(
 
         for instance in (task, *carried):
             carry_by_value(instance)
-        with federation(silos, task, test, training, patience) as standing:
+        with federation(silos, task, test, training, patience, start) as standing:
             yield standing.coordinator, standing.notices

@@ -34,7 +34,16 @@ class Cohort(Protocol):
     yields, and the seconds, may differ.
     """
 
-    def open(self) -> dict[str, SiloDescription]: ...
+    def open(self) -> dict[str, SiloDescription]:
+        """Let the silos that are there open their data."""
+        ...
+
+    def absent(self) -> dict[str, str]:
+        """Return silo -> why, of those that were not there when the others opened their data, and have not come since.
+
+        They are invited when the others are prepared; a `Back` with a description, or an `Unfit`, follows some day.
+        """
+        ...
 
     def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]: ...
 
@@ -92,6 +101,9 @@ class LocalCohort:
         descriptions = {name: silo.open() for name, silo in self.silos.items()}
         self._fingerprint = self.examiner.open() if self.examiner else None
         return descriptions
+
+    def absent(self) -> dict[str, str]:
+        return {}
 
     def examiner_fingerprint(self) -> dict[str, object] | None:
         return self._fingerprint

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ray_fed.config import require
 from ray_fed.errors import ConfigError, SiloRefused
 from ray_fed.federation.buffered_rounds import BufferedMachine
 from ray_fed.federation.buffered_work import BufferedWork
@@ -99,6 +100,8 @@ class RoundRecord:
     """The models, in the last record of a job."""
     state: State | None = field(default=None, repr=False, compare=False)
     """The strategy's state after the round: with `server_round`, all that is needed to go on from here."""
+    joined: tuple[SiloDescription, ...] = ()
+    """Silos that were absent at the start and came in this round: they take part from the next one on."""
     notes: tuple[Mapping[str, object], ...] = field(default=(), repr=False, compare=False)
     """For the coordinator's ledger: what was received, and the digest of each model (perimeter/witness.py)."""
 
@@ -114,6 +117,7 @@ class Agreement:
     """The outcome of the round before training."""
 
     silos: Mapping[str, SiloDescription]
+    """Those that were there."""
     standardizer: Standardizer | None
     """The scaler of the features; None where the task has none."""
     layout: Layout
@@ -136,12 +140,14 @@ class Coordinator:
         expected = self.task.agreement()
         for name, description in silos.items():
             check_agreement(name, description.agreement, expected)
-        standardizer = self._standardizer() if self.task.standardises else None
+        standardizer = self._standardizer([name for name in self.training if name in silos])
         self.cohort.prepare(standardizer)
         return Agreement(silos, standardizer, self.layout, self.cohort.examiner_fingerprint())
 
-    def _standardizer(self) -> Standardizer:
-        moments = self.cohort.moments(self.training)
+    def _standardizer(self, silos: Sequence[str]) -> Standardizer | None:
+        if not self.task.standardises:
+            return None
+        moments = self.cohort.moments(silos)
         return Standardizer.from_moments(merge_moments(moments[name] for name in sorted(moments)))
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
@@ -194,11 +200,13 @@ class Coordinator:
 
     def _work(self, job: Job, after_round: int, state: State) -> RoundWork:
         guard, strategy = Guard(job.max_norm), job.strategy
+        absent = self.cohort.absent()
         if isinstance(strategy, FedBuff):
+            require(not absent, f"silos {sorted(absent)} are not there yet: with FedBuff all must be from the start")
             turns = dict(zip(job.silos, state[TURNS].tolist(), strict=True))
             buffered = BufferedMachine(job.rules, job.silos, strategy.buffer_size, after_round, turns)
             return BufferedWork(cohort=self.cohort, machine=buffered, guard=guard, session=job.name, strategy=strategy)
-        machine = RoundMachine(job.rules, job.silos, server_round=after_round)
+        machine = RoundMachine(job.rules, job.silos, server_round=after_round, absent=absent)
         if job.secure_threshold:
             return SecureWork(
                 cohort=self.cohort, machine=machine, guard=guard, session=job.name, threshold=job.secure_threshold
@@ -246,6 +254,7 @@ class Coordinator:
             seconds,
             models if server_round == job.num_rounds else None,
             state,
+            tuple(work.joined),
         )
 
     def _evaluation(self, job: Job, models: Models, silos: Sequence[str]) -> dict[str, float]:

@@ -142,9 +142,19 @@ class Back:
     """The silo was started again, has opened its data and its sessions."""
 
     silo: str
+    description: SiloDescription | None = None
+    """Of a silo that was absent when the others agreed, and has now agreed, too."""
 
 
-Answer = Answered | Troubled | Dead | Back
+@dataclass(frozen=True)
+class Unfit:
+    """A silo that was absent is there, and does not fit what the others agreed on, or cannot open its data."""
+
+    silo: str
+    reason: str
+
+
+Answer = Answered | Troubled | Dead | Back | Unfit
 
 
 @dataclass(frozen=True)

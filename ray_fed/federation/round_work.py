@@ -7,10 +7,22 @@ from ray_fed.errors import QuorumLost, UpdateRejected
 from ray_fed.federation.buffered_rounds import BufferedMachine
 from ray_fed.federation.cohort import Cohort, now
 from ray_fed.federation.guard import Guard
-from ray_fed.federation.messages import NO_VALUES, Answer, Answered, Back, Dead, Troubled, Update, Vector
+from ray_fed.federation.messages import (
+    NO_VALUES,
+    Answer,
+    Answered,
+    Back,
+    Dead,
+    SiloDescription,
+    Troubled,
+    Unfit,
+    Update,
+    Vector,
+)
 from ray_fed.federation.rounds import (
     Arrived,
     Ask,
+    Barred,
     Close,
     DeadlinePassed,
     Decision,
@@ -41,10 +53,12 @@ class RoundWork:
     """(arrival on our clock, update without its vector) of the updates taken in the round."""
     num_bytes: int = 0
     failures: tuple[tuple[str, str], ...] = ()
+    joined: list[SiloDescription] = field(default_factory=list)
+    """Silos that were absent and came in the round: they take part from the next one on."""
 
     def updates(self, server_round: int, vectors: Mapping[str, Vector], ranking: Sequence[str]) -> Iterator[Update]:
         """Run a round and yield its updates as they arrive. QuorumLost when the rules cannot be met."""
-        self.seen, self.num_bytes, self.failures = [], 0, ()
+        self.seen, self.num_bytes, self.failures, self.joined = [], 0, (), []
         timeout = self.machine.rules.round_timeout
         deadline = None if timeout is None else now() + timeout
         decisions, update = self.machine.handle(Opened(server_round, tuple(ranking))), None
@@ -107,8 +121,11 @@ class RoundWork:
                 return Raised(silo, asked_round, reason)
             case Dead(silo, reason):
                 return Died(silo, reason)
-            case Back(silo):
+            case Back(silo, description):
+                self.joined += [description] if description else []
                 return Restarted(silo)
+            case Unfit(silo, reason):
+                return Barred(silo, reason)
             case Answered(silo, asked_round, update):
                 return self._checked(silo, asked_round, update, server_round, vectors)  # type: ignore[arg-type]
 

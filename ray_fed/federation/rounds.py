@@ -4,6 +4,7 @@
                 working --deadline--> behind --answers--> idle          (its stale answer is dropped)
                 any --died--> restarting --restarted--> idle, or working again on the round it was asked for
                 restarting --no restarts left--> gone
+                absent --its site has a machine, and it fits--> idle
     round       opened --> (every seat taken or failed, or deadline) --> closed, or stopped when the quorum is lost
 
 A *seat* is a silo's place in a round. Whoever drives the machine carries out its decisions in the order given.
@@ -11,7 +12,7 @@ A *seat* is a silo's place in a round. Whoever drives the machine carries out it
 
 from dataclasses import dataclass, field
 from enum import Enum
-from math import ceil
+from math import ceil, inf
 
 from ray_fed.config import require
 
@@ -42,6 +43,25 @@ class RoundRules:
         require(self.max_restarts >= 0, f"max_restarts={self.max_restarts} must not be negative")
 
 
+@dataclass(frozen=True)
+class StartRules:
+    """When a run may begin although sites have no machine yet."""
+
+    timeout: float = 0.0
+    """Seconds in which the machines of all silos are waited for."""
+    may_be_late: frozenset[str] = frozenset()
+    """Silos without which the run begins after that; each is admitted when its site has a machine."""
+    fewest: int = 1
+    """Silos that must be there at the beginning."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.timeout < inf, f"start_timeout={self.timeout} must be seconds, 0 or more")
+
+
+AT_ONCE = StartRules()
+"""All silos are there, or the run does not begin."""
+
+
 class Phase(Enum):
     """Where a silo stands."""
 
@@ -50,6 +70,7 @@ class Phase(Enum):
     BEHIND = "behind"
     RESTARTING = "restarting"
     GONE = "gone"
+    ABSENT = "absent"
 
 
 # ---- events
@@ -105,11 +126,19 @@ class Restarted:
 
 
 @dataclass(frozen=True)
+class Barred:
+    """An absent silo came and does not fit what the others agreed on."""
+
+    silo: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class DeadlinePassed:
     server_round: int
 
 
-Event = Opened | Arrived | Refused | Raised | Died | Restarted | DeadlinePassed
+Event = Opened | Arrived | Refused | Raised | Died | Restarted | Barred | DeadlinePassed
 
 
 # ---- decisions
@@ -187,16 +216,20 @@ class RoundMachine:
     overdue: set[str] = field(default_factory=set)
     """Silos that a deadline passed by while they were starting again: no round waits for them until they are back."""
     failures: dict[str, str] = field(default_factory=dict)
+    absent: dict[str, str] = field(default_factory=dict)
+    """Silo that was not there when the job began -> why."""
     is_open: bool = False
     stopped: bool = False
 
     def __post_init__(self) -> None:
-        self.phase = dict.fromkeys(self.silos, Phase.IDLE) | self.phase
+        away = [silo for silo in self.silos if silo in self.absent]
+        self.phase = dict.fromkeys(self.silos, Phase.IDLE) | dict.fromkeys(away, Phase.ABSENT) | self.phase
         self.restarts = dict.fromkeys(self.silos, 0) | self.restarts
 
     def handle(self, event: Event) -> list[Decision]:
-        """Return the decisions an event leads to. After Stop, every event leads to nothing."""
-        if self.stopped:
+        """Return the decisions an event leads to. After Stop, every event leads to nothing, and so does always what
+        befalls a silo that takes no part in the job."""
+        if self.stopped or getattr(event, "silo", self.silos[0]) not in self.phase:
             return []
         handler = getattr(self, f"_{type(event).__name__.lower()}")
         return [*handler(event), *self._closing()]
@@ -236,15 +269,20 @@ class RoundMachine:
             self._give_up(event.silo, f"{event.reason}; no restart left after {self.restarts[event.silo]}")
             return []
         self.restarts[event.silo] += 1
-        self.phase[event.silo] = Phase.RESTARTING
+        if self.phase[event.silo] is not Phase.ABSENT:
+            self.phase[event.silo] = Phase.RESTARTING
         return [Restart(event.silo)]
 
     def _restarted(self, event: Restarted) -> list[Decision]:
-        if self.phase[event.silo] is not Phase.RESTARTING:
+        if self.phase[event.silo] not in (Phase.RESTARTING, Phase.ABSENT):
             return []
         self.phase[event.silo] = Phase.IDLE
         self.overdue.discard(event.silo)
         return [self._ask(event.silo)] if self.is_open and event.silo in self.seats else []
+
+    def _barred(self, event: Barred) -> list[Decision]:
+        self.absent[event.silo] = event.reason
+        return []
 
     def _deadlinepassed(self, event: DeadlinePassed) -> list[Decision]:
         if not self.is_open or event.server_round != self.server_round:
@@ -268,6 +306,8 @@ class RoundMachine:
             return f"late: still at work on round {self.asked[silo]}"
         if self.phase[silo] is Phase.GONE:
             return f"no restart left after {self.restarts[silo]}"
+        if self.phase[silo] is Phase.ABSENT:
+            return self.absent[silo]
         return "not restarted yet"
 
     def _ask(self, silo: str) -> Ask:

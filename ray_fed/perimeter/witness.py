@@ -12,7 +12,16 @@ import numpy as np
 
 from ray_fed.federation.cohort import Cohort
 from ray_fed.federation.coordinator import Job, RoundRecord
-from ray_fed.federation.messages import Answer, Answered, Artifact, Metrics, SessionSpec, SiloDescription, Vector
+from ray_fed.federation.messages import (
+    Answer,
+    Answered,
+    Artifact,
+    Back,
+    Metrics,
+    SessionSpec,
+    SiloDescription,
+    Vector,
+)
 from ray_fed.federation.strategies import Models
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.scores import Scores
@@ -58,6 +67,8 @@ class WitnessedCohort:
         answer = self.cohort.answer(timeout)
         if isinstance(answer, Answered):
             self.note(answer.silo, answer.update, answer.update.session, answer.update.server_round)
+        elif isinstance(answer, Back) and answer.description:
+            self.note(answer.silo, answer.description)
         return answer
 
     def evaluate(
@@ -74,6 +85,9 @@ class WitnessedCohort:
         return answers
 
     # ---- what goes out, and the examiner, who is no silo
+
+    def absent(self) -> dict[str, str]:
+        return self.cohort.absent()
 
     def prepare(self, standardizer: Standardizer | None) -> None:
         self.cohort.prepare(standardizer)
