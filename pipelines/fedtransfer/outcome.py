@@ -186,10 +186,19 @@ class Outcome:
         facts = self.generator_facts()
         if not facts:
             return []
-        head = ["silo", "L1 training", "L1 held out", "nearest: generated / real", "copies", "verdict"]
+        head = [
+            "silo",
+            "L1 training",
+            "L1 held out",
+            "ratio at one contrast",
+            "nearest: generated / real",
+            "copies",
+            "verdict",
+        ]
         rows = [
             [
                 silo, f"{told['memorisation.train_l1']:.3f}", f"{told['memorisation.held_out_l1']:.3f}",
+                f"{told['memorisation.gap']:.2f}",
                 f"{told['memorisation.nearest_generated']:.3f} / {told['memorisation.nearest_real']:.3f}",
                 f"{told['memorisation.num_copies']:g} of {told['memorisation.num_generated']:g}",
                 "no sign of memorisation" if told["memorisation.passed"] else "memorisation",

@@ -1,10 +1,12 @@
 """Does a generator repeat the images it was trained on? Asked before it may leave; a crude probe, not a proof.
 
 Two questions. (1) Is it better on the labels it has seen? The L1 distance to the true image on training labels against
-that on held-out labels. (2) Given held-out labels, does it paint a training image? The distance from each generated
-image to the nearest training image, against the distance from a *real* held-out image to its nearest training image:
-a generator that paints the style is about as far away as reality is, one that copies is much nearer. Distances are root
-mean squares of normalised thumbnails, the smallest over the eight symmetries of a square.
+that on held-out labels; for both, images are first brought to one mean and contrast, because held-out micrographs may
+have been taken under another light, which no generator can know and which is no sign of anything. (2) Given held-out
+labels, does it paint a training image? The distance from each generated image to the nearest training image, against
+the distance from a *real* held-out image to its nearest training image: a generator that paints the style is about as
+far away as reality is, one that copies is much nearer. Distances are root mean squares of normalised thumbnails, the
+smallest over the eight symmetries of a square.
 
 What it cannot see: details copied into otherwise new images, and anything a determined attacker extracts.
 """
@@ -24,7 +26,7 @@ from ray_fed.style_transfer.synthesis import grey_l1, synthesise
 from ray_fed.style_transfer.training import Pairs
 
 LARGEST_GAP = 1.25
-"""Held-out over training L1 above which a generator knows its training images too well."""
+"""Held-out over training L1, at one mean and contrast, above which a generator knows its training images too well."""
 NEAREST_RATIO = 0.5
 """Share of the real images' distance to the training set below which a generated image is a copy."""
 THUMBNAIL = 32
@@ -37,6 +39,8 @@ class MemorisationFinding:
     train_l1: float
     """Mean |G(label) - image| on training labels; grey values in [0, 1]."""
     held_out_l1: float
+    gap: float
+    """Held-out over training L1 of images that were brought to mean 0 and standard deviation 1."""
     nearest_generated: float
     """Median distance of generated images to their nearest training image."""
     nearest_real: float
@@ -47,13 +51,14 @@ class MemorisationFinding:
 
     @property
     def passed(self) -> bool:
-        return self.held_out_l1 <= LARGEST_GAP * self.train_l1 + 1e-9 and self.num_copies == 0
+        return self.gap <= LARGEST_GAP and self.num_copies == 0
 
     def __str__(self) -> str:
         verdict = "no sign of memorisation" if self.passed else "memorisation"
         ratio = self.nearest_generated / self.nearest_real if self.nearest_real else float("nan")
         return (
-            f"{verdict}: L1 {self.train_l1:.3f} on training labels, {self.held_out_l1:.3f} on held-out ones; "
+            f"{verdict}: L1 {self.train_l1:.3f} on training labels, {self.held_out_l1:.3f} on held-out ones, "
+            f"{self.gap:.2f} times as much at one contrast; "
             f"generated images are {ratio:.2f} times as far from the training images as real ones are; "
             f"{self.num_copies} of {self.num_generated} look copied"
         )
@@ -73,13 +78,16 @@ def probe_memorisation(
         synthesise(module, spec, pairs.maps, index, statistics, derived_seed(seed, "memorisation", number))
         for number, (pairs, index) in enumerate(((training, seen), (held_out, unseen)))
     ]
+    truth = [training.images[seen], held_out.images[unseen]]
+    seen_l1, unseen_l1 = (_l1_at_one_contrast(a, b) for a, b in zip(painted, truth, strict=True))
     known = _thumbnails(training.images)
     generated = nearest_distances(_thumbnails(painted[1]), known)
     real = nearest_distances(_thumbnails(held_out.images[unseen]), known)
     usual = float(np.median(real))
     return MemorisationFinding(
-        grey_l1(painted[0], training.images[seen]),
-        grey_l1(painted[1], held_out.images[unseen]),
+        grey_l1(painted[0], truth[0]),
+        grey_l1(painted[1], truth[1]),
+        unseen_l1 / max(seen_l1, 1e-9),
         float(np.median(generated)),
         usual,
         int((generated < NEAREST_RATIO * usual).sum()),
@@ -103,6 +111,15 @@ def nearest_distances(images: torch.Tensor, known: torch.Tensor) -> np.ndarray:
 
 def _thumbnails(images: torch.Tensor) -> torch.Tensor:
     """Return uint8 images [n, h, w] as float [n, s, s], each with mean 0 and standard deviation 1."""
-    small = functional.interpolate(images[:, None].float(), (THUMBNAIL, THUMBNAIL), mode="area")[:, 0]
-    small = small - small.mean((1, 2), keepdim=True)
-    return small / small.std((1, 2), keepdim=True).clamp_min(1e-6)
+    return _at_one_contrast(functional.interpolate(images[:, None].float(), (THUMBNAIL, THUMBNAIL), mode="area")[:, 0])
+
+
+def _at_one_contrast(images: torch.Tensor) -> torch.Tensor:
+    """Return images [n, h, w], each with mean 0 and standard deviation 1."""
+    images = images - images.mean((1, 2), keepdim=True)
+    return images / images.std((1, 2), keepdim=True).clamp_min(1e-6)
+
+
+def _l1_at_one_contrast(images: torch.Tensor, others: torch.Tensor) -> float:
+    """Return the mean absolute difference of uint8 images [n, h, w], in standard deviations."""
+    return float((_at_one_contrast(images.float()) - _at_one_contrast(others.float())).abs().mean())

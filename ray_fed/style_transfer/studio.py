@@ -263,6 +263,8 @@ class StyleStudio:
         if path is None or not path.is_file():
             return False
         found = json.loads(path.read_text())
+        if set(found["finding"]) != set(MemorisationFinding.__dataclass_fields__):
+            return False  # of a version that asked other questions: learn, and ask, again
         costs = {codec: CodecCost(**cost) for codec, cost in found["codecs"].items()}
         self.report = StyleReport(
             self.silo, found["num_images"], tuple(found["losses"]), MemorisationFinding(**found["finding"]), costs

@@ -1,7 +1,10 @@
 """FedTransfer on silo actors: who holds the generators, what passes through whom, and what a broken-off run does."""
 
+import csv
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -254,3 +257,40 @@ def test_a_folder_that_cannot_be_used_is_named_and_nothing_is_written(
     assert "silo 'lab'" in told
     assert said in told
     assert not (tmp_path / "run").exists()
+
+
+DATASETS = Path(__file__).resolve().parents[3] / "shared" / "datasets"
+
+
+def few_of(name, place, count=7):
+    """Copy one micrograph of each of the first sources of a shared data set, as a folder of its own."""
+    whole = DATASETS / name
+    with (whole / "index.csv").open(newline="") as file:
+        first = {row["source_image"]: row["name"] for row in csv.DictReader(file)}
+    images = next(folder for folder in ("images_gray", "images") if (whole / folder).is_dir())
+    for folder in (images, "labels"):
+        (place / folder).mkdir(parents=True)
+        for stem in sorted(first.values())[:count]:
+            shutil.copy(whole / folder / f"{stem}.png", place / folder)
+    shutil.copy(whole / "index.csv", place)
+    return place
+
+
+@pytest.mark.skipif(not DATASETS.is_dir(), reason="the shared micrographs are not beside this checkout")
+def test_a_steel_and_a_superalloy_exchange_styles(tmp_path, capsys):
+    tbm = few_of("micrographs_tbm", tmp_path / "tbm")
+    alloy = few_of("micrographs_superalloy", tmp_path / "alloy")
+    command = ["fedtransfer", *flags(size=64), f"--data=tbm={tbm},alloy={alloy}", "--masks=alloy=between_classes"]
+    out = tmp_path / "run"
+    assert main([*command, "--methods=fed_avg,transfer_int8", "--cohort=local", f"--out={out}"]) == 0
+    capsys.readouterr()
+    summary = json.loads((out / "summary.json").read_text())
+    for method in ("fed_avg", "transfer_int8"):
+        for silo in ("tbm", "alloy"):
+            assert 0 <= summary[f"{method}.{silo}.map"] <= 1
+    lines = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    (exchange,) = [line for line in lines if line["stage"] == "exchange int8"]
+    assert set(exchange["sent"]) == {"tbm -> alloy", "alloy -> tbm"}
+    assert not list((out / "figures").glob("tbm-*"))
+    report = (out / "report.html").read_text()
+    assert "own data stay in the silos" in report

@@ -247,6 +247,25 @@ def test_a_generator_that_paints_its_training_images_is_caught():
     assert "no sign" in str(innocent)
 
 
+@pytest.mark.parametrize("knows", [True, False])
+def test_what_counts_is_knowing_training_images_and_not_another_light_on_the_held_out_ones(knows):
+    rng = np.random.default_rng(0)
+    images = rng.integers(60, 200, (12, SIZE, SIZE)).astype(np.uint8)
+    seen, unseen = images[:6], (images[6:] // 4).astype(np.uint8)
+    masks = stripes(12)[1]
+    training, held_out = Pairs.of(seen, masks[:6]), Pairs.of(unseen, masks[6:])
+    # Asked for training labels first; paints noise for all others, so that no image looks copied.
+    painter = Copier(seen if knows else rng.integers(60, 200, seen.shape).astype(np.uint8))
+    noise = Copier(rng.integers(60, 200, seen.shape).astype(np.uint8))
+    asked = iter([painter, noise])
+    painter_then_noise = torch.nn.Identity()
+    painter_then_noise.forward = lambda x: next(asked)(x)
+    finding = probe_memorisation(painter_then_noise, TINY, training, held_out, training.statistics, 0)
+    assert finding.num_copies == 0
+    assert finding.held_out_l1 > 1.25 * finding.train_l1  # in grey values the other light alone looks like a sign
+    assert finding.passed is not knows
+
+
 def test_an_amplitude_bank_has_no_phases_and_paints_with_its_brightness():
     dark = np.full((3, SIZE, SIZE), 40, np.uint8)
     bright = np.full((2, SIZE, SIZE), 200, np.uint8)
