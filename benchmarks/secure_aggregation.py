@@ -48,14 +48,16 @@ def one_round(num_silos: int, num_parameters: int, num_dropped: int, exact: bool
     survivors = names[: num_silos - num_dropped]
     collector = SecureCollector("bench", 1, num_parameters, roster, names)
     masking = masked_sum(watch, collector, members, survivors, num_parameters, exact)
-    given = {name: watch("unmask", members[name].unmask, survivors, collector.dropped) for name in survivors}
+    signed = {name: watch("unmask", members[name].agree, survivors) for name in survivors}
+    given = {name: watch("unmask", members[name].unmask, signed) for name in survivors}
     start = time.process_time()
     total = _sum(collector, given, exact)
     unmasking = time.process_time() - start
     if exact:
         check(total, survivors, num_parameters)
     each = {phase: watch.seconds[phase] / num_silos for phase in ("keys", "shares", "unmask")}
-    sent = 2 * 32 + sum(len(text) for text in shares[names[0]].values()) + 66 * num_silos + 16 * (num_parameters + 1)
+    own = 3 * 32 + 64 + 64  # two keys and the signer, their signature, the signature of the names
+    sent = own + sum(len(text) for text in shares[names[0]].values()) + 66 * num_silos + 16 * (num_parameters + 1)
     return {
         **each,
         "mask": masking,
@@ -116,7 +118,9 @@ def main() -> None:
     options = parser.parse_args()
     plain = plain_seconds(options.parameters)
     print(f"{options.parameters} parameters, {options.dropped} dropped, plain add {plain:.4f} s")
-    print("| silos | silo: keys, shares | silo: mask | silo: unmask | coordinator: add one | unmask | silo sends |")
+    print(
+        "| silos | silo: keys, shares | silo: mask | silo: sign, unmask | coordinator: add one | unmask | silo sends |"
+    )
     print("|---:|---:|---:|---:|---:|---:|---:|")
     for num_silos in options.silos:
         cost = one_round(num_silos, options.parameters, options.dropped, not options.sampled)

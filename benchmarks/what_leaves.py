@@ -1,0 +1,150 @@
+"""What could be reconstructed from what leaves a silo under each setting, from how much, at what cost in accuracy.
+
+`ray-fed audit` on the formation-energy federation, embedded data, four silos, once per seed (split, initial weights,
+shuffles); counts are added over seeds, errors have mean and standard deviation, costs are paired by seed.
+
+    python benchmarks/what_leaves.py --seeds 0 1 2 --keep FOLDER      # finished seeds are kept in FOLDER
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import re
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from pipelines import cli
+
+ROUNDS = 2
+FEDERATION = "--rows 3000 --test-rows 1000 --epochs 20 --rounds 5 --baselines no --cohort local"
+LEAKY = f"{FEDERATION} --optimizer sgd --communication-frequency batch --batch-size 32".replace("--rounds 5 ", "")
+KINDS = ("gradient of one record", "gradient of a batch of 8", "gradient of a whole batch", "update of a round")
+DEFENCES = (
+    "none", "clip:1", "fp16", "int8", "noise:0.1", "noise:1", "prune:0.9", "prune:0.99", "silo_dp:1000", "silo_dp:100",
+    "secure sum",
+)  # fmt: skip
+SGD = "batch:8+steps:1+sgd"
+CHANGES = (
+    "as set up", "batch:8", "steps:1", "int8", "top_k", "dp:50", "dp:8", "dp:1",
+    SGD, "batch:32+steps:1+sgd", "batch:8+steps:4+sgd", "batch:8+steps:16+sgd", f"{SGD}+fp16", f"{SGD}+int8",
+    f"{SGD}+top_k", "batch:8+steps:1+dp:8+sgd",
+    "batch:8+steps:1+dp:1+sgd",
+)  # fmt: skip
+Found = Mapping[str, float]
+
+
+def said(arguments: Sequence[str]) -> tuple[int, str]:
+    """Return exit code and output of a command."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = cli.main(list(arguments))
+    return code, output.getvalue()
+
+
+def audited(seed: int, folder: Path) -> Found:
+    """Return the summary of one seed's audit, with what was found in sums over silos as `training.X.in_sum`."""
+    kept = folder / f"what_leaves-{seed}.json"
+    if kept.exists():
+        return json.loads(kept.read_text())
+    with tempfile.TemporaryDirectory() as place:
+        run, audit = f"{place}/run", f"{place}/audit"
+        said(["formation-energy", *FEDERATION.split(), "--seed", str(seed), "--out", run])
+        chosen = ["--defences", ",".join(DEFENCES[1:-1]), "--changes", ",".join(CHANGES[1:]), "--rounds", str(ROUNDS)]
+        _, output = said(["audit", run, *chosen, "--out", audit])
+        summary = json.loads(Path(audit, "summary.json").read_text())
+    for change, _, found in in_sums(output):
+        summary[f"training.{change}.in_sum"] = found
+    kept.write_text(json.dumps(summary))
+    return summary
+
+
+def in_sums(output: str) -> Iterator[tuple[str, str, int]]:
+    """Yield (change, message, records found in the sum) of the audit's table of changes."""
+    for line in output.partition("done in other ways")[2].splitlines():
+        cells = re.split(r"\s{2,}", line.strip())
+        if len(cells) == 8 and cells[0] in CHANGES:
+            yield cells[0], cells[1], int(cells[5].replace(",", ""))
+
+
+def of_kind(audits: Sequence[Found], kind: str, defence: str) -> str:
+    """Return found / records of a kind of message under a defence, over silos and seeds."""
+    keys = [
+        key.removesuffix(".exact")
+        for key in audits[0]
+        if key.startswith("silo-") and f".{kind}" in key and key.endswith(f".{defence}.exact")
+    ]
+    found = sum(one[f"{key}.{how}"] for one in audits for key in keys for how in ("exact", "near"))
+    records = sum(one[f"{key}.records"] for one in audits for key in keys)
+    return f"{found:,} / {records:,}"
+
+
+def cost(audits: Sequence[Found], name: str) -> list[str]:
+    """Return error and cost, with spread over seeds."""
+    errors = [one[f"mae.{name}"] for one in audits]
+    costs = [error - one["mae.none"] for error, one in zip(errors, audits, strict=True)]
+    return [
+        f"{statistics.mean(errors):.3f} ± {spread(errors):.3f}",
+        f"{statistics.mean(costs):+.3f} ± {spread(costs):.3f}",
+    ]
+
+
+def spread(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else float("nan")
+
+
+def row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def report(audits: Sequence[Found]) -> Iterator[str]:
+    """Yield both tables as Markdown."""
+    yield row(["defence", *KINDS, "MAE, eV/atom", "cost"])
+    yield row(["---"] * (len(KINDS) + 3))
+    for name in DEFENCES:
+        yield row([name, *(of_kind(audits, kind, name) for kind in KINDS), *cost(audits, name)])
+    yield ""
+    yield row(["training", "rows behind a message", "found", "found in the sum of 4 silos", "MAE, eV/atom", "cost"])
+    yield row(["---"] * 6)
+    for name in CHANGES:
+        key, records = f"training.{name}", [one[f"training.{name}.records"] for one in audits]
+        found = sum(one[f"{key}.found"] for one in audits)
+        rows = round(sum(records) / len(records) / 4)
+        counts = [f"{rows:,}", f"{found:,} / {sum(records):,}", f"{sum(one[f'{key}.in_sum'] for one in audits):,}"]
+        yield row([name, *counts, *cost(audits, "none" if name == "as set up" else name)])
+
+
+def gates(folder: Path) -> Iterator[str]:
+    """Yield what the gate for CI says of a federation that leaks and of one that does not, with exit codes."""
+    for name, options in (("leaky", LEAKY), ("as-set-up", FEDERATION)):
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            said(["formation-energy", *options.split(), "--out", f"{place}/run"])
+            gate = ["--max-leak", "0", "--costs", "no", "--defences", "fp16", "--changes", "batch:8"]
+            with contextlib.redirect_stderr(io.StringIO()) as errors:
+                code, output = said(["audit", f"{place}/run", *gate, "--out", f"{place}/audit"])
+            lines = [*output.splitlines(), *errors.getvalue().splitlines()]
+            verdict = next(line for line in reversed(lines) if "max_leak" in line)
+            yield f"{name}: ray-fed audit RUN {' '.join(gate)}\n    {verdict}\n    exit code {code}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--gates", action="store_true", help="also show the gate for CI")
+    options = parser.parse_args()
+    options.keep.mkdir(exist_ok=True)
+    (options.keep / "site.yaml").write_text("perimeter: {audit: true}\n")
+    os.environ["RAY_FED_SITE"] = str(options.keep)
+    audits = [audited(seed, options.keep) for seed in options.seeds]
+    print("\n".join(report(audits)))
+    if options.gates:
+        print("\n".join(["", *gates(options.keep)]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
