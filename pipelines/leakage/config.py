@@ -7,7 +7,7 @@ from ray_fed.config import require
 
 OPTION_GROUPS = {"data": "what is attacked", "attacks": "how", "studies": "which experiments", "seed": "run"}
 
-Study = Literal["compare", "learning_rate", "labels", "batch", "defence", "tabular"]
+Study = Literal["compare", "learning_rate", "labels", "networks", "batch", "defence", "tabular"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class LeakageConfig:
     """Batch sizes of the batch study."""
     local_steps: tuple[int, ...] = (1, 2, 4)
     """Local SGD steps of the batch study; the attack unrolls them."""
-    studies: tuple[Study, ...] = ("compare", "learning_rate", "labels", "batch", "defence", "tabular")
-    """Experiments to run; those besides compare use the first data set, the learning rate faces or the last."""
+    studies: tuple[Study, ...] = ("compare", "learning_rate", "labels", "networks", "batch", "defence", "tabular")
+    """Experiments to run; networks: LeNet with ReLU, an MLP, a small ResNet, a small U-Net. Those besides compare use
+    the first data set, the learning rate faces or the last."""
     tasks: int = 32
     """Attacks per task: one batched computation."""
     seed: int = 0

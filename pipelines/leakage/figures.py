@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, np.ndarray]
 FLOOR = 1e-12
+LABELS = {"mse": "mean squared error", "loss": "objective / objective at the start"}
 COLOURS = {"ours": FEDERATED}
 NAMES = {
     "dlg": "DLG", "idlg": "iDLG", "wdlg": "WDLG", "wdlg_best": "WDLG, best variant", "cosine": "cosine + TV",
@@ -76,42 +77,81 @@ def curves_figure(curves: Mapping[str, Mapping[str, np.ndarray]], quantity: str)
         axis.set_title(as_label(data, 30), fontsize=TITLE_SIZE)
         axis.set_xlabel("gradient evaluations", fontsize=LABEL_SIZE)
         dress(axis, "both")
-    label = "mean squared error" if quantity == "mse" else "objective / objective at the start"
-    panels[0].set_ylabel(label, fontsize=LABEL_SIZE)
+    panels[0].set_ylabel(LABELS[quantity], fontsize=LABEL_SIZE)
     legend_outside(panels[-1], list(drawn.values()), [_name(name) for name in drawn],
                    loc="center left", bbox_to_anchor=(1.02, 0.5))  # fmt: skip
     return figure
 
 
-def rates_figure(curves: Mapping[tuple[str, float], np.ndarray]) -> "Figure":
-    """Draw the median error of each method (panels) at each step size (lines); values [images, evaluations]."""
+def phase_figure(curves: Mapping[str, Mapping[str, Arrays]]) -> "Figure":
+    """Draw the error against the relative objective, medians over images, from the start (right) to the end (left), per
+    data set (panels) and method (lines); curves: data -> method -> mse and loss [images, evaluations]."""
+    figure = new_figure(4.0 * len(curves) + 1.6, 3.6)
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    drawn: dict[str, object] = {}
+    for axis, (data, methods) in zip(panels, curves.items(), strict=True):
+        for name, arrays in methods.items():
+            loss, error = _median(arrays["loss"], "loss"), _median(arrays["mse"], "mse")
+            (drawn[name],) = axis.plot(loss, error, color=_colour(name), linewidth=1.6)
+            axis.plot(loss[-1:], error[-1:], color=_colour(name), marker="o", markersize=4)
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        axis.invert_xaxis()
+        axis.set_title(as_label(data, 30), fontsize=TITLE_SIZE)
+        axis.set_xlabel(LABELS["loss"], fontsize=LABEL_SIZE)
+        dress(axis, "both")
+    panels[0].set_ylabel(LABELS["mse"], fontsize=LABEL_SIZE)
+    legend_outside(panels[-1], list(drawn.values()), [_name(name) for name in drawn],
+                   loc="center left", bbox_to_anchor=(1.02, 0.5))  # fmt: skip
+    return figure
+
+
+def rates_figure(curves: Mapping[tuple[str, float], Arrays]) -> "Figure":
+    """Draw the median objective and error (rows) of each method (columns) at each step size (lines); curves: (method,
+    step size) -> mse and loss [images, evaluations]."""
     methods = list(dict.fromkeys(name for name, _ in curves))
     rates = list(dict.fromkeys(rate for _, rate in curves))
-    figure = new_figure(3.6 * len(methods) + 1.2, 3.4)
-    panels = figure.subplots(1, len(methods), squeeze=False, sharey=True)[0]
+    figure = new_figure(3.6 * len(methods) + 1.2, 5.6)
+    panels = figure.subplots(2, len(methods), squeeze=False, sharey="row", sharex=True)
     lines: dict[float, object] = {}
-    for axis, name in zip(panels, methods, strict=True):
-        for number, rate in enumerate(rates):
-            lines[rate] = _draw_median(axis, curves[name, rate], _PALETTE[number % len(_PALETTE)], "mse")
+    for row, quantity in zip(panels, ("loss", "mse"), strict=True):
+        for axis, name in zip(row, methods, strict=True):
+            for number, rate in enumerate(rates):
+                colour = _PALETTE[number % len(_PALETTE)]
+                lines[rate] = _draw_median(axis, curves[name, rate][quantity], colour, quantity)
+            dress(axis, "both")
+        row[0].set_ylabel(as_label(LABELS[quantity], 22), fontsize=LABEL_SIZE)
+    for axis, name in zip(panels[0], methods, strict=True):
         axis.set_title(as_label(_name(name)), fontsize=TITLE_SIZE)
+    for axis in panels[1]:
         axis.set_xlabel("gradient evaluations", fontsize=LABEL_SIZE)
-        dress(axis, "both")
-    panels[0].set_ylabel("mean squared error", fontsize=LABEL_SIZE)
-    legend_outside(panels[-1], list(lines.values()), [f"step size {rate:g}" for rate in rates],
+    legend_outside(panels[0][-1], list(lines.values()), [f"step size {rate:g}" for rate in rates],
                    loc="center left", bbox_to_anchor=(1.02, 0.5))  # fmt: skip
     return figure
 
 
 def _draw_median(axis: "Axes", values: np.ndarray, colour: str, quantity: str) -> object:
-    if quantity != "mse":
-        values = values / np.maximum(values[:, :1], FLOOR)
-    worst = 1e3  # what is not finite is worse than anything drawn
-    middle = np.clip(np.median(np.nan_to_num(values, nan=worst, posinf=worst), axis=0), FLOOR, worst)
-    middle[: int((middle < worst).argmax())] = np.nan  # most attacks had no point yet
+    middle = _median(values, quantity)
     (line,) = axis.plot(np.arange(1, len(middle) + 1), middle, color=colour, linewidth=1.6)
     axis.set_yscale("log")
     axis.set_xscale("log")
     return line
+
+
+def _median(values: np.ndarray, quantity: str) -> np.ndarray:
+    """Return medians over images [evaluations]; NaN before most attacks had a point."""
+    if quantity != "mse":
+        values = values / np.maximum(_first_finite(values), FLOOR)
+    worst = 1e3  # what is not finite is worse than anything drawn
+    middle = np.clip(np.median(np.nan_to_num(values, nan=worst, posinf=worst), axis=0), FLOOR, worst)
+    middle[: int((middle < worst).argmax())] = np.nan
+    return middle
+
+
+def _first_finite(values: np.ndarray) -> np.ndarray:
+    """Return each row's first finite value [rows, 1]; NaN without one."""
+    first = np.isfinite(values).argmax(1)
+    return values[np.arange(len(values)), first][:, None]
 
 
 def _show(axis: "Axes", picture: np.ndarray) -> None:

@@ -7,11 +7,13 @@ from pipelines.leakage.config import LeakageConfig
 from ray_fed.leakage.attacks import Attack, attack_named
 from ray_fed.leakage.study import AttackJob, drawn_images
 
-COMPARE, RATES, BATCH, DEFENCE = "compare", "learning_rate", "batch", "defence"
+COMPARE, RATES, BATCH, DEFENCE, NETWORKS = "compare", "learning_rate", "batch", "defence", "networks"
 FEW = 16
 """Problems of the side studies: conditions, not methods, are compared there."""
 RATE_ATTACKS = ("dlg", "idlg", "wdlg")
 """The methods of the paper's learning-rate study."""
+OTHER_NETWORKS, NETWORK_ATTACKS = ("lenet_relu", "mlp", "resnet", "unet"), ("dlg", "idlg", "wdlg", "cosine", "ours")
+"""Of the study of other networks."""
 
 
 def study_jobs(config: LeakageConfig) -> list[AttackJob]:
@@ -21,6 +23,7 @@ def study_jobs(config: LeakageConfig) -> list[AttackJob]:
     jobs = [
         *(_compare(config) if "compare" in config.studies else ()),
         *(_rates(config) if "learning_rate" in config.studies else ()),
+        *(_networks(config) if "networks" in config.studies else ()),
         *(_batches(config) if "batch" in config.studies else ()),
         *(_defences(config) if "defence" in config.studies else ()),
     ]
@@ -54,12 +57,27 @@ def _compare(config: LeakageConfig) -> Iterator[AttackJob]:
             yield from _parts(replace(job, snapshots=snapshots(config.budget)), config.images, config.tasks)
 
 
+def rates_data(config: LeakageConfig) -> str:
+    """Return the images of the learning-rate study: the paper's Fig. 5 is of LFW."""
+    return "faces" if "faces" in config.data else config.data[-1]
+
+
 def _rates(config: LeakageConfig) -> Iterator[AttackJob]:
-    data = "faces" if "faces" in config.data else config.data[-1]  # the paper's Fig. 5 is of LFW
+    data = rates_data(config)
     for rate in config.learning_rates:
         for name in (name for name in RATE_ATTACKS if name in config.attacks):
             attack = replace(configured(config, name), learning_rate=rate)
             yield from _parts(_job(config, RATES, data, attack), min(FEW // 2, config.images), FEW // 2)
+
+
+def _networks(config: LeakageConfig) -> Iterator[AttackJob]:
+    """The other networks, on the first images that have an even height and width (a U-Net needs them)."""
+    sizes = {data: drawn_images(data, config.images, config.seed).shape[1:] for data in config.data}
+    data = next((data for data, size in sizes.items() if not any(side % 2 for side in size)), config.data[0])
+    for model in OTHER_NETWORKS:
+        for name in NETWORK_ATTACKS:
+            job = replace(_job(config, NETWORKS, data, configured(config, name)), model=model)
+            yield from _parts(job, min(FEW, config.images), FEW)
 
 
 def _batches(config: LeakageConfig) -> Iterator[AttackJob]:
@@ -95,7 +113,13 @@ def _parts(job: AttackJob, problems: int, at_once: int) -> Iterator[AttackJob]:
 
 
 def _key(job: AttackJob, start: int) -> str:
-    parts = [job.group, job.data.replace("/", "_"), job.attack.name, f"{job.attack.learning_rate:g}"]
+    parts = [
+        job.group,
+        *([job.model] if job.group == NETWORKS else []),
+        job.data.replace("/", "_"),
+        job.attack.name,
+        f"{job.attack.learning_rate:g}",
+    ]
     parts += [f"b{job.batch_size}", f"e{job.local_steps}", job.defence or "plain", str(start)]
     return "-".join(parts)
 

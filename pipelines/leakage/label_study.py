@@ -1,6 +1,6 @@
 """Labels in closed form: accuracy and steps of each rule (the paper's Table 1), and where the rules end."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +12,7 @@ from ray_fed.leakage.labels import infer_labels, label_steps, output_gradients
 from ray_fed.leakage.study import AttackJob, observations_of
 
 BATCHES = (1, 2, 4, 8, 16, 32)
+RULES = ("bias_sign", "row_sign")
 DEFENDED = ("int8", "noise:0.01", "noise:0.1", "noise:1", "noise:10", "no_output_bias")
 
 
@@ -58,7 +59,7 @@ def _rules(job: AttackJob, condition: str) -> Iterator[LabelResult]:
     observations, _, labels = observations_of(job)
     rows = output_gradients(observations).rows
     steps = label_steps(rows.shape[1], rows.shape[2])
-    for rule in ("bias_sign", "row_sign"):
+    for rule in RULES:
         try:
             found = infer_labels(observations, rule)
         except FedError as error:
@@ -78,8 +79,30 @@ def multiset_share(found: torch.Tensor, true: torch.Tensor) -> float:
 
 
 def as_rows(results: Sequence[LabelResult]) -> list[list[str]]:
-    """Return table lines."""
-    return [
-        [one.data, one.condition, one.rule, str(one.messages), one.reason or f"{one.right:.1%}", f"{one.steps:,}"]
-        for one in results
+    """Return a header and a line per condition, the two rules side by side."""
+    found: dict[tuple[str, str, int], dict[str, str]] = {}
+    for one in results:
+        said = one.reason and "not possible"
+        found.setdefault((one.data, one.condition, one.messages), {})[one.rule] = said or f"{one.right:.1%}"
+    lines = [
+        [data, condition, f"{messages}", *(rules.get(rule, "–") for rule in RULES)]
+        for (data, condition, messages), rules in found.items()
     ]
+    return [["data", "condition", "messages", "sign of the bias (WDLG)", "sign of the rows (iDLG)"], *lines]
+
+
+def table_1(results: Sequence[LabelResult], optimised: Mapping[str, float]) -> list[list[str]]:
+    """Return the paper's Table 1, a header and a line per data set: share of labels right and entries looked at.
+
+    optimised: data -> share of labels that DLG, which optimises them, ended with.
+    """
+    single = {(one.data, one.rule): one for one in results if one.condition == "batch 1"}
+    header = ["data", "DLG", "iDLG", "WDLG", "steps of iDLG (C x n)", "steps of WDLG (C)"]
+    lines = []
+    for data in dict.fromkeys(data for data, _ in single):
+        bias, rows = (single[data, rule] for rule in RULES)
+        lines.append([
+            data, f"{optimised[data]:.0%}" if data in optimised else "–", f"{rows.right:.0%}", f"{bias.right:.0%}",
+            f"{rows.steps:,}", f"{bias.steps:,}",
+        ])  # fmt: skip
+    return [header, *lines]

@@ -1,18 +1,21 @@
 """What a run leaves behind: rows, summary, figures, TensorBoard, report."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.leakage.config import LeakageConfig
-from pipelines.leakage.figures import curves_figure, final_figure, grid_figure, rates_figure
-from pipelines.leakage.jobs import BATCH, COMPARE, DEFENCE, RATES, snapshots
-from pipelines.leakage.label_study import LabelResult
+from pipelines.leakage.figures import curves_figure, final_figure, grid_figure, phase_figure, rates_figure
+from pipelines.leakage.jobs import BATCH, COMPARE, DEFENCE, NETWORKS, RATES, rates_data, snapshots
+from pipelines.leakage.label_study import LabelResult, table_1
 from pipelines.leakage.label_study import as_rows as label_rows
-from pipelines.leakage.results import HEADER, MethodResult, Row, number, select, summarise, table_cells
+from pipelines.leakage.margins import HEADER as MARGIN_HEADER
+from pipelines.leakage.margins import Margin, margins
+from pipelines.leakage.margins import as_row as margin_row
+from pipelines.leakage.results import HEADER, HEADER_SAYS, MethodResult, Row, number, select, summarise, table_cells
 from pipelines.leakage.verdicts import Verdict, verdicts
 from ray_fed.leakage.observation import Knowledge, Observation
 from ray_fed.leakage.study import drawn_images
@@ -66,7 +69,15 @@ class Outcome:
         }
 
     def verdicts(self) -> list[Verdict]:
-        return verdicts(self.compared(), self.labels, self.rates())
+        return verdicts(self.compared(), self.labels, self.rates(), self.margins())
+
+    def margins(self) -> list[Margin]:
+        """Return how far ours is ahead of each other attack of the main comparison."""
+        found: list[Margin] = []
+        for data, methods in self.compared().items():
+            rows = {name: select(self.rows, group=COMPARE, data=self.data[data], attack=name) for name in methods}
+            found += margins(data, methods, rows, self.config.budget * self.config.restarts)
+        return found
 
     def finish(self, status: str, seconds: float) -> None:
         """Write figures, TensorBoard, report and, last, the summary."""
@@ -147,11 +158,28 @@ class Outcome:
             curves = {data: lines for data, lines in curves.items() if lines}
             if curves:
                 made[quantity] = self._save(quantity, curves_figure(curves, quantity))
-        rates = {key: self._stacked("mse", group=RATES, attack=key[0], learning_rate=key[1]) for key in self.rates()}
-        drawn = {key: values for key, values in rates.items() if values is not None}
+        phases = {
+            data: self._both(methods, group=COMPARE, data=self.data[data]) for data, methods in self.compared().items()
+        }
+        if any(phases.values()):
+            made["phase"] = self._save("phase", phase_figure({data: lines for data, lines in phases.items() if lines}))
+        drawn = {
+            (name, rate): arrays
+            for name, rate in self.rates()
+            for arrays in self._both([name], group=RATES, learning_rate=rate).values()
+        }
         if drawn:
             made["rates"] = self._save("rates", rates_figure(drawn))
         return made
+
+    def _both(self, names: Iterable[str], **wanted: object) -> dict[str, dict[str, np.ndarray]]:
+        """Return attack -> mse and loss [images, evaluations], where there are any."""
+        found = {name: {key: self._stacked(key, attack=name, **wanted) for key in ("mse", "loss")} for name in names}
+        return {
+            name: {key: value for key, value in arrays.items() if value is not None}
+            for name, arrays in found.items()
+            if arrays["mse"] is not None
+        }
 
     def _curves(self, data: str, quantity: str, methods: Mapping[str, MethodResult]) -> dict[str, np.ndarray]:
         found = {name: self._stacked(quantity, group=COMPARE, data=self.data[data], attack=name) for name in methods}
@@ -180,12 +208,23 @@ class Outcome:
             rows = [table_cells(result) for result in methods.values()]
             caption = (
                 f"{self.config.images} images of {data}; the same networks, starts and {self.config.budget} gradient "
-                "evaluations for every attack; brackets: 95 % intervals (Wilson); evaluations: medians over all images."
+                f"evaluations for every attack. {HEADER_SAYS}."
             )
             sections.append(
                 Section(f"Attacks on {data}", [Table(HEADER, rows, caption), *self._pictures(figures, data)])
             )
-        return [*sections, *self._curve_sections(figures), *self._side_sections()]
+        return [*sections, *self._margin_sections(), *self._curve_sections(figures), *self._side_sections()]
+
+    def _margin_sections(self) -> list[Section]:
+        found = self.margins()
+        said = (
+            "Difference of the shares of images below 1e-3 in points of 100 with its 95 % interval (Newcombe 1998); "
+            "images that ours brought there in fewer evaluations, and in more; evaluations of the other over those of "
+            "ours, median over images, where an attack that never came there counts with the budget: at least so many. "
+            "Before its first evaluation ours solves linear systems: compare seconds per attack, too."
+        )
+        rows = [margin_row(one) for one in found]
+        return [Section("How far ours is ahead", [Table(MARGIN_HEADER, rows, said)])] if found else []
 
     def _pictures(self, figures: Mapping[str, Path], data: str) -> list[Figure]:
         captions = {
@@ -198,7 +237,10 @@ class Outcome:
         captions = {
             "mse": "Mean squared error of the best point so far, median over images (Fig. 4).",
             "loss": "Each attack's own objective, relative to its start; different objectives are not comparable.",
-            "rates": "Error at different step sizes without a line search, median over images (Fig. 5).",
+            "phase": "Error against objective, from the first evaluation (right) to the last (dot; Fig. 4 g-i): an "
+            "objective that falls while the error does not has another minimum.",
+            "rates": f"Objective and error on {rates_data(self.config)} at different step sizes without a line search, "
+            "median over images (Fig. 5).",
         }
         blocks = [Figure(figures[name], said) for name, said in captions.items() if name in figures]
         return [Section("Curves", blocks)] if blocks else []
@@ -206,16 +248,23 @@ class Outcome:
     def _side_sections(self) -> list[Section]:
         sections = []
         if self.labels:
-            header = ["data", "condition", "rule", "messages", "labels right", "steps"]
-            note = "steps: entries of the message looked at, C for the bias and C x n for the rows (Table 1)."
-            sections.append(Section("Labels in closed form", [Table(header, label_rows(self.labels), note)]))
+            optimised = {data: found["dlg"].labels_right for data, found in self.compared().items() if "dlg" in found}
+            first = table_1(self.labels, {self.data[data]: right for data, right in optimised.items()})
+            lines = label_rows(self.labels)
+            blocks = [
+                Table(first[0], first[1:], "Labels right, batch 1, and entries of the message looked at (Table 1)."),
+                Table(lines[0], lines[1:], "Labels right under other conditions; the order in a batch left aside."),
+            ]
+            sections.append(Section("Labels in closed form", blocks))
         for group, title, fields in (
+            (NETWORKS, "Other networks", ("model", "data")),
             (BATCH, "Batches and local steps", ("batch_size", "local_steps")),
             (DEFENCE, "Defences", ("defence",)),
         ):
             rows = self._condition_rows(group, fields)
             if rows:
-                sections.append(Section(title, [Table([*fields, *HEADER], rows)]))
+                header = [name.replace("_", " ") for name in fields]
+                sections.append(Section(title, [Table([*header, *HEADER], rows, f"{HEADER_SAYS}.")]))
         if self.tabular:
             sections.append(Section("Rows of the 73-feature regression network", tabular_blocks(self.tabular)))
         failed = sorted({str(row["failed"]) for row in self.rows if "failed" in row})

@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.leakage.label_study import LabelResult
+from pipelines.leakage.margins import Margin
 from pipelines.leakage.results import MethodResult
+from ray_fed.leakage.fidelity import difference_interval
 
 Results = Mapping[str, Mapping[str, MethodResult]]
 """data -> attack -> result"""
@@ -22,10 +24,12 @@ class Verdict:
 
 
 def verdicts(
-    compared: Results, labels: Sequence[LabelResult], rates: Mapping[tuple[str, float], MethodResult]
-) -> list[Verdict]:
-    """Return a verdict for each claim that the run has numbers for."""
-    return [*_labels(labels), *_against_l2(compared), *_stability(compared), *_rates(rates), *_ours(compared)]
+    compared: Results, labels: Sequence[LabelResult], rates: Mapping[tuple[str, float], MethodResult],
+    margins: Sequence[Margin],
+) -> list[Verdict]:  # fmt: skip
+    """Return a verdict for each claim that the run has numbers for. A rate counts as higher than another where the 95 %
+    interval of their difference lies above zero."""
+    return [*_labels(labels), *_against_l2(compared), *_stability(compared), *_rates(rates), *_ours(margins)]
 
 
 def _labels(labels: Sequence[LabelResult]) -> Iterator[Verdict]:
@@ -58,10 +62,9 @@ def _against_l2(compared: Results) -> Iterator[Verdict]:
             if name in methods and "idlg" in methods
         }
         if pairs:
-            wins = [data for data, (ours, theirs) in pairs.items() if ours.exact > theirs.exact]
+            wins = [data for data, (ours, theirs) in pairs.items() if _is_higher(_exact(ours), _exact(theirs))]
             said = "; ".join(
-                f"{data}: {a.exact}/{a.samples} against {b.exact}/{b.samples} below 1e-3, {a.near} against {b.near} "
-                "below 1e-2"
+                f"{data}: {a.exact} : {b.exact} of {a.samples} below 1e-3, {a.near} : {b.near} below 1e-2"
                 for data, (a, b) in pairs.items()
             )
             yield Verdict(
@@ -78,9 +81,24 @@ def _stability(compared: Results) -> Iterator[Verdict]:
         if "wdlg" in methods and "idlg" in methods
     }
     if pairs:
-        calmer = [data for data, (a, b) in pairs.items() if a.diverged < b.diverged]
-        said = "; ".join(f"{data}: {a.diverged} against {b.diverged} diverged" for data, (a, b) in pairs.items())
+        calmer = [data for data, (a, b) in pairs.items() if _is_higher(_diverged(b), _diverged(a))]
+        said = "diverged, WDLG : iDLG; " + "; ".join(
+            f"{data}: {a.diverged} : {b.diverged} of {a.attacks}" for data, (a, b) in pairs.items()
+        )
         yield Verdict("The Wasserstein distance solves the exploding gradient (Sec. 4.2)", _degree(calmer, pairs), said)
+
+
+def _exact(result: MethodResult) -> tuple[int, int]:
+    return result.exact, result.samples
+
+
+def _diverged(result: MethodResult) -> tuple[int, int]:
+    return result.diverged, result.attacks
+
+
+def _is_higher(first: tuple[int, int], second: tuple[int, int]) -> bool:
+    """Whether the 95 % interval of the difference of two rates lies above zero."""
+    return difference_interval(first, second)[0] > 0
 
 
 def _rates(rates: Mapping[tuple[str, float], MethodResult]) -> Iterator[Verdict]:
@@ -97,35 +115,32 @@ def _rates(rates: Mapping[tuple[str, float], MethodResult]) -> Iterator[Verdict]
     )
 
 
-def _ours(compared: Results) -> Iterator[Verdict]:
-    with_ours = {data: methods for data, methods in compared.items() if "ours" in methods and len(methods) > 1}
-    if not with_ours:
+def _ours(margins: Sequence[Margin]) -> Iterator[Verdict]:
+    rivals = [one for one in margins if one.rival in RIVALS]
+    if not rivals:
         return
-    wins, said = [], []
-    for data, methods in with_ours.items():
-        ours, best = methods["ours"], _best_rival(methods)
-        wins += [data] if _beats(ours, best) else []
-        said.append(
-            f"{data}: {ours.exact}/{ours.samples} below 1e-3 after {_evaluations(ours)}, best other ({best.attack}) "
-            f"{best.exact}/{best.samples} after {_evaluations(best)}"
-        )
+    sets = list(dict.fromkeys(one.data for one in rivals))
+    wins = [data for data in sets if all(one.is_ahead for one in rivals if one.data == data)]
     yield Verdict(
-        "Ours beats all others in success and in evaluations to 1e-3", _degree(wins, with_ours), "; ".join(said)
+        "Ours beats all others in success and in evaluations to 1e-3",
+        _degree(wins, dict.fromkeys(sets)),
+        "; ".join(_nearest(data, [one for one in rivals if one.data == data]) for data in sets),
     )
 
 
-def _best_rival(methods: Mapping[str, MethodResult]) -> MethodResult:
-    rivals = [result for name, result in methods.items() if name in RIVALS]
-    return max(rivals, key=lambda one: (one.exact, -(one.to_exact or float("inf"))))
-
-
-def _beats(ours: MethodResult, other: MethodResult) -> bool:
-    sooner = (ours.to_exact or float("inf")) < (other.to_exact or float("inf"))
-    return ours.exact >= other.exact and sooner
+def _nearest(data: str, margins: Sequence[Margin]) -> str:
+    """Say how far the best of the others is behind."""
+    best = max(margins, key=lambda one: (one.theirs.exact, -(one.theirs.to_exact or float("inf"))))
+    a, b = best.ours, best.theirs
+    low, high = best.interval
+    return (
+        f"{data}: {a.exact}/{a.samples} after {_evaluations(a)}, best other ({best.rival}) {b.exact}/{b.samples} after "
+        f"{_evaluations(b)}: {100 * best.gain:+.0f} points [{100 * low:+.0f}, {100 * high:+.0f}]"
+    )
 
 
 def _evaluations(result: MethodResult) -> str:
-    return "more than the budget" if result.to_exact is None else f"{result.to_exact:.0f} evaluations (median)"
+    return "more than the budget" if result.to_exact is None else f"{result.to_exact:.0f} evaluations"
 
 
 def _degree(won: Sequence[str], of: Mapping[str, object]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ray_fed.leakage.sinkhorn import SinkhornSettings, transport_cost
+from ray_fed.leakage.sinkhorn import SinkhornSettings, transport_costs
 
 Tensors = Sequence[torch.Tensor]
 Distance = Callable[[Tensors, Tensors], torch.Tensor]
@@ -49,7 +49,7 @@ def transport_rows(settings: SinkhornSettings) -> Distance:
 
     def distance(virtual: Tensors, seen: Tensors) -> torch.Tensor:
         pairs = zip(virtual, seen, strict=True)
-        return sum_of(transport_cost(_rows(a), _rows(b), settings) for a, b in pairs)
+        return sum_of(transport_costs([(_rows(a), _rows(b)) for a, b in pairs], settings))
 
     return distance
 

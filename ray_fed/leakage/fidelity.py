@@ -49,3 +49,14 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
     spread = z * np.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
     middle, scale = rate + z**2 / (2 * trials), 1 + z**2 / trials
     return max(0.0, float((middle - spread) / scale)), min(1.0, float((middle + spread) / scale))
+
+
+def difference_interval(first: tuple[int, int], second: tuple[int, int]) -> tuple[float, float]:
+    """Return the 95 % interval of the difference of two success rates, each (successes, trials), taken as independent
+    (Newcombe 1998, method 10). Of the same images it is rather too wide than too narrow."""
+    (a, n), (b, m) = first, second
+    (low_a, high_a), (low_b, high_b) = wilson_interval(a, n), wilson_interval(b, m)
+    rate_a, rate_b = a / max(1, n), b / max(1, m)
+    below = np.hypot(rate_a - low_a, high_b - rate_b)
+    above = np.hypot(high_a - rate_a, rate_b - low_b)
+    return float(rate_a - rate_b - below), float(rate_a - rate_b + above)

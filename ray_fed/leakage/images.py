@@ -39,9 +39,12 @@ class ImageSet:
         return self.images.shape[1:]
 
     def sample(self, count: int, seed: int) -> "ImageSet":
-        """Return `count` images drawn without replacement; ConfigError when there are fewer."""
+        """Return `count` images drawn without replacement, in the order drawn: fewer images are the first of more.
+
+        ConfigError when there are fewer than `count`.
+        """
         require(0 < count <= len(self), f"images={count}: data={self.name} holds {len(self)} images")
-        chosen = np.sort(generator(seed, "images to attack", self.name).permutation(len(self))[:count])
+        chosen = generator(seed, "images to attack", self.name).permutation(len(self))[:count]
         return ImageSet(self.name, self.images[chosen], self.labels[chosen], self.num_classes, self.about)
 
 

@@ -12,6 +12,7 @@ Sec. 4.4.
     pi          plan         [n, p, q]
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
@@ -45,22 +46,48 @@ class SinkhornSettings:
         require(self.threshold >= 0, f"threshold={self.threshold} must not be negative")
 
 
+PointSets = tuple[torch.Tensor, torch.Tensor]
+
+
 def transport_cost(left: torch.Tensor, right: torch.Tensor, settings: SinkhornSettings) -> torch.Tensor:
     """Return WD = sum_ij pi_ij C_ij [n] between point sets left [n, p, d] and right [n, q, d], uniform weights."""
+    return transport_costs([(left, right)], settings)[0]
+
+
+def transport_costs(pairs: Sequence[PointSets], settings: SinkhornSettings) -> list[torch.Tensor]:
+    """Return WD [n] of each pair (left [n, p, d], right [n, q, d]); p, q and d may differ from pair to pair."""
     if not settings.debias:
-        return _transport_cost(left, right, settings)
-    within = _transport_cost(left, left, settings) + _transport_cost(right, right, settings)
-    return _transport_cost(left, right, settings) - within / 2
+        return _transport_costs(pairs, settings)
+    within = _transport_costs([(side, side) for pair in pairs for side in pair], settings)
+    between = _transport_costs(pairs, settings)
+    return [cost - (a + b) / 2 for cost, a, b in zip(between, within[::2], within[1::2], strict=True)]
 
 
-def _transport_cost(left: torch.Tensor, right: torch.Tensor, settings: SinkhornSettings) -> torch.Tensor:
-    cost = cost_matrix(left, right, settings.power)
-    shaped = cost
-    if settings.anchor:
-        require(cost.shape[1] == cost.shape[2], "an anchored transport needs point sets of equal size")
-        shaped = cost + settings.anchor * (1 - torch.eye(cost.shape[1], dtype=cost.dtype, device=cost.device))
-    plan = transport_plan(shaped if settings.unrolled else shaped.detach(), settings)
-    return (plan * cost).sum(dim=(1, 2))
+def _transport_costs(pairs: Sequence[PointSets], settings: SinkhornSettings) -> list[torch.Tensor]:
+    costs = [cost_matrix(left, right, settings.power) for left, right in pairs]
+    shaped = [_anchored(cost, settings) for cost in costs]
+    plans = _plans([cost if settings.unrolled else cost.detach() for cost in shaped], settings)
+    return [(plan * cost).sum(dim=(1, 2)) for plan, cost in zip(plans, costs, strict=True)]
+
+
+def _anchored(cost: torch.Tensor, settings: SinkhornSettings) -> torch.Tensor:
+    if not settings.anchor:
+        return cost
+    require(cost.shape[1] == cost.shape[2], "an anchored transport needs point sets of equal size")
+    return cost + settings.anchor * (1 - torch.eye(cost.shape[1], dtype=cost.dtype, device=cost.device))
+
+
+def _plans(costs: Sequence[torch.Tensor], settings: SinkhornSettings) -> list[torch.Tensor]:
+    """Return the plan of each cost. Those of one size are iterated together: the matrices are so small that the number
+    of operations counts, not their size."""
+    sizes = [cost.shape[1:] for cost in costs]
+    plans: list[torch.Tensor] = list(costs)
+    for size in dict.fromkeys(sizes):
+        places = [place for place, other in enumerate(sizes) if other == size]
+        together = transport_plan(torch.cat([costs[place] for place in places]), settings)
+        for place, plan in zip(places, together.split([len(costs[place]) for place in places]), strict=True):
+            plans[place] = plan
+    return plans
 
 
 def cost_matrix(left: torch.Tensor, right: torch.Tensor, power: float) -> torch.Tensor:

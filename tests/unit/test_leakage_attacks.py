@@ -10,7 +10,7 @@ from torch import nn
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.leakage.attacks import ATTACKS, COSINE, DLG, IDLG, L2_GREY, OURS, SORTED, WDLG, attack_named
 from ray_fed.leakage.defences import parse_defence
-from ray_fed.leakage.fidelity import mean_squared_errors, psnr, ssim, wilson_interval
+from ray_fed.leakage.fidelity import difference_interval, mean_squared_errors, psnr, ssim, wilson_interval
 from ray_fed.leakage.images import load_images
 from ray_fed.leakage.kernel import Problem, reconstruct, with_restarts
 from ray_fed.leakage.layer_inversion import invert_layers, is_chain
@@ -302,6 +302,12 @@ def test_the_wilson_interval_of_8_in_16_is_the_published_one():
     assert (low, high) == (pytest.approx(0.2800, abs=1e-3), pytest.approx(0.7200, abs=1e-3))
     assert wilson_interval(0, 10)[0] == 0
     assert wilson_interval(10, 10)[1] == 1
+
+
+def test_the_interval_of_a_difference_of_rates_is_the_published_one():
+    low, high = difference_interval((56, 70), (48, 80))  # Newcombe 1998, Table II, example (a), method 10
+    assert (low, high) == (pytest.approx(0.0524, abs=1e-4), pytest.approx(0.3339, abs=1e-4))
+    assert difference_interval((3, 9), (3, 9))[0] < 0 < difference_interval((3, 9), (3, 9))[1]
 
 
 def test_the_recorder_keeps_the_error_of_the_best_point_so_far():

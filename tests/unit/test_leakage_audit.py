@@ -12,6 +12,7 @@ from pipelines.leakage.audit_findings import Findings, Gate
 from pipelines.leakage.config import LeakageConfig
 from pipelines.leakage.jobs import snapshots, study_jobs
 from pipelines.leakage.label_study import multiset_share
+from pipelines.leakage.margins import margins
 from pipelines.leakage.results import summarise
 from pipelines.leakage.standing import check_allowed
 from pipelines.leakage.verdicts import HOLDS, NOT, verdicts
@@ -279,8 +280,8 @@ def test_attacks_that_cannot_run_are_rows_with_a_reason_and_the_others_are_shown
 # ---- results
 
 
-def row(attack: str, exact: int, to: int) -> dict[str, object]:
-    return {"job": attack, "attack": attack, "mse": 1e-4 if exact else 0.5, "exact": exact, "near": exact, "samples": 1,
+def row(attack: str, exact: int, to: int, problem: int = 0) -> dict[str, object]:
+    return {"job": attack, "problem": problem, "attack": attack, "mse": 1e-4 if exact else 0.5, "exact": exact, "near": exact, "samples": 1,
             "psnr": 40.0, "ssim": 0.9, "labels_right": 1.0, "evaluations": 9, "diverged": not exact,
             "evaluations_to_0.01": to, "evaluations_to_0.001": to}  # fmt: skip
 
@@ -291,19 +292,30 @@ def test_evaluations_count_attacks_that_never_came_there_as_last():
 
 
 def test_verdicts_follow_the_numbers():
-    good = [row("x", 1, 2)] * 4
-    bad = [row("x", 0, 0)] * 4
+    good, sooner, bad = ([row("x", exact, to, i) for i in range(4)] for exact, to in ((1, 20), (1, 2), (0, 0)))
 
-    def results(**methods):
-        return {
-            "digits": {name: summarise([{**one, "attack": name} for one in rows], {}) for name, rows in methods.items()}
-        }
+    def said(**methods):
+        rows = {name: [{**one, "attack": name} for one in found] for name, found in methods.items()}
+        results = {name: summarise(found, {}) for name, found in rows.items()}
+        found = verdicts({"digits": results}, [], {}, margins("digits", results, rows, 50))
+        return {one.claim[:20]: one.verdict for one in found}
 
-    won = {one.claim[:20]: one.verdict for one in verdicts(results(wdlg=good, idlg=bad, ours=bad), [], {})}
-    lost = {one.claim[:20]: one.verdict for one in verdicts(results(wdlg=bad, idlg=good, ours=good), [], {})}
+    won, lost = said(wdlg=good, idlg=bad, ours=bad), said(wdlg=bad, idlg=[*good[:3], bad[0]], ours=sooner)
     assert won["The Wasserstein dist"] == HOLDS
     assert lost["The Wasserstein dist"] == NOT
     assert won["Ours beats all other"] == NOT
+    assert lost["Ours beats all other"] == HOLDS
+    one_more = said(wdlg=[*bad[:3], good[0]], idlg=bad)
+    assert one_more["The Wasserstein dist"] == NOT  # one image of four more is chance
+
+
+def test_a_margin_counts_an_attack_that_never_came_there_with_the_budget():
+    rows = {"ours": [row("ours", 1, 2, 0), row("ours", 1, 4, 1)], "idlg": [row("idlg", 0, 0, 0), row("idlg", 1, 3, 1)]}
+    (margin,) = margins("digits", {name: summarise(found, {}) for name, found in rows.items()}, rows, 50)
+    assert (margin.sooner, margin.later) == (1, 1)
+    assert margin.fold == pytest.approx((50 / 2 + 3 / 4) / 2)
+    assert margin.gain == 0.5
+    assert not margin.is_ahead
 
 
 def test_jobs_cover_every_image_once_per_attack_and_have_unique_names():
