@@ -281,9 +281,9 @@ def test_attacks_that_cannot_run_are_rows_with_a_reason_and_the_others_are_shown
 
 
 def row(attack: str, exact: int, to: int, problem: int = 0) -> dict[str, object]:
-    return {"job": attack, "problem": problem, "attack": attack, "mse": 1e-4 if exact else 0.5, "exact": exact, "near": exact, "samples": 1,
-            "psnr": 40.0, "ssim": 0.9, "labels_right": 1.0, "evaluations": 9, "diverged": not exact,
-            "evaluations_to_0.01": to, "evaluations_to_0.001": to}  # fmt: skip
+    return {"job": attack, "problem": problem, "attack": attack, "mse": 1e-4 if exact else 0.5, "exact": exact,
+            "near": exact, "samples": 1, "psnr": 40.0, "ssim": 0.9, "labels_right": 1.0, "evaluations": 9,
+            "diverged": not exact, "evaluations_to_0.01": to, "evaluations_to_0.001": to}  # fmt: skip
 
 
 def test_evaluations_count_attacks_that_never_came_there_as_last():
