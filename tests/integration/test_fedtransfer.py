@@ -262,7 +262,7 @@ def test_a_folder_that_cannot_be_used_is_named_and_nothing_is_written(
 DATASETS = Path(__file__).resolve().parents[3] / "shared" / "datasets"
 
 
-def few_of(name, place, count=7):
+def few_of(name, place, count=6):
     """Copy one micrograph of each of the first sources of a shared data set, as a folder of its own."""
     whole = DATASETS / name
     with (whole / "index.csv").open(newline="") as file:
@@ -280,7 +280,7 @@ def few_of(name, place, count=7):
 def test_a_steel_and_a_superalloy_exchange_styles(tmp_path, capsys):
     tbm = few_of("micrographs_tbm", tmp_path / "tbm")
     alloy = few_of("micrographs_superalloy", tmp_path / "alloy")
-    command = ["fedtransfer", *flags(size=64), f"--data=tbm={tbm},alloy={alloy}", "--masks=alloy=between_classes"]
+    command = ["fedtransfer", *flags(size=96), f"--data=tbm={tbm},alloy={alloy}", "--masks=alloy=between_classes"]
     out = tmp_path / "run"
     assert main([*command, "--methods=fed_avg,transfer_int8", "--cohort=local", f"--out={out}"]) == 0
     capsys.readouterr()
