@@ -118,9 +118,15 @@ def _alone(directory: RunDirectory) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _keeping(directory: RunDirectory) -> Iterator[None]:
-    """Say of a file that cannot be written, most likely on a full disk, how the run goes on: FedError."""
+    """Say of a file that cannot be written, most likely on a full disk, how the run goes on: FedError. An interrupt
+    while results are written leaves a run that can be gone on with, too."""
     try:
         yield
+    except KeyboardInterrupt:
+        if directory.summary_path.is_file() and directory.read_summary().get("status") == "running":
+            print(_way_on("interrupted", directory), file=sys.stderr)
+            directory.write_summary({**directory.read_summary(), "status": "interrupted"})
+        raise
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -184,12 +190,15 @@ def _train(assignment: Assignment) -> Outcome:
 
 
 def _broken_off(outcome: Outcome, status: str, reason: str) -> None:
-    path = outcome.directory.path
-    print(f"{status}; what was done so far is in {path}; go on with: ray-fed resume {path}", file=sys.stderr)
+    print(_way_on(status, outcome.directory), file=sys.stderr)
     try:
         outcome.finish(status, reason)
     except OSError as error:  # must not hide why the run ended
         print(f"note: its summary and report are not up to date: {error}", file=sys.stderr)
+
+
+def _way_on(status: str, directory: RunDirectory) -> str:
+    return f"{status}; what was done so far is in {directory.path}; go on with: ray-fed resume {directory.path}"
 
 
 def _unusable(agreement: Agreement) -> list[str]:

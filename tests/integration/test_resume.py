@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from pipelines.cli import main
+from pipelines.formation_energy.outcome import Outcome
 from ray_fed.reporting import run_directory
 from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.run_directory import RunDirectory
@@ -347,3 +348,17 @@ def test_a_run_that_goes_on_with_other_packages_says_so(killed, tmp_path, capsys
     path.write_text(json.dumps(environment))
     assert main(["resume", str(tmp_path / "run")]) == 0
     assert "note: the run began with torch 1.0.0 and goes on with" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_the_results_are_written_leaves_a_run_that_goes_on(tmp_path, unbroken, monkeypatch, capsys):
+    def interrupted(_outcome, _figures):
+        raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as key:
+        key.setattr(Outcome, "_report", interrupted)
+        assert main(["formation-energy", "--cohort", "local", "--out", str(run), *OPTIONS]) == 130
+    assert f"interrupted; what was done so far is in {run}; go on with: ray-fed resume {run}" in capsys.readouterr().err
+    assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"
+    assert main(["resume", str(run)]) == 0
+    assert_same(tmp_path, unbroken)
