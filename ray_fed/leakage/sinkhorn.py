@@ -99,20 +99,25 @@ def cost_matrix(left: torch.Tensor, right: torch.Tensor, power: float) -> torch.
 
 
 def transport_plan(cost: torch.Tensor, settings: SinkhornSettings) -> torch.Tensor:
-    """Return the plan pi [n, p, q] of cost [n, p, q]; each problem stops by its own threshold (Algorithm 2)."""
+    """Return the plan pi [n, p, q] of cost [n, p, q]; each problem stops by its own threshold (Algorithm 2).
+
+    In units of epsilon, M = C / epsilon, a = u / epsilon, b = v / epsilon, the algorithm's step of u is
+    a <- log mu - logsumexp_j(b_j - M_ij): the old u that it adds is also in its exponent, and cancels.
+    """
+    shaped = cost / settings.epsilon
     n, p, q = cost.shape
-    u, v = cost.new_zeros(n, p), cost.new_zeros(n, q)
-    running = torch.ones(n, 1, dtype=torch.bool, device=cost.device)
-    for _ in range(settings.max_iterations):
-        new_u = settings.epsilon * (-log(p) - torch.logsumexp(_exponent(cost, u, v, settings), dim=2)) + u
-        new_v = settings.epsilon * (-log(q) - torch.logsumexp(_exponent(cost, new_u, v, settings), dim=1)) + v
-        moved = (new_u - u).abs().sum(dim=1, keepdim=True)
-        u, v = torch.where(running, new_u, u), torch.where(running, new_v, v)
-        running = running & ~(moved.detach() < settings.threshold)
-        if not bool(running.any()):
+    running, matrix = torch.arange(n, device=cost.device), shaped
+    a, b = cost.new_zeros(n, p), cost.new_zeros(n, q)
+    order, done = [], []
+    for iteration in range(1, settings.max_iterations + 1):
+        new_a = -log(p) - torch.logsumexp(b[:, None] - matrix, dim=2)
+        b = -log(q) - torch.logsumexp(new_a[:, :, None] - matrix, dim=1)
+        moved, a = settings.epsilon * (new_a - a).detach().abs().sum(dim=1), new_a
+        over = (moved < settings.threshold) | (iteration == settings.max_iterations)
+        if bool(over.any()):  # iterate only what still runs: most of the time goes into the last few
+            order.append(running[over])
+            done.append(a[over][:, :, None] + b[over][:, None])
+            running, matrix, a, b = running[~over], matrix[~over], a[~over], b[~over]
+        if len(running) == 0:
             break
-    return torch.exp(_exponent(cost, u, v, settings))
-
-
-def _exponent(cost: torch.Tensor, u: torch.Tensor, v: torch.Tensor, settings: SinkhornSettings) -> torch.Tensor:
-    return (u[:, :, None] + v[:, None] - cost) / settings.epsilon
+    return torch.exp(torch.cat(done)[torch.argsort(torch.cat(order))] - shaped)
