@@ -27,7 +27,7 @@ def study_jobs(config: LeakageConfig) -> list[AttackJob]:
         *(_batches(config) if "batch" in config.studies else ()),
         *(_defences(config) if "defence" in config.studies else ()),
     ]
-    return sorted(jobs, key=lambda job: -_work(job))
+    return sorted(jobs, key=lambda job: -work(job))
 
 
 def configured(config: LeakageConfig, name: str) -> Attack:
@@ -124,9 +124,10 @@ def _key(job: AttackJob, start: int) -> str:
     return "-".join(parts)
 
 
-def _work(job: AttackJob) -> float:
-    """Rough relative cost: pixels times evaluations, Sinkhorn iterations included."""
+def work(job: AttackJob) -> float:
+    """Return the rough relative cost of a job: an evaluation costs its operations, each problem, and each pixel."""
     images = drawn_images(job.data, job.images, job.seed)
-    pixels = images.images[0].size * job.batch_size * job.local_steps
-    heavy = 5 if job.attack.distance == "rows" else 1
-    return heavy * pixels * job.budget * len(job.problems)
+    pixels = images.images[0].size * job.batch_size
+    heavy = {"rows": 3.0, "sorted": 2.0}.get(job.attack.distance, 1.0)
+    each = 0.03 + 1e-4 * pixels
+    return heavy * job.local_steps * job.restarts * job.budget * (1 + len(job.problems) * each)

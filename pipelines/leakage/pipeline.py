@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.leakage.config import LeakageConfig
-from pipelines.leakage.jobs import study_jobs
+from pipelines.leakage.jobs import study_jobs, work
 from pipelines.leakage.label_study import label_results
 from pipelines.leakage.outcome import Outcome
 from pipelines.leakage.results import HEADER, table_cells
@@ -24,8 +24,9 @@ from ray_fed.reporting.terminal import RoundProgress, aligned, paths_table
 PIPELINE = "leakage"
 TABULAR_RECORDS, TABULAR_MESSAGES = 2000, 10
 TABULAR_CASES = (
-    *(TabularCase(size) for size in (1, 2, 4, 8, 16, 32, 64, 200)),
-    *(TabularCase(size, steps, "sgd", 1e-2) for size in (1, 20) for steps in (2, 8, 32)),
+    *(TabularCase(size) for size in (1, 2, 4, 8, 10, 12, 16, 20, 32, 64, 200)),
+    *(TabularCase(1, steps, "sgd", 1e-2) for steps in (2, 4, 8, 16, 32)),
+    *(TabularCase(4, steps, "sgd", 1e-2) for steps in (2, 4, 8)),
     *(TabularCase(size, steps, "adam") for size in (1, 20) for steps in (1, 8)),
 )
 
@@ -88,11 +89,14 @@ SAME_RESULT = ("out", "cohort", "address", "num_gpus")
 
 
 def _attack(config: LeakageConfig, jobs: Sequence[AttackJob], outcome: Outcome) -> None:
+    costs = {job.key: work(job) for job in jobs}
+    done, total = 0.0, sum(costs.values())
     with _runner(config) as run_all, RoundProgress() as progress:
-        progress.start(len(jobs), "attacks")
+        progress.start(100, "attacks, per cent of the work")  # jobs differ too much in size to be counted
         for result in run_all(jobs):
             _keep(result, outcome)
-            progress.advance({})
+            done += costs[result.key]
+            progress.advance({"server_round": round(100 * done / total)})
 
 
 @contextlib.contextmanager
