@@ -23,7 +23,8 @@ from torch.nn import functional
 
 from actors.session import carry_by_value, session, set_private_token
 from pipelines.ledger.book import Book
-from ray_fed.federation.coordinator import Job
+from ray_fed.federation.cohort import LocalCohort
+from ray_fed.federation.coordinator import Coordinator, Job
 from ray_fed.federation.messages import Update
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
@@ -31,6 +32,7 @@ from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.perimeter.passage import passage_of, vector_digest
+from ray_fed.perimeter.witness import WitnessedCohort, with_notes
 from ray_fed.randomness import generator
 from ray_fed.reporting.run_directory import RunDirectory
 
@@ -154,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--one-process", action="store_true", help="no rounds on Ray actors")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"Python {platform.python_version()}, torch {torch.__version__}, {platform.platform()}\n")
@@ -161,6 +164,14 @@ def main() -> None:
         print("| part of one update of 55,201 values | µs |\n|---|---|")
         for name, value in per_update(folder).items():
             print(f"| {name} | {value:.0f} |")
+    with tempfile.TemporaryDirectory() as folder:
+        without, with_ledgers = in_one_process(options.rounds, options.turns, folder)
+    print("\n| in one process | processor ms per round |\n|---|---|")
+    for name, values in (("gate alone", without), ("gate and ledgers", with_ledgers)):
+        print(f"| {name} | {shown(values, '.2f')} |")
+    print(f"| ledgers | {shown([b - a for a, b in zip(without, with_ledgers, strict=True)], '+.2f')} |")
+    if options.one_process:
+        return
     with tempfile.TemporaryDirectory() as folder, session("local", num_cpus=12):
         without, with_ledgers = rounds_per_second(options.rounds, options.turns, folder)
     print("\n| | rounds/s | processor ms per round |\n|---|---|---|")
@@ -169,6 +180,34 @@ def main() -> None:
         print(f"| {name} | {' | '.join(shown(values, '.1f') for values in column)} |")
     changes = [[b / a - 1 for a, b in zip(*pair, strict=True)] for pair in zip(*columns, strict=True)]
     print(f"| change | {' | '.join(shown(values, '+.1%') for values in changes)} |")
+
+
+def in_one_process(rounds: int, turns: int, folder: str) -> tuple[list[float], list[float]]:
+    """Return processor milliseconds per round without and with ledgers, one pair per turn, of the same silos, gates and
+    coordinator in one process: without Ray's calls, which take most of a round and vary most."""
+    task, found = Drawn(), ([], [])
+    directory = RunDirectory(Path(folder) / "one")
+    directory.path.mkdir()
+    book = Book(directory, "r", Path(folder))
+    sides = []
+    for run, place in (("", f"{folder}/one-without"), ("r", f"{folder}/one-with")):
+        cohort = LocalCohort(specs(place, run), task)
+        cohort.silos = {spec.name: GuardedSilo(spec, lambda spec=spec: Silo(spec, task)) for spec in specs(place, run)}
+        witness = WitnessedCohort(cohort)
+        coordinator = Coordinator(witness if run else cohort, task, NAMES)
+        coordinator.agree()
+        sides.append((coordinator, witness if run else None))
+    for turn in range(turns):
+        for times, (coordinator, witness) in zip(found, sides, strict=True):
+            the_job, start = job(f"{turn}-{witness is None}", rounds), 0.0
+            records = coordinator.run(the_job)
+            for record in with_notes(records, the_job, coordinator.layout, witness) if witness else records:
+                book.write(record.notes if witness else ())
+                if record.server_round == WARM_UP:
+                    start = time.process_time()
+            times.append(1e3 * (time.process_time() - start) / (rounds - WARM_UP))
+    book.close()
+    return found
 
 
 def shown(values: list[float], form: str) -> str:

@@ -29,37 +29,31 @@ from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.perimeter.handing_over import Note
 from ray_fed.perimeter.passage import passage_of, tensors_digest, vector_digest
 
-INLINE_BYTES = 1 << 20
-"""Hashing so much takes half a millisecond."""
-
 
 class WitnessedCohort:
     """A cohort that notes what comes back; see `Cohort`.
 
-    Hashing needs no interpreter lock: for large messages one thread does it while the coordinator waits for the next
-    answer. For small ones waking a thread costs as much as it saves.
+    Hashing needs no interpreter lock: one thread does it while the coordinator waits for the next answer.
     """
 
     def __init__(self, cohort: Cohort):
         self.cohort = cohort
         self._scribe = ThreadPoolExecutor(1, "notes")
-        self._notes: list[Note | Future[Note]] = []
+        self._notes: list[Future[Note]] = []
 
     def take(self) -> tuple[Note, ...]:
         """Return the notes since the last call."""
         notes, self._notes = self._notes, []
-        return tuple(note.result() if isinstance(note, Future) else note for note in notes)
+        return tuple(note.result() for note in notes)
 
     def note(self, silo: str, message: object, session: str = "", server_round: int = 0) -> None:
         """Note a message that came from a silo."""
-        is_large = getattr(message, "num_bytes", 0) > INLINE_BYTES
-        given = silo, message, session, server_round
-        self._notes.append(self._scribe.submit(_received, *given) if is_large else _received(*given))
+        self._notes.append(self._scribe.submit(_received, silo, message, session, server_round))
 
     def note_models(self, record: RoundRecord, job: Job, layout: Layout) -> None:
         """Note the digest of each model after a round."""
         models = job.strategy.models(record.state) if record.state is not None else record.models or {}
-        self._notes.append(_models(record, job, layout, models))  # it is taken at once: nothing to overlap with
+        self._notes.append(self._scribe.submit(_models, record, job, layout, models))
 
     # ---- what comes back
 
