@@ -25,8 +25,8 @@ MAX_REASONS = 10
 def run(run_directory: str, file: str, model: str, out: str | None) -> int:
     """Write predictions for every entry of `file`; returns 0, or 1 when no entry could be predicted."""
     path = Path(out) if out else Path(f"{Path(file).name}.predictions.csv")
-    _check_place(path, Path(file))
-    arrays, card = load_model(_model_path(run_directory, model))
+    check_place(path, Path(file))
+    arrays, card = load_model(model_path(run_directory, model))
     database = open_database(Source(path=str(Path(file).expanduser().absolute()), target=None))
     table = predict_table(database.frame, arrays, card)
     write_atomically(path, table.to_csv(index=False).encode())
@@ -44,7 +44,7 @@ def run(run_directory: str, file: str, model: str, out: str | None) -> int:
     return 0 if failed < len(table) else 1
 
 
-def _check_place(path: Path, file: Path) -> None:
+def check_place(path: Path, file: Path) -> None:
     """ConfigError where predictions would take the place of what they are made from, or cannot have their place."""
     if path.is_dir():
         raise ConfigError(f"out={path} is a folder; give the name of a CSV file")
@@ -95,7 +95,8 @@ def _features(frame: pd.DataFrame, card: ModelCard) -> tuple[np.ndarray, list[st
     return features, [given or found for given, found in zip(frame["reason"], reasons, strict=True)]
 
 
-def _model_path(run_directory: str, model: str) -> Path:
+def model_path(run_directory: str, model: str) -> Path:
+    """Return the file of a run's model, given the run's folder or the file itself; ConfigError lists what is there."""
     if run_directory.endswith(".safetensors"):
         return Path(run_directory)
     folder = RunDirectory.open(run_directory).models

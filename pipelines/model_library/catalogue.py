@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from pipelines.predict import check_place, model_path
 from ray_fed.errors import DataError
 from ray_fed.model_library.cards import pack
 from ray_fed.model_library.crystal_graph_models import METHOD, predict_structures
@@ -104,13 +105,14 @@ def deprecate(library: str, model_id: str) -> int:
 
 def predict_file(library: str, model_id: str, file: Path, out: str | None, element_table: str | None) -> int:
     """Write predictions for a table; rows that cannot be read have a reason. Returns 1 when none could be."""
+    path = Path(out) if out else Path(f"{file.name}.predictions.csv")
+    check_place(path, file)
     model = Library.open(library).load(model_id)
     card = model[1]
     frame = read_table(file).rename(columns={"SMILES": "smiles", "composition": "formula"})
     predicted, reasons = _predicted(model, frame, element_table)
     usable = np.isfinite(predicted)
     table = frame.assign(**{f"predicted_{card.property}": predicted, "unit": card.unit, "reason": reasons})
-    path = Path(out) if out else Path(f"{file.name}.predictions.csv")
     write_atomically(path, pd.DataFrame(table).to_csv(index=False).encode())
     print(f"{usable.sum():,} of {len(frame):,} predictions of {card.property} [{card.unit}] in {path}")
     return 0 if usable.any() else 1
@@ -118,7 +120,7 @@ def predict_file(library: str, model_id: str, file: Path, out: str | None, eleme
 
 def add(library: str, model: str) -> int:
     """Put a model of a run, e.g. a federated one with its federation record, into the library."""
-    arrays, card = load_model(model)
+    arrays, card = load_model(model_path(model, "federated"))
     packed = pack(arrays, card)
     Library.create(library).add([packed])
     print(f"{packed.id[:12]} {card.name}: {card.property} [{card.unit}] is in {library}")

@@ -185,4 +185,4 @@ def _add(actions: Any) -> None:
         return add(options["library"], options["model"])
 
     parser = _action(actions, "add", "put a model of a run (federated, with its record) into the library", run)
-    parser.add_argument("model", help="its .safetensors file in the run directory")
+    parser.add_argument("model", help="folder of a run, or the .safetensors file of one of its models")

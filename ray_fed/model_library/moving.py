@@ -35,6 +35,8 @@ class Place:
         except (ValueError, ImportError, OSError) as error:
             raise ConfigError(f"{url!r} is no place for models: {' '.join(str(error).split())}") from error
         self.url = url
+        if self.files.isfile(self.root):
+            raise ConfigError(f"{url} is a file; give a folder, or a URL of one, for models")
 
     def ids(self) -> list[str]:
         """Return the ids of the models there, sorted; [] where there is nothing yet."""
@@ -89,8 +91,11 @@ def pull(library: Library, url: str, starts: Sequence[str] = ()) -> list[str]:
 
 
 def difference(library: Library, url: str) -> Difference:
-    """Return which models only one side has."""
-    here, there = set(library.stored_ids()), set(Place(url).ids())
+    """Return which models only one side has; ConfigError where there is no other side."""
+    place = Place(url)
+    if not place.files.exists(place.root):
+        raise ConfigError(f"{url}: no such place; check the name")
+    here, there = set(library.stored_ids()), set(place.ids())
     return Difference(sorted(here - there), sorted(there - here))
 
 

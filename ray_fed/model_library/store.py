@@ -104,6 +104,8 @@ class Library:
 
     def resolve(self, start: str) -> str:
         """Return the whole id of the one model whose id starts with `start`; ConfigError when none or several do."""
+        if re.fullmatch(r"[0-9a-f]{1,3}", start):
+            raise ConfigError(f"model id {start!r} is too short; give 4 digits or more")
         found = self.index.ids(start) if re.fullmatch(r"[0-9a-f]{4,64}", start) else []
         if len(found) == 1:
             return found[0]

@@ -103,6 +103,10 @@ def test_the_command_line_queries_shows_predicts_and_verifies(library, tmp_path,
         (["show", "beef00"], "no model with id 'beef00'"),
         (["pull", "/nowhere/at/all"], "holds no models"),
         (["deprecate", "zz"], "no model with id"),
+        (["show", "4"], "too short; give 4 digits or more"),
+        (["diff", "/nowhere/at/all"], "no such place"),
+        (["push", __file__], "is a file; give a folder"),
+        (["add", "/nowhere/at/all"], "is not a run directory"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(library, arguments, said, capsys):
@@ -145,7 +149,10 @@ def test_a_federated_model_enters_the_library_with_its_record_and_predicts_the_s
     table.write_text("formula\nNaCl\nBaTiO3\nnonsense\n")
     options = ["--cohort", "local", "--features", "guo65", "--rows", "400", "--silos", "120,150", "--epochs", "4"]
     assert main(["formation-energy", *options, "--baselines", "false", "--out", str(run)]) == 0
-    assert main(["library", "add", "--library", library, str(run / "models" / "federated.safetensors")]) == 0
+    assert main(["library", "add", "--library", library, str(run)]) == 0
+    assert (
+        main(["library", "add", "--library", library, str(run / "models" / "federated.safetensors")]) == 0
+    )  # the same
     ours = Library.open(library)
     (row,) = ours.query("", ["id", "n_train", "n_test"]).itertuples(index=False)
     summary = json.loads((run / "summary.json").read_text())
@@ -154,6 +161,8 @@ def test_a_federated_model_enters_the_library_with_its_record_and_predicts_the_s
     assert card.federation["silos"] == ["silo-1", "silo-2"]
     assert card.federation["rounds"] == summary["rounds"]
     there, here = tmp_path / "library.csv", tmp_path / "run.csv"
+    assert main(["library", "predict", "--library", library, row.id, str(table), "--out", str(table)]) == 2
+    assert table.read_text() == "formula\nNaCl\nBaTiO3\nnonsense\n"
     assert main(["library", "predict", "--library", library, row.id, str(table), "--out", str(there)]) == 0
     assert main(["predict", str(run), str(table), "--out", str(here)]) == 0
     column = "predicted_formation_energy_per_atom"
