@@ -8,7 +8,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Literal
 
 from ray_fed.config import require
-from ray_fed.federation.rounds import RoundRules
+from ray_fed.federation.rounds import RoundRules, StartRules
 from ray_fed.privacy.compression import Compression
 from ray_fed.privacy.dp.accounting import PrivacyAccount
 
@@ -104,6 +104,12 @@ class FormationEnergyConfig:
     """Go on without a silo that failed; 'no' stops at the first failure."""
     max_restarts: int = 3
     """How often a silo whose process died is started again."""
+    start_timeout: float = 0.0
+    """Seconds to wait for sites of a federation file that have no machine yet; then the run is refused, or begins
+    without them (--late-silos)."""
+    late_silos: bool = False
+    """Begin without silos whose site has no machine yet, if --min-fit-clients are there; each takes part from the round
+    after its machine appeared. The scaler, and the steps of an epoch, come from the silos that were there."""
     dp_noise_multiplier: float | None = None
     """Example-level differential privacy: standard deviation of the noise on every local step, in units of --dp-clip.
     For whole silos use --strategy dp_fed_avg. Needs pip install 'ray-fed[privacy]'."""
@@ -162,6 +168,7 @@ class FormationEnergyConfig:
         self._check_privacy()
         self.make_compression()
         self.rules()
+        self._check_late()
         self.make_strategy()
         self._check_secure()
         require(self.proximal_mu >= 0, f"proximal_mu={self.proximal_mu} must not be negative")
@@ -210,6 +217,13 @@ class FormationEnergyConfig:
         require(self.compression == "none", f"{coded}: masked numbers have no shorter form; use none")
         alone = "the models of silos alone would leave without masks; add --baselines no"
         require(not self.baselines, f"secure_aggregation: {alone}")
+
+    def _check_late(self) -> None:
+        StartRules(self.start_timeout)
+        given = "late_silos: a silo that is not there yet is missing from its rounds"
+        require(self.accept_failures or not self.late_silos, f"{given}; accept_failures=no stops at the first of them")
+        asynchronous = "fed_buff counts on all silos from the start"
+        require(self.strategy != "fed_buff" or not self.late_silos, f"late_silos: {asynchronous}; choose another one")
 
     def threshold(self, num_silos: int) -> int:
         """Return how many silos a masked sum needs, 0 without secure aggregation; ConfigError for a number that cannot

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipelines import placing
 from pipelines.formation_energy.checkpoint import Checkpoint
+from pipelines.formation_energy.membership import admitted, fingerprints, start_rules
 from pipelines.formation_energy.setup import Setup, jobs
 from pipelines.placing import CoordinatorLike, Members
 from ray_fed.federation.coordinator import Agreement, Job, RoundRecord
@@ -28,9 +29,10 @@ class Listener(Protocol):
 @contextlib.contextmanager
 def placed(setup: Setup) -> Iterator[tuple[CoordinatorLike, list[str]]]:
     """Yield the coordinator of the setup's cohort, and notices for the user."""
-    config, members = setup.config, Members(setup.members, setup.task, setup.test, setup.training)
+    config, members = setup.config, Members(setup.members, setup.task, setup.test, setup.founders or setup.training)
     unused = config.cohort == "local" and config.num_gpus
-    with placing.placed(members, config.cohort, config.address, config.round_timeout, [config.make_strategy()]) as (
+    carried, start = [config.make_strategy()], start_rules(setup)
+    with placing.placed(members, config.cohort, config.address, config.round_timeout, carried, start) as (
         coordinator,
         notices,
     ):
@@ -76,6 +78,9 @@ class Experiment:
         for record in coordinator.run(job, *self.checkpoint.start_of(job.name)):
             if record.models is not None:
                 self._keep(record.models, seed)
+            if record.joined:
+                self.agreement = admitted(self.agreement, record)
+                self.checkpoint.directory.write_data(fingerprints(self.agreement))
             self.records.append((seed, replace(record, state=None, notes=())))
             self.listener.hears(record, seed)
             self.checkpoint.save(record)

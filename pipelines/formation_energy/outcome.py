@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from pipelines.formation_energy.experiment import Experiment
+from pipelines.formation_energy.membership import fingerprints
 from pipelines.formation_energy.own_rows import own_errors, own_table
 from pipelines.formation_energy.promise import promise
-from ray_fed.federation.coordinator import Agreement
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
 from ray_fed.reporting.model_files import ModelCard, save_model
 from ray_fed.reporting.report import Figure, Section, Table, write_report
@@ -112,7 +112,7 @@ class Outcome:
 
     def _counts(self) -> dict[str, object]:
         setup, agreement = self.experiment.setup, self.experiment.agreement
-        silos = {name: agreement.silos[name] for name in setup.training}
+        silos = {name: agreement.silos[name] for name in setup.training if name in agreement.silos}
         total = sum(silo.num_examples for silo in silos.values())
         counts = {f"silo.{name}.num_examples": silo.num_examples for name, silo in silos.items()}
         test = agreement.test["num_examples"] if agreement.test else sum(s.num_held_out for s in silos.values())
@@ -175,8 +175,10 @@ class Outcome:
 
     def _federation_record(self) -> dict[str, object]:
         setup = self.experiment.setup
-        counts = {name: self.experiment.agreement.silos[name].num_examples for name in setup.training}
+        agreement = self.experiment.agreement
+        counts = {name: agreement.silos[name].num_examples for name in setup.training if name in agreement.silos}
         return {
+            **({"joined": dict(agreement.joined)} if agreement.joined else {}),
             "silos": list(counts),
             "weights": {name: count / sum(counts.values()) for name, count in counts.items()},
             "rounds": self.summary["rounds"],
@@ -286,9 +288,3 @@ class Outcome:
         from ray_fed.materials.model_crystals.crystals import PROVENANCE
 
         return f"{PROVENANCE}. Method: {CITATION}."
-
-
-def fingerprints(agreement: Agreement) -> list[dict[str, object]]:
-    """Return what may be told about each silo's source, and the test set's: hash, rows, columns."""
-    silos = [{"silo": name, **silo.fingerprint} for name, silo in agreement.silos.items()]
-    return [*silos, *([{"silo": "test", **agreement.test}] if agreement.test else [])]

@@ -15,14 +15,14 @@ from safetensors import SafetensorError
 
 from pipelines.formation_energy.checkpoint import Checkpoint
 from pipelines.formation_energy.experiment import Experiment, placed
-from pipelines.formation_energy.outcome import Outcome, fingerprints
+from pipelines.formation_energy.membership import check_data, founded, rejoined, with_founders
+from pipelines.formation_energy.outcome import Outcome
 from pipelines.formation_energy.recorder import Recorder
 from pipelines.formation_energy.setup import Setup, jobs, resolve, with_ledgers, with_state_folder
 from pipelines.ledger.book import Book, discard_unused, name_of_run, silos_folder
 from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.reporting.environment import software_versions
-from ray_fed.reporting.plain_values import to_plain
 from ray_fed.reporting.results import results_from_summary
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned, paths_table, results_table
@@ -86,7 +86,9 @@ def _begun(directory: RunDirectory) -> Assignment:
         overrides = tuple(str(text) for text in config["set"])  # type: ignore[union-attr]
         checkpoint = Checkpoint(directory)
         is_resumed = checkpoint.load()
-        setup = with_state_folder(resolve(options, overrides), checkpoint.silo_state, directory.path.resolve().name)
+        setup = resolve(options, overrides)
+        setup = with_founders(setup, directory) if is_resumed else setup
+        setup = with_state_folder(setup, checkpoint.silo_state, directory.path.resolve().name)
         setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
         command = tuple(shlex.split(str(config["command"])))
     except FedError:
@@ -159,11 +161,13 @@ def _train(assignment: Assignment) -> Outcome:
         for line in [*notices, *_unusable(agreement), *changed]:
             print(f"note: {line}", file=sys.stderr)
         _check_sizes(agreement)
+        setup = founded(setup, agreement)
         jobs(
             setup, dict(agreement.silos), setup.config.seed
         )  # whatever is wrong with them is said before a file is made
         if assignment.is_resumed:
-            _check_data(agreement, assignment.directory)
+            check_data(agreement, setup.founders if setup.config.late_silos else (), assignment.directory)
+            agreement = rejoined(agreement, setup, assignment.directory)
             _check_silo_states(assignment)
         book = Book.of_run(assignment.directory, setup.silos[0].run, assignment.checkpoint.folder)
         with Recorder(setup, assignment.directory, book) as recorder:
@@ -241,15 +245,6 @@ def _check_sizes(agreement: Agreement) -> None:
             raise DataError(
                 f"silo '{name}' has {silo.num_examples} usable training rows; it needs 2: give it more or leave it out"
             )
-
-
-def _check_data(agreement: Agreement, directory: RunDirectory) -> None:
-    """A resumed run must find the data it began with: DataError names the silo whose rows changed."""
-    now = {str(entry["silo"]): to_plain(entry) for entry in fingerprints(agreement)}
-    then = {str(entry["silo"]): entry for entry in directory.read_data()}
-    for silo in dict.fromkeys([*then, *now]):
-        if now.get(silo) != then.get(silo):
-            raise DataError(f"silo '{silo}': its data changed since the run began; start a new run")
 
 
 def _check_silo_states(assignment: Assignment) -> None:

@@ -60,6 +60,7 @@ class Recorder:
         self.directory.append_timing({"job": record.job, "round": record.server_round, **record.seconds})
         if record.num_rounds <= MAX_LOGGED_ROUNDS or f"{self._model(record)}.mae" in record.metrics:
             self._log(record, seed)
+        self._tell_joined(record, seed)
         self._tell_failures(record, seed)
         if EPSILON in record.metrics and record.server_round:
             where = f"round {record.server_round}/{record.num_rounds}"
@@ -78,6 +79,14 @@ class Recorder:
             self.progress.note(line)
             if _is_federated(record.job):
                 self._run(f"federated-seed-{seed}").text("failures", line, record.server_round)
+
+    def _tell_joined(self, record: RoundRecord, seed: int) -> None:
+        where = f"round {record.server_round}/{record.num_rounds}"
+        for silo in record.joined:
+            line = f"{where}: silo '{silo.silo}' joins with {silo.num_examples:,} rows, from the next round on"
+            self.progress.note(line)
+            if _is_federated(record.job):
+                self._run(f"federated-seed-{seed}").text("joined", line, record.server_round)
 
     @staticmethod
     def _model(record: RoundRecord) -> str:
@@ -140,6 +149,7 @@ def history_line(record: RoundRecord, seed: int) -> dict[str, object]:
         "participants": list(record.participants),
         "failures": dict(record.failures),
         "bytes_sent": record.bytes_sent,
+        **({"joined": [silo.silo for silo in record.joined]} if record.joined else {}),
         "metrics": dict(sorted(record.metrics.items())),
     }
 

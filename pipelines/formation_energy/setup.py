@@ -37,6 +37,8 @@ class Setup:
     pooled: SiloSpec | None
     """All training rows in one place; exists only in studies, where one source plays all silos."""
     test: SiloSpec | None
+    founders: tuple[str, ...] = ()
+    """Silos that were there when the run began, once that is known: all of them, but for a run with late ones."""
 
     @property
     def members(self) -> tuple[SiloSpec, ...]:
@@ -177,7 +179,7 @@ def _task(config: FormationEnergyConfig) -> PropertyTask:
 def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job]:
     """Return the federated run and, with baselines, the no-exchange run of each silo and of the pooled rows."""
     config = setup.config
-    total = sum(silos[name].num_examples for name in setup.training)
+    total = sum(silos[name].num_examples for name in setup.founders or setup.training)
     shared = _plan(config, total, seed)
     steps = shared.total_steps
     require(shared.num_rounds <= steps, f"rounds={shared.num_rounds} is more than the {steps} local steps there are")
@@ -196,7 +198,8 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     if not config.baselines:
         return [federated]
     # Alone, a silo fills the whole batch with its own rows, as the paper's single-client runs do.
-    alone = {spec.name: _plan(config, silos[spec.name].num_examples, seed) for spec in setup.members}
+    there = [spec.name for spec in setup.members if spec.name in silos]
+    alone = {name: _plan(config, silos[name].num_examples, seed) for name in there}
     num_rounds = min(shared.num_rounds, EVALUATIONS_PER_JOB)
     alone = {
         name: replace(

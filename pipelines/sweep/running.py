@@ -9,7 +9,7 @@ from actors.federation import federation
 from actors.session import carry_by_value
 from actors.shared_silos import SharedSilos
 from actors.tuning import run_trials
-from pipelines.formation_energy.outcome import fingerprints
+from pipelines.formation_energy.membership import fingerprints
 from pipelines.sweep.points import Trial, configured
 from pipelines.sweep.progress import SweepProgress
 from pipelines.sweep.trial import Shared, job_of, work

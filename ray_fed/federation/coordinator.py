@@ -123,6 +123,8 @@ class Agreement:
     layout: Layout
     test: Mapping[str, object] | None
     """Fingerprint of the common test set."""
+    joined: Mapping[str, str] = field(default_factory=dict)
+    """Silo that was not there at the start -> when it came."""
 
 
 class Coordinator:
