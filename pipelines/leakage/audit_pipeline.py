@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipelines.leakage.audit_config import AuditConfig
 from pipelines.leakage.audit_findings import SUM, Findings, Gate
-from pipelines.leakage.audit_report import change_table, defence_table, write_audit
+from pipelines.leakage.audit_report import change_table, defence_table, silo_table, smaller_table, write_audit
 from pipelines.leakage.standing import (
     Standing,
     check_allowed,
@@ -140,7 +140,7 @@ def _changes(standing: Standing, config: AuditConfig, findings: Findings) -> Non
             findings.of_changed_sums[str(change)] = [_audited(standing, one, None) for one in in_sum(first)]
         if config.costs:
             findings.costs[str(change)] = _error(standing, changed, state)
-        print(f"training {change or 'as set up'}: attacked{_cost_words(findings, str(change))}", file=sys.stderr)
+        print(f"training {str(change) or 'as set up'}: attacked{_cost_words(findings, str(change))}", file=sys.stderr)
 
 
 def _audited(standing: Standing, replay: Replay, defence: Defence | None) -> MessageAudit:
@@ -158,7 +158,11 @@ def _cost_words(findings: Findings, key: str) -> str:
 
 
 def _print(findings: Findings, directory: RunDirectory) -> None:
-    print("What each message gives away, by defence (records found / records behind the message):")
+    print("As the federation is set up, the worst of the replayed messages (records):")
+    print(aligned(silo_table(findings), right=range(2, 7), rule=True))
+    print("\nWhat smaller messages would give away:")
+    print(aligned(smaller_table(findings), right=range(2, 7), rule=True))
+    print("\nWhat each message gives away, by defence (records found / records behind the message):")
     print(aligned(defence_table(findings), right=range(1, 8), rule=True))
     print("\nThe same training, done in other ways:")
     print(aligned(change_table(findings), right=range(2, 8), rule=True))

@@ -23,6 +23,16 @@ FOUND = (
     "the same number of passes over the rows. silo_dp: (epsilon, 1e-5) for all rows of a silo over the whole run, "
     "noise added in the silo itself; dp: DP-SGD, (epsilon, 1e-5) for one record."
 )
+AS_SET_UP = (
+    "Records of the silo that the worst of its replayed messages gives away exactly, nearly, not at all. In the "
+    "sum: records found where only the sum over the silos is seen. "
+    "Stopped by: the defence that stops it at the least cost in error."
+)
+SMALLER = (
+    "Gradients of fewer records at the first parameters, which this federation does not send. Target: median error of "
+    "the target read from the gradient of one record. Cost: of the whole training under that defence."
+)
+TRIED = "Records found / records behind the message, over all silos, at the first parameters and in the first round."
 
 
 def write_audit(
@@ -33,8 +43,9 @@ def write_audit(
     sections = [
         Section("Verdict", [Paragraph(f"{gate.words}. {findings.verified_words}")]),
         Section("Threat model", [Paragraph(THREAT)]),
-        Section("What leaves as the federation is set up", [_lines(silo_table(findings))]),
-        Section("Defences", [_lines(defence_table(findings)), Paragraph(FOUND)]),
+        Section("What leaves as the federation is set up", [_lines(silo_table(findings), AS_SET_UP)]),
+        Section("What smaller messages would give away", [_lines(smaller_table(findings), SMALLER)]),
+        Section("Defences", [_lines(defence_table(findings), TRIED), Paragraph(FOUND)]),
         Section("Batches, local steps, private steps", [_lines(change_table(findings))]),
         *_feature_sections(findings),
     ]
@@ -63,26 +74,48 @@ def _summary(findings: Findings, gate: Gate, seconds: float) -> dict[str, object
 
 
 def silo_table(findings: Findings) -> list[list[str]]:
-    """Return a header and, per silo, what the worst message of the replayed rounds gives away, and what stops it."""
-    header = ["silo", "message", "records", "exact", "near", "not found", "in the secure sum",
-              f"target error ({findings.unit})", "cheapest defence"]  # fmt: skip
-    lines = [header]
+    """Return a header and, per silo, what the worst message of the replayed rounds gives away."""
     sums = {one.silo: one for one in worst_per_silo(findings.of_sums)}
-    kinds = [kind for kind in findings.kinds if kind != findings.of_rounds[0].kind]
-    for one in [*worst_per_silo(findings.of_rounds), *(a for kind in kinds for a in findings.select(kind, NOTHING))]:
-        is_sent = one.kind not in kinds
-        target = "–" if one.target_error is None else f"{one.target_error:.1e}"
-        summed = f"{sums[one.silo].found:,}" if is_sent and one.silo in sums else "–"
-        lines.append([
-            one.silo, one.kind if is_sent else f"if it sent the {one.kind}", f"{one.records:,}", f"{one.exact:,}",
-            f"{one.near:,}", f"{one.records - one.found:,}", summed, target, findings.cheapest(one),
-        ])  # fmt: skip
+    header = ["silo", "message", "records", "exact", "near", "none", "in the sum", "stopped by (cost)"]
+    lines = [header]
+    for one in worst_per_silo(findings.of_rounds):
+        summed = f"{sums[one.silo].found:,}" if one.silo in sums else "–"
+        lines.append([one.silo, one.kind.removeprefix("update of ").replace(" local ", " "), *_counts(one), summed,
+                      _cheapest(findings, one)])  # fmt: skip
     return lines
+
+
+def smaller_table(findings: Findings) -> list[list[str]]:
+    """Return a header and, per silo and kind of smaller message, what that would give away, and what stops it."""
+    header = ["silo", "gradient of", "records", "exact", "near", "none", f"target ({findings.unit})",
+              "stopped by (cost)"]  # fmt: skip
+    lines = [header]
+    for kind in (kind for kind in findings.kinds if kind != findings.of_rounds[0].kind):
+        for one in findings.select(kind, NOTHING):
+            target = "–" if one.target_error is None else f"±{one.target_error:.1e}"
+            lines.append([one.silo, _short(kind), *_counts(one), target, _cheapest(findings, one)])
+    return lines
+
+
+def _counts(one: MessageAudit) -> list[str]:
+    return [f"{number:,}" for number in (one.records, one.exact, one.near, one.records - one.found)]
+
+
+def _short(kind: str) -> str:
+    """Return the kind of a message as a heading."""
+    return kind.split(" (")[0].removeprefix("gradient of ").removeprefix("update of ")
+
+
+def _cheapest(findings: Findings, leak: MessageAudit) -> str:
+    """Name the cheapest defence and what it costs."""
+    name = findings.cheapest(leak)
+    cost = findings.cost(name)
+    return name if cost is None else f"{name} ({cost:+.2g})"
 
 
 def defence_table(findings: Findings) -> list[list[str]]:
     """Return a header and, per defence, what each kind of message gives away and what the defence costs."""
-    header = ["defence", *(kind.split(" (")[0] for kind in findings.kinds), f"MAE ({findings.unit})", "cost"]
+    header = ["defence", *(_short(kind) for kind in findings.kinds), f"MAE ({findings.unit})", "cost"]
     return [header, *([name, *_cells(findings, name), *_cost(findings, name)] for name in findings.defences)]
 
 
@@ -110,8 +143,8 @@ def _cost(findings: Findings, key: str) -> tuple[str, str]:
     return f"{findings.costs['' if key == NOTHING else key]:.4g}", f"{cost:+.2g}"
 
 
-def _lines(lines: Sequence[Sequence[str]]) -> Table:
-    return Table(lines[0], lines[1:])
+def _lines(lines: Sequence[Sequence[str]], caption: str = "") -> Table:
+    return Table(lines[0], lines[1:], caption)
 
 
 def _feature_sections(findings: Findings) -> list[Section]:

@@ -104,11 +104,7 @@ HEADER_SAYS = (
 
 def _rate(successes: int, trials: int, interval: tuple[float, float]) -> str:
     low, high = interval
-    return f"{successes}/{trials}{NARROW}[{100 * low:.0f},{NARROW}{100 * high:.0f}]"
-
-
-NARROW = "\u00a0"
-"""A space at which no line breaks."""
+    return f"{successes}/{trials} [{100 * low:.0f},{100 * high:.0f}]"
 
 
 def _count(value: float | None) -> str:

@@ -283,6 +283,11 @@ def test_a_useless_inversion_is_left_for_the_grey_start():
 # ---- fidelity and jobs
 
 
+def test_a_network_that_is_no_chain_is_attacked_from_a_grey_start():
+    job = AttackJob("resnet", "networks", "digits", "resnet", OURS, (0, 1), 2, 60)
+    assert sum(int(str(row["exact"])) for row in run_job(job).rows) == 2
+
+
 def test_samples_of_a_batch_are_paired_before_they_are_compared():
     truth = torch.stack([torch.zeros(1, 2, 2), torch.ones(1, 2, 2)])[None]
     assert mean_squared_errors(truth.flip(1), truth).tolist() == [[0.0, 0.0]]

@@ -10,8 +10,9 @@ import torch
 from pipelines.cli import main
 from pipelines.leakage.audit_findings import Findings, Gate
 from pipelines.leakage.config import LeakageConfig
-from pipelines.leakage.jobs import snapshots, study_jobs
-from pipelines.leakage.label_study import multiset_share
+from pipelines.leakage.figures import _median
+from pipelines.leakage.jobs import snapshots, study_jobs, work
+from pipelines.leakage.label_study import LabelResult, as_rows, multiset_share, table_1
 from pipelines.leakage.margins import margins
 from pipelines.leakage.results import summarise
 from pipelines.leakage.standing import check_allowed
@@ -327,6 +328,43 @@ def test_jobs_cover_every_image_once_per_attack_and_have_unique_names():
     ]
     assert sorted(covered) == list(range(20))
     assert snapshots(200) == (2, 5, 10, 20, 50, 100, 200)
+
+
+def test_other_networks_are_attacked_on_images_that_all_of_them_take():
+    jobs = study_jobs(LeakageConfig(data=("faces", "digits"), images=2, studies=("networks",)))
+    assert {(job.model, job.data) for job in jobs} == {
+        (model, "digits") for model in ("lenet_relu", "mlp", "resnet", "unet")
+    }
+    assert {job.attack.name for job in jobs} == {"dlg", "idlg", "wdlg", "cosine", "ours"}
+
+
+def test_a_larger_job_of_the_same_attack_is_more_work_and_transport_more_than_l2():
+    jobs = {
+        job.key: job for job in study_jobs(LeakageConfig(data=("digits", "photos"), images=2, studies=("compare",)))
+    }
+    cost = {
+        name: work(jobs[f"compare-{name}-1-b1-e1-plain-0"]) for name in ("digits-idlg", "photos-idlg", "photos-wdlg")
+    }
+    assert cost["digits-idlg"] < cost["photos-idlg"] < cost["photos-wdlg"]
+
+
+def test_table_1_has_a_line_per_data_set_and_the_other_conditions_one_each():
+    found = [
+        LabelResult("digits", "bias_sign", "batch 1", 4, 1.0, 10),
+        LabelResult("digits", "row_sign", "batch 1", 4, 0.75, 480),
+        LabelResult("digits", "bias_sign", "no_output_bias", 4, 0.0, 10, "there is none"),
+    ]  # fmt: skip
+    assert table_1(found, {"digits": 0.5})[1:] == [["digits", "50%", "75%", "100%", "480", "10"]]
+    assert as_rows(found)[1:] == [
+        ["digits", "batch 1", "4", "100.0%", "75.0%"],
+        ["digits", "no_output_bias", "4", "not possible", "–"],
+    ]
+
+
+def test_the_objective_is_drawn_relative_to_the_first_point_that_was_told():
+    told = np.array([[np.nan, 4.0, 2.0], [np.nan, 8.0, 8.0]])  # the first evaluation chose the start
+    assert list(_median(told, "loss")[1:]) == [1.0, 0.75]
+    assert np.isnan(_median(told, "loss")[0])
 
 
 def test_labels_of_a_batch_are_compared_without_their_order():
