@@ -146,9 +146,9 @@ class Outcome:
         for title, is_second in tables.items():
             rows = [row for row in self.results if (row.method in TABLE_2) == is_second]
             if rows:
-                # Two tables: with spreads, one of all columns is wider than the page and hides the global ones.
-                captions = ((self._caption(), [GLOBAL]), ("The same models on each silo's test set.", self.silos))
-                parts = [Table(header(places), table_rows(rows, places), said) for said, places in captions]
+                # One of all columns is, with spreads, wider than the page and hides the global ones.
+                captions = {GLOBAL: self._caption()} | {silo: f"On the test set of {silo}." for silo in self.silos}
+                parts = [Table(header([place]), table_rows(rows, [place]), said) for place, said in captions.items()]
                 sections.append(Section(title, parts))
         if "bars" in figures:
             caption = "MAP, MVI and ARI of every method; whiskers: standard deviation over seeds and folds (Fig. 6)."

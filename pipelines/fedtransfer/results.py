@@ -10,6 +10,8 @@ from ray_fed.style_transfer.methods import METHODS
 
 METRICS = ("map", "vi", "ari")
 GLOBAL = "global"
+CLEAR = 2.0
+"""Standard errors below which a difference of means is called none."""
 TABLE_2 = ("separate", "central")
 TITLES = {"map": "MAP", "vi": "MVI", "ari": "ARI", "vi_under": "under", "vi_over": "over"}
 BETTER = {"map": 1, "vi": -1, "ari": 1}
@@ -112,18 +114,28 @@ def verdicts(results: Sequence[ModelResult]) -> list[str]:
 
 
 def _order(ladder: Sequence[ModelResult]) -> str:
-    """Say in which metrics every step goes the paper's way, and by how many standard errors the smallest one does."""
-    yes, no = [], []
+    """Say in which metrics every step goes the paper's way, and in which all do so by more than the spread."""
+    several = len(ladder[0].cells[GLOBAL, "map"].values) > 1
+    found: dict[str, list[str]] = {}
     for metric in METRICS:
         steps = [_step(a, b, metric) for a, b in pairwise(ladder)]
-        (yes if all(gain > 0 for gain, _ in steps) else no).append((metric, min(size for _, size in steps)))
-    several = len(ladder[0].cells[GLOBAL, "map"].values) > 1
-    shown = [f"{TITLES[metric]} ({size:.1f})" if several else TITLES[metric] for metric, size in yes]
-    parts = [f"holds in {', '.join(shown)}"] if yes else []
-    parts += [f"does not hold in {', '.join(TITLES[metric] for metric, _ in no)}"] if no else []
+        smallest = min(size for _, size in steps)
+        if not all(gain > 0 for gain, _ in steps):
+            found.setdefault("does not hold in", []).append(TITLES[metric])
+        elif several and smallest < CLEAR:
+            found.setdefault("holds, but not beyond the spread over runs, in", []).append(
+                f"{TITLES[metric]} ({smallest:.1f})"
+            )
+        else:
+            found.setdefault("holds in", []).append(TITLES[metric] + (f" ({smallest:.1f})" if several else ""))
     order = " < ".join(row.title for row in ladder)
-    note = " In brackets: the smallest step in standard errors over runs." if several and yes else ""
-    return f"The paper's order on the global test set, {order}, {' and '.join(parts)}.{note}"
+    said = " and ".join(f"{how} {', '.join(metrics)}" for how, metrics in found.items())
+    note = (
+        " In brackets: the smallest step in standard errors."
+        if several and len(found) > ("does not hold in" in found)
+        else ""
+    )
+    return f"The paper's order on the global test set, {order}, {said}.{note}"
 
 
 def _step(below: ModelResult, above: ModelResult, metric: str) -> tuple[float, float]:
@@ -149,6 +161,6 @@ def _against(ours: ModelResult, other: ModelResult) -> str:
             return f"{ours.title} and {other.title} have the same MAP {numbers}; one run each."
         relation = "above" if gap > 0 else "below"
         return f"{ours.title} is {abs(gap):.3f} MAP {relation} {other.title} {numbers}; one run each: no spread known."
-    if abs(gap) < 2 * _error(a, b):
+    if abs(gap) < CLEAR * _error(a, b):
         return f"{ours.title} and {other.title} do not differ in MAP beyond the spread over runs {numbers}."
     return f"{ours.title} is {abs(gap):.3f} MAP {'above' if gap > 0 else 'below'} {other.title} {numbers}."

@@ -225,7 +225,12 @@ def test_the_order_comes_with_its_smallest_step_in_standard_errors():
     lines = [*runs("fed_avg", 0.2, 0.4), *runs("transfer_int8", 0.5, 0.7), *runs("central", 0.8, 0.8)]
     said = verdicts(model_results(lines, ["a", "b"]))[0]
     # FedAvg 0.3, FedTransfer 0.6, centralised 0.8; every spread 0.141 or 0, so the last step is 0.2 / 0.1 = 2.
-    assert "MAP (2.0), MVI (2.0), ARI (2.0)" in said
+    assert "holds in MAP (2.0), MVI (2.0), ARI (2.0)" in said
+    closer = [*lines[:4], *runs("central", 0.61, 0.61)]
+    said = verdicts(model_results(closer, ["a", "b"]))[0]
+    assert "holds, but not beyond the spread over runs, in MAP (0.1), MVI (0.1), ARI (0.1)" in said
+    said = verdicts(model_results([*lines[:4], *runs("central", 0.5, 0.5)], ["a", "b"]))[0]
+    assert said.endswith("does not hold in MAP, MVI, ARI.")
 
 
 @pytest.mark.parametrize(
