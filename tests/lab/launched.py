@@ -80,8 +80,8 @@ def filled_in(lab: Lab, tls: bool = False, **environment: str) -> dict:
     Every host has our code installed, as institutions that install it themselves.
     """
     text = CLUSTER_FILE.read_text()
-    assert "export RAY_USE_TLS=0" in text
-    cluster = yaml.safe_load(text.replace("export RAY_USE_TLS=0", f"export RAY_USE_TLS={int(tls)}"))
+    assert "export RAY_USE_TLS=1" in text
+    cluster = yaml.safe_load(text.replace("export RAY_USE_TLS=1", f"export RAY_USE_TLS={int(tls)}"))
     head, *workers = lab.hosts.values()
     cluster["provider"] |= {"head_ip": head.address, "worker_ips": [worker.address for worker in workers]}
     cluster["auth"] = {"ssh_user": "root", "ssh_private_key": "~/.ssh/id_ed25519"}

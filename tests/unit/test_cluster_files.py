@@ -60,8 +60,7 @@ def test_token_tls_and_silence_towards_the_makers_of_ray_are_set_everywhere(name
     environment = config["setup_commands"][0]
     for said in ("RAY_AUTH_MODE=token", "RAY_USAGE_STATS_ENABLED=0", "umask 077"):
         assert f"'{said}'" in environment or f"'export {said}'" in environment, said
-    # Institutions bring certificates by hand, so TLS is switched on by hand; machines of a cloud make their own.
-    assert f"RAY_USE_TLS={0 if name == 'onprem' else 1}'" in environment
+    assert "RAY_USE_TLS=1'" in environment
     for variable in ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY"):
         assert variable in environment
     for commands_of_start in (config[key] for key in STARTS):
@@ -117,6 +116,9 @@ def machine(tmp_path):
     def run(command):
         return subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
 
+    for name in ("ca.crt", "node.crt", "node.key"):
+        (tmp_path / "ray-fed" / "tls").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "ray-fed" / "tls" / name).write_text("made by ray-fed cluster certs")
     for command in read("onprem")["setup_commands"]:
         done = run(command)
         assert done.returncode == 0, done.stderr
@@ -130,7 +132,19 @@ def test_a_machine_of_an_institution_starts_with_its_own_site_and_the_address_it
     called = (tmp_path / "called").read_text().splitlines()[-1]
     assert called.startswith("ray start --address=192.0.2.10:6379 --node-ip-address=192.0.2.21 ")
     assert " --labels=site=north " in called
-    assert called.endswith("TLS=0 AUTH=token")
+    assert called.endswith("TLS=1 AUTH=token")
+
+
+@pytest.mark.parametrize("missing", ["ca.crt", "node.crt", "node.key"])
+def test_a_machine_without_its_certificate_is_told_so_before_ray_is(machine, tmp_path, missing):
+    (tmp_path / "ray-fed" / "tls" / missing).unlink()
+    check = read("onprem")["setup_commands"][1]
+    done = machine(check)
+    assert done.returncode == 1
+    assert "~/ray-fed/tls (ray-fed cluster certs)" in done.stdout
+    environment = tmp_path / "ray-fed" / "environment"
+    environment.write_text(environment.read_text().replace("RAY_USE_TLS=1", "RAY_USE_TLS=0"))
+    assert machine(check).returncode == 0  # who switched it off needs none
 
 
 def test_a_machine_without_a_site_does_not_start(machine, tmp_path):
