@@ -1,5 +1,6 @@
 """`ray-fed library ...`: the options; what they do is imported when they are used."""
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,15 @@ def _demo(actions: Any) -> None:
     def run(options: dict, arguments: list[str]) -> int:
         from pipelines.model_library.demo import demo
 
-        return demo(options["out"], options["address"], ["ray-fed", *arguments])
+        return demo(options["out"], options.get("address", "local"), ["ray-fed", *arguments])
 
     parser = _action(
         actions, "demo", "build, query, move and transfer on embedded data, in under 3 minutes", run, False
     )
     parser.add_argument("--out", default=None, help="folder (default: runs/library-demo-DATE-TIME)")
-    parser.add_argument("--address", default="local", help="Ray cluster (default: local)")
+    parser.add_argument(
+        "--address", default=argparse.SUPPRESS, help="Ray cluster (default: RAY_ADDRESS where it is set, else local)"
+    )
 
 
 def _query(actions: Any) -> None:
