@@ -61,8 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
-    except (OSError, MemoryError) as error:
-        print(f"{prog}: error: {type(error).__name__}: {_one_line(error)}", file=sys.stderr)
+    except OSError as error:
+        remedy = "check that the place is there, may be written and has room" if error.filename else ""
+        said = f"{error.filename}: {error.strerror}; {remedy}" if remedy else f"{type(error).__name__}: {error}"
+        print(f"{prog}: error: {_one_line(said)}", file=sys.stderr)
+        return 1
+    except MemoryError as error:
+        print(f"{prog}: error: not enough memory: {_one_line(error)}", file=sys.stderr)
         return 1
 
 
@@ -184,7 +189,7 @@ def _as_interrupt(signum: int, frame: object) -> NoReturn:  # noqa: ARG001
     raise KeyboardInterrupt
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(error: BaseException | str) -> str:
     return " ".join(str(error).split())
 
 

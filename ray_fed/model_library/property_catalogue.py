@@ -151,7 +151,10 @@ def shared_tables(folder: Path | str) -> dict[str, PropertyTable]:
     """Return every property of the data sets under `folder` by its key; DataError when the folder is missing."""
     folder = Path(folder)
     if not (folder / "composition_properties" / "properties_long.parquet").is_file():
-        raise DataError(f"{folder} holds no composition_properties; give the folder of the data sets with --datasets")
+        raise DataError(
+            f"{folder} is no table (.csv, .parquet, .json) and no folder of the open data sets: it holds no "
+            "composition_properties; give one of them with --source, or 'embedded'"
+        )
     tables = [*_compositions(folder), *_structures(folder), *_polymers(folder), *_molecules(folder)]
     return {table.key: table for table in tables}
 

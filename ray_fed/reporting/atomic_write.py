@@ -17,7 +17,8 @@ def write_atomically(path: Path, content: bytes) -> Path:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        draft.unlink(missing_ok=True)
+        if draft.exists():  # a disk that cannot be written refuses to remove even what is not there
+            draft.unlink()
     return path
 
 

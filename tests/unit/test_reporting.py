@@ -6,6 +6,7 @@ import math
 import os
 import stat
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -272,3 +273,34 @@ def test_fingerprints_are_kept_as_they_are(run):
     run.write_data([{"name": "mit", "rows": 1000, "sha256": "ab"}, {"name": "ucla", "rows": 5}])
     assert run.read_data() == [{"name": "mit", "rows": 1000, "sha256": "ab"}, {"name": "ucla", "rows": 5}]
     assert yaml.safe_load(run.data_path.read_text())[0]["name"] == "mit"
+
+
+def test_a_disk_that_cannot_be_written_is_named_by_the_file_asked_for(run, monkeypatch):
+    def read_only(*_args, **_options):
+        raise OSError(30, "Read-only file system")
+
+    run.write_config({"seed": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", read_only)
+        patch.setattr(Path, "unlink", read_only)
+        with pytest.raises(OSError, match="Read-only") as caught:
+            run.write_summary({"rounds": 2})
+        assert caught.value.filename == str(run.summary_path)
+        with pytest.raises(OSError, match="Read-only") as caught:
+            run.append_history({"round": 1})
+        assert caught.value.filename == str(run.history_path)
+
+
+def test_a_place_that_cannot_be_written_is_one_line_with_a_remedy(monkeypatch, capsys):
+    from pipelines import cli
+
+    def refused(_options, _arguments):
+        raise OSError(30, "Read-only file system", "lib/models")
+
+    monkeypatch.setattr(cli, "_parse", lambda _: ({"run": refused}, "ray-fed library build"))
+    assert cli.main(["library"]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said == (
+        "ray-fed library build: error: lib/models: Read-only file system; check that the place is there, "
+        "may be written and has room"
+    )
