@@ -102,8 +102,8 @@ def test_an_image_depends_on_seed_style_and_index_alone():
 
 
 def test_masks_are_lines_that_separate_grains_of_about_the_asked_spacing():
-    tiles = polycrystal_set("austenite", 0, 6, size=192, spacing=32)  # type: ignore[index]
-    grains = [ndimage.label(mask == 0)[1] for mask in tiles.masks]
+    tiles = polycrystal_set("austenite", 0, 6, size=192, spacing=32)
+    grains = [ndimage.label(mask == 0)[1] for mask in tiles.masks]  # type: ignore[index]
     # One site a spacing squared, of which 12 % are left out and a few more are overgrown; the frame adds cut ones.
     assert 0.75 * 36 < np.mean(grains) < 1.6 * 36
     assert 0.1 < tiles.masks.mean() < 0.3
