@@ -192,7 +192,8 @@ def in_one_process(rounds: int, turns: int, folder: str) -> tuple[list[float], l
     sides = []
     for run, place in (("", f"{folder}/one-without"), ("r", f"{folder}/one-with")):
         cohort = LocalCohort(specs(place, run), task)
-        cohort.silos = {spec.name: GuardedSilo(spec, lambda spec=spec: Silo(spec, task)) for spec in specs(place, run)}
+        walls = {spec.name: GuardedSilo(spec, lambda spec=spec: Silo(spec, task)) for spec in specs(place, run)}
+        cohort.silos = walls  # type: ignore[assignment]  (they answer the same questions)
         witness = WitnessedCohort(cohort)
         coordinator = Coordinator(witness if run else cohort, task, NAMES)
         coordinator.agree()

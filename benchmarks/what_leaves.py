@@ -56,29 +56,41 @@ def said(arguments: Sequence[str]) -> tuple[int, str]:
     return code, output.getvalue()
 
 
+PIECES = (
+    (DEFENCES[1:-1], CHANGES[1:2]),
+    *((DEFENCES[2:3], CHANGES[a:b]) for a, b in ((2, 8), (8, 12), (12, 15), (15, 17))),
+)
+"""Defences and changes of one audit: a seed is done in pieces of less than a minute."""
+
+
 def audited(seed: int, folder: Path) -> Found:
-    """Return the summary of one seed's audit, with what was found in sums over silos as `training.X.in_sum`."""
+    """Return the summaries of one seed's audits together."""
     kept = folder / f"what_leaves-{seed}.json"
-    if kept.exists():
-        return json.loads(kept.read_text())
+    found: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
+    for defences, changes in PIECES:
+        if any(f"training.{change}.in_sum" not in found for change in changes):
+            found = piece(seed, defences, changes) | found
+            kept.write_text(json.dumps(found))
+    return found
+
+
+def piece(seed: int, defences: Sequence[str], changes: Sequence[str]) -> dict[str, float]:
+    """Return the summary of one audit, with what was found in sums over silos as `training.X.in_sum`."""
     with tempfile.TemporaryDirectory() as place:
         run, audit = f"{place}/run", f"{place}/audit"
         said(["formation-energy", *FEDERATION.split(), "--seed", str(seed), "--out", run])
-        chosen = ["--defences", ",".join(DEFENCES[1:-1]), "--changes", ",".join(CHANGES[1:]), "--rounds", str(ROUNDS)]
+        chosen = ["--defences", ",".join(defences), "--changes", ",".join(changes), "--rounds", str(ROUNDS)]
         _, output = said(["audit", run, *chosen, "--out", audit])
         summary = json.loads(Path(audit, "summary.json").read_text())
-    for change, _, found in in_sums(output):
-        summary[f"training.{change}.in_sum"] = found
-    kept.write_text(json.dumps(summary))
-    return summary
+    return summary | {f"training.{change}.in_sum": found for change, found in in_sums(output)}
 
 
-def in_sums(output: str) -> Iterator[tuple[str, str, int]]:
-    """Yield (change, message, records found in the sum) of the audit's table of changes."""
+def in_sums(output: str) -> Iterator[tuple[str, int]]:
+    """Yield (change, records found in the sum) of the audit's table of changes."""
     for line in output.partition("done in other ways")[2].splitlines():
         cells = re.split(r"\s{2,}", line.strip())
         if len(cells) == 8 and cells[0] in CHANGES:
-            yield cells[0], cells[1], int(cells[5].replace(",", ""))
+            yield cells[0], int(cells[5].replace(",", ""))
 
 
 def of_kind(audits: Sequence[Found], kind: str, defence: str) -> str:

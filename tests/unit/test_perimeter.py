@@ -319,7 +319,7 @@ def test_no_gradient_leaves_to_be_attacked_unless_the_owner_allows_an_audit(tmp_
     wall = guarded(tmp_path)
     called = []
     wall.silo.task = type("Watched", (SyntheticTask,), {"model": lambda *_: called.append(1)})()
-    with pytest.raises(PerimeterRefused, match="observation refused .* its owner has not allowed an audit"):
+    with pytest.raises(PerimeterRefused, match=r"observation refused .* its owner has not allowed an audit"):
         wall.observe(np.zeros(10, np.float32), 4)
     assert called == []
 
@@ -340,9 +340,9 @@ def test_an_allowed_observation_is_the_gradient_of_the_rows_and_a_line_of_the_le
 
 OBSERVATIONS = {
     "the rows": (lambda rows, n: np.resize(rows.features.astype(np.float32), n), "repeats values"),
-    "more values": (lambda rows, n: np.zeros(n + 1, np.float32), "at most"),
-    "another dtype": (lambda rows, n: np.zeros(n), "float32"),
-    "values that are not finite": (lambda rows, n: np.full(n, np.nan, np.float32), "not finite"),
+    "more values": (lambda _, n: np.zeros(n + 1, np.float32), "at most"),
+    "another dtype": (lambda _, n: np.zeros(n), "float32"),
+    "values that are not finite": (lambda _, n: np.full(n, np.nan, np.float32), "not finite"),
 }
 
 
