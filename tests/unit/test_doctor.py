@@ -29,6 +29,29 @@ def test_a_cluster_of_equals_has_nothing_to_find():
     assert said() == []
 
 
+def test_a_cluster_in_which_everything_is_wrong_gets_each_finding_once(capsys):
+    head = replace(NORTH, name="head", site="", num_gpus=0.0, machine=replace(HERE, auth_mode="", has_tls=False))
+    versions = {**HERE.versions, "ray": "2.59.0"}
+    north = replace(
+        HERE, versions=versions, tables="0", shm_free=2 * 10**7, disk_used=0.97, gpus_seen=0, missing=("/srv/n.csv",)
+    )
+    south = replace(HERE, torch_has_gpu=False, certificate_days=-3.0)
+    nodes = [
+        head,
+        replace(NORTH, machine=north),
+        replace(SOUTH, machine=south, link=replace(LINK, clock_offset_s=-4000.0)),
+        replace(SOUTH, name="east-1", machine=None, link=None, trouble="no answer within 60 s"),
+    ]
+    found = findings(nodes, HERE)
+    assert conclusion(found, len(nodes), 3) == 1
+    *lines, last = capsys.readouterr().out.splitlines()
+    told = ("ray 2.59", "tables 0", "20 MB", "disk 97", "offers 1 GPU", "/srv/n.csv", "torch cannot", "has ended", "clock",
+            "no answer", "no token", "no TLS")  # fmt: skip
+    assert [sum(words in line for line in lines) for words in told] == [1] * len(told)
+    assert len(lines) == len(told)
+    assert last == "4 nodes: 11 failures, 1 warning"
+
+
 @pytest.mark.parametrize(
     ("package", "version", "severity"),
     [
