@@ -1,8 +1,10 @@
 """Silos whose site has no machine yet, as actors. A real node that comes and goes is in test_scale.py."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import ray
 
 from actors.cohort import RayCohort
 from actors.federation import federation
@@ -74,6 +76,32 @@ def test_an_actor_that_finds_its_place_late_agrees_and_takes_part():
     assert all(record.participants == NAMES for record in records[came.server_round + 1 :])
     assert came.server_round < PLAN.num_rounds
     assert cohort.absent() == {}
+
+
+def test_rounds_go_on_while_an_actor_waits_for_a_place_and_it_joins_when_there_is_one():
+    task, (near, late) = SyntheticTask(), silos(30, 40)
+    takes_all: Any = ray.remote(_Sitting).options(num_cpus=14).remote()
+    ray.get(takes_all.__ray_ready__.remote())
+    places = {near.name: 0.1, late.name: 12.0}
+    actors = {spec.name: SiloActor.options(num_cpus=places[spec.name]).remote(spec, task) for spec in (near, late)}
+    coordinator = Coordinator(RayCohort(actors, specs=[near, late], task=task, absent=[late.name]), task, NAMES)
+    coordinator.agree()
+    plan = replace(PLAN, epochs=5000, num_rounds=5000)
+    joined_in, seen = 0, []
+    for record in coordinator.run(Job("federated", NAMES, dict.fromkeys(NAMES, plan), 0)):
+        seen.append(record.participants)
+        if record.server_round == 20:
+            ray.kill(takes_all)
+        joined_in = joined_in or (record.server_round if record.joined else 0)
+        if joined_in and record.server_round == joined_in + 3:
+            break
+    assert joined_in > 20
+    assert seen[1 : joined_in + 1] == [NAMES[:1]] * joined_in
+    assert seen[joined_in + 1 :] == [NAMES] * 3
+
+
+class _Sitting:
+    """Takes up room."""
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,10 @@ def test_a_cluster_in_which_everything_is_wrong_gets_each_finding_once(capsys):
     found = findings(nodes, HERE)
     assert conclusion(found, len(nodes), 3) == 1
     *lines, last = capsys.readouterr().out.splitlines()
-    told = ("ray 2.59", "tables 0", "20 MB", "disk 97", "offers 1 GPU", "/srv/n.csv", "torch cannot", "has ended", "clock",
-            "no answer", "no token", "no TLS")  # fmt: skip
+    told = (
+        "ray 2.59", "tables 0", "20 MB", "disk 97", "offers 1 GPU", "/srv/n.csv", "torch cannot", "has ended",
+        "its clock", "no answer", "no token", "no TLS",
+    )  # fmt: skip
     assert [sum(words in line for line in lines) for words in told] == [1] * len(told)
     assert len(lines) == len(told)
     assert last == "4 nodes: 11 failures, 1 warning"
