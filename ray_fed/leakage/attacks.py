@@ -40,7 +40,7 @@ class Attack:
     total_variation: float = 0.0
     """Weight of the total variation of images."""
     batch_total_variation: float = 0.0
-    """The same, for the first half of the budget on messages of more than one sample; the other half does without."""
+    """The same, for the first half of the budget on messages of 8 samples or more; the other half does without."""
     fits_scale: bool = False
     """Against a clipped message, which has lost its length: fit it, distance=scaled."""
     optimizer: Optimizer = "lbfgs_wolfe"

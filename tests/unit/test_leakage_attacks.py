@@ -166,7 +166,7 @@ def test_clipping_hides_no_digit_from_an_attack_that_fits_the_length():
 
 def test_a_batch_is_smoothed_for_half_the_budget_and_then_fitted_without_it():
     told = []
-    observations = seen(2, samples=2)
+    observations = seen(2, samples=8)
     found = reconstruct(observations, OURS, 20, [0, 1], lambda evaluation, *_: told.append(evaluation))
     assert told == list(range(1, 21))
     assert found.evaluations.tolist() == [20, 20]
@@ -174,6 +174,14 @@ def test_a_batch_is_smoothed_for_half_the_budget_and_then_fitted_without_it():
     inputs = torch.as_tensor(found.inputs)
     at_end = Problem(observations, exact).objective(inputs.flatten(1), found.labels, *stack(observations))
     torch.testing.assert_close(found.objective, at_end)
+
+
+def test_a_batch_of_few_is_not_smoothed():
+    observations = seen(2, samples=2)
+    smoothed, plain = (
+        reconstruct(observations, one, 20, [0, 1]) for one in (OURS, replace(OURS, batch_total_variation=0.0))
+    )
+    torch.testing.assert_close(smoothed.inputs, plain.inputs, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
