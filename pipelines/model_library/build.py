@@ -59,10 +59,14 @@ def carry_out(config: BuildConfig) -> BuildOutcome:
     )
     models = failures = 0
     if left:
-        for result in _results(left, tables, config.address):
-            _keep(library, result)
-            models, failures = models + len(result.models), failures + len(result.failures)
-            _tell(models, sum(job.count for job in left), started)
+        try:
+            for result in _results(left, tables, config.address):
+                _keep(library, result)
+                models, failures = models + len(result.models), failures + len(result.failures)
+                _tell(models, sum(job.count for job in left), started)
+        except (KeyboardInterrupt, OSError):
+            note(f"broken off; {models:,} more models are in {library.path}; the same command goes on from there")
+            raise
     return BuildOutcome(library, models, failures, time.monotonic() - started, len(jobs) - len(left))
 
 

@@ -200,8 +200,13 @@ def _write_quickly(path: Path, content: bytes) -> None:
     """Write beside and move over, without waiting for the disk: ten thousand files, and every one has its hash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    draft.write_bytes(content)
-    draft.replace(path)
+    try:
+        draft.write_bytes(content)
+        draft.replace(path)
+    except OSError as error:  # a full disk does not say which file it was
+        if draft.exists():
+            draft.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _read(path: Path) -> bytes:

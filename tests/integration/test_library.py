@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from pipelines.cli import main
+from pipelines.model_library import build as build_module
 from pipelines.model_library.build import carry_out
 from pipelines.model_library.config import BuildConfig
 from ray_fed.errors import DataError
@@ -170,3 +171,13 @@ def test_a_federated_model_enters_the_library_with_its_record_and_predicts_the_s
     np.testing.assert_allclose(found, expected, rtol=1e-6)  # NumPy here, torch there: the last bit of a float32
     assert np.isfinite(found).tolist() == [True, True, False]
     capsys.readouterr()
+
+
+def test_a_build_that_is_interrupted_says_what_is_kept_and_how_it_goes_on(tmp_path, monkeypatch, capsys):
+    def interrupted(_jobs, _tables, _address):
+        raise KeyboardInterrupt
+
+    arguments = ["library", "build", "--library", str(tmp_path / "library"), "--networks", "1"]
+    monkeypatch.setattr(build_module, "_results", interrupted)
+    assert main(arguments) == 130
+    assert "library; the same command goes on from there" in capsys.readouterr().err

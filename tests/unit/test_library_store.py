@@ -1,12 +1,14 @@
 """The store: content addresses, tampering, queries, moving, failures as rows."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from ray_fed.errors import ConfigError, DataError
+from ray_fed.model_library import store
 from ray_fed.model_library.cards import ALIASES, FIELDS, Failure, pack
 from ray_fed.model_library.moving import difference, pull, push
 from ray_fed.model_library.query import parse_query
@@ -197,3 +199,18 @@ def test_wrong_ids_and_folders_are_refused(library, tmp_path):
         push(library, "nowhere://x", [])
     with pytest.raises(DataError, match="holds no models"):
         pull(library, str(tmp_path / "empty"))
+
+
+def test_a_full_disk_is_told_with_the_file_and_leaves_no_litter(library, monkeypatch):
+    weights, card = library.read(library.stored_ids()[0])
+    write = Path.write_bytes
+
+    def full(path, content):
+        write(path, content[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        store._write_quickly(library.path / "models" / "xx.safetensors", weights + card)
+    assert caught.value.filename.endswith("models/xx.safetensors")
+    assert not list(library.path.rglob("*.part"))
