@@ -44,6 +44,9 @@ def run(options: dict[str, object], command: Sequence[str]) -> int:
 
 
 def _carry_out(config: LeakageConfig, jobs: Sequence[AttackJob], outcome: Outcome, begun: bool) -> int:
+    import torch
+
+    torch.set_num_threads(1)  # matrices this small are slower on several threads, and the tasks have the other cores
     started = time.perf_counter()
     print(f"threat model: {outcome.threat_model()}", file=sys.stderr)
     if begun:
@@ -102,9 +105,6 @@ def _attack(config: LeakageConfig, jobs: Sequence[AttackJob], outcome: Outcome) 
 @contextlib.contextmanager
 def _runner(config: LeakageConfig) -> Iterator:
     if config.cohort == "local":
-        import torch
-
-        torch.set_num_threads(1)
         yield lambda jobs: map(run_job, jobs)
         return
     from actors.session import session
