@@ -39,7 +39,7 @@ from ray.cluster_utils import Cluster
 
 small = {"object_store_memory": 80 << 20, "num_cpus": 1}
 cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **small})
-nodes = {site: cluster.add_node(labels={"site": site}, **small) for site in ("north", "south")}
+nodes = {"north": cluster.add_node(labels={"site": "north"}, **small)}
 print(cluster.address, flush=True)
 for line in sys.stdin:
     change, site = line.split()
@@ -55,7 +55,8 @@ FEDERATION = """
 silos:
   - {name: steady, data: embedded, site: north, where: {anion: O}}
   - {name: spot, data: embedded, site: south, where: {anion: F}}
-training: {epochs: 40000, rounds: 20000, hidden: [16], baselines: false, round_timeout: 2, max_restarts: 5}
+training: {epochs: 40000, rounds: 20000, hidden: [16], baselines: false, round_timeout: 2, max_restarts: 5,
+  late_silos: true}
 """
 
 
@@ -67,16 +68,19 @@ def elastic(tmp_path):
     process.communicate("", timeout=60)
 
 
-def test_a_spot_node_is_taken_away_and_another_added_and_the_run_records_both(tmp_path, elastic):
+def test_a_site_comes_after_the_beginning_is_taken_away_and_comes_back_and_the_run_records_it(tmp_path, elastic):
     address = elastic.stdout.readline().strip()
     (tmp_path / "federation.yaml").write_text(FEDERATION)
     command = [sys.executable, "-m", "pipelines.cli", "formation-energy", "--federation", "federation.yaml"]
     options = {"cwd": tmp_path, "env": ENVIRONMENT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     running = subprocess.Popen([*command, "--address", address, "--out", "run"], **options)
     try:
+        until(running, lambda: len(history(tmp_path)) > 3)
+        assert both(tmp_path) == 0
+        changed(elastic, "add south")
         until(running, lambda: both(tmp_path) > 3)
         changed(elastic, "remove south")
-        until(running, lambda: any(line["failures"] for line in history(tmp_path)))
+        until(running, lambda: history(tmp_path)[-1]["failures"])
         changed(elastic, "add south")
         before = both(tmp_path)
         until(running, lambda: both(tmp_path) > before + 3)
@@ -85,9 +89,18 @@ def test_a_spot_node_is_taken_away_and_another_added_and_the_run_records_both(tm
     finally:
         running.kill()
     missed = [line for line in history(tmp_path) if "spot" in line["failures"]]
-    assert missed[0]["failures"]["spot"] == "not restarted before the deadline"
+    [came] = [line for line in history(tmp_path) if "joined" in line]
+    assert came["joined"] == ["spot"]
+    absent = [line for line in missed if line["round"] <= came["round"]]
+    assert {line["failures"]["spot"] for line in absent} == {"no machine at its site 'south' yet"}
+    assert [line["round"] for line in absent] == list(range(1, came["round"] + 1))
+    assert missed[len(absent)]["failures"]["spot"] == "not restarted before the deadline"
     assert all(line["participants"] == ["steady"] for line in missed)
     assert [len(line["participants"]) for line in history(tmp_path)[1:]].count(1) == len(missed)
+    sources = {entry["silo"]: entry for entry in json.loads((tmp_path / "run" / "data.json").read_text())}
+    assert sources["spot"]["joined"] == f"federated-0, round {came['round']}"
+    assert "joined" not in sources["steady"]
+    assert f"round {came['round']}/20000: silo 'spot' joins with " in said
     assert "silo 'spot' does not take part" in said
     assert "all silos take part again" in said
 
