@@ -178,5 +178,5 @@ def test_formation_energies_in_another_unit_are_refused_by_the_silos_name(tmp_pa
 
 
 def test_too_few_rows_for_the_silos_are_refused_with_a_remedy(frame):
-    with pytest.raises(ConfigError, match="5 usable rows, too few for .* silos.*use fewer silos or more data"):
+    with pytest.raises(ConfigError, match=r"5 usable rows, too few for .* silos.*use fewer silos or more data"):
         replace(PLAN, test_rows=None).assign(frame.iloc[:5].reset_index(drop=True))
