@@ -13,11 +13,23 @@ import socket
 import sys
 from typing import NoReturn
 
-# Not Ray: it reads each worker's own settings from the environment at import.
+# Not Ray: it reads each worker's own settings from the environment at import. What Ray requires is most of its import.
 IMPORTS = (
     "torch",
     "pandas",
+    "requests",
+    "jsonschema",
+    "google.protobuf.json_format",
+    "google.protobuf.struct_pb2",
+    "google.protobuf.timestamp_pb2",
+    "msgpack",
+    "yaml",
+    "filelock",
+    "packaging.version",
+    "pdb",
     "ray_fed.federation.coordinator",
+    "ray_fed.perimeter.guarded_silo",
+    "ray_fed.perimeter.witness",
     "ray_fed.materials.property_task",
     "ray_fed.materials.model_crystals.crystals",
 )
