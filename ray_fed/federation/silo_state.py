@@ -53,6 +53,8 @@ class SiloState:
         self.num_slots = num_slots
         self._numbers: np.ndarray | None = None
         self._slots: list[dict[str, np.ndarray]] = []
+        self._places: list[tuple[int, int]] = []
+        self._reserved: set[int] = set()
 
     def remember(self, server_round: int, state: Mapping[str, torch.Tensor]) -> None:
         """Keep the state after a round; the oldest one makes room."""
@@ -66,6 +68,7 @@ class SiloState:
         same = np.flatnonzero(self._numbers == server_round)
         slot = int(same[0]) if len(same) else int(self._numbers.argmin())
         self._numbers[slot] = 0
+        self._reserve(slot)
         for name, tensor in state.items():
             np.copyto(self._slots[slot][name], tensor.detach().cpu().numpy())
         self._numbers[slot] = server_round
@@ -84,6 +87,19 @@ class SiloState:
         for name, tensor in state.items():
             tensor.copy_(torch.from_numpy(self._slots[slot][name].copy()))
         return True
+
+    def _reserve(self, slot: int) -> None:
+        """Ask the disk for the slot's room: a mapped page without room ends the process by a signal. DataError."""
+        assert self.path is not None
+        if slot in self._reserved or not hasattr(os, "posix_fallocate"):  # macOS has none
+            return
+        try:
+            with self.path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), *self._places[slot])
+        except OSError as error:
+            silo = self.path.parent.name
+            raise DataError(f"silo '{silo}': {self.path}: {error.strerror}; make room there") from error
+        self._reserved.add(slot)
 
     def _open(self, state: Mapping[str, torch.Tensor], is_needed: bool = False) -> None:
         """Map the file; make it, or make it anew where it holds states of another shape. DataError instead where what
@@ -105,8 +121,9 @@ class SiloState:
             _make(self.path, header, size)
         memory = np.memmap(self.path, np.uint8, "r+")
         self._numbers = memory[start : start + 8 * self.num_slots].view(np.int64)
-        self._slots = []
+        self._slots, self._places, self._reserved = [], [], set()
         for _ in range(self.num_slots):
+            self._places.append((first, sum(sizes.values())))
             views = {}
             for name, (shape, dtype) in arrays.items():
                 count = int(np.prod(shape)) * np.dtype(dtype).itemsize

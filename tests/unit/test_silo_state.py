@@ -1,3 +1,6 @@
+import errno
+import os
+
 import pytest
 import torch
 from hypothesis import given
@@ -78,3 +81,21 @@ def test_a_process_that_dies_while_it_writes_leaves_the_state_before(tmp_path):
 def test_small_states_are_kept_by_the_dozen_and_large_ones_a_few():
     assert (rounds_apart(660_000), num_slots_for(rounds_apart(660_000))) == (12, 50)
     assert (rounds_apart(300_000_000), num_slots_for(1)) == (1, 6)
+
+
+def test_a_full_disk_is_an_error_of_the_silo_and_not_the_end_of_its_process(tmp_path, monkeypatch):
+    """Only once per slot is the disk asked: a room that was given stays."""
+    kept, asked = SiloState(str(tmp_path), "a", "s", 2), []
+    monkeypatch.setattr(os, "posix_fallocate", lambda *place: asked.append(place[1:]))
+    for number in (1, 2, 3):
+        kept.remember(number, filled(number))
+    [first, second] = asked
+    assert first[0] + first[1] <= second[0]
+
+    def is_full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", is_full)
+    with pytest.raises(DataError, match=r"silo 'a': .*: No space left on device; make room there"):
+        SiloState(str(tmp_path / "other"), "a", "s", 2).remember(1, filled(1))
+    assert recalled(kept, 4) == 3
