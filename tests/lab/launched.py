@@ -115,5 +115,7 @@ def launched(lab: Lab, cluster: dict, environment: Mapping[str, str], sites: Seq
 def open_tunnel(lab: Lab) -> None:
     """Forward the desk's port 8265 to the head's dashboard, for as long as the lab stands."""
     head = next(iter(lab.hosts.values()))
-    options = "-f -N -o StrictHostKeyChecking=no -o ExitOnForwardFailure=yes -L 8265:127.0.0.1:8265"
+    options = (
+        "-f -N -o StrictHostKeyChecking=no -o ExitOnForwardFailure=yes -o ConnectionAttempts=20 -L 8265:127.0.0.1:8265"
+    )
     lab.desk.run(f"ssh {options} root@{head.address} < /dev/null > /dev/null 2>&1")

@@ -1,11 +1,13 @@
 """Three hosts, launched with `ray up cluster/onprem.yaml`: the bits, the wire, what stays home, who may join."""
 
+import contextlib
 import json
 import os
 import shlex
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from tests.lab.capture import Line, segments, streams
 from tests.lab.evidence import captured, object_store, places_outside, windows
 from tests.lab.hosts import Host
-from tests.lab.launched import Launched, filled_in, launched, until
+from tests.lab.launched import TUNNEL, Launched, exports, filled_in, launched, until
 
 COMMAND = "ray-fed formation-energy --federation federation.yaml"
 ROUNDS = 40
@@ -174,6 +176,43 @@ class Heard:
     def reasons(self, silo: str) -> list[str]:
         """Return why the silo did not take part, round by round."""
         return [line["failures"][silo] for line in self.cluster.history(self.run) if silo in line["failures"]]
+
+
+def test_a_job_whose_terminal_is_lost_goes_on_and_is_shown_again(prepared, cluster):
+    """The terminal that waited for the job is killed; meanwhile nothing marked is in checkpoints or states abroad."""
+    desk, run, num_rounds = cluster.lab.desk, "/srv/runs/left", 1500
+    options = f"--rounds {num_rounds} --epochs {5 * num_rounds} --address auto --out {run}"
+    waiting = f"ray job submit --submission-id left --address {TUNNEL} --working-dir /root/job -- {COMMAND} {options}"
+    command = f"{exports(cluster.environment)} exec script -qfec {shlex.quote(waiting)} /dev/null"
+    terminal = desk.start(command, subprocess.DEVNULL)
+    heard = Heard(cluster, run)
+    until("both sites take part", lambda: heard.both() > 2)
+    [waits] = desk.processes("bin/ray job submit --submission-id left")
+    [shown] = desk.processes("script -qfec")
+    desk.run(f"kill -9 {shown}")
+    terminal.wait(30)
+    until("who waited for it has ended with its terminal", lambda: waits not in desk.processes("ray job submit"), 30.0)
+    rounds = heard.rounds()
+    until("rounds go on", lambda: heard.rounds() > rounds)
+    searched = list(kept_by_others(cluster, prepared))
+    for site, place, content in searched:
+        assert not prepared.markers[site].found_in(content), place
+    assert heard.rounds() < num_rounds  # so it was searched while it ran
+    assert any("/checkpoint/" in place for _, place, _ in searched)
+    attached = cluster.head.run(f"ray-fed attach {run}", timeout=180.0)
+    assert f"round {num_rounds}/{num_rounds}" in attached.stderr
+    assert "MAE (eV/atom)" in attached.stdout
+    until("the job has succeeded", lambda: cluster.state("left").startswith("SUCC"), 60.0, every=1.0)
+    assert heard.both() == num_rounds
+
+
+def kept_by_others(cluster: Launched, prepared) -> Iterator[tuple[str, str, bytes]]:
+    """Yield (site, place, content) of all that lies in /srv of other hosts than the site's own."""
+    for host in cluster.lab.hosts.values():
+        for path in host.path("/srv").rglob("*"):
+            with contextlib.suppress(FileNotFoundError):  # a checkpoint that made room for the next
+                content = path.read_bytes() if path.is_file() else b""
+                yield from ((site, f"{host.name}:{path}", content) for site in prepared.markers if site != host.name)
 
 
 def test_a_run_goes_on_while_the_heads_tables_are_started_again(cluster):
