@@ -46,7 +46,11 @@ class ColumnMoments:
 
 @dataclass(frozen=True)
 class Standardizer:
-    """x -> (x - mean) / scale per column; a constant column has scale 1 and becomes 0."""
+    """x -> (x - mean) / scale per column; a constant column becomes 0.
+
+    Rows that come later, of a silo that joins or a test set, may have other values where all training rows were equal.
+    Such a column is scaled by its size, so that they become numbers of order one and not of 1e12.
+    """
 
     mean: np.ndarray
     scale: np.ndarray
@@ -55,9 +59,9 @@ class Standardizer:
     def from_moments(cls, moments: ColumnMoments) -> "Standardizer":
         """Population standard deviation, as scikit-learn's StandardScaler."""
         std = np.sqrt(moments.m2 / max(1, moments.num_examples))
-        # A column of equal numbers has a variance of rounding errors, not of data.
-        constant = std <= 10 * np.finfo(np.float64).eps * np.abs(moments.mean)
-        return cls(moments.mean, np.where(constant | (std == 0), 1.0, std))
+        # A column of equal numbers has a variance of rounding errors, not of data; they add up with the rows.
+        size, rounding = np.abs(moments.mean), max(10, moments.num_examples) * np.finfo(np.float64).eps
+        return cls(moments.mean, np.where(std <= rounding * size, np.maximum(1.0, size), std))
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Return float32 [rows, num_columns]."""

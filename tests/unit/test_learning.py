@@ -248,3 +248,12 @@ def test_parameters_that_are_kept_local_ignore_what_is_received_and_are_used_to_
 def test_a_local_parameter_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match=r"keep_local=\['9.bias'\] are not parameters; there are: 0.weight"):
         trainer(plan(keep_local=("9.bias",)))
+
+
+def test_a_column_that_was_constant_gives_numbers_of_order_one_where_it_is_not():
+    """As when fluorides join oxides: 3,437 equal electronegativities have a variance of rounding errors."""
+    oxides = np.column_stack([np.full(3437, 3.44), np.full(3437, 0.6), np.full(3437, 317.5), np.arange(3437.0)])
+    scaled = Standardizer.from_moments(ColumnMoments.of(oxides))
+    assert np.abs(scaled(oxides)[:, :3]).max() < 1e-9
+    fluoride = scaled(np.array([[3.98, 0.5, 2750.0, 0.0]]))
+    assert np.abs(fluoride).max() < 10
