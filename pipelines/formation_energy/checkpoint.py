@@ -118,7 +118,7 @@ class Checkpoint:
             tuple(line["participants"]),
             tuple(line["failures"].items()),
             line["bytes_sent"],
-            {key: value for key, value in timing.items() if key not in ("job", "round")},
+            {key: value for key, value in timing.items() if key not in ("job", "round", "restarts")},
             models,
         )
 

@@ -57,9 +57,10 @@ class Recorder:
         self.directory.append_history(history_line(record, seed))
         if self.book:
             self.book.write(record.notes)
-        self.directory.append_timing({"job": record.job, "round": record.server_round, **record.seconds})
+        self.directory.append_timing(timing_line(record))
         if record.num_rounds <= MAX_LOGGED_ROUNDS or f"{self._model(record)}.mae" in record.metrics:
             self._log(record, seed)
+        self._tell_restarts(record, seed)
         self._tell_joined(record, seed)
         self._tell_failures(record, seed)
         if EPSILON in record.metrics and record.server_round:
@@ -79,6 +80,15 @@ class Recorder:
             self.progress.note(line)
             if _is_federated(record.job):
                 self._run(f"federated-seed-{seed}").text("failures", line, record.server_round)
+
+    def _tell_restarts(self, record: RoundRecord, seed: int) -> None:
+        where = f"round {record.server_round}/{record.num_rounds}"
+        for silo, reason in record.restarts:
+            redone = " and redid the round" if silo in record.participants else ""
+            line = f"{where}: silo '{silo}' was started again{redone}: {reason}"
+            self.progress.note(line)
+            if _is_federated(record.job):
+                self._run(f"federated-seed-{seed}").text("restarts", line, record.server_round)
 
     def _tell_joined(self, record: RoundRecord, seed: int) -> None:
         where = f"round {record.server_round}/{record.num_rounds}"
@@ -137,6 +147,12 @@ class Recorder:
             self.logs[name] = EventLog(self.directory.tensorboard / name)
             self.logs[name].custom_layout(self.setup.training)
         return self.logs[name]
+
+
+def timing_line(record: RoundRecord) -> dict[str, object]:
+    """What timing.jsonl keeps of a round: all that another run of the same seed need not repeat."""
+    restarts = {"restarts": dict(record.restarts)} if record.restarts else {}
+    return {"job": record.job, "round": record.server_round, **record.seconds, **restarts}
 
 
 def history_line(record: RoundRecord, seed: int) -> dict[str, object]:

@@ -102,6 +102,8 @@ class RoundRecord:
     """The strategy's state after the round: with `server_round`, all that is needed to go on from here."""
     joined: tuple[SiloDescription, ...] = ()
     """Silos that were absent at the start and came in this round: they take part from the next one on."""
+    restarts: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    """(silo, why) of those that died and were started again; one that redid its round leaves no other trace."""
     notes: tuple[Mapping[str, object], ...] = field(default=(), repr=False, compare=False)
     """For the coordinator's ledger: what was received, and the digest of each model (perimeter/witness.py)."""
 
@@ -257,6 +259,7 @@ class Coordinator:
             models if server_round == job.num_rounds else None,
             state,
             tuple(work.joined),
+            tuple(work.restarts),
         )
 
     def _evaluation(self, job: Job, models: Models, silos: Sequence[str]) -> dict[str, float]:

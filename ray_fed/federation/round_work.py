@@ -55,10 +55,12 @@ class RoundWork:
     failures: tuple[tuple[str, str], ...] = ()
     joined: list[SiloDescription] = field(default_factory=list)
     """Silos that were absent and came in the round: they take part from the next one on."""
+    restarts: list[tuple[str, str]] = field(default_factory=list)
+    """(silo, why) of the silos that were started again in the round, whether they were back in time or not."""
 
     def updates(self, server_round: int, vectors: Mapping[str, Vector], ranking: Sequence[str]) -> Iterator[Update]:
         """Run a round and yield its updates as they arrive. QuorumLost when the rules cannot be met."""
-        self.seen, self.num_bytes, self.failures, self.joined = [], 0, (), []
+        self.seen, self.num_bytes, self.failures, self.joined, self.restarts = [], 0, (), [], []
         timeout = self.machine.rules.round_timeout
         deadline = None if timeout is None else now() + timeout
         decisions, update = self.machine.handle(Opened(server_round, tuple(ranking))), None
@@ -75,6 +77,8 @@ class RoundWork:
             if isinstance(answer, Answered) and isinstance(event, Arrived):
                 update = self._fresh(answer.update, server_round, vectors)  # type: ignore[arg-type]  (masked: SecureWork)
             decisions = self.machine.handle(event)
+            if isinstance(event, Died) and self.machine.phase.get(event.silo) is Phase.RESTARTING:
+                self.restarts.append((event.silo, event.reason))
 
     def idle(self) -> list[str]:
         """Return the silos that can be asked for an evaluation now."""

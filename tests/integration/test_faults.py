@@ -57,6 +57,8 @@ def test_a_silo_that_exits_once_is_restored_and_the_model_is_the_same_bit_for_bi
     records = run(tmp_path, Fault("exit", step, str(tmp_path / "struck")))
     assert (tmp_path / "struck").exists()
     assert_undisturbed(records, undisturbed)
+    [(silo, reason)] = [restart for record in records for restart in record.restarts]
+    assert (silo, reason) == ("silo-2", "its process died (killed, out of memory or crashed)")
 
 
 def assert_undisturbed(records, undisturbed):

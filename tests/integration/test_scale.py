@@ -101,6 +101,7 @@ def test_a_site_comes_after_the_beginning_is_taken_away_and_comes_back_and_the_r
     assert sources["spot"]["joined"] == f"federated-0, round {came['round']}"
     assert "joined" not in sources["steady"]
     assert f"round {came['round']}/20000: silo 'spot' joins with " in said
+    assert "silo 'spot' was started again: its process died" in said
     assert "silo 'spot' does not take part" in said
     assert "all silos take part again" in said
 
