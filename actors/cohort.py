@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import queue
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -71,6 +74,7 @@ class RayCohort:
         """Seconds after which a silo that does not answer a small question counts as failed; None waits for ever."""
         self._specs, self._task = {spec.name: spec for spec in specs}, task
         self._pending: dict[Any, Question] = {}
+        self._arrived: queue.SimpleQueue[tuple[ray.ObjectRef, Future]] = queue.SimpleQueue()
         self._sessions: dict[str, Mapping[str, SessionSpec]] = {}
         self._fingerprint: dict[str, object] | None = None
         self._absent = {name: f"no machine at its site '{self._specs[name].site}' yet" for name in absent}
@@ -104,8 +108,16 @@ class RayCohort:
 
     def _invite(self, name: str) -> None:
         """Answered when Ray has found the silo a place. What it is asked after that stands in line behind it."""
-        ref = self.silos[name].join.remote(self._standardizer)
-        self._pending[ref] = Question(name, 0, is_joining=True)
+        self._expect(self.silos[name].join.remote(self._standardizer), Question(name, 0, is_joining=True))
+
+    def _expect(self, ref: "ray.ObjectRef", question: Question) -> None:
+        """Hear of the answer when it is here, whatever other answers do.
+
+        `ray.wait` settles on the first answers that are ready anywhere and waits until those have come: one that its
+        silo finished and then could not send, because its network is gone, would hold up those of all others.
+        """
+        self._pending[ref] = question
+        ref.future().add_done_callback(lambda future: self._arrived.put((ref, future)))
 
     def open_session(self, specs: Mapping[str, SessionSpec]) -> None:
         for spec in specs.values():
@@ -140,19 +152,25 @@ class RayCohort:
         put = _put_once(vectors.values())
         for name, vector in vectors.items():
             ref = self.silos[name].fit.remote(session, server_round, put[id(vector)])
-            self._pending[ref] = Question(name, server_round, session, vector=vector)
+            self._expect(ref, Question(name, server_round, session, vector=vector))
 
     def answer(self, timeout: float | None = None) -> Answer | None:
-        if not self._pending:
-            return None
-        ready, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout)
-        return self._read(ready[0], self._pending.pop(ready[0])) if ready else None
+        limit = None if timeout is None else time.monotonic() + timeout
+        while self._pending:
+            try:
+                ref, future = self._arrived.get(timeout=None if limit is None else max(0.0, limit - time.monotonic()))
+            except queue.Empty:
+                return None
+            question = self._pending.pop(ref, None)  # nobody waits for those of a closed session any more
+            if question:
+                return self._read(future, question)
+        return None
 
-    def _read(self, ref: "ray.ObjectRef", question: "Question") -> Answer:
+    def _read(self, future: Future, question: "Question") -> Answer:
         """Turn what came back into an answer; a dead process takes its other open questions with it."""
         name = question.silo
         try:
-            value = ray.get(ref)
+            value = future.result()
         except RayTaskError as error:
             if question.is_revival:
                 return Dead(name, f"it could not be started again: {said_by(error.cause)}")
@@ -210,7 +228,7 @@ class RayCohort:
                 self.silos[silo].open_session.remote(session)
             return
         ref = self.silos[silo].revive.remote(self._standardizer, sessions)
-        self._pending[ref] = Question(silo, 0, is_revival=True)
+        self._expect(ref, Question(silo, 0, is_revival=True))
 
     def evaluate(
         self, session: str, silos: Iterable[str], models: Mapping[str, Vector]

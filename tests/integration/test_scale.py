@@ -106,56 +106,6 @@ def test_a_site_comes_after_the_beginning_is_taken_away_and_comes_back_and_the_r
     assert "all silos take part again" in said
 
 
-LOST = """
-import numpy as np
-import ray
-from ray.cluster_utils import Cluster
-
-from actors.cohort import RayCohort
-from actors.placement import actor_options
-from actors.silo import SiloActor
-from dataclasses import replace
-from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.messages import SessionSpec
-from ray_fed.learning.trainer import TrainingPlan
-from tests.synthetic import SyntheticTask, silos
-
-small = {"object_store_memory": 80 << 20, "num_cpus": 1}
-cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **small})
-south = cluster.add_node(labels={"site": "south"}, **small)
-ray.init(cluster.address, logging_level="ERROR", log_to_driver=False)
-[spec], task = [replace(spec, site="south") for spec in silos(30)], SyntheticTask(hidden=(200, 200))
-cohort = RayCohort({spec.name: SiloActor.options(**actor_options(spec)).remote(spec, task)}, specs=[spec], task=task)
-coordinator = Coordinator(cohort, task, [spec.name])
-coordinator.agree()
-plan = TrainingPlan(seed=0, epochs=6, steps_per_epoch=4, num_rounds=6, learning_rate=0.01)
-cohort.open_session({spec.name: SessionSpec("s", plan, 0, coordinator.layout.digest)})
-vector = np.zeros(coordinator.layout.num_parameters, np.float32)
-cohort.ask("s", 1, {spec.name: vector})
-ray.wait(list(cohort._pending), fetch_local=False)
-cluster.remove_node(south, allow_graceful=False)
-print("FOUND", cohort.answer(60.0))
-cohort.ask("s", 2, {spec.name: vector})
-print("FOUND", cohort.answer(60.0))
-print("FOUND", cohort.evaluate("s", [spec.name], {"m": vector}), cohort.consult("q", {spec.name: ()}))
-ray.shutdown()
-cluster.shutdown()
-"""
-
-
-def test_an_answer_that_is_lost_with_its_node_costs_a_silo_its_round_and_no_more(tmp_path):
-    """A large answer stays where it was made until it is fetched: it can be made, and then gone."""
-    done = subprocess.run(
-        [sys.executable, "-c", LOST], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert [line.removeprefix("FOUND ") for line in done.stdout.splitlines() if line.startswith("FOUND ")] == [
-        "Troubled(silo='silo-1', server_round=1, reason='its answer was lost with its node, before it was fetched')",
-        "Dead(silo='silo-1', reason='its process died (killed, out of memory or crashed)')",
-        "{} {}",
-    ]
-
-
 def changed(elastic: subprocess.Popen, change: str) -> None:
     print(change, file=elastic.stdin, flush=True)
     assert elastic.stdout.readline() == "done\n"

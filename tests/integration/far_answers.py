@@ -1,0 +1,90 @@
+"""Two nodes on this machine, and a large answer made at one of them and not fetched yet: `python -m ... lost | held`.
+
+lost: the node goes. held: its network is gone, so to say: the process that would send the answer stands still.
+"""
+
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import ray
+from ray.cluster_utils import Cluster
+
+from actors.cohort import RayCohort
+from actors.placement import actor_options
+from actors.silo import SiloActor
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.messages import Answered, SessionSpec
+from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.trainer import TrainingPlan
+from tests.synthetic import Fault, FaultyRows, FaultyTask
+
+SMALL = {"object_store_memory": 80 << 20, "num_cpus": 1}
+FAR = SiloSpec("far", FaultyRows(30, fault=Fault("hang", 1, "at work", 2.0)), site="south")
+NEAR = SiloSpec("near", FaultyRows(30), site="head")
+TASK = FaultyTask(hidden=(200, 200))
+PLAN = TrainingPlan(seed=0, epochs=6, steps_per_epoch=4, num_rounds=6, learning_rate=0.01)
+
+
+class Scene:
+    """The cluster, its silos, and an answer of the far one that is ready where it was made."""
+
+    def __init__(self):
+        head = {"include_dashboard": False, "labels": {"site": "head"}, **SMALL}
+        self.cluster = Cluster(initialize_head=True, head_node_args=head)
+        self.south = self.cluster.add_node(labels={"site": "south"}, **SMALL)
+        ray.init(self.cluster.address, logging_level="ERROR", log_to_driver=False)
+        specs = [FAR, NEAR]
+        silos = {spec.name: SiloActor.options(**actor_options(spec)).remote(spec, TASK) for spec in specs}
+        self.cohort = RayCohort(silos, specs=specs, task=TASK)
+        coordinator = Coordinator(self.cohort, TASK, list(silos))
+        coordinator.agree()
+        self.cohort.open_session({name: SessionSpec("s", PLAN, 0, coordinator.layout.digest) for name in silos})
+        self.vector = np.zeros(coordinator.layout.num_parameters, np.float32)
+        self.cohort.ask("s", 1, {"far": self.vector})
+        [ref] = self.cohort._pending
+        while not Path("at work").exists():
+            time.sleep(0.01)
+        raylet(self.cluster.head_node, signal.SIGSTOP)  # it would fetch the answer at once
+        ray.wait([ref], fetch_local=False)
+
+    def told(self, timeout: float) -> str:
+        answer = self.cohort.answer(timeout)
+        return f"{answer.silo} answered" if isinstance(answer, Answered) else str(answer)
+
+
+def tell(*heard: object) -> None:
+    print("HEARD", *heard)  # Ray prints, too
+
+
+def raylet(node, number: signal.Signals) -> None:
+    for process in node.all_processes["raylet"]:
+        process.process.send_signal(number)
+
+
+def lost(scene: Scene) -> None:
+    raylet(scene.south, signal.SIGKILL)
+    raylet(scene.cluster.head_node, signal.SIGCONT)
+    tell(scene.told(60.0))
+    scene.cohort.ask("s", 2, {"far": scene.vector})
+    tell(scene.told(60.0))
+    tell(scene.cohort.evaluate("s", ["far"], {"m": scene.vector}), scene.cohort.consult("q", {"far": ()}))
+
+
+def held(scene: Scene) -> None:
+    raylet(scene.south, signal.SIGSTOP)
+    raylet(scene.cluster.head_node, signal.SIGCONT)
+    scene.cohort.ask("s", 1, {"near": scene.vector})
+    tell(scene.told(5.0))
+    tell(scene.told(0.5))
+    raylet(scene.south, signal.SIGCONT)
+    tell(scene.told(60.0))
+
+
+if __name__ == "__main__":
+    standing = Scene()
+    {"lost": lost, "held": held}[sys.argv[1]](standing)
+    ray.shutdown()
+    standing.cluster.shutdown()

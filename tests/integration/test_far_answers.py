@@ -1,0 +1,28 @@
+"""A large answer stays at the machine where it was made until it is fetched: it can be made, and then not come."""
+
+import subprocess
+import sys
+
+from tests.integration.test_scale import ENVIRONMENT
+
+
+def told(scene: str, folder) -> list[str]:
+    """Return what a cohort hears in a scene; the scene needs a cluster of its own, so a process of its own."""
+    command = [sys.executable, "-m", "tests.integration.far_answers", scene]
+    done = subprocess.run(
+        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    return [line.removeprefix("HEARD ") for line in done.stdout.splitlines() if line.startswith("HEARD ")]
+
+
+def test_an_answer_that_is_lost_with_its_node_costs_a_silo_its_round_and_no_more(tmp_path):
+    assert told("lost", tmp_path) == [
+        "Troubled(silo='far', server_round=1, reason='its answer was lost with its node, before it was fetched')",
+        "Dead(silo='far', reason='its process died (killed, out of memory or crashed)')",
+        "{} {}",
+    ]
+
+
+def test_an_answer_that_cannot_be_fetched_does_not_hold_up_those_of_others(tmp_path):
+    assert told("held", tmp_path) == ["near answered", "None", "far answered"]
