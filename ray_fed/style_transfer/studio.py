@@ -16,7 +16,7 @@ from ray_fed.randomness import derived_seed, generator
 from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.style_transfer.amplitude import AmplitudeBank, amplitude_bank, checked_bank, painted_with
 from ray_fed.style_transfer.artifact import DEFAULT_LIMIT, StyleArtifact, kept, make_artifact, packed, unpacked
-from ray_fed.style_transfer.codecs import CODECS, encoded_size, psnr, shapes_of
+from ray_fed.style_transfer.codecs import CODEC_OF_BITS, CODECS, encoded_size, psnr, shapes_of
 from ray_fed.style_transfer.conditioning import GrainMaps
 from ray_fed.style_transfer.fields import noise_level
 from ray_fed.style_transfer.generators import GeneratorSpec, empty_generator
@@ -275,11 +275,16 @@ class StyleStudio:
         return True
 
     def recall_received(self) -> None:
-        """Read what others sent before a restart."""
+        """Read what others sent before a restart; DataError names a file that is not what it is called."""
         for path in sorted(self.folder.glob("received-*.style")) if self.folder else ():
-            codec = path.stem.rsplit("-", 1)[1]
             artifact = kept(path)
-            self._received[artifact.header.silo, codec] = artifact
+            sender, codec = artifact.header.silo, CODEC_OF_BITS[artifact.header.bits]
+            if self._artifact_path(sender, codec) != path or sender == self.silo:
+                raise DataError(
+                    f"{path}: it holds the generator of silo '{sender}' as {codec}, which is not what it is called; "
+                    "remove the file, and the generator is sent again"
+                )
+            self._received[sender, codec] = artifact
 
 
 def weights_size(spec: GeneratorSpec, codec: str) -> int:

@@ -128,6 +128,22 @@ def test_a_damaged_file_of_a_received_style_is_named(tmp_path):
         studio("b", tmp_path / "b", 5).recall_received()
 
 
+def test_a_received_style_under_the_name_of_another_silo_or_codec_is_refused_at_the_next_start(tmp_path):
+    sender, receiver = studio("a", tmp_path / "a"), studio("b", tmp_path / "b", 5)
+    sender.learn(PLAN, 0)
+    receiver.receive("a", "int8", sender.release("int8"))
+    (path,) = (tmp_path / "b").glob("received-*")
+    for name, reader in (
+        (path.name.replace("-a-", "-c-"), "b"),
+        (path.name.replace("int8", "fp16"), "b"),
+        (path.name, "a"),
+    ):
+        moved = path.rename(path.with_name(name))
+        with pytest.raises(DataError, match=rf"{name}: it holds the generator of silo 'a' as int8"):
+            studio(reader, tmp_path / "b", 5).recall_received()
+        path = moved.rename(path)
+
+
 def test_a_generator_that_repeats_its_images_stays_unless_its_silo_says_otherwise():
     own = studio()
     own.learn(PLAN, 0)
