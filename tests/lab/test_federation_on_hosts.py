@@ -137,7 +137,7 @@ def test_who_has_no_token_is_refused_and_told_so(cluster):
 
 def test_a_site_that_is_cut_off_is_waited_for_until_the_deadline_and_takes_part_again(cluster):
     """Then its Ray is killed: the head starts it again, at the same site, and the silo comes back."""
-    options = "--rounds 8000 --epochs 40000 --round-timeout 3 --address auto --out /srv/runs/torn"
+    options = "--rounds 8000 --epochs 40000 --round-timeout 6 --address auto --out /srv/runs/torn"
     cluster.submit("torn", f"{COMMAND} {options}", "/root/job")
     heard = Heard(cluster, "/srv/runs/torn")
     until("both sites take part", lambda: heard.both() > 5)
