@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.fedtransfer.results import GLOBAL, METRICS, TITLES, ModelResult
+from pipelines.fedtransfer.results import GLOBAL, METRICS, TITLES, ModelResult, epoch_curve
 from ray_fed.reporting.figure_style import (
     FEDERATED,
     LABEL_SIZE,
@@ -113,15 +113,6 @@ def generators_figure(facts: Mapping[str, Mapping[str, float]]) -> "Figure":
         dress(axis, "both")
     axes[-1].legend(fontsize=TICK_SIZE, frameon=False)
     return figure
-
-
-def epoch_curve(told: Mapping[str, float], name: str) -> list[float]:
-    """Return a loss over the epochs from the facts of `learn_style`."""
-    values, epoch = [], 1
-    while f"epoch.{epoch}.{name}" in told:
-        values.append(told[f"epoch.{epoch}.{name}"])
-        epoch += 1
-    return values
 
 
 def _colour(method: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.fedtransfer.config import FedTransferConfig
-from pipelines.fedtransfer.figures import bars_figure, epoch_curve, generators_figure, losses_figure
+from pipelines.fedtransfer.figures import bars_figure, generators_figure, losses_figure
 from pipelines.fedtransfer.results import (
     GLOBAL,
     TABLE_2,
@@ -18,10 +18,10 @@ from pipelines.fedtransfer.results import (
     verdicts,
 )
 from pipelines.fedtransfer.setup import is_embedded, named_data
+from pipelines.fedtransfer.stage_logs import StageLogs
 from ray_fed.reporting.figure_style import save_figure
 from ray_fed.reporting.report import Block, Figure, Note, Paragraph, Section, Table, write_report
 from ray_fed.reporting.run_directory import RunDirectory
-from ray_fed.reporting.tensorboard_log import EventLog
 from ray_fed.style_transfer.codecs import CODECS
 
 CITATION = (
@@ -52,9 +52,9 @@ class Outcome:
         return model_results(self.lines, self.silos)
 
     def finish(self, status: str, seconds: float) -> None:
-        """Write figures, TensorBoard, report and, last, the summary."""
+        """Write figures, report and, last, the summary."""
         figures = self._figures()
-        self._tensorboard(figures)
+        StageLogs(self.directory.tensorboard).pictures(figures, self.silos)
         summary = self._summary(status, seconds)
         write_report(
             self.directory, "FedTransfer", summary, self._sections(figures),
@@ -122,22 +122,6 @@ class Outcome:
 
     def _save(self, name: str, figure) -> Path:
         return save_figure(figure, self.directory.figures / f"{name}.png")
-
-    def _tensorboard(self, figures: Mapping[str, Path]) -> None:
-        with EventLog(self.directory.tensorboard) as log:
-            for name, path in figures.items():
-                log.image(f"{'silos' if '-' in name else 'figures'}/{name}", path)
-            for silo, told in self.generator_facts().items():
-                for loss in ("generator", "discriminator", "feature_matching", "l1"):
-                    for epoch, value in enumerate(epoch_curve(told, loss), 1):
-                        log.scalar(f"generator/{silo}/{loss}", value, epoch)
-            for line in self.lines:
-                for silo, values in line.get("losses", {}).items():
-                    for server_round, value in enumerate(values):
-                        log.scalar(f"{line['stage']}/{silo}/validation_loss", value, server_round)
-            for row in self.results:
-                for (silo, metric), cell in row.cells.items():
-                    log.scalar(f"test/{row.method}/{row.model}/{silo}/{metric}", cell.mean, 0)
 
     def _sections(self, figures: Mapping[str, Path]) -> list[Section]:
         said = verdicts(self.results)

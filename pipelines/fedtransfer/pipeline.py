@@ -12,6 +12,7 @@ from pipelines.fedtransfer.experiment import Experiment, Line
 from pipelines.fedtransfer.outcome import Outcome
 from pipelines.fedtransfer.results import GLOBAL, header, table_rows, verdicts
 from pipelines.fedtransfer.setup import is_embedded, session_names, specs_of, task_of
+from pipelines.fedtransfer.stage_logs import StageLogs
 from ray_fed.errors import ConfigError
 from ray_fed.federation.coordinator import RoundRecord
 from ray_fed.federation.messages import Vector
@@ -51,8 +52,9 @@ def _carry_out(config: FedTransferConfig, outcome: Outcome, begun: bool) -> int:
     try:
         with RoundProgress("") as progress:
             listener = Recorder(outcome, progress)
-            for fold in range(config.num_folds):
-                _run_fold(config, fold, outcome, listener)
+            with contextlib.closing(listener.logs):
+                for fold in range(config.num_folds):
+                    _run_fold(config, fold, outcome, listener)
         status = "completed"
     finally:
         if outcome.lines or status == "completed":
@@ -87,15 +89,17 @@ def _standing(config: FedTransferConfig, fold: int, outcome: Outcome) -> Iterato
 
 
 class Recorder:
-    """Writes every finished stage down, and tells the terminal."""
+    """Writes every finished stage down, and tells the terminal and TensorBoard how it goes."""
 
     def __init__(self, outcome: Outcome, progress: RoundProgress):
         self.outcome, self.progress = outcome, progress
+        self.logs = StageLogs(outcome.directory.tensorboard)
 
     def starts(self, title: str, rounds: int) -> None:
         self.progress.start(rounds, title)
 
     def hears(self, record: RoundRecord) -> None:
+        self.logs.hears(record)
         if record.server_round:
             loss = record.metrics.get("loss")
             self.progress.advance({"server_round": record.server_round, "loss": loss, "bytes_sent": record.bytes_sent})
@@ -121,6 +125,7 @@ class Recorder:
             self.outcome.directory.append_history(plain)
             self.outcome.directory.append_timing({"stage": plain["stage"], "fold": plain["fold"], "seconds": seconds})
             self.outcome.lines.append(plain)
+            self.logs.done(plain)
         if plain["stage"] == "generators":
             for silo, told in plain["facts"].items():
                 verdict = "no sign of memorisation" if told["memorisation.passed"] else "MEMORISATION"

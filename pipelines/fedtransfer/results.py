@@ -164,3 +164,12 @@ def _against(ours: ModelResult, other: ModelResult) -> str:
     if abs(gap) < CLEAR * _error(a, b):
         return f"{ours.title} and {other.title} do not differ in MAP beyond the spread over runs {numbers}."
     return f"{ours.title} is {abs(gap):.3f} MAP {'above' if gap > 0 else 'below'} {other.title} {numbers}."
+
+
+def epoch_curve(told: Mapping[str, float], name: str) -> list[float]:
+    """Return a loss over the epochs from the facts of `learn_style`."""
+    values, epoch = [], 1
+    while f"epoch.{epoch}.{name}" in told:
+        values.append(told[f"epoch.{epoch}.{name}"])
+        epoch += 1
+    return values

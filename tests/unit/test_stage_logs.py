@@ -1,0 +1,65 @@
+"""What TensorBoard shows of FedTransfer: methods as curves in the same charts, while they run."""
+
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+from pipelines.fedtransfer.stage_logs import StageLogs
+from ray_fed.federation.coordinator import RoundRecord
+
+STAGE = "fed_avg@fold0-seed0"
+
+
+def record(server_round: int, loss: float, stage: str = STAGE) -> RoundRecord:
+    metrics = {"loss": loss, "silo.iron.loss": loss / 2, "silo.iron.map": 0.5}
+    return RoundRecord(stage, server_round, 3, metrics, ("iron",), (), 0, {}, None)
+
+
+def curves(folder) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Return run -> tag -> points."""
+    runs = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
+    return {
+        run: {tag: [(e.step, round(e.value, 3)) for e in runs.Scalars(run, tag)] for tag in found["scalars"]}
+        for run, found in runs.Runs().items()
+    }
+
+
+def test_a_method_is_a_run_and_its_rounds_are_seen_before_it_ends(tmp_path):
+    logs = StageLogs(tmp_path)
+    logs.hears(record(0, 0.8))
+    logs.hears(record(1, 0.6))
+    logs.close()
+    assert curves(tmp_path) == {
+        "fed_avg/fold0-seed0": {
+            "validation_loss/iron": [(0, 0.4), (1, 0.3)],
+            "training_loss/mean": [(0, 0.8), (1, 0.6)],
+        }
+    }
+
+
+def test_a_stage_that_is_done_again_leaves_no_points_of_the_time_before(tmp_path):
+    broken, again = StageLogs(tmp_path), StageLogs(tmp_path)
+    broken.hears(record(0, 0.8))
+    broken.hears(record(1, 0.9))
+    broken.close()
+    again.hears(record(0, 0.8))
+    again.done({"stage": STAGE, "fold": 0, "chosen": {"federated": 1},
+                "test": {"federated": {"iron": {"map": 0.5, "vi": 0.25, "ari": 0.75, "loss": 1.0}}}})  # fmt: skip
+    assert curves(tmp_path)["fed_avg/fold0-seed0"] == {
+        "validation_loss/iron": [(0, 0.4)],
+        "training_loss/mean": [(0, 0.8)],
+        "test_map/iron": [(1, 0.5)],
+        "test_vi/iron": [(1, 0.25)],
+        "test_ari/iron": [(1, 0.75)],
+    }
+
+
+def test_each_model_of_training_alone_has_its_own_scores(tmp_path):
+    logs, scores = StageLogs(tmp_path), {"map": 0.5, "vi": 0.25, "ari": 0.75}
+    stage = "separate@fold0-seed0"
+    logs.hears(record(0, 0.8, stage))
+    test = {"iron": {"iron": scores}, "austenite": {"iron": scores}}
+    logs.done({"stage": stage, "fold": 0, "chosen": {"iron": 1, "austenite": 2}, "test": test})
+    found = curves(tmp_path)
+    assert {run: found[run]["test_map/iron"] for run in found if "test_map/iron" in found[run]} == {
+        "separate/fold0-seed0/iron": [(1, 0.5)],
+        "separate/fold0-seed0/austenite": [(2, 0.5)],
+    }
