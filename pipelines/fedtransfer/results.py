@@ -55,17 +55,19 @@ class ModelResult:
 def model_results(lines: Iterable[Mapping[str, Any]], silos: Sequence[str]) -> list[ModelResult]:
     """Return a row per method (per silo for `separate`), in the order of METHODS.
 
-    The global value is the plain mean over the silos' test sets, as in the paper.
+    A method with fewer seeds than another, in a run that was extended, says how many. The global value is the plain
+    mean over the silos' test sets, as in the paper.
     """
     found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for line in lines:
         for model, by_silo in line.get("test", {}).items():
             found.setdefault((line["method"], model), []).append(by_silo)
-    rows = []
+    rows, most = [], max(map(len, found.values()), default=0)
     for method in METHODS:
         for (name, model), runs in found.items():
             if name == method:
                 title = f"{METHODS[method].title}: {model}" if method == "separate" else METHODS[method].title
+                title += f" ({len(runs)} run{'s' * (len(runs) > 1)})" if len(runs) < most else ""
                 rows.append(ModelResult(method, model, title, _cells(runs, silos)))
     return rows
 

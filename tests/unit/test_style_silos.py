@@ -221,6 +221,14 @@ def test_a_cell_is_mean_and_sample_standard_deviation_and_global_the_mean_of_the
     assert table_rows(rows, ["a", "b"])[0][0] == "FedAvg"
 
 
+def test_a_method_with_fewer_runs_than_others_says_how_many():
+    lines = [
+        *(line("fed_avg", "federated", 0.2, 0.4, seed) for seed in range(3)),
+        line("fed_bn", "federated", 0.5, 0.5),
+    ]
+    assert [row.title for row in model_results(lines, ["a", "b"])] == ["FedAvg", "FedBN (1 run)"]
+
+
 def test_the_verdict_says_when_a_cheap_method_wins():
     lines = [
         line("separate", "a", 0.3, 0.0),
