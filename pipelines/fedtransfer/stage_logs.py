@@ -14,8 +14,8 @@ PICTURES = "pictures"
 
 
 class StageLogs:
-    """Charts: `validation_loss/SILO` and `training_loss/mean` by round, `test_METRIC/SILO` at the chosen round, and
-    `style_LOSS` by epoch in a run per silo. Every method is a curve in the same chart."""
+    """Charts: `loss/validation/SILO` and `loss/training` by round, `test/METRIC/SILO` at the chosen round, and
+    `style/LOSS` by epoch in a run per silo. Every method is a curve in the same chart."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -26,10 +26,10 @@ class StageLogs:
         for name, value in record.metrics.items():
             if name.startswith("silo.") and name.endswith(".loss"):
                 log.scalar(
-                    f"validation_loss/{name.removeprefix('silo.').removesuffix('.loss')}", value, record.server_round
+                    f"loss/validation/{name.removeprefix('silo.').removesuffix('.loss')}", value, record.server_round
                 )
         if "loss" in record.metrics:
-            log.scalar("training_loss/mean", record.metrics["loss"], record.server_round)
+            log.scalar("loss/training", record.metrics["loss"], record.server_round)
 
     def done(self, line: Mapping[str, Any]) -> None:
         """Add what is known at the end of a stage, and close its runs."""
@@ -41,7 +41,7 @@ class StageLogs:
             log = self._log(run_of(line["stage"]) + of_one)
             for silo, found in places.items():
                 for metric in METRICS:
-                    log.scalar(f"test_{metric}/{silo}", found[metric], line["chosen"][model])
+                    log.scalar(f"test/{metric}/{silo}", found[metric], line["chosen"][model])
         self.close()
 
     def _generators(self, line: Mapping[str, Any]) -> None:
@@ -49,7 +49,7 @@ class StageLogs:
             log = self._log(f"generators/fold{line['fold']}-{silo}")
             for loss in GENERATOR_LOSSES:
                 for epoch, value in enumerate(epoch_curve(told, loss), 1):
-                    log.scalar(f"style_{loss}/epoch", value, epoch)
+                    log.scalar(f"style/{loss}", value, epoch)
 
     def pictures(self, figures: Mapping[str, Path], silos: Sequence[str]) -> None:
         """Show the run's figures, in a section per silo those that a silo drew."""

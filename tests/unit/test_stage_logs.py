@@ -29,8 +29,8 @@ def test_a_method_is_a_run_and_its_rounds_are_seen_before_it_ends(tmp_path):
     logs.close()
     assert curves(tmp_path) == {
         "fed_avg/fold0-seed0": {
-            "validation_loss/iron": [(0, 0.4), (1, 0.3)],
-            "training_loss/mean": [(0, 0.8), (1, 0.6)],
+            "loss/validation/iron": [(0, 0.4), (1, 0.3)],
+            "loss/training": [(0, 0.8), (1, 0.6)],
         }
     }
 
@@ -44,11 +44,11 @@ def test_a_stage_that_is_done_again_leaves_no_points_of_the_time_before(tmp_path
     again.done({"stage": STAGE, "fold": 0, "chosen": {"federated": 1},
                 "test": {"federated": {"iron": {"map": 0.5, "vi": 0.25, "ari": 0.75, "loss": 1.0}}}})  # fmt: skip
     assert curves(tmp_path)["fed_avg/fold0-seed0"] == {
-        "validation_loss/iron": [(0, 0.4)],
-        "training_loss/mean": [(0, 0.8)],
-        "test_map/iron": [(1, 0.5)],
-        "test_vi/iron": [(1, 0.25)],
-        "test_ari/iron": [(1, 0.75)],
+        "loss/validation/iron": [(0, 0.4)],
+        "loss/training": [(0, 0.8)],
+        "test/map/iron": [(1, 0.5)],
+        "test/vi/iron": [(1, 0.25)],
+        "test/ari/iron": [(1, 0.75)],
     }
 
 
@@ -59,7 +59,7 @@ def test_each_model_of_training_alone_has_its_own_scores(tmp_path):
     test = {"iron": {"iron": scores}, "austenite": {"iron": scores}}
     logs.done({"stage": stage, "fold": 0, "chosen": {"iron": 1, "austenite": 2}, "test": test})
     found = curves(tmp_path)
-    assert {run: found[run]["test_map/iron"] for run in found if "test_map/iron" in found[run]} == {
+    assert {run: found[run]["test/map/iron"] for run in found if "test/map/iron" in found[run]} == {
         "separate/fold0-seed0/iron": [(1, 0.5)],
         "separate/fold0-seed0/austenite": [(2, 0.5)],
     }
