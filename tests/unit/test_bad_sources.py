@@ -216,7 +216,7 @@ def test_a_folder_with_one_data_file_is_that_file_and_with_two_it_is_refused(tmp
     assert "holds 2 data files (data.csv, more.csv); give the path of one of them" in refusal(Source(str(tmp_path)))
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(["data.csv", "data.jsonl", "data.json", "data.parquet"]), st.randoms(use_true_random=False))
 def test_whatever_is_wrong_with_a_file_it_is_a_reason_or_a_data_error(tmp_path, name, random):
     path = tmp_path / name

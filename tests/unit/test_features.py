@@ -183,7 +183,7 @@ def reference_statistics(weights, values):
 
 
 @given(st.lists(compositions, min_size=1, max_size=12), st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_kernel_equals_exact_arithmetic(materials, seed):
     table = np.random.default_rng(seed).normal(size=(119, 2)) * [1.0, 1e6]
     rows, _ = read_compositions(materials)
@@ -252,7 +252,7 @@ def test_unknown_statistics_are_refused():
 
 
 @given(compositions, st.sampled_from((2.0, 3.0, 0.1, 7.5)))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_formula_and_its_multiple_have_the_same_features(composition, factor):
     once, multiple = make_featurizer("guo65").transform(
         [composition, {symbol: factor * amount for symbol, amount in composition.items()}]
@@ -261,7 +261,7 @@ def test_a_formula_and_its_multiple_have_the_same_features(composition, factor):
 
 
 @given(compositions.flatmap(lambda c: st.tuples(st.just(c), st.permutations(list(c.items())))))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_order_of_elements_does_not_change_a_bit(pair):
     composition, shuffled = pair
     for name in ("guo65", "rich"):
@@ -270,7 +270,7 @@ def test_the_order_of_elements_does_not_change_a_bit(pair):
 
 
 @given(st.lists(compositions, min_size=1, max_size=5))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_means_lie_between_minimum_and_maximum_and_spreads_are_not_negative(materials):
     blocks = make_featurizer("guo65", impute="matminer").transform(materials).reshape(-1, 13, 5)
     minimum, maximum, extent, mean, spread = np.moveaxis(blocks, 2, 0)
@@ -282,7 +282,7 @@ def test_means_lie_between_minimum_and_maximum_and_spreads_are_not_negative(mate
 
 
 @given(st.sampled_from(SYMBOLS), amounts)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_pure_element_has_its_own_values_and_no_spread(symbol, amount):
     minimum, maximum, extent, mean, spread = np.moveaxis(
         make_featurizer("guo65").transform([{symbol: amount}]).reshape(13, 5), 1, 0

@@ -18,7 +18,7 @@ from ray_fed.materials.features.formulas import flat_formulas, read_formula
         min_size=1,
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_fast_and_the_thorough_reader_agree_to_the_last_bit(parts):
     formula = "".join(symbol + ("" if amount.startswith(".") else amount) for symbol, amount in parts)
     flat = flat_formulas([formula])
@@ -32,7 +32,7 @@ def test_the_fast_and_the_thorough_reader_agree_to_the_last_bit(parts):
 
 
 @given(st.lists(st.text(st.sampled_from("AaCcOoFeNn0129.()[]·* \n-+'x"), max_size=12), max_size=6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_text_raises_and_every_row_has_either_elements_or_a_reason(texts):
     rows, reasons = read_compositions(texts)
     assert len(rows) == len(reasons) == len(texts)

@@ -112,7 +112,7 @@ def test_distances_over_sets_forget_which_entry_is_which():
 
 
 @given(st.floats(0.1, 10), st.integers(0, 20))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_cosine_does_not_see_the_length_of_a_message(factor, seed):
     seen, virtual = layers(seed), layers(seed + 50)
     scaled = [factor * part for part in seen]

@@ -73,7 +73,7 @@ def test_a_regression_has_no_labels_to_read():
 
 
 @given(st.lists(st.integers(0, 9), min_size=4, max_size=4), st.integers(0, 5))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_label_counts_of_a_batch_add_up_to_the_batch(labels, seed):
     counts = label_counts(seen(labels, samples=4, seed=seed))
     assert counts.sum().item() == 4
@@ -169,7 +169,7 @@ def norm(parts) -> float:
 
 
 @given(st.floats(0.01, 100))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_clipping_never_raises_a_norm_and_keeps_the_direction(limit):
     sent = clip(message(), limit)
     assert norm(sent) <= min(limit, norm(message())) * (1 + 1e-5)

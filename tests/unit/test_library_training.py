@@ -97,7 +97,7 @@ def test_a_diverged_network_is_reported_and_harms_no_other(rows):
     assert np.isfinite(result[1].validation_loss)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(count=st.integers(1, 60), budget=st.integers(100, 30_000))
 def test_stacks_hold_every_network_once_and_one_depth_each(count, budget):
     pyramids = random_pyramids(count, PyramidRanges(), 0, "law")

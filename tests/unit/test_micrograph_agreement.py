@@ -154,7 +154,7 @@ def test_ari_of_a_single_pixel_is_1():
 
 
 @given(masks, masks)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ari_of_any_two_masks_equals_scikit_learn(predicted, true):
     (p, _), (t, _) = ndimage.label(predicted == 0), ndimage.label(true == 0)
     ours = adjusted_rand_index(contingency(predicted, true))
@@ -165,7 +165,7 @@ def test_ari_of_any_two_masks_equals_scikit_learn(predicted, true):
 
 
 @given(masks, masks)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_swapping_prediction_and_truth_swaps_the_parts_of_vi_and_keeps_the_rest(first, second):
     there, back = agreement(first, second), agreement(second, first)
     assert there.map == pytest.approx(back.map)
@@ -174,7 +174,7 @@ def test_swapping_prediction_and_truth_swaps_the_parts_of_vi_and_keeps_the_rest(
 
 
 @given(masks, masks)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_metrics_stay_in_their_ranges(predicted, true):
     found = agreement(predicted, true)
     assert 0 <= found.map <= 1
@@ -184,7 +184,7 @@ def test_metrics_stay_in_their_ranges(predicted, true):
 
 
 @given(masks, masks)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_counting_only_the_cells_that_occur_gives_the_same_table(predicted, true):
     dense, sparse = contingency(predicted, true, sparse=False), contingency(predicted, true, sparse=True)
     for name in ("predicted", "true", "count"):

@@ -37,7 +37,7 @@ def greys(part: MicrographSet) -> list[int]:
 
 
 @given(st.lists(st.integers(1, 7), min_size=3, max_size=12), st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_no_micrograph_is_in_two_parts_and_no_tile_is_lost(counts, seed):
     parts = tiles_of(*counts).train_validation_test(0.2, 0.3, seed)
     assert sorted(grey for part in parts for grey in greys(part)) == list(range(sum(counts)))
@@ -47,7 +47,7 @@ def test_no_micrograph_is_in_two_parts_and_no_tile_is_lost(counts, seed):
 
 
 @given(st.lists(st.integers(1, 7), min_size=4, max_size=12), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_tile_is_held_out_in_exactly_one_fold(counts, seed):
     folds = tiles_of(*counts).folds(4, seed)
     assert sorted(grey for _, held in folds for grey in greys(held)) == list(range(sum(counts)))

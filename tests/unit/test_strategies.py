@@ -146,7 +146,7 @@ def test_the_state_of_a_server_optimiser_is_plain_float_arrays_and_one_model(nam
 
 
 @pytest.mark.parametrize("name", ["fed_adagrad", "fed_adam", "fed_yogi"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rounds())
 def test_an_adaptive_server_never_moves_a_coordinate_further_than_its_largest_step(name, updates):
     """|m| = (1 - beta_1) |Delta| and v >= (1 - beta_2) Delta^2, with beta_2 = 0 for Adagrad."""
@@ -271,7 +271,7 @@ def test_multi_krum_does_not_believe_the_rows_that_a_silo_claims():
     assert aggregate(MultiKrum(), claimed).tolist() == [2.0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data(), st.integers(0, 2), st.integers(0, 3))
 def test_krum_and_multi_krum_take_no_gross_outlier_when_n_is_at_least_2f_plus_3(data, num_byzantine, extra):
     """Honest silos within 1 of each other, liars at least 100 away, together or apart."""
@@ -344,7 +344,6 @@ def test_the_geometric_median_has_the_least_sum_of_distances_that_a_general_mini
     np.testing.assert_allclose(found, best.x, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(st.integers(10, 10**6))
 def test_a_minority_however_far_cannot_drag_the_geometric_median_out_of_the_honest_cluster(far):
     honest = [[0, 0], [1, 0], [0, 1], [1, 1]]
@@ -369,7 +368,7 @@ def test_norm_clipping_with_a_bound_nobody_reaches_has_the_bits_of_fed_avg(updat
 wide = st.floats(-(2.0**99), 2.0**99, width=32, allow_subnormal=False)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(wide, wide), min_size=1, max_size=5), st.floats(1e-6, 1e6))
 def test_clipping_never_raises_a_norm(pairs, radius):
     vector, centre = np.array(pairs, np.float32).T
@@ -422,7 +421,7 @@ def three_rounds(strategy, updates, orders):
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rounds(), st.randoms(use_true_random=False))
 def test_the_state_has_the_same_bits_for_every_order_of_arrival(name, updates, random):
     inexact = [replace(one, vector=(one.vector * np.float32(0.1)).astype(np.float32)) for one in updates]
@@ -438,7 +437,7 @@ def test_updates_are_held_by_silo_name_whatever_the_order_of_arrival():
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(coordinates, min_size=3, max_size=3), st.lists(st.integers(1, 5000), min_size=5, max_size=7))
 def test_updates_that_all_equal_the_model_leave_it_where_it_is(name, vector, counts):
     updates = [update(f"silo-{i}", vector, count, count) for i, count in enumerate(counts)]
@@ -446,7 +445,7 @@ def test_updates_that_all_equal_the_model_leave_it_where_it_is(name, vector, cou
 
 
 @pytest.mark.parametrize("name", ["fed_avg", *ROBUST])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(coordinates, min_size=3, max_size=3), st.lists(st.integers(1, 5000), min_size=5, max_size=7))
 def test_a_kind_of_mean_of_equal_updates_is_the_update(name, vector, counts):
     updates = [update(f"silo-{i}", vector, count, count) for i, count in enumerate(counts)]
@@ -454,7 +453,7 @@ def test_a_kind_of_mean_of_equal_updates_is_the_update(name, vector, counts):
 
 
 @pytest.mark.parametrize("name", EVERY)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rounds(), st.permutations([0, 1, 2]))
 def test_renumbering_the_parameters_renumbers_the_model(name, updates, order):
     strategy = make_strategy(name)

@@ -61,7 +61,7 @@ def test_fp32_is_exact_and_fp16_is_half_as_large():
 
 
 @given(arrays(np.float32, (3, 5), elements=st.floats(-8, 8, width=32)), st.sampled_from([4, 8]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rounding_is_off_by_at_most_half_a_step_of_its_channel(weights, bits):
     (back,) = decode(encode([weights], bits), [weights.shape], bits)
     step = np.abs(weights).max(1, keepdims=True) / (2 ** (bits - 1) - 1)
