@@ -159,12 +159,15 @@ class Outcome:
     def _splits(self) -> list[Block]:
         """VI's two parts, which say whether grains are merged or split."""
         places = [GLOBAL, *self.silos]
-        head = ["method", *(f"{place} {part}" for place in places for part in ("merged", "split"))]
-        rows = [
-            [row.title, *(str(row.cells[place, part]) for place in places for part in ("vi_under", "vi_over"))]
-            for row in self.results
+        said = {"merged (under)": "vi_under", "split (over)": "vi_over"}
+        return [
+            Table(
+                ["method", *places],
+                [[row.title, *(str(row.cells[place, metric]) for place in places)] for row in self.results],
+                f"Part of MVI that comes of grains {part}, bits.",
+            )
+            for part, metric in said.items()
         ]
-        return [Table(head, rows, "The two parts of MVI, bits: grains merged (under) and grains split (over).")]
 
     def _style_sections(self, figures: Mapping[str, Path]) -> list[Section]:
         facts = self.generator_facts()
@@ -174,10 +177,10 @@ class Outcome:
             "silo",
             "L1 training",
             "L1 held out",
-            "ratio at one contrast",
-            "nearest: generated / real",
+            "at one contrast",
+            "nearest made / real",
             "copies",
-            "verdict",
+            "memorisation",
         ]
         rows = [
             [
@@ -185,7 +188,7 @@ class Outcome:
                 f"{told['memorisation.gap']:.2f}",
                 f"{told['memorisation.nearest_generated']:.3f} / {told['memorisation.nearest_real']:.3f}",
                 f"{told['memorisation.num_copies']:g} of {told['memorisation.num_generated']:g}",
-                "no sign of memorisation" if told["memorisation.passed"] else "memorisation",
+                "no sign" if told["memorisation.passed"] else "signs of it",
             ]
             for silo, told in facts.items()
         ]  # fmt: skip
