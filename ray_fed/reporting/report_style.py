@@ -26,7 +26,7 @@ header { border-bottom: 2px solid var(--line); padding-bottom: 1rem; }
 .facts .what { color: var(--quiet); font-weight: 400; }
 section { margin-top: 2.2rem; }
 p { margin: 0 0 .8rem; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; }
+.wide { overflow-x: auto; margin-bottom: 1.3rem; }
 table { border-collapse: collapse; font-size: .94rem; font-variant-numeric: tabular-nums; }
 caption { caption-side: bottom; text-align: left; color: var(--quiet); font-size: .88rem; padding-top: .5rem; }
 th, td { padding: .38rem .9rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
