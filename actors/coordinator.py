@@ -92,7 +92,7 @@ def batches(records: Iterator[RoundRecord], seconds: float = BATCH_SECONDS) -> I
             if time.monotonic() - started >= seconds or len(batch) >= rounds_apart(state_bytes(record)):
                 yield _with_one_state(batch)
                 batch, started = [], time.monotonic()
-    except Exception:
+    except Exception:  # raised again below, once what came before it is handed on
         if batch:
             yield _with_one_state(batch)
         raise

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipelines.fedtransfer.config import FedTransferConfig
+from pipelines.fedtransfer.results import silo_losses
 from pipelines.fedtransfer.setup import codecs_needed, job_of, named_data
 from ray_fed.federation.coordinator import Job, RoundRecord
 from ray_fed.federation.messages import Vector
@@ -175,8 +176,6 @@ def _below(prefix: str, facts: Mapping[str, float]) -> dict[str, float]:
 
 def _curves(records: list[RoundRecord]) -> dict[str, list[float]]:
     """Return silo -> validation loss after each round, from round 0 on."""
-    keys = {key for record in records for key in record.metrics if key.startswith("silo.") and key.endswith(".loss")}
-    return {
-        key.removeprefix("silo.").removesuffix(".loss"): [record.metrics.get(key, float("nan")) for record in records]
-        for key in sorted(keys)
-    }
+    by_round = [silo_losses(record) for record in records]
+    silos = sorted({silo for losses in by_round for silo in losses})
+    return {silo: [losses.get(silo, float("nan")) for losses in by_round] for silo in silos}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ray_fed.federation.coordinator import RoundRecord
 from ray_fed.style_transfer.methods import METHODS
 
 METRICS = ("map", "vi", "ari")
@@ -175,3 +176,12 @@ def epoch_curve(told: Mapping[str, float], name: str) -> list[float]:
         values.append(told[f"epoch.{epoch}.{name}"])
         epoch += 1
     return values
+
+
+def silo_losses(record: RoundRecord) -> dict[str, float]:
+    """Return silo -> validation loss after the round."""
+    return {
+        name.removeprefix("silo.").removesuffix(".loss"): value
+        for name, value in record.metrics.items()
+        if name.startswith("silo.") and name.endswith(".loss")
+    }

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.fedtransfer.results import METRICS, epoch_curve
+from pipelines.fedtransfer.results import METRICS, epoch_curve, silo_losses
 from ray_fed.federation.coordinator import RoundRecord
 from ray_fed.reporting.tensorboard_log import EventLog
 from ray_fed.style_transfer.task import SESSION_MARK
@@ -23,11 +23,8 @@ class StageLogs:
 
     def hears(self, record: RoundRecord) -> None:
         log = self._log(run_of(record.job))
-        for name, value in record.metrics.items():
-            if name.startswith("silo.") and name.endswith(".loss"):
-                log.scalar(
-                    f"loss/validation/{name.removeprefix('silo.').removesuffix('.loss')}", value, record.server_round
-                )
+        for silo, loss in silo_losses(record).items():
+            log.scalar(f"loss/validation/{silo}", loss, record.server_round)
         if "loss" in record.metrics:
             log.scalar("loss/training", record.metrics["loss"], record.server_round)
 

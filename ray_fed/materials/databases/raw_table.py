@@ -65,7 +65,7 @@ def reading(path: Path) -> Iterator[None]:
         raise DataError(
             f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8, or is it another kind of file?"
         ) from error
-    except (
+    except (  # raised again as a DataError that names the file: these are what readers raise at damaged bytes
         OSError, ValueError, EOFError, NotImplementedError, LookupError, TypeError, RecursionError, MemoryError,
         zlib.error, csv.Error,
     ) as error:  # fmt: skip
