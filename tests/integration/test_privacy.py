@@ -60,7 +60,7 @@ def test_a_silo_killed_in_a_secure_round_is_left_out_of_it_and_comes_back():
             import os
             from pathlib import Path
 
-            silo = super().silo(spec, device)
+            silo = Silo(spec, self, device)
             fit, mark = silo.fit, Path(spec.state_folder) / "died" if spec.state_folder else None
 
             def fit_or_die(session, server_round, vector):
