@@ -41,7 +41,7 @@ class SiloActor:
         stand_at_site(spec)
         device = reserved_device()
         blocked = functools.partial(egress_block, spec.name)
-        self.silo = GuardedSilo(spec, lambda: task.silo(spec, device), blocked, takes_output=True)
+        self.silo = GuardedSilo(spec, lambda: task.silo(spec, device), blocked, redirects_output=True)
 
     def __repr__(self) -> str:
         return f"Silo({self.name})"

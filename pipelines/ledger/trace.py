@@ -6,9 +6,8 @@ from pathlib import Path
 
 from pipelines.ledger.verify import read_ledgers
 from ray_fed.errors import DataError
-from ray_fed.perimeter.lineage import Contribution, Origin, lineage, origin_of
-from ray_fed.perimeter.message_digest import tensors_digest
-from ray_fed.perimeter.verification import compare
+from ray_fed.perimeter.ledger import tensors_digest
+from ray_fed.perimeter.verification import Contribution, Origin, compare, lineage, origin_of
 from ray_fed.reporting.model_files import load_model
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned
@@ -18,7 +17,7 @@ def run(path: str, model: str, rounds: int) -> int:
     """Print the line of descent; returns 0, or 1 when the ledgers do not hold. DataError for a model not made here."""
     directory = RunDirectory.open(path)
     coordinator, silos = read_ledgers(directory)
-    verdict = compare(coordinator, silos)
+    comparison = compare(coordinator, silos)
     digest = model_digest(Path(model))
     origin = origin_of(coordinator, digest)
     if origin is None:
@@ -27,9 +26,9 @@ def run(path: str, model: str, rounds: int) -> int:
     print(f"{model}\n  weights sha256 {digest}\n  is '{origin.model}' of job '{origin.session}', {_made(origin)}")
     print(_sums(made))
     _show([each for each in made if each.server_round > origin.server_round - rounds])
-    if verdict.problems:
-        print(f"NOT verified: {len(verdict.problems)} problems; see ray-fed ledger verify {path}")
-    return 1 if verdict.problems else 0
+    if comparison.problems:
+        print(f"NOT verified: {len(comparison.problems)} problems; see ray-fed ledger verify {path}")
+    return 1 if comparison.problems else 0
 
 
 def model_digest(path: Path) -> str:

@@ -1,6 +1,6 @@
 """The coordinator's counterpart of the silos' ledgers: what it received, and every global model it made of it.
 
-A `WitnessedCohort` notes each message by the same passage that its silo wrote down. The notes leave with the round's
+A `WitnessedCohort` notes each message by the same digest that its silo wrote down. The notes leave with the round's
 record; who keeps the run writes them into a ledger of its own (ledger.py).
 """
 
@@ -26,8 +26,9 @@ from ray_fed.federation.strategies import Models
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.perimeter.checks import digest_of
 from ray_fed.perimeter.handing_over import Note
-from ray_fed.perimeter.message_digest import digest_of, tensors_digest, vector_digest
+from ray_fed.perimeter.ledger import tensors_digest, vector_digest
 
 
 class WitnessedCohort:

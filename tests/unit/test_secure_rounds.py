@@ -166,7 +166,7 @@ def test_a_silo_in_a_secure_session_lets_no_plain_update_out():
     assert {type(update) for update in seen} == {MaskedUpdate}
 
 
-def test_behind_walls_the_same_bits_come_out_and_every_message_is_witnessed():
+def test_behind_boundaries_the_same_bits_come_out_and_every_message_is_witnessed():
     task = SyntheticTask()
     guarded = LocalCohort(SPECS, task)
     guarded.silos = {spec.name: GuardedSilo(spec, lambda spec=spec: task.silo(spec)) for spec in SPECS}
