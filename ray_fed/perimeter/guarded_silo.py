@@ -121,10 +121,10 @@ class GuardedSilo(EgressBoundary):
         """Return the gradient of the task's loss over the silo's first rows, at parameters [num_parameters]; nothing is
         computed where the owner does not allow it."""
         require_audit(self.gate)
-        silo = self.silo
-        num_examples = max(1, min(num_examples, len(silo.features)))
+        silo, samples = self.silo, self.silo.samples
+        num_examples = max(1, min(num_examples, len(samples.features)))
         network = load_vector(silo.task.model(0), vector)
-        loss = silo.task.loss(network(silo.features[:num_examples]), silo.targets[:num_examples])
+        loss = silo.task.loss(network(samples.features[:num_examples]), samples.targets[:num_examples])
         parts = torch.autograd.grad(loss, list(network.parameters()))
         gradient = torch.cat([part.reshape(-1) for part in parts])
         return GradientObservation(silo.spec.name, num_examples, gradient.cpu().numpy())
@@ -149,7 +149,8 @@ class GuardedSilo(EgressBoundary):
         if rows is not None:
             for name in ("features", "targets", "held_out_features", "held_out_targets"):
                 self.gate.row_matcher.add(name, getattr(rows, name))
-        for name in ("features", "targets"):
-            tensor: Any = getattr(self.silo, name, None)
-            if tensor is not None:
-                self.gate.row_matcher.add(f"prepared {name}", tensor.cpu().numpy())
+        samples = getattr(self.silo, "_samples", None)
+        for name in ("features", "targets") if samples is not None else ():
+            values = getattr(samples, name)
+            shown = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+            self.gate.row_matcher.add(f"prepared {name}", shown)
