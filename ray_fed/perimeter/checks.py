@@ -93,10 +93,11 @@ def _require_message(gate: Gate, kind: str, message: Any, cls: type) -> None:
 
 def check_update(gate: Gate, update: Any, request: Request) -> Update:
     _require_message(gate, request.kind, update, Update)
+    _require_plain_fields(gate, update, request)
     received, policy = request.vector, gate.policy
     assert received is not None
-    if type(update.vector) is np.ndarray:  # what is checked is what is sent, whoever still holds the silo's array
-        update = replace(update, vector=update.vector.copy())
+    # What is checked is what is sent, whoever still holds the silo's array.
+    update = replace(update, vector=update.vector.copy(), loss=float(update.loss), seconds=float(update.seconds))
     try:
         Guard().check(update, received, request.server_round, request.session)
     except UpdateRejected as error:
@@ -110,8 +111,19 @@ def check_update(gate: Gate, update: Any, request: Request) -> Update:
     gate.require(not gate.row_matcher.repeats_rows(update.vector), "update", REPEATS_ROWS)
     return Update(
         gate.silo, request.session, request.server_round, update.vector, int(update.num_examples),
-        int(update.num_steps), float(update.loss), float(update.seconds), _checked_code(gate, update, received),
+        int(update.num_steps), update.loss, update.seconds, _checked_code(gate, update, received),
     )  # fmt: skip
+
+
+def _require_plain_fields(gate: Gate, update: Update, request: Request) -> None:
+    """Refuse fields whose values must not be quoted: the guard's reasons, which follow, quote them."""
+    gate.require(update.session == request.session, "update", "it belongs to another session")
+    for name in ("server_round", "num_examples", "num_steps"):
+        fits = is_count(getattr(update, name))
+        gate.require(fits, "update", f"{name} must be a whole number, 0 or more")
+    for name in ("loss", "seconds"):
+        plain_number(gate, "update", getattr(update, name), name)
+    gate.require(type(update.vector) is np.ndarray, "update", "the vector is not a plain array")
 
 
 def _checked_code(gate: Gate, update: Update, received: Vector) -> np.ndarray | None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.messages import (
     Artifact,
     GradientObservation,
@@ -86,10 +85,10 @@ class GuardedSilo(EgressBoundary):
 
     def fit(self, session: str, server_round: int, vector: Vector) -> Update | MaskedUpdate:
         doing = f"training round {server_round}"
-        update = self._run(doing, lambda: self.silo.fit(session, server_round, vector))
+        update, is_secure = self._run(doing, lambda: self._fit(session, server_round, vector))
         self._rounds[session] = server_round
         request = Request("update", session, server_round, vector)
-        if not self.silo.secure.is_secure(session):
+        if not is_secure:
             return self._release(doing, update, request)
         masked = self._run(doing, lambda: self.silo.leaving(self.gate.inspect(update, request)))
         return self._release(doing, masked, replace(request, kind="masked"))
@@ -107,7 +106,8 @@ class GuardedSilo(EgressBoundary):
         doing = f"answering '{query}'"
         artifact = self._run(doing, lambda: self.silo.query(query, *given))
         # Nothing was received that its size could be measured by: max_bytes_per_round and _per_run bound it.
-        return self._release(doing, artifact, Request("artifact", query, vector=getattr(artifact, "data", None)))
+        vector = artifact.data if type(artifact) is Artifact else None
+        return self._release(doing, artifact, Request("artifact", query, vector=vector))
 
     def observe(self, vector: Vector, num_examples: int) -> GradientObservation:
         """Return the gradient over the silo's first rows at `vector`, for attacks on it elsewhere; PerimeterRefused
@@ -116,6 +116,11 @@ class GuardedSilo(EgressBoundary):
         return self._run_and_release("showing a gradient", lambda: self._gradient(vector, num_examples), request)
 
     # ---- what the calls are made of
+
+    def _fit(self, session: str, server_round: int, vector: Vector) -> tuple[Update, bool]:
+        """Return the update, and whether it leaves under masks."""
+        update = self.silo.fit(session, server_round, vector)
+        return update, bool(self.silo.secure.is_secure(session))
 
     def _gradient(self, vector: Vector, num_examples: int) -> GradientObservation:
         """Return the gradient of the task's loss over the silo's first rows, at parameters [num_parameters]; nothing is
@@ -133,11 +138,11 @@ class GuardedSilo(EgressBoundary):
         """The answer is what the coordinator sent, or none."""
         trainer = self.silo.sessions.get(spec.session)
         try:
-            agrees = digest == spec.layout_digest
+            agrees = type(digest) is str and digest == spec.layout_digest
             self.gate.require(agrees, "layout", "it is not the digest of the layout agreed on")
             if trainer is not None:
                 self.gate.check_plan(spec.session, spec.plan.num_rounds, 4 * trainer.layout.size)
-        except PerimeterRefused as error:
+        except Exception as error:  # a foreign object may raise anything when it is looked at
             error_to_send = self._error_for_coordinator("opening a session", error)
         else:
             return
@@ -145,6 +150,9 @@ class GuardedSilo(EgressBoundary):
 
     def _register_rows(self) -> None:
         """Show the gate the rows, raw and as the network sees them, so that it knows them when it sees them again."""
+        self._run("showing the gate its rows", self._add_rows)
+
+    def _add_rows(self) -> None:
         rows = getattr(self.silo, "_rows", None)
         if rows is not None:
             for name in ("features", "targets", "held_out_features", "held_out_targets"):

@@ -16,7 +16,7 @@ from ray_fed.privacy.signing import is_signed
 
 Line = Mapping[str, Any]
 OTHER_LINES = (
-    "opening", "reopening", "signature", "incident", "refused", "session", "handed over", "received", "model",
+    "opening", "reopening", "signature", "refused", "error", "session", "handed over", "received", "model",
 )  # fmt: skip
 """Kinds of line that stand for no message that left."""
 UPDATES = ("update", "masked")

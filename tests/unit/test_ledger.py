@@ -290,6 +290,14 @@ def test_both_sides_of_a_federation_agree_on_every_message(ledgers):
     assert comparison.not_received == {"silo-1": 0, "silo-2": 0}
 
 
+def test_a_refusal_or_an_error_of_a_silo_is_no_message_that_left(tmp_path):
+    ledger = Ledger(tmp_path / "l.jsonl", SigningKey.at(tmp_path / "k"), {"writer": "north", "run": "r"})
+    for kind in ("refused", "error", "update"):
+        ledger.write({"kind": kind, "while": "training round 1"})
+    ledger.close()
+    assert [line["kind"] for line in read_chain(ledger.path).messages()] == ["update"]
+
+
 def test_the_digest_of_every_global_model_is_written_down(ledgers):
     directory, records = ledgers
     coordinator, _ = sides(directory)

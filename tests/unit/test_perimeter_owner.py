@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ray_fed.errors import ConfigError, DataError, PerimeterRefused, SiloFailed
+from ray_fed.errors import ConfigError, DataError, FedError, PerimeterRefused, SiloFailed
 from ray_fed.federation.silo import Silo
 from ray_fed.perimeter.error_policy import reduced_error
 from ray_fed.perimeter.guarded_silo import GuardedSilo
@@ -94,13 +94,40 @@ def test_the_owner_says_whose_words_cross(whose, crosses):
     assert "ValueError" in str(crossed)
 
 
-def test_an_error_that_is_looked_at_by_the_gate_does_not_run_around_it(tmp_path):
-    class Trap:
-        def __getattribute__(self, name):
-            raise ValueError("row 1.5 2.5")
+class Trap:
+    """Says a row to whoever looks at it."""
 
-    error = refusal(tmp_path, hostile("fit", lambda *_: Trap()))
-    assert "row 1.5" not in str(error)
+    def __getattribute__(self, name):
+        raise ValueError("row 1.5 2.5")
+
+    def __eq__(self, other):
+        raise ValueError("row 1.5 2.5")
+
+    __hash__ = None
+
+
+TRAPS = {"fit": ("s", 1, np.zeros(1, np.float32)), "query": ("spectra",), "evaluate": ("s", {}), "moments": ()}
+
+
+@pytest.mark.parametrize("method", TRAPS)
+def test_an_answer_that_raises_when_it_is_looked_at_does_not_go_around_the_gate(tmp_path, method):
+    boundary = guarded(tmp_path, type("Sends", (Silo,), {method: lambda *_: Trap()}))
+    open_session(boundary)
+    with pytest.raises(FedError) as raised:
+        getattr(boundary, method)(*TRAPS[method])
+    assert "row 1.5" not in str(raised.value)
+
+
+def test_a_digest_or_rows_that_raise_when_they_are_looked_at_do_not_go_around_the_gate(tmp_path):
+    boundary = guarded(
+        tmp_path, type("Sends", (Silo,), {"open_session": lambda *_: Trap(), "prepare": lambda *_: None})
+    )
+    with pytest.raises(FedError, match="layout refused"):
+        open_session(boundary)
+    boundary.silo._rows = Trap()
+    with pytest.raises(SiloFailed, match="ValueError at line") as raised:
+        boundary.prepare(None)
+    assert "row 1.5" not in str(raised.value)
 
 
 def test_a_silo_that_cannot_be_built_says_so_at_the_first_question(tmp_path):
