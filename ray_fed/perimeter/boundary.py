@@ -164,7 +164,7 @@ class SiloLog:
         os.write(self._handle, text.encode("utf-8", "backslashreplace"))
 
     def redirect_output(self) -> None:
-        """From now on this process's standard output and error go here, whoever writes to them."""
+        """Send all that this process writes to standard output and error into the log from now on."""
         sys.stdout.flush()
         sys.stderr.flush()
         for number in (1, 2):
@@ -172,7 +172,7 @@ class SiloLog:
 
 
 def _rules(site: Site) -> dict[str, object]:
-    """The policy in full, once per process: its version in the other lines stands for it."""
+    """Return the policy in full: only the first line of a process holds it, together with its version."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(site.policy).items()}
 
 

@@ -1,6 +1,6 @@
 """What leaves a silo of an error that was raised inside it: its class and place; its words only if they are ours.
 
-An error message is text of whoever raised it, and a task's text may be a row.
+The words of an error are written by the code that raised it, and a task's code may write a row into them.
 """
 
 import builtins
@@ -33,7 +33,7 @@ def reduced_error(error: BaseException, silo: str, doing: str, policy: Policy, l
         return _copy(error)
     reason = f"{class_name_of(error)} {place_of(error.__traceback__)}; {STAYS} {log}".rstrip()
     for cls in (ConfigError, DataError):
-        if type(error) is cls:  # its exit code tells who must act: the owner of the silo
+        if type(error) is cls:  # its exit code says that the owner of the silo must act
             return cls(f"silo '{silo}' failed while {doing}: {reason}")
     return SiloFailed(silo, doing, reason)
 

@@ -6,8 +6,9 @@
 
 `previous` is the SHA-256 of the line before, so a line that is changed, dropped, added or moved breaks the chain right
 there. A signature line signs itself without the signature, so its own `previous` and with it everything above: after
-every `SIGN_EVERY` lines, and whenever the writer says so. Lines are written with one system call each, so a killed
-process leaves whole lines only; a machine that loses its power may leave a torn one, which is cut off and said so.
+every `SIGN_EVERY` lines, and whenever the writer calls `sign`. Lines are written with one system call each, so a killed
+process leaves whole lines only; a machine that loses its power may leave a torn one. It is cut off, and the next line
+says how many bytes were.
 
 The line of a message is its `MessageDigest`. Sender and receiver compute it from the message itself, so that both ends
 can be compared; no value of a row is in it.
@@ -101,7 +102,7 @@ def _plain(value: Any) -> Any:
 
 
 class Ledger:
-    """The writer of one file. Opening an existing file goes on with its chain."""
+    """The writer of one file. Opening an existing file continues its chain."""
 
     def __init__(
         self,

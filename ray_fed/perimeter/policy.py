@@ -4,7 +4,7 @@
     perimeter:                       for every silo of this site; any field of `Policy`
       min_examples: 20
     silos:
-      north-institute:               for one silo; what stands here counts before the fields of the site
+      north-institute:               for one silo; these fields count before those of the site
         max_bytes_per_run: 2000000000
     partners:                        the other silos' public keys (`ray-fed ledger key SILO` at theirs); with any named,
       south-institute: 3fa1...       secure aggregation masks with these silos only
@@ -98,7 +98,7 @@ class Site:
     ledger_folder: str
     """Folder for ledgers and keys; "" where the owner names none."""
     path: Path
-    """The file it stands in, or would stand in."""
+    """The file, whether or not it exists."""
     partners: Mapping[str, str] = field(default_factory=dict)
     """Silo -> its public key, 64 hexadecimal digits."""
 

@@ -1,4 +1,4 @@
-"""Does a message hold the silo's own rows? The gate stands inside the silo, so it can compare.
+"""Does a message hold the silo's own rows? The gate is inside the silo, so it can compare.
 
 It finds rows, and columns, that are sent as they are. It does not find rows that were scaled, encrypted or shuffled: no
 gate can; what honest updates give away is measured by `ray-fed audit`.

@@ -18,7 +18,7 @@ Line = Mapping[str, Any]
 OTHER_LINES = (
     "opening", "reopening", "signature", "refused", "error", "session", "handed over", "received", "model",
 )  # fmt: skip
-"""Kinds of line that stand for no message that left."""
+"""Kinds of line that are no message that left."""
 UPDATES = ("update", "masked")
 """Kinds of message that belong to a round."""
 COMPARED = ("kind", "session", "sha256", "bytes", "num_examples")
@@ -181,7 +181,7 @@ def _problems_with_the_collected(coordinator: Chain, silo: Chain) -> Iterator[st
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a model stands in the coordinator's ledger."""
+    """The line of the coordinator's ledger in which a model was written down."""
 
     model: str
     session: str

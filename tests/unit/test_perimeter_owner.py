@@ -119,9 +119,8 @@ def test_an_answer_that_raises_when_it_is_looked_at_does_not_go_around_the_gate(
 
 
 def test_a_digest_or_rows_that_raise_when_they_are_looked_at_do_not_go_around_the_gate(tmp_path):
-    boundary = guarded(
-        tmp_path, type("Sends", (Silo,), {"open_session": lambda *_: Trap(), "prepare": lambda *_: None})
-    )
+    answers = {"open_session": lambda *_: Trap(), "prepare": lambda *_: None}
+    boundary = guarded(tmp_path, type("Sends", (Silo,), answers))
     with pytest.raises(FedError, match="layout refused"):
         open_session(boundary)
     boundary.silo._rows = Trap()
