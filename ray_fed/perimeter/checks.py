@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,12 @@ REPEATS_ROWS = "it repeats values of the silo's rows"
 
 def is_exactly(message: Any, cls: type) -> bool:
     """Whether a message is of the dataclass itself, not of a subclass, with nothing hung onto the instance."""
-    return type(message) is cls and set(vars(message)) == {field.name for field in fields(cls)}
+    return type(message) is cls and vars(message).keys() == _field_names(cls)
+
+
+@cache
+def _field_names(cls: type) -> frozenset[str]:
+    return frozenset(field.name for field in fields(cls))
 
 
 def is_plain_array(values: Any, dtype: type, num_dimensions: int = 1) -> bool:
@@ -97,7 +103,8 @@ def check_update(gate: Gate, update: Any, request: Request) -> Update:
     received, policy = request.vector, gate.policy
     assert received is not None
     # What is checked is what is sent, whoever still holds the silo's array.
-    update = replace(update, vector=update.vector.copy(), loss=float(update.loss), seconds=float(update.seconds))
+    numbers = {name: plain_number(gate, "update", getattr(update, name), name) for name in ("loss", "seconds")}
+    update = replace(update, vector=update.vector.copy(), **numbers)
     try:
         Guard().check(update, received, request.server_round, request.session)
     except UpdateRejected as error:
@@ -118,11 +125,9 @@ def check_update(gate: Gate, update: Any, request: Request) -> Update:
 def _require_plain_fields(gate: Gate, update: Update, request: Request) -> None:
     """Refuse fields whose values must not be quoted: the guard's reasons, which follow, quote them."""
     gate.require(update.session == request.session, "update", "it belongs to another session")
-    for name in ("server_round", "num_examples", "num_steps"):
-        fits = is_count(getattr(update, name))
-        gate.require(fits, "update", f"{name} must be a whole number, 0 or more")
-    for name in ("loss", "seconds"):
-        plain_number(gate, "update", getattr(update, name), name)
+    are_counts = is_count(update.server_round) and is_count(update.num_examples) and is_count(update.num_steps)
+    reason = "server_round, num_examples and num_steps must be whole numbers, 0 or more"
+    gate.require(are_counts, "update", reason)
     gate.require(type(update.vector) is np.ndarray, "update", "the vector is not a plain array")
 
 
