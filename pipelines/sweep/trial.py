@@ -66,7 +66,7 @@ def trial_reports(records: Iterator[RoundRecord], job: Job) -> Generator[dict[st
             failures += len(record.failures)
             if record.server_round:
                 spent = {name: value + record.seconds.get(name, 0.0) for name, value in spent.items()}
-            if record.server_round and job.evaluates(record.server_round):
+            if record.server_round and any(name.startswith("federated.") for name in record.metrics):
                 costs = {"bytes_sent": sent, "failures": failures}
                 yield _quality(record, job) | costs | {f"seconds_{name}": spent[name] for name in CLOCKS} | {
                     "silos": {silo: _of_silo(record, silo, spent) for silo in job.silos}
