@@ -5,7 +5,7 @@ The command line reads this file at every start, so what brings torch is importe
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ray_fed.config import require
 from ray_fed.federation.rounds.machine import RoundRules, StartRules
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
 Features = Literal["guo73", "guo65", "rich", "rich+structure"]
 
-OPTION_GROUPS = {
-    "data": "data",
-    "split": "who gets which rows (ignored with --federation)",
-    "epochs": "training",
-    "strategy": "rounds",
-    "dp_noise_multiplier": "privacy",
-    "seed": "run",
-}
-
 
 @dataclass(frozen=True)
 class FormationEnergyConfig:
     """Multi-source training of a formation-energy network (Guo et al. 2022)."""
+
+    OPTION_GROUPS: ClassVar = {
+        "data": "data",
+        "split": "who gets which rows (ignored with --federation)",
+        "epochs": "training",
+        "strategy": "rounds",
+        "dp_noise_multiplier": "privacy",
+        "seed": "run",
+    }
 
     data: str = "embedded"
     """What the silos are cut from: 'embedded' (model crystals, no download), a parquet/CSV/JSON file, or a folder of

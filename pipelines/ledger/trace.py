@@ -1,8 +1,9 @@
 """`ray-fed ledger trace RUN MODEL`: from a published model back to the updates that made it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipelines.ledger.verify import read_ledgers
 from ray_fed.errors import DataError
@@ -14,8 +15,9 @@ from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned
 
 
-def run(path: str, model: str, rounds: int) -> int:
+def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Print the line of descent; returns 0, or 1 when the ledgers do not hold. DataError for a model not made here."""
+    path, model, rounds = options["run_directory"], options["model"], options["rounds"]
     directory = RunDirectory.open(path)
     coordinator, silos = read_ledgers(directory)
     verdict = compare(coordinator, silos)
