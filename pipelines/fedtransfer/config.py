@@ -10,7 +10,7 @@ DEFAULT_METHODS = (
     "separate", "central", "fed_avg", "fed_avg_gn", "fed_bn", "amplitude", "transfer_fp32", "transfer_int8",
     "oracle",
 )  # fmt: skip
-"""The rest fits into no quarter of an hour with three seeds; benchmarks/fedtransfer.py runs all."""
+"""All sixteen take more than 15 minutes with three seeds; benchmarks/fedtransfer.py runs them."""
 
 
 @dataclass(frozen=True)

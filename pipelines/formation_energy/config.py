@@ -1,6 +1,9 @@
 """Every choice of the formation-energy pipeline, with its default and its unit.
 
-The command line reads this file at every start, so what brings torch is imported where it is needed.
+The command line reads this file before anything else, so what brings torch is imported where it is needed.
+
+One flat class on purpose: a name here is at once an option, a key of config.yaml, a key under `training:` of a
+federation file and a field that a sweep varies, and half of the checks join fields of two groups.
 """
 
 from dataclasses import dataclass
@@ -116,7 +119,7 @@ class FormationEnergyConfig:
     dp_clip: float = 1.0
     """Longest gradient of one example that counts in full (2-norm)."""
     dp_delta: float = 1e-5
-    """Chance that the promise of epsilon does not hold; keep it well below one over the number of rows."""
+    """Chance that the guarantee of epsilon fails; keep it well below one over the number of rows."""
     dp_budget: float | None = None
     """Stop before the round in which epsilon would pass this."""
     compression: Literal["none", "fp16", "bf16", "int8", "top_k"] = "none"
@@ -199,7 +202,7 @@ class FormationEnergyConfig:
         private = noise is not None or self.strategy == "dp_fed_avg"
         require(private or self.dp_budget is None, f"dp_budget={self.dp_budget} needs dp_noise_multiplier")
         both = noise is not None and self.strategy == "dp_fed_avg"
-        require(not both, "dp_noise_multiplier and strategy=dp_fed_avg are two promises; ask for one of them")
+        require(not both, "dp_noise_multiplier and strategy=dp_fed_avg are two guarantees; ask for one of them")
         asynchronous = "a fast silo takes more steps than the account counts"
         require(noise is None or self.strategy != "fed_buff", f"dp_noise_multiplier with fed_buff: {asynchronous}")
         alone = "the models of silos alone and of the pooled rows carry no noise; add --baselines no"

@@ -21,7 +21,7 @@ from ray_fed.reporting.plain_values import to_plain
 from ray_fed.reporting.run_directory import RunDirectory
 
 
-class Landlord:
+class LeaseKeeper:
     """Passes on what is heard of trials, and ends each one's lease of the silos when it is over: a trial whose process
     was killed, or that a scheduler stopped, may leave its session behind. A silo that died is started again."""
 
@@ -73,7 +73,7 @@ def _run(sweep: Sweep, shared: Shared, silos: SharedSilos) -> None:
             work,
             [{"number": trial.number, "point": list(trial.point), "seed": trial.seed} for trial in sweep.left],
             shared,
-            Landlord(watcher, silos),
+            LeaseKeeper(watcher, silos),
             folder=tune_folder,
             scheduler=sweep.config.scheduler,
             concurrent=sweep.config.concurrent,
