@@ -11,11 +11,11 @@ from math import isfinite
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ray_fed.config import require
-from ray_fed.federation.rounds.machine import RoundRules, StartRules
 from ray_fed.privacy.accounting import PrivacyAccount
 from ray_fed.privacy.compression import Compression
 
 if TYPE_CHECKING:
+    from ray_fed.federation.rounds.machine import RoundRules
     from ray_fed.federation.strategies import Strategy
     from ray_fed.learning.private_steps import PrivateSteps
 
@@ -222,6 +222,8 @@ class FormationEnergyConfig:
         require(not self.baselines, f"secure_aggregation: {alone}")
 
     def _check_late(self) -> None:
+        from ray_fed.federation.rounds.machine import StartRules
+
         StartRules(self.start_timeout)
         given = "late_silos: a silo that is not there yet is missing from its rounds"
         require(self.accept_failures or not self.late_silos, f"{given}; accept_failures=no stops at the first of them")
@@ -271,8 +273,10 @@ class FormationEnergyConfig:
         options = {name: value for name, _, value in (text.partition("=") for text in self.strategy_options)}
         return make_strategy(self.strategy, **options)
 
-    def rules(self) -> RoundRules:
+    def rules(self) -> "RoundRules":
         """Return the round rules; ConfigError where they make no sense."""
+        from ray_fed.federation.rounds.machine import RoundRules
+
         return RoundRules(
             fraction_fit=self.fraction_fit,
             min_fit_clients=self.min_fit_clients,
