@@ -18,8 +18,6 @@ from ray_fed.reporting.environment import software_versions
 from ray_fed.reporting.model_files import ModelCard
 from ray_fed.reporting.plain_values import Plain, to_json
 
-REGRESSION_METRICS = ("mae", "rmse", "mse", "r2", "max_abs_error", "pearson", "spearman", "p_value", "baseline_mae")
-
 
 @dataclass(frozen=True)
 class PackedModel:
