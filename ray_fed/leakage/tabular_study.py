@@ -9,9 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from ray_fed.config import require
-from ray_fed.leakage.sparse_factors import factor_candidates
-from ray_fed.leakage.stacked import StackedNetwork
-from ray_fed.leakage.tabular import match_rows, residual_from_bias, row_candidates
+from ray_fed.leakage.observation import StackedNetwork
+from ray_fed.leakage.tabular import factor_candidates, match_rows, residual_from_bias, row_candidates
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.randomness import generator
 
