@@ -17,9 +17,9 @@ from ray_fed.errors import ConfigError
 from ray_fed.federation.coordinator import RoundRecord
 from ray_fed.federation.messages import Vector
 from ray_fed.micrographs.model_file import SegmenterCard, save_segmenter
-from ray_fed.reporting.plain_values import to_plain
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import RoundProgress, aligned, paths_table
+from ray_fed.reporting.writing import to_plain
 from ray_fed.style_transfer.exchange import LocalStyleFederation, StyleFederation
 from ray_fed.style_transfer.task import SESSION_MARK, FedTransferTask
 

@@ -10,8 +10,7 @@ from ray_fed.errors import ConfigError
 from ray_fed.federation.coordinator import Job
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.micrographs.image_files import MicrographFolder
-from ray_fed.micrographs.mask_meaning import MaskMeaning
+from ray_fed.micrographs.image_files import MaskMeaning, MicrographFolder
 from ray_fed.micrographs.polycrystals import STYLES, StyleName
 from ray_fed.micrographs.unet import UNetDesign
 from ray_fed.randomness import derived_seed

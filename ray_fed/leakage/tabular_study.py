@@ -41,7 +41,8 @@ class TabularLeak:
 
 def crystal_rows(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Return standardised features [count, 73], targets [count] in eV/atom and feature names of embedded crystals."""
-    from ray_fed.materials.databases.source import Source, open_database
+    from ray_fed.materials.databases.database import open_database
+    from ray_fed.materials.databases.source import Source
     from ray_fed.materials.features.featurizers import make_featurizer
 
     frame = open_database(Source()).frame

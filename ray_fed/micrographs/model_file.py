@@ -13,9 +13,8 @@ from ray_fed.config import from_mapping
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.learning.layout import Layout, load_vector
 from ray_fed.micrographs.unet import UNet, UNetDesign, seeded_unet
-from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.environment import software_versions
-from ray_fed.reporting.plain_values import to_json
+from ray_fed.reporting.writing import to_json, write_atomically
 
 KIND = "grain boundary segmenter"
 

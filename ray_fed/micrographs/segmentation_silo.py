@@ -12,8 +12,8 @@ from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.scores import MeanScores
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
-from ray_fed.micrographs.augmentation import augmented
 from ray_fed.micrographs.segmentation_task import SegmentationTask, TileRows, deal_tiles
+from ray_fed.micrographs.tiles import augmented
 from ray_fed.randomness import generator
 
 

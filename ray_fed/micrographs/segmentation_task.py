@@ -24,7 +24,7 @@ from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.scores import MeanScores
 from ray_fed.micrographs.agreement import SegmentationScores, agreement
 from ray_fed.micrographs.micrograph_set import MicrographSet
-from ray_fed.micrographs.tile_source import SiloTiles, Synthesis, TileSource, stacked
+from ray_fed.micrographs.tiles import SiloTiles, Synthesis, TileSource, stacked
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from ray_fed.errors import DataError
-from ray_fed.model_library.pyramids import Pyramid, stack_order
-from ray_fed.model_library.stacked_networks import StackedNetworks, unpadded
+from ray_fed.model_library.stacked_networks import Pyramid, StackedNetworks, stack_order, unpadded
 from ray_fed.randomness import generator
 
 STACK_PARAMETERS = {"cpu": 250_000, "cuda": 100_000_000}

@@ -1,7 +1,8 @@
 """Cards of a library: `ModelCard` of ray_fed.reporting, packed with its weights, and as one row of the index.
 
 field          type     from the card
-FIELDS below: what a query may ask for. ALIASES: XenonPy.MDL's names for the same things.
+FIELDS below: what a query may ask for. ALIASES: XenonPy.MDL's names for the same things. The metrics on a card are
+those of XenonPy.MDL: how good a model is on rows it has not seen.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import numpy as np
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.reporting.environment import software_versions
 from ray_fed.reporting.model_files import ModelCard
-from ray_fed.reporting.plain_values import Plain, to_json
+from ray_fed.reporting.writing import Plain, to_json
 
 REGRESSION_METRICS = ("mae", "rmse", "mse", "r2", "max_abs_error", "pearson", "spearman", "p_value", "baseline_mae")
 
@@ -192,3 +193,51 @@ def _arrays(weights: bytes, where: str) -> dict[str, np.ndarray]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def regression_metrics(wanted: np.ndarray, predicted: np.ndarray, training_median: float) -> dict[str, float | int]:
+    """Return mae, mse, rmse, r2, max_abs_error, pearson, spearman, p_value, baseline_mae and n.
+
+    wanted, predicted  [rows] in one unit
+    training_median    what a model that knows nothing would say
+
+    Correlations of constant predictions are NaN; JSON writes them as null.
+    """
+    error = predicted - wanted
+    spread = float(np.square(wanted - wanted.mean()).sum())
+    r = correlation(wanted, predicted)
+    return {
+        "n": len(wanted),
+        "mae": float(np.abs(error).mean()),
+        "mse": float(np.square(error).mean()),
+        "rmse": float(np.sqrt(np.square(error).mean())),
+        "r2": 1 - float(np.square(error).sum()) / spread if spread > 0 else float("nan"),
+        "max_abs_error": float(np.abs(error).max()),
+        "pearson": r,
+        "spearman": correlation(_ranks(wanted), _ranks(predicted)),
+        "p_value": _p_value(r, len(wanted)),
+        "baseline_mae": float(np.abs(wanted - training_median).mean()),
+    }
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Return Pearson's r; NaN when one side is constant."""
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(np.sqrt(np.square(x).sum() * np.square(y).sum()))
+    return float(np.clip((x * y).sum() / scale, -1, 1)) if scale > 0 else float("nan")
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Return average ranks [rows]; ties share theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def _p_value(r: float, n: int) -> float:
+    """Return the two-sided p of Pearson's r over n rows (Student's t with n - 2 degrees of freedom)."""
+    from scipy.special import betainc
+
+    if n < 3 or not np.isfinite(r):
+        return float("nan")
+    return float(betainc(n / 2 - 1, 0.5, max(0.0, 1 - r * r)))

@@ -21,6 +21,8 @@ TRANSFORMS: Mapping[str, tuple[Callable, Callable]] = {
     "log10": (np.log10, lambda values: np.power(10.0, values)),
 }
 """Name -> (what is done to the target before training, its inverse)."""
+SHARES = {"train": 0.65, "validation": 0.15, "test": 0.2}
+"""Share of the compositions or molecules in each part."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,33 @@ class PropertyTable:
             return self
         chosen = np.sort(draw.choice(len(self.frame), rows, replace=False))
         return replace(self, frame=self.frame.iloc[chosen].reset_index(drop=True))
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """Features and targets of a job, divided so that a composition or molecule is on one side only."""
+
+    features: np.ndarray
+    targets: np.ndarray
+    parts: dict[str, np.ndarray]
+    """"train", "validation", "test" -> row numbers"""
+    unreadable: int
+    """Rows left out because the descriptor could not read them."""
+
+    def of(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return (features, targets) of a part."""
+        rows = self.parts[part]
+        return self.features[rows], self.targets[rows]
+
+
+def divided(groups: np.ndarray, draw: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return row numbers of train, validation and test; rows of one group stay together."""
+    names = np.unique(groups)
+    shuffled = draw.permutation(names)
+    first = round(SHARES["train"] * len(names))
+    second = first + max(1, round(SHARES["validation"] * len(names)))
+    chosen = {"train": shuffled[:first], "validation": shuffled[first:second], "test": shuffled[second:]}
+    return {part: np.flatnonzero(np.isin(groups, members)) for part, members in chosen.items()}
 
 
 def made(table: PropertyTable) -> PropertyTable:

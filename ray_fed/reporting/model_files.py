@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.environment import software_versions
-from ray_fed.reporting.plain_values import Plain, to_json, to_plain
+from ray_fed.reporting.writing import Plain, to_json, to_plain, write_atomically
 
 WEIGHTS_SUFFIX, CARD_SUFFIX = ".safetensors", ".card.json"
 

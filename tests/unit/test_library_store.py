@@ -10,11 +10,10 @@ import pytest
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.model_library import store
 from ray_fed.model_library.cards import ALIASES, FIELDS, Failure, pack
-from ray_fed.model_library.moving import difference, pull, push
-from ray_fed.model_library.query import parse_query
-from ray_fed.model_library.store import Library
+from ray_fed.model_library.index import parse_query
+from ray_fed.model_library.store import Library, difference, pull, push
 from ray_fed.reporting.model_files import ModelCard, load_model
-from ray_fed.reporting.plain_values import to_json
+from ray_fed.reporting.writing import to_json
 
 SCALER = {"scaler.mean": np.zeros(2), "scaler.scale": np.ones(2)}
 

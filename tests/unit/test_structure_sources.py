@@ -16,7 +16,8 @@ from pymatgen.core import Lattice, Molecule, Structure
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.materials.databases import crystal_batches, symmetry
-from ray_fed.materials.databases.source import Source, open_database
+from ray_fed.materials.databases.database import open_database
+from ray_fed.materials.databases.source import Source
 from ray_fed.materials.databases.structures import Crystal, parse_structure
 from ray_fed.materials.databases.symmetry import space_groups
 
