@@ -16,9 +16,9 @@ from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
-from ray_fed.materials.databases.lattices import CELL_COLUMNS
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source
 from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
+from ray_fed.materials.lattices import CELL_COLUMNS
 from ray_fed.materials.partitions import hash_split
 from ray_fed.materials.study import StudyPart
 

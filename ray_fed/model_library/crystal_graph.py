@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ray_fed.errors import DataError
-from ray_fed.materials.databases.lattices import images_within, vectors_of_cells
+from ray_fed.materials.lattices import images_within, vectors_of_cells
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.reporting.model_files import ModelCard
 

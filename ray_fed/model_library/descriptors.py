@@ -25,8 +25,8 @@ import pandas as pd
 
 from ray_fed.config import unknown_name
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.materials.databases.lattices import images_within, vectors_of_cells
 from ray_fed.materials.features.featurizers import CrystalFeaturizer, make_featurizer
+from ray_fed.materials.lattices import images_within, vectors_of_cells
 
 CUTOFF, STEP = 20.0, 0.1
 GRID = np.round(np.arange(0.0, CUTOFF + STEP / 2, STEP), 10)

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ray_fed.errors import DataError
+from ray_fed.errors import DataError, quoted
 from ray_fed.materials.databases.columns import (
     LATTICE_ROLES,
     canonical_target,
@@ -44,18 +44,17 @@ from ray_fed.materials.databases.columns import (
 )
 from ray_fed.materials.databases.crystal_batches import (
     CrystalColumns,
-    SymmetrySearch,
     columns_of_lists,
     columns_of_structures,
 )
 from ray_fed.materials.databases.feature_cache import content_key
-from ray_fed.materials.databases.lattices import CELL_COLUMNS, cell_problems, vectors_of_cells, volumes_of_cells
 from ray_fed.materials.databases.raw_table import RawTable
 from ray_fed.materials.databases.readers import open_table
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source
-from ray_fed.materials.databases.structures import formula_of_lists
 from ray_fed.materials.features.composition import read_compositions
-from ray_fed.materials.features.formulas import quoted
+from ray_fed.materials.lattices import CELL_COLUMNS, cell_problems, vectors_of_cells, volumes_of_cells
+from ray_fed.materials.structures import formula_of_lists
+from ray_fed.materials.symmetry import SymmetrySearch
 
 FRAME_COLUMNS = ("id", "formula", *CELL_COLUMNS, "spacegroup_number", "num_atoms", "target", "reason")
 MAX_TARGET = 1e15

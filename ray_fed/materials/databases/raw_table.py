@@ -10,8 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ray_fed.errors import DataError
-from ray_fed.materials.features.formulas import quoted
+from ray_fed.errors import DataError, quoted
 
 
 @dataclass(frozen=True)

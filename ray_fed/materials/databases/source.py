@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ray_fed.config import require
-from ray_fed.materials.databases.crystal_batches import Symmetry
+from ray_fed.materials.symmetry import Symmetry
 
 EMBEDDED = "embedded"
 EMBEDDED_TARGET = "formation_energy_per_atom"

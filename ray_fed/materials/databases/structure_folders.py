@@ -9,9 +9,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from ray_fed.errors import DataError
+from ray_fed.errors import DataError, quoted
 from ray_fed.materials.databases.raw_table import RawTable, reading, table_of_columns
-from ray_fed.materials.features.formulas import quoted
 
 PROPERTY_FILES = ("id_prop.csv", "targets.csv")
 STRUCTURE_SUFFIXES = (".cif", ".vasp", ".poscar", ".json")

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ray_fed.errors import DataError
-from ray_fed.materials.features.formulas import quoted
+from ray_fed.errors import DataError, quoted
+from ray_fed.materials.lattices import vectors_of_cells
 
 MAX_SITES = 100_000
 _CIF_SPACE_GROUP = re.compile(
@@ -136,8 +136,6 @@ def _from_mapping(value: Mapping) -> Crystal:
 
 
 def _vectors(lattice: Mapping) -> np.ndarray:
-    from ray_fed.materials.databases.lattices import vectors_of_cells
-
     if "matrix" in lattice:
         return np.array(lattice["matrix"], np.float64)
     cell = [[float(lattice[name]) for name in ("a", "b", "c", "alpha", "beta", "gamma")]]
