@@ -115,7 +115,7 @@ Found = tuple[float, np.ndarray, int]
 
 @dataclass(frozen=True)
 class MessageAudit:
-    """What one kind of message gives away under one defence: numbers only."""
+    """What one kind of message reveals under one defence: numbers only."""
 
     silo: str
     kind: str
@@ -185,7 +185,7 @@ def _guesses(message: Parts, replay: Replay) -> np.ndarray:
 
 
 def _found(guesses: np.ndarray, replay: Replay, number: int) -> Iterable[Found]:
-    """Yield what message `number` gives away."""
+    """Yield what message `number` reveals."""
     if replay.owners:  # others that look like it have not been reconstructed
         matches = match_owner(guesses, replay.rows, replay.owners[number])
     else:

@@ -134,7 +134,7 @@ class AttackObservation:
 
     @property
     def threat_model(self) -> str:
-        """Return the name of the threat model, for people."""
+        """Return the threat model in one sentence."""
         knows = self.knows
         sent = "one gradient" if knows.learning_rate is None else f"an update after {knows.local_steps} local SGD steps"
         whose = f"the sum over {knows.num_silos} silos of " if knows.num_silos > 1 else ""

@@ -159,9 +159,9 @@ class Lbfgs:
         return finite, torch.zeros_like(finite)
 
     def _move(self, where: torch.Tensor, values: torch.Tensor, gradients: torch.Tensor) -> None:
-        moved, bent = self.points - self.x, gradients - self.gradient
-        self.memory.push(where, moved, bent)
-        self.x = torch.where(where[:, None], self.x + moved, self.x)
+        steps, changes = self.points - self.x, gradients - self.gradient
+        self.memory.push(where, steps, changes)
+        self.x = torch.where(where[:, None], self.x + steps, self.x)
         self.gradient = torch.where(where[:, None], gradients, self.gradient)
         self.value = torch.where(where, values, self.value)
         self._choose_direction(where)
@@ -196,7 +196,7 @@ class PairMemory:
 
     def __init__(self, n: int, size: int, history: int, like: torch.Tensor):
         self.history = history
-        self.moved, self.bent = like.new_zeros(n, history, size), like.new_zeros(n, history, size)
+        self.steps, self.changes = like.new_zeros(n, history, size), like.new_zeros(n, history, size)
         self.products = torch.zeros(n, history, history, dtype=torch.float64, device=like.device)
         """s_i . y_j, by slot."""
         self.count = torch.zeros(n, dtype=torch.int64, device=like.device)
@@ -208,19 +208,19 @@ class PairMemory:
         self.count = torch.where(where, 0, self.count)
         self.scale = torch.where(where, 1.0, self.scale)
 
-    def push(self, where: torch.Tensor, moved: torch.Tensor, bent: torch.Tensor) -> None:
-        """Remember s = moved and y = bent [n, size] of the problems `where` whose s.y is large enough."""
-        curvature = _dot(moved, bent)
+    def push(self, where: torch.Tensor, steps: torch.Tensor, changes: torch.Tensor) -> None:
+        """Remember s = steps and y = changes [n, size] of the problems `where` whose s.y is large enough."""
+        curvature = _dot(steps, changes)
         index = torch.nonzero(where & (curvature > MIN_CURVATURE)).squeeze(1)
         if len(index) == 0:
             return
         slot = self.count[index] % self.history
-        self.moved[index, slot], self.bent[index, slot] = moved[index], bent[index]
+        self.steps[index, slot], self.changes[index, slot] = steps[index], changes[index]
         used = min(self.history, int(self.count.max()) + 1)
-        # s_i . y of the older i; s . y_j of older j stand below R's diagonal and are never read.
-        self.products[index, :used, slot] = _project(self.moved[:, :used], bent)[index]
+        # s_i . y of the older i; s . y_j of older j are below R's diagonal and never read.
+        self.products[index, :used, slot] = _project(self.steps[:, :used], changes)[index]
         self.products[index, slot, slot] = curvature[index]
-        self.scale[index] = (curvature / _dot(bent, bent))[index]
+        self.scale[index] = (curvature / _dot(changes, changes))[index]
         self.count[index] += 1
 
     def times(self, gradient: torch.Tensor) -> torch.Tensor:
@@ -228,16 +228,16 @@ class PairMemory:
         used = min(self.history, int(self.count.max()))
         if used == 0:
             return gradient
-        moved, bent = self.moved[:, :used], self.bent[:, :used]
+        steps, changes = self.steps[:, :used], self.changes[:, :used]
         order, is_pair, upper = self._in_order(used)
-        onto_moved = _project(moved, gradient).gather(1, order) * is_pair
-        first = torch.linalg.solve_triangular(upper, onto_moved[:, :, None], upper=True)
-        rest = gradient - _combine(bent, _scatter(first.squeeze(2), order))
+        onto_steps = _project(steps, gradient).gather(1, order) * is_pair
+        first = torch.linalg.solve_triangular(upper, onto_steps[:, :, None], upper=True)
+        rest = gradient - _combine(changes, _scatter(first.squeeze(2), order))
         rest = self.scale[:, None].to(rest.dtype) * rest
         diagonal = upper.diagonal(dim1=1, dim2=2)
-        right = (diagonal * first.squeeze(2) - _project(bent, rest).gather(1, order)) * is_pair
+        right = (diagonal * first.squeeze(2) - _project(changes, rest).gather(1, order)) * is_pair
         second = torch.linalg.solve_triangular(upper.mT, right[:, :, None], upper=False)
-        return rest + _combine(moved, _scatter(second.squeeze(2), order))
+        return rest + _combine(steps, _scatter(second.squeeze(2), order))
 
     def _in_order(self, used: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return slots from oldest to newest [n, used], which of them hold a pair, and R (identity where none)."""

@@ -61,7 +61,7 @@ Observer = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
 DIVERGED = 10.0
 """A last objective above this multiple of the first counts as diverged, as does one that is not finite."""
 SMOOTHED_BATCH = 8
-"""Samples of a message from which smoothing first helps to tell them apart; fewer are found sooner without."""
+"""Samples of a message from which smoothing first helps to separate them; fewer are found sooner without."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,7 @@ def match_rows(candidates: np.ndarray, rows: np.ndarray) -> Matches:
     """Match guesses [guesses, d] with records [num_rows, d].
 
     A guess counts for its nearest record only, and only if it is nearer to it than the nearest *other* record is: a
-    guess in the middle of a crowd has found nobody.
+    guess in the middle of many records has found none.
     """
     error, guess = np.full(len(rows), np.inf), np.full(len(rows), -1)
     if len(candidates) == 0 or len(rows) == 0:

@@ -1,4 +1,4 @@
-"""What a message of our tabular regression network gives away, by batch size, local steps and optimiser."""
+"""What a message of our tabular regression network reveals, by batch size, local steps and optimiser."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -37,7 +37,7 @@ class CrystalRows:
     """Without a common test set: share of formulas held out, the same formulas at every site."""
     split_seed: int = 0
     target_is: str = ""
-    """What the owner says the source's target column holds, where its name does not tell."""
+    """What the source's target column holds, by the owner's word, where its name does not show it."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def _parse(value: Any) -> Crystal:
 
 
 def _checked(crystal: Crystal) -> Crystal:
-    """Refuse what would crash, not only confuse, the symmetry finders: spglib dies of a NaN coordinate."""
+    """Refuse what would crash the symmetry finders: a NaN coordinate ends the process in spglib."""
     if not 0 < len(crystal.kinds) <= MAX_SITES:
         raise DataError(f"structure has '{len(crystal.kinds)}' sites; 1 to {MAX_SITES:,} can be read")
     if crystal.vectors.shape != (3, 3) or crystal.positions.shape != (len(crystal.kinds), 3):

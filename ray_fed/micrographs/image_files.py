@@ -120,7 +120,7 @@ class MaskMeaning:
 
     boundary: tuple[int, ...] = ()
     """Numbers that mean boundary. Empty: masks of 0 and 1, or of 0 and 255, in which the greater one is the boundary;
-    everything else must be said."""
+    anything else must be stated."""
     between_classes: bool = False
     """The boundaries are where the class changes: lines 3 pixels wide are drawn there. For masks of phases."""
     threshold: int | None = None
@@ -253,7 +253,7 @@ class FolderTileSource:
     """Which fold is the test set: 0..folds - 1."""
     seed: int = 0
     is_test: bool = False
-    """Hand out the test tiles (as training rows, for an evaluator) instead of the silo's."""
+    """Return the test tiles (as training rows, for an evaluator) instead of the silo's."""
 
     def open(self, silo: str) -> SiloTiles:
         train, validation, test = self.parts(silo)

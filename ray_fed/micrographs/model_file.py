@@ -1,4 +1,4 @@
-"""A trained segmentation network on disk: weights as safetensors, a JSON card beside them. No pickle."""
+"""A trained segmentation network on disk: weights as safetensors, a JSON card with them. No pickle."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ class SegmenterCard:
     """The model's name in its run, e.g. "fedtransfer"."""
     design: UNetDesign
     tile_size: int
-    """Edge of the tiles it was trained on, pixels; GroupNorm in particular wants windows of this size."""
+    """Edge of the tiles it was trained on, pixels; GroupNorm in particular needs windows of this size."""
     pixel_size_um: float | None = None
     """Edge of a training pixel, micrometres; None: not known."""
     trained_on: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ def save_segmenter(path: Path | str, vector: np.ndarray, card: SegmenterCard) ->
     content = save({name: np.array(part, np.float32, order="C") for name, part in layout.unflatten(vector).items()})
     card = replace(card, weights_sha256=hashlib.sha256(content).hexdigest(), software=software_versions())
     write_atomically(weights, content)
-    # Last: a crash between the two leaves weights that no card vouches for, and loading says so.
+    # Last: a crash between the two leaves weights without a card, and loading reports it.
     write_atomically(card_path, to_json(asdict(card), indent=2) + b"\n")
     return card
 

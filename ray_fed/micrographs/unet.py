@@ -26,7 +26,7 @@ def bfloat16_pays(device: torch.device) -> bool:
 
 
 def autocast(device: torch.device, wanted: bool = True) -> contextlib.AbstractContextManager:
-    """Return a block that computes in bfloat16 where wanted and worth it; float32 otherwise.
+    """Return a block that computes in bfloat16 where wanted and faster; float32 otherwise.
 
     Weights are cast anew in every block: a cache would outlive the captured CUDA graph of a training step.
     """

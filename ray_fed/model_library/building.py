@@ -213,8 +213,8 @@ def _blank_card(
 
 
 def _failure(job: BuildJob, table: PropertyTable, seed: int, reason: str) -> Failure:
-    said = " ".join(reason.split())
-    return Failure(table.property_name, table.unit, job.descriptor, job.method, table.modelset, seed, said)
+    reason = " ".join(reason.split())
+    return Failure(table.property_name, table.unit, job.descriptor, job.method, table.modelset, seed, reason)
 
 
 def plan(

@@ -24,7 +24,7 @@ REGRESSION_METRICS = ("mae", "rmse", "mse", "r2", "max_abs_error", "pearson", "s
 
 @dataclass(frozen=True)
 class PackedModel:
-    """A model as it lies in a library: bytes that any process may carry to any store."""
+    """A model as it is stored in a library: bytes that any process may copy to any store."""
 
     id: str
     """sha256 over weights and card; also the name of its files."""
@@ -199,7 +199,7 @@ def regression_metrics(wanted: np.ndarray, predicted: np.ndarray, training_media
     """Return mae, mse, rmse, r2, max_abs_error, pearson, spearman, p_value, baseline_mae and n.
 
     wanted, predicted  [rows] in one unit
-    training_median    what a model that knows nothing would say
+    training_median    prediction of a model without features
 
     Correlations of constant predictions are NaN; JSON writes them as null.
     """

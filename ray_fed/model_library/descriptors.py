@@ -100,7 +100,7 @@ class Descriptor(ABC):
         return self.column in frame
 
     def on_card(self) -> dict[str, Any]:
-        """Return what a model card says of its descriptor."""
+        """Return the facts about the descriptor for a model card."""
         return {"name": self.name, "table_hash": self.fingerprint(), "options": {}}
 
 

@@ -68,7 +68,7 @@ class Query:
 
 
 def parse_query(text: str) -> Query:
-    """Return the query; ConfigError says at which column it stops making sense."""
+    """Return the query; ConfigError names the column of the first error."""
     return _Parser(text).parse()
 
 
@@ -252,7 +252,7 @@ def _example(name: str) -> str:
 
 
 SHOWN = ("id", "property", "unit", "mae", "r2", "descriptor", "method", "n_train", "n_test", "modelset")
-"""Columns of an answer if none are asked for."""
+"""Columns of an answer by default."""
 
 SEARCHED = ("property", "descriptor", "method", "modelset", "mae", "r2", "succeed")
 """Columns with an index of their own."""
@@ -329,7 +329,7 @@ class Index:
         columns   fields to return; SHOWN if not given
         failures  also the models that failed (they answer `succeed = false` in any case)
 
-        ConfigError for a query that makes no sense, an unknown property, or errors asked in another unit.
+        ConfigError for an invalid query, an unknown property, or a bound in another unit.
         """
         parsed = self._checked(text)
         names = [field_name(name) for name in columns or SHOWN]

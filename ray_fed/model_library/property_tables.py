@@ -48,7 +48,7 @@ class PropertyTable:
 
     @property
     def key(self) -> str:
-        """Return what tells this table from all others."""
+        """Return the table's unique name."""
         return f"{self.modelset}/{self.property_name}"
 
     @property
@@ -64,7 +64,7 @@ class PropertyTable:
         return hashlib.sha256(text + np.ascontiguousarray(self.frame["value"], "<f8").tobytes()).hexdigest()
 
     def fingerprint(self) -> dict[str, object]:
-        """Return what a model card says of its data."""
+        """Return the facts about its data for a model card."""
         return {
             "name": self.modelset, "property": self.property_name, "rows": len(self.frame), "sha256": self.digest(),
             "licence": self.licence, "citation": self.citation, "material": self.material, "kind": self.kind,
@@ -105,7 +105,7 @@ def divided(groups: np.ndarray, draw: np.random.Generator) -> dict[str, np.ndarr
     return {part: np.flatnonzero(np.isin(groups, members)) for part, members in chosen.items()}
 
 
-def made(table: PropertyTable) -> PropertyTable:
+def prepared(table: PropertyTable) -> PropertyTable:
     """Return the table with its target transformed and rows without a number dropped; DataError when none is left."""
     values = np.asarray(pd.to_numeric(table.frame["value"], errors="coerce"), float)
     with np.errstate(all="ignore"):
@@ -132,7 +132,7 @@ def user_table(path: Path | str, target: str, unit: str, name: str | None = None
         if column not in frame:
             raise DataError(f"{path} has no column {column!r}; it has: {', '.join(map(str, frame.columns))}")
     material = "inorganic" if kind == FORMULA else "molecule"
-    return made(PropertyTable(name or target, unit, path.stem, kind, material, frame.assign(value=frame[target])))
+    return prepared(PropertyTable(name or target, unit, path.stem, kind, material, frame.assign(value=frame[target])))
 
 
 def read_table(path: Path) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 LIBRARY/library.json                                {"format": 1}
         models/ab/ab12....safetensors .card.json     `ray_fed.reporting.model_files.load_model` reads them, too
         failures/cd34....json                        models that could not be trained, with their reason
-        jobs/....json                                what a build has done (it goes on from there)
+        jobs/....json                                what a build has done (it resumes from there)
         index.sqlite
 
 Models are copied between a library and another folder, or any URL that fsspec knows (s3://, gs://, sftp://, memory://):
@@ -53,7 +53,7 @@ class Library:
 
     @classmethod
     def create(cls, path: Path | str) -> "Library":
-        """Return the library at `path`, made if there is none; ConfigError when something else lies there."""
+        """Return the library at `path`, made if there is none; ConfigError when something else is there."""
         library = cls(path)
         if library._header.is_file():
             return cls.open(path)
@@ -101,7 +101,7 @@ class Library:
             _write_quickly(card, model.card)
         for failure in failures:
             _write_quickly(self.path / "failures" / f"{failure.digest()}.json", to_json(vars(failure)))
-        with self._alone():
+        with self._locked():
             self.index.add([*(model.row for model in models), *(failure.row() for failure in failures)])
         return [model.id for model in models]
 
@@ -153,7 +153,7 @@ class Library:
             path = self.paths(model_id)[1]
             rows.append(index_row(read_card(_read(path), str(path), model_id)))
         rows += [_read_failure(path).row() for path in sorted(self.path.glob("failures/*.json"))]
-        with self._alone():
+        with self._locked():
             self.index.path.unlink(missing_ok=True)
             self.index.create()
             self.index.add(rows)
@@ -189,7 +189,7 @@ class Library:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         """Hold the index for this process: two builds may fill one library."""
         handle = os.open(self.path, os.O_RDONLY)
         try:
@@ -291,8 +291,8 @@ def push(library: Library, url: str, ids: Sequence[str]) -> list[str]:
     return new
 
 
-def pull(library: Library, url: str, starts: Sequence[str] = ()) -> list[str]:
-    """Copy models from `url`: those whose id starts with one of `starts`, or all new ones; returns their ids.
+def pull(library: Library, url: str, prefixes: Sequence[str] = ()) -> list[str]:
+    """Copy models from `url`: those whose id starts with one of `prefixes`, or all new ones; returns their ids.
 
     Every hash is checked before a file is written. ConfigError when nothing starts so.
     """
@@ -300,8 +300,8 @@ def pull(library: Library, url: str, starts: Sequence[str] = ()) -> list[str]:
     there = remote.ids()
     if not there:
         raise DataError(f"{url} holds no models; check the place")
-    wanted = there if not starts else [_the_one(start, there, url) for start in starts]
-    new = sorted(set(wanted) if starts else set(wanted) - set(library.index.ids()))
+    wanted = there if not prefixes else [_unique(prefix, there, url) for prefix in prefixes]
+    new = sorted(set(wanted) if prefixes else set(wanted) - set(library.index.ids()))
     for start in range(0, len(new), BATCH):
         library.add([remote.read(model_id) for model_id in new[start : start + BATCH]])
     return new
@@ -316,8 +316,8 @@ def difference(library: Library, url: str) -> Difference:
     return Difference(sorted(here - there), sorted(there - here))
 
 
-def _the_one(start: str, ids: Sequence[str], url: str) -> Any:
-    found = [model_id for model_id in ids if model_id.startswith(start)]
+def _unique(prefix: str, ids: Sequence[str], url: str) -> Any:
+    found = [model_id for model_id in ids if model_id.startswith(prefix)]
     if len(found) != 1:
-        raise ConfigError(f"{len(found)} models of {url} have an id that starts with {start!r}; name exactly one")
+        raise ConfigError(f"{len(found)} models of {url} have an id that starts with {prefix!r}; name exactly one")
     return found[0]

@@ -15,7 +15,8 @@ import pytest
 from pymatgen.core import Lattice, Molecule, Structure
 
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.materials.databases import crystal_batches, symmetry
+from ray_fed.materials import symmetry
+from ray_fed.materials.databases import crystal_batches
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.source import Source
 from ray_fed.materials.structures import Crystal, parse_structure

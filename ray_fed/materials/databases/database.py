@@ -4,7 +4,7 @@ unusable rows with their reason.
     database = open_database(Source("../shared/datasets/mp_structures"), silo="mit")
     database.frame               one row per entry, unusable ones with a reason
     database.reason_counts()     {"target is missing": 3}
-    database.fingerprint         sha256, rows, columns: what may be told about the source
+    database.fingerprint         sha256, rows, columns: what may be disclosed about the source
 
 The crystal frame
     column                unit    meaning
@@ -15,7 +15,7 @@ The crystal frame
     spacegroup_number             1 to 230; the source's own number, else computed from the structure; NaN unknown
     num_atoms                     sites in the cell; NaN unknown
     target                        in `Database.target_unit`
-    reason                        "" for a usable row, else why it cannot be used; values of the row stand in '...'
+    reason                        "" for a usable row, else why it cannot be used; values of the row are in '...'
 """
 
 import math
@@ -63,7 +63,7 @@ MAX_TARGET = 1e15
 
 @dataclass(frozen=True)
 class Database:
-    """An open source. The frame stays where it was opened; the fingerprint may be told."""
+    """An open source. The frame stays where it was opened; the fingerprint may be disclosed."""
 
     frame: pd.DataFrame
     """The crystal frame, see the module's head; RangeIndex."""
@@ -79,7 +79,7 @@ class Database:
 
 
 def reason_counts(frame: pd.DataFrame) -> dict[str, int]:
-    """Return reason -> number of rows, the commonest first, without what stands in quotes: values of single rows."""
+    """Return reason -> number of rows, the commonest first, without what is in quotes: values of single rows."""
     reasons = (re.sub(r"\s*'[^']*'", "", reason) for reason in frame["reason"] if reason)
     return dict(Counter(reasons).most_common())
 
@@ -252,7 +252,7 @@ def _crystal_columns(chosen: Selection, search: SymmetrySearch, reasons: Reasons
 
 
 def _given_num_atoms(chosen: Selection) -> np.ndarray:
-    """Return the number of atoms in each cell [n] by its column or the lists; NaN where neither says it."""
+    """Return the number of atoms in each cell [n] by its column or the lists; NaN where neither has it."""
     column = chosen.of_role("num_atoms")
     if column is not None:
         counts = to_numbers(column, "num_atoms")[0]

@@ -1,4 +1,4 @@
-"""A table nobody has interpreted yet, and the one place where a reader's exceptions become a DataError."""
+"""A table whose columns have no roles yet, and the one place where a reader's exceptions become a DataError."""
 
 import csv
 import zlib

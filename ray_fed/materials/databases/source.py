@@ -54,7 +54,7 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The last part of the path: what may be told without telling where the owner keeps it."""
+        """The last part of the path: what may be disclosed without the owner's folder."""
         return EMBEDDED if self.path == EMBEDDED else Path(self.path).name
 
 

@@ -31,7 +31,7 @@ def structure_files(folder: Path) -> list[Path]:
 
 
 def is_structure_file(path: Path) -> bool:
-    """Return whether the name is one of a CIF, POSCAR or JSON structure file, and a regular file stands behind it."""
+    """Return whether the name is one of a CIF, POSCAR or JSON structure file, and it is a regular file."""
     named = path.suffix.lower() in STRUCTURE_SUFFIXES or path.name.upper().startswith(("POSCAR", "CONTCAR"))
     return named and not path.name.startswith(".") and path.is_file()
 
