@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 import numpy as np
-import torch
 from torch import nn
 
 from ray_fed.config import require, unknown_name
@@ -23,8 +22,8 @@ from ray_fed.leakage.tabular import (
     factor_candidates,
     match_owner,
     match_rows,
-    residual_from_bias,
     row_candidates,
+    target_error,
 )
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.private_steps import PrivateSteps
@@ -160,7 +159,7 @@ def audit(
         guesses = _guesses(sent, replay)
         found += _found(guesses, replay, number)
         if replay.owners and replay.summed == 1 and len(guesses):
-            target_errors.append(_target_error(network, guesses[0], sent, replay.targets[replay.owners[number]]))
+            target_errors.append(target_error(network, guesses[0], sent, float(replay.targets[replay.owners[number]])))
     exact = sum(error < EXACT for error, *_ in found)
     near = sum(EXACT <= error < NEAR for error, *_ in found)
     return MessageAudit(
@@ -201,10 +200,3 @@ def _physical(found: Iterable[Found], replay: Replay, units: Mapping[str, str], 
     errors = [np.abs(guess - replay.rows[record]) for error, guess, record in found if error < NEAR]
     physical = np.median(errors, axis=0) * scale if errors else []
     return {name: float(error) for name, error in zip(units, physical, strict=False)}
-
-
-def _target_error(network: nn.Module, guess: np.ndarray, message: Parts, target: float) -> float:
-    """y = F(x) - dL/db_out / 2 for a mean squared error."""
-    with torch.no_grad():
-        predicted = float(network(torch.from_numpy(guess.astype(np.float32))[None])[0, 0])
-    return abs(predicted - residual_from_bias(float(message[-1][0])) - float(target))

@@ -23,9 +23,13 @@ each row.
     q          directions  [draws, B]
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from ray_fed.randomness import generator
 
@@ -126,6 +130,13 @@ def _nearest_other(rows: np.ndarray, record: int) -> float:
 def residual_from_bias(output_bias_gradient: float) -> float:
     """Return prediction - target of a single example under a mean squared error: dL/db_out = 2 (y' - y)."""
     return output_bias_gradient / 2
+
+
+def target_error(network: nn.Module, guess: np.ndarray, message: Sequence[Any], target: float) -> float:
+    """Return |recovered - true target|: y = F(x) - dL/db_out / 2 with the row guessed [num_features] for x."""
+    with torch.no_grad():
+        predicted = float(network(torch.from_numpy(guess.astype(np.float32))[None])[0, 0])
+    return abs(predicted - residual_from_bias(float(message[-1][0])) - target)
 
 
 LARGEST_BATCH = 10

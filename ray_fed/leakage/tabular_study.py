@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ray_fed.config import require
 from ray_fed.leakage.observation import StackedNetwork
-from ray_fed.leakage.tabular import factor_candidates, match_rows, residual_from_bias, row_candidates
+from ray_fed.leakage.tabular import factor_candidates, match_rows, row_candidates, target_error
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.randomness import generator
 
@@ -85,7 +85,7 @@ def _one_message(
     guesses = np.concatenate([row_candidates(weights, bias), factor_candidates(weights, bias, wanted)])
     found = match_rows(guesses, features[taken])
     single = wanted == 1 and case.optimizer == "sgd"
-    error = _target_error(network, float(targets[order[0]]), message) if single else None
+    error = target_error(network, guesses[0], message, float(targets[order[0]])) if single else None
     return len(taken), found.exact, found.near, error
 
 
@@ -106,11 +106,3 @@ def local_update(
             weight.grad = part[0]
         optimizer.step()
     return [(old - new) / case.learning_rate for old, new in zip(before, weights, strict=True)]
-
-
-def _target_error(network: nn.Module, target: float, message: Sequence[torch.Tensor]) -> float:
-    """Recover the target from the row found and the output bias's gradient: y = F(x) - dL/db / 2."""
-    guesses = row_candidates(message[0].numpy(), message[1].numpy())
-    with torch.no_grad():
-        predicted = float(network(torch.from_numpy(guesses[:1].astype(np.float32)))[0, 0])
-    return abs(predicted - residual_from_bias(float(message[-1][0])) - target)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.reporting.environment import software_versions
-from ray_fed.reporting.model_files import ModelCard
+from ray_fed.reporting.model_files import ModelCard, serialised
 from ray_fed.reporting.writing import Plain, to_json
 
 REGRESSION_METRICS = ("mae", "rmse", "mse", "r2", "max_abs_error", "pearson", "spearman", "p_value", "baseline_mae")
@@ -145,13 +145,10 @@ def pack(arrays: Mapping[str, np.ndarray], card: ModelCard) -> PackedModel:
 
     ConfigError when the arrays of the scaler are missing or do not fit.
     """
-    from safetensors.numpy import save
-
     for name in card.scaler_tensors:
         if name not in arrays or arrays[name].shape != (len(card.feature_names),):
             raise ConfigError(f"model '{card.name}': array {name!r} must have {len(card.feature_names)} numbers")
-    # safetensors reads raw memory: a strided view would be saved scrambled.
-    weights = save({name: np.array(array, order="C") for name, array in arrays.items()})
+    weights = serialised(arrays)
     card = replace(card, weights_sha256=hashlib.sha256(weights).hexdigest(), id="")
     card = replace(card, id=card.digest())
     return PackedModel(card.id, weights, to_json(card.to_mapping(), indent=1) + b"\n", index_row(card))
@@ -203,6 +200,8 @@ def regression_metrics(wanted: np.ndarray, predicted: np.ndarray, training_media
 
     Correlations of constant predictions are NaN; JSON writes them as null.
     """
+    from scipy.stats import rankdata
+
     error = predicted - wanted
     spread = float(np.square(wanted - wanted.mean()).sum())
     r = correlation(wanted, predicted)
@@ -214,7 +213,7 @@ def regression_metrics(wanted: np.ndarray, predicted: np.ndarray, training_media
         "r2": 1 - float(np.square(error).sum()) / spread if spread > 0 else float("nan"),
         "max_abs_error": float(np.abs(error).max()),
         "pearson": r,
-        "spearman": correlation(_ranks(wanted), _ranks(predicted)),
+        "spearman": correlation(rankdata(wanted), rankdata(predicted)),
         "p_value": _p_value(r, len(wanted)),
         "baseline_mae": float(np.abs(wanted - training_median).mean()),
     }
@@ -225,13 +224,6 @@ def correlation(x: np.ndarray, y: np.ndarray) -> float:
     x, y = x - x.mean(), y - y.mean()
     scale = float(np.sqrt(np.square(x).sum() * np.square(y).sum()))
     return float(np.clip((x * y).sum() / scale, -1, 1)) if scale > 0 else float("nan")
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Return average ranks [rows]; ties share theirs."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
 
 
 def _p_value(r: float, n: int) -> float:

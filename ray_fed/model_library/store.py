@@ -97,10 +97,10 @@ class Library:
         models, failures = list(models), list(failures)
         for model in models:
             weights, card = self.paths(model.id)
-            _write_quickly(weights, model.weights)
-            _write_quickly(card, model.card)
+            write_atomically(weights, model.weights, durable=False)
+            write_atomically(card, model.card, durable=False)
         for failure in failures:
-            _write_quickly(self.path / "failures" / f"{failure.digest()}.json", to_json(vars(failure)))
+            write_atomically(self.path / "failures" / f"{failure.digest()}.json", to_json(vars(failure)), durable=False)
         with self._locked():
             self.index.add([*(model.row for model in models), *(failure.row() for failure in failures)])
         return [model.id for model in models]
@@ -197,19 +197,6 @@ class Library:
             yield
         finally:
             os.close(handle)
-
-
-def _write_quickly(path: Path, content: bytes) -> None:
-    """Write beside and move over, without waiting for the disk: ten thousand files, and every one has its hash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    except OSError as error:  # a full disk does not say which file it was
-        if draft.exists():
-            draft.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _read(path: Path) -> bytes:

@@ -13,15 +13,16 @@ from pathlib import Path, PurePath
 import numpy as np
 
 
-def write_atomically(path: Path, content: bytes) -> Path:
-    """Write `content` to `path`, making its folder; an interrupted write leaves the old file and no litter.
+def write_atomically(path: Path, content: bytes, durable: bool = True) -> Path:
+    """Write `content` to `path`, making its folder; an interrupted write leaves the old file and no draft.
 
+    Not `durable`: without waiting for the disk, for thousands of files that can be checked by their hashes.
     OSError names the file, also where the system does not: a full disk says only that it is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        _write_through(draft, content)
+        (_write_through if durable else Path.write_bytes)(draft, content)
         draft.replace(path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
