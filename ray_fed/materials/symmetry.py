@@ -50,8 +50,9 @@ class SymmetrySearch:
     @property
     def identity(self) -> str:
         """What a result depends on beside the structures."""
+        finder = finder_version(self.finder)  # first: its error names the remedy
         parsers = f"reader {READER_VERSION}, pymatgen-core {version('pymatgen-core')}"
-        return f"{parsers}, {finder_version(self.finder)}, {self.symmetry}, {self.symprec!r}"
+        return f"{parsers}, {finder}, {self.symmetry}, {self.symprec!r}"
 
 
 def space_groups(crystals: Sequence[Crystal], finder: Finder, symprec: float) -> tuple[np.ndarray, list[str]]:
