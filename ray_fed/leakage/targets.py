@@ -130,6 +130,7 @@ def lenet(shape: Shape, num_classes: int, bias: bool, activation: Callable[[], n
 
 
 def lenet_relu(shape: Shape, num_classes: int, bias: bool) -> nn.Module:
+    """The same LeNet with ReLU."""
     return lenet(shape, num_classes, bias, nn.ReLU)
 
 
@@ -181,6 +182,7 @@ class SmallUNet(nn.Module):
 
 
 def unet(shape: Shape, num_classes: int, bias: bool) -> nn.Module:
+    """`SmallUNet` for images of this shape; ConfigError for odd height or width."""
     require(shape[1] % 2 == 0 and shape[2] % 2 == 0, f"model=unet needs even height and width, not {shape[1:]}")
     return SmallUNet(shape[0], num_classes, bias)
 

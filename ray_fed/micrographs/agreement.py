@@ -131,6 +131,7 @@ def agreement(predicted_mask: np.ndarray, true_mask: np.ndarray) -> Segmentation
 
 
 def agreement_of(table: Contingency) -> SegmentationScores:
+    """Return the metrics of two maps from their contingency table."""
     under, over, undefined = variation_of_information(table)
     return SegmentationScores(
         map=mean_average_precision(table),

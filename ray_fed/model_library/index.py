@@ -39,6 +39,8 @@ CHECKED = ("property", "descriptor", "method", "modelset", "material")
 
 @dataclass(frozen=True)
 class Token:
+    """One word, number, quoted text or operator of a query."""
+
     kind: str
     text: str
     column: int
