@@ -14,11 +14,12 @@ from ray_fed.errors import ConfigError, DataError
 from ray_fed.learning.layout import Layout, bind
 from ray_fed.learning.models import mlp
 from ray_fed.learning.standardisation import Standardizer
-from ray_fed.materials.databases.source import Source, open_database
+from ray_fed.materials.databases.database import open_database
+from ray_fed.materials.databases.source import Source
 from ray_fed.materials.features.featurizers import make_featurizer
-from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.model_files import ModelCard, load_model
 from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.writing import write_atomically
 
 MAX_REASONS = 10
 """Different reasons shown on the terminal; the file has them all."""

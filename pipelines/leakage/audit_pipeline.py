@@ -20,12 +20,11 @@ from pipelines.leakage.audited_federation import (
     scaler_of,
     setup_of,
 )
-from ray_fed.federation.job import Job
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.strategies import State
-from ray_fed.leakage.audit import MessageAudit, audit, check_first_layer
+from ray_fed.leakage.audit import MessageAudit, TrainingChange, audit, check_first_layer
 from ray_fed.leakage.defences import Defence, parse_defence
 from ray_fed.leakage.replay import RecordedUpdate, Replay, in_sum, of_round, one_batch, replay_rounds, single_records
-from ray_fed.leakage.training_change import TrainingChange
 from ray_fed.learning.layout import initial_vector
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned, paths_table

@@ -16,8 +16,7 @@ from ray_fed.model_library.building import BuildJob, BuildResult, plan
 from ray_fed.model_library.property_catalogue import embedded_tables, shared_tables
 from ray_fed.model_library.property_tables import SMILES, PropertyTable, user_table
 from ray_fed.model_library.store import Library
-from ray_fed.reporting.atomic_write import write_atomically
-from ray_fed.reporting.plain_values import to_json
+from ray_fed.reporting.writing import to_json, write_atomically
 
 TOLD_EVERY_SECONDS = 10.0
 

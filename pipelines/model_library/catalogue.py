@@ -11,18 +11,16 @@ import pandas as pd
 from pipelines.formation_energy.predict import check_place, model_path
 from ray_fed.errors import DataError
 from ray_fed.model_library.cards import pack
-from ray_fed.model_library.crystal_graph_models import METHOD, predict_structures
+from ray_fed.model_library.crystal_graph import METHOD, predict_structures
 from ray_fed.model_library.descriptors import check_fingerprint, make_descriptor
-from ray_fed.model_library.moving import difference
-from ray_fed.model_library.moving import pull as pull_models
-from ray_fed.model_library.moving import push as push_models
 from ray_fed.model_library.predictors import predict
 from ray_fed.model_library.property_tables import read_table
-from ray_fed.model_library.store import Library
+from ray_fed.model_library.store import Library, difference
+from ray_fed.model_library.store import pull as pull_models
+from ray_fed.model_library.store import push as push_models
 from ray_fed.model_library.transfer import Model
-from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.model_files import load_model
-from ray_fed.reporting.plain_values import to_json
+from ray_fed.reporting.writing import to_json, write_atomically
 
 MAX_ROWS = 40
 """Rows of an answer on the terminal; a CSV file has them all."""

@@ -13,9 +13,8 @@ from pipelines.model_library.build import carry_out
 from pipelines.model_library.config import BuildConfig, TransferConfig
 from pipelines.model_library.figures import scatter_figure
 from pipelines.model_library.transfer import summarise, table
-from ray_fed.model_library.moving import pull, push
 from ray_fed.model_library.property_catalogue import embedded_tables
-from ray_fed.model_library.store import Library
+from ray_fed.model_library.store import Library, pull, push
 from ray_fed.reporting.figure_style import save_figure
 from ray_fed.reporting.run_directory import RunDirectory
 

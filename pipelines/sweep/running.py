@@ -17,8 +17,8 @@ from pipelines.sweep.trial import Shared, job_of, work
 from pipelines.sweep.watcher import Watcher
 from ray_fed.errors import DataError
 from ray_fed.federation.coordinator import Agreement
-from ray_fed.reporting.plain_values import to_plain
 from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.writing import to_plain
 
 
 class LeaseKeeper:

@@ -14,8 +14,8 @@ from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.formation_energy.setup import Setup, jobs
 from pipelines.sweep.points import Trial, configured
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job, RoundRecord
 from ray_fed.federation.messages import SiloDescription
+from ray_fed.federation.rounds.job import Job, RoundRecord
 
 EVALUATIONS = 10
 """About this many evaluations of a trial: enough for a curve and for a scheduler to compare."""

@@ -14,11 +14,11 @@ import numpy as np
 from ray_fed.config import require
 from ray_fed.errors import ConfigError, SiloRefused
 from ray_fed.federation.cohort import Cohort, busy_seconds, now
-from ray_fed.federation.job import EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
 from ray_fed.federation.messages import Guard, Metrics, SessionSpec, SiloDescription, Vector
 from ray_fed.federation.rounds.asynchronous_driver import AsyncRoundDriver
 from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
 from ray_fed.federation.rounds.driver import RoundDriver
+from ray_fed.federation.rounds.job import EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
 from ray_fed.federation.rounds.machine import RoundMachine
 from ray_fed.federation.rounds.secure_driver import SecureRoundDriver, require_sums_only
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from ray_fed.config import require
+from ray_fed.learning.cuda_graphs import GraphedSteps, Step
 from ray_fed.learning.layout import BufferPolicy, Layout, bind, bind_buffers, integer_buffers
 from ray_fed.learning.private_steps import PrivateGradient, PrivateSteps, chosen_rows
 from ray_fed.learning.steps import (
@@ -344,9 +346,8 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _stepper(trainer: LocalTrainer, gradient: Gradient):
+def _stepper(trainer: LocalTrainer, gradient: Gradient) -> Step:
+    step = partial(trainer.take_step, gradient)
     if trainer.flat.device.type == "cuda" and trainer.plan.private is None:  # private batches differ in length
-        from ray_fed.learning.cuda_graphs import GraphedSteps
-
-        return GraphedSteps(trainer, gradient)
-    return lambda x, y: trainer.take_step(gradient, x, y)
+        return GraphedSteps(step)
+    return step

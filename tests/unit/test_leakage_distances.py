@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from ray_fed.errors import ConfigError
 from ray_fed.leakage.distances import (
     DISTANCES,
+    SinkhornSettings,
     cosine,
     make_distance,
     scaled_error,
     sorted_entries,
     squared_error,
     total_variation,
+    transport_costs,
+    transport_plan,
 )
-from ray_fed.leakage.sinkhorn import SinkhornSettings, transport_costs, transport_plan
 
 FINE = SinkhornSettings(epsilon=1.0, max_iterations=300, threshold=1e-10)
 

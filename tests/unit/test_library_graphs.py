@@ -1,12 +1,17 @@
-"""Crystal graphs: geometry by hand, invariances, models through bytes. Fine-tuning starts where the source ended."""
+"""Crystal graphs: geometry by hand, invariances, models through bytes."""
 
 import numpy as np
 import pandas as pd
 
 from ray_fed.model_library.building import BuildJob, run_job
 from ray_fed.model_library.cards import unpack
-from ray_fed.model_library.crystal_graph import NEIGHBOURS, crystal_graphs, nearest, seeded_crystal_graph
-from ray_fed.model_library.crystal_graph_models import predict_structures
+from ray_fed.model_library.crystal_graph import (
+    NEIGHBOURS,
+    crystal_graphs,
+    nearest,
+    predict_structures,
+    seeded_crystal_graph,
+)
 from ray_fed.model_library.property_tables import STRUCTURE, PropertyTable
 
 ROCKSALT = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0],

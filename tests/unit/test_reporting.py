@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.reporting import environment
-from ray_fed.reporting.plain_values import to_json, to_plain
 from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.writing import to_json, to_plain
 
 # ---- plain values
 
