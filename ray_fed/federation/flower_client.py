@@ -26,10 +26,16 @@ from ray_fed.federation.silo import Silo
 from ray_fed.federation.silo_state import SiloState
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.layout import Layout
-from ray_fed.learning.scores import MeanScores
+from ray_fed.learning.regression import regression_metrics
+from ray_fed.learning.scores import LOSS, MeanScores, Metric
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 
 Arrays = list[np.ndarray]
+USUAL_METRICS = (
+    LOSS, *(Metric(name, "", True, 4) for name in ("accuracy", "precision", "recall", "f1", "auc")),
+    *regression_metrics(), Metric("rmse", "", False, 4, "RMSE"),
+)  # fmt: skip
+"""What clients written for Flower usually tell."""
 
 
 @dataclass
@@ -58,6 +64,9 @@ class FlowerTask(Task):
     config: Mapping[str, Any] = field(default_factory=dict)
     """Added to the config of every call, beside "server_round"; also the context's `run_config`."""
     standardises: bool = False  # type: ignore[assignment]
+    metrics: tuple[Metric, ...] = USUAL_METRICS  # type: ignore[assignment]
+    """What the clients' `evaluate` may tell: "loss", and the numbers among its metrics. Name others here; a silo lets
+    out no metric that its task has not named."""
 
     def __post_init__(self) -> None:
         require(
@@ -102,7 +111,10 @@ class FlowerSilo(Silo):
         """Make the client once, so that a client that cannot be made is known now. How many examples it has, it says
         with its first update."""
         self._client()
-        return SiloDescription(self.spec.name, 1, 0, {}, self.task.agreement(), {"client": "flower"}, self.device)
+        return SiloDescription(
+            self.spec.name, 1, 0, {}, self.task.agreement(), {"client": "flower"}, self.device,
+            metrics=tuple(metric.name for metric in self.task.metrics),
+        )  # fmt: skip
 
     def moments(self) -> ColumnMoments:
         raise SiloFailed(self.spec.name, "computing moments", "a Flower client gives out no statistics")

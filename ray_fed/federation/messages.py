@@ -32,6 +32,8 @@ class SiloDescription:
     """Hash, rows and columns of the source."""
     device: str
     node: str = ""
+    metrics: tuple[str, ...] = ()
+    """Names that its evaluations may tell."""
 
 
 @dataclass(frozen=True)

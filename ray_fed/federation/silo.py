@@ -53,6 +53,7 @@ class Silo:
             rows.agreement,
             rows.fingerprint,
             self.device,
+            metrics=tuple(metric.name for metric in self.task.metrics),
         )
 
     @property
@@ -91,12 +92,13 @@ class Silo:
         self._states[spec.session] = SiloState(self.spec.state_folder, self.spec.name, spec.session, spec.kept_states)
         return digest
 
-    def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
-        """Bring a silo that was started again to where the one before it stood."""
-        self.open()
+    def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> SiloDescription:
+        """Bring a silo that was started again to where the one before it stood; it says of itself what that one did."""
+        said = self.open()
         self.prepare(standardizer)
         for spec in sessions:
             self.open_session(spec)
+        return said
 
     def close_session(self, session: str) -> None:
         self.sessions.pop(session, None)

@@ -4,6 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ray_fed.learning.scores import Metric
+
+
+def regression_metrics(unit: str = "") -> tuple[Metric, ...]:
+    """Return what `RegressionSums` tells, for a target in `unit`."""
+    return (
+        Metric("mae", unit, False, 4, "MAE"),
+        Metric("r2", "", True, 4, "R²"),
+        Metric("mse", f"({unit})²" if unit else "", False, 4, "MSE", is_detail=True),
+    )
+
 
 @dataclass(frozen=True)
 class RegressionSums:

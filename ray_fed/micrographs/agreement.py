@@ -16,10 +16,21 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from ray_fed.learning.scores import Metric
 from ray_fed.micrographs.contingency import Contingency, contingency
 
 NO_COMMON_GRAIN_BITS = 5.0
 """Each part of VI when no pixel is grain in both maps."""
+
+METRICS = (
+    Metric("map", "", True, 3, "MAP"),
+    Metric("vi", "bits", False, 3, "MVI"),
+    Metric("ari", "", True, 3, "ARI"),
+    Metric("vi_under", "bits", False, 3, "under", is_detail=True),
+    Metric("vi_over", "bits", False, 3, "over", is_detail=True),
+    Metric("vi_undefined", "", False, 3, "VI undefined", is_detail=True),
+)
+"""Of `SegmentationScores`, as means over images."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ray_fed.learning.scores import MeanScores
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
 from ray_fed.micrographs.augmentation import augmented
-from ray_fed.micrographs.segmentation_task import SegmentationTask, TileRows, deal_tiles
+from ray_fed.micrographs.segmentation_task import SegmentationTask, TileRows, deal_tiles, name_on_tests
 from ray_fed.randomness import generator
 
 
@@ -124,5 +124,5 @@ def _beside(scores: MeanScores, tested: MeanScores) -> MeanScores:
 
     One count serves both, so that merged silos' test means are weighted by the silos' validation tiles.
     """
-    means = {f"test_{name}": value * scores.num_examples for name, value in tested.values().items()}
+    means = {name_on_tests(name): value * scores.num_examples for name, value in tested.values().items()}
     return MeanScores(scores.num_examples, {**scores.sums, **means})

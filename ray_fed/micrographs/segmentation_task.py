@@ -8,6 +8,7 @@ batch has `batch_size` tiles, so silos of any size, with or without synthetic ti
 FedBN is `plan.buffers="local"` with `plan.keep_local=norm_parameters(task)`.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,8 +22,8 @@ from torch.nn import functional
 from ray_fed.config import require
 from ray_fed.errors import DataError
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
-from ray_fed.learning.scores import MeanScores
-from ray_fed.micrographs.agreement import SegmentationScores, agreement
+from ray_fed.learning.scores import LOSS, MeanScores, Metric
+from ray_fed.micrographs.agreement import METRICS, agreement
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.tile_source import SiloTiles, Synthesis, TileSource, stacked
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
@@ -114,20 +115,32 @@ class SegmentationTask(Task):
             test=tiles.test,
         )
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Loss, MAP, VI and ARI on validation tiles; where a silo has test tiles, the same of them as `test_<name>`."""
+        shown = (LOSS, *METRICS)
+        of_tests = (dataclasses.replace(m, name=name_on_tests(m.name), label="", is_detail=True) for m in shown)
+        return (*shown, *of_tests)
+
     def score(self, targets: np.ndarray, outputs: np.ndarray) -> MeanScores:
         """Return loss, MAP, VI with its parts, and ARI (see `SegmentationScores`) of logits [n, H, W], as sums."""
-        names = ["loss", *SegmentationScores.__dataclass_fields__]
+        names = [metric.name for metric in METRICS]
         if len(targets) == 0:
-            return MeanScores(0, dict.fromkeys(names, 0.0))
+            return MeanScores(0, dict.fromkeys([LOSS.name, *names], 0.0))
         loss = self.loss.per_image(torch.from_numpy(outputs), torch.from_numpy(targets)).numpy()
         per_image = [agreement(logits > 0, mask).values() for logits, mask in zip(outputs, targets, strict=True)]
-        found = {name: np.array([values[name] for values in per_image]) for name in names[1:]}
-        return MeanScores.of({"loss": loss, **found})
+        found = {name: np.array([values[name] for values in per_image]) for name in names}
+        return MeanScores.of({LOSS.name: loss, **found})
 
     def silo(self, spec: SiloSpec, device: str = "cpu") -> "SegmentationSilo":
         from ray_fed.micrographs.segmentation_silo import SegmentationSilo
 
         return SegmentationSilo(spec, self, device)
+
+
+def name_on_tests(name: str) -> str:
+    """Return what a metric is called on the test tiles."""
+    return f"test_{name}"
 
 
 def norm_parameters(task: SegmentationTask) -> tuple[str, ...]:

@@ -17,17 +17,18 @@ from ray_fed.federation.guard import Guard
 from ray_fed.federation.messages import Metrics, SiloDescription, Update, Vector
 from ray_fed.federation.norms import distance
 from ray_fed.learning.regression import RegressionSums
-from ray_fed.learning.scores import MeanScores, Scores
+from ray_fed.learning.scores import METRIC_NAME, MeanScores, Scores
 from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.perimeter.message_digest import size_of
-from ray_fed.perimeter.policy import Policy
+from ray_fed.perimeter.policy import DECLARED, Policy
 from ray_fed.perimeter.row_matcher import RowMatcher, words
 from ray_fed.privacy.compression import rebuilt
 
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_ .-]{0,63}")
+NAME = METRIC_NAME
 LONGEST_WORD = 64
 LONGEST_TEXT = 300
 MAX_ENTRIES = 512
+MAX_METRICS = 64
 FEW_NUMBERS = 3
 """So many of the rows' numbers in the texts of a description are no chance."""
 HASH = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}")
@@ -59,6 +60,8 @@ class Gate:
 
     def __init__(self, silo: str, policy: Policy, sent_before: int = 0):
         self.silo, self.policy, self.row_matcher = silo, policy, RowMatcher()
+        self.metrics = frozenset(policy.metrics) - {DECLARED}
+        """Names that a metric may have: those the owner lists, and what the silo said of itself adds to them."""
         self.sent = sent_before
         """Bytes that have left in this run."""
         self._round: tuple[str, int] = ("", 0)
@@ -195,11 +198,10 @@ def _scores(gate: Gate, scores: Any, request: Request) -> Scores:
 def _check_metric_names(gate: Gate, sums: Any) -> None:
     if type(sums) is not dict:
         raise gate.refusal("metrics", "sums must be a dict")
-    unknown = sum(name not in gate.policy.metrics for name in sums)
+    unknown = sum(name not in gate.metrics for name in sums)
     if unknown:
-        raise gate.refusal(
-            "metrics", f"{unknown} of {len(sums)} names are not allowed; the owner lists names under 'metrics'"
-        )
+        remedy = "a task declares its names in `Task.metrics`, the owner lists names under 'metrics'"
+        raise gate.refusal("metrics", f"{unknown} of {len(sums)} names are not allowed; {remedy}")
 
 
 def _number(gate: Gate, value: Any, is_told: bool) -> float:
@@ -218,10 +220,21 @@ def _description(gate: Gate, said: Any, request: Request) -> SiloDescription:
     unreadable = {_text(gate, reason): int(count) for reason, count in said.unreadable.items()}
     agreement = {_name(gate, key): _text(gate, value) for key, value in _dict(gate, said.agreement).items()}
     device, node = _text(gate, said.device), _text(gate, said.node)
-    _check_texts(gate, [*unreadable, *agreement.values(), device, node], fingerprint)
+    metrics = _declared(gate, said.metrics)
+    _check_texts(gate, [*unreadable, *agreement.values(), device, node, *metrics], fingerprint)
+    gate.metrics |= frozenset(metrics)
     return SiloDescription(
-        gate.silo, int(said.num_examples), int(said.num_held_out), unreadable, agreement, fingerprint, device, node
-    )
+        gate.silo, int(said.num_examples), int(said.num_held_out), unreadable, agreement, fingerprint, device, node,
+        metrics,
+    )  # fmt: skip
+
+
+def _declared(gate: Gate, names: Any) -> tuple[str, ...]:
+    """Return the names of metrics that the silo may use from now on: where the owner lists names, those among them."""
+    if type(names) is not tuple or len(names) > MAX_METRICS:
+        raise gate.refusal("description", f"a tuple of at most {MAX_METRICS} names of metrics is wanted")
+    found = tuple(_name(gate, name) for name in names)
+    return found if DECLARED in gate.policy.metrics else tuple(name for name in found if name in gate.metrics)
 
 
 def _check_texts(gate: Gate, texts: list[str], fingerprint: Mapping[str, Any]) -> None:

@@ -75,9 +75,11 @@ class GuardedSilo(EgressBoundary):
         return spec.layout_digest
 
     def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
-        self._call("starting again", lambda: self.silo.restore(standardizer, sessions))
+        said = self._call("starting again", lambda: self.silo.restore(standardizer, sessions))
         self._rounds |= {spec.session: 0 for spec in sessions}
         self._watch()
+        # It does not leave once more, but what it declares counts for this process, too.
+        self._call("starting again", lambda: self.gate.inspect(said, Request("description")))
 
     def close_session(self, session: str) -> None:
         self._call("closing a session", lambda: self.silo.close_session(session))

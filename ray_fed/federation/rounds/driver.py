@@ -39,6 +39,7 @@ from ray_fed.federation.rounds.machine import (
     Take,
 )
 from ray_fed.federation.strategies import State
+from ray_fed.learning.scores import TRAIN_LOSS
 
 
 @dataclass
@@ -91,7 +92,7 @@ class RoundDriver:
             return {}
         examples = sum(update.num_examples for update in updates)
         mean = sum(update.loss * update.num_examples for update in updates) / examples
-        return {"loss": mean, **{f"silo.{update.silo}.loss": update.loss for update in updates}}
+        return {TRAIN_LOSS: mean, **{f"silo.{update.silo}.{TRAIN_LOSS}": update.loss for update in updates}}
 
     def remembered(self, state: State) -> State:
         """Return the state with what a resumed run must know of the rounds besides it."""
