@@ -49,7 +49,7 @@ def write_audit(
         Section("Batches, local steps, private steps", [_lines(change_table(findings))]),
         *_feature_sections(findings),
     ]
-    write_report(directory, "Leakage audit", summary, sections, command=shlex.join(command), results=[])
+    write_report(directory, "Leakage audit", summary, sections, command=shlex.join(command))
     directory.write_summary(summary)  # type: ignore[arg-type]
 
 

@@ -58,6 +58,11 @@ class Metric:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     @property
+    def few_digits(self) -> int:
+        """Decimals where there is little room: in figures and on the line of progress."""
+        return max(0, self.digits - 1)
+
+    @property
     def worst(self) -> float:
         """The value that no model is below."""
         return -math.inf if self.higher_is_better else math.inf
