@@ -14,10 +14,11 @@ from pipelines.formation_energy.setup import Setup, resolve
 from pipelines.sweep import results_file
 from pipelines.sweep.advice import recommendation
 from pipelines.sweep.config import SweepConfig
-from pipelines.sweep.outcomes import TrialOutcome, table
+from pipelines.sweep.outcomes import TrialOutcome, objective_of, table
 from pipelines.sweep.points import Trial, configured, trials_of
 from ray_fed.config import require
 from ray_fed.errors import ConfigError, DataError, FedError
+from ray_fed.learning.scores import Metric, reported
 from ray_fed.materials.study import PAPER_ROWS
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned, paths_table
@@ -41,6 +42,16 @@ class Sweep:
     done: tuple[TrialOutcome, ...] = ()
     """Trials that came to their end in an earlier process."""
     is_resumed: bool = False
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What tables and curves show."""
+        return reported(self.setup.task.metrics)
+
+    @property
+    def objective(self) -> Metric:
+        """By which trials are compared."""
+        return objective_of(self.setup.task.metrics, self.config.objective)
 
     @property
     def left(self) -> list[Trial]:
@@ -87,6 +98,7 @@ def _resolved(config: SweepConfig, base: Mapping[str, Any]) -> tuple[Setup, tupl
     setup = replace(resolve(dict(base)), pooled=None)
     require(setup.config.cohort == "ray", "cohort=local: trials of a sweep share silo actors; leave --cohort ray")
     require(not setup.config.baselines, "baselines=True: trials train no baselines; use ray-fed formation-energy")
+    objective_of(setup.task.metrics, config.objective)  # a name that the task does not have is refused before any run
     trials = tuple(trials_of(config, setup.config))
     for trial in trials:
         wanted, there = configured(setup.config, trial).min_fit_clients, len(setup.silos)
@@ -177,9 +189,10 @@ def _conclude(sweep: Sweep, outcomes: list[TrialOutcome], status: str, seconds: 
 
     directory = sweep.directory
     points = write_results(
-        directory, sweep.trials, outcomes, status, seconds, command=sweep.command, num_silos=len(sweep.setup.silos)
-    )
-    cells = table(points)
+        directory, sweep.trials, outcomes, status, seconds, command=sweep.command, num_silos=len(sweep.setup.silos),
+        metrics=sweep.metrics, objective=sweep.objective,
+    )  # fmt: skip
+    cells = table(points, sweep.metrics)
     print(aligned(cells, right=range(2, len(cells[0])), rule=True))
     print("\n".join(recommendation(points)), end="\n\n")
     failed = sum(outcome.status == "failed" for outcome in outcomes)

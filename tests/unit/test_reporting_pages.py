@@ -155,6 +155,7 @@ def test_the_report_leads_with_results_and_ends_with_what_is_needed_to_repeat(ru
     run.write_environment()
     path = write_report(
         run, "Formation energy", summary_of_a_study(), [], command="ray-fed formation-energy --seed 0",
+        results=results_from_summary(summary_of_a_study(), METRICS),
         unreadable={"mit": {"unknown element": 1200, "NaN target": 0}}, provenance="model data, not DFT",
     )  # fmt: skip
     page = Page(path.read_text(encoding="utf-8"))
