@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from ray_fed.errors import SiloFailed
-from ray_fed.federation.coordinator import RoundRecord
+from ray_fed.federation.job import RoundRecord
 from ray_fed.learning.scores import LOSS, Metric, reported
 from ray_fed.micrographs import agreement
 from ray_fed.style_transfer.methods import METHODS

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from statistics import mean, stdev
 
 from pipelines.formation_energy.experiment import TrainingExperiment
-from ray_fed.federation.coordinator import RoundRecord
+from ray_fed.federation.job import RoundRecord
 from ray_fed.learning.scores import Metric
 from ray_fed.reporting.results import number
 
@@ -53,5 +53,5 @@ def _spread(summary: Mapping[str, object], silo: str, kind: str, metric: Metric)
 
 def _last(experiment: TrainingExperiment, kind: str) -> list[RoundRecord]:
     """Return the last record of each seed's federated or baseline job."""
-    jobs = "federated" if kind == "federated" else "local"
-    return [record for _, record in experiment.records if record.models is not None and record.job.startswith(jobs)]
+    wanted = "federated" if kind == "federated" else "baseline"
+    return [record for _, record in experiment.records if record.models is not None and record.kind == wanted]

@@ -9,7 +9,7 @@ from pipelines.formation_energy.setup import Setup
 from pipelines.launching import CoordinatorLike
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger
 from ray_fed.errors import FedError
-from ray_fed.federation.coordinator import EPSILON, Job, RoundRecord
+from ray_fed.federation.job import EPSILON, Job, RoundRecord
 from ray_fed.learning.scores import TRAIN_LOSS
 from ray_fed.reporting.results import measured
 from ray_fed.reporting.run_directory import RunDirectory
@@ -51,7 +51,7 @@ class TrainingRecorder:
                 self.ledger.add_silo_ledgers(coordinator.collect_ledgers())
 
     def on_job_start(self, job: Job, seed: int) -> None:
-        kind = "federated" if _is_federated(job.name) else "each silo alone, pooled"
+        kind = "federated" if job.kind == "federated" else "each silo alone, pooled"
         title = f"{kind}, seed {seed}" if self.setup.config.repeats > 1 else kind
         self.progress.start(job.num_rounds, title)
 
@@ -80,7 +80,7 @@ class TrainingRecorder:
         said = [f"{where}: silo '{silo}' does not take part: {reason}" for silo, reason in record.failures]
         for line in said or [f"{where}: all silos take part again"]:
             self.progress.note(line)
-            if _is_federated(record.job):
+            if record.kind == "federated":
                 self._run(f"federated-seed-{seed}").text("failures", line, record.server_round)
 
     def _tell_restarts(self, record: RoundRecord, seed: int) -> None:
@@ -89,7 +89,7 @@ class TrainingRecorder:
             redone = " and redid the round" if silo in record.participants else ""
             line = f"{where}: silo '{silo}' was started again{redone}: {reason}"
             self.progress.note(line)
-            if _is_federated(record.job):
+            if record.kind == "federated":
                 self._run(f"federated-seed-{seed}").text("restarts", line, record.server_round)
 
     def _tell_joined(self, record: RoundRecord, seed: int) -> None:
@@ -97,12 +97,12 @@ class TrainingRecorder:
         for silo in record.joined:
             line = f"{where}: silo '{silo.silo}' joins with {silo.num_examples:,} rows, from the next round on"
             self.progress.note(line)
-            if _is_federated(record.job):
+            if record.kind == "federated":
                 self._run(f"federated-seed-{seed}").text("joined", line, record.server_round)
 
     @staticmethod
     def _model(record: RoundRecord) -> str:
-        return "federated" if _is_federated(record.job) else "pooled"
+        return "federated" if record.kind == "federated" else "pooled"
 
     def _shown(self, record: RoundRecord) -> dict[str, float | int | None]:
         """What the progress line shows: the federated model, or pooled among the baselines."""
@@ -110,11 +110,11 @@ class TrainingRecorder:
             "server_round": record.server_round,
             TRAIN_LOSS: record.metrics.get(TRAIN_LOSS),
             **measured(record.metrics, self._model(record), self.metrics),
-            "bytes_sent": record.bytes_sent if _is_federated(record.job) else None,
+            "bytes_sent": record.bytes_sent if record.kind == "federated" else None,
         }
 
     def _log(self, record: RoundRecord, seed: int) -> None:
-        if _is_federated(record.job):
+        if record.kind == "federated":
             self._log_federated(self._run(f"federated-seed-{seed}"), record)
             return
         for model in self.setup.members:
@@ -165,6 +165,7 @@ def history_line(record: RoundRecord, seed: int) -> dict[str, object]:
     """What history.jsonl keeps of a round: nothing that depends on a clock."""
     return {
         "job": record.job,
+        "kind": record.kind,
         "seed": seed,
         "round": record.server_round,
         "num_rounds": record.num_rounds,
@@ -174,7 +175,3 @@ def history_line(record: RoundRecord, seed: int) -> dict[str, object]:
         **({"joined": [silo.silo for silo in record.joined]} if record.joined else {}),
         "metrics": dict(sorted(record.metrics.items())),
     }
-
-
-def _is_federated(job: str) -> bool:
-    return job.startswith("federated")

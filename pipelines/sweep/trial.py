@@ -14,7 +14,8 @@ from actors.tuning import OBJECTIVE
 from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.formation_energy.setup import Setup, jobs
 from pipelines.sweep.points import Trial, configured
-from ray_fed.federation.coordinator import Coordinator, Job, RoundRecord
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.job import Job, RoundRecord
 from ray_fed.federation.messages import SiloDescription
 from ray_fed.learning.scores import TRAIN_LOSS, Metric
 

@@ -12,16 +12,17 @@ import torch
 from ray_fed.errors import FedError
 from ray_fed.federation.evaluator import Evaluator
 from ray_fed.federation.messages import (
-    Answer,
-    Answered,
+    Arrived,
     Artifact,
-    Back,
     Metrics,
+    Raised,
+    Restarted,
     SessionSpec,
     SiloDescription,
-    Troubled,
+    SiloEvent,
     Vector,
 )
+from ray_fed.federation.silo import make_silo
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
@@ -41,7 +42,7 @@ class Cohort(Protocol):
     def absent(self) -> dict[str, str]:
         """Return silo -> why, of those that were not there when the others opened their data, and have not come since.
 
-        They are invited when the others are prepared; a `Back` with a description, or an `Unfit`, follows some day.
+        They are invited when the others are prepared; later comes a `Restarted` with a description, or a `JoinRefused`.
         """
         ...
 
@@ -57,12 +58,12 @@ class Cohort(Protocol):
         """Send each named silo its vector to train from; returns at once."""
         ...
 
-    def next_event(self, timeout: float | None = None) -> Answer | None:
+    def next_event(self, timeout: float | None = None) -> SiloEvent | None:
         """Wait for the next answer of any silo; None when none came within `timeout` seconds."""
         ...
 
     def restart(self, silo: str) -> None:
-        """Start a silo again from its specification; a `Back` or `Dead` answer follows."""
+        """Start a silo again from its specification; a `Restarted` or `Died` answer follows."""
         ...
 
     def evaluate(
@@ -89,7 +90,7 @@ class LocalCohort:
 
     def __init__(self, specs: Sequence[SiloSpec], task: Task, test: SiloSpec | None = None):
         torch.set_num_threads(1)  # sums over several threads differ in the last bits; silo actors have one, too
-        self.silos = {spec.name: task.silo(spec) for spec in specs}
+        self.silos = {spec.name: make_silo(spec, task) for spec in specs}
         self.evaluator = Evaluator(test, task) if test else None
         self._fingerprint: dict[str, object] | None = None
         self._specs, self._task = {spec.name: spec for spec in specs}, task
@@ -129,20 +130,20 @@ class LocalCohort:
     def submit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
         self._asked.extend((session, server_round, name, vector) for name, vector in vectors.items())
 
-    def next_event(self, timeout: float | None = None) -> Answer | None:  # noqa: ARG002
+    def next_event(self, timeout: float | None = None) -> SiloEvent | None:  # noqa: ARG002
         if self._back:
-            return Back(self._back.popleft())
+            return Restarted(self._back.popleft())
         if not self._asked:
             return None
         session, server_round, name, vector = self._asked.popleft()
         try:
             silo = self.silos[name]
-            return Answered(name, server_round, silo.leaving(silo.fit(session, server_round, vector)))
+            return Arrived(name, server_round, silo.leaving(silo.fit(session, server_round, vector)))
         except Exception as error:
-            return Troubled(name, server_round, said_by(error))
+            return Raised(name, server_round, said_by(error))
 
     def restart(self, silo: str) -> None:
-        self.silos[silo] = self._task.silo(self._specs[silo])
+        self.silos[silo] = make_silo(self._specs[silo], self._task)
         specs = [silos[silo] for silos in self._sessions.values() if silo in silos]
         self.silos[silo].restore(self._standardizer, specs)
         self._back.append(silo)

@@ -225,8 +225,8 @@ def test_nothing_beats_a_point_of_the_front_in_both_and_something_beats_each_oth
 
 
 REPORT = {
-    "epochs": 100, "round": 25, "metrics": {"r2": 0.9, "mae": 0.1}, "train_loss": 0.2, "bytes_sent": 5, "local_steps": 400,
-    "digest": "ab", "seconds_compute": 2.0, "seconds_communicate": 0.5,
+    "epochs": 100, "round": 25, "metrics": {"r2": 0.9, "mae": 0.1}, "train_loss": 0.2, "bytes_sent": 5,
+    "local_steps": 400, "digest": "ab", "seconds_compute": 2.0, "seconds_communicate": 0.5,
     "silos": {"mit": {"train_loss": 0.3, "seconds_compute": 1.5}},
 }  # fmt: skip
 
