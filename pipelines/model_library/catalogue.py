@@ -8,7 +8,7 @@ import pandas as pd
 
 from pipelines.predict import check_place, model_path
 from ray_fed.errors import DataError
-from ray_fed.model_library.cards import pack
+from ray_fed.model_library.cards import SHOWN_WITH_FAILURES, pack
 from ray_fed.model_library.crystal_graph_models import METHOD, predict_structures
 from ray_fed.model_library.descriptors import check_fingerprint, make_descriptor
 from ray_fed.model_library.moving import difference
@@ -30,7 +30,7 @@ def query(library: str, text: str, columns: str | None, csv: str | None, failure
     """Print the models that answer a query."""
     names = columns.split(",") if columns else None
     if failures and names is None:
-        names = ["id", "succeed", "property", "descriptor", "method", "modelset", "mae", "unit", "reason"]
+        names = list(SHOWN_WITH_FAILURES)
     found = Library.open(library).query(text, names, failures)
     if csv:
         path = write_atomically(Path(csv), found.to_csv(index=False).encode())

@@ -10,14 +10,8 @@ import pandas as pd
 
 from ray_fed.config import unknown_name
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.model_library.cards import FIELDS
+from ray_fed.model_library.cards import FIELDS, SEARCHED, SHOWN
 from ray_fed.model_library.query import Query, field_name, parse_query
-
-SHOWN = ("id", "property", "unit", "mae", "r2", "descriptor", "method", "n_train", "n_test", "modelset")
-"""Columns of an answer if none are asked for."""
-
-SEARCHED = ("property", "descriptor", "method", "modelset", "mae", "r2", "succeed")
-"""Columns with an index of their own."""
 
 SQL_TYPES = {"BOOL": "INTEGER"}
 
