@@ -125,8 +125,11 @@ def _conclusion(directory: RunDirectory, metrics: Sequence[Metric]) -> int:
     summary = _summary(directory)
     status = summary.get("status", "running")
     if status == "completed":
-        results_table(results_from_summary(summary, metrics))
-        print(f"\nreport  {directory.report_path}")
+        results = results_from_summary(summary, metrics)
+        if results.rows:
+            results_table(results)
+            print()
+        print(f"report  {directory.report_path}")
         return 0
     reason = f": {summary['reason']}" if summary.get("reason") else ""
     said = "no process on this machine works on it" if status == "running" else f"{status}{reason}"
