@@ -105,7 +105,7 @@ class Task(ABC):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Whatever `score` may tell; the first is the one that tables, figures and comparisons begin with. A silo says
+        """Whatever `score` may tell, at least one; tables, figures and comparisons begin with the first. A silo says
         these names when it opens its data, and no other ones leave it. Default: those of the default `score`."""
         return regression_metrics(self.unit)
 

@@ -81,8 +81,9 @@ LOSS = Metric("loss", "", False, 4)
 
 
 def reported(metrics: Iterable[Metric]) -> tuple[Metric, ...]:
-    """Return those that are shown in tables and figures, in their order."""
-    return tuple(metric for metric in metrics if not metric.is_detail)
+    """Return those that are shown in tables and figures, in their order; the first one where all are details."""
+    known = tuple(metrics)
+    return tuple(metric for metric in known if not metric.is_detail) or known[:1]
 
 
 class Scores(Protocol):

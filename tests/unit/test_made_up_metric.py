@@ -94,6 +94,40 @@ def test_a_run_made_before_metrics_were_written_down_is_read(tmp_path):
     assert old.read_metrics() == ()
 
 
+def test_a_run_that_was_broken_off_before_the_training_loss_had_its_key_is_resumed_to_the_same_end(
+    tmp_path, monkeypatch
+):
+    whole, broken = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "broken")
+    assert main(["formation-energy", *OPTIONS, "--out", str(whole.path)]) == 0
+    append, told = RunDirectory.append_history, []
+
+    def stops_in_the_last_round(directory, line):
+        told.append(line)
+        if len(told) == len(whole.read_history()):
+            raise KeyboardInterrupt
+        append(directory, line)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "append_history", stops_in_the_last_round)
+        assert main(["formation-energy", *OPTIONS, "--out", str(broken.path)]) == 130
+    as_before(broken)
+    assert main(["resume", str(broken.path)]) == 0
+    assert broken.read_history() == whole.read_history()
+    ours, theirs = broken.read_summary(), whole.read_summary()
+    assert {key: value for key, value in ours.items() if not key.startswith("seconds")} == {
+        key: value for key, value in theirs.items() if not key.startswith("seconds")
+    }
+    assert broken.read_metrics() == regression_metrics("eV/atom")
+
+
+def as_before(run: RunDirectory) -> None:
+    """Write a run's folder as it was before metrics belonged to the task."""
+    run.metrics_path.unlink()
+    text = run.history_path.read_text()
+    assert "train_loss" in text
+    run.history_path.write_text(text.replace("train_loss", "loss"))
+
+
 def test_an_evaluations_loss_in_a_history_stays_what_it_is(tmp_path):
     run = RunDirectory.create(tmp_path / "run", "formation-energy")
     metrics = {"train_loss": 0.5, "silo.a.train_loss": 0.6, "silo.a.loss": 0.7, "federated.loss": 0.8}
