@@ -18,7 +18,7 @@ METRIC_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_ .-]{0,63}")
 TRAIN_LOSS = "train_loss"
 """Key of a round's mean training loss, and last part of a silo's: never that of an evaluation."""
 RESERVED = (
-    TRAIN_LOSS, "num_examples", "bytes_sent", "participants", "failures", "epsilon", "seconds_compute",
+    TRAIN_LOSS, "server_round", "num_examples", "bytes_sent", "participants", "failures", "epsilon", "seconds_compute",
     "seconds_communicate",
 )  # fmt: skip
 """What tables and curves hold besides metrics."""

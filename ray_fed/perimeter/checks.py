@@ -313,7 +313,7 @@ def _fingerprint_value(gate: Gate, value: Any) -> Any:
 
 
 def digest_description(kind: str, description: SiloDescription) -> MessageDigest:
-    names = tuple(sorted({*description.fingerprint, *description.agreement}))
+    names = tuple(sorted({*description.fingerprint, *description.agreement, *description.metrics}))
     return text_digest(kind, description, names, description.num_examples)
 
 
