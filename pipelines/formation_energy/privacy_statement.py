@@ -1,4 +1,4 @@
-"""What a run promises about privacy, for its summary and its model card."""
+"""What a run guarantees about privacy, for its summary and its model card."""
 
 from pipelines.formation_energy.experiment import TrainingExperiment
 from ray_fed.federation.job import EPSILON

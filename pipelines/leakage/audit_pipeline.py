@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from pipelines.leakage.audit_config import AuditConfig
 from pipelines.leakage.audit_findings import SUM, Findings, LeakLimit
@@ -34,9 +35,10 @@ FEW = 8
 """Size of the small batch that is replayed besides the configured one."""
 
 
-def run(target: str, options: dict[str, object], command: Sequence[str]) -> int:
+def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
     """Audit a run or a federation file; prints what leaks. Returns 1 where that is more than --max-leak, else 0."""
-    config = AuditConfig(**options)  # type: ignore[arg-type]
+    target = options.pop("target")
+    config = AuditConfig(**options)
     setup = setup_of(target)
     chosen = chosen_silos(setup, config.silos)
     check_allowed(config.policy, chosen)
@@ -44,7 +46,7 @@ def run(target: str, options: dict[str, object], command: Sequence[str]) -> int:
     try:
         audited = open_audited(setup, chosen, scaler_of(target) if Path(target).is_dir() else None)
         check_first_layer(audited.silos[0].task.model(0))
-        return _carry_out(target, config, audited, directory, command)
+        return _carry_out(target, config, audited, directory, command_line)
     finally:
         directory.discard_if_empty()
 

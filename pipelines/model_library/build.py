@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from actors.session import session
 from pipelines.model_library.config import BuildConfig
@@ -32,9 +33,9 @@ class BuildOutcome:
     skipped_jobs: int
 
 
-def build(config: BuildConfig) -> int:
+def build(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Build and say what came of it; returns the exit code."""
-    outcome = carry_out(config)
+    outcome = carry_out(BuildConfig(**options))
     rate = 60 * outcome.models / outcome.seconds if outcome.seconds else 0
     print(
         f"{outcome.models:,} models and {outcome.failures} failures in {outcome.seconds:.0f} s ({rate:,.0f} a minute)"

@@ -2,8 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,12 +24,12 @@ SILO_ROWS = 30
 QUESTION = "property = formation_energy and r2 > 0.8 and descriptor = rich order by mae limit 5"
 
 
-def demo(out: str | None, address: str, command: Sequence[str]) -> int:
+def demo(options: Mapping[str, Any], command_line: Sequence[str]) -> int:
     """Run the demonstration; returns 0."""
-    directory = RunDirectory.create(out, "library-demo")
+    directory = RunDirectory.create(options["out"], "library-demo")
     started = time.monotonic()
-    with session(address):
-        _demonstrate(directory, command)
+    with session(options.get("address", "local")):
+        _demonstrate(directory, command_line)
     print(f"\n{time.monotonic() - started:.0f} s in all; {directory.path}")
     return 0
 

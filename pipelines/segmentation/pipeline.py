@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -39,8 +40,10 @@ class Field:
     sizes: GrainSizes
 
 
-def run(run_directory: str, images: Sequence[str], config: SegmentConfig) -> int:
+def run(options: dict[str, Any], _command_line: Sequence[str]) -> int:
     """Segment all images, then write everything; returns 0. Nothing is written when an image cannot be used."""
+    run_directory, images = options.pop("run_directory"), options.pop("images")
+    config = SegmentConfig(**options)
     out = _new_folder(config.out)
     network, card = load_segmenter(_model_path(run_directory, config.model))
     overlap = _overlap(config, card)

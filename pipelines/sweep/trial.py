@@ -71,7 +71,7 @@ def trial_reports(
             failures += len(record.failures)
             if record.server_round:
                 spent = {name: value + record.seconds.get(name, 0.0) for name, value in spent.items()}
-            if record.server_round and job.evaluates(record.server_round):
+            if record.server_round and any(name.startswith("federated.") for name in record.metrics):
                 costs = {"bytes_sent": sent, "failures": failures}
                 found = {metric.name: record.metrics.get(f"federated.{metric.name}", nan) for metric in metrics}
                 reached = {"metrics": found, OBJECTIVE: found[objective.name]}

@@ -49,11 +49,6 @@ class SinkhornSettings:
 PointSets = tuple[torch.Tensor, torch.Tensor]
 
 
-def transport_cost(left: torch.Tensor, right: torch.Tensor, settings: SinkhornSettings) -> torch.Tensor:
-    """Return WD = sum_ij pi_ij C_ij [n] between point sets left [n, p, d] and right [n, q, d], uniform weights."""
-    return transport_costs([(left, right)], settings)[0]
-
-
 def transport_costs(pairs: Sequence[PointSets], settings: SinkhornSettings) -> list[torch.Tensor]:
     """Return WD [n] of each pair (left [n, p, d], right [n, q, d]); p, q and d may differ from pair to pair."""
     if not settings.debias:

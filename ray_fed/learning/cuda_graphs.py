@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ray_fed.learning.gradients import Gradient
+from ray_fed.learning.steps import Gradient
 
 if TYPE_CHECKING:
     from ray_fed.learning.trainer import LocalTrainer

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ray_fed.federation.task import LocalRows
-from ray_fed.learning.gradients import Loss
+from ray_fed.learning.steps import Loss
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
 from ray_fed.micrographs.augmentation import augmented
 from ray_fed.micrographs.micrograph_set import MicrographSet

@@ -29,7 +29,6 @@ SHOWN_WITH_FAILURES = (
 )  # fmt: skip
 SEARCHED = ("property", "descriptor", "method", "modelset", HELD_OUT_ERROR, "r2", "succeed")
 """Columns with an index of their own."""
-REGRESSION_METRICS = ("mae", "rmse", "mse", "r2", "max_abs_error", "pearson", "spearman", "p_value", "baseline_mae")
 
 
 @dataclass(frozen=True)

@@ -118,14 +118,6 @@ def read_table(path: Path) -> pd.DataFrame:
         raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); check the path") from error
 
 
-def check_unit(table: PropertyTable, unit: str) -> None:
-    """Raise ConfigError when a model's unit is not that of the table it shall predict."""
-    if unit != table.unit:
-        raise ConfigError(
-            f"unit mismatch: the model predicts {unit}, {table.key} is in {table.unit}; convert the table"
-        )
-
-
 def find_table(tables: Mapping[str, PropertyTable], name: str) -> PropertyTable:
     """Return a table by its key, or by its property where only one table has it; ConfigError otherwise."""
     if name in tables:

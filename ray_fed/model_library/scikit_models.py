@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ray_fed.errors import ConfigError
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.model_library import predictors
 from ray_fed.model_library.tree_models import boosting_arrays, forest_arrays
@@ -98,12 +97,6 @@ FITTERS = {
     predictors.BOOSTING: _boosting,
     predictors.LINEAR: _elastic_net,
 }
-
-
-def check_method(method: str) -> None:
-    """Raise ConfigError for a method that does not exist."""
-    if method not in (predictors.NETWORK, *FITTERS):
-        raise ConfigError(f"method {method!r} is not known; choose from {', '.join((predictors.NETWORK, *FITTERS))}")
 
 
 def _no_scaler(features: np.ndarray) -> dict[str, np.ndarray]:

@@ -17,12 +17,10 @@ from ray_fed.learning.regression import regression_metrics
 from ray_fed.randomness import generator
 from ray_fed.reporting.figure_style import FEDERATED, as_label, png_bytes, save_figure
 from ray_fed.reporting.figures import (
-    Histogram,
     ParityPanel,
     bars_figure,
     learning_curves_figure,
     parity_figure,
-    silo_share_figure,
 )
 
 HOSTILE = ["<script>alert(1)</script>", "$\\frac{$", "_hidden", "[red]x[/red]", "\x1b[31mred\x1b[0m\r\n", "材料研", ""]
@@ -102,7 +100,6 @@ def test_bars_and_curves_keep_long_names_apart():
     assert_texts_are_apart(bars_figure(names, {MAE: (values, [0.01] * 6), R2: ([0.9] * 6, [0.001] * 6)}, repeats=3))
     curves = {name: ([0, 1], [1.0, value]) for name, value in zip(names, values, strict=True)}
     assert_texts_are_apart(learning_curves_figure(curves, MAE))
-    assert_texts_are_apart(silo_share_figure(dict.fromkeys(names, 12_345), {}))
 
 
 def test_the_overlap_check_notices_an_overlap():
@@ -141,7 +138,6 @@ def test_any_name_is_drawn_as_it_is_written(tmp_path):
         parity_figure([noisy_panel(name, rows=20) for name in HOSTILE[:6]]),
         bars_figure(HOSTILE, {MAE: ([0.2] * 7, None), R2: ([math.nan] * 7, None)}, highlight=HOSTILE[1]),
         learning_curves_figure({name: ([0, 1, 2], [1.0, math.nan, 0.5]) for name in HOSTILE}, MAE),
-        silo_share_figure(dict.fromkeys(HOSTILE, 5), {}),
     ]
     for index, figure in enumerate(figures):
         assert save_figure(figure, tmp_path / f"{index}.png").read_bytes().startswith(b"\x89PNG")
@@ -180,16 +176,6 @@ def test_learning_curves_are_logarithmic_only_where_that_is_possible():
         ]
     ]
     assert scales == ["log", "linear", "linear", "linear"]
-
-
-def test_the_shares_figure_needs_a_histogram_and_never_a_row():
-    edges = np.linspace(-4, 1, 6)
-    figure = silo_share_figure({"a": 10, "b": 20}, {"a": Histogram(edges, np.array([0, 5, 4, 1, 0]))})
-    left, right = figure.axes
-    assert [bar.get_width() for bar in left.patches] == [10, 20]
-    filled = right.patches[0].get_data()
-    assert filled.edges.tolist() == edges.tolist()
-    assert np.allclose(filled.baseline - filled.values, [0, 0.8, 0.64, 0.16, 0])
 
 
 def test_a_figure_is_the_same_bytes_twice():
