@@ -148,4 +148,8 @@ def test_few_files_of_the_product_know_a_metric_of_regression_by_its_name():
     assert len(files) > 200
     assert len(knowing) <= 8
     others = [path for path in knowing if "model_library" not in path.parts]
-    assert [path.relative_to(root).as_posix() for path in others] == ["ray_fed/metrics.py"]
+    # The table of commands holds one as an example of a query.
+    assert sorted(path.relative_to(root).as_posix() for path in others) == [
+        "pipelines/commands.py",
+        "ray_fed/metrics.py",
+    ]
