@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 
 from pipelines.cli import main
+from tests.commands import run_ray_fed, start_ray_fed
 
 SMALL = ["--rows", "600", "--silos", "60,120,180", "--epochs", "8", "--hidden", "32,16", "--batch-size", "60"]
-COMMAND = [sys.executable, "-m", "pipelines.cli", "formation-energy"]
 
 
 def run_local(out: Path, *more: str) -> int:
@@ -25,10 +25,7 @@ def run_local(out: Path, *more: str) -> int:
 
 def command(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run the installed command as a user does; Ray and its token are its own."""
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return subprocess.run(
-        [*COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    return run_ray_fed("formation-energy", *arguments, folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -211,11 +208,8 @@ def test_an_existing_folder_is_not_overwritten(local_run, capsys):
 
 
 def test_ctrl_c_stops_the_actors_and_leaves_a_readable_run_directory(tmp_path):
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    process = subprocess.Popen(
-        [*COMMAND, "--out", "run", *SMALL, "--epochs", "4000", "--communication-frequency", "1.0"],
-        cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    options = ["--out", "run", *SMALL, "--epochs", "4000", "--communication-frequency", "1.0"]
+    process = start_ray_fed("formation-energy", *options, folder=tmp_path, start_new_session=True)
     try:
         history = tmp_path / "run" / "history.jsonl"
         _wait_until(lambda: history.exists() and history.read_text().count("\n") > 20, process)

@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,28 +19,21 @@ from pipelines.formation_energy.outcome import Outcome
 from ray_fed.reporting import run_directory
 from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.run_directory import RunDirectory
+from tests.commands import finished, start_ray_fed
 
 OPTIONS = ["--rows", "400", "--silos", "60,120,180", "--epochs", "40", "--communication-frequency", "1.0"]
 OPTIONS += ["--hidden", "32,16", "--batch-size", "60", "--baselines", "yes", "--repeats", "2"]
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
 
 
-def start(folder: Path, cohort: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pipelines.cli", "formation-energy", "--cohort", cohort, "--out", "run", *OPTIONS]
-    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+def start(folder: Path, cohort: str) -> subprocess.Popen[str]:
+    return start_ray_fed("formation-energy", "--cohort", cohort, "--out", "run", *OPTIONS, folder=folder)
 
 
-def start_resuming(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pipelines.cli", "resume", "run"]
-    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+def start_resuming(folder: Path) -> subprocess.Popen[str]:
+    return start_ray_fed("resume", "run", folder=folder)
 
 
-def finished(process: subprocess.Popen) -> subprocess.CompletedProcess:
-    printed, said = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, printed.decode(), said.decode())
-
-
-def resume(folder: Path) -> subprocess.CompletedProcess:
+def resume(folder: Path) -> subprocess.CompletedProcess[str]:
     return finished(start_resuming(folder))
 
 
@@ -121,8 +113,8 @@ def test_a_killed_coordinator_stops_the_run_with_a_hint_and_the_run_can_be_resum
     coordinator.kill()
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert b"go on with: ray-fed resume" in said
-    assert b"Traceback" not in said
+    assert "go on with: ray-fed resume" in said
+    assert "Traceback" not in said
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
     done = resume(tmp_path)
     assert done.returncode == 0, done.stderr
@@ -289,7 +281,7 @@ def test_sigterm_ends_a_run_on_actors_in_order(tmp_path):
     process.terminate()
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"Traceback" not in said
+    assert "Traceback" not in said
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
 
 

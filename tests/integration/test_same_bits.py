@@ -1,16 +1,16 @@
 """One seed, the same bytes: in one process or on Ray, on one core or on two."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import commands
+
 # Batches and layers so large that torch would use both cores if it were let, and get other last bits.
 OPTIONS = ["--rows", "900", "--silos", "100,200,400", "--epochs", "4", "--communication-frequency", "0.5"]
 OPTIONS += ["--hidden", "200,200", "--batch-size", "200"]
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "OMP_", "MKL_"))}
+ENVIRONMENT = {key: value for key, value in commands.ENVIRONMENT.items() if not key.startswith(("OMP_", "MKL_"))}
 CORES = sorted(os.sched_getaffinity(0))
 
 needs_two_cores = pytest.mark.skipif(len(CORES) < 2, reason="this process may use one core only")
@@ -18,17 +18,9 @@ needs_two_cores = pytest.mark.skipif(len(CORES) < 2, reason="this process may us
 
 def run(folder: Path, cohort: str, cores: list[int], seed: str = "3") -> dict[str, bytes]:
     """Run the command on these cores; return what must not depend on them, by file name."""
-    command = [sys.executable, "-m", "pipelines.cli", "formation-energy", "--cohort", cohort, "--out", "run", *OPTIONS]
-    done = subprocess.run(
-        [*command, "--seed", seed],
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )
+    command = ["formation-energy", "--cohort", cohort, "--out", "run", *OPTIONS, "--seed", seed]
+    bound = {"preexec_fn": lambda: os.sched_setaffinity(0, cores)}
+    done = commands.run_ray_fed(*command, folder=folder, env=ENVIRONMENT, **bound)
     assert done.returncode == 0, done.stderr
     models = sorted((folder / "run" / "models").glob("*.safetensors"))
     assert models

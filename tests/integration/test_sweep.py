@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +27,11 @@ from ray_fed.federation.coordinator import Coordinator, Job
 from ray_fed.federation.messages import SessionSpec
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import TrainingPlan
+from tests.commands import run_ray_fed, start_ray_fed
 from tests.synthetic import SyntheticTask, silos
 
 DATA = ["--rows", "500", "--silos", "60,120", "--epochs", "6", "--hidden", "16", "--batch-size", "60"]
 GRID = ["--grid", "communication_frequency=0.5,1.0", "--grid", "learning_rate=0.001,0.01", "--repeats", "2"]
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -105,9 +103,8 @@ def test_a_scheduler_stops_the_worse_trials(tmp_path):
 
 def begun(folder):
     """Start the same sweep as a process of its own; return it once two trials are over."""
-    command = [sys.executable, "-m", "pipelines.cli", "sweep", "formation-energy", *DATA, *GRID, "--out", "run"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, start_new_session=True, **pipes)
+    command = ["sweep", "formation-energy", *DATA, *GRID, "--out", "run"]
+    process = start_ray_fed(*command, folder=folder, start_new_session=True)
     results = folder / "run" / "results.jsonl"
     deadline = time.monotonic() + 120
     while not (results.exists() and results.read_bytes().count(b"\n") >= 2):
@@ -123,8 +120,7 @@ def test_a_killed_sweep_goes_on_and_keeps_what_was_done(tmp_path, sweep):
     process.communicate()
     done = results.read_bytes()
     results.write_bytes(done + b'{"number": 7, "la')  # as a kill in the middle of a write would leave it
-    again = [sys.executable, "-m", "pipelines.cli", "sweep", "--resume", "run"]
-    finished = subprocess.run(again, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    finished = run_ray_fed("sweep", "--resume", "run", folder=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert results.read_bytes().startswith(done)
     ours, theirs = ({row["number"]: row["digest"] for row in rows(Path(each))} for each in (tmp_path / "run", sweep))
