@@ -38,11 +38,11 @@ class Visitor:
         return np.zeros(num_bytes, np.uint8)
 
 
-def examine_nodes(paths_at: Mapping[str, Sequence[str]], transfer_bytes: int, patience: float) -> list[NodeReport]:
+def check_nodes(paths_at: Mapping[str, Sequence[str]], transfer_bytes: int, timeout: float) -> list[NodeReport]:
     """Return a report of every living node, head first, then by site and name.
 
     paths_at: site -> paths that its silos are to read. transfer_bytes: size of the messages timed, both ways.
-    patience: seconds after which a node that does not answer is given up.
+    timeout: seconds after which a node that does not answer is given up.
     """
     nodes = sorted((node for node in ray.nodes() if node["Alive"]), key=_place)
     names = _names(nodes)
@@ -50,7 +50,7 @@ def examine_nodes(paths_at: Mapping[str, Sequence[str]], transfer_bytes: int, pa
     try:
         ids = [node["NodeID"] for node in nodes]
         return [
-            _report(names[id_], node, visitors[id_], paths_at, transfer_bytes, patience)
+            _report(names[id_], node, visitors[id_], paths_at, transfer_bytes, timeout)
             for id_, node in zip(ids, nodes, strict=True)
         ]
     finally:
@@ -84,16 +84,16 @@ def _visitor(node_id: str) -> Any:
 
 
 def _report(
-    name: str, node: Mapping[str, Any], visitor: Any, paths_at: Mapping[str, Sequence[str]], size: int, patience: float
+    name: str, node: Mapping[str, Any], visitor: Any, paths_at: Mapping[str, Sequence[str]], size: int, timeout: float
 ) -> NodeReport:
     site, num_gpus = _site(node), node.get("Resources", {}).get("GPU", 0.0)
     known = NodeReport(name, node["NodeManagerAddress"], site, num_gpus)
     paths = [*paths_at.get(site, ()), *(paths_at.get("", ()) if site else ())]
     try:
-        machine: Any = ray.get(visitor.describe.remote(paths, num_gpus > 0), timeout=patience)
-        link = _link(visitor, size, patience)
+        machine: Any = ray.get(visitor.describe.remote(paths, num_gpus > 0), timeout=timeout)
+        link = _link(visitor, size, timeout)
     except GetTimeoutError:
-        trouble = f"no answer within {patience:g} s; is the way to {known.address} open in both directions?"
+        trouble = f"no answer within {timeout:g} s; is the way to {known.address} open in both directions?"
     except RayTaskError as error:
         trouble = f"{type(error.cause).__name__}: {error.cause}"
     except RayError as error:
@@ -103,33 +103,33 @@ def _report(
     return NodeReport(known.name, known.address, site, num_gpus, trouble=trouble)
 
 
-def _link(visitor: Any, size: int, patience: float) -> Link:
+def _link(visitor: Any, size: int, timeout: float) -> Link:
     """Time small calls and large messages. The node's clock is read halfway through the quickest call."""
-    calls = [_call(visitor, patience) for _ in range(NUM_CALLS)]
+    calls = [_call(visitor, timeout) for _ in range(NUM_CALLS)]
     round_trip = statistics.median(seconds for seconds, _ in calls)
     _, offset = min(calls)
-    there = [_sent(visitor, size, patience) for _ in range(NUM_TRANSFERS)]
-    back = [_fetched(visitor, size, patience) for _ in range(NUM_TRANSFERS)]
+    there = [_sent(visitor, size, timeout) for _ in range(NUM_TRANSFERS)]
+    back = [_fetched(visitor, size, timeout) for _ in range(NUM_TRANSFERS)]
     return Link(round_trip, offset, size / _net(min(there), round_trip), size / _net(min(back), round_trip))
 
 
-def _call(visitor: Any, patience: float) -> tuple[float, float]:
+def _call(visitor: Any, timeout: float) -> tuple[float, float]:
     started, clock = time.perf_counter(), time.time()
-    there: Any = ray.get(visitor.now.remote(), timeout=patience)
+    there: Any = ray.get(visitor.now.remote(), timeout=timeout)
     seconds = time.perf_counter() - started
     return seconds, there - (clock + seconds / 2)
 
 
-def _sent(visitor: Any, size: int, patience: float) -> float:
+def _sent(visitor: Any, size: int, timeout: float) -> float:
     message = ray.put(np.zeros(size, np.uint8))
     started = time.perf_counter()
-    ray.get(visitor.take.remote(message), timeout=patience)
+    ray.get(visitor.take.remote(message), timeout=timeout)
     return time.perf_counter() - started
 
 
-def _fetched(visitor: Any, size: int, patience: float) -> float:
+def _fetched(visitor: Any, size: int, timeout: float) -> float:
     started = time.perf_counter()
-    ray.get(visitor.give.remote(size), timeout=patience)
+    ray.get(visitor.give.remote(size), timeout=timeout)
     return time.perf_counter() - started
 
 

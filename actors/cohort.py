@@ -38,18 +38,18 @@ from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 
 Value = TypeVar("Value")
 
-REVIVAL_SECONDS = 120.0
+RESTORE_SECONDS = 120.0
 """A new process imports torch and reads the silo's data before it can answer."""
 
 
 @dataclass(frozen=True)
-class Question:
+class PendingCall:
     """What an open reference was asked for."""
 
     silo: str
     server_round: int
     session: str = ""
-    is_revival: bool = False
+    is_restore: bool = False
     is_joining: bool = False
     """Of a silo that was absent when the others agreed."""
     vector: Vector | None = None
@@ -62,27 +62,27 @@ class RayCohort:
     def __init__(
         self,
         silos: Mapping[str, Handle],
-        examiner: Handle | None = None,
+        evaluator: Handle | None = None,
         specs: Sequence[SiloSpec] = (),
         task: Task | None = None,
-        patience: float | None = None,
+        answer_timeout: float | None = None,
         absent: Iterable[str] = (),
     ):
         """absent: silos whose actors wait for a machine at their site; they join when it appears."""
-        self.silos, self.examiner = dict(silos), examiner
-        self.patience = patience
-        """Seconds after which a silo that does not answer a small question counts as failed; None waits for ever."""
+        self.silos, self.evaluator = dict(silos), evaluator
+        self.answer_timeout = answer_timeout
+        """Seconds after which a silo that does not answer a small call counts as failed; None waits for ever."""
         self._specs, self._task = {spec.name: spec for spec in specs}, task
-        self._pending: dict[Any, Question] = {}
+        self._pending: dict[Any, PendingCall] = {}
         self._arrived: queue.SimpleQueue[tuple[ray.ObjectRef, Future]] = queue.SimpleQueue()
         self._sessions: dict[str, Mapping[str, SessionSpec]] = {}
         self._fingerprint: dict[str, object] | None = None
         self._absent = {name: f"no machine at its site '{self._specs[name].site}' yet" for name in absent}
 
     def open(self) -> dict[str, SiloDescription]:
-        examiner = self.examiner.open.remote() if self.examiner else None
+        evaluator = self.evaluator.open.remote() if self.evaluator else None
         descriptions = self._ask(self._present(), "opening its data", lambda silo, _: silo.open.remote())
-        self._fingerprint = value_of(examiner, "test", "opening the test set") if examiner else None
+        self._fingerprint = value_of(evaluator, "test", "opening the test set") if evaluator else None
         return descriptions
 
     def absent(self) -> dict[str, str]:
@@ -91,7 +91,7 @@ class RayCohort:
     def _present(self) -> list[str]:
         return [name for name in self.silos if name not in self._absent]
 
-    def examiner_fingerprint(self) -> dict[str, object] | None:
+    def test_fingerprint(self) -> dict[str, object] | None:
         return self._fingerprint
 
     def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]:
@@ -99,24 +99,24 @@ class RayCohort:
 
     def prepare(self, standardizer: Standardizer | None) -> None:
         self._standardizer = standardizer
-        examiner = self.examiner.prepare.remote(standardizer) if self.examiner else None
+        evaluator = self.evaluator.prepare.remote(standardizer) if self.evaluator else None
         self._ask(self._present(), "standardising", lambda silo, _: silo.prepare.remote(standardizer))
-        if examiner:
-            value_of(examiner, "test", "standardising")
+        if evaluator:
+            value_of(evaluator, "test", "standardising")
         for name in self._absent:
             self._invite(name)
 
     def _invite(self, name: str) -> None:
         """Answered when Ray has found the silo a place. What it is asked after that stands in line behind it."""
-        self._expect(self.silos[name].join.remote(self._standardizer), Question(name, 0, is_joining=True))
+        self._expect(self.silos[name].join.remote(self._standardizer), PendingCall(name, 0, is_joining=True))
 
-    def _expect(self, ref: "ray.ObjectRef", question: Question) -> None:
+    def _expect(self, ref: "ray.ObjectRef", call: PendingCall) -> None:
         """Hear of the answer when it is here, whatever other answers do.
 
         `ray.wait` settles on the first answers that are ready anywhere and waits until those have come: one that its
         silo finished and then could not send, because its network is gone, would hold up those of all others.
         """
-        self._pending[ref] = question
+        self._pending[ref] = call
         ref.future().add_done_callback(lambda future: self._arrived.put((ref, future)))
 
     def open_session(self, specs: Mapping[str, SessionSpec]) -> None:
@@ -128,18 +128,18 @@ class RayCohort:
             if ref is None:
                 continue
             try:
-                value_of(ref, name, "opening a session", self.patience)
+                value_of(ref, name, "opening a session", self.answer_timeout)
             except SiloFailed:
-                # A silo that was lost in an earlier job gets one fresh start: it opens its sessions while it revives.
+                # A silo that was lost in an earlier job gets one fresh start: it opens its sessions while it restores.
                 if name not in self._specs:
                     raise
                 self.restart(name)
-                self._wait_for_revival(name)
+                self._wait_for_restore(name)
 
-    def _wait_for_revival(self, name: str) -> None:
-        ref = next(ref for ref, question in self._pending.items() if question.silo == name and question.is_revival)
+    def _wait_for_restore(self, name: str) -> None:
+        ref = next(ref for ref, call in self._pending.items() if call.silo == name and call.is_restore)
         del self._pending[ref]
-        value_of(ref, name, "starting again", self.patience and self.patience + REVIVAL_SECONDS)
+        value_of(ref, name, "starting again", self.answer_timeout and self.answer_timeout + RESTORE_SECONDS)
 
     def close_session(self, session: str, silos: Iterable[str]) -> None:
         """Not waited for: a silo may be late or dead, and nothing depends on the answer. Late answers are dropped."""
@@ -148,52 +148,52 @@ class RayCohort:
         for name in silos:
             self.silos[name].close_session.remote(session)
 
-    def ask(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
+    def submit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
         put = _put_once(vectors.values())
         for name, vector in vectors.items():
             ref = self.silos[name].fit.remote(session, server_round, put[id(vector)])
-            self._expect(ref, Question(name, server_round, session, vector=vector))
+            self._expect(ref, PendingCall(name, server_round, session, vector=vector))
 
-    def answer(self, timeout: float | None = None) -> Answer | None:
+    def next_event(self, timeout: float | None = None) -> Answer | None:
         limit = None if timeout is None else time.monotonic() + timeout
         while self._pending:
             try:
                 ref, future = self._arrived.get(timeout=None if limit is None else max(0.0, limit - time.monotonic()))
             except queue.Empty:
                 return None
-            question = self._pending.pop(ref, None)  # nobody waits for those of a closed session any more
-            if question:
-                return self._read(future, question)
+            call = self._pending.pop(ref, None)  # nobody waits for those of a closed session any more
+            if call:
+                return self._read(future, call)
         return None
 
-    def _read(self, future: Future, question: "Question") -> Answer:
-        """Turn what came back into an answer; a dead process takes its other open questions with it."""
-        name = question.silo
+    def _read(self, future: Future, call: "PendingCall") -> Answer:
+        """Turn what came back into an answer; a dead process takes its other open calls with it."""
+        name = call.silo
         try:
             value = future.result()
         except RayTaskError as error:
-            if question.is_revival:
+            if call.is_restore:
                 return Dead(name, f"it could not be started again: {said_by(error.cause)}")
-            if question.is_joining:
+            if call.is_joining:
                 return self._unfit(name, said_by(error.cause))
-            return Troubled(name, question.server_round, said_by(error.cause))
+            return Troubled(name, call.server_round, said_by(error.cause))
         except RayActorError:
             self._pending = {other: asked for other, asked in self._pending.items() if asked.silo != name}
             return Dead(name, "its process died (killed, out of memory or crashed)")
         except ObjectLostError:
-            # A large answer stays in its node's store until fetched; the next question tells whether more is gone.
-            return self._lost(question, "its answer was lost with its node, before it was fetched")
+            # A large answer stays in its node's store until fetched; the next call tells whether more is gone.
+            return self._lost(call, "its answer was lost with its node, before it was fetched")
         except RayError as error:
-            return self._lost(question, f"its answer cannot be read ({type(error).__name__})")
-        if question.is_revival:
+            return self._lost(call, f"its answer cannot be read ({type(error).__name__})")
+        if call.is_restore:
             return Back(name)
-        if question.is_joining:
+        if call.is_joining:
             return self._joined(value)
-        assert question.vector is not None
+        assert call.vector is not None
         try:
-            return Answered(name, question.server_round, value.unpacked(question.vector))
+            return Answered(name, call.server_round, value.unpacked(call.vector))
         except ValueError as error:
-            return Troubled(name, question.server_round, said_by(error))
+            return Troubled(name, call.server_round, said_by(error))
 
     def _joined(self, description: SiloDescription) -> Answer:
         name, task = description.silo, self._task
@@ -211,10 +211,10 @@ class RayCohort:
         return Unfit(name, self._absent[name])
 
     @staticmethod
-    def _lost(question: "Question", reason: str) -> Answer:
-        if question.is_revival or question.is_joining:
-            return Dead(question.silo, f"it could not be started again: {reason}")
-        return Troubled(question.silo, question.server_round, reason)
+    def _lost(call: "PendingCall", reason: str) -> Answer:
+        if call.is_restore or call.is_joining:
+            return Dead(call.silo, f"it could not be started again: {reason}")
+        return Troubled(call.silo, call.server_round, reason)
 
     def restart(self, silo: str) -> None:
         """Start a new actor from the silo's specification, on the same site, and let it catch up."""
@@ -227,8 +227,8 @@ class RayCohort:
             for session in sessions:
                 self.silos[silo].open_session.remote(session)
             return
-        ref = self.silos[silo].revive.remote(self._standardizer, sessions)
-        self._expect(ref, Question(silo, 0, is_revival=True))
+        ref = self.silos[silo].restore.remote(self._standardizer, sessions)
+        self._expect(ref, PendingCall(silo, 0, is_restore=True))
 
     def evaluate(
         self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
@@ -240,22 +240,22 @@ class RayCohort:
         found = {}
         for name, ref in refs.items():
             with contextlib.suppress(RayError):
-                found[name] = ray.get(ref, timeout=self.patience)
+                found[name] = ray.get(ref, timeout=self.answer_timeout)
         return found
 
-    def consult(self, question: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
-        refs = {name: self.silos[name].ask.remote(question, *parts) for name, parts in given.items()}
+    def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
+        refs = {name: self.silos[name].query.remote(query, *parts) for name, parts in given.items()}
         answers = {}
         for name, ref in refs.items():
             with contextlib.suppress(RayError):
-                answers[name] = ray.get(ref, timeout=self.patience)
+                answers[name] = ray.get(ref, timeout=self.answer_timeout)
         return answers
 
-    def examine(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
-        return value_of(self.examiner.examine.remote(models), "test", "examining") if self.examiner else None
+    def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
+        return value_of(self.evaluator.evaluate.remote(models), "test", "evaluating") if self.evaluator else None
 
-    def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
-        return value_of(self.examiner.parity.remote(models), "test", "predicting") if self.examiner else None
+    def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+        return value_of(self.evaluator.predict.remote(models), "test", "predicting") if self.evaluator else None
 
     def _ask(self, names: Iterable[str], doing: str, call: Callable[[Handle, str], ray.ObjectRef]) -> dict[str, Any]:
         """Call all named silos at once; return their answers by name."""

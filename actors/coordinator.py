@@ -18,10 +18,10 @@ from ray_fed.federation.silo_state import rounds_apart
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.layout import Layout
-from ray_fed.perimeter.handing_over import HandedOver, SiloLedger
-from ray_fed.perimeter.witness import WitnessedCohort, with_notes
+from ray_fed.perimeter.coordinator_record import WitnessedCohort, with_notes
+from ray_fed.perimeter.handing_over import CollectedLedgers, SiloLedger
 
-HAND_OVER_SECONDS = 60.0
+COLLECT_SECONDS = 60.0
 BATCH_SECONDS = 0.2
 """Records of a thousand rounds a second must not mean a thousand messages a second to the driver."""
 
@@ -34,17 +34,17 @@ class CoordinatorActor:
     def __init__(
         self,
         silos: Mapping[str, Handle],
-        examiner: Handle | None,
+        evaluator: Handle | None,
         specs: Sequence[SiloSpec],
         task: Task,
         training: Sequence[str],
-        patience: float | None,
+        answer_timeout: float | None,
         absent: Sequence[str] = (),
     ):
         import torch
 
         torch.set_num_threads(1)
-        self.cohort, self.task = RayCohort(silos, examiner, specs, task, patience, absent), task
+        self.cohort, self.task = RayCohort(silos, evaluator, specs, task, answer_timeout, absent), task
         # Only a run that has a name keeps a ledger.
         self.witness = WitnessedCohort(self.cohort) if any(spec.run for spec in specs) else None
         self.coordinator = Coordinator(self.witness or self.cohort, task, training)
@@ -65,19 +65,19 @@ class CoordinatorActor:
         yield from batches(records)
 
     @ray.method
-    def parity(self, models: Mapping[str, Vector]):
-        return self.coordinator.parity(models)
+    def predict_test(self, models: Mapping[str, Vector]):
+        return self.coordinator.predict_test(models)
 
     @ray.method
-    def hand_over(self) -> HandedOver:
+    def collect_ledgers(self) -> CollectedLedgers:
         """Fetch the silos' ledgers; one that is gone, or whose owner keeps its ledger, is left out."""
         found = {}
         present = {name: silo for name, silo in self.cohort.silos.items() if name not in self.cohort.absent()}
         for name, silo in present.items():
             with contextlib.suppress(FedError):
-                said = value_of(silo.hand_over.remote(), name, "handing over its ledger", HAND_OVER_SECONDS)
+                said = value_of(silo.collect_ledger.remote(), name, "handing over its ledger", COLLECT_SECONDS)
                 found |= {name: SiloLedger(*said)} if said else {}
-        return HandedOver(found, self.witness.take() if self.witness else ())
+        return CollectedLedgers(found, self.witness.take() if self.witness else ())
 
 
 def batches(records: Iterator[RoundRecord], seconds: float = BATCH_SECONDS) -> Iterator[list[RoundRecord]]:
@@ -118,8 +118,8 @@ class RemoteCoordinator:
         for ref in stream:
             yield from value_of(ref, "coordinator", f"running job '{job.name}'")
 
-    def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
-        return value_of(self.actor.parity.remote(models), "coordinator", "predicting the test set")
+    def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+        return value_of(self.actor.predict_test.remote(models), "coordinator", "predicting the test set")
 
-    def hand_over(self) -> HandedOver:
-        return value_of(self.actor.hand_over.remote(), "coordinator", "collecting the ledgers")
+    def collect_ledgers(self) -> CollectedLedgers:
+        return value_of(self.actor.collect_ledgers.remote(), "coordinator", "collecting the ledgers")

@@ -1,4 +1,4 @@
-"""A federation on a Ray cluster: silo actors, an examiner and a coordinator, for the duration of a block."""
+"""A federation on a Ray cluster: silo actors, an evaluator and a coordinator, for the duration of a block."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,9 +9,9 @@ from ray.exceptions import RayError
 
 from actors import placement
 from actors.coordinator import CoordinatorActor, RemoteCoordinator
-from actors.silo import ExaminerActor, Handle, SiloActor
+from actors.silo import EvaluatorActor, Handle, SiloActor
 from ray_fed.errors import PlacementError
-from ray_fed.federation.rounds import AT_ONCE, StartRules
+from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.task import SiloSpec, Task
 
 START_TIMEOUT_SECONDS = 120.0
@@ -26,7 +26,7 @@ class Federation:
     coordinator: RemoteCoordinator
     notices: list[str]
     silos: Mapping[str, Handle]
-    examiner: Handle | None = None
+    evaluator: Handle | None = None
 
 
 @contextlib.contextmanager
@@ -35,10 +35,10 @@ def federation(
     task: Task,
     test: SiloSpec | None,
     training: Sequence[str],
-    patience: float | None = None,
+    answer_timeout: float | None = None,
     start: StartRules = AT_ONCE,
 ) -> Iterator[Federation]:
-    """Place all actors and yield them; kill them afterwards. `patience`: see RayCohort.
+    """Place all actors and yield them; kill them afterwards. `answer_timeout`: see RayCohort.
 
     PlacementError within seconds when the cluster cannot hold them, but for what `start` says of sites without a
     machine: their actors stand in line, which is also how an autoscaler learns of them.
@@ -48,15 +48,15 @@ def federation(
     try:
         silos = {spec.name: SiloActor.options(**placement.actor_options(spec)).remote(spec, task) for spec in settled}
         actors += silos.values()
-        examiner = ExaminerActor.options(**placement.examiner_options(test)).remote(test, task) if test else None
-        actors += [examiner] if examiner else []
+        evaluator = EvaluatorActor.options(**placement.evaluator_options(test)).remote(test, task) if test else None
+        actors += [evaluator] if evaluator else []
         _wait_for_places({name: silo for name, silo in silos.items() if name not in awaited})
         absent = _absent({name: silos[name] for name in awaited}, settled, start)
         coordinator = CoordinatorActor.options(**placement.options_beside_driver()).remote(
-            silos, examiner, settled, task, tuple(training), patience, absent
+            silos, evaluator, settled, task, tuple(training), answer_timeout, absent
         )
         actors.append(coordinator)
-        yield Federation(RemoteCoordinator(coordinator), notices, silos, examiner)
+        yield Federation(RemoteCoordinator(coordinator), notices, silos, evaluator)
     finally:
         for actor in actors:
             with contextlib.suppress(RayError):  # one that is gone already must not save the others

@@ -2,11 +2,11 @@
 
 Each Ray worker is a new Python that imports Ray, torch and this package: a second and a half of one core, seven times
 for four silos. Here Ray is given a small launcher in place of the Python it starts workers with. The launcher hands its
-arguments, environment and open files to the *nursery*, which has imported all but Ray already and forks the worker; it
-ends when the worker ends. Anything else that Ray starts, and any worker for which the nursery does not answer, runs in
-the real Python, as without all this. Only on Linux; `RAY_FED_FORK=off` switches it off.
+arguments, environment and open files to the *fork server*, which has imported all but Ray already and forks the
+worker; it ends when the worker ends. Anything else that Ray starts, and any worker for which the fork server does not
+answer, runs in the real Python, as without all this. Only on Linux; `RAY_FED_FORK=off` switches it off.
 
-Forking is safe here because the nursery has never loaded Ray, touched a GPU, computed with torch or drawn a random
+Forking is safe here because the fork server has never loaded Ray, touched a GPU, computed with torch or drawn a random
 number that matters (every seed in this project is derived, see ray_fed/randomness.py).
 """
 
@@ -44,24 +44,24 @@ IDLE = ("monitor.py", "log_monitor.py")
 """Ray's programs that a private cluster has no use for: one asks a cloud for more nodes, the other copies the workers'
 output to a driver that asked for none. Each would take 0.4 s of a processor while the run starts; they wait instead."""
 ANSWER_SECONDS = 20
-"""The nursery answers once its imports are done."""
+"""The fork server answers once its imports are done."""
 
-_nursery: "Nursery | None" = None
+_fork_server: "ForkServer | None" = None
 
 
-class Nursery:
+class ForkServer:
     """The process that workers are forked from, and the launcher that asks it."""
 
     def __init__(self, *prepared: str) -> None:
         self.folder = tempfile.TemporaryDirectory(prefix="ray-fed-fork-")
-        address = str(Path(self.folder.name) / "nursery")
+        address = str(Path(self.folder.name) / "fork-server")
         self.launcher = Path(self.folder.name) / "python"
         content = LAUNCHER.format(python=sys.executable, address=address, seconds=ANSWER_SECONDS, idle=IDLE)
         self.launcher.write_text(content)
         self.launcher.chmod(0o700)
         # It ends when its standard input does: with this process, however that ends.
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "actors.nursery", address, *prepared],
+            [sys.executable, "-m", "actors.fork_server", address, *prepared],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -83,18 +83,18 @@ def start(*prepared: str) -> None:
 
     prepared: functions without arguments, each as "module:name", whose cached result every worker will need.
     """
-    global _nursery
-    if _nursery is None and sys.platform == "linux" and os.environ.get("RAY_FED_FORK", "on") != "off":
-        _nursery = Nursery(*prepared)
-        atexit.register(_nursery.close)
+    global _fork_server
+    if _fork_server is None and sys.platform == "linux" and os.environ.get("RAY_FED_FORK", "on") != "off":
+        _fork_server = ForkServer(*prepared)
+        atexit.register(_fork_server.close)
 
 
 @contextlib.contextmanager
 def workers_forked() -> Iterator[None]:
-    """Within the block, Ray starts workers through the launcher; the nursery ends with it."""
-    global _nursery
+    """Within the block, Ray starts workers through the launcher; the fork server ends with it."""
+    global _fork_server
     start()
-    if _nursery is None:
+    if _fork_server is None:
         yield
         return
     python = sys.executable
@@ -102,16 +102,16 @@ def workers_forked() -> Iterator[None]:
         yield
     finally:
         sys.executable = python
-        _nursery.close()
-        _nursery = None
+        _fork_server.close()
+        _fork_server = None
 
 
 @contextlib.contextmanager
 def launcher_as_python() -> Iterator[None]:
     """Within the block, `sys.executable`, which Ray writes into its worker command, is the launcher."""
     python = sys.executable
-    if _nursery is not None:
-        sys.executable = str(_nursery.launcher)
+    if _fork_server is not None:
+        sys.executable = str(_fork_server.launcher)
     try:
         yield
     finally:

@@ -6,18 +6,18 @@ from typing import cast
 import ray
 from ray.exceptions import RayError
 
-from ray_fed.leakage.study import AttackJob, JobResult, failed, run_job
+from ray_fed.leakage.study import AttackJob, AttackResult, failed, run_job
 
 
 @ray.remote(max_retries=1)
-def _attack(job: AttackJob, device: str) -> JobResult:
+def _attack(job: AttackJob, device: str) -> AttackResult:
     import torch
 
     torch.set_num_threads(1)  # tasks share the machine; sums over several threads differ in the last bits
     return run_job(job, device)
 
 
-def run_tasks(jobs: Sequence[AttackJob], num_cpus: float = 1.0, num_gpus: float = 0.0) -> Iterator[JobResult]:
+def run_tasks(jobs: Sequence[AttackJob], num_cpus: float = 1.0, num_gpus: float = 0.0) -> Iterator[AttackResult]:
     """Run jobs as tasks on the connected cluster and yield each result as it comes.
 
     A task whose process died (it is tried twice) or that raised becomes rows with a reason; the others go on. With
@@ -35,9 +35,9 @@ def run_tasks(jobs: Sequence[AttackJob], num_cpus: float = 1.0, num_gpus: float 
             ray.cancel(ref)  # not by force: Ray 2.60 can abort this process when a task ends while it is killed
 
 
-def _fetched(ref: ray.ObjectRef, job: AttackJob) -> JobResult:
+def _fetched(ref: ray.ObjectRef, job: AttackJob) -> AttackResult:
     try:
-        return cast(JobResult, ray.get(ref))
+        return cast(AttackResult, ray.get(ref))
     except RayError as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return failed(job, f"{type(error).__name__}: {lines[-1]}")

@@ -11,18 +11,18 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.fence import fence
+from actors.egress_block import egress_block
 from ray_fed.errors import FedError
-from ray_fed.model_library.building import Job, JobResult, run_job
+from ray_fed.model_library.building import BuildJob, BuildResult, run_job
 from ray_fed.model_library.cards import PackedModel
 from ray_fed.model_library.descriptors import make_descriptor
+from ray_fed.model_library.guarded_search import GuardedSearch
 from ray_fed.model_library.heads import find_head
 from ray_fed.model_library.predictors import predict
 from ray_fed.model_library.property_tables import PropertyTable
 from ray_fed.model_library.selection import Draw, Protocol, SourceFeatures, Target, one_draw
 from ray_fed.model_library.silo_search import SiloErrors, SiloTarget, search
 from ray_fed.model_library.store import Library
-from ray_fed.perimeter.guarded_search import GuardedSearch
 
 TASKS_PER_CPU = 2
 """Tasks under way per core: the next one waits when one ends, and no more results than this wait for the driver."""
@@ -42,14 +42,14 @@ def _got(refs: Any) -> Any:
 
 
 @ray.remote(num_cpus=1)
-def _build(job: Job, table: PropertyTable) -> JobResult:
+def _build(job: BuildJob, table: PropertyTable) -> BuildResult:
     import torch
 
     torch.set_num_threads(1)
     return run_job(job, table)
 
 
-def build(jobs: Sequence[Job], tables: Mapping[str, PropertyTable]) -> Iterator[JobResult]:
+def build(jobs: Sequence[BuildJob], tables: Mapping[str, PropertyTable]) -> Iterator[BuildResult]:
     """Yield the results of the jobs as they end. A table goes into the object store once; memory is bounded by the
     tasks under way, not by the number of jobs."""
     stored = {key: ray.put(tables[key]) for key in {job.table for job in jobs}}
@@ -76,10 +76,10 @@ def draws(target: Target, sources: SourceFeatures, head: str, protocol: Protocol
 
 @ray.remote(num_cpus=0)
 class LibrarySilo:
-    """`SearchingSilo` behind its wall and behind messages. The table is opened here; models come in, errors go out."""
+    """`SearchingSilo` behind its boundary. The table is opened here; models come in, errors go out."""
 
     def __init__(self, name: str, target: SiloTarget):
-        self.silo = GuardedSearch(name, target, functools.partial(fence, name), takes_output=True)
+        self.silo = GuardedSearch(name, target, functools.partial(egress_block, name), takes_output=True)
 
     @ray.method
     def take(self, models: list[PackedModel], layers: str) -> int:
@@ -103,7 +103,7 @@ def _searched_here(
 def _search(
     prepared: tuple[Target, SourceFeatures], head: str, protocol: Protocol, number: int, per_source: bool
 ) -> SiloErrors | FedError:
-    """An error of ours is an answer, too: what of it may be told is up to the silo's wall."""
+    """An error of ours is an answer, too: what of it may be told is up to the silo's boundary."""
     try:
         return search(prepared, head, protocol, number, per_source)
     except FedError as error:

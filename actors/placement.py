@@ -155,7 +155,7 @@ def options_beside_driver() -> dict[str, Any]:
     return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
 
 
-def examiner_options(test: SiloSpec) -> dict[str, Any]:
+def evaluator_options(test: SiloSpec) -> dict[str, Any]:
     """Return Ray's options for the actor that reads the common test set: at its site, if one is named.
 
     PlacementError when no node has that site.

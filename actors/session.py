@@ -47,7 +47,7 @@ def session(address: str = "local", num_cpus: float = 0, num_gpus: int | None = 
         set_private_token()
         os.environ.setdefault(INLINE_VARIABLE, str(OUR_INLINE_BYTES))
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # An actor that reserved no GPU must not see one: coordinator and examiner would otherwise open a context on each.
+    # An actor that reserved no GPU must not see one: coordinator and evaluator would otherwise open a context on each.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     import ray
 

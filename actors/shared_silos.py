@@ -7,7 +7,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from actors import placement
-from actors.cohort import REVIVAL_SECONDS, value_of
+from actors.cohort import RESTORE_SECONDS, value_of
 from actors.federation import CONTROL_CPUS
 from actors.silo import Handle, SiloActor
 from ray_fed.errors import FedError
@@ -70,7 +70,7 @@ class SharedSilos:
         for name in self._dead():
             actor = SiloActor.options(**placement.actor_options(self.specs[name])).remote(self.specs[name], self.task)
             try:
-                value_of(actor.revive.remote(self.standardizer, []), name, "starting again", REVIVAL_SECONDS)
+                value_of(actor.restore.remote(self.standardizer, []), name, "starting again", RESTORE_SECONDS)
             except FedError as error:
                 failed[name] = str(error)
             self.silos[name] = actor

@@ -1,4 +1,4 @@
-"""A silo and an examiner with a mailbox around them: one actor each, on the node that holds the data."""
+"""A silo and an evaluator with a mailbox around them: one actor each, on the node that holds the data."""
 
 import functools
 from collections.abc import Mapping
@@ -6,14 +6,14 @@ from typing import Any, TypeAlias
 
 import ray
 
-from actors.fence import fence
+from actors.egress_block import egress_block
 from ray_fed.errors import PlacementError
-from ray_fed.federation.examiner import Examiner
+from ray_fed.federation.evaluator import Evaluator
 from ray_fed.federation.messages import (
     Artifact,
+    GradientObservation,
     MaskedUpdate,
     Metrics,
-    Observation,
     SessionSpec,
     SiloDescription,
     Update,
@@ -30,7 +30,7 @@ Handle: TypeAlias = Any
 
 @ray.remote
 class SiloActor:
-    """`Silo` behind its wall and behind messages. The device is read here, inside the actor, after Ray has reserved it.
+    """`Silo` behind its boundary. The device is read here, inside the actor, after Ray has reserved it.
 
     Nothing the silo's code returns, raises or prints leaves this process but through `GuardedSilo`.
     """
@@ -40,8 +40,8 @@ class SiloActor:
         _one_thread()
         stand_at_site(spec)
         device = reserved_device()
-        fenced = functools.partial(fence, spec.name)
-        self.silo = GuardedSilo(spec, lambda: task.silo(spec, device), fenced, takes_output=True)
+        blocked = functools.partial(egress_block, spec.name)
+        self.silo = GuardedSilo(spec, lambda: task.silo(spec, device), blocked, takes_output=True)
 
     def __repr__(self) -> str:
         return f"Silo({self.name})"
@@ -70,8 +70,8 @@ class SiloActor:
         return self.silo.open_session(spec)
 
     @ray.method
-    def revive(self, standardizer: Standardizer | None, sessions: list[SessionSpec]) -> None:
-        self.silo.revive(standardizer, sessions)
+    def restore(self, standardizer: Standardizer | None, sessions: list[SessionSpec]) -> None:
+        self.silo.restore(standardizer, sessions)
 
     @ray.method
     def close_session(self, session: str) -> None:
@@ -86,42 +86,42 @@ class SiloActor:
         return self.silo.evaluate(session, dict(zip(names, vectors, strict=True)))
 
     @ray.method
-    def observe(self, vector: Vector, num_examples: int) -> Observation:
+    def observe(self, vector: Vector, num_examples: int) -> GradientObservation:
         return self.silo.observe(vector, num_examples)
 
     @ray.method
-    def ask(self, question: str, *given: Any) -> Artifact:
+    def query(self, query: str, *given: Any) -> Artifact:
         """What is given may be refs of other silos' artifacts: Ray brings them here, past everybody else."""
-        return self.silo.ask(question, *given)
+        return self.silo.query(query, *given)
 
     @ray.method
-    def hand_over(self) -> tuple[bytes, str, str] | None:
-        return self.silo.hand_over()
+    def collect_ledger(self) -> tuple[bytes, str, str] | None:
+        return self.silo.collect_ledger()
 
 
 @ray.remote
-class ExaminerActor:
-    """`Examiner` behind messages."""
+class EvaluatorActor:
+    """`Evaluator` behind messages."""
 
     def __init__(self, spec: SiloSpec, task: Task):
         _one_thread()
-        self.examiner = Examiner(spec, task)
+        self.evaluator = Evaluator(spec, task)
 
     @ray.method
     def open(self) -> dict[str, object]:
-        return self.examiner.open()
+        return self.evaluator.open()
 
     @ray.method
     def prepare(self, standardizer: Standardizer | None) -> None:
-        self.examiner.prepare(standardizer)
+        self.evaluator.prepare(standardizer)
 
     @ray.method
-    def examine(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
-        return self.examiner.examine(models)
+    def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
+        return self.evaluator.evaluate(models)
 
     @ray.method
-    def parity(self, models: Mapping[str, Vector]):
-        return self.examiner.parity(models)
+    def predict(self, models: Mapping[str, Vector]):
+        return self.evaluator.predict(models)
 
 
 def reserved_device() -> str:

@@ -27,13 +27,17 @@ class MethodCoordinatorActor:
     round is the best is known only afterwards."""
 
     def __init__(
-        self, silos: Mapping[str, Handle], specs: Sequence[SiloSpec], task: FedTransferTask, patience: float | None
+        self,
+        silos: Mapping[str, Handle],
+        specs: Sequence[SiloSpec],
+        task: FedTransferTask,
+        answer_timeout: float | None,
     ):
         import torch
 
         torch.set_num_threads(1)
         silo_task = task.of(task.method)
-        self.coordinator = Coordinator(RayCohort(silos, None, specs, silo_task, patience), task, tuple(silos))
+        self.coordinator = Coordinator(RayCohort(silos, None, specs, silo_task, answer_timeout), task, tuple(silos))
 
     @ray.method
     def agree(self) -> Agreement:
@@ -49,22 +53,22 @@ class RayStyleFederation:
     """See `ray_fed.style_transfer.exchange.StyleFederation`."""
 
     def __init__(
-        self, silos: dict[str, Handle], specs: Sequence[SiloSpec], task: FedTransferTask, patience: float | None
+        self, silos: dict[str, Handle], specs: Sequence[SiloSpec], task: FedTransferTask, answer_timeout: float | None
     ):
-        self.silos, self.specs, self.task, self.patience = silos, specs, task, patience
+        self.silos, self.specs, self.task, self.answer_timeout = silos, specs, task, answer_timeout
         self.notices: list[str] = []
 
-    def ask(self, silos: Sequence[str], question: str, *given: Any) -> dict[str, Artifact]:
-        refs = {name: self.silos[name].ask.remote(question, *given) for name in silos}
-        return {name: value_of(ref, name, f"answering '{question}'") for name, ref in refs.items()}
+    def query(self, silos: Sequence[str], query: str, *given: Any) -> dict[str, Artifact]:
+        refs = {name: self.silos[name].query.remote(query, *given) for name in silos}
+        return {name: value_of(ref, name, f"answering '{query}'") for name, ref in refs.items()}
 
     def exchange(self, silos: Sequence[str], out: str, back: str, *given: Any) -> dict[tuple[str, str], int]:
         """Each answer goes from the node of its sender to that of its receiver; only receipts come here.
 
         A sender's error reaches the receiver in place of its message, and from there comes here as itself.
         """
-        made = {name: self.silos[name].ask.remote(out, *given) for name in silos}
-        refs = {pair: self.silos[pair[1]].ask.remote(back, *given, made[pair[0]]) for pair in pairs_of(silos)}
+        made = {name: self.silos[name].query.remote(out, *given) for name in silos}
+        refs = {pair: self.silos[pair[1]].query.remote(back, *given, made[pair[0]]) for pair in pairs_of(silos)}
         return {
             pair: int(value_of(ref, pair[1], f"taking what '{pair[0]}' sent").facts["bytes"])
             for pair, ref in refs.items()
@@ -74,7 +78,7 @@ class RayStyleFederation:
     def coordinator(self, task: FedTransferTask) -> Iterator[MethodCoordinator]:
         self._restart_dead()
         actor = MethodCoordinatorActor.options(num_cpus=CONTROL_CPUS).remote(
-            self.silos, self.specs, task, self.patience
+            self.silos, self.specs, task, self.answer_timeout
         )
         try:
             yield RemoteCoordinator(actor)
@@ -93,7 +97,7 @@ class RayStyleFederation:
 
 @contextlib.contextmanager
 def style_federation(
-    specs: Sequence[SiloSpec], task: FedTransferTask, patience: float | None = None
+    specs: Sequence[SiloSpec], task: FedTransferTask, answer_timeout: float | None = None
 ) -> Iterator[RayStyleFederation]:
     """Place a silo actor per spec, let all open their micrographs, and kill them afterwards."""
     settled, notices = placement.settle(specs, placement.offers())
@@ -108,7 +112,7 @@ def style_federation(
             raise PlacementError(f"silos {names} found no place or opened nothing in {START_TIMEOUT_SECONDS:g} s")
         for name, ref in refs.items():
             value_of(ref, name, "opening its micrographs")
-        standing = RayStyleFederation(silos, settled, task, patience)
+        standing = RayStyleFederation(silos, settled, task, answer_timeout)
         standing.notices = notices
         yield standing
     finally:

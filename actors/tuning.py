@@ -24,11 +24,11 @@ FAILED = "failed_because"
 class TrialListener(Protocol):
     """Told what happens to trials, in the driver's process."""
 
-    def starts(self, number: int) -> None: ...
+    def on_trial_start(self, number: int) -> None: ...
 
-    def reports(self, number: int, report: Mapping[str, Any]) -> None: ...
+    def on_trial_report(self, number: int, report: Mapping[str, Any]) -> None: ...
 
-    def ends(self, number: int, reason: str) -> None:
+    def on_trial_end(self, number: int, reason: str) -> None:
         """A trial is over; `reason` is empty unless it failed."""
         ...
 
@@ -103,19 +103,19 @@ class Telling(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration, trials, trial, **info):  # noqa: ARG002
-        self.listener.starts(_number(trial))
+        self.listener.on_trial_start(_number(trial))
 
     def on_trial_result(self, iteration, trials, trial, result, **info):  # noqa: ARG002
         if FAILED in result:
             self.reasons[_number(trial)] = result[FAILED]
         else:
-            self.listener.reports(_number(trial), result)
+            self.listener.on_trial_report(_number(trial), result)
 
     def on_trial_complete(self, iteration, trials, trial, **info):  # noqa: ARG002
-        self.listener.ends(_number(trial), self.reasons.get(_number(trial), ""))
+        self.listener.on_trial_end(_number(trial), self.reasons.get(_number(trial), ""))
 
     def on_trial_error(self, iteration, trials, trial, **info):  # noqa: ARG002
-        self.listener.ends(_number(trial), "its process died (killed, out of memory or crashed)")
+        self.listener.on_trial_end(_number(trial), "its process died (killed, out of memory or crashed)")
 
 
 def _number(trial: Any) -> int:

@@ -31,7 +31,7 @@ HOSTS = 3
 ROUNDS = 2
 
 
-class Echo:
+class RowMatcher:
     """Plays silos: sends back what it was sent, moved a little."""
 
     def open(self):
@@ -129,7 +129,7 @@ def one(strategy: str, num_silos: int, width: int) -> None:
     with session("local", num_cpus=8):
         import ray
 
-        print(*measured(num_silos, width, strategy, ray.remote(Echo)))
+        print(*measured(num_silos, width, strategy, ray.remote(RowMatcher)))
 
 
 def main() -> None:

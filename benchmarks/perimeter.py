@@ -22,7 +22,7 @@ import torch
 from torch.nn import functional
 
 from actors.session import carry_by_value, session, set_private_token
-from pipelines.ledger.book import Book
+from pipelines.ledger.coordinator_ledger import CoordinatorLedger
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator, Job
 from ray_fed.federation.messages import Update
@@ -30,9 +30,9 @@ from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.perimeter.coordinator_record import WitnessedCohort, with_notes
 from ray_fed.perimeter.guarded_silo import GuardedSilo
-from ray_fed.perimeter.passage import passage_of, vector_digest
-from ray_fed.perimeter.witness import WitnessedCohort, with_notes
+from ray_fed.perimeter.message_digest import digest_of, vector_digest
 from ray_fed.randomness import generator
 from ray_fed.reporting.run_directory import RunDirectory
 
@@ -59,7 +59,7 @@ class Drawn(Task):
 
 
 class Ready(Silo):
-    """Answers at once: what is left is the wall."""
+    """Answers at once: what is left is the boundary."""
 
     answer: Update
 
@@ -82,17 +82,20 @@ def per_update(folder: str) -> dict[str, float]:
     random = generator(0, "update")
     vector = random.normal(scale=0.05, size=55_201).astype(np.float32)
     update = Update("silo-4", "s", 1, vector, 80, 1, 0.5, 0.001)
-    walls = {}
+    boundaries = {}
     for name, place in (("gate", ""), ("gate and ledger", folder)):
         spec = SiloSpec("silo-4", 4000, run="r", ledger_folder=place)
         silo = Ready(spec, Drawn())
         silo.answer = update
-        wall = walls[name] = GuardedSilo(spec, lambda silo=silo: silo)
-        wall.open()
-        wall.prepare(None)
-    found = {name: microseconds(lambda n, wall=wall: wall.fit("s", n, vector)) for name, wall in walls.items()}
+        boundary = boundaries[name] = GuardedSilo(spec, lambda silo=silo: silo)
+        boundary.open()
+        boundary.prepare(None)
+    found = {
+        name: microseconds(lambda n, boundary=boundary: boundary.fit("s", n, vector))
+        for name, boundary in boundaries.items()
+    }
     found["of this the SHA-256 of 221 kB"] = microseconds(lambda _: vector_digest(vector))
-    found["coordinator: note of an update"] = microseconds(lambda _: passage_of(update).facts())
+    found["coordinator: note of an update"] = microseconds(lambda _: digest_of(update).facts())
     found["coordinator: digest of the model"] = microseconds(lambda _: vector_digest(vector))
     return found
 
@@ -114,13 +117,13 @@ def processor_seconds() -> float:
     return sum(sum(member.cpu_times()[:2]) for member in members)
 
 
-def rate(coordinator, book: Book | None, the_job: Job) -> tuple[float, float]:
+def rate(coordinator, ledger: CoordinatorLedger | None, the_job: Job) -> tuple[float, float]:
     """Return (rounds per second, processor milliseconds per round) after the first few, with the notes written as a run
     writes them."""
     start, computed = 0.0, 0.0
     for record in coordinator.run(the_job):
-        if book:
-            book.write(record.notes)
+        if ledger:
+            ledger.write(record.notes)
         if record.server_round == WARM_UP:
             start, computed = time.perf_counter(), processor_seconds()
     rounds = the_job.num_rounds - WARM_UP
@@ -138,7 +141,7 @@ def rounds_per_second(rounds: int, turns: int, folder: str) -> tuple[Rates, Rate
     carry_by_value(task)
     directory = RunDirectory(Path(folder) / "run")
     directory.path.mkdir()
-    book = Book(directory, "r", Path(folder))
+    ledger = CoordinatorLedger(directory, "r", Path(folder))
     with (
         federation(specs(f"{folder}/without", ""), task, None, NAMES) as without,
         federation(specs(f"{folder}/with", "r"), task, None, NAMES) as with_ledgers,
@@ -147,8 +150,8 @@ def rounds_per_second(rounds: int, turns: int, folder: str) -> tuple[Rates, Rate
         with_ledgers.coordinator.agree()
         for turn in range(turns):
             found[0].append(rate(without.coordinator, None, job(f"without-{turn}", rounds)))
-            found[1].append(rate(with_ledgers.coordinator, book, job(f"with-{turn}", rounds)))
-    book.close()
+            found[1].append(rate(with_ledgers.coordinator, ledger, job(f"with-{turn}", rounds)))
+    ledger.close()
     return found
 
 
@@ -188,12 +191,12 @@ def in_one_process(rounds: int, turns: int, folder: str) -> tuple[list[float], l
     task, found = Drawn(), ([], [])
     directory = RunDirectory(Path(folder) / "one")
     directory.path.mkdir()
-    book = Book(directory, "r", Path(folder))
+    ledger = CoordinatorLedger(directory, "r", Path(folder))
     sides = []
     for run, place in (("", f"{folder}/one-without"), ("r", f"{folder}/one-with")):
         cohort = LocalCohort(specs(place, run), task)
-        walls = {spec.name: GuardedSilo(spec, lambda spec=spec: Silo(spec, task)) for spec in specs(place, run)}
-        cohort.silos = walls  # type: ignore[assignment]  (they answer the same questions)
+        boundaries = {spec.name: GuardedSilo(spec, lambda spec=spec: Silo(spec, task)) for spec in specs(place, run)}
+        cohort.silos = boundaries  # type: ignore[assignment]  (they answer the same questions)
         witness = WitnessedCohort(cohort)
         coordinator = Coordinator(witness if run else cohort, task, NAMES)
         coordinator.agree()
@@ -203,11 +206,11 @@ def in_one_process(rounds: int, turns: int, folder: str) -> tuple[list[float], l
             the_job, start = job(f"{turn}-{witness is None}", rounds), 0.0
             records = coordinator.run(the_job)
             for record in with_notes(records, the_job, coordinator.layout, witness) if witness else records:
-                book.write(record.notes if witness else ())
+                ledger.write(record.notes if witness else ())
                 if record.server_round == WARM_UP:
                     start = time.process_time()
             times.append(1e3 * (time.process_time() - start) / (rounds - WARM_UP))
-    book.close()
+    ledger.close()
     return found
 
 

@@ -1,7 +1,7 @@
 """Rounds against the number of silos and of parameters, and what a fitted cost model says of a hundred institutions.
 
 Every silo is an actor with a process of its own, on logical CPUs; it answers at once with its vector moved a little, so
-that what is measured is the runtime: messages, guard, exact sum, records, silo wall. Time of a round, and of the
+that what is measured is the runtime: messages, guard, exact sum, records, silo boundary. Time of a round, and of the
 coordinator's own processor time, are fitted as
 
     seconds = (fixed + per_byte_once * bytes) + silos * (per_silo + per_byte * bytes)      (bytes of a vector; all >= 0)

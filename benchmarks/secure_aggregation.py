@@ -14,8 +14,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ray_fed.federation.exact_sum import ExactWeightedSum
-from ray_fed.federation.secure_work import default_threshold
+from ray_fed.exact_sum import ExactWeightedSum
+from ray_fed.federation.rounds.secure_driver import default_threshold
 from ray_fed.privacy.secure_sum.collector import SecureCollector
 from ray_fed.privacy.secure_sum.member import SecureMember
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
-from pipelines.placing import Members, placed
+from pipelines.launching import FederationSpec, launched
 from ray_fed.config import require
 from ray_fed.errors import DataError
 from ray_fed.federation.coordinator import Agreement, Job, RoundRecord
-from ray_fed.federation.rounds import RoundRules
+from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.strategies import Strategy, make_strategy
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.layout import load_vector
@@ -109,8 +109,8 @@ def federate(
     require(len(names) > 0, "silos is empty; give at least one SiloSpec")
     require(len(set(names)) == len(names), f"silo names {names} must differ")
     rules = rules or RoundRules()
-    members = Members(silos, task, test, names)
-    with placed(members, cohort, address, rules.round_timeout, [chosen]) as (coordinator, _):
+    members = FederationSpec(silos, task, test, names)
+    with launched(members, cohort, address, rules.round_timeout, [chosen]) as (coordinator, _):
         agreement = coordinator.agree()
         plans = {name: training.plan(_examples(agreement, name)) for name in names}
         records = []

@@ -103,5 +103,5 @@ class SiloFailed(FedError):
 
     def __str__(self) -> str:
         silo, doing, reason = self.args
-        who = {"coordinator": "the coordinator", "test": "the common test set's examiner"}.get(silo, f"silo '{silo}'")
+        who = {"coordinator": "the coordinator", "test": "the common test set's evaluator"}.get(silo, f"silo '{silo}'")
         return f"{who} failed while {doing}: {reason}"

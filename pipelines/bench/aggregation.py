@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from pipelines.bench.measurement import Measurement
-from ray_fed.federation.exact_sum import ExactWeightedSum
+from ray_fed.exact_sum import ExactWeightedSum
 
 SILOS = 4
 

@@ -15,9 +15,9 @@ class DoctorConfig:
     """Federation file whose silos must find their site, their GPUs and their data."""
     megabytes: float = 8.0
     """Size of the messages that are timed, in MB; 8 is a model of two million parameters."""
-    patience: float = 60.0
+    timeout: float = 60.0
     """Seconds after which a node that does not answer is given up."""
 
     def __post_init__(self) -> None:
-        for name in ("megabytes", "patience"):
+        for name in ("megabytes", "timeout"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")

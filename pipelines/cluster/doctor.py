@@ -26,7 +26,7 @@ def run(options: Mapping[str, object]) -> int:
     with session(config.address):
         from actors import cluster_check
 
-        nodes = cluster_check.examine_nodes(_paths_at(silos), round(config.megabytes * 1e6), config.patience)
+        nodes = cluster_check.check_nodes(_paths_at(silos), round(config.megabytes * 1e6), config.timeout)
         found = [*findings(nodes, describe_machine()), *_of_places(silos)]
     print(software_table(nodes))
     print(machine_table(nodes))

@@ -20,12 +20,12 @@ Line = Mapping[str, Any]
 """A stage that is done, as a line of history.jsonl."""
 
 
-class Listener(Protocol):
+class FedTransferListener(Protocol):
     """Told what happens while the experiment runs."""
 
-    def starts(self, title: str, rounds: int) -> None: ...
+    def on_stage_start(self, title: str, rounds: int) -> None: ...
 
-    def hears(self, record: RoundRecord) -> None: ...
+    def on_round_end(self, record: RoundRecord) -> None: ...
 
     def trained(self, name: str, task: FedTransferTask, models: Mapping[str, Vector], line: Line) -> None:
         """Told the chosen models before the stage is done; only those that are whole without what silos keep."""
@@ -54,14 +54,14 @@ class Choice:
 
 
 @dataclass
-class Experiment:
+class FedTransferExperiment:
     """One fold on silos that stand."""
 
     config: FedTransferConfig
     fold: int
     task: FedTransferTask
     federation: StyleFederation
-    listener: Listener
+    listener: FedTransferListener
     finished: frozenset[str]
     """Keys of the stages that an earlier process has finished."""
 
@@ -92,9 +92,9 @@ class Experiment:
 
     def learn(self) -> None:
         """Algorithm 1, line 9, in all silos at once."""
-        self.listener.starts("generators", self.config.style_epochs)
+        self.listener.on_stage_start("generators", self.config.style_epochs)
         started = time.perf_counter()
-        said = self.federation.ask(self.silos, "learn_style")
+        said = self.federation.query(self.silos, "learn_style")
         facts = {silo: dict(artifact.facts) for silo, artifact in said.items()}
         self._done("generators", started, facts=facts)
 
@@ -103,7 +103,7 @@ class Experiment:
         for codec in codecs_needed(self.methods):
             started = time.perf_counter()
             sent = self.federation.exchange(self.silos, "style", "take_style", codec)
-            self.federation.ask(self.silos, "paint_styles", codec)
+            self.federation.query(self.silos, "paint_styles", codec)
             pairs = {f"{sender} -> {receiver}": size for (sender, receiver), size in sent.items()}
             self._done(f"exchange {codec}", started, sent=pairs, bytes=total_bytes(sent))
 
@@ -116,14 +116,14 @@ class Experiment:
     def train(self, method: Method, seed: int) -> None:
         """Run a method, choose a round, and let every silo test the chosen models."""
         job = job_of(self.config, method, self.fold, seed)
-        self.listener.starts(method.title, job.num_rounds)
+        self.listener.on_stage_start(method.title, job.num_rounds)
         started, choice, records = time.perf_counter(), Choice(), []
         with self.federation.coordinator(self.task.of(method)) as coordinator:
             coordinator.agree()
             for record in coordinator.run(job):
                 self._choose(choice, job, method, record)
                 records.append(record)
-                self.listener.hears(record)
+                self.listener.on_round_end(record)
             chosen = {name: (choice.rounds[name], vector) for name, vector in choice.vectors.items()}
             found = self._test(method, job, chosen, f"{method.name}-seed{seed}.png")
         line = {
@@ -155,10 +155,10 @@ class Experiment:
         found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
         if method.cooperation == "pooled":
             (pooled,) = job.silos
-            facts = self.federation.ask([pooled], "test_apart", job.name, models)[pooled].facts
+            facts = self.federation.query([pooled], "test_apart", job.name, models)[pooled].facts
             said = {silo: _below(f"{silo}.", facts) for silo in self.silos}
         else:
-            answers = self.federation.ask(self.silos, "test", job.name, models, sheet)
+            answers = self.federation.query(self.silos, "test", job.name, models, sheet)
             said = {silo: dict(artifact.facts) for silo, artifact in answers.items()}
         for silo, facts in said.items():
             for name in models:

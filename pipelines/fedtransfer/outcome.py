@@ -30,7 +30,7 @@ CITATION = (
 )
 
 
-class Outcome:
+class FedTransferOutcome:
     """Turns the lines of a run, finished or not, into its files."""
 
     def __init__(self, config: FedTransferConfig, directory: RunDirectory, command: Sequence[str]):

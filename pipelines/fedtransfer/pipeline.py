@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.fedtransfer.config import FedTransferConfig, resolved, same_results, without_oracle
-from pipelines.fedtransfer.experiment import Experiment, Line
-from pipelines.fedtransfer.outcome import Outcome
+from pipelines.fedtransfer.experiment import FedTransferExperiment, Line
+from pipelines.fedtransfer.outcome import FedTransferOutcome
 from pipelines.fedtransfer.results import GLOBAL, header, table_rows, verdicts
 from pipelines.fedtransfer.setup import is_embedded, session_names, specs_of, task_of
 from pipelines.fedtransfer.stage_logs import StageLogs
@@ -39,19 +39,19 @@ def run(options: Mapping[str, Any], command: Sequence[str]) -> int:
         task_of(config, fold)
     directory, begun = _directory(config)
     try:
-        outcome = Outcome(config, directory, command)
+        outcome = FedTransferOutcome(config, directory, command)
         return _carry_out(config, outcome, begun)
     finally:
         directory.discard_if_empty()
 
 
-def _carry_out(config: FedTransferConfig, outcome: Outcome, begun: bool) -> int:
+def _carry_out(config: FedTransferConfig, outcome: FedTransferOutcome, begun: bool) -> int:
     started, status = time.perf_counter(), "interrupted"
     if begun:
         outcome.lines.extend(dict(line) for line in outcome.directory.read_history())
     try:
         with RoundProgress("") as progress:
-            listener = Recorder(outcome, progress)
+            listener = FedTransferRecorder(outcome, progress)
             with contextlib.closing(listener.logs):
                 for fold in range(config.num_folds):
                     _run_fold(config, fold, outcome, listener)
@@ -63,17 +63,19 @@ def _carry_out(config: FedTransferConfig, outcome: Outcome, begun: bool) -> int:
     return 0
 
 
-def _run_fold(config: FedTransferConfig, fold: int, outcome: Outcome, listener: "Recorder") -> None:
+def _run_fold(
+    config: FedTransferConfig, fold: int, outcome: FedTransferOutcome, listener: "FedTransferRecorder"
+) -> None:
     task = task_of(config, fold)
     finished = frozenset(str(line["stage"]) for line in outcome.lines)
     with _standing(config, fold, outcome) as federation:
         outcome.begin()  # not before all silos have opened their micrographs: a wrong folder leaves nothing behind
         outcome.notices = list(dict.fromkeys([*outcome.notices, *federation.notices]))
-        Experiment(config, fold, task, federation, listener, finished).run()
+        FedTransferExperiment(config, fold, task, federation, listener, finished).run()
 
 
 @contextlib.contextmanager
-def _standing(config: FedTransferConfig, fold: int, outcome: Outcome) -> Iterator[StyleFederation]:
+def _standing(config: FedTransferConfig, fold: int, outcome: FedTransferOutcome) -> Iterator[StyleFederation]:
     """Yield the silos, in this process or as actors."""
     specs, task = specs_of(config, fold, outcome.silo_folder), task_of(config, fold)
     if config.cohort == "local":
@@ -88,18 +90,18 @@ def _standing(config: FedTransferConfig, fold: int, outcome: Outcome) -> Iterato
             yield standing
 
 
-class Recorder:
+class FedTransferRecorder:
     """Writes every finished stage down, and tells the terminal and TensorBoard how it goes."""
 
-    def __init__(self, outcome: Outcome, progress: RoundProgress):
+    def __init__(self, outcome: FedTransferOutcome, progress: RoundProgress):
         self.outcome, self.progress = outcome, progress
         self.logs = StageLogs(outcome.directory.tensorboard)
 
-    def starts(self, title: str, rounds: int) -> None:
+    def on_stage_start(self, title: str, rounds: int) -> None:
         self.progress.start(rounds, title)
 
-    def hears(self, record: RoundRecord) -> None:
-        self.logs.hears(record)
+    def on_round_end(self, record: RoundRecord) -> None:
+        self.logs.on_round_end(record)
         if record.server_round:
             loss = record.metrics.get("loss")
             self.progress.advance({"server_round": record.server_round, "loss": loss, "bytes_sent": record.bytes_sent})
@@ -155,7 +157,7 @@ def _directory(config: FedTransferConfig) -> tuple[RunDirectory, bool]:
     return RunDirectory.create(config.out, PIPELINE), False
 
 
-def _print(outcome: Outcome) -> None:
+def _print(outcome: FedTransferOutcome) -> None:
     silos = outcome.silos
     for places in (silos, [GLOBAL]) if outcome.results else ():
         rows = [header(places), *table_rows(outcome.results, places)]

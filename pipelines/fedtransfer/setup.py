@@ -17,7 +17,13 @@ from ray_fed.micrographs.unet import UNetDesign
 from ray_fed.randomness import derived_seed
 from ray_fed.style_transfer.generators import GeneratorSpec
 from ray_fed.style_transfer.methods import Method, method_named
-from ray_fed.style_transfer.sources import FolderSource, MicrographSource, PolycrystalSource, PooledSource, Split
+from ray_fed.style_transfer.sources import (
+    MicrographSource,
+    PooledSource,
+    Split,
+    SplitFolderSource,
+    SplitPolycrystalSource,
+)
 from ray_fed.style_transfer.task import FedTransferTask, session_name
 from ray_fed.style_transfer.training import StylePlan, style_plan
 
@@ -43,13 +49,13 @@ def source_of(name: str, place: str, config: FedTransferConfig, fold: int) -> Mi
     """Return the source of an embedded style or a folder; ConfigError for what is neither."""
     split = Split(config.folds, fold, seed=config.seed)
     if place in STYLES:
-        return PolycrystalSource(
+        return SplitPolycrystalSource(
             place, config.images, config.test_images, config.size, config.spacing, config.gap, config.seed, split
         )
     if not Path(place).is_dir():
         raise ConfigError(f"data={place!r} is neither a folder nor one of {', '.join(STYLES)}")
     folder = MicrographFolder(str(Path(place).absolute()), meaning=mask_meaning(name, config), tile=config.size)
-    return FolderSource(folder, split)
+    return SplitFolderSource(folder, split)
 
 
 def mask_meaning(silo: str, config: FedTransferConfig) -> MaskMeaning:

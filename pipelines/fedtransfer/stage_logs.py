@@ -21,7 +21,7 @@ class StageLogs:
         self.folder = folder
         self._open: dict[str, EventLog] = {}
 
-    def hears(self, record: RoundRecord) -> None:
+    def on_round_end(self, record: RoundRecord) -> None:
         log = self._log(run_of(record.job))
         for silo, loss in silo_losses(record).items():
             log.scalar(f"loss/validation/{silo}", loss, record.server_round)

@@ -8,13 +8,13 @@ from math import isfinite
 from typing import TYPE_CHECKING, Literal
 
 from ray_fed.config import require
-from ray_fed.federation.rounds import RoundRules, StartRules
+from ray_fed.federation.rounds.machine import RoundRules, StartRules
+from ray_fed.privacy.accounting import PrivacyAccount
 from ray_fed.privacy.compression import Compression
-from ray_fed.privacy.dp.accounting import PrivacyAccount
 
 if TYPE_CHECKING:
     from ray_fed.federation.strategies import Strategy
-    from ray_fed.privacy.dp.private_steps import PrivateSteps
+    from ray_fed.learning.private_steps import PrivateSteps
 
 Features = Literal["guo73", "guo65", "rich", "rich+structure"]
 
@@ -210,7 +210,7 @@ class FormationEnergyConfig:
         if not self.secure_aggregation:
             require(self.secure_threshold is None, "secure_threshold needs secure_aggregation=yes")
             return
-        from ray_fed.federation.secure_work import require_sums_only
+        from ray_fed.federation.rounds.secure_driver import require_sums_only
 
         require_sums_only(self.make_strategy(), self.max_update_norm)
         coded = f"compression={self.compression} does not go with secure_aggregation"
@@ -230,7 +230,7 @@ class FormationEnergyConfig:
         be met."""
         if not self.secure_aggregation:
             return 0
-        from ray_fed.federation.secure_work import default_threshold
+        from ray_fed.federation.rounds.secure_driver import default_threshold
         from ray_fed.privacy.secure_sum.member import FEWEST
 
         require(num_silos >= FEWEST, f"secure_aggregation needs at least {FEWEST} silos; there is {num_silos}")
@@ -247,7 +247,7 @@ class FormationEnergyConfig:
         """Return the noise of the silos' steps, None where none is asked for."""
         if self.dp_noise_multiplier is None:
             return None
-        from ray_fed.privacy.dp.private_steps import PrivateSteps
+        from ray_fed.learning.private_steps import PrivateSteps
 
         return PrivateSteps(self.dp_noise_multiplier, self.dp_clip)
 

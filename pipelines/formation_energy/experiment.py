@@ -8,31 +8,34 @@ from typing import Protocol
 
 import numpy as np
 
-from pipelines import placing
+from pipelines import launching
 from pipelines.formation_energy.checkpoint import Checkpoint
 from pipelines.formation_energy.membership import admitted, fingerprints, start_rules
 from pipelines.formation_energy.setup import Setup, jobs
-from pipelines.placing import CoordinatorLike, Members
+from pipelines.launching import CoordinatorLike, FederationSpec
 from ray_fed.federation.coordinator import Agreement, Job, RoundRecord
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.strategies import Models
 
 
-class Listener(Protocol):
+class TrainingListener(Protocol):
     """Told about each job and each record while the experiment runs."""
 
-    def starts(self, job: Job, seed: int) -> None: ...
+    def on_job_start(self, job: Job, seed: int) -> None: ...
 
-    def hears(self, record: RoundRecord, seed: int) -> None: ...
+    def on_round_end(self, record: RoundRecord, seed: int) -> None: ...
 
 
 @contextlib.contextmanager
-def placed(setup: Setup) -> Iterator[tuple[CoordinatorLike, list[str]]]:
+def launched(setup: Setup) -> Iterator[tuple[CoordinatorLike, list[str]]]:
     """Yield the coordinator of the setup's cohort, and notices for the user."""
-    config, members = setup.config, Members(setup.members, setup.task, setup.test, setup.founders or setup.training)
+    config, members = (
+        setup.config,
+        FederationSpec(setup.members, setup.task, setup.test, setup.founders or setup.training),
+    )
     unused = config.cohort == "local" and config.num_gpus
     carried, start = [config.make_strategy()], start_rules(setup)
-    with placing.placed(members, config.cohort, config.address, config.round_timeout, carried, start) as (
+    with launching.launched(members, config.cohort, config.address, config.round_timeout, carried, start) as (
         coordinator,
         notices,
     ):
@@ -40,12 +43,12 @@ def placed(setup: Setup) -> Iterator[tuple[CoordinatorLike, list[str]]]:
 
 
 @dataclass
-class Experiment:
+class TrainingExperiment:
     """All repeats of the federated run and of the baselines, and what came out so far."""
 
     setup: Setup
     agreement: Agreement
-    listener: Listener
+    listener: TrainingListener
     checkpoint: Checkpoint
     records: list[tuple[int, RoundRecord]] = field(default_factory=list)
     """(seed, record) in the order heard."""
@@ -65,7 +68,7 @@ class Experiment:
         for seed in self.seeds:
             for job in jobs(self.setup, dict(self.agreement.silos), seed):
                 self._run(coordinator, job, seed)
-        shown = coordinator.parity(self.models)
+        shown = coordinator.predict_test(self.models)
         if shown is not None:
             self.true, self.predicted = shown
 
@@ -74,7 +77,7 @@ class Experiment:
         if finished is not None:
             self._keep(finished, seed)
             return
-        self.listener.starts(job, seed)
+        self.listener.on_job_start(job, seed)
         for record in coordinator.run(job, *self.checkpoint.start_of(job.name)):
             if record.models is not None:
                 self._keep(record.models, seed)
@@ -82,7 +85,7 @@ class Experiment:
                 self.agreement = admitted(self.agreement, record)
                 self.checkpoint.directory.write_data(fingerprints(self.agreement))
             self.records.append((seed, replace(record, state=None, notes=())))
-            self.listener.hears(record, seed)
+            self.listener.on_round_end(record, seed)
             self.checkpoint.save(record)
 
     def _keep(self, models: Models, seed: int) -> None:

@@ -7,10 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 
-from pipelines.formation_energy.experiment import Experiment
+from pipelines.formation_energy.experiment import TrainingExperiment
 from pipelines.formation_energy.membership import fingerprints
-from pipelines.formation_energy.own_rows import own_errors, own_table
-from pipelines.formation_energy.promise import promise
+from pipelines.formation_energy.per_silo_errors import own_errors, own_table
+from pipelines.formation_energy.privacy_statement import privacy_statement
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
 from ray_fed.reporting.model_files import ModelCard, save_model
 from ray_fed.reporting.report import Figure, Section, Table, write_report
@@ -21,12 +21,12 @@ MAX_PARITY_SILOS = 4
 CITATION = "Guo et al., Sci Rep 12 (2022), doi:10.1038/s41598-022-19426-8"
 
 
-class Outcome:
+class TrainingOutcome:
     """Turns an experiment, finished or broken off, into files of a run directory."""
 
     def __init__(
         self,
-        experiment: Experiment,
+        experiment: TrainingExperiment,
         directory: RunDirectory,
         command: Sequence[str],
         notices: Sequence[str],
@@ -79,7 +79,7 @@ class Outcome:
             **own_errors(self.experiment),
             **self._costs(),
             **self._counts(),
-            **promise(self.experiment),
+            **privacy_statement(self.experiment),
             "status": status,
             **({"reason": reason} if reason else {}),
         }
@@ -184,7 +184,7 @@ class Outcome:
             "rounds": self.summary["rounds"],
             "strategy": setup.config.strategy,
             "strategy_options": list(setup.config.strategy_options),
-            "privacy": promise(self.experiment) or "none",
+            "privacy": privacy_statement(self.experiment) or "none",
         }
 
     # ---- figures and report

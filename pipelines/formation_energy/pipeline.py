@@ -14,12 +14,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from pipelines.formation_energy.checkpoint import Checkpoint
-from pipelines.formation_energy.experiment import Experiment, placed
+from pipelines.formation_energy.experiment import TrainingExperiment, launched
 from pipelines.formation_energy.membership import check_data, founded, rejoined, with_founders
-from pipelines.formation_energy.outcome import Outcome
-from pipelines.formation_energy.recorder import Recorder
+from pipelines.formation_energy.outcome import TrainingOutcome
+from pipelines.formation_energy.recorder import TrainingRecorder
 from pipelines.formation_energy.setup import Setup, jobs, resolve, with_ledgers, with_state_folder
-from pipelines.ledger.book import Book, discard_unused, name_of_run, silos_folder
+from pipelines.ledger.coordinator_ledger import CoordinatorLedger, discard_unused, name_of_run, silos_folder
 from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.reporting.environment import software_versions
@@ -31,7 +31,7 @@ PIPELINE = "formation-energy"
 
 
 @dataclass(frozen=True)
-class Assignment:
+class RunRequest:
     """One run to do: what, where it is kept, and whether it was begun before."""
 
     setup: Setup
@@ -53,7 +53,7 @@ def run(options: dict[str, object], command: Sequence[str]) -> int:
     setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
     try:
         with _alone(directory), _keeping(directory):
-            return _carry_out(Assignment(setup, directory, tuple(command), tuple(given), checkpoint, False))
+            return _carry_out(RunRequest(setup, directory, tuple(command), tuple(given), checkpoint, False))
     finally:
         discard_unused(directory)
         directory.discard_if_empty()
@@ -78,7 +78,7 @@ def _is_complete(directory: RunDirectory) -> bool:
     return isinstance(summary, dict) and summary.get("status") == "completed"
 
 
-def _begun(directory: RunDirectory) -> Assignment:
+def _begun(directory: RunDirectory) -> RunRequest:
     """Read what a broken-off run was to do and how far it came; DataError when that cannot be made out."""
     try:
         config = directory.read_config()
@@ -98,7 +98,7 @@ def _begun(directory: RunDirectory) -> Assignment:
         raise DataError(
             f"{directory.path} cannot be resumed ({type(error).__name__}: {said}); start a new run"
         ) from error
-    return Assignment(setup, directory, command, overrides, checkpoint, is_resumed)
+    return RunRequest(setup, directory, command, overrides, checkpoint, is_resumed)
 
 
 @contextlib.contextmanager
@@ -138,11 +138,11 @@ def _keeping(directory: RunDirectory) -> Iterator[None]:
         raise FedError(f"{said}; make room or set the permissions right, then {remedy}") from error
 
 
-def _carry_out(assignment: Assignment) -> int:
-    outcome = _train(assignment)
+def _carry_out(request: RunRequest) -> int:
+    outcome = _train(request)
     for line in _missed(outcome.experiment):
         print(f"note: {line}", file=sys.stderr)
-    results_table(results_from_summary(outcome.summary), unit=assignment.setup.task.unit)
+    results_table(results_from_summary(outcome.summary), unit=request.setup.task.unit)
     print()
     if own := outcome.own_table():
         print(aligned(own, right=range(1, len(own[0])), rule=True))
@@ -150,14 +150,14 @@ def _carry_out(assignment: Assignment) -> int:
     return 0
 
 
-def _train(assignment: Assignment) -> Outcome:
+def _train(request: RunRequest) -> TrainingOutcome:
     """Train, and write the run directory whatever happens once the silos have agreed."""
-    started, setup = time.perf_counter(), assignment.setup
+    started, setup = time.perf_counter(), request.setup
     where = "in this process" if setup.config.cohort == "local" else f"as Ray actors (address {setup.config.address})"
     print(f"opening {len(setup.silos)} silos {where}", file=sys.stderr)
-    with placed(setup) as (coordinator, notices):
+    with launched(setup) as (coordinator, notices):
         agreement = coordinator.agree()
-        changed = _changed_versions(assignment.directory) if assignment.is_resumed else []
+        changed = _changed_versions(request.directory) if request.is_resumed else []
         for line in [*notices, *_unusable(agreement), *changed]:
             print(f"note: {line}", file=sys.stderr)
         _check_sizes(agreement)
@@ -165,15 +165,15 @@ def _train(assignment: Assignment) -> Outcome:
         jobs(
             setup, dict(agreement.silos), setup.config.seed
         )  # whatever is wrong with them is said before a file is made
-        if assignment.is_resumed:
-            check_data(agreement, setup.founders if setup.config.late_silos else (), assignment.directory)
-            agreement = rejoined(agreement, setup, assignment.directory)
-            _check_silo_states(assignment)
-        book = Book.of_run(assignment.directory, setup.silos[0].run, assignment.checkpoint.folder)
-        with Recorder(setup, assignment.directory, book) as recorder:
-            records = assignment.checkpoint.records() if assignment.is_resumed else []
-            experiment = Experiment(setup, agreement, recorder, assignment.checkpoint, records, started=started)
-            outcome = Outcome(experiment, assignment.directory, assignment.command, notices, assignment.site_overrides)
+        if request.is_resumed:
+            check_data(agreement, setup.founders if setup.config.late_silos else (), request.directory)
+            agreement = rejoined(agreement, setup, request.directory)
+            _check_silo_states(request)
+        ledger = CoordinatorLedger.of_run(request.directory, setup.silos[0].run, request.checkpoint.folder)
+        with TrainingRecorder(setup, request.directory, ledger) as recorder:
+            records = request.checkpoint.records() if request.is_resumed else []
+            experiment = TrainingExperiment(setup, agreement, recorder, request.checkpoint, records, started=started)
+            outcome = TrainingOutcome(experiment, request.directory, request.command, notices, request.site_overrides)
             outcome.begin()
             try:
                 experiment.train(coordinator)
@@ -189,11 +189,11 @@ def _train(assignment: Assignment) -> Outcome:
                 _broken_off(outcome, "failed", str(error))
                 raise
     outcome.finish("completed")
-    shutil.rmtree(assignment.checkpoint.folder, ignore_errors=True)
+    shutil.rmtree(request.checkpoint.folder, ignore_errors=True)
     return outcome
 
 
-def _broken_off(outcome: Outcome, status: str, reason: str) -> None:
+def _broken_off(outcome: TrainingOutcome, status: str, reason: str) -> None:
     print(_way_on(status, outcome.directory), file=sys.stderr)
     try:
         outcome.finish(status, reason)
@@ -226,7 +226,7 @@ def _changed_versions(directory: RunDirectory) -> list[str]:
     ]
 
 
-def _missed(experiment: Experiment) -> list[str]:
+def _missed(experiment: TrainingExperiment) -> list[str]:
     """Say of each silo that failed in how many federated rounds it took part, and why it first did not."""
     rounds = experiment.federated_records()
     reasons: dict[str, str] = {}
@@ -247,9 +247,9 @@ def _check_sizes(agreement: Agreement) -> None:
             )
 
 
-def _check_silo_states(assignment: Assignment) -> None:
+def _check_silo_states(request: RunRequest) -> None:
     """Say when silos cannot go on exactly: DataError where their optimiser states were removed, a note on a cluster."""
-    config, checkpoint = assignment.setup.config, assignment.checkpoint
+    config, checkpoint = request.setup.config, request.checkpoint
     job = checkpoint.progress["job"]
     if job is not None and config.strategy == "fed_buff":
         print(
@@ -258,7 +258,7 @@ def _check_silo_states(assignment: Assignment) -> None:
     if job is None or config.optimizer != "adam" or config.optimizer_state != "keep":
         return
     if config.address != "local":
-        for spec in assignment.setup.silos:
+        for spec in request.setup.silos:
             if not spec.state_folder:
                 print(f"note: silo '{spec.name}' has no folder 'state'; it goes on with fresh moments", file=sys.stderr)
         return

@@ -6,8 +6,8 @@ from functools import partial
 from types import TracebackType
 
 from pipelines.formation_energy.setup import Setup
-from pipelines.ledger.book import Book
-from pipelines.placing import CoordinatorLike
+from pipelines.launching import CoordinatorLike
+from pipelines.ledger.coordinator_ledger import CoordinatorLedger
 from ray_fed.errors import FedError
 from ray_fed.federation.coordinator import EPSILON, Job, RoundRecord
 from ray_fed.reporting.run_directory import RunDirectory
@@ -20,16 +20,16 @@ MAX_LOGGED_ROUNDS = 500
 them all."""
 
 
-class Recorder:
+class TrainingRecorder:
     """The experiment's listener; a context manager, so that nothing is left open or unflushed."""
 
-    def __init__(self, setup: Setup, directory: RunDirectory, book: Book | None = None):
-        self.setup, self.directory, self.book = setup, directory, book
+    def __init__(self, setup: Setup, directory: RunDirectory, ledger: CoordinatorLedger | None = None):
+        self.setup, self.directory, self.ledger = setup, directory, ledger
         self.progress = RoundProgress(setup.task.unit)
         self.logs: dict[str, EventLog] = {}
         self._told: tuple[tuple[str, str], ...] = ()
 
-    def __enter__(self) -> "Recorder":
+    def __enter__(self) -> "TrainingRecorder":
         return self
 
     def __exit__(
@@ -38,25 +38,25 @@ class Recorder:
         with contextlib.ExitStack() as closing:  # one that cannot be written must not keep the others from closing
             for log in self.logs.values():
                 closing.callback(log.close)
-            if self.book:
-                closing.callback(self.book.close)
+            if self.ledger:
+                closing.callback(self.ledger.close)
             closing.callback(self.progress.close)
 
     def collect(self, coordinator: CoordinatorLike) -> None:
         """Fetch the silos' ledgers; a coordinator that is gone has none, which must not hide why it is gone."""
-        if self.book:
+        if self.ledger:
             with contextlib.suppress(FedError):
-                self.book.take(coordinator.hand_over())
+                self.ledger.add_silo_ledgers(coordinator.collect_ledgers())
 
-    def starts(self, job: Job, seed: int) -> None:
+    def on_job_start(self, job: Job, seed: int) -> None:
         kind = "federated" if _is_federated(job.name) else "each silo alone, pooled"
         title = f"{kind}, seed {seed}" if self.setup.config.repeats > 1 else kind
         self.progress.start(job.num_rounds, title)
 
-    def hears(self, record: RoundRecord, seed: int) -> None:
+    def on_round_end(self, record: RoundRecord, seed: int) -> None:
         self.directory.append_history(history_line(record, seed))
-        if self.book:
-            self.book.write(record.notes)
+        if self.ledger:
+            self.ledger.write(record.notes)
         self.directory.append_timing(timing_line(record))
         if record.num_rounds <= MAX_LOGGED_ROUNDS or f"{self._model(record)}.mae" in record.metrics:
             self._log(record, seed)

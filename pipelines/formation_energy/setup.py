@@ -97,7 +97,7 @@ def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
     """Let silos that are actors keep ledgers of the run: those of a private cluster in `folder`, those of a cluster we
     join beside their states, unless their owners' site files name another place."""
     if setup.config.cohort == "local":
-        return setup  # silos within one process have no wall
+        return setup  # silos within one process have no boundary
 
     def settled(spec: SiloSpec) -> SiloSpec:
         place = str(folder.resolve()) if setup.config.address == "local" else spec.state_folder

@@ -75,7 +75,7 @@ class Findings:
         return f"{same} of the {there} updates that the coordinator wrote down in these rounds are the replayed ones."
 
 
-class Gate:
+class LeakLimit:
     """Whether any message, as the federation is set up, gives away more of a silo than allowed."""
 
     def __init__(self, limit: float | None, findings: Findings):

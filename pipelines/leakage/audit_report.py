@@ -3,7 +3,7 @@
 import shlex
 from collections.abc import Sequence
 
-from pipelines.leakage.audit_findings import NOTHING, Findings, Gate, total, worst_per_silo
+from pipelines.leakage.audit_findings import NOTHING, Findings, LeakLimit, total, worst_per_silo
 from ray_fed.leakage.audit import MessageAudit
 from ray_fed.reporting.report import Block, Paragraph, Section, Table, write_report
 from ray_fed.reporting.run_directory import RunDirectory
@@ -36,7 +36,7 @@ TRIED = "Records found / records behind the message, over all silos, at the firs
 
 
 def write_audit(
-    directory: RunDirectory, findings: Findings, gate: Gate, seconds: float, command: Sequence[str]
+    directory: RunDirectory, findings: Findings, gate: LeakLimit, seconds: float, command: Sequence[str]
 ) -> None:
     """Write summary.json and report.html."""
     summary = _summary(findings, gate, seconds)
@@ -53,7 +53,7 @@ def write_audit(
     directory.write_summary(summary)  # type: ignore[arg-type]
 
 
-def _summary(findings: Findings, gate: Gate, seconds: float) -> dict[str, object]:
+def _summary(findings: Findings, gate: LeakLimit, seconds: float) -> dict[str, object]:
     summary: dict[str, object] = {
         "status": "completed", "seconds.total": seconds, "leak.largest_share": gate.worst.share,
         "leak.silo": gate.worst.silo, "leak.allowed": gate.limit, "leak.passed": not gate.is_broken,

@@ -16,8 +16,8 @@ from pipelines.leakage.margins import HEADER as MARGIN_HEADER
 from pipelines.leakage.margins import Margin, margins
 from pipelines.leakage.margins import as_row as margin_row
 from pipelines.leakage.results import HEADER, HEADER_SAYS, MethodResult, Row, number, select, summarise, table_cells
-from pipelines.leakage.verdicts import Verdict, verdicts
-from ray_fed.leakage.observation import Knowledge, Observation
+from pipelines.leakage.verdicts import ClaimVerdict, verdicts
+from ray_fed.leakage.observation import AttackObservation, Knowledge
 from ray_fed.leakage.study import drawn_images
 from ray_fed.leakage.tabular_study import TabularLeak
 from ray_fed.leakage.targets import make_target
@@ -29,7 +29,7 @@ from ray_fed.reporting.tensorboard_log import EventLog
 CITATION = "WDLG: Int. J. Intell. Syst. (2022), 5510329; the readings of it that were tried are in decisions/0005."
 
 
-class Outcome:
+class LeakageOutcome:
     """Turns rows and arrays of a run, finished or not, into its files."""
 
     def __init__(self, config: LeakageConfig, directory: RunDirectory, command: Sequence[str]):
@@ -68,7 +68,7 @@ class Outcome:
             for name, rate in sorted(keys, key=lambda key: (key[0], key[1]))
         }
 
-    def verdicts(self) -> list[Verdict]:
+    def verdicts(self) -> list[ClaimVerdict]:
         return verdicts(self.compared(), self.labels, self.rates(), self.margins())
 
     def margins(self) -> list[Margin]:
@@ -99,7 +99,9 @@ class Outcome:
         images = drawn_images(self.config.data[0], self.config.images, self.config.seed)
         network = make_target(self.config.model, images.shape, images.num_classes, 0, self.config.output_bias)
         parameters = tuple(parameter.detach() for parameter in network.parameters())
-        return Observation(network, parameters, parameters, Knowledge(images.shape, images.num_classes)).threat_model
+        return AttackObservation(
+            network, parameters, parameters, Knowledge(images.shape, images.num_classes)
+        ).threat_model
 
     def _fingerprint(self, data: str) -> dict[str, object]:
         images = drawn_images(data, self.config.images, self.config.seed)

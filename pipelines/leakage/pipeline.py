@@ -12,10 +12,10 @@ import numpy as np
 from pipelines.leakage.config import LeakageConfig
 from pipelines.leakage.jobs import study_jobs, work
 from pipelines.leakage.label_study import label_results
-from pipelines.leakage.outcome import Outcome
+from pipelines.leakage.outcome import LeakageOutcome
 from pipelines.leakage.results import HEADER, table_cells
 from ray_fed.errors import ConfigError
-from ray_fed.leakage.study import AttackJob, JobResult, run_job
+from ray_fed.leakage.study import AttackJob, AttackResult, run_job
 from ray_fed.leakage.tabular_study import TabularCase, crystal_rows, tabular_leaks
 from ray_fed.reporting.plain_values import to_plain
 from ray_fed.reporting.run_directory import RunDirectory
@@ -37,13 +37,13 @@ def run(options: dict[str, object], command: Sequence[str]) -> int:
     jobs = study_jobs(config)
     directory, begun = _directory(config)
     try:
-        outcome = Outcome(config, directory, command)
+        outcome = LeakageOutcome(config, directory, command)
         return _carry_out(config, jobs, outcome, begun)
     finally:
         directory.discard_if_empty()
 
 
-def _carry_out(config: LeakageConfig, jobs: Sequence[AttackJob], outcome: Outcome, begun: bool) -> int:
+def _carry_out(config: LeakageConfig, jobs: Sequence[AttackJob], outcome: LeakageOutcome, begun: bool) -> int:
     import torch
 
     torch.set_num_threads(1)  # matrices this small are slower on several threads, and the tasks have the other cores
@@ -91,7 +91,7 @@ SAME_RESULT = ("out", "cohort", "address", "num_gpus")
 """Options that do not change what comes out."""
 
 
-def _attack(config: LeakageConfig, jobs: Sequence[AttackJob], outcome: Outcome) -> None:
+def _attack(config: LeakageConfig, jobs: Sequence[AttackJob], outcome: LeakageOutcome) -> None:
     costs = {job.key: work(job) for job in jobs}
     done, total = 0.0, sum(costs.values())
     with _runner(config) as run_all, RoundProgress() as progress:
@@ -115,7 +115,7 @@ def _runner(config: LeakageConfig) -> Iterator:
         yield lambda jobs: run_tasks(jobs, num_gpus=config.num_gpus)
 
 
-def _keep(result: JobResult, outcome: Outcome) -> None:
+def _keep(result: AttackResult, outcome: LeakageOutcome) -> None:
     """Write a job's arrays first and its rows last: rows that are there are whole."""
     if result.arrays:
         outcome.directory.write_arrays(f"arrays/{_file(result.key)}.npz", result.arrays)
@@ -126,7 +126,7 @@ def _keep(result: JobResult, outcome: Outcome) -> None:
     outcome.seconds[result.key] = result.seconds
 
 
-def _recall(outcome: Outcome) -> None:
+def _recall(outcome: LeakageOutcome) -> None:
     """Read the jobs that an earlier process finished."""
     seconds = {str(line["job"]): float(line["seconds"]) for line in outcome.directory.read_timing()}  # type: ignore[arg-type]
     for line in outcome.directory.read_history():
@@ -144,7 +144,7 @@ def _file(key: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in key)
 
 
-def _print(outcome: Outcome) -> None:
+def _print(outcome: LeakageOutcome) -> None:
     for data, methods in outcome.compared().items():
         print(f"{data}: {outcome.config.images} images, {outcome.config.budget} gradient evaluations each")
         print(aligned([HEADER, *(table_cells(one) for one in methods.values())], right=range(3, 10), rule=True))

@@ -15,7 +15,7 @@ RIVALS = ("dlg", "idlg", "wdlg", "wdlg_best", "cosine", "sorted")
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ClaimVerdict:
     """What was claimed, and what this run says."""
 
     claim: str
@@ -26,13 +26,13 @@ class Verdict:
 def verdicts(
     compared: Results, labels: Sequence[LabelResult], rates: Mapping[tuple[str, float], MethodResult],
     margins: Sequence[Margin],
-) -> list[Verdict]:  # fmt: skip
+) -> list[ClaimVerdict]:  # fmt: skip
     """Return a verdict for each claim that the run has numbers for. A rate counts as higher than another where the 95 %
     interval of their difference lies above zero."""
     return [*_labels(labels), *_against_l2(compared), *_stability(compared), *_rates(rates), *_ours(margins)]
 
 
-def _labels(labels: Sequence[LabelResult]) -> Iterator[Verdict]:
+def _labels(labels: Sequence[LabelResult]) -> Iterator[ClaimVerdict]:
     single = [one for one in labels if one.condition == "batch 1" and one.rule == "bias_sign"]
     if not single:
         return
@@ -40,21 +40,21 @@ def _labels(labels: Sequence[LabelResult]) -> Iterator[Verdict]:
     broken = [one for one in labels if one.rule == "bias_sign" and one.condition != "batch 1" and one.right < 1]
     ends = "; ".join(f"{one.condition}: {one.right:.0%}" for one in broken[:5])
     said = f"{sum(one.messages for one in single)} messages, " + ("all right" if right else "not all right")
-    yield Verdict(
+    yield ClaimVerdict(
         "Labels from the sign of the output bias's gradient are right in 100 % of cases (Sec. 3.1, Table 1)",
         (PARTLY if broken else HOLDS) if right else NOT,
         f"batch 1: {said}" + (f". It ends with: {ends}" if ends else ""),
     )
     rows = {one.rule: one.steps for one in labels if one.data == single[0].data}
     if len(rows) == 2:
-        yield Verdict(
+        yield ClaimVerdict(
             "The bias rule needs C steps where iDLG needs C x n (Sec. 4.1)",
             HOLDS,
             f"{rows['bias_sign']:,} against {rows['row_sign']:,} entries; both take microseconds",
         )
 
 
-def _against_l2(compared: Results) -> Iterator[Verdict]:
+def _against_l2(compared: Results) -> Iterator[ClaimVerdict]:
     for name, what in (("wdlg", "as published"), ("wdlg_best", "in the best variant found")):
         pairs = {
             data: (methods[name], methods["idlg"])
@@ -67,14 +67,14 @@ def _against_l2(compared: Results) -> Iterator[Verdict]:
                 f"{data}: {a.exact} : {b.exact} of {a.samples} below 1e-3, {a.near} : {b.near} below 1e-2"
                 for data, (a, b) in pairs.items()
             )
-            yield Verdict(
+            yield ClaimVerdict(
                 f"The Wasserstein distance raises the success rate over L2 (WDLG {what} against iDLG; Sec. 4.2)",
                 _degree(wins, pairs),
                 said,
             )
 
 
-def _stability(compared: Results) -> Iterator[Verdict]:
+def _stability(compared: Results) -> Iterator[ClaimVerdict]:
     pairs = {
         data: (methods["wdlg"], methods["idlg"])
         for data, methods in compared.items()
@@ -85,7 +85,9 @@ def _stability(compared: Results) -> Iterator[Verdict]:
         said = "diverged, WDLG : iDLG; " + "; ".join(
             f"{data}: {a.diverged} : {b.diverged} of {a.attacks}" for data, (a, b) in pairs.items()
         )
-        yield Verdict("The Wasserstein distance solves the exploding gradient (Sec. 4.2)", _degree(calmer, pairs), said)
+        yield ClaimVerdict(
+            "The Wasserstein distance solves the exploding gradient (Sec. 4.2)", _degree(calmer, pairs), said
+        )
 
 
 def _exact(result: MethodResult) -> tuple[int, int]:
@@ -101,13 +103,13 @@ def _is_higher(first: tuple[int, int], second: tuple[int, int]) -> bool:
     return difference_interval(first, second)[0] > 0
 
 
-def _rates(rates: Mapping[tuple[str, float], MethodResult]) -> Iterator[Verdict]:
+def _rates(rates: Mapping[tuple[str, float], MethodResult]) -> Iterator[ClaimVerdict]:
     large = max((rate for _, rate in rates), default=None)
     if large is None or ("wdlg", large) not in rates or ("idlg", large) not in rates:
         return
     ours, theirs = rates["wdlg", large], rates["idlg", large]
     better = ours.near > theirs.near
-    yield Verdict(
+    yield ClaimVerdict(
         "WDLG supports large learning rates where DLG and iDLG fail (Sec. 4.3, Fig. 5)",
         HOLDS if better and ours.near > ours.samples / 2 else NOT,
         f"at step size {large:g}: {ours.near}/{ours.samples} against iDLG's {theirs.near}/{theirs.samples} below 1e-2, "
@@ -115,13 +117,13 @@ def _rates(rates: Mapping[tuple[str, float], MethodResult]) -> Iterator[Verdict]
     )
 
 
-def _ours(margins: Sequence[Margin]) -> Iterator[Verdict]:
+def _ours(margins: Sequence[Margin]) -> Iterator[ClaimVerdict]:
     rivals = [one for one in margins if one.rival in RIVALS]
     if not rivals:
         return
     sets = list(dict.fromkeys(one.data for one in rivals))
     wins = [data for data in sets if all(one.is_ahead for one in rivals if one.data == data)]
-    yield Verdict(
+    yield ClaimVerdict(
         "Ours finds no fewer images than any other, and most of them in fewer evaluations to 1e-3",
         _degree(wins, dict.fromkeys(sets)),
         "; ".join(_nearest(data, [one for one in rivals if one.data == data]) for data in sets),

@@ -2,9 +2,9 @@
 
 from ray_fed.errors import ConfigError
 from ray_fed.federation.task import SiloSpec
+from ray_fed.perimeter.boundary import key_path
 from ray_fed.perimeter.policy import read_site
-from ray_fed.perimeter.signing import SigningKey
-from ray_fed.perimeter.wall import key_path
+from ray_fed.privacy.signing import SigningKey
 
 
 def run(silo: str) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipelines.ledger.verify import read_ledgers
 from ray_fed.errors import DataError
 from ray_fed.perimeter.lineage import Contribution, Origin, lineage, origin_of
-from ray_fed.perimeter.passage import tensors_digest
+from ray_fed.perimeter.message_digest import tensors_digest
 from ray_fed.perimeter.verification import compare
 from ray_fed.reporting.model_files import load_model
 from ray_fed.reporting.run_directory import RunDirectory

@@ -4,10 +4,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.ledger.book import coordinator_path, silos_folder
+from pipelines.ledger.coordinator_ledger import coordinator_path, silos_folder
 from pipelines.ledger.foreign_files import foreign_event_files
 from ray_fed.errors import DataError
-from ray_fed.perimeter.verification import Chain, Verdict, compare, read_chain
+from ray_fed.perimeter.verification import Chain, LedgerComparison, compare, read_chain
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned
 
@@ -47,14 +47,14 @@ def read_ledgers(directory: RunDirectory, silo_ledgers: str | None = None) -> tu
     return coordinator, [chain for chain in found if silo_ledgers or chain.run == coordinator.run or not chain.lines]
 
 
-def _table(coordinator: Chain, silos: list[Chain], verdict: Verdict) -> list[list[str]]:
+def _table(coordinator: Chain, silos: list[Chain], verdict: LedgerComparison) -> list[list[str]]:
     header = ["ledger", "lines", "signatures", "unsigned", "messages", "agree", "not received"]
     rows = [header, _row("coordinator", coordinator, len(coordinator.of_kind("received")), "", "")]
     for chain in silos:
         name = chain.writer
         agree, lost = verdict.compared.get(name), verdict.not_received.get(name)
         shown = ["" if value is None else f"{value:,}" for value in (agree, lost)]
-        rows.append(_row(name, chain, len(chain.passages()), *shown))
+        rows.append(_row(name, chain, len(chain.messages()), *shown))
     return rows
 
 
@@ -81,7 +81,7 @@ def _notes(directory: RunDirectory, coordinator: Chain, silos: list[Chain]) -> l
     return notes
 
 
-def _words(verdict: Verdict, coordinator: Chain) -> str:
+def _words(verdict: LedgerComparison, coordinator: Chain) -> str:
     count, silos = sum(verdict.compared.values()), len(verdict.compared)
     if verdict.problems:
         return f"NOT verified: {len(verdict.problems)} problems"

@@ -11,7 +11,7 @@ from actors.session import session
 from pipelines.model_library.config import BuildConfig
 from ray_fed.config import unknown_name
 from ray_fed.errors import ConfigError
-from ray_fed.model_library.building import Job, JobResult, plan
+from ray_fed.model_library.building import BuildJob, BuildResult, plan
 from ray_fed.model_library.property_catalogue import embedded_tables, shared_tables
 from ray_fed.model_library.property_tables import SMILES, PropertyTable, user_table
 from ray_fed.model_library.store import Library
@@ -106,13 +106,13 @@ def _readable(tables: dict[str, PropertyTable]) -> dict[str, PropertyTable]:
     return kept
 
 
-def _jobs(config: BuildConfig, tables: Mapping[str, PropertyTable]) -> list[Job]:
+def _jobs(config: BuildConfig, tables: Mapping[str, PropertyTable]) -> list[BuildJob]:
     jobs = plan(
         list(tables.values()), config.descriptors, config.methods, config.seed, config.max_rows, config.element_table
     )
     if config.crystal_graphs:
         jobs += [
-            Job(key, "crystal_graph", "crystal_graph", config.crystal_graphs, config.seed, config.max_rows)
+            BuildJob(key, "crystal_graph", "crystal_graph", config.crystal_graphs, config.seed, config.max_rows)
             for key, table in tables.items()
             if "numbers" in table.frame
         ]
@@ -121,18 +121,18 @@ def _jobs(config: BuildConfig, tables: Mapping[str, PropertyTable]) -> list[Job]
     return jobs
 
 
-def _results(jobs: Sequence[Job], tables: Mapping[str, PropertyTable], address: str):
+def _results(jobs: Sequence[BuildJob], tables: Mapping[str, PropertyTable], address: str):
     with session(address):
         from actors.library import build as build_as_tasks
 
         yield from build_as_tasks(jobs, tables)
 
 
-def _record(library: Library, job: Job) -> Path:
+def _record(library: Library, job: BuildJob) -> Path:
     return library.path / "jobs" / f"{job.key}.json"
 
 
-def _keep(library: Library, result: JobResult) -> None:
+def _keep(library: Library, result: BuildResult) -> None:
     """Put models into the library, then the record that the job is done: a crash between repeats it, no more."""
     ids = library.add(result.models, result.failures)
     record = {"table": result.job.table, "descriptor": result.job.descriptor, "method": result.job.method,

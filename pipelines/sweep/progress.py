@@ -35,14 +35,14 @@ class SweepProgress:
         for outcome in done:
             self._count(outcome)
 
-    def starts(self, trial: Trial) -> None:
+    def on_trial_start(self, trial: Trial) -> None:
         self._began[trial.number] = self.clock()
         self._draw(trial, 0.0)
 
-    def reports(self, trial: Trial, report: Mapping[str, Any]) -> None:
+    def on_trial_report(self, trial: Trial, report: Mapping[str, Any]) -> None:
         self._draw(trial, report["epochs"], f"R2 {number(report['r2'])}")
 
-    def ends(self, trial: Trial, outcome: TrialOutcome) -> None:
+    def on_trial_end(self, trial: Trial, outcome: TrialOutcome) -> None:
         seconds = self.clock() - self._began.pop(trial.number)
         if outcome.status == "completed":
             self._took.setdefault(outcome.label, []).append(seconds)

@@ -30,15 +30,15 @@ class Landlord:
     def __init__(self, watcher: Watcher, silos: SharedSilos):
         self.watcher, self.silos = watcher, silos
 
-    def starts(self, number: int) -> None:
-        self.watcher.starts(number)
+    def on_trial_start(self, number: int) -> None:
+        self.watcher.on_trial_start(number)
 
-    def reports(self, number: int, report: Mapping[str, Any]) -> None:
-        self.watcher.reports(number, report)
+    def on_trial_report(self, number: int, report: Mapping[str, Any]) -> None:
+        self.watcher.on_trial_report(number, report)
 
-    def ends(self, number: int, reason: str) -> None:
+    def on_trial_end(self, number: int, reason: str) -> None:
         self.silos.end_lease(self.watcher.trials[number].name)
-        self.watcher.ends(number, reason)
+        self.watcher.on_trial_end(number, reason)
         for silo, why in (self.silos.mend() if reason else {}).items():
             self.watcher.progress.note(f"note: silo '{silo}' could not be started again: {why}")
 
@@ -56,7 +56,7 @@ def run_left(sweep: "Sweep") -> None:
             job_of(setup, agreement.silos, trial)  # whatever is wrong with one is said before any begins
         _write_beginning(sweep, agreement)
         silos = SharedSilos.of(standing.silos, setup.members, setup.task, agreement.standardizer)
-        shared = Shared(setup, silos.board, standing.examiner, agreement.silos)
+        shared = Shared(setup, silos.board, standing.evaluator, agreement.silos)
         _run(sweep, shared, silos)
 
 

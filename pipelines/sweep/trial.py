@@ -27,7 +27,7 @@ class Shared:
 
     setup: Setup
     board: Handle
-    examiner: Handle | None
+    evaluator: Handle | None
     descriptions: Mapping[str, SiloDescription]
 
 
@@ -50,12 +50,12 @@ def work(config: Mapping[str, Any], shared: Shared) -> Generator[dict[str, Any],
     """Run a trial; yield a report at each evaluation."""
     trial = Trial(config["number"], tuple((field, value) for field, value in config["point"]), config["seed"])
     job = job_of(shared.setup, shared.descriptions, trial)
-    cohort = RayCohort(read_board(shared.board), shared.examiner, patience=job.rules.round_timeout)
+    cohort = RayCohort(read_board(shared.board), shared.evaluator, answer_timeout=job.rules.round_timeout)
     coordinator = Coordinator(cohort, shared.setup.task, job.silos)
-    return reports(coordinator.run(job), job)
+    return trial_reports(coordinator.run(job), job)
 
 
-def reports(records: Iterator[RoundRecord], job: Job) -> Generator[dict[str, Any], None, None]:
+def trial_reports(records: Iterator[RoundRecord], job: Job) -> Generator[dict[str, Any], None, None]:
     """Turn records into reports: what was reached, and what it has cost so far. Closing it ends the job."""
     spent = dict.fromkeys([*CLOCKS, *(f"silo.{silo}" for silo in job.silos)], 0.0)
     sent, failures = 0, 0

@@ -44,24 +44,24 @@ class Watcher:
         self._fields = swept_fields(list(self.trials.values()))
         self._describe()
 
-    def starts(self, number: int) -> None:
+    def on_trial_start(self, number: int) -> None:
         if number not in self._logs:
             trial = self.trials[number]
             folder = self.tensorboard / trial.name
             shutil.rmtree(folder, ignore_errors=True)  # curves of a try that was broken off
             self._logs[number] = EventLog(folder)
             self._logs[number].hyperparameters(self._values(trial), trial.name)
-            self.progress.starts(trial)
+            self.progress.on_trial_start(trial)
 
-    def reports(self, number: int, report: Mapping[str, Any]) -> None:
+    def on_trial_report(self, number: int, report: Mapping[str, Any]) -> None:
         self._last[number] = report
         log, step = self._logs[number], int(report["local_steps"])
         log.scalars({global_tag(name): report[name] for name in CURVES}, step)
         for silo, values in report.get("silos", {}).items():
             log.scalars({silo_tag(silo, name): value for name, value in values.items()}, step)
-        self.progress.reports(self.trials[number], report)
+        self.progress.on_trial_report(self.trials[number], report)
 
-    def ends(self, number: int, reason: str) -> None:
+    def on_trial_end(self, number: int, reason: str) -> None:
         trial, report = self.trials[number], self._last.get(number, {})
         outcome = TrialOutcome.of(trial, report, self.total_epochs(trial), reason)
         self.outcomes[number] = outcome
@@ -70,7 +70,7 @@ class Watcher:
         if outcome.status != "failed":
             log.scalars(_final(outcome), outcome.local_steps)
         log.close()
-        self.progress.ends(trial, outcome)
+        self.progress.on_trial_end(trial, outcome)
 
     def close(self) -> None:
         for log in self._logs.values():

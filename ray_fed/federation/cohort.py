@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ray_fed.errors import FedError
-from ray_fed.federation.examiner import Examiner
+from ray_fed.federation.evaluator import Evaluator
 from ray_fed.federation.messages import (
     Answer,
     Answered,
@@ -28,7 +28,7 @@ from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 
 
 class Cohort(Protocol):
-    """The silos of a federation and the examiner, wherever they are.
+    """The silos of a federation and the evaluator, wherever they are.
 
     Law: for the same specs, seed and calls, every cohort returns bit-equal values; only the order in which `fit`
     yields, and the seconds, may differ.
@@ -53,11 +53,11 @@ class Cohort(Protocol):
 
     def close_session(self, session: str, silos: Iterable[str]) -> None: ...
 
-    def ask(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
+    def submit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
         """Send each named silo its vector to train from; returns at once."""
         ...
 
-    def answer(self, timeout: float | None = None) -> Answer | None:
+    def next_event(self, timeout: float | None = None) -> Answer | None:
         """Wait for the next answer of any silo; None when none came within `timeout` seconds."""
         ...
 
@@ -71,17 +71,17 @@ class Cohort(Protocol):
         """Return silo -> model -> metrics, of those silos that answered."""
         ...
 
-    def consult(self, question: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
+    def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
         """Put one of the further questions to several silos at once; return the answers of those that gave one."""
         ...
 
-    def examine(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
+    def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
         """Return model -> errors on the common test set, None when there is none."""
         ...
 
-    def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
+    def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
 
-    def examiner_fingerprint(self) -> dict[str, object] | None: ...
+    def test_fingerprint(self) -> dict[str, object] | None: ...
 
 
 class LocalCohort:
@@ -90,7 +90,7 @@ class LocalCohort:
     def __init__(self, specs: Sequence[SiloSpec], task: Task, test: SiloSpec | None = None):
         torch.set_num_threads(1)  # sums over several threads differ in the last bits; silo actors have one, too
         self.silos = {spec.name: task.silo(spec) for spec in specs}
-        self.examiner = Examiner(test, task) if test else None
+        self.evaluator = Evaluator(test, task) if test else None
         self._fingerprint: dict[str, object] | None = None
         self._specs, self._task = {spec.name: spec for spec in specs}, task
         self._asked: deque[tuple[str, int, str, Vector]] = deque()
@@ -99,13 +99,13 @@ class LocalCohort:
 
     def open(self) -> dict[str, SiloDescription]:
         descriptions = {name: silo.open() for name, silo in self.silos.items()}
-        self._fingerprint = self.examiner.open() if self.examiner else None
+        self._fingerprint = self.evaluator.open() if self.evaluator else None
         return descriptions
 
     def absent(self) -> dict[str, str]:
         return {}
 
-    def examiner_fingerprint(self) -> dict[str, object] | None:
+    def test_fingerprint(self) -> dict[str, object] | None:
         return self._fingerprint
 
     def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]:
@@ -113,7 +113,7 @@ class LocalCohort:
 
     def prepare(self, standardizer: Standardizer | None) -> None:
         self._standardizer = standardizer
-        for member in [*self.silos.values(), *([self.examiner] if self.examiner else [])]:
+        for member in [*self.silos.values(), *([self.evaluator] if self.evaluator else [])]:
             member.prepare(standardizer)
 
     def open_session(self, specs: Mapping[str, SessionSpec]) -> None:
@@ -126,10 +126,10 @@ class LocalCohort:
         for name in silos:
             self.silos[name].close_session(session)
 
-    def ask(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
+    def submit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
         self._asked.extend((session, server_round, name, vector) for name, vector in vectors.items())
 
-    def answer(self, timeout: float | None = None) -> Answer | None:  # noqa: ARG002
+    def next_event(self, timeout: float | None = None) -> Answer | None:  # noqa: ARG002
         if self._back:
             return Back(self._back.popleft())
         if not self._asked:
@@ -144,7 +144,7 @@ class LocalCohort:
     def restart(self, silo: str) -> None:
         self.silos[silo] = self._task.silo(self._specs[silo])
         specs = [silos[silo] for silos in self._sessions.values() if silo in silos]
-        self.silos[silo].revive(self._standardizer, specs)
+        self.silos[silo].restore(self._standardizer, specs)
         self._back.append(silo)
 
     def evaluate(
@@ -152,18 +152,18 @@ class LocalCohort:
     ) -> dict[str, dict[str, Metrics]]:
         return {name: self.silos[name].evaluate(session, models) for name in silos}
 
-    def consult(self, question: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
+    def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
         answers = {}
         for name, parts in given.items():
             with contextlib.suppress(FedError):
-                answers[name] = self.silos[name].ask(question, *parts)
+                answers[name] = self.silos[name].query(query, *parts)
         return answers
 
-    def examine(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
-        return self.examiner.examine(models) if self.examiner else None
+    def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
+        return self.evaluator.evaluate(models) if self.evaluator else None
 
-    def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
-        return self.examiner.parity(models) if self.examiner else None
+    def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+        return self.evaluator.predict(models) if self.evaluator else None
 
 
 def said_by(error: Exception) -> str:

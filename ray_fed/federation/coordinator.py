@@ -11,14 +11,14 @@ import numpy as np
 
 from ray_fed.config import require
 from ray_fed.errors import ConfigError, SiloRefused
-from ray_fed.federation.buffered_rounds import BufferedMachine
-from ray_fed.federation.buffered_work import BufferedWork
 from ray_fed.federation.cohort import Cohort, busy_seconds, now
 from ray_fed.federation.guard import Guard
 from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Vector
-from ray_fed.federation.round_work import RoundWork
-from ray_fed.federation.rounds import RoundMachine, RoundRules
-from ray_fed.federation.secure_work import SecureWork, require_sums_only
+from ray_fed.federation.rounds.asynchronous_driver import AsyncRoundDriver
+from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
+from ray_fed.federation.rounds.driver import RoundDriver
+from ray_fed.federation.rounds.machine import RoundMachine, RoundRules
+from ray_fed.federation.rounds.secure_driver import SecureRoundDriver, require_sums_only
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart
 from ray_fed.federation.strategies import FedAvg, FedBuff, LocalOnly, Models, State, Strategy, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
@@ -27,8 +27,8 @@ from ray_fed.learning.layout import Layout, floating_buffers, initial_vector
 from ray_fed.learning.scores import Scores, merged
 from ray_fed.learning.standardisation import Standardizer, merge_moments
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.perimeter.handing_over import HandedOver
-from ray_fed.privacy.dp.accounting import PrivacyAccount
+from ray_fed.perimeter.handing_over import CollectedLedgers
+from ray_fed.privacy.accounting import PrivacyAccount
 from ray_fed.randomness import generator
 
 EPSILON = "privacy.epsilon"
@@ -93,7 +93,7 @@ class RoundRecord:
     failures: tuple[tuple[str, str], ...]
     """(silo, why it did not take part), sorted."""
     bytes_sent: int
-    """Bytes of parameters that crossed the silos' walls in this round, both directions."""
+    """Bytes of parameters that crossed the silos' boundaries in this round, both directions."""
     seconds: Mapping[str, float] = field(compare=False)
     """`total`, `compute`, `communicate`, `evaluate` and `silo.<name>` (computing)."""
     models: Models | None = field(default=None, repr=False, compare=False)
@@ -105,7 +105,7 @@ class RoundRecord:
     restarts: tuple[tuple[str, str], ...] = field(default=(), compare=False)
     """(silo, why) of those that died and were started again; one that redid its round leaves no other trace."""
     notes: tuple[Mapping[str, object], ...] = field(default=(), repr=False, compare=False)
-    """For the coordinator's ledger: what was received, and the digest of each model (perimeter/witness.py)."""
+    """For the coordinator's ledger: what was received, and the digest of each model."""
 
 
 def state_bytes(record: RoundRecord) -> int:
@@ -146,7 +146,7 @@ class Coordinator:
             check_agreement(name, description.agreement, expected)
         standardizer = self._standardizer([name for name in self.training if name in silos])
         self.cohort.prepare(standardizer)
-        return Agreement(silos, standardizer, self.layout, self.cohort.examiner_fingerprint())
+        return Agreement(silos, standardizer, self.layout, self.cohort.test_fingerprint())
 
     def _standardizer(self, silos: Sequence[str]) -> Standardizer | None:
         if not self.task.standardises:
@@ -178,13 +178,13 @@ class Coordinator:
         finally:
             self.cohort.close_session(job.name, job.silos)
 
-    def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+    def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
         """Return (true, model -> predicted) on the common test set, None without one."""
-        return self.cohort.parity(models)
+        return self.cohort.predict_test(models)
 
-    def hand_over(self) -> HandedOver:
-        """Return the silos' ledgers: none here, only silos behind walls of their own keep some (actors/)."""
-        return HandedOver()
+    def collect_ledgers(self) -> CollectedLedgers:
+        """Return the silos' ledgers: none here, only silos behind boundaries of their own keep some (actors/)."""
+        return CollectedLedgers()
 
     def _rounds(self, job: Job, after_round: int, state: State | None) -> Iterator[RoundRecord]:
         initial = self._initial_vector(job)
@@ -202,20 +202,22 @@ class Coordinator:
             state = work.remembered(job.strategy.aggregate(state, updates))
             yield self._record(job, server_round, state, work, start, now())
 
-    def _work(self, job: Job, after_round: int, state: State) -> RoundWork:
+    def _work(self, job: Job, after_round: int, state: State) -> RoundDriver:
         guard, strategy = Guard(job.max_norm), job.strategy
         absent = self.cohort.absent()
         if isinstance(strategy, FedBuff):
             require(not absent, f"silos {sorted(absent)} are not there yet: with FedBuff all must be from the start")
             turns = dict(zip(job.silos, state[TURNS].tolist(), strict=True))
-            buffered = BufferedMachine(job.rules, job.silos, strategy.buffer_size, after_round, turns)
-            return BufferedWork(cohort=self.cohort, machine=buffered, guard=guard, session=job.name, strategy=strategy)
+            buffered = AsyncRoundMachine(job.rules, job.silos, strategy.buffer_size, after_round, turns)
+            return AsyncRoundDriver(
+                cohort=self.cohort, machine=buffered, guard=guard, session=job.name, strategy=strategy
+            )
         machine = RoundMachine(job.rules, job.silos, server_round=after_round, absent=absent)
         if job.secure_threshold:
-            return SecureWork(
+            return SecureRoundDriver(
                 cohort=self.cohort, machine=machine, guard=guard, session=job.name, threshold=job.secure_threshold
             )
-        return RoundWork(self.cohort, machine, guard, job.name)
+        return RoundDriver(self.cohort, machine, guard, job.name)
 
     @staticmethod
     def _ranking(job: Job, server_round: int) -> list[str]:
@@ -230,7 +232,7 @@ class Coordinator:
         return np.concatenate([vector, np.zeros(num_moments, np.float32)])
 
     def _record(
-        self, job: Job, server_round: int, state: State, work: RoundWork, start: float, end: float
+        self, job: Job, server_round: int, state: State, work: RoundDriver, start: float, end: float
     ) -> RoundRecord:
         updates = sorted((update for _, update in work.seen), key=lambda update: update.silo)
         metrics = {} if job.any_plan.private else work.losses()  # private steps tell no loss
@@ -267,8 +269,8 @@ class Coordinator:
         metrics: dict[str, float] = {}
         # Statistics that stay with the silos leave the global model without any: only silos can evaluate it.
         is_whole = job.any_plan.buffers == "average" or not self._has_buffers
-        test = self.cohort.examine(models) if is_whole else None
-        # Silos that never pause would have to stop for it; the examiner disturbs nobody.
+        test = self.cohort.evaluate_test(models) if is_whole else None
+        # Silos that never pause would have to stop for it; the evaluator disturbs nobody.
         asks_silos = job.evaluate_silos and not isinstance(job.strategy, FedBuff)
         if test is None or asks_silos:
             by_silo = self.cohort.evaluate(job.name, silos, models)

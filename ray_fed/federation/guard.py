@@ -9,7 +9,7 @@ import numpy as np
 
 from ray_fed.config import require
 from ray_fed.errors import UpdateRejected
-from ray_fed.federation.exact_sum import UPDATE_LIMIT
+from ray_fed.exact_sum import UPDATE_LIMIT
 from ray_fed.federation.messages import Update, Vector
 from ray_fed.federation.norms import distance
 

@@ -1,11 +1,11 @@
-"""Everything that crosses a silo's wall. No message has room for a row."""
+"""Everything that crosses a silo's boundary. No message has room for a row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ray_fed.federation.exact_sum import ExactWeightedSum
+from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.privacy.compression import rebuilt
@@ -68,7 +68,7 @@ class Update:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that cross the silo's wall."""
+        """Bytes that cross the silo's boundary."""
         return self.vector.nbytes if self.code is None else self.code.nbytes
 
     def packed(self) -> "Update":
@@ -182,7 +182,7 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Observation:
+class GradientObservation:
     """One gradient, shown to be attacked: how much it gives away is what an audit asks."""
 
     silo: str

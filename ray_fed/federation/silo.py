@@ -8,14 +8,14 @@ import torch
 
 from ray_fed.errors import SiloFailed
 from ray_fed.federation.messages import Artifact, MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
-from ray_fed.federation.secure_silo import QUESTIONS as SECURE_QUESTIONS
-from ray_fed.federation.secure_silo import SecureAnswers
+from ray_fed.federation.secure_client import QUERIES as SECURE_QUERIES
+from ray_fed.federation.secure_client import SecureClient
 from ray_fed.federation.silo_state import SiloState
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.layout import Layout
+from ray_fed.learning.private_steps import Spent
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.trainer import LocalTrainer
-from ray_fed.privacy.dp.private_steps import Spent
 
 MOST_SESSIONS = 64
 """Each holds a network and its optimiser: a coordinator that forgets to close them must not fill the silo's memory."""
@@ -27,7 +27,7 @@ class Silo:
     No method returns a row: what comes back is a `SiloDescription`, `ColumnMoments`, `Update` or `Metrics`.
     """
 
-    questions: frozenset[str] = frozenset()
+    queries: frozenset[str] = frozenset()
     """Names of the methods, besides those of every silo, that may be asked for; each returns an `Artifact`."""
 
     def __init__(self, spec: SiloSpec, task: Task, device: str = "cpu"):
@@ -36,7 +36,7 @@ class Silo:
         self._last_round: dict[str, int] = {}
         self._states: dict[str, SiloState] = {}
         self._spent: dict[str, Spent] = {}
-        self.secure = SecureAnswers(spec.name)
+        self.secure = SecureClient(spec.name)
         self._rows: LocalRows | None = None
 
     def __repr__(self) -> str:
@@ -91,7 +91,7 @@ class Silo:
         self._states[spec.session] = SiloState(self.spec.state_folder, self.spec.name, spec.session, spec.kept_states)
         return digest
 
-    def revive(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
+    def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
         """Bring a silo that was started again to where the one before it stood."""
         self.open()
         self.prepare(standardizer)
@@ -108,7 +108,7 @@ class Silo:
         """Train the round's steps from `vector` on (Guo et al. 2022, Algorithm 2, lines 4-8).
 
         Asked again for a round it has done, or asked after a restart, the silo starts from the optimiser state it kept
-        before that round: the same question has the same answer.
+        before that round: the same query has the same answer.
         """
         start = time.perf_counter()
         trainer = self._session(session)
@@ -143,13 +143,13 @@ class Silo:
         """Return each model's errors on the silo's training and held-out rows, as sums."""
         return {name: self._metrics(self._session(session), vector) for name, vector in models.items()}
 
-    def ask(self, question: str, *given: object) -> Artifact:
-        """Answer one of the further questions of this kind of silo; SiloFailed for one it does not know."""
-        if question in SECURE_QUESTIONS:
-            return self.secure.answer(question, len(self.rows.features), *given)  # type: ignore[arg-type]
-        if question not in self.questions:
-            raise SiloFailed(self.spec.name, f"answering '{question}'", f"it knows {sorted(self.questions)}")
-        return getattr(self, question)(*given)
+    def query(self, query: str, *given: object) -> Artifact:
+        """Answer one of the further queries of this kind of silo; SiloFailed for one it does not know."""
+        if query in SECURE_QUERIES:
+            return self.secure.answer(query, len(self.rows.features), *given)  # type: ignore[arg-type]
+        if query not in self.queries:
+            raise SiloFailed(self.spec.name, f"answering '{query}'", f"it knows {sorted(self.queries)}")
+        return getattr(self, query)(*given)
 
     def _metrics(self, trainer: LocalTrainer, vector: Vector) -> Metrics:
         rows = self.rows

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from ray_fed.config import require, unknown_name
-from ray_fed.leakage.observation import Observation
+from ray_fed.leakage.observation import AttackObservation
 from ray_fed.leakage.targets import output_layer
 from ray_fed.randomness import derived_seed
 
@@ -114,7 +114,7 @@ class Defence:
             return private(message, noise_multiplier(self.strength, DELTA, self.releases), seed)
         return DEFENCES[self.name](message, self.strength, seed)
 
-    def on(self, observation: Observation, seed: int = 0) -> Observation:
+    def on(self, observation: AttackObservation, seed: int = 0) -> AttackObservation:
         """Return what the attacker sees of a silo that defends itself."""
         if self.name == "no_output_bias":
             return observation.with_message(_without_bias(observation), str(self))
@@ -139,7 +139,7 @@ def parse_defence(text: str) -> Defence:
     return Defence(name, value)
 
 
-def _without_bias(observation: Observation) -> list[torch.Tensor]:
+def _without_bias(observation: AttackObservation) -> list[torch.Tensor]:
     """Keep the output bias's gradient back: the label rule of the paper has nothing to read."""
     layer, _ = output_layer(observation.network)
     names = [name for name, _ in observation.network.named_parameters()]

@@ -11,7 +11,7 @@ from ray_fed.leakage.descent import Adam, GradientDescent
 from ray_fed.leakage.distances import Distance, make_distance, total_variation
 from ray_fed.leakage.labels import infer_labels
 from ray_fed.leakage.lbfgs import Lbfgs
-from ray_fed.leakage.observation import Observation, stack
+from ray_fed.leakage.observation import AttackObservation, stack
 from ray_fed.leakage.stacked import StackedNetwork
 from ray_fed.leakage.starts import start_inputs
 from ray_fed.randomness import derived_seed
@@ -42,7 +42,11 @@ class Reconstruction:
 
 
 def reconstruct(
-    observations: Sequence[Observation], attack: Attack, budget: int, seeds: Sequence[int], watch: Watch | None = None
+    observations: Sequence[AttackObservation],
+    attack: Attack,
+    budget: int,
+    seeds: Sequence[int],
+    watch: Watch | None = None,
 ) -> Reconstruction:
     """Attack observations that share network structure and knowledge; the result of one does not depend on the others.
 
@@ -65,7 +69,7 @@ def reconstruct(
 
 
 def _stage(
-    observations: Sequence[Observation],
+    observations: Sequence[AttackObservation],
     attack: Attack,
     budget: int,
     seeds: Sequence[int],
@@ -81,7 +85,7 @@ def _stage(
     return run
 
 
-def _suited(attack: Attack, observation: Observation) -> Attack:
+def _suited(attack: Attack, observation: AttackObservation) -> Attack:
     """A clipped message has lost its length: an attack that may fits it."""
     clipped = any(name.startswith("clip") for name in observation.defences)
     return replace(attack, distance="scaled") if attack.fits_scale and clipped else attack
@@ -92,7 +96,7 @@ def _later(watch: Watch, spent: int) -> Watch:
 
 
 def with_restarts(
-    observations: Sequence[Observation],
+    observations: Sequence[AttackObservation],
     attack: Attack,
     budget: int,
     seeds: Sequence[int],
@@ -127,7 +131,7 @@ def _in_turn(watch: Watch, restarts: int) -> Watch:
 class Problem:
     """The objective of an attack over flat variables [n, size]: inputs, then label logits if they are optimised."""
 
-    def __init__(self, observations: Sequence[Observation], attack: Attack):
+    def __init__(self, observations: Sequence[AttackObservation], attack: Attack):
         self.attack, self.knows, self.loss = attack, observations[0].knows, observations[0].loss
         self.network, self.seen = stack(observations)
         self.distance: Distance = make_distance(attack.distance, attack.sinkhorn)

@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from ray_fed.config import require
 from ray_fed.errors import ConfigError
-from ray_fed.leakage.observation import Observation
+from ray_fed.leakage.observation import AttackObservation
 from ray_fed.leakage.targets import output_layer
 
 RULES = ("bias_sign", "row_sign", "closed_form")
@@ -38,7 +38,7 @@ class OutputGradients:
     layer: str
 
 
-def output_gradients(observations: Sequence[Observation]) -> OutputGradients:
+def output_gradients(observations: Sequence[AttackObservation]) -> OutputGradients:
     """Return the output layer's gradients of observations of one network; ConfigError when there is no such layer."""
     name, layer = output_layer(observations[0].network)
     names = [parameter for parameter, _ in observations[0].network.named_parameters()]
@@ -49,7 +49,7 @@ def output_gradients(observations: Sequence[Observation]) -> OutputGradients:
     return OutputGradients(stacked[0].flatten(2), bias, name)
 
 
-def infer_labels(observations: Sequence[Observation], rule: str = "closed_form") -> torch.Tensor:
+def infer_labels(observations: Sequence[AttackObservation], rule: str = "closed_form") -> torch.Tensor:
     """Return the labels behind each message [n, samples], ascending; a class that occurs twice is named twice.
 
     bias_sign: the class of the negative output-bias gradient (WDLG). row_sign: the class whose row of the last weight
@@ -77,7 +77,7 @@ def label_steps(num_classes: int, num_features: int) -> dict[str, int]:
     return {"bias_sign": num_classes, "row_sign": num_classes * num_features}
 
 
-def label_counts(observations: Sequence[Observation], rule: str = "closed_form") -> torch.Tensor:
+def label_counts(observations: Sequence[AttackObservation], rule: str = "closed_form") -> torch.Tensor:
     """Return the estimated number of samples of each class [n, num_classes]; rows sum to the number of samples.
 
     From the bias gradient: count_i = B (mean p_i - dL/db_i). The mean output p is not known; that of inputs around the
@@ -94,7 +94,7 @@ def label_counts(observations: Sequence[Observation], rule: str = "closed_form")
     return _rounded(samples * (expected - slope), certain, samples)
 
 
-def _stand_in(observations: Sequence[Observation]) -> tuple[torch.Tensor, torch.Tensor]:
+def _stand_in(observations: Sequence[AttackObservation]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean softmax output [n, num_classes] and mean sum of last features [n] for inputs around the middle."""
     knows = observations[0].knows
     low, high = knows.value_range
@@ -108,7 +108,7 @@ def _stand_in(observations: Sequence[Observation]) -> tuple[torch.Tensor, torch.
 
 
 @torch.no_grad()
-def _outputs_and_features(observation: Observation, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _outputs_and_features(observation: AttackObservation, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean softmax output [num_classes] and the mean sum of the output layer's inputs (0-d)."""
     totals: list[torch.Tensor] = []
     _, layer = output_layer(observation.network)

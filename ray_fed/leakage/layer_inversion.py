@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ray_fed.leakage.observation import Observation
+from ray_fed.leakage.observation import AttackObservation
 from ray_fed.leakage.patches import PatchConv2d, image_patches, images_from_patches
 
 RELATIVE_CUTOFF = 1e-3
@@ -49,7 +49,7 @@ class Known:
     """dL/dz"""
 
 
-def is_chain(observation: Observation) -> bool:
+def is_chain(observation: AttackObservation) -> bool:
     """Whether the network is a chain this method can invert, and the message comes from one example and one step."""
     knows, layers = (
         observation.knows,
@@ -66,7 +66,7 @@ def _fits(weighted: Sequence[nn.Module]) -> bool:
     return isinstance(weighted[-1], nn.Linear) and all(layer.bias is not None for layer in weighted)  # type: ignore
 
 
-def invert_layers(observations: Sequence[Observation]) -> torch.Tensor:
+def invert_layers(observations: Sequence[AttackObservation]) -> torch.Tensor:
     """Return the inputs [n, 1, *input_shape] of chains (`is_chain`), inside the value range, in the message's dtype."""
     first = observations[0]
     assert isinstance(first.network, nn.Sequential)
@@ -92,7 +92,7 @@ def invert_layers(observations: Sequence[Observation]) -> torch.Tensor:
     return values.reshape(-1, 1, *first.knows.input_shape).clamp(low, high).to(first.message[0].dtype)
 
 
-def _input_shapes(observation: Observation) -> list[tuple[int, ...]]:
+def _input_shapes(observation: AttackObservation) -> list[tuple[int, ...]]:
     """Return the shape of each layer's input, without the batch."""
     shapes, values = [], torch.zeros(1, *observation.knows.input_shape)
     assert isinstance(observation.network, nn.Sequential)
@@ -103,7 +103,7 @@ def _input_shapes(observation: Observation) -> list[tuple[int, ...]]:
     return shapes
 
 
-def _middle(observation: Observation, place: int) -> float:
+def _middle(observation: AttackObservation, place: int) -> float:
     """Return the guess for what nothing determines: the middle of the inputs' range, or of a sigmoid's."""
     low, high = observation.knows.value_range
     sigmoids = any(isinstance(layer, nn.Sigmoid) for layer in observation.network.modules())

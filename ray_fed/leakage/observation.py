@@ -47,7 +47,7 @@ class Knowledge:
 
 
 @dataclass(frozen=True)
-class Observation:
+class AttackObservation:
     """A message as the coordinator receives it, with the parameters it had sent.
 
     message: one tensor per parameter, in the order of `network.named_parameters()`: the gradient of the mean loss over
@@ -82,13 +82,13 @@ class Observation:
             f"{knows.num_classes} and batch size; sees no sample, label or statistics"
         )
 
-    def with_message(self, message: Sequence[torch.Tensor], defence: str) -> "Observation":
+    def with_message(self, message: Sequence[torch.Tensor], defence: str) -> "AttackObservation":
         return replace(self, message=tuple(message), defences=(*self.defences, defence))
 
 
 def observe(
     network: nn.Module, inputs: torch.Tensor, labels: torch.Tensor, knows: Knowledge, loss: str = "cross_entropy"
-) -> Observation:
+) -> AttackObservation:
     """Return what a coordinator sees of one training message of `network` on inputs [batch, ...], labels [batch, ...].
 
     ConfigError or DataError for inputs of the wrong size, labels out of range, or a gradient that is not finite.
@@ -97,7 +97,7 @@ def observe(
     parameters = tuple(parameter.detach().clone() for parameter in network.parameters())
     stacked = StackedNetwork(network, [parameter[None] for parameter in parameters], LOSSES[loss])
     message = stacked.message(inputs[None], labels[None], knows.local_steps, knows.learning_rate)
-    return Observation(network, parameters, tuple(part[0].detach() for part in message), knows, loss)
+    return AttackObservation(network, parameters, tuple(part[0].detach() for part in message), knows, loss)
 
 
 def check_samples(inputs: torch.Tensor, labels: torch.Tensor, knows: Knowledge, loss: str) -> None:
@@ -115,7 +115,7 @@ def check_samples(inputs: torch.Tensor, labels: torch.Tensor, knows: Knowledge, 
         )
 
 
-def stack(observations: Sequence[Observation]) -> tuple[StackedNetwork, list[torch.Tensor]]:
+def stack(observations: Sequence[AttackObservation]) -> tuple[StackedNetwork, list[torch.Tensor]]:
     """Return many observations of one network structure as one stacked network and messages [n, ...] per parameter."""
     first = observations[0]
     for other in observations:

@@ -1,6 +1,6 @@
 """What the coordinator of a federation receives, made again inside the silos: the messages an audit attacks.
 
-Two kinds: the messages of the federation as it is set up, round by round (`ListeningCohort`), and those of the same
+Two kinds: the messages of the federation as it is set up, round by round (`RecordingCohort`), and those of the same
 silo if it sent after every record, or after every batch (`single_records`, `one_batch`).
 """
 
@@ -52,7 +52,7 @@ class Replay:
 
 
 @dataclass(frozen=True)
-class Heard:
+class RecordedUpdate:
     """One update as the coordinator received it, and what it had sent."""
 
     sent: Vector
@@ -65,7 +65,7 @@ class Heard:
         return self.sent[:size].astype(np.float64) - self.update.vector[:size]
 
 
-class ListeningCohort(LocalCohort):
+class RecordingCohort(LocalCohort):
     """Silos in this process; notes what they are sent and what they answer, after a defence if there is one."""
 
     defence: Defence | None = None
@@ -73,21 +73,21 @@ class ListeningCohort(LocalCohort):
     def listen(self, defence: Defence | None, layout: Layout) -> None:
         """Forget what was heard; defend what is heard from now on."""
         self.defence, self._layout = defence, layout
-        self.heard: list[Heard] = []
+        self.heard: list[RecordedUpdate] = []
         self._sent: dict[tuple[str, int], Vector] = {}
 
-    def ask(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
+    def submit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
         self._sent |= {(silo, server_round): vector for silo, vector in vectors.items()}
-        super().ask(session, server_round, vectors)
+        super().submit(session, server_round, vectors)
 
-    def answer(self, timeout: float | None = None) -> Answer | None:
-        answer = super().answer(timeout)
+    def next_event(self, timeout: float | None = None) -> Answer | None:
+        answer = super().next_event(timeout)
         if not isinstance(answer, Answered) or not isinstance(answer.update, Update):
             return answer
         sent = self._sent.pop((answer.silo, answer.server_round))
         update = self._defended(sent, answer.update)
         trainer = self.silos[answer.silo].sessions[answer.update.session]
-        self.heard.append(Heard(sent, update, _rows_of_round(trainer, answer.server_round)))
+        self.heard.append(RecordedUpdate(sent, update, _rows_of_round(trainer, answer.server_round)))
         return replace(answer, update=update)
 
     def _defended(self, sent: Vector, update: Update) -> Update:
@@ -103,8 +103,8 @@ class ListeningCohort(LocalCohort):
 
 
 def hear(
-    cohort: ListeningCohort, coordinator: Coordinator, job: Job, rounds: int, defence: Defence | None = None
-) -> tuple[list[Heard], State]:
+    cohort: RecordingCohort, coordinator: Coordinator, job: Job, rounds: int, defence: Defence | None = None
+) -> tuple[list[RecordedUpdate], State]:
     """Run the first rounds of a job; return every update as it leaves its silo, and the last state.
 
     The silos' answers are bit for bit those of a run of the same configuration, on whatever cohort, unless their noise
@@ -120,7 +120,7 @@ def hear(
     return cohort.heard, state
 
 
-def of_round(silo: Silo, heard: Heard, layout: Layout, plan: TrainingPlan) -> Replay:
+def of_round(silo: Silo, heard: RecordedUpdate, layout: Layout, plan: TrainingPlan) -> Replay:
     """Return the message of one silo and one round."""
     steps = round(plan.total_steps / plan.num_rounds)
     kind = f"update of a round ({steps} local {plan.optimizer} step{'s' if steps > 1 else ''})"

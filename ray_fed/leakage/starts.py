@@ -6,14 +6,14 @@ import torch
 
 from ray_fed.leakage.attacks import Attack
 from ray_fed.leakage.layer_inversion import invert_layers, is_chain
-from ray_fed.leakage.observation import Observation
+from ray_fed.leakage.observation import AttackObservation
 from ray_fed.randomness import derived_seed
 
 BATCH_SPREAD = 0.2
 """Spread of a grey start for batches: images that start together stay together."""
 
 
-def start_inputs(observations: Sequence[Observation], attack: Attack, seeds: Sequence[int]) -> list[torch.Tensor]:
+def start_inputs(observations: Sequence[AttackObservation], attack: Attack, seeds: Sequence[int]) -> list[torch.Tensor]:
     """Return candidates for the start, each [n, samples, *input_shape]; the attack begins at the better one.
 
     Equal seeds give equal guesses whatever else is in the batch.
@@ -25,7 +25,7 @@ def start_inputs(observations: Sequence[Observation], attack: Attack, seeds: Seq
     return [noise]
 
 
-def _inverted(observations: Sequence[Observation], otherwise: torch.Tensor) -> list[torch.Tensor]:
+def _inverted(observations: Sequence[AttackObservation], otherwise: torch.Tensor) -> list[torch.Tensor]:
     """Return the inputs found layer by layer, where they are finite; nothing where the linear algebra breaks down,
     as it does for a message without an output bias's gradient."""
     try:
@@ -34,7 +34,7 @@ def _inverted(observations: Sequence[Observation], otherwise: torch.Tensor) -> l
         return []
 
 
-def _noise(observation: Observation, attack: Attack, seed: int) -> torch.Tensor:
+def _noise(observation: AttackObservation, attack: Attack, seed: int) -> torch.Tensor:
     knows = observation.knows
     draw = torch.Generator().manual_seed(derived_seed(seed, "start of an attack"))
     noise = torch.randn(knows.samples, *knows.input_shape, generator=draw)

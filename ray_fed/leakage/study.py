@@ -14,7 +14,7 @@ from ray_fed.leakage.defences import parse_defence
 from ray_fed.leakage.fidelity import SUCCESS, mean_squared_errors, psnr, ssim
 from ray_fed.leakage.images import ImageSet, load_images
 from ray_fed.leakage.kernel import Reconstruction, with_restarts
-from ray_fed.leakage.observation import Knowledge, Observation, observe
+from ray_fed.leakage.observation import AttackObservation, Knowledge, observe
 from ray_fed.leakage.targets import make_target
 from ray_fed.randomness import derived_seed
 
@@ -59,7 +59,7 @@ class AttackJob:
 
 
 @dataclass(frozen=True)
-class JobResult:
+class AttackResult:
     """What a job came to. A job that failed has rows with a reason and no arrays."""
 
     key: str
@@ -71,7 +71,7 @@ class JobResult:
     """Computing time on CPU, elapsed time on a GPU."""
 
 
-def run_job(job: AttackJob, device: str = "cpu") -> JobResult:
+def run_job(job: AttackJob, device: str = "cpu") -> AttackResult:
     """Attack; an attack that fails (no label rule, no convergence of a decomposition) becomes rows that say why."""
     clock = time.process_time if device == "cpu" else time.perf_counter  # a busy machine makes no attack slower
     started = clock()
@@ -82,22 +82,22 @@ def run_job(job: AttackJob, device: str = "cpu") -> JobResult:
     return replace(result, seconds=clock() - started)
 
 
-def failed(job: AttackJob, reason: str) -> JobResult:
+def failed(job: AttackJob, reason: str) -> AttackResult:
     """Return the rows of a job that could not be carried out."""
     said = " ".join(reason.split())
-    return JobResult(job.key, [{**_row_head(job, number), "failed": said} for number in job.problems])
+    return AttackResult(job.key, [{**_row_head(job, number), "failed": said} for number in job.problems])
 
 
-def _run(job: AttackJob, device: str) -> JobResult:
+def _run(job: AttackJob, device: str) -> AttackResult:
     observations, truth, labels = observations_of(job, device)
-    record = Recorder(truth, job.budget * job.restarts, job.snapshots)
+    record = AttackRecorder(truth, job.budget * job.restarts, job.snapshots)
     seeds = [derived_seed(job.seed, "attack", job.data, number) for number in job.problems]
     found = with_restarts(observations, job.attack, job.budget, seeds, job.restarts, record)
     errors = mean_squared_errors(found.inputs, truth)
     rows = [_row(job, i, found, truth, labels, errors[i], record) for i in range(len(job.problems))]
     shown = {"truth": truth[:SHOWN].cpu().numpy(), "found": found.inputs[:SHOWN].cpu().numpy()}
     arrays = {"mse": record.mse, "loss": record.loss, "snapshots": record.pictures, **shown}
-    return JobResult(job.key, rows, arrays)
+    return AttackResult(job.key, rows, arrays)
 
 
 @lru_cache(maxsize=8)
@@ -106,7 +106,7 @@ def drawn_images(data: str, count: int, seed: int) -> ImageSet:
     return load_images(data).sample(count, seed)
 
 
-def observations_of(job: AttackJob, device: str = "cpu") -> tuple[list[Observation], torch.Tensor, torch.Tensor]:
+def observations_of(job: AttackJob, device: str = "cpu") -> tuple[list[AttackObservation], torch.Tensor, torch.Tensor]:
     """Return what is seen of each problem, the true inputs [n, samples, ...] and labels [n, samples, ...]."""
     images = drawn_images(job.data, job.images, job.seed)
     size, steps = job.batch_size, job.local_steps
@@ -135,7 +135,7 @@ def masks(images: torch.Tensor) -> torch.Tensor:
     return (grey > grey.mean((1, 2), keepdim=True)).long()
 
 
-class Recorder:
+class AttackRecorder:
     """Follows a batch of attacks: error and objective of the best point so far, pictures at chosen evaluations.
 
     It stands beside the attack and knows the truth, which the attack does not.
@@ -181,7 +181,7 @@ def _row_head(job: AttackJob, number: int) -> dict[str, object]:
 
 def _row(
     job: AttackJob, i: int, found: Reconstruction, truth: torch.Tensor, labels: torch.Tensor, errors: torch.Tensor,
-    record: Recorder,
+    record: AttackRecorder,
 ) -> dict[str, object]:  # fmt: skip
     guessed, true = found.labels[i].flatten().sort().values, labels[i].flatten().sort().values
     mse = float(errors.mean())

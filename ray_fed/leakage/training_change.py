@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from math import ceil
 
 from ray_fed.config import require, unknown_name
+from ray_fed.learning.private_steps import PrivateSteps
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.privacy.accounting import PrivacyAccount
 from ray_fed.privacy.compression import METHODS, Compression
-from ray_fed.privacy.dp.accounting import PrivacyAccount
-from ray_fed.privacy.dp.private_steps import PrivateSteps
 
 
 @dataclass(frozen=True)

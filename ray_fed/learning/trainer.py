@@ -18,8 +18,8 @@ from ray_fed.learning.gradient_terms import ControlVariate, GradientTerm, Proxim
 from ray_fed.learning.gradients import DenseReluMseGradient, Gradient, Loss, gradient_for
 from ray_fed.learning.layout import BufferPolicy, Layout, bind, bind_buffers, integer_buffers
 from ray_fed.learning.optimizers import flat_optimizer
+from ray_fed.learning.private_steps import PrivateGradient, PrivateSteps, chosen_rows
 from ray_fed.privacy.compression import Compression, decode
-from ray_fed.privacy.dp.private_steps import PrivateGradient, PrivateSteps, chosen_rows
 from ray_fed.randomness import derived_seed, generator
 
 PORTION_VALUES = 1 << 22

@@ -23,7 +23,7 @@ NO_COMMON_GRAIN_BITS = 5.0
 
 
 @dataclass(frozen=True)
-class Agreement:
+class SegmentationScores:
     """Metrics of one image."""
 
     map: float
@@ -44,7 +44,7 @@ class Agreement:
         return asdict(self)
 
 
-def agreement(predicted_mask: np.ndarray, true_mask: np.ndarray) -> Agreement:
+def agreement(predicted_mask: np.ndarray, true_mask: np.ndarray) -> SegmentationScores:
     """Return the metrics of a predicted against a true boundary mask, both [H, W], 1 = boundary, 0 = grain.
 
     ValueError when the shapes differ.
@@ -52,9 +52,9 @@ def agreement(predicted_mask: np.ndarray, true_mask: np.ndarray) -> Agreement:
     return agreement_of(contingency(predicted_mask, true_mask))
 
 
-def agreement_of(table: Contingency) -> Agreement:
+def agreement_of(table: Contingency) -> SegmentationScores:
     under, over, undefined = variation_of_information(table)
-    return Agreement(
+    return SegmentationScores(
         map=mean_average_precision(table),
         vi=under + over,
         vi_under=under,

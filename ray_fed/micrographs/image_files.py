@@ -75,10 +75,10 @@ class MicrographFolder:
 
 
 @dataclass(frozen=True)
-class FolderSource:
+class FolderTileSource:
     """`SiloSpec.source`: a folder, split by micrograph into training, validation and test tiles.
 
-    The same seed gives a silo and the examiner of its test tiles the same split.
+    The same seed gives a silo and the evaluator of its test tiles the same split.
     """
 
     folder: MicrographFolder
@@ -92,7 +92,7 @@ class FolderSource:
     """Which fold is the test set: 0..folds - 1."""
     seed: int = 0
     is_test: bool = False
-    """Hand out the test tiles (as training rows, for an examiner) instead of the silo's."""
+    """Hand out the test tiles (as training rows, for an evaluator) instead of the silo's."""
 
     def open(self, silo: str) -> SiloTiles:
         train, validation, test = self.parts(silo)

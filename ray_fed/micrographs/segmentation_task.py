@@ -22,7 +22,7 @@ from ray_fed.config import require
 from ray_fed.errors import DataError
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.scores import MeanScores
-from ray_fed.micrographs.agreement import Agreement, agreement
+from ray_fed.micrographs.agreement import SegmentationScores, agreement
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.tile_source import SiloTiles, Synthesis, TileSource, stacked
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
@@ -115,8 +115,8 @@ class SegmentationTask(Task):
         )
 
     def score(self, targets: np.ndarray, outputs: np.ndarray) -> MeanScores:
-        """Return loss, MAP, VI with its parts, and ARI (see `Agreement`) of logits [n, H, W] on masks, as sums."""
-        names = ["loss", *Agreement.__dataclass_fields__]
+        """Return loss, MAP, VI with its parts, and ARI (see `SegmentationScores`) of logits [n, H, W], as sums."""
+        names = ["loss", *SegmentationScores.__dataclass_fields__]
         if len(targets) == 0:
             return MeanScores(0, dict.fromkeys(names, 0.0))
         loss = self.loss.per_image(torch.from_numpy(outputs), torch.from_numpy(targets)).numpy()

@@ -26,7 +26,7 @@ class SiloTiles:
     """Makes the synthetic tiles of every later epoch afresh; None: `synthetic` serves all epochs."""
     test: MicrographSet | None = None
     """Tiles on which the silo itself tests each model it is asked about, with what it keeps local (FedBN: its norms).
-    Their metrics stand beside those of the validation tiles as `test_<name>`. None where an examiner has the test."""
+    Their metrics stand beside those of the validation tiles as `test_<name>`. None where an evaluator has the test."""
 
 
 class TileSource(Protocol):
@@ -38,7 +38,7 @@ class TileSource(Protocol):
 
 
 @dataclass(frozen=True)
-class PolycrystalSource:
+class PolycrystalTileSource:
     """Synthetic polycrystals as a silo's own data: no files, the same on every machine."""
 
     style: StyleName

@@ -27,7 +27,7 @@ SHARES = {"train": 0.65, "validation": 0.15, "test": 0.2}
 
 
 @dataclass(frozen=True)
-class Job:
+class BuildJob:
     """A bundle of models that share their rows and features."""
 
     table: str
@@ -53,10 +53,10 @@ class Job:
 
 
 @dataclass(frozen=True)
-class JobResult:
+class BuildResult:
     """What came out of a job."""
 
-    job: Job
+    job: BuildJob
     models: list[PackedModel]
     failures: list[Failure]
 
@@ -78,7 +78,7 @@ class SplitRows:
         return self.features[rows], self.targets[rows]
 
 
-def run_job(job: Job, table: PropertyTable) -> JobResult:
+def run_job(job: BuildJob, table: PropertyTable) -> BuildResult:
     """Train all models of a job. What goes wrong with one model, or with all, is a failure with its reason."""
     models, failures = [], []
     sample = table.sample(job.max_rows, generator(job.seed, "library rows", table.key))
@@ -91,10 +91,10 @@ def run_job(job: Job, table: PropertyTable) -> JobResult:
                 models.append(pack(arrays, card))
     except DataError as error:
         failures.append(_failure(job, table, job.seed, str(error)))
-    return JobResult(job, models, failures)
+    return BuildResult(job, models, failures)
 
 
-def split_rows(table: PropertyTable, descriptor: Descriptor, job: Job) -> SplitRows:
+def split_rows(table: PropertyTable, descriptor: Descriptor, job: BuildJob) -> SplitRows:
     """Featurise a table and divide its rows; DataError when too few are left."""
     if not descriptor.reads(table.frame):
         raise DataError(f"descriptor {descriptor.name!r} reads {descriptor.column!r}, {table.key} has no such column")
@@ -122,7 +122,7 @@ Trained = Iterator[tuple[dict[str, np.ndarray], ModelCard, str]]
 """(arrays, card, reason); a reason other than "" means that the model failed."""
 
 
-def _feature_models(job: Job, table: PropertyTable) -> Trained:
+def _feature_models(job: BuildJob, table: PropertyTable) -> Trained:
     descriptor = make_descriptor(job.descriptor, job.element_table)
     rows = split_rows(table, descriptor, job)
     blank = _blank_card(job, table, descriptor.on_card(), descriptor.feature_names(), rows.unreadable)
@@ -138,7 +138,7 @@ def _feature_models(job: Job, table: PropertyTable) -> Trained:
         yield arrays, card, reason
 
 
-def _graph_models(job: Job, table: PropertyTable) -> Trained:
+def _graph_models(job: BuildJob, table: PropertyTable) -> Trained:
     if "numbers" not in table.frame:
         raise DataError(f"crystal graphs need structures, {table.key} has none")
     graphs, reasons = crystal_graphs(table.frame)
@@ -168,7 +168,7 @@ def _scored(
     return replace(card, metrics={**counts, "test": test}), ""
 
 
-def _networks(job: Job, table: PropertyTable, rows: SplitRows, blank: ModelCard) -> Trained:
+def _networks(job: BuildJob, table: PropertyTable, rows: SplitRows, blank: ModelCard) -> Trained:
     """Train random pyramids in stacks; the target's scale is folded into the last layer."""
     features, targets = rows.of("train")
     scaler = Standardizer.from_moments(ColumnMoments.of(features))
@@ -216,7 +216,11 @@ def _architecture(pyramid: Pyramid, num_features: int) -> dict:
 
 
 def _blank_card(
-    job: Job, table: PropertyTable, descriptor: Mapping[str, Plain], feature_names: tuple[str, ...], unreadable: int
+    job: BuildJob,
+    table: PropertyTable,
+    descriptor: Mapping[str, Plain],
+    feature_names: tuple[str, ...],
+    unreadable: int,
 ) -> ModelCard:
     """Return what the cards of a job have in common."""
     return ModelCard(
@@ -238,7 +242,7 @@ def _blank_card(
     )
 
 
-def _failure(job: Job, table: PropertyTable, seed: int, reason: str) -> Failure:
+def _failure(job: BuildJob, table: PropertyTable, seed: int, reason: str) -> Failure:
     said = " ".join(reason.split())
     return Failure(table.property_name, table.unit, job.descriptor, job.method, table.modelset, seed, said)
 
@@ -246,7 +250,7 @@ def _failure(job: Job, table: PropertyTable, seed: int, reason: str) -> Failure:
 def plan(
     tables: Sequence[PropertyTable], descriptors: Sequence[str], methods: Sequence[tuple[str, int]], seed: int,
     max_rows: int, element_table: str | None = None, per_job: int = 128,
-) -> list[Job]:  # fmt: skip
+) -> list[BuildJob]:  # fmt: skip
     """Return the jobs of a build: every table with every descriptor that can read it, `count` models of each method."""
     jobs = []
     for table in tables:
@@ -257,5 +261,5 @@ def plan(
                 for part, start in enumerate(range(0, count, per_job)):
                     size = min(per_job, count - start)
                     own = derived_seed(seed, "job", table.key, name, method, part) if part else seed
-                    jobs.append(Job(table.key, name, method, size, own, max_rows, element_table))
+                    jobs.append(BuildJob(table.key, name, method, size, own, max_rows, element_table))
     return jobs

@@ -19,9 +19,9 @@ from ray_fed.federation.norms import distance
 from ray_fed.learning.regression import RegressionSums
 from ray_fed.learning.scores import MeanScores, Scores
 from ray_fed.learning.standardisation import ColumnMoments
-from ray_fed.perimeter.echo import Echo, words
-from ray_fed.perimeter.passage import size_of
+from ray_fed.perimeter.message_digest import size_of
 from ray_fed.perimeter.policy import Policy
+from ray_fed.perimeter.row_matcher import RowMatcher, words
 from ray_fed.privacy.compression import rebuilt
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_ .-]{0,63}")
@@ -40,7 +40,7 @@ PARAMETERS_PER_ROUND = 4
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """What a silo was asked for: an answer must fit it."""
 
     kind: str
@@ -58,24 +58,24 @@ class Gate:
     """Lets messages of one silo out, by its owner's policy."""
 
     def __init__(self, silo: str, policy: Policy, sent_before: int = 0):
-        self.silo, self.policy, self.echo = silo, policy, Echo()
+        self.silo, self.policy, self.row_matcher = silo, policy, RowMatcher()
         self.sent = sent_before
         """Bytes that have left in this run."""
         self._round: tuple[str, int] = ("", 0)
         self._sent_in_round, self._received = 0, 0
 
-    def admit(self, message: Any, asked: Asked) -> Any:
+    def admit(self, message: Any, request: Request) -> Any:
         """Return the message rebuilt from its checked parts; PerimeterRefused with the first reason why it stays
         inside. Nothing given is changed."""
-        rebuilt = self.inspect(message, asked)
-        self._count(size_of(rebuilt), asked)
+        rebuilt = self.inspect(message, request)
+        self._count(size_of(rebuilt), request)
         return rebuilt
 
-    def inspect(self, message: Any, asked: Asked) -> Any:
+    def inspect(self, message: Any, request: Request) -> Any:
         """Like `admit`, without counting the message: it is not what will leave."""
-        if asked.kind not in self.policy.kinds:
-            raise self.refusal(asked.kind, f"its owner allows {', '.join(self.policy.kinds)} only")
-        return REBUILT[asked.kind](self, message, asked)
+        if request.kind not in self.policy.kinds:
+            raise self.refusal(request.kind, f"its owner allows {', '.join(self.policy.kinds)} only")
+        return REBUILT[request.kind](self, message, request)
 
     def refusal(self, kind: str, reason: str) -> PerimeterRefused:
         return PerimeterRefused(self.silo, kind, reason)
@@ -87,16 +87,16 @@ class Gate:
             reason = f"its {num_rounds} updates have {planned} bytes, {left} are left of max_bytes_per_run"
             raise self.refusal(f"session '{session}'", reason)
 
-    def _count(self, size: int, asked: Asked) -> None:
+    def _count(self, size: int, request: Request) -> None:
         """Refuse what exceeds the budget of the round or of the run; count the rest."""
-        if (asked.session, asked.server_round) != self._round:
-            self._round, self._sent_in_round, self._received = (asked.session, asked.server_round), 0, 0
-        self._received = max(self._received, 0 if asked.vector is None else asked.vector.nbytes)
+        if (request.session, request.server_round) != self._round:
+            self._round, self._sent_in_round, self._received = (request.session, request.server_round), 0, 0
+        self._received = max(self._received, 0 if request.vector is None else request.vector.nbytes)
         in_round, in_run, allowed = self._sent_in_round + size, self.sent + size, self._budget()
         if in_round > allowed:
-            raise self.refusal(asked.kind, f"{in_round} bytes in one round are more than the {allowed} allowed")
+            raise self.refusal(request.kind, f"{in_round} bytes in one round are more than the {allowed} allowed")
         if in_run > self.policy.max_bytes_per_run:
-            raise self.refusal(asked.kind, f"{in_run} bytes, max_bytes_per_run={self.policy.max_bytes_per_run}")
+            raise self.refusal(request.kind, f"{in_run} bytes, max_bytes_per_run={self.policy.max_bytes_per_run}")
         self._sent_in_round, self.sent = in_round, in_run
 
     def _budget(self) -> int:
@@ -110,14 +110,14 @@ class Gate:
 # ---- one function for each kind: it returns the message rebuilt, or raises
 
 
-def _update(gate: Gate, update: Any, asked: Asked) -> Update:
-    _exact(gate, asked, update, Update)
-    received, policy = asked.vector, gate.policy
+def _update(gate: Gate, update: Any, request: Request) -> Update:
+    _exact(gate, request, update, Update)
+    received, policy = request.vector, gate.policy
     assert received is not None
     if type(update.vector) is np.ndarray:  # what is checked is what is sent, whoever still holds the silo's array
         update = replace(update, vector=update.vector.copy())
     try:
-        Guard().check(update, received, asked.server_round, asked.session)
+        Guard().check(update, received, request.server_round, request.session)
     except UpdateRejected as error:
         raise gate.refusal("update", error.args[2]) from None
     if update.vector.dtype.metadata:
@@ -128,11 +128,11 @@ def _update(gate: Gate, update: Any, asked: Asked) -> Update:
     if policy.max_update_norm is not None and distance(update.vector, received) > policy.max_update_norm:
         moved = distance(update.vector, received)
         raise gate.refusal("update", f"it moved by {moved:.6g}, max_update_norm={policy.max_update_norm:g}")
-    if gate.echo.is_echo(update.vector):
+    if gate.row_matcher.repeats_rows(update.vector):
         raise gate.refusal("update", "it repeats values of the silo's rows")
     return Update(
-        gate.silo, asked.session, asked.server_round, update.vector, int(update.num_examples), int(update.num_steps),
-        float(update.loss), float(update.seconds), _code(gate, update, received),
+        gate.silo, request.session, request.server_round, update.vector, int(update.num_examples),
+        int(update.num_steps), float(update.loss), float(update.seconds), _code(gate, update, received),
     )  # fmt: skip
 
 
@@ -150,9 +150,9 @@ def _code(gate: Gate, update: Update, received: Vector) -> np.ndarray | None:
     return code
 
 
-def _moments(gate: Gate, moments: Any, asked: Asked) -> ColumnMoments:
-    _exact(gate, asked, moments, ColumnMoments)
-    _enough(gate, asked, moments.num_examples)
+def _moments(gate: Gate, moments: Any, request: Request) -> ColumnMoments:
+    _exact(gate, request, moments, ColumnMoments)
+    _enough(gate, request, moments.num_examples)
     for name in ("mean", "m2"):
         values = getattr(moments, name)
         plain = type(values) is np.ndarray and values.dtype == np.float64 and values.ndim == 1
@@ -160,27 +160,27 @@ def _moments(gate: Gate, moments: Any, asked: Asked) -> ColumnMoments:
             raise gate.refusal("moments", f"{name} must be one float64 per column")
         if not np.isfinite(values).all():
             raise gate.refusal("moments", f"{name} has values that are not finite")
-    if gate.echo.is_row(moments.mean):
+    if gate.row_matcher.is_row(moments.mean):
         raise gate.refusal("moments", "the means repeat values of the silo's rows")
     return ColumnMoments(int(moments.num_examples), moments.mean, moments.m2)
 
 
-def _metrics(gate: Gate, by_model: Any, asked: Asked) -> dict[str, Metrics]:
-    if type(by_model) is not dict or tuple(by_model) != asked.models:
-        raise gate.refusal("metrics", f"they must be those of the models asked for: {', '.join(asked.models)}")
-    return {model: _metrics_of(gate, metrics, asked) for model, metrics in by_model.items()}
+def _metrics(gate: Gate, by_model: Any, request: Request) -> dict[str, Metrics]:
+    if type(by_model) is not dict or tuple(by_model) != request.models:
+        raise gate.refusal("metrics", f"they must be those of the models asked for: {', '.join(request.models)}")
+    return {model: _metrics_of(gate, metrics, request) for model, metrics in by_model.items()}
 
 
-def _metrics_of(gate: Gate, metrics: Any, asked: Asked) -> Metrics:
-    _exact(gate, asked, metrics, Metrics)
-    return Metrics(gate.silo, _scores(gate, metrics.train, asked), _scores(gate, metrics.held_out, asked))
+def _metrics_of(gate: Gate, metrics: Any, request: Request) -> Metrics:
+    _exact(gate, request, metrics, Metrics)
+    return Metrics(gate.silo, _scores(gate, metrics.train, request), _scores(gate, metrics.held_out, request))
 
 
-def _scores(gate: Gate, scores: Any, asked: Asked) -> Scores:
+def _scores(gate: Gate, scores: Any, request: Request) -> Scores:
     """Too few rows are told as none; a NaN is told as one NaN, whose other bits could tell something."""
     if type(scores) not in (RegressionSums, MeanScores):
         raise gate.refusal("metrics", "they must be RegressionSums or MeanScores")
-    _exact(gate, asked, scores, type(scores))
+    _exact(gate, request, scores, type(scores))
     count = scores.num_examples
     if not _is_count(count):
         raise gate.refusal("metrics", "num_examples must be a whole number, 0 or more")
@@ -209,8 +209,8 @@ def _number(gate: Gate, value: Any, is_told: bool) -> float:
     return math.nan if math.isnan(number) else number
 
 
-def _description(gate: Gate, said: Any, asked: Asked) -> SiloDescription:
-    _exact(gate, asked, said, SiloDescription)
+def _description(gate: Gate, said: Any, request: Request) -> SiloDescription:
+    _exact(gate, request, said, SiloDescription)
     for count in (said.num_examples, said.num_held_out, *_dict(gate, said.unreadable).values()):
         if not _is_count(count):
             raise gate.refusal("description", "counts of rows must be whole numbers, 0 or more")
@@ -232,11 +232,11 @@ def _check_texts(gate: Gate, texts: list[str], fingerprint: Mapping[str, Any]) -
     if size > limit:
         raise gate.refusal("description", f"it has {size} bytes of text, max_description_bytes={limit}")
     numbers = [value for value in fingerprint.values() if isinstance(value, float)]
-    if gate.echo.numbers_in(texts) + gate.echo.known_numbers(numbers) >= FEW_NUMBERS:
+    if gate.row_matcher.numbers_in(texts) + gate.row_matcher.known_numbers(numbers) >= FEW_NUMBERS:
         raise gate.refusal("description", "it repeats values of the silo's rows")
 
 
-REBUILT: dict[str, Callable[[Gate, Any, Asked], Any]] = {
+REBUILT: dict[str, Callable[[Gate, Any, Request], Any]] = {
     "description": _description, "moments": _moments, "update": _update, "metrics": _metrics,
 }  # fmt: skip
 """Kind -> its check."""
@@ -245,21 +245,21 @@ REBUILT: dict[str, Callable[[Gate, Any, Asked], Any]] = {
 # ---- parts
 
 
-def _exact(gate: Gate, asked: Asked, message: Any, cls: type) -> None:
+def _exact(gate: Gate, request: Request, message: Any, cls: type) -> None:
     """The class itself, and nothing hung onto the instance."""
     if type(message) is not cls:
-        raise gate.refusal(asked.kind, f"the answer must be a {cls.__name__}")
+        raise gate.refusal(request.kind, f"the answer must be a {cls.__name__}")
     if set(vars(message)) != {field.name for field in fields(cls)}:
-        raise gate.refusal(asked.kind, "the answer carries more than its fields")
+        raise gate.refusal(request.kind, "the answer carries more than its fields")
     if getattr(message, "silo", gate.silo) != gate.silo:
-        raise gate.refusal(asked.kind, "it is in the name of another silo")
+        raise gate.refusal(request.kind, "it is in the name of another silo")
 
 
-def _enough(gate: Gate, asked: Asked, count: Any) -> None:
+def _enough(gate: Gate, request: Request, count: Any) -> None:
     least = gate.policy.min_examples
     if not _is_count(count) or count < least:
         shown = count if _is_count(count) else "an unknown number of"
-        raise gate.refusal(asked.kind, f"{shown} rows stand behind it, its owner's min_examples={least}")
+        raise gate.refusal(request.kind, f"{shown} rows stand behind it, its owner's min_examples={least}")
 
 
 def _is_count(value: Any) -> bool:

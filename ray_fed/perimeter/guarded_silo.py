@@ -1,4 +1,4 @@
-"""A silo behind its wall: the same questions as `Silo`, but every answer, and every error, goes through the gate.
+"""A silo behind its boundary: the same questions as `Silo`, but every answer, and every error, goes through the gate.
 
 A further kind of message needs a check in `gate.REBUILT`, a passage in `passage.KNOWN`, and one method here that hands
 the silo's answer to `_send`.
@@ -14,9 +14,9 @@ import ray_fed.perimeter.masked_updates  # noqa: F401  (so does this)
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.messages import (
     Artifact,
+    GradientObservation,
     MaskedUpdate,
     Metrics,
-    Observation,
     SessionSpec,
     SiloDescription,
     Update,
@@ -25,13 +25,13 @@ from ray_fed.federation.messages import (
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
-from ray_fed.perimeter.gate import Asked
+from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
+from ray_fed.perimeter.gate import Request
 from ray_fed.perimeter.observations import observed
-from ray_fed.perimeter.signing import SigningKey
-from ray_fed.perimeter.wall import Fence, Wall
+from ray_fed.privacy.signing import SigningKey
 
 
-class GuardedSilo(Wall):
+class GuardedSilo(EgressBoundary):
     """See `Silo` for what the questions mean. `make` builds the silo and is the first foreign code that runs."""
 
     silo: Silo
@@ -40,10 +40,10 @@ class GuardedSilo(Wall):
         self,
         spec: SiloSpec,
         make: Callable[[], Silo],
-        fence: Fence = contextlib.nullcontext,
+        block: EgressBlock = contextlib.nullcontext,
         takes_output: bool = False,
     ):
-        super().__init__(spec, fence, takes_output)
+        super().__init__(spec, block, takes_output)
         self._rounds: dict[str, int] = {}
         self._start(lambda: self._take(make()))
 
@@ -56,11 +56,11 @@ class GuardedSilo(Wall):
     def open(self) -> SiloDescription:
         said = self._call("opening its data", lambda: self.silo.open())
         self._watch()
-        return self._send("opening its data", said, Asked("description"))
+        return self._send("opening its data", said, Request("description"))
 
     def moments(self) -> ColumnMoments:
         return self._send(
-            "computing moments", self._call("computing moments", lambda: self.silo.moments()), Asked("moments")
+            "computing moments", self._call("computing moments", lambda: self.silo.moments()), Request("moments")
         )
 
     def prepare(self, standardizer: Standardizer | None) -> None:
@@ -74,8 +74,8 @@ class GuardedSilo(Wall):
         self._check_session(spec, digest)
         return spec.layout_digest
 
-    def revive(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
-        self._call("starting again", lambda: self.silo.revive(standardizer, sessions))
+    def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
+        self._call("starting again", lambda: self.silo.restore(standardizer, sessions))
         self._rounds |= {spec.session: 0 for spec in sessions}
         self._watch()
 
@@ -89,11 +89,11 @@ class GuardedSilo(Wall):
         doing = f"training round {server_round}"
         update = self._call(doing, lambda: self.silo.fit(session, server_round, vector))
         self._rounds[session] = server_round
-        asked = Asked("update", session, server_round, vector)
+        request = Request("update", session, server_round, vector)
         if not self.silo.secure.is_secure(session):
-            return self._send(doing, update, asked)
-        masked = self._call(doing, lambda: self.silo.leaving(self.gate.inspect(update, asked)))
-        return self._send(doing, masked, replace(asked, kind="masked"))
+            return self._send(doing, update, request)
+        masked = self._call(doing, lambda: self.silo.leaving(self.gate.inspect(update, request)))
+        return self._send(doing, masked, replace(request, kind="masked"))
 
     def leaving(self, update: Update | MaskedUpdate) -> Update | MaskedUpdate:
         """Return what `fit` returned: it has left already."""
@@ -101,22 +101,22 @@ class GuardedSilo(Wall):
 
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
         found = self._call("evaluating", lambda: self.silo.evaluate(session, models))
-        asked = Asked("metrics", session, self._rounds.get(session, 0), models=tuple(models))
-        return self._send("evaluating", found, asked)
+        request = Request("metrics", session, self._rounds.get(session, 0), models=tuple(models))
+        return self._send("evaluating", found, request)
 
-    def ask(self, question: str, *given: Any) -> Artifact:
-        """Put one of the further questions to the silo (`Silo.questions`)."""
-        doing = f"answering '{question}'"
-        artifact = self._call(doing, lambda: self.silo.ask(question, *given))
+    def query(self, query: str, *given: Any) -> Artifact:
+        """Put one of the further questions to the silo (`Silo.queries`)."""
+        doing = f"answering '{query}'"
+        artifact = self._call(doing, lambda: self.silo.query(query, *given))
         # Nothing was received that its size could be measured by: max_bytes_per_round and _per_run bound it.
-        return self._send(doing, artifact, Asked("artifact", question, vector=getattr(artifact, "data", None)))
+        return self._send(doing, artifact, Request("artifact", query, vector=getattr(artifact, "data", None)))
 
-    def observe(self, vector: Vector, num_examples: int) -> Observation:
+    def observe(self, vector: Vector, num_examples: int) -> GradientObservation:
         """Return the gradient over the silo's first rows at `vector`, for attacks on it elsewhere; PerimeterRefused
         unless the owner says `audit: true`."""
         doing = "showing a gradient"
         shown = self._call(doing, lambda: observed(self.gate, self.silo, vector, num_examples))
-        return self._send(doing, shown, Asked("observation", vector=vector))
+        return self._send(doing, shown, Request("observation", vector=vector))
 
     # ---- out
 
@@ -139,8 +139,8 @@ class GuardedSilo(Wall):
         rows = getattr(self.silo, "_rows", None)
         if rows is not None:
             for name in ("features", "targets", "held_out_features", "held_out_targets"):
-                self.gate.echo.watch(name, getattr(rows, name))
+                self.gate.row_matcher.watch(name, getattr(rows, name))
         for name in ("features", "targets"):
             tensor: Any = getattr(self.silo, name, None)
             if tensor is not None:
-                self.gate.echo.watch(f"prepared {name}", tensor.cpu().numpy())
+                self.gate.row_matcher.watch(f"prepared {name}", tensor.cpu().numpy())

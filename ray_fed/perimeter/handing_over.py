@@ -18,7 +18,7 @@ class SiloLedger:
 
 
 @dataclass(frozen=True)
-class HandedOver:
+class CollectedLedgers:
     """What is left to be told at the end of a run."""
 
     silos: Mapping[str, SiloLedger] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""An append-only file of hash-chained, signed lines: what passed a silo's wall, or what a coordinator received.
+"""An append-only file of hash-chained, signed lines: what passed a silo's boundary, or what a coordinator received.
 
     {"number": 1, "previous": "0000...", "kind": "opening", "writer": ..., "public_key": ..., ...}
     {"number": 2, "previous": "<SHA-256 of line 1>", "kind": "update", ...}
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_fed.errors import DataError
-from ray_fed.perimeter.signing import SigningKey
+from ray_fed.privacy.signing import SigningKey
 
 FORMAT = "ray-fed ledger 1"
 SIGN_EVERY = 64

@@ -46,7 +46,7 @@ def lineage(coordinator: Chain, silos: Sequence[Chain], origin: Origin) -> list[
 
     A run that was resumed may have done a round twice; what counts is what was received before the round's last model.
     """
-    own = {(chain.writer, line["sha256"]): line["number"] for chain in silos for line in chain.passages()}
+    own = {(chain.writer, line["sha256"]): line["number"] for chain in silos for line in chain.messages()}
     rounds: dict[int, list[Contribution]] = {}
     waiting: dict[int, dict[str, Line]] = {}
     for line in coordinator.lines[: origin.number]:

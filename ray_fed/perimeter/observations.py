@@ -6,16 +6,16 @@ import numpy as np
 import torch
 
 from ray_fed.errors import PerimeterRefused
-from ray_fed.federation.messages import Observation, Vector
+from ray_fed.federation.messages import GradientObservation, Vector
 from ray_fed.federation.silo import Silo
 from ray_fed.learning.layout import load_vector
-from ray_fed.perimeter.gate import REBUILT, Asked, Gate
-from ray_fed.perimeter.passage import KNOWN, Passage, vector_digest
+from ray_fed.perimeter.gate import REBUILT, Gate, Request
+from ray_fed.perimeter.message_digest import KNOWN, MessageDigest, vector_digest
 
 FIELDS = {"silo", "num_examples", "vector"}
 
 
-def observed(gate: Gate, silo: Silo, vector: Vector, num_examples: int) -> Observation:
+def observed(gate: Gate, silo: Silo, vector: Vector, num_examples: int) -> GradientObservation:
     """Return the gradient of the task's loss over the silo's first rows, at parameters [num_parameters]; nothing is
     computed, and PerimeterRefused raised, where the owner does not allow it."""
     _require_audit(gate)
@@ -23,7 +23,9 @@ def observed(gate: Gate, silo: Silo, vector: Vector, num_examples: int) -> Obser
     network = load_vector(silo.task.model(0), vector)
     loss = silo.task.loss(network(silo.features[:num_examples]), silo.targets[:num_examples])
     parts = torch.autograd.grad(loss, list(network.parameters()))
-    return Observation(silo.spec.name, num_examples, torch.cat([part.reshape(-1) for part in parts]).cpu().numpy())
+    return GradientObservation(
+        silo.spec.name, num_examples, torch.cat([part.reshape(-1) for part in parts]).cpu().numpy()
+    )
 
 
 def _require_audit(gate: Gate) -> None:
@@ -32,11 +34,11 @@ def _require_audit(gate: Gate) -> None:
         raise PerimeterRefused(gate.silo, "observation", remedy)
 
 
-def _observation(gate: Gate, message: Any, asked: Asked) -> Observation:
+def _observation(gate: Gate, message: Any, request: Request) -> GradientObservation:
     _require_audit(gate)
-    if type(message) is not Observation or set(vars(message)) != FIELDS or message.silo != gate.silo:
-        raise gate.refusal("observation", "the answer must be an Observation of this silo and carry nothing more")
-    vector, count, received = message.vector, message.num_examples, asked.vector
+    if type(message) is not GradientObservation or set(vars(message)) != FIELDS or message.silo != gate.silo:
+        raise gate.refusal("observation", "it must be a GradientObservation of this silo and carry nothing more")
+    vector, count, received = message.vector, message.num_examples, request.vector
     assert received is not None
     least = gate.policy.min_examples_per_update
     if type(count) is not int or count < least:
@@ -47,15 +49,17 @@ def _observation(gate: Gate, message: Any, asked: Asked) -> Observation:
     vector = vector.copy()
     if not np.isfinite(vector).all():
         raise gate.refusal("observation", "it has values that are not finite")
-    if gate.echo.is_echo(vector):
+    if gate.row_matcher.repeats_rows(vector):
         raise gate.refusal("observation", "it repeats values of the silo's rows")
-    return Observation(gate.silo, count, vector)
+    return GradientObservation(gate.silo, count, vector)
 
 
-def _passage(kind: str, message: Observation) -> Passage:
+def _digest_of(kind: str, message: GradientObservation) -> MessageDigest:
     norm = float(np.linalg.norm(message.vector))
-    return Passage(kind, ("vector",), message.vector.nbytes, vector_digest(message.vector), norm, message.num_examples)
+    return MessageDigest(
+        kind, ("vector",), message.vector.nbytes, vector_digest(message.vector), norm, message.num_examples
+    )
 
 
 REBUILT["observation"] = _observation
-KNOWN["observation"] = (Observation, _passage)
+KNOWN["observation"] = (GradientObservation, _digest_of)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray_fed.errors import DataError
 from ray_fed.perimeter.ledger import GENESIS, line_digest, to_line
-from ray_fed.perimeter.signing import is_signed
+from ray_fed.privacy.signing import is_signed
 
 Line = Mapping[str, Any]
 CHAIN_KINDS = (
@@ -56,13 +56,13 @@ class Chain:
     def run(self) -> str:
         return str(self.lines[0].get("run", "")) if self.lines else ""
 
-    def passages(self) -> list[Line]:
+    def messages(self) -> list[Line]:
         """Return the lines of messages that left."""
         return [line for line in self.lines if line["kind"] not in CHAIN_KINDS]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class LedgerComparison:
     """What the comparison of a run's ledgers found."""
 
     problems: tuple[str, ...]
@@ -127,7 +127,7 @@ def _wrong(line: Line, number: int, previous: str, key: str) -> Iterator[str]:
             yield f"its signature is not by the key {key[:16]}..."
 
 
-def compare(coordinator: Chain, silos: Sequence[Chain]) -> Verdict:
+def compare(coordinator: Chain, silos: Sequence[Chain]) -> LedgerComparison:
     """Check that what the coordinator says it received is what the silos say they sent, line by line.
 
     Every message received must have left its silo, with the same kind, session, round, bytes, rows and SHA-256.
@@ -142,11 +142,11 @@ def compare(coordinator: Chain, silos: Sequence[Chain]) -> Verdict:
         if silo not in by_name:
             problems.append(f"silo '{silo}': {len(messages)} messages were received, its ledger is missing")
             continue
-        sent = Counter(_key(line) for line in by_name[silo].passages())
+        sent = Counter(_key(line) for line in by_name[silo].messages())
         problems += [f"silo '{silo}': {text}" for text in _unmatched(messages, sent)]
         compared[silo], lost[silo] = len(messages), sum(sent.values())
     problems += [text for chain in silos for text in _pinned(coordinator, chain)]
-    return Verdict(tuple(problems), compared, lost)
+    return LedgerComparison(tuple(problems), compared, lost)
 
 
 def _key(line: Line) -> tuple[Any, ...]:

@@ -30,8 +30,8 @@ class StyleFederation(Protocol):
 
     notices: list[str]
 
-    def ask(self, silos: Sequence[str], question: str, *given: Any) -> dict[str, Artifact]:
-        """Put one question to several silos at once."""
+    def query(self, silos: Sequence[str], query: str, *given: Any) -> dict[str, Artifact]:
+        """Put one query to several silos at once."""
         ...
 
     def exchange(self, silos: Sequence[str], out: str, back: str, *given: Any) -> dict[tuple[str, str], int]:
@@ -52,13 +52,13 @@ class LocalStyleFederation:
         for silo in self.silos.values():
             silo.open()
 
-    def ask(self, silos: Sequence[str], question: str, *given: Any) -> dict[str, Artifact]:
-        return {name: self.silos[name].ask(question, *given) for name in silos}
+    def query(self, silos: Sequence[str], query: str, *given: Any) -> dict[str, Artifact]:
+        return {name: self.silos[name].query(query, *given) for name in silos}
 
     def exchange(self, silos: Sequence[str], out: str, back: str, *given: Any) -> dict[tuple[str, str], int]:
-        made = self.ask(silos, out, *given)
+        made = self.query(silos, out, *given)
         return {
-            (sender, receiver): int(self.silos[receiver].ask(back, *given, made[sender]).facts["bytes"])
+            (sender, receiver): int(self.silos[receiver].query(back, *given, made[sender]).facts["bytes"])
             for sender, receiver in pairs_of(silos)
         }
 

@@ -1,4 +1,4 @@
-"""A silo of FedTransfer: a segmentation silo with a style studio, and a training pool that depends on the method."""
+"""A silo of FedTransfer: a segmentation silo with style models, and a training pool that depends on the method."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,16 +23,16 @@ from ray_fed.style_transfer.amplitude import bank_bytes, bank_of
 from ray_fed.style_transfer.codecs import CODECS
 from ray_fed.style_transfer.gallery import prediction_sheet, style_sheet
 from ray_fed.style_transfer.methods import Method
-from ray_fed.style_transfer.studio import StyleStudio
+from ray_fed.style_transfer.style_models import StyleModels
 from ray_fed.style_transfer.task import FedTransferTask
 
 NOTHING = np.zeros(0, np.uint8)
 
 
 class StyleSilo(SegmentationSilo):
-    """See `SegmentationSilo` and `StyleStudio`. Discriminator, images and labels never leave."""
+    """See `SegmentationSilo` and `StyleModels`. Discriminator, images and labels never leave."""
 
-    questions = frozenset(
+    queries = frozenset(
         {"learn_style", "style", "take_style", "amplitudes", "take_amplitudes", "paint_styles", "test", "test_apart"}
     )
 
@@ -50,15 +50,15 @@ class StyleSilo(SegmentationSilo):
             self._description = super().open()
             folder = str(Path(self.spec.state_folder) / "style") if self.spec.state_folder else ""
             self.test_set = parts.test
-            self.studio = StyleStudio(self.spec.name, parts.train, parts.validation, self.device, folder)
-            self.studio.recall_received()
+            self.style_models = StyleModels(self.spec.name, parts.train, parts.validation, self.device, folder)
+            self.style_models.recall_received()
         return self._description
 
     # ---- the style half
 
     def learn_style(self) -> Artifact:
         """Train the generator and say what came out: losses per epoch, the memorisation probe, the codecs' costs."""
-        report = self.studio.learn(self.fed_transfer.style, self.fed_transfer.style_seed)
+        report = self.style_models.learn(self.fed_transfer.style, self.fed_transfer.style_seed)
         finding = dataclasses.asdict(report.finding) | {"passed": int(report.finding.passed)}
         facts = {f"memorisation.{name}": value for name, value in finding.items()}
         for epoch, losses in enumerate(report.losses, 1):
@@ -69,28 +69,28 @@ class StyleSilo(SegmentationSilo):
 
     def style(self, codec: str) -> Artifact:
         """Return the generator as a message, unless it repeats training images."""
-        message = self.studio.release(codec, self.fed_transfer.memorisation == "refuse")
+        message = self.style_models.release(codec, self.fed_transfer.memorisation == "refuse")
         return self._told("style", {"bits": CODECS[codec]}, message)
 
     def take_style(self, codec: str, message: Artifact) -> Artifact:
         """Keep another silo's generator, which came here without passing the driver or the coordinator."""
-        size = self.studio.receive(message.silo, codec, message.data, self.fed_transfer.artifact_limit)
+        size = self.style_models.receive(message.silo, codec, message.data, self.fed_transfer.artifact_limit)
         return self._told("take_style", {"bytes": size})
 
     def amplitudes(self) -> Artifact:
-        bank = self.studio.amplitudes()
+        bank = self.style_models.amplitudes()
         facts = {"spectra": len(bank.amplitudes), "height": bank.image_size[0], "width": bank.image_size[1]}
         return self._told("amplitudes", facts, bank_bytes(bank))
 
     def take_amplitudes(self, message: Artifact) -> Artifact:
         bank = bank_of(message.silo, message.data, message.facts)
-        return self._told("take_amplitudes", {"bytes": self.studio.receive_amplitudes(message.silo, bank)})
+        return self._told("take_amplitudes", {"bytes": self.style_models.receive_amplitudes(message.silo, bank)})
 
     def paint_styles(self, codec: str) -> Artifact:
         """Draw labels, real and synthetic images (the paper's Fig. 5) into the silo's own folder."""
-        index = np.arange(min(4, len(self.studio.validation)))
-        painted = self.studio.held_out_pictures(codec, index, self.fed_transfer.style_seed)
-        self._draw("styles.png", style_sheet(self.spec.name, self.studio.validation.subset(index), painted))
+        index = np.arange(min(4, len(self.style_models.validation)))
+        painted = self.style_models.held_out_pictures(codec, index, self.fed_transfer.style_seed)
+        self._draw("styles.png", style_sheet(self.spec.name, self.style_models.validation.subset(index), painted))
         return self._told("paint_styles", {"images": len(index)})
 
     # ---- the segmentation half
@@ -189,20 +189,20 @@ class StyleSilo(SegmentationSilo):
 
     def _synthetic(self, method: Method, seed: int, epoch: int) -> MicrographSet:
         """Return one synthetic image per own label and other silo."""
-        train, task = self.studio.train, self.fed_transfer
+        train, task = self.style_models.train, self.fed_transfer
         index, own_seed = np.arange(len(train)), derived_seed(seed, "pool", method.pool, epoch)
         if method.pool == "transfer":
-            painted = self.studio.transferred(method.codec, index, own_seed)
+            painted = self.style_models.transferred(method.codec, index, own_seed)
         elif method.pool == "amplitude":
-            painted = self.studio.amplitude_painted(index, own_seed)
+            painted = self.style_models.amplitude_painted(index, own_seed)
         else:
             others: dict[str, StyleName] = {name: style for name, style in task.styles if name != self.spec.name}
-            painted = self.studio.rendered(others, task.gap, index, own_seed)
+            painted = self.style_models.rendered(others, task.gap, index, own_seed)
         sets = [dataclasses.replace(train, images=images).renamed(sender) for sender, images in painted.items()]
         return joined(self.spec.name, sets)
 
     def _told(self, what: str, facts: Mapping[str, float], data: np.ndarray = NOTHING) -> Artifact:
-        return Artifact(self.spec.name, what, len(self.studio.train), facts, data)
+        return Artifact(self.spec.name, what, len(self.style_models.train), facts, data)
 
     def _draw(self, name: str, png: bytes) -> None:
         """Pictures show the silo's data, so they stay in the silo's own folder."""

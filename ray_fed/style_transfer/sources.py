@@ -46,7 +46,7 @@ class Split:
 
 
 @dataclass(frozen=True)
-class PolycrystalSource:
+class SplitPolycrystalSource:
     """Synthetic micrographs of one style; the test images are the same for every fold."""
 
     style: StyleName
@@ -70,7 +70,7 @@ class PolycrystalSource:
 
 
 @dataclass(frozen=True)
-class FolderSource:
+class SplitFolderSource:
     """A silo's own folder of micrographs and masks; micrographs are dealt to test, training and validation whole."""
 
     folder: MicrographFolder

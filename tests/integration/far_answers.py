@@ -43,7 +43,7 @@ class Scene:
         coordinator.agree()
         self.cohort.open_session({name: SessionSpec("s", PLAN, 0, coordinator.layout.digest) for name in silos})
         self.vector = np.zeros(coordinator.layout.num_parameters, np.float32)
-        self.cohort.ask("s", 1, {"far": self.vector})
+        self.cohort.submit("s", 1, {"far": self.vector})
         [ref] = self.cohort._pending
         while not Path("at work").exists():
             time.sleep(0.01)
@@ -51,7 +51,7 @@ class Scene:
         ray.wait([ref], fetch_local=False)
 
     def told(self, timeout: float) -> str:
-        answer = self.cohort.answer(timeout)
+        answer = self.cohort.next_event(timeout)
         return f"{answer.silo} answered" if isinstance(answer, Answered) else str(answer)
 
 
@@ -68,15 +68,15 @@ def lost(scene: Scene) -> None:
     raylet(scene.south, signal.SIGKILL)
     raylet(scene.cluster.head_node, signal.SIGCONT)
     tell(scene.told(60.0))
-    scene.cohort.ask("s", 2, {"far": scene.vector})
+    scene.cohort.submit("s", 2, {"far": scene.vector})
     tell(scene.told(60.0))
-    tell(scene.cohort.evaluate("s", ["far"], {"m": scene.vector}), scene.cohort.consult("q", {"far": ()}))
+    tell(scene.cohort.evaluate("s", ["far"], {"m": scene.vector}), scene.cohort.query("q", {"far": ()}))
 
 
 def held(scene: Scene) -> None:
     raylet(scene.south, signal.SIGSTOP)
     raylet(scene.cluster.head_node, signal.SIGCONT)
-    scene.cohort.ask("s", 1, {"near": scene.vector})
+    scene.cohort.submit("s", 1, {"near": scene.vector})
     tell(scene.told(5.0))
     tell(scene.told(0.5))
     raylet(scene.south, signal.SIGCONT)

@@ -18,7 +18,7 @@ from actors.silo import SiloActor
 from ray_fed.errors import QuorumLost
 from ray_fed.federation.coordinator import Coordinator, Job
 from ray_fed.federation.messages import Answered
-from ray_fed.federation.rounds import RoundRules
+from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from tests.synthetic import DrawnRows, Fault, FaultyRows, FaultyTask, SyntheticTask
@@ -213,11 +213,11 @@ class AgainCohort(RayCohort):
         self.delivered = deque()
         self.num_again = 0
 
-    def answer(self, timeout=None):
+    def next_event(self, timeout=None):
         if len(self.delivered) > self.delay:
             self.num_again += 1
             return self.delivered.popleft()
-        found = super().answer(timeout)
+        found = super().next_event(timeout)
         if isinstance(found, Answered):
             self.delivered.append(found)
         return found

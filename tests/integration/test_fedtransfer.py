@@ -44,7 +44,7 @@ def standing(ray_session, tmp_path_factory):  # noqa: ARG001
     config = configuration()
     folder = tmp_path_factory.mktemp("silos")
     with style_federation(specs_of(config, 0, folder), task_of(config, 0)) as federation:
-        federation.ask(["austenite", "iron"], "learn_style")
+        federation.query(["austenite", "iron"], "learn_style")
         yield federation
 
 
@@ -69,34 +69,34 @@ def test_a_generator_goes_from_silo_to_silo_and_the_driver_never_holds_it(standi
 def test_silos_on_ray_learn_the_same_generators_as_silos_in_this_process(standing, tmp_path):
     config = configuration()
     local = LocalStyleFederation(specs_of(config, 0, tmp_path), task_of(config, 0))
-    here = local.ask(["iron"], "learn_style")["iron"].facts
-    there = standing.ask(["iron"], "learn_style")["iron"].facts
+    here = local.query(["iron"], "learn_style")["iron"].facts
+    there = standing.query(["iron"], "learn_style")["iron"].facts
     assert here == there
-    ours = local.ask(["iron"], "style", "fp32")["iron"].data
-    theirs = standing.ask(["iron"], "style", "fp32")["iron"].data
+    ours = local.query(["iron"], "style", "fp32")["iron"].data
+    theirs = standing.query(["iron"], "style", "fp32")["iron"].data
     np.testing.assert_array_equal(ours, theirs)
 
 
 def test_a_corrupt_generator_is_refused_by_the_receiver_with_the_senders_name(standing):
-    message = standing.ask(["iron"], "style", "int8")["iron"]
+    message = standing.query(["iron"], "style", "int8")["iron"]
     damaged = message.data.copy()
     damaged[-1] ^= 1
     with pytest.raises(DataError, match="generator received from silo 'iron' refused: its checksum"):
-        standing.ask(["austenite"], "take_style", "int8", replace(message, data=damaged))
+        standing.query(["austenite"], "take_style", "int8", replace(message, data=damaged))
 
 
 def test_a_generator_that_is_too_large_for_the_receiver_is_refused(tmp_path):
     config = configuration()
     task = replace(task_of(config, 0), artifact_limit=100)
     local = LocalStyleFederation(specs_of(config, 0, tmp_path), task)
-    local.ask(["austenite", "iron"], "learn_style")
+    local.query(["austenite", "iron"], "learn_style")
     with pytest.raises(DataError, match="artifact_limit"):
         local.exchange(["austenite", "iron"], "style", "take_style", "int8")
 
 
 def test_a_silo_refuses_a_question_it_does_not_know(standing):
     with pytest.raises(Exception, match=r"silo 'iron'.*answering 'images'"):
-        standing.ask(["iron"], "images")
+        standing.query(["iron"], "images")
 
 
 def test_the_command_compares_all_kinds_of_methods_on_ray_and_here_alike(ray_session, tmp_path, capsys):  # noqa: ARG001
@@ -136,9 +136,9 @@ def test_a_broken_off_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monke
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = ["fedtransfer", *flags(), "--methods=fed_avg,transfer_int8,fed_bn", "--cohort=local"]
     assert main([*command, f"--out={whole}"]) == 0
-    from pipelines.fedtransfer.experiment import Experiment
+    from pipelines.fedtransfer.experiment import FedTransferExperiment
 
-    train = Experiment.train
+    train = FedTransferExperiment.train
 
     def stops(self, method, seed):
         if method.name == "transfer_int8":
@@ -146,7 +146,7 @@ def test_a_broken_off_run_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monke
         train(self, method, seed)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Experiment, "train", stops)
+        patch.setattr(FedTransferExperiment, "train", stops)
         assert main([*command, f"--out={broken}"]) == 130
     assert main([*command, f"--out={broken}"]) == 0
     capsys.readouterr()

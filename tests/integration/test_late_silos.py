@@ -11,7 +11,7 @@ from actors.federation import federation
 from actors.silo import SiloActor
 from ray_fed.errors import PlacementError
 from ray_fed.federation.coordinator import Coordinator, Job
-from ray_fed.federation.rounds import StartRules
+from ray_fed.federation.rounds.machine import StartRules
 from ray_fed.learning.trainer import TrainingPlan
 from tests.synthetic import DrawnRows, SyntheticTask, silos
 
@@ -32,7 +32,7 @@ def begin(**rules):
         agreement = standing.coordinator.agree()
         names = tuple(spec.name for spec in at_sites())
         job = Job("federated", names, dict.fromkeys(names, replace(PLAN, epochs=2, num_rounds=2)), model_seed=0)
-        return agreement, list(standing.coordinator.run(job)), standing.coordinator.hand_over()
+        return agreement, list(standing.coordinator.run(job)), standing.coordinator.collect_ledgers()
 
 
 def test_a_run_begins_without_a_site_that_may_be_late():

@@ -92,10 +92,10 @@ def key_value_store(silo):
 def inner_worker(silo):
     from ray._private import worker
 
-    fenced = worker.global_worker.core_worker
-    worker.global_worker.core_worker = fenced._core
+    blocked = worker.global_worker.core_worker
+    worker.global_worker.core_worker = blocked._core
     silo.task.kept.append(ray.put(silo.rows.features))
-    worker.global_worker.core_worker = fenced
+    worker.global_worker.core_worker = blocked
 
 
 def tensorboard(silo):
@@ -340,6 +340,6 @@ def test_an_owner_who_keeps_the_ledger_is_named(tmp_path):
     environment = {"env_vars": {"RAY_FED_SITE": str(tmp_path)}}
     actor = SiloActor.options(num_cpus=0.1, runtime_env=environment).remote(spec, SyntheticTask())
     ray.get(actor.open.remote())
-    assert ray.get(actor.hand_over.remote()) is None
+    assert ray.get(actor.collect_ledger.remote()) is None
     assert replace(spec, run="") != spec
     ray.kill(actor)

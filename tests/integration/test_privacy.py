@@ -8,9 +8,9 @@ import pytest
 from actors.federation import federation
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator, Job
+from ray_fed.learning.private_steps import PrivateSteps
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.privacy.compression import METHODS, Compression
-from ray_fed.privacy.dp.private_steps import PrivateSteps
 from tests.synthetic import SyntheticTask, silos
 
 PLAN = TrainingPlan(seed=0, epochs=2, steps_per_epoch=4, num_rounds=2, learning_rate=0.01)

@@ -35,7 +35,7 @@ def test_workers_are_forked_programs_without_use_wait_and_nothing_is_left_behind
     process = start("-c", SCRIPT, folder=REPOSITORY, stdin=subprocess.PIPE, stderr=None)
     try:
         parent = json.loads(process.stdout.readline())["parent"]
-        assert parent[1:3] == ["-m", "actors.nursery"]
+        assert parent[1:3] == ["-m", "actors.fork_server"]
         assert parent[4] == "os:getpid"
         launched = [words for words in command_lines(process.pid) if "/ray-fed-fork-" in " ".join(words[:3])]
         waiting = {Path(word).name for words in launched for word in words[3:5]} & {"monitor.py", "log_monitor.py"}

@@ -42,8 +42,8 @@ def test_ray_and_local_cohorts_are_bit_equal(test, policy):
             for name, vector in ours[-1].models.items():
                 assert vector.tobytes() == theirs[-1].models[name].tobytes()
         if test:
-            truth, predicted = remote.parity(theirs[-1].models)
-            assert truth.tobytes() == local.parity(ours[-1].models)[0].tobytes()
+            truth, predicted = remote.predict_test(theirs[-1].models)
+            assert truth.tobytes() == local.predict_test(ours[-1].models)[0].tobytes()
             assert set(predicted) == set(NAMES)
 
 

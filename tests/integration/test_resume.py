@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from pipelines.cli import main
-from pipelines.formation_energy.outcome import Outcome
+from pipelines.formation_energy.outcome import TrainingOutcome
 from ray_fed.reporting import run_directory
 from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.run_directory import RunDirectory
@@ -348,7 +348,7 @@ def test_ctrl_c_while_the_results_are_written_leaves_a_run_that_goes_on(tmp_path
 
     run = tmp_path / "run"
     with monkeypatch.context() as key:
-        key.setattr(Outcome, "_report", interrupted)
+        key.setattr(TrainingOutcome, "_report", interrupted)
         assert main(["formation-energy", "--cohort", "local", "--out", str(run), *OPTIONS]) == 130
     assert f"interrupted; what was done so far is in {run}; go on with: ray-fed resume {run}" in capsys.readouterr().err
     assert json.loads((run / "summary.json").read_text())["status"] == "interrupted"

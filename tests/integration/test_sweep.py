@@ -179,11 +179,11 @@ class Notes:
     def __init__(self, shared):
         self.shared, self.ended = shared, {}
 
-    def starts(self, number): ...
+    def on_trial_start(self, number): ...
 
-    def reports(self, number, report): ...
+    def on_trial_report(self, number, report): ...
 
-    def ends(self, number, reason):
+    def on_trial_end(self, number, reason):
         self.shared.end_lease(f"trial-{number}")
         self.ended[number] = reason
         if reason:

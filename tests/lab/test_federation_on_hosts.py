@@ -139,7 +139,7 @@ def test_a_site_that_is_cut_off_is_waited_for_until_the_deadline_and_takes_part_
     """Then its Ray is killed: the head starts it again, at the same site, and the silo comes back."""
     options = "--rounds 8000 --epochs 40000 --round-timeout 6 --address auto --out /srv/runs/torn"
     cluster.submit("torn", f"{COMMAND} {options}", "/root/job")
-    heard = Heard(cluster, "/srv/runs/torn")
+    heard = RecordedUpdate(cluster, "/srv/runs/torn")
     until("both sites take part", lambda: heard.both() > 5)
     with cluster.lab.cut("south"):
         until("a round closes at its deadline", lambda: heard.reasons("south-lab"))
@@ -160,7 +160,7 @@ def test_a_site_that_is_cut_off_is_waited_for_until_the_deadline_and_takes_part_
 
 
 @dataclass(frozen=True)
-class Heard:
+class RecordedUpdate:
     """What a run has recorded so far."""
 
     cluster: Launched
@@ -185,7 +185,7 @@ def test_a_job_whose_terminal_is_lost_goes_on_and_is_shown_again(prepared, clust
     waiting = f"ray job submit --submission-id left --address {TUNNEL} --working-dir /root/job -- {COMMAND} {options}"
     command = f"{exports(cluster.environment)} exec script -qfec {shlex.quote(waiting)} /dev/null"
     terminal = desk.start(command, subprocess.DEVNULL)
-    heard = Heard(cluster, run)
+    heard = RecordedUpdate(cluster, run)
     until("both sites take part", lambda: heard.both() > 2)
     [waits] = desk.processes("bin/ray job submit --submission-id left")
     [shown] = desk.processes("script -qfec")
@@ -218,7 +218,7 @@ def kept_by_others(cluster: Launched, prepared) -> Iterator[tuple[str, str, byte
 def test_a_run_goes_on_while_the_heads_tables_are_started_again(cluster):
     options = "--rounds 300 --epochs 1500 --address auto --out /srv/runs/headless"
     cluster.submit("headless", f"{COMMAND} {options}", "/root/job")
-    heard = Heard(cluster, "/srv/runs/headless")
+    heard = RecordedUpdate(cluster, "/srv/runs/headless")
     until("both sites take part", lambda: heard.both() > 5)
     restart_tables(cluster.head)
     cluster.finish("headless", 180.0)

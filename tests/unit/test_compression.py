@@ -13,7 +13,7 @@ from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator, Job
 from ray_fed.federation.messages import Update
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.perimeter.gate import Asked, Gate
+from ray_fed.perimeter.gate import Gate, Request
 from ray_fed.perimeter.policy import Policy
 from ray_fed.privacy.compression import BLOCK, METHODS, Compression, decode, rebuilt
 from tests.synthetic import SyntheticTask, silos
@@ -130,7 +130,7 @@ def update(**changes):
     received = np.linspace(0, 1, 50, dtype=np.float32)
     code = Compression("int8").encode(np.linspace(0.1, 0.2, 50, dtype=np.float32))
     sent = Update("a", "s", 1, rebuilt(received, code), 40, 1, 0.5, 0.0, code)
-    return replace(sent, **changes), Asked("update", "s", 1, received)
+    return replace(sent, **changes), Request("update", "s", 1, received)
 
 
 def test_an_update_travels_as_its_code_and_arrives_with_the_same_bits():

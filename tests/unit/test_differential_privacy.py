@@ -16,10 +16,10 @@ from ray_fed.federation.messages import Update
 from ray_fed.federation.strategies import DPFedAvg
 from ray_fed.federation.strategies.private import CLIP
 from ray_fed.learning.layout import bind
+from ray_fed.learning.private_steps import PrivateGradient, PrivateSteps, Spent, chosen_rows
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
-from ray_fed.privacy.dp.accounting import PrivacyAccount
-from ray_fed.privacy.dp.noise import BLOCK, NoiseSource
-from ray_fed.privacy.dp.private_steps import PrivateGradient, PrivateSteps, Spent, chosen_rows
+from ray_fed.privacy.accounting import PrivacyAccount
+from ray_fed.privacy.noise import BLOCK, NoiseSource
 from tests.synthetic import SyntheticTask, silos
 
 PRIVATE = PrivateSteps(1.0, clip=0.5, test_seed=7)
@@ -140,7 +140,7 @@ def test_portions_of_a_large_batch_add_up_to_the_batch(monkeypatch):
     x, y = rows(11)
     whole, parted = gradient(mlp())[0], gradient(mlp())[0]
     whole(x, y)
-    monkeypatch.setattr("ray_fed.privacy.dp.private_steps.VALUES_AT_ONCE", 60)
+    monkeypatch.setattr("ray_fed.learning.private_steps.VALUES_AT_ONCE", 60)
     parted(x, y)
     torch.testing.assert_close(whole.flat_gradient, parted.flat_gradient)
 

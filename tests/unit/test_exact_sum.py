@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_fed.federation import exact_sum
-from ray_fed.federation.exact_sum import ExactWeightedSum
+from ray_fed import exact_sum
+from ray_fed.exact_sum import ExactWeightedSum
 
 floats = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 

@@ -73,8 +73,8 @@ def test_without_a_test_set_the_models_are_marked_on_all_held_out_rows_together(
 
 def test_the_order_of_arrival_changes_no_bit():
     class Reversed(LocalCohort):
-        def ask(self, session, server_round, vectors):
-            super().ask(session, server_round, dict(reversed(list(vectors.items()))))
+        def submit(self, session, server_round, vectors):
+            super().submit(session, server_round, dict(reversed(list(vectors.items()))))
 
     task, specs = SyntheticTask(), silos(40, 60, 25, held_out=9)
     results = []

@@ -6,7 +6,7 @@ import pytest
 from pipelines.federate import Training, federate
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.federation.flower_client import FlowerSilo, FlowerTask
-from ray_fed.federation.rounds import RoundRules
+from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.task import SiloSpec
 
 INITIAL = [np.zeros((2, 1)), np.zeros(1, np.float32), np.array(0, np.int64)]

@@ -20,7 +20,7 @@ from ray_fed.errors import ConfigError, DataError, QuorumLost
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator, Job, RoundRecord
 from ray_fed.federation.messages import Back, Unfit
-from ray_fed.federation.rounds import (
+from ray_fed.federation.rounds.machine import (
     Arrived,
     Ask,
     Barred,
@@ -68,10 +68,10 @@ class LateCohort(LocalCohort):
         super().open_session({name: spec for name, spec in specs.items() if name not in self.away})
         self.waiting = [spec for name, spec in specs.items() if name in self.away]
 
-    def answer(self, timeout=None):
+    def next_event(self, timeout=None):
         if self.away.get(self.late) == WHY and self._asked and self._asked[0][1] == self.comes_in:
             return self._comes()
-        return super().answer(timeout)
+        return super().next_event(timeout)
 
     def _comes(self):
         if self.is_unfit:

@@ -14,9 +14,9 @@ from ray_fed.leakage.fidelity import difference_interval, mean_squared_errors, p
 from ray_fed.leakage.images import load_images
 from ray_fed.leakage.kernel import Problem, reconstruct, with_restarts
 from ray_fed.leakage.layer_inversion import invert_layers, is_chain
-from ray_fed.leakage.observation import Knowledge, Observation, observe, stack
+from ray_fed.leakage.observation import AttackObservation, Knowledge, observe, stack
 from ray_fed.leakage.patches import PatchConv2d, image_patches, images_from_patches
-from ray_fed.leakage.study import AttackJob, Recorder, observations_of, run_job
+from ray_fed.leakage.study import AttackJob, AttackRecorder, observations_of, run_job
 from ray_fed.leakage.targets import make_target, output_layer
 
 SHAPE = (1, 8, 8)
@@ -27,7 +27,7 @@ def digits(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(drawn.images), torch.from_numpy(drawn.labels)
 
 
-def seen(count: int, model: str = "lenet", samples: int = 1, **knows) -> list[Observation]:
+def seen(count: int, model: str = "lenet", samples: int = 1, **knows) -> list[AttackObservation]:
     images, labels = digits(count * samples)
     parts = zip(images.split(samples), labels.split(samples), strict=True)
     known = Knowledge(SHAPE, 10, samples, **knows)
@@ -73,7 +73,7 @@ def test_the_double_backward_of_each_target_is_the_one_of_finite_differences(mod
     torch.testing.assert_close((slope * direction).sum(1), rise, rtol=1e-4, atol=1e-8)
 
 
-def _double(one: Observation) -> Observation:
+def _double(one: AttackObservation) -> AttackObservation:
     return replace(one, parameters=tuple(p.double() for p in one.parameters),
                    message=tuple(m.double() for m in one.message))  # fmt: skip
 
@@ -325,7 +325,7 @@ def test_the_interval_of_a_difference_of_rates_is_the_published_one():
 
 def test_the_recorder_keeps_the_error_of_the_best_point_so_far():
     truth = torch.zeros(2, 1, 1, 2, 2)
-    record = Recorder(truth, 4, (2, 4))
+    record = AttackRecorder(truth, 4, (2, 4))
     both = torch.tensor([0, 1])
     record(1, both, torch.tensor([5.0, 5.0]), truth + 1)
     record(2, both, torch.tensor([9.0, 1.0]), truth + 0.01)  # the first problem's objective rose: its point stays

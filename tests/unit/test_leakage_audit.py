@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from pipelines.cli import main
-from pipelines.leakage.audit_findings import Findings, Gate
+from pipelines.leakage.audit_findings import Findings, LeakLimit
+from pipelines.leakage.audited_federation import check_allowed
 from pipelines.leakage.config import LeakageConfig
 from pipelines.leakage.figures import _median
 from pipelines.leakage.jobs import snapshots, study_jobs, work
 from pipelines.leakage.label_study import LabelResult, as_rows, multiset_share, table_1
 from pipelines.leakage.margins import margins
 from pipelines.leakage.results import summarise
-from pipelines.leakage.standing import check_allowed
 from pipelines.leakage.verdicts import HOLDS, NOT, verdicts
 from ray_fed.errors import ConfigError
 from ray_fed.federation.task import SiloSpec
@@ -28,7 +28,7 @@ from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.databases.source import EMBEDDED, Source
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
-from ray_fed.privacy.dp.accounting import PrivacyAccount
+from ray_fed.privacy.accounting import PrivacyAccount
 
 
 @pytest.fixture(scope="module")
@@ -112,15 +112,15 @@ def test_the_cheapest_defence_is_the_one_that_stops_the_leak_at_the_lowest_error
 def test_the_gate_names_the_silo_that_leaks_most_and_what_stops_it():
     findings = Findings("eV", {}, of_rounds=[message(exact=1), message(exact=3, silo="b", records=4)])
     findings.of_kinds = [*findings.of_rounds, message("fp16", silo="b")]
-    broken = Gate(0.5, findings)
+    broken = LeakLimit(0.5, findings)
     assert broken.is_broken
     assert broken.words == (
         "failed: max_leak=0.5 is exceeded; silo 'b': 3 of 4 records (75.0%) found in its m; fp16 stops it"
     )
-    assert not Gate(0.75, findings).is_broken
-    assert not Gate(None, findings).is_broken
+    assert not LeakLimit(0.75, findings).is_broken
+    assert not LeakLimit(None, findings).is_broken
     findings.is_summed, findings.of_sums = True, [replace(message(exact=1, records=10), summed=3)]
-    assert Gate(0.05, findings).words == (
+    assert LeakLimit(0.05, findings).words == (
         "failed: max_leak=0.05 is exceeded; silo 'a': 1 of 10 records (10.0%) found in the sum over 3 silos of its m; "
         "send after more local steps or larger batches"
     )

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.ledger.book import Book, name_of_run
+from pipelines.ledger.coordinator_ledger import CoordinatorLedger, name_of_run
 from ray_fed.errors import DataError
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator, Job
@@ -19,14 +19,14 @@ from ray_fed.federation.silo import Silo
 from ray_fed.federation.strategies import FedAvg
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.perimeter.coordinator_record import WitnessedCohort, with_notes
 from ray_fed.perimeter.guarded_silo import GuardedSilo
-from ray_fed.perimeter.handing_over import HandedOver, SiloLedger
+from ray_fed.perimeter.handing_over import CollectedLedgers, SiloLedger
 from ray_fed.perimeter.ledger import GENESIS, Ledger
 from ray_fed.perimeter.lineage import lineage, origin_of
-from ray_fed.perimeter.passage import canonical_text, passage_of, tensors_digest, vector_digest
-from ray_fed.perimeter.signing import SigningKey, is_signed
+from ray_fed.perimeter.message_digest import canonical_text, digest_of, tensors_digest, vector_digest
 from ray_fed.perimeter.verification import compare, read_chain
-from ray_fed.perimeter.witness import WitnessedCohort, with_notes
+from ray_fed.privacy.signing import SigningKey, is_signed
 from ray_fed.reporting.run_directory import RunDirectory
 from tests.synthetic import SyntheticTask, silos
 
@@ -94,7 +94,7 @@ def test_an_untouched_ledger_has_no_problems(tmp_path):
     assert chain.unsigned == 0
     assert [line["number"] for line in chain.lines] == list(range(1, len(chain.lines) + 1))
     assert (chain.writer, chain.run) == ("north", "r")
-    assert len(chain.passages()) == 10
+    assert len(chain.messages()) == 10
 
 
 def test_each_line_holds_the_sha256_of_the_line_before(tmp_path):
@@ -224,14 +224,14 @@ def test_a_disk_that_takes_nothing_lets_nothing_leave(tmp_path):
 def test_both_ends_describe_a_message_alike():
     vector = np.arange(4, dtype=np.float32)
     sent, received = Update("n", "s", 1, vector, 3, 2, 0.5, 1.0), Update("n", "s", 1, vector.copy(), 3, 2, 0.5, 9.0)
-    assert passage_of(sent) == passage_of(received)
-    assert passage_of(sent).sha256 == hashlib.sha256(vector.tobytes()).hexdigest()
-    assert passage_of(sent).norm == pytest.approx(14**0.5)
+    assert digest_of(sent) == digest_of(received)
+    assert digest_of(sent).sha256 == hashlib.sha256(vector.tobytes()).hexdigest()
+    assert digest_of(sent).norm == pytest.approx(14**0.5)
 
 
 def test_an_unknown_message_has_no_passage():
     with pytest.raises(TypeError, match="a list is no message"):
-        passage_of([1])
+        digest_of([1])
 
 
 @given(st.dictionaries(st.text(max_size=5), st.floats(allow_nan=False)))
@@ -252,7 +252,7 @@ def test_the_digest_of_tensors_does_not_depend_on_their_order():
 
 
 @pytest.fixture
-def books(tmp_path, monkeypatch):
+def ledgers(tmp_path, monkeypatch):
     """A run directory with the ledgers of a small federation, and the records of its rounds."""
     monkeypatch.setenv("RAY_FED_SITE", str(tmp_path / "site"))
     directory, task = RunDirectory(tmp_path / "run"), SyntheticTask()
@@ -260,18 +260,20 @@ def books(tmp_path, monkeypatch):
     run = name_of_run(directory)
     specs = [replace(spec, run=run, ledger_folder=str(tmp_path / "silos")) for spec in silos(40, 60, held_out=12)]
     cohort = LocalCohort(specs, task)
-    walls = {spec.name: GuardedSilo(spec, lambda spec=spec: Silo(spec, task)) for spec in specs}
-    cohort.silos = walls
+    boundaries = {spec.name: GuardedSilo(spec, lambda spec=spec: Silo(spec, task)) for spec in specs}
+    cohort.silos = boundaries
     witness = WitnessedCohort(cohort)
     coordinator = Coordinator(witness, task, NAMES)
     coordinator.agree()
     job = Job("federated", NAMES, dict.fromkeys(NAMES, PLAN), 0, FedAvg())
     records = list(with_notes(coordinator.run(job), job, Layout.of(task.model(0)), witness))
-    book = Book(directory, run, tmp_path / "keys")
+    ledger = CoordinatorLedger(directory, run, tmp_path / "keys")
     for record in records:
-        book.write(record.notes)
-    book.take(HandedOver({name: SiloLedger(*wall.hand_over()) for name, wall in walls.items()}))
-    book.close()
+        ledger.write(record.notes)
+    ledger.add_silo_ledgers(
+        CollectedLedgers({name: SiloLedger(*boundary.collect_ledger()) for name, boundary in boundaries.items()})
+    )
+    ledger.close()
     return directory, records
 
 
@@ -280,8 +282,8 @@ def sides(directory):
     return next(c for c in chains if c.writer == "coordinator"), [c for c in chains if c.writer != "coordinator"]
 
 
-def test_both_sides_of_a_federation_agree_on_every_message(books):
-    coordinator, own = sides(books[0])
+def test_both_sides_of_a_federation_agree_on_every_message(ledgers):
+    coordinator, own = sides(ledgers[0])
     verdict = compare(coordinator, own)
     assert verdict.problems == ()
     # description, moments, 3 updates, 4 evaluations
@@ -289,8 +291,8 @@ def test_both_sides_of_a_federation_agree_on_every_message(books):
     assert verdict.not_received == {"silo-1": 0, "silo-2": 0}
 
 
-def test_the_digest_of_every_global_model_is_written_down(books):
-    directory, records = books
+def test_the_digest_of_every_global_model_is_written_down(ledgers):
+    directory, records = ledgers
     coordinator, _ = sides(directory)
     models = coordinator.of_kind("model")
     assert [line["round"] for line in models] == [0, 1, 2, 3]
@@ -298,8 +300,8 @@ def test_the_digest_of_every_global_model_is_written_down(books):
     assert models[-1]["models"] == {"federated": hashlib.sha256(final.tobytes()).hexdigest()}
 
 
-def test_a_model_is_traced_back_to_every_update(books):
-    directory, records = books
+def test_a_model_is_traced_back_to_every_update(ledgers):
+    directory, records = ledgers
     coordinator, own = sides(directory)
     arrays = Layout.of(SyntheticTask().model(0)).unflatten(records[-1].models["federated"])
     origin = origin_of(coordinator, tensors_digest(arrays))
@@ -314,8 +316,8 @@ def test_a_model_is_traced_back_to_every_update(books):
     assert all(each.line is not None for each in made)
 
 
-def test_a_model_that_was_changed_by_one_bit_is_a_stranger(books):
-    directory, records = books
+def test_a_model_that_was_changed_by_one_bit_is_a_stranger(ledgers):
+    directory, records = ledgers
     coordinator, _ = sides(directory)
     arrays = Layout.of(SyntheticTask().model(0)).unflatten(records[-1].models["federated"])
     arrays["0.weight"].view(np.int32)[0, 0] ^= 1
@@ -347,8 +349,8 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize("how", FORGERIES)
-def test_an_owner_who_rewrites_the_own_ledger_is_found_by_the_other_side(books, how):
-    directory, _ = books
+def test_an_owner_who_rewrites_the_own_ledger_is_found_by_the_other_side(ledgers, how):
+    directory, _ = ledgers
     forged(directory, "silo-1", FORGERIES[how])
     coordinator, own = sides(directory)
     assert all(chain.problems == () for chain in own), "the forger has the key"
@@ -357,37 +359,37 @@ def test_an_owner_who_rewrites_the_own_ledger_is_found_by_the_other_side(books, 
     assert any("not the one handed over" in problem for problem in problems)
 
 
-def test_an_owner_who_only_moves_lines_is_found_by_the_head_that_was_handed_over(books):
-    directory, _ = books
+def test_an_owner_who_only_moves_lines_is_found_by_the_head_that_was_handed_over(ledgers):
+    directory, _ = ledgers
     forged(directory, "silo-2", lambda lines: list(reversed(lines)))
     [problem] = compare(*sides(directory)).problems
     assert "not the one handed over, or its last lines were dropped" in problem
 
 
-def test_a_missing_ledger_is_a_problem(books):
-    coordinator, own = sides(books[0])
+def test_a_missing_ledger_is_a_problem(ledgers):
+    coordinator, own = sides(ledgers[0])
     [problem] = compare(coordinator, own[:1]).problems
     assert problem == "silo 'silo-2': 9 messages were received, its ledger is missing"
 
 
-def test_a_ledger_of_another_run_is_a_problem(books, tmp_path):
-    coordinator, own = sides(books[0])
+def test_a_ledger_of_another_run_is_a_problem(ledgers, tmp_path):
+    coordinator, own = sides(ledgers[0])
     other = read_chain(ledger_at(tmp_path))
     assert "silo 'north': the ledger is of run 'r'" in compare(coordinator, [*own, other]).problems[0]
 
 
-def test_a_resumed_run_keeps_its_name_and_its_chain(books, tmp_path):
-    directory, _ = books
+def test_a_resumed_run_keeps_its_name_and_its_chain(ledgers, tmp_path):
+    directory, _ = ledgers
     name = name_of_run(directory)
-    book = Book(directory, name, tmp_path / "keys")
-    book.write([{"kind": "model", "session": "federated", "round": 3, "models": {}}])
-    book.close()
+    ledger = CoordinatorLedger(directory, name, tmp_path / "keys")
+    ledger.write([{"kind": "model", "session": "federated", "round": 3, "models": {}}])
+    ledger.close()
     coordinator, _ = sides(directory)
     assert coordinator.problems == ()
     assert name_of_run(directory) == name
 
 
-def test_a_line_costs_a_fixed_number_of_bytes(books):
-    coordinator, own = sides(books[0])
+def test_a_line_costs_a_fixed_number_of_bytes(ledgers):
+    coordinator, own = sides(ledgers[0])
     longest = max(len(line) for chain in (coordinator, *own) for line in chain.path.read_bytes().splitlines())
     assert longest < 1500

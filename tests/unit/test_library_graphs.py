@@ -6,7 +6,7 @@ import pytest
 
 from ray_fed.errors import DataError
 from ray_fed.model_library import predictors
-from ray_fed.model_library.building import Job, run_job
+from ray_fed.model_library.building import BuildJob, run_job
 from ray_fed.model_library.cards import pack, unpack
 from ray_fed.model_library.crystal_graph import NEIGHBOURS, crystal_graphs, nearest, seeded_crystal_graph
 from ray_fed.model_library.crystal_graph_models import predict_structures
@@ -57,7 +57,7 @@ def test_a_crystal_graph_model_learns_and_goes_through_bytes():
     rows = [rocksalt(float(a), int(draw.integers(3, 30)), 8) for a in draw.uniform(3.8, 6.0, 80)]
     frame = pd.DataFrame(rows).assign(value=lambda table: table["a"])
     table = PropertyTable("length", "Å", "made", STRUCTURE, "inorganic", frame)
-    result = run_job(Job(table.key, "crystal_graph", "crystal_graph", 1, 0), table)
+    result = run_job(BuildJob(table.key, "crystal_graph", "crystal_graph", 1, 0), table)
     assert result.failures == []
     assert result.models[0].row["mae"] < 0.5 * result.models[0].row["baseline_mae"]
     arrays, card = unpack(result.models[0].weights, result.models[0].card, "test")
@@ -70,7 +70,7 @@ def test_a_crystal_graph_model_learns_and_goes_through_bytes():
 @pytest.fixture(scope="module")
 def source():
     table = embedded_tables(2000)["model_oxides/formation_energy"]
-    model = run_job(Job(table.key, "guo65", "mlp", 1, 0, max_rows=200), table).models[0]
+    model = run_job(BuildJob(table.key, "guo65", "mlp", 1, 0, max_rows=200), table).models[0]
     return unpack(model.weights, model.card, "test", model.id)
 
 

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.model_library import predictors
-from ray_fed.model_library.building import Job, divided, run_job, split_rows, with_target_scale
+from ray_fed.model_library.building import BuildJob, divided, run_job, split_rows, with_target_scale
 from ray_fed.model_library.cards import unpack
 from ray_fed.model_library.descriptors import check_fingerprint, make_descriptor
 from ray_fed.model_library.frozen_featurizer import FrozenFeaturizer
@@ -39,7 +39,7 @@ def numbers():
 
 @pytest.fixture(scope="module")
 def network(tables):
-    result = run_job(Job(KEY, "guo65", "mlp", 3, 0, max_rows=150), tables[KEY])
+    result = run_job(BuildJob(KEY, "guo65", "mlp", 3, 0, max_rows=150), tables[KEY])
     model = result.models[1]
     return unpack(model.weights, model.card, "test", model.id)
 
@@ -65,7 +65,7 @@ def test_a_forest_of_one_row_has_trees_that_are_leaves():
 
 @pytest.mark.parametrize("method", ["random_forest", "gradient_boosting", "elastic_net"])
 def test_every_method_goes_through_bytes_and_back_with_its_metrics(tables, method):
-    job = Job(KEY, "guo65", method, 2, 0, max_rows=150)
+    job = BuildJob(KEY, "guo65", method, 2, 0, max_rows=150)
     result = run_job(job, tables[KEY])
     assert len(result.models) == 2
     again = run_job(job, tables[KEY])
@@ -150,7 +150,7 @@ def test_a_composition_is_on_one_side_of_the_split_only():
 
 def test_a_job_that_cannot_be_done_is_a_failure_with_its_reason(tables):
     pytest.importorskip("rdkit", reason="RDKit (extra: molecules) is not installed")
-    result = run_job(Job(KEY, "morgan", "mlp", 5, 0), tables[KEY])
+    result = run_job(BuildJob(KEY, "morgan", "mlp", 5, 0), tables[KEY])
     assert result.models == []
     assert "reads 'smiles'" in result.failures[0].reason
 

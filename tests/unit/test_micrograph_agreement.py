@@ -10,7 +10,7 @@ from skimage.metrics import variation_of_information
 from sklearn.metrics import adjusted_rand_score
 
 from ray_fed.micrographs.agreement import (
-    Agreement,
+    SegmentationScores,
     adjusted_rand_index,
     agreement,
     agreement_of,
@@ -50,7 +50,9 @@ def corrupted(mask: np.ndarray, seed: int) -> np.ndarray:
 
 
 def test_a_perfect_prediction_has_map_1_vi_0_and_ari_1(truth):
-    assert agreement(truth, truth) == Agreement(map=1.0, vi=0.0, vi_under=0.0, vi_over=0.0, ari=1.0, vi_undefined=0.0)
+    assert agreement(truth, truth) == SegmentationScores(
+        map=1.0, vi=0.0, vi_under=0.0, vi_over=0.0, ari=1.0, vi_undefined=0.0
+    )
 
 
 def test_map_of_two_grains_of_which_one_is_cut_short_is_worked_by_hand():

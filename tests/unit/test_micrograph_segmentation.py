@@ -16,19 +16,19 @@ from ray_fed.learning.layout import Layout, initial_vector, load_vector
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.micrographs.augmentation import augmented
 from ray_fed.micrographs.grain_sizes import astm_grain_size_number, grain_sizes
-from ray_fed.micrographs.image_files import FolderSource, MicrographFolder
+from ray_fed.micrographs.image_files import FolderTileSource, MicrographFolder
 from ray_fed.micrographs.model_file import SegmenterCard, load_segmenter, save_segmenter
 from ray_fed.micrographs.overlays import FOUND, INVENTED, MISSED, error_map
 from ray_fed.micrographs.polycrystals import polycrystal_set
 from ray_fed.micrographs.segmentation_task import BoundaryLoss, SegmentationTask, deal_tiles, norm_parameters
 from ray_fed.micrographs.segmenting import boundary_logits
-from ray_fed.micrographs.tile_source import PolycrystalSource, SetSource
+from ray_fed.micrographs.tile_source import PolycrystalTileSource, SetSource
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
 
 SMALL = UNetDesign(widths=(4, 8))
 TASK = SegmentationTask(SMALL, batch_size=4, num_scored=3)
 SILOS = [
-    SiloSpec(style, PolycrystalSource(style, size=32, num_train=6, num_validation=2, spacing=14))
+    SiloSpec(style, PolycrystalTileSource(style, size=32, num_train=6, num_validation=2, spacing=14))
     for style in ("austenite", "iron")
 ]
 TRAINING = Training(rounds=3, epochs=3, batch_size=2, learning_rate=0.01)
@@ -202,7 +202,7 @@ def test_the_learning_rate_falls_to_0_over_the_run_or_stays():
 
 
 def test_fedbn_keeps_the_norms_of_each_silo_and_tests_with_them():
-    source = PolycrystalSource("iron", size=32, num_train=6, num_validation=2, spacing=14)
+    source = PolycrystalTileSource("iron", size=32, num_train=6, num_validation=2, spacing=14)
     tiles = source.open("lab")
     tested = SetSource(replace(tiles, test=tiles.validation))
     names = norm_parameters(TASK)
@@ -250,7 +250,7 @@ def test_a_folder_of_micrographs_is_a_silo_and_its_test_tiles_an_examiners(tmp_p
         (tmp_path / name).mkdir()
         for number, tile in enumerate(pixels):
             Image.fromarray(tile).save(tmp_path / name / f"{number}.png")
-    source = FolderSource(MicrographFolder(str(tmp_path), tile=32))
+    source = FolderTileSource(MicrographFolder(str(tmp_path), tile=32))
     test = SiloSpec("test", replace(source, is_test=True))
     result = federate(TASK, [SiloSpec("lab", source)], TRAINING, test=test, cohort="local")
     assert result.agreement.silos["lab"].num_examples == 24

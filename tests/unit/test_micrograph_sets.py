@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.micrographs.agreement import agreement
-from ray_fed.micrographs.image_files import FolderSource, MicrographFolder
+from ray_fed.micrographs.image_files import FolderTileSource, MicrographFolder
 from ray_fed.micrographs.image_reading import read_grey
 from ray_fed.micrographs.mask_meaning import MaskMeaning
 from ray_fed.micrographs.micrograph_set import MicrographSet, joined
@@ -276,8 +276,8 @@ def test_the_silo_and_its_examiner_see_the_two_sides_of_one_split(tmp_path):
     root = silo_folder(tmp_path, {str(number): lines() for number in range(10)})
     folder = MicrographFolder(str(root))
     for fold in range(5):
-        own = FolderSource(folder, folds=5, fold=fold).open("lab")
-        test = FolderSource(folder, folds=5, fold=fold, is_test=True).open("lab").train
+        own = FolderTileSource(folder, folds=5, fold=fold).open("lab")
+        test = FolderTileSource(folder, folds=5, fold=fold, is_test=True).open("lab").train
         sources = [*own.train.sources, *own.validation.sources, *test.sources]
         assert sorted(sources) == sorted(map(str, range(10)))
         assert len(test) == 2

@@ -17,18 +17,18 @@ import safetensors.numpy
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator, Job
-from ray_fed.federation.messages import Artifact, Metrics, Observation, SiloDescription, Update
+from ray_fed.federation.messages import Artifact, GradientObservation, Metrics, SiloDescription, Update
 from ray_fed.federation.silo import Silo
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.regression import RegressionSums
 from ray_fed.learning.scores import MeanScores
 from ray_fed.learning.standardisation import ColumnMoments
-from ray_fed.perimeter.gate import Asked, Gate
+from ray_fed.perimeter.gate import Gate, Request
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.perimeter.policy import Policy
 from ray_fed.randomness import generator
+from tests.boundaries import PLAN, guarded, hostile, lines_of, open_session, refusal, vector_of, write_site
 from tests.synthetic import SyntheticTask, silos
-from tests.walls import PLAN, guarded, hostile, lines_of, open_session, refusal, vector_of, write_site
 
 
 @pytest.fixture(autouse=True)
@@ -45,9 +45,9 @@ def test_a_federation_behind_walls_trains_the_same_model_bit_for_bit(tmp_path):
     task, specs = SyntheticTask(), silos(40, 60, held_out=12)
     job = Job("federated", ("silo-1", "silo-2"), dict.fromkeys(("silo-1", "silo-2"), PLAN), model_seed=0)
     runs = []
-    for walls in (False, True):
+    for boundaries in (False, True):
         cohort = LocalCohort(specs, task)
-        if walls:
+        if boundaries:
             cohort.silos = {
                 each.name: GuardedSilo(replace(each, ledger_folder=str(tmp_path)), lambda each=each: Silo(each, task))
                 for each in specs
@@ -60,12 +60,12 @@ def test_a_federation_behind_walls_trains_the_same_model_bit_for_bit(tmp_path):
 
 
 def test_every_message_that_leaves_is_a_line_of_the_ledger(tmp_path):
-    wall = guarded(tmp_path)
-    wall.moments()
-    vector = open_session(wall)
-    update = wall.fit("s", 1, vector)
-    wall.evaluate("s", {"model": update.vector})
-    passages = [line for line in lines_of(wall) if "sha256" in line]
+    boundary = guarded(tmp_path)
+    boundary.moments()
+    vector = open_session(boundary)
+    update = boundary.fit("s", 1, vector)
+    boundary.evaluate("s", {"model": update.vector})
+    passages = [line for line in lines_of(boundary) if "sha256" in line]
     assert [line["kind"] for line in passages] == ["description", "moments", "update", "metrics"]
     assert passages[2]["bytes"] == update.vector.nbytes
     assert passages[2]["norm"] == pytest.approx(np.linalg.norm(update.vector), rel=1e-5)
@@ -154,9 +154,9 @@ def test_a_row_in_the_name_of_a_metric_is_refused_and_is_not_in_the_refusal(tmp_
 
 def test_the_owner_may_allow_a_name_of_a_metric(tmp_path, site):
     write_site(site, "perimeter: {metrics: [band_gap_error]}")
-    wall = guarded(tmp_path, hostile("evaluate", metrics_with({"band_gap_error": 3.0})))
-    vector = open_session(wall)
-    assert wall.evaluate("s", {"model": vector})["model"].train.values() == {"band_gap_error": 3.0 / 60}
+    boundary = guarded(tmp_path, hostile("evaluate", metrics_with({"band_gap_error": 3.0})))
+    vector = open_session(boundary)
+    assert boundary.evaluate("s", {"model": vector})["model"].train.values() == {"band_gap_error": 3.0 / 60}
 
 
 def test_a_row_as_the_name_of_a_model_is_refused(tmp_path):
@@ -178,15 +178,15 @@ def test_scores_of_a_class_of_the_task_are_refused(tmp_path):
 
 
 def test_a_mean_over_three_rows_is_told_as_no_mean(tmp_path):
-    wall = guarded(tmp_path, hostile("evaluate", metrics_with({"mae": 4.2}, count=3)))
-    vector = open_session(wall)
-    assert wall.evaluate("s", {"model": vector})["model"].train == MeanScores(0, {"mae": 0.0})
+    boundary = guarded(tmp_path, hostile("evaluate", metrics_with({"mae": 4.2}, count=3)))
+    vector = open_session(boundary)
+    assert boundary.evaluate("s", {"model": vector})["model"].train == MeanScores(0, {"mae": 0.0})
 
 
 def test_regression_sums_over_few_rows_are_told_as_none():
     gate, few = Gate("north", Policy()), RegressionSums.of(np.array([1.0, 2.0]), np.array([1.5, 2.0]))
     many = RegressionSums.of(np.arange(5.0), np.arange(5.0) + 1)
-    admitted = gate.admit({"m": Metrics("north", many, few)}, Asked("metrics", "s", 1, models=("m",)))
+    admitted = gate.admit({"m": Metrics("north", many, few)}, Request("metrics", "s", 1, models=("m",)))
     assert admitted["m"].train == many
     assert admitted["m"].held_out == RegressionSums(0, 0.0, 0.0, 0.0, 0.0)
 
@@ -243,7 +243,7 @@ def test_an_honest_description_passes_as_it_is():
         "north", 50, 0, {"volume is missing": 3}, {"target": "energy [eV/atom]"},
         {"sha256": "ab" * 32, "columns": ["a", "formation_energy_per_atom"], "num_rows": 53, "source": "d.csv"}, "cpu",
     )  # fmt: skip
-    assert Gate("north", Policy()).admit(said, Asked("description")) == said
+    assert Gate("north", Policy()).admit(said, Request("description")) == said
 
 
 def test_a_kind_of_message_the_owner_does_not_allow_is_refused(tmp_path, site):
@@ -258,7 +258,7 @@ def test_a_kind_of_message_the_owner_does_not_allow_is_refused(tmp_path, site):
 class Studio(Silo):
     """A silo that hands on bytes."""
 
-    questions = frozenset({"spectra"})
+    queries = frozenset({"spectra"})
     content: bytes = b""
     facts: Mapping = MappingProxyType({})
 
@@ -271,10 +271,10 @@ class Studio(Silo):
 
 
 def test_an_honest_artifact_passes_and_is_a_line_of_the_ledger(tmp_path):
-    wall = guarded(tmp_path, Studio)
-    artifact = wall.ask("spectra")
-    assert artifact.data.tobytes() == Studio.made(wall.silo)
-    assert lines_of(wall)[-1]["sha256"] == hashlib.sha256(artifact.data).hexdigest()
+    boundary = guarded(tmp_path, Studio)
+    artifact = boundary.query("spectra")
+    assert artifact.data.tobytes() == Studio.made(boundary.silo)
+    assert lines_of(boundary)[-1]["sha256"] == hashlib.sha256(artifact.data).hexdigest()
 
 
 def save_rows(rows):
@@ -297,9 +297,9 @@ ARTIFACTS = {
 
 @pytest.mark.parametrize("form", ARTIFACTS)
 def test_rows_as_the_bytes_of_an_artifact_are_refused(tmp_path, form):
-    wall = guarded(tmp_path, type("Sends", (Studio,), {"made": lambda self: ARTIFACTS[form](self.rows)}))
+    boundary = guarded(tmp_path, type("Sends", (Studio,), {"made": lambda self: ARTIFACTS[form](self.rows)}))
     with pytest.raises(PerimeterRefused, match="bytes repeat values of the silo's rows"):
-        wall.ask("spectra")
+        boundary.query("spectra")
 
 
 def test_rows_as_the_facts_of_an_artifact_are_refused(tmp_path):
@@ -309,33 +309,33 @@ def test_rows_as_the_facts_of_an_artifact_are_refused(tmp_path):
             return {f"loss {number}": float(x) for number, x in enumerate(self.rows.features[0])}
 
     with pytest.raises(PerimeterRefused, match="facts repeat values"):
-        guarded(tmp_path, Sends).ask("spectra")
+        guarded(tmp_path, Sends).query("spectra")
 
 
 # ---- observations
 
 
 def test_no_gradient_leaves_to_be_attacked_unless_the_owner_allows_an_audit(tmp_path):
-    wall = guarded(tmp_path)
+    boundary = guarded(tmp_path)
     called = []
-    wall.silo.task = type("Watched", (SyntheticTask,), {"model": lambda *_: called.append(1)})()
+    boundary.silo.task = type("Watched", (SyntheticTask,), {"model": lambda *_: called.append(1)})()
     with pytest.raises(PerimeterRefused, match=r"observation refused .* its owner has not allowed an audit"):
-        wall.observe(np.zeros(10, np.float32), 4)
+        boundary.observe(np.zeros(10, np.float32), 4)
     assert called == []
 
 
 def test_an_allowed_observation_is_the_gradient_of_the_rows_and_a_line_of_the_ledger(tmp_path, site):
     write_site(site, "silos: {north: {audit: true}}")
-    wall = guarded(tmp_path)
-    vector = vector_of(wall)
-    shown = wall.observe(vector, 4)
-    module = wall.silo.task.model(0)
+    boundary = guarded(tmp_path)
+    vector = vector_of(boundary)
+    shown = boundary.observe(vector, 4)
+    module = boundary.silo.task.model(0)
     load_vector(module, vector)
-    x, y = wall.silo.features[:4], wall.silo.targets[:4]
-    wall.silo.task.loss(module(x), y).backward()
+    x, y = boundary.silo.features[:4], boundary.silo.targets[:4]
+    boundary.silo.task.loss(module(x), y).backward()
     np.testing.assert_allclose(shown.vector, np.concatenate([p.grad.numpy().ravel() for p in module.parameters()]))
-    assert (lines_of(wall)[-1]["kind"], lines_of(wall)[-1]["num_examples"]) == ("observation", 4)
-    assert lines_of(wall)[-1]["sha256"] == hashlib.sha256(shown.vector).hexdigest()
+    assert (lines_of(boundary)[-1]["kind"], lines_of(boundary)[-1]["num_examples"]) == ("observation", 4)
+    assert lines_of(boundary)[-1]["sha256"] == hashlib.sha256(shown.vector).hexdigest()
 
 
 OBSERVATIONS = {
@@ -348,24 +348,27 @@ OBSERVATIONS = {
 
 @pytest.mark.parametrize("way", OBSERVATIONS)
 def test_an_observation_that_is_no_gradient_is_refused_even_where_audits_are_allowed(tmp_path, way):
-    wall = guarded(tmp_path)
+    boundary = guarded(tmp_path)
     make, reason = OBSERVATIONS[way]
-    vector = vector_of(wall)
+    vector = vector_of(boundary)
     gate = Gate("north", Policy(audit=True))
-    gate.echo = wall.gate.echo
+    gate.row_matcher = boundary.gate.row_matcher
     with pytest.raises(PerimeterRefused, match=reason):
-        gate.admit(Observation("north", 4, make(wall.silo.rows, len(vector))), Asked("observation", vector=vector))
+        gate.admit(
+            GradientObservation("north", 4, make(boundary.silo.rows, len(vector))),
+            Request("observation", vector=vector),
+        )
 
 
 def test_an_observation_of_fewer_rows_than_the_owner_wants_behind_an_update_is_refused(tmp_path, site):
     write_site(site, "perimeter: {audit: true, min_examples_per_update: 8}")
-    wall = guarded(tmp_path)
+    boundary = guarded(tmp_path)
     with pytest.raises(PerimeterRefused, match="4 rows stand behind it, min_examples_per_update=8"):
-        wall.observe(vector_of(wall), 4)
+        boundary.observe(vector_of(boundary), 4)
 
 
 @pytest.mark.xfail(reason="the limit of any gate: what is packed or encrypted looks like anything else", strict=True)
 def test_packed_rows_are_recognised(tmp_path):
-    wall = guarded(tmp_path, type("Sends", (Studio,), {"made": lambda self: zlib.compress(save_rows(self.rows))}))
+    boundary = guarded(tmp_path, type("Sends", (Studio,), {"made": lambda self: zlib.compress(save_rows(self.rows))}))
     with pytest.raises(PerimeterRefused):
-        wall.ask("spectra")
+        boundary.query("spectra")

@@ -7,13 +7,13 @@ import pytest
 
 from ray_fed.errors import ConfigError, DataError, PerimeterRefused, SiloFailed
 from ray_fed.federation.silo import Silo
-from ray_fed.perimeter.crossing_errors import crossing
-from ray_fed.perimeter.echo import Echo
+from ray_fed.perimeter.error_policy import crossing
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.perimeter.policy import Policy, read_site
+from ray_fed.perimeter.row_matcher import RowMatcher
 from ray_fed.randomness import generator
+from tests.boundaries import guarded, hostile, open_session, refusal, spec, vector_of, write_site
 from tests.synthetic import DrawnRows, SyntheticTask
-from tests.walls import guarded, hostile, open_session, refusal, spec, vector_of, write_site
 
 
 @pytest.fixture(autouse=True)
@@ -79,9 +79,9 @@ def test_the_words_of_a_tasks_error_stay_in_the_silos_log(tmp_path, way):
 
 
 def test_words_of_our_own_code_cross(tmp_path):
-    wall = guarded(tmp_path)
+    boundary = guarded(tmp_path)
     with pytest.raises(SiloFailed, match=r"no session 'x'; open: \[\]"):
-        wall.fit("x", 1, vector_of(wall))
+        boundary.fit("x", 1, vector_of(boundary))
 
 
 @pytest.mark.parametrize(("whose", "crosses"), [("all", True), ("own", False), ("none", False)])
@@ -107,42 +107,42 @@ def test_a_silo_that_cannot_be_built_says_so_at_the_first_question(tmp_path):
     def broken():
         raise RuntimeError("row 1.5 2.5")
 
-    wall = GuardedSilo(spec(tmp_path), broken)
+    boundary = GuardedSilo(spec(tmp_path), broken)
     with pytest.raises(SiloFailed, match="failed while starting: RuntimeError at line"):
-        wall.open()
+        boundary.open()
 
 
 # ---- budgets and limits
 
 
 def test_more_bytes_in_a_round_than_allowed_are_refused(tmp_path, site):
-    wall = guarded(tmp_path)
-    size = vector_of(wall).nbytes
+    boundary = guarded(tmp_path)
+    size = vector_of(boundary).nbytes
     write_site(site, f"perimeter: {{max_bytes_per_round: {2 * size}}}")
-    wall = guarded(tmp_path / "again")
-    vector = open_session(wall)
+    boundary = guarded(tmp_path / "again")
+    vector = open_session(boundary)
     for _ in range(2):
-        wall.fit("s", 1, vector)
+        boundary.fit("s", 1, vector)
     with pytest.raises(PerimeterRefused, match="in one round are more than"):
-        wall.fit("s", 1, vector)
-    wall.fit("s", 2, vector)
+        boundary.fit("s", 1, vector)
+    boundary.fit("s", 2, vector)
 
 
 def test_a_round_asked_for_without_end_is_refused_by_default(tmp_path):
-    wall = guarded(tmp_path, task=SyntheticTask(num_features=20, hidden=(2000,)))
-    vector = open_session(wall)
+    boundary = guarded(tmp_path, task=SyntheticTask(num_features=20, hidden=(2000,)))
+    vector = open_session(boundary)
     assert vector.nbytes > 1 << 16
     for _ in range(4):
-        wall.fit("s", 1, vector)
+        boundary.fit("s", 1, vector)
     with pytest.raises(PerimeterRefused, match="in one round"):
-        wall.fit("s", 1, vector)
+        boundary.fit("s", 1, vector)
 
 
 def test_a_session_that_would_break_the_budget_of_the_run_does_not_begin(tmp_path, site):
     write_site(site, "perimeter: {max_bytes_per_run: 10000}")
-    wall = guarded(tmp_path)
+    boundary = guarded(tmp_path)
     with pytest.raises(PerimeterRefused, match=r"its 3 updates have \d+ bytes, \d+ are left of max_bytes_per_run"):
-        open_session(wall)
+        open_session(boundary)
 
 
 def test_the_budget_of_a_run_outlives_the_process(tmp_path, site):
@@ -160,16 +160,16 @@ def test_the_budget_of_a_run_outlives_the_process(tmp_path, site):
 def test_an_update_that_moves_too_far_is_refused(tmp_path, site):
     write_site(site, "perimeter: {max_update_norm: 0.5}")
     far = hostile("fit", lambda _, update: replace(update, vector=update.vector + np.float32(1)))
-    wall = guarded(tmp_path, far)
+    boundary = guarded(tmp_path, far)
     with pytest.raises(PerimeterRefused, match=r"max_update_norm=0\.5"):
-        wall.fit("s", 1, open_session(wall))
+        boundary.fit("s", 1, open_session(boundary))
 
 
 def test_an_update_over_too_few_rows_is_refused(tmp_path, site):
     write_site(site, "perimeter: {min_examples_per_update: 1000}")
-    wall = guarded(tmp_path)
+    boundary = guarded(tmp_path)
     with pytest.raises(PerimeterRefused, match="min_examples_per_update=1000"):
-        wall.fit("s", 1, open_session(wall))
+        boundary.fit("s", 1, open_session(boundary))
 
 
 # ---- the owner's file
@@ -188,10 +188,10 @@ def test_words_on_one_silo_count_before_those_on_the_site(site):
 def test_nothing_that_a_coordinator_sends_widens_the_policy(tmp_path, site):
     write_site(site, "perimeter: {min_examples: 61}")
     wide = replace(spec(tmp_path), source=DrawnRows(60, 10), site="anywhere", ledger_folder=str(tmp_path / "elsewhere"))
-    wall = GuardedSilo(wide, lambda: Silo(wide, SyntheticTask()))
-    wall.open()
+    boundary = GuardedSilo(wide, lambda: Silo(wide, SyntheticTask()))
+    boundary.open()
     with pytest.raises(PerimeterRefused, match="min_examples=61"):
-        wall.moments()
+        boundary.moments()
 
 
 @pytest.mark.parametrize(
@@ -210,59 +210,62 @@ def test_a_site_file_with_a_mistake_lets_nothing_out_and_says_why(tmp_path, site
     write_site(site, text)
     with pytest.raises(ConfigError, match=said):
         read_site("north")
-    wall = GuardedSilo(spec(tmp_path), lambda: Silo(spec(tmp_path), SyntheticTask()))
+    boundary = GuardedSilo(spec(tmp_path), lambda: Silo(spec(tmp_path), SyntheticTask()))
     with pytest.raises(ConfigError, match=said):
-        wall.open()
+        boundary.open()
 
 
 # ---- echoes
 
 
 def watching(rows, seed=0):
-    random, echo = generator(seed, "echo"), Echo()
+    random, matcher = generator(seed, "matcher"), RowMatcher()
     values = random.normal(size=(rows, 73))
-    echo.watch("features", values)
-    return random, echo, values
+    matcher.watch("features", values)
+    return random, matcher, values
 
 
 def test_honest_updates_are_never_taken_for_rows():
-    random, echo, _ = watching(4000)
-    assert [echo.hits(random.normal(scale=0.05, size=55_201).astype(np.float32)) for _ in range(300)] == [0] * 300
+    random, matcher, _ = watching(4000)
+    assert [matcher.hits(random.normal(scale=0.05, size=55_201).astype(np.float32)) for _ in range(300)] == [0] * 300
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_rows_and_columns_are_recognised_in_a_table_of_millions_of_values(order):
-    _, echo, rows = watching(40_000)
-    assert echo.is_echo(np.resize(rows.ravel(order), 55_201).astype(np.float32))
+    _, matcher, rows = watching(40_000)
+    assert matcher.repeats_rows(np.resize(rows.ravel(order), 55_201).astype(np.float32))
 
 
 def test_targets_are_recognised():
-    echo, targets = Echo(), generator(0, "targets").normal(size=500)
-    echo.watch("targets", targets)
-    assert echo.is_echo(np.resize(targets, 55_201).astype(np.float32))
+    matcher, targets = RowMatcher(), generator(0, "targets").normal(size=500)
+    matcher.watch("targets", targets)
+    assert matcher.repeats_rows(np.resize(targets, 55_201).astype(np.float32))
 
 
 def test_a_row_is_told_from_a_mean():
-    _, echo, rows = watching(1000)
-    assert echo.is_row(rows[17])
-    assert not echo.is_row(rows.mean(axis=0))
+    _, matcher, rows = watching(1000)
+    assert matcher.is_row(rows[17])
+    assert not matcher.is_row(rows.mean(axis=0))
 
 
 def test_the_mean_of_constant_columns_is_no_row():
-    echo, rows = Echo(), np.column_stack([np.full(50, 0.5), np.full(50, 2.25), generator(0, "x").normal(size=50)])
-    echo.watch("features", rows)
-    assert not echo.is_row(rows.mean(axis=0))
+    matcher, rows = (
+        RowMatcher(),
+        np.column_stack([np.full(50, 0.5), np.full(50, 2.25), generator(0, "x").normal(size=50)]),
+    )
+    matcher.watch("features", rows)
+    assert not matcher.is_row(rows.mean(axis=0))
 
 
 def test_numbers_of_few_digits_in_a_text_tell_nothing():
-    echo = Echo()
-    echo.watch("features", np.array([[0.05, 0.1, 0.25, 1.2345678]]))
-    assert echo.numbers_in(["step 0.05, clip 0.1, split 0.25, 1.2345678 and 7"]) == 1
+    matcher = RowMatcher()
+    matcher.watch("features", np.array([[0.05, 0.1, 0.25, 1.2345678]]))
+    assert matcher.numbers_in(["step 0.05, clip 0.1, split 0.25, 1.2345678 and 7"]) == 1
 
 
 def test_repeated_and_whole_numbers_tell_nothing():
-    echo = Echo()
-    echo.watch("counts", np.arange(1000.0))
-    echo.watch("pictures", np.zeros((4, 3), np.uint8))
-    assert echo.hits(np.arange(500.0)) == 0
-    assert echo.known_numbers([3.0, 4.0]) == 0
+    matcher = RowMatcher()
+    matcher.watch("counts", np.arange(1000.0))
+    matcher.watch("pictures", np.zeros((4, 3), np.uint8))
+    assert matcher.hits(np.arange(500.0)) == 0
+    assert matcher.known_numbers([3.0, 4.0]) == 0

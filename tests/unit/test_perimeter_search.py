@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from ray_fed.errors import DataError, PerimeterRefused, SiloFailed
+from ray_fed.model_library.guarded_search import GuardedSearch
 from ray_fed.model_library.selection import Protocol, SourceFeatures, Target
 from ray_fed.model_library.silo_search import SearchingSilo, SiloErrors, SiloTarget
-from ray_fed.perimeter.guarded_search import GuardedSearch
 from ray_fed.randomness import generator
-from tests.walls import lines_of, write_site
+from tests.boundaries import lines_of, write_site
 
 DRAW = SiloErrors(
     {"paper": 0.25, "oracle": float("nan")}, {"paper": 0.375}, (0.9, 1.1), "model-1", np.empty(0), np.empty(0)
@@ -33,29 +33,29 @@ def small_target(num_rows=60):
 
 
 @pytest.fixture
-def wall(monkeypatch):
+def boundary(monkeypatch):
     """A silo with its own rows that has taken two models; whether it tells of single sources, the asker wants it."""
     prepared = small_target(), SourceFeatures((np.zeros((2, 60, 3)),), ("model-1", "model-2"), np.ones(2))
     monkeypatch.setattr(SiloTarget, "open", lambda _: None)
     monkeypatch.setattr(SearchingSilo, "take", lambda self, *_: setattr(self, "_prepared", prepared))
-    wall = GuardedSearch("north", SiloTarget("gap", "/rows.csv", "eV", share_source_errors=True))
+    boundary = GuardedSearch("north", SiloTarget("gap", "/rows.csv", "eV", share_source_errors=True))
     models = [type("Model", (), {"id": name})() for name in ("model-1", "model-2")]
-    assert wall.take(models) == 2
-    return wall
+    assert boundary.take(models) == 2
+    return boundary
 
 
 def answering(*draws):
     return lambda _, __: draws
 
 
-def test_errors_of_a_search_pass_and_are_a_line_of_the_ledger(wall):
-    [found] = wall.search(PROTOCOL, answering(DRAW))
+def test_errors_of_a_search_pass_and_are_a_line_of_the_ledger(boundary):
+    [found] = boundary.search(PROTOCOL, answering(DRAW))
     assert (found.chosen, found.held_out, found.permuted) == ("model-1", {"paper": 0.375}, (0.9, 1.1))
-    assert (lines_of(wall)[-1]["kind"], lines_of(wall)[-1]["num_examples"]) == ("search", 20)
+    assert (lines_of(boundary)[-1]["kind"], lines_of(boundary)[-1]["num_examples"]) == ("search", 20)
 
 
-def rows(wall):
-    return wall.silo.prepared[0].values
+def rows(boundary):
+    return boundary.silo.prepared[0].values
 
 
 HOSTILE = {
@@ -70,44 +70,44 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("way", HOSTILE)
-def test_rows_in_the_place_of_errors_are_refused(wall, way):
+def test_rows_in_the_place_of_errors_are_refused(boundary, way):
     make, reason = HOSTILE[way]
     with pytest.raises(PerimeterRefused, match=reason):
-        wall.search(PROTOCOL, answering(DRAW, make(rows(wall)), make(rows(wall))))
-    assert lines_of(wall)[-1]["kind"] == "refused"
+        boundary.search(PROTOCOL, answering(DRAW, make(rows(boundary)), make(rows(boundary))))
+    assert lines_of(boundary)[-1]["kind"] == "refused"
 
 
-def test_an_error_over_one_row_that_the_asker_wants_is_refused(wall):
+def test_an_error_over_one_row_that_the_asker_wants_is_refused(boundary):
     with pytest.raises(PerimeterRefused, match="1 rows stand behind an error, min_examples=5"):
-        wall.search(replace(PROTOCOL, max_held_out=1), answering(DRAW))
+        boundary.search(replace(PROTOCOL, max_held_out=1), answering(DRAW))
 
 
 @pytest.mark.parametrize(("policy", "told"), [("", False), ("perimeter: {source_errors: true}", True)])
-def test_the_owner_and_not_the_asker_decides_on_errors_of_single_sources(wall, site, policy, told):
+def test_the_owner_and_not_the_asker_decides_on_errors_of_single_sources(boundary, site, policy, told):
     write_site(site, policy)
-    again = GuardedSearch("north", wall._target)
+    again = GuardedSearch("north", boundary._target)
     again.take([])
     asked = []
     again.search(PROTOCOL, lambda _, per_source: asked.append(per_source) or ())
     assert asked == [told]
 
 
-def test_errors_of_our_own_keep_their_words_and_those_of_others_do_not(wall):
+def test_errors_of_our_own_keep_their_words_and_those_of_others_do_not(boundary):
     with pytest.raises(DataError, match=r"lower --rows"):
-        wall.search(PROTOCOL, answering(DRAW, DataError("the target has 7 different materials; lower --rows")))
+        boundary.search(PROTOCOL, answering(DRAW, DataError("the target has 7 different materials; lower --rows")))
 
     def fails(*_):
-        raise ValueError(f"{rows(wall)[0]}")
+        raise ValueError(f"{rows(boundary)[0]}")
 
     with pytest.raises(SiloFailed, match="ValueError at line") as raised:
-        wall.search(PROTOCOL, fails)
-    assert str(rows(wall)[0])[:6] not in str(raised.value)
+        boundary.search(PROTOCOL, fails)
+    assert str(rows(boundary)[0])[:6] not in str(raised.value)
 
 
-def test_errors_on_data_that_come_with_the_package_are_no_secret(wall):
+def test_errors_on_data_that_come_with_the_package_are_no_secret(boundary):
     public = GuardedSearch("north", SiloTarget("gap", share_source_errors=True))
     public.take([type("Model", (), {"id": name})() for name in ("model-1", "model-2")])
     told = replace(DRAW, source_cv=np.array([0.25, 0.5]))
     [found] = public.search(PROTOCOL, lambda _, per_source: [told] if per_source else [DRAW])
     assert found.source_cv.tolist() == [0.25, 0.5]
-    assert wall.search(PROTOCOL, lambda _, per_source: [told] if per_source else [DRAW])[0].source_cv.size == 0
+    assert boundary.search(PROTOCOL, lambda _, per_source: [told] if per_source else [DRAW])[0].source_cv.size == 0

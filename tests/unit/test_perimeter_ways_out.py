@@ -12,14 +12,14 @@ from ray_fed.errors import FedError
 from ray_fed.federation.messages import SessionSpec
 from ray_fed.federation.silo import Silo
 from ray_fed.learning.layout import Layout
-from ray_fed.perimeter.guarded_search import GuardedSearch
+from ray_fed.model_library.guarded_search import GuardedSearch
 from ray_fed.perimeter.guarded_silo import GuardedSilo
-from tests.walls import PLAN, guarded, vector_of
+from tests.boundaries import PLAN, guarded, vector_of
 
 ACTORS = Path(ray_fed.__file__).parent.parent / "actors"
 SILOS = {"silo.SiloActor": GuardedSilo, "library.LibrarySilo": GuardedSearch}
 NO_SILOS = {
-    "silo.ExaminerActor": "holds the common test set, which belongs to the federation",
+    "silo.EvaluatorActor": "holds the common test set, which belongs to the federation",
     "coordinator.CoordinatorActor": "receives messages; holds no rows",
     "style_exchange.MethodCoordinatorActor": "receives messages; holds no rows",
     "shared_silos.SiloBoard": "holds handles of silos",
@@ -33,11 +33,11 @@ NO_SILOS = {
 """Actors and tasks without rows of a silo, or whose answers another gate takes, and why."""
 SILENT = {
     "prepare": "answers nothing",
-    "revive": "answers nothing",
+    "restore": "answers nothing",
     "close_session": "answers nothing",
     "open_session": "answers the digest it was sent",
     "take": "answers how many models it was sent",
-    "hand_over": "answers the ledger, which holds names and hashes; hand_over_ledger=false keeps it",
+    "collect_ledger": "answers the ledger, which holds names and hashes; hand_over_ledger=false keeps it",
 }
 """Questions whose answers are no message, and why they need no check."""
 
@@ -63,7 +63,7 @@ def test_every_actor_and_task_is_a_silo_or_on_the_list_with_a_reason():
 @pytest.mark.parametrize("name", SILOS)
 def test_a_method_of_a_silo_actor_puts_questions_to_its_guarded_silo_and_looks_at_nothing_behind_it(name):
     node = dict(remote_definitions())[name]
-    questions = {each for each in dir(SILOS[name]) if not each.startswith("_")}
+    queries = {each for each in dir(SILOS[name]) if not each.startswith("_")}
     assert methods(node)
     for method in methods(node):
         uses = [each for each in ast.walk(method) if isinstance(each, ast.Name) and each.id == "self"]
@@ -71,8 +71,8 @@ def test_a_method_of_a_silo_actor_puts_questions_to_its_guarded_silo_and_looks_a
         asked = [
             each.attr for each in called if isinstance(each, ast.Attribute) and ast.unparse(each.value) == "self.silo"
         ]
-        assert len(uses) == len(asked) > 0, f"{method.name} looks at something behind the wall"
-        assert set(asked) <= questions, method.name
+        assert len(uses) == len(asked) > 0, f"{method.name} looks at something behind the boundary"
+        assert set(asked) <= queries, method.name
 
 
 @pytest.mark.parametrize("guarded_class", SILOS.values())
@@ -89,14 +89,25 @@ def test_every_answer_of_a_guarded_silo_goes_through_its_gate_or_is_on_the_list_
 class Leaking(Silo):
     """Answers its rows to every question."""
 
-    questions = frozenset({"spectra"})
+    queries = frozenset({"spectra"})
 
 
 def answer_rows(self, *_):
     return self._rows
 
 
-LEAKS = ("open", "moments", "prepare", "open_session", "revive", "close_session", "fit", "evaluate", "ask", "leaving")
+LEAKS = (
+    "open",
+    "moments",
+    "prepare",
+    "open_session",
+    "restore",
+    "close_session",
+    "fit",
+    "evaluate",
+    "query",
+    "leaving",
+)
 
 
 @pytest.fixture
@@ -104,19 +115,19 @@ def leaking(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_FED_SITE", str(tmp_path / "site"))
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "site.yaml").write_text("perimeter: {audit: true}")
-    wall = guarded(tmp_path, Leaking)
+    boundary = guarded(tmp_path, Leaking)
     for name in LEAKS:
         monkeypatch.setattr(Leaking, name, answer_rows)
-    return wall
+    return boundary
 
 
-def questions(wall):
-    spec = SessionSpec("s", PLAN, 0, Layout.of(wall.silo.task.model(0)).digest)
-    vector = vector_of(wall)
+def questions(boundary):
+    spec = SessionSpec("s", PLAN, 0, Layout.of(boundary.silo.task.model(0)).digest)
+    vector = vector_of(boundary)
     return {
-        "open": (), "moments": (), "prepare": (None,), "open_session": (spec,), "revive": (None, [spec]),
-        "close_session": ("s",), "fit": ("s", 1, vector), "evaluate": ("s", {"m": vector}), "ask": ("spectra",),
-        "observe": (vector, 4), "hand_over": (), "leaving": (None,),
+        "open": (), "moments": (), "prepare": (None,), "open_session": (spec,), "restore": (None, [spec]),
+        "close_session": ("s",), "fit": ("s", 1, vector), "evaluate": ("s", {"m": vector}), "query": ("spectra",),
+        "observe": (vector, 4), "collect_ledger": (), "leaving": (None,),
     }  # fmt: skip
 
 
@@ -135,4 +146,4 @@ def test_no_question_brings_the_rows_of_a_silo_that_answers_nothing_else(leaking
     assert rows[0].tobytes() not in told
     assert rows[0].astype(np.float32).tobytes() not in told
     assert str(rows[0, 0]).encode() not in told
-    assert set(refused) == {"open", "moments", "open_session", "fit", "evaluate", "ask"}
+    assert set(refused) == {"open", "moments", "open_session", "fit", "evaluate", "query"}

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pipelines.formation_energy.recorder import Recorder, history_line, timing_line
+from pipelines.formation_energy.recorder import TrainingRecorder, history_line, timing_line
 from ray_fed.federation.coordinator import RoundRecord
 
 SECONDS = {"total": 1.0, "compute": 0.5, "communicate": 0.5, "evaluate": 0.0}
@@ -19,7 +19,7 @@ class Screen:
 
 
 def test_a_silo_that_was_started_again_is_told_and_history_is_that_of_an_undisturbed_run():
-    recorder = Recorder.__new__(Recorder)
+    recorder = TrainingRecorder.__new__(TrainingRecorder)
     recorder.progress = Screen()
     recorder._tell_restarts(KILLED, 0)
     assert recorder.progress.lines == [

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_fed.errors import ConfigError
-from ray_fed.federation.rounds import (
+from ray_fed.federation.rounds.machine import (
     Arrived,
     Ask,
     Close,

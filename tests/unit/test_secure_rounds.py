@@ -9,12 +9,12 @@ from ray_fed.errors import ConfigError, QuorumLost, SiloFailed
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator, Job
 from ray_fed.federation.messages import MaskedUpdate, SessionSpec
-from ray_fed.federation.rounds import RoundRules
-from ray_fed.federation.secure_work import default_threshold
+from ray_fed.federation.rounds.machine import RoundRules
+from ray_fed.federation.rounds.secure_driver import default_threshold
 from ray_fed.federation.strategies import STRATEGIES, make_strategy
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.perimeter.coordinator_record import WitnessedCohort
 from ray_fed.perimeter.guarded_silo import GuardedSilo
-from ray_fed.perimeter.witness import WitnessedCohort
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 from tests.synthetic import SyntheticTask, silos
 
@@ -31,22 +31,22 @@ class Failing(LocalCohort):
         super().__init__(*args)
         self.fault = phase, silo, server_round
 
-    def consult(self, question, given):
+    def query(self, question, given):
         rounds = {parts[1] for parts in given.values()}
         if self.fault[0] == question and self.fault[2] in rounds:
             given = {name: parts for name, parts in given.items() if name != self.fault[1]}
-        return super().consult(question, given)
+        return super().query(question, given)
 
-    def answer(self, timeout=None):
+    def next_event(self, timeout=None):
         if self._asked and not self._back:
             _, server_round, name, _ = self._asked[0]
             if ("fit", name, server_round) == self.fault:
                 silo = self.silos[name]
                 fit, silo.fit = silo.fit, self._fitted_and_failed(silo)
-                answer = super().answer(timeout)
+                answer = super().next_event(timeout)
                 silo.fit = fit
                 return answer
-        return super().answer(timeout)
+        return super().next_event(timeout)
 
     @staticmethod
     def _fitted_and_failed(silo):
@@ -119,8 +119,8 @@ def test_a_round_with_too_few_silos_shows_no_sum(phase, reason):
 
 def test_a_silo_whose_process_was_started_again_takes_part_from_the_next_round_on():
     class Restarting(Failing):
-        def consult(self, question, given):
-            answers = super().consult(question, given)
+        def query(self, question, given):
+            answers = super().query(question, given)
             if question == "secure_deliver" and {parts[1] for parts in given.values()} == {2}:
                 self.restart("silo-4")
                 self._back.clear()
@@ -157,8 +157,8 @@ def test_a_silo_in_a_secure_session_lets_no_plain_update_out():
     seen = []
 
     class Watched(LocalCohort):
-        def answer(self, timeout=None):
-            answer = super().answer(timeout)
+        def next_event(self, timeout=None):
+            answer = super().next_event(timeout)
             seen.append(answer.update)
             return answer
 
@@ -168,9 +168,9 @@ def test_a_silo_in_a_secure_session_lets_no_plain_update_out():
 
 def test_behind_walls_the_same_bits_come_out_and_every_message_is_witnessed():
     task = SyntheticTask()
-    walled = LocalCohort(SPECS, task)
-    walled.silos = {spec.name: GuardedSilo(spec, lambda spec=spec: task.silo(spec)) for spec in SPECS}
-    witness = WitnessedCohort(walled)
+    guarded = LocalCohort(SPECS, task)
+    guarded.silos = {spec.name: GuardedSilo(spec, lambda spec=spec: task.silo(spec)) for spec in SPECS}
+    witness = WitnessedCohort(guarded)
     assert bits(run(3, witness)) == bits(run())
     kinds = [note["message"]["kind"] for note in witness.take()]
     assert kinds.count("masked") == 3 * len(NAMES)
@@ -185,8 +185,8 @@ class Lying(LocalCohort):
         super().__init__(*args)
         self.lie = question, change
 
-    def consult(self, question, given):
-        answers = super().consult(question, given)
+    def query(self, question, given):
+        answers = super().query(question, given)
         if self.lie[0] == question and {parts[1] for parts in given.values()} == {2}:
             said = self.lie[1](of_bytes(answers["silo-2"].data))
             answers["silo-2"] = replace(answers["silo-2"], data=as_bytes(said))
@@ -210,11 +210,11 @@ def test_a_silo_that_signs_something_else_does_not_spoil_the_sum(change):
 
 def test_a_coordinator_that_tells_silos_different_names_gets_no_sum():
     class Divided(LocalCohort):
-        def consult(self, question, given):
+        def query(self, question, given):
             if question == "secure_agree":
                 fewer = as_bytes({name: b"" for name in of_bytes(given["silo-1"][2]) if name != "silo-4"})
                 given = {name: (*parts[:2], fewer if name == "silo-1" else parts[2]) for name, parts in given.items()}
-            return super().consult(question, given)
+            return super().query(question, given)
 
     records = run(3, Divided(SPECS, SyntheticTask()))
     assert bits(records) == bits(run())  # three silos were told the truth: the one that was not helps nobody
@@ -222,7 +222,7 @@ def test_a_coordinator_that_tells_silos_different_names_gets_no_sum():
         run(4, Divided(SPECS, SyntheticTask()))
 
 
-def walled_with_partners(tmp_path, monkeypatch, partners):
+def guarded_with_partners(tmp_path, monkeypatch, partners):
     monkeypatch.setenv("RAY_FED_SITE", str(tmp_path))
     named = "".join(f"\n  {name}: '{key}'" for name, key in partners.items())
     (tmp_path / "site.yaml").write_text(f"ledger: {tmp_path}/ledgers\n" + (f"partners:{named}\n" if named else ""))
@@ -240,13 +240,13 @@ def test_owners_who_name_each_others_keys_get_the_same_bits(tmp_path, monkeypatc
     for name in NAMES:
         assert cli.main(["ledger", "key", name]) == 0
         keys[name] = capsys.readouterr().out.strip()
-    assert bits(run(3, walled_with_partners(tmp_path, monkeypatch, keys))) == bits(run())
+    assert bits(run(3, guarded_with_partners(tmp_path, monkeypatch, keys))) == bits(run())
 
 
 def test_a_silo_whose_owner_is_no_partner_ends_the_round(tmp_path, monkeypatch):
     partners = dict.fromkeys(NAMES, "0" * 64)
     with pytest.raises(QuorumLost, match="0 silos gave shares of their keys, secure aggregation needs 3"):
-        run(3, walled_with_partners(tmp_path, monkeypatch, partners))
+        run(3, guarded_with_partners(tmp_path, monkeypatch, partners))
 
 
 def test_a_threshold_of_the_coordinator_cannot_be_below_two():
@@ -257,7 +257,7 @@ def test_a_threshold_of_the_coordinator_cannot_be_below_two():
     silo = cohort.silos["silo-1"]
     silo.open_session(SessionSpec("s", PLAN, 0, ours.layout.digest, secure_threshold=1))
     with pytest.raises(SiloFailed, match="would show single updates"):
-        silo.ask("secure_keys", "s", 1)
+        silo.query("secure_keys", "s", 1)
 
 
 def test_keys_are_made_once_a_round_so_that_one_round_has_one_sum():
@@ -266,12 +266,12 @@ def test_keys_are_made_once_a_round_so_that_one_round_has_one_sum():
     ours.agree()
     silo = cohort.silos["silo-1"]
     silo.open_session(SessionSpec("s", PLAN, 0, ours.layout.digest, secure_threshold=3))
-    silo.ask("secure_keys", "s", 2)
+    silo.query("secure_keys", "s", 2)
     for server_round in (1, 2):
         with pytest.raises(SiloFailed, match="keys are made once a round"):
-            silo.ask("secure_keys", "s", server_round)
+            silo.query("secure_keys", "s", server_round)
     with pytest.raises(SiloFailed, match="was not opened for it"):
-        silo.ask("secure_keys", "another", 1)
+        silo.query("secure_keys", "another", 1)
 
 
 def test_bytes_of_keys_and_shares_are_counted():

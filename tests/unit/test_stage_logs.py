@@ -24,8 +24,8 @@ def curves(folder) -> dict[str, dict[str, list[tuple[int, float]]]]:
 
 def test_a_method_is_a_run_and_its_rounds_are_seen_before_it_ends(tmp_path):
     logs = StageLogs(tmp_path)
-    logs.hears(record(0, 0.8))
-    logs.hears(record(1, 0.6))
+    logs.on_round_end(record(0, 0.8))
+    logs.on_round_end(record(1, 0.6))
     logs.close()
     assert curves(tmp_path) == {
         "fed_avg/fold0-seed0": {
@@ -37,10 +37,10 @@ def test_a_method_is_a_run_and_its_rounds_are_seen_before_it_ends(tmp_path):
 
 def test_a_stage_that_is_done_again_leaves_no_points_of_the_time_before(tmp_path):
     broken, again = StageLogs(tmp_path), StageLogs(tmp_path)
-    broken.hears(record(0, 0.8))
-    broken.hears(record(1, 0.9))
+    broken.on_round_end(record(0, 0.8))
+    broken.on_round_end(record(1, 0.9))
     broken.close()
-    again.hears(record(0, 0.8))
+    again.on_round_end(record(0, 0.8))
     again.done({"stage": STAGE, "fold": 0, "chosen": {"federated": 1},
                 "test": {"federated": {"iron": {"map": 0.5, "vi": 0.25, "ari": 0.75, "loss": 1.0}}}})  # fmt: skip
     assert curves(tmp_path)["fed_avg/fold0-seed0"] == {
@@ -55,7 +55,7 @@ def test_a_stage_that_is_done_again_leaves_no_points_of_the_time_before(tmp_path
 def test_each_model_of_training_alone_has_its_own_scores(tmp_path):
     logs, scores = StageLogs(tmp_path), {"map": 0.5, "vi": 0.25, "ari": 0.75}
     stage = "separate@fold0-seed0"
-    logs.hears(record(0, 0.8, stage))
+    logs.on_round_end(record(0, 0.8, stage))
     test = {"iron": {"iron": scores}, "austenite": {"iron": scores}}
     logs.done({"stage": stage, "fold": 0, "chosen": {"iron": 1, "austenite": 2}, "test": test})
     found = curves(tmp_path)

@@ -1,4 +1,4 @@
-"""Fields and noise of images, a silo's studio, sources, and the tables of a run."""
+"""Fields and noise of images, a silo's style_models, sources, and the tables of a run."""
 
 import dataclasses
 
@@ -19,8 +19,8 @@ from ray_fed.style_transfer.generators import GeneratorSpec
 from ray_fed.style_transfer.lines import line_width, pixels_to_widen, widened
 from ray_fed.style_transfer.methods import METHODS, method_named
 from ray_fed.style_transfer.silo import StyleSilo
-from ray_fed.style_transfer.sources import PolycrystalSource, PooledSource, Split
-from ray_fed.style_transfer.studio import StyleStudio
+from ray_fed.style_transfer.sources import PooledSource, Split, SplitPolycrystalSource
+from ray_fed.style_transfer.style_models import StyleModels
 from ray_fed.style_transfer.task import FedTransferTask, session_name
 from ray_fed.style_transfer.training import PRESETS
 
@@ -36,8 +36,8 @@ def tiles(name="a", count=6, seed=0, grey=120):
     return MicrographSet(name, images, masks, tuple(f"{name}{i}" for i in range(count)))
 
 
-def studio(name="a", folder="", seed=0, grey=120):
-    return StyleStudio(name, tiles(name, 6, seed, grey), tiles(name, 5, seed + 1, grey), "cpu", str(folder))
+def style_models(name="a", folder="", seed=0, grey=120):
+    return StyleModels(name, tiles(name, 6, seed, grey), tiles(name, 5, seed + 1, grey), "cpu", str(folder))
 
 
 def test_noise_is_measured_whatever_the_slope_of_the_light():
@@ -88,7 +88,7 @@ def test_lines_are_never_thinned_until_they_break():
 
 
 def test_a_studio_trains_releases_and_paints_with_what_another_sent(tmp_path):
-    sender, receiver = studio("a", tmp_path / "a"), studio("b", tmp_path / "b", 5, 60)
+    sender, receiver = style_models("a", tmp_path / "a"), style_models("b", tmp_path / "b", 5, 60)
     report = sender.learn(PLAN, 0)
     assert report.codecs["int8"].num_bytes * 3 < report.codecs["fp32"].num_bytes
     assert report.codecs["fp32"].psnr_db == float("inf")
@@ -102,13 +102,13 @@ def test_a_studio_trains_releases_and_paints_with_what_another_sent(tmp_path):
 
 
 def test_a_studio_that_starts_again_finds_its_generator_and_what_it_received(tmp_path, monkeypatch):
-    sender, receiver = studio("a", tmp_path / "a"), studio("b", tmp_path / "b", 5)
+    sender, receiver = style_models("a", tmp_path / "a"), style_models("b", tmp_path / "b", 5)
     sender.learn(PLAN, 0)
     receiver.receive("a", "int8", sender.release("int8"))
-    from ray_fed.style_transfer import studio as module
+    from ray_fed.style_transfer import style_models as module
 
     monkeypatch.setattr(module, "GeneratorTraining", None)  # training again would fail
-    reborn, received = studio("a", tmp_path / "a"), studio("b", tmp_path / "b", 5)
+    reborn, received = style_models("a", tmp_path / "a"), style_models("b", tmp_path / "b", 5)
     assert reborn.learn(PLAN, 0) == sender.report
     np.testing.assert_array_equal(reborn.release("fp32"), sender.release("fp32"))
     received.recall_received()
@@ -119,17 +119,17 @@ def test_a_studio_that_starts_again_finds_its_generator_and_what_it_received(tmp
 
 
 def test_a_damaged_file_of_a_received_style_is_named(tmp_path):
-    sender, receiver = studio("a", tmp_path / "a"), studio("b", tmp_path / "b", 5)
+    sender, receiver = style_models("a", tmp_path / "a"), style_models("b", tmp_path / "b", 5)
     sender.learn(PLAN, 0)
     receiver.receive("a", "int8", sender.release("int8"))
     (path,) = (tmp_path / "b").glob("received-*")
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(DataError, match=r"received-a-int8\.style"):
-        studio("b", tmp_path / "b", 5).recall_received()
+        style_models("b", tmp_path / "b", 5).recall_received()
 
 
 def test_a_received_style_under_the_name_of_another_silo_or_codec_is_refused_at_the_next_start(tmp_path):
-    sender, receiver = studio("a", tmp_path / "a"), studio("b", tmp_path / "b", 5)
+    sender, receiver = style_models("a", tmp_path / "a"), style_models("b", tmp_path / "b", 5)
     sender.learn(PLAN, 0)
     receiver.receive("a", "int8", sender.release("int8"))
     (path,) = (tmp_path / "b").glob("received-*")
@@ -140,12 +140,12 @@ def test_a_received_style_under_the_name_of_another_silo_or_codec_is_refused_at_
     ):
         moved = path.rename(path.with_name(name))
         with pytest.raises(DataError, match=rf"{name}: it holds the generator of silo 'a' as int8"):
-            studio(reader, tmp_path / "b", 5).recall_received()
+            style_models(reader, tmp_path / "b", 5).recall_received()
         path = moved.rename(path)
 
 
 def test_a_generator_that_repeats_its_images_stays_unless_its_silo_says_otherwise():
-    own = studio()
+    own = style_models()
     own.learn(PLAN, 0)
     assert own.report is not None
     own.report = dataclasses.replace(own.report, finding=dataclasses.replace(own.report.finding, num_copies=2))
@@ -155,7 +155,7 @@ def test_a_generator_that_repeats_its_images_stays_unless_its_silo_says_otherwis
 
 
 def test_without_what_a_method_needs_a_studio_says_so():
-    own = studio()
+    own = style_models()
     for call, said in (
         (lambda: own.release("int8"), "no generator yet"),
         (lambda: own.transferred("int8", np.arange(2), 0), "received no generator as int8"),
@@ -166,7 +166,7 @@ def test_without_what_a_method_needs_a_studio_says_so():
 
 
 def test_training_validation_and_test_images_share_nothing():
-    source = PolycrystalSource("iron", num_images=20, num_test=5, size=32, spacing=14.0)
+    source = SplitPolycrystalSource("iron", num_images=20, num_test=5, size=32, spacing=14.0)
     parts = source.parts("iron")
     sources = [set(part.sources) for part in parts]
     assert [len(found) for found in sources] == [16, 4, 5]
@@ -189,8 +189,8 @@ def test_a_session_says_its_method_and_so_its_network():
 
 
 def test_a_style_silo_answers_none_but_its_questions():
-    assert "open" not in StyleSilo.questions
-    assert all(callable(getattr(StyleSilo, name)) for name in StyleSilo.questions)
+    assert "open" not in StyleSilo.queries
+    assert all(callable(getattr(StyleSilo, name)) for name in StyleSilo.queries)
 
 
 def test_the_chosen_round_is_the_one_with_the_lowest_loss_and_keeps_its_own_model():

@@ -265,7 +265,7 @@ def test_what_counts_is_knowing_training_images_and_not_another_light_on_the_hel
     seen, unseen = images[:6], (images[6:] // 4).astype(np.uint8)
     masks = stripes(12)[1]
     training, held_out = Pairs.of(seen, masks[:6]), Pairs.of(unseen, masks[6:])
-    # Asked for training labels first; paints noise for all others, so that no image looks copied.
+    # Request for training labels first; paints noise for all others, so that no image looks copied.
     painter = Copier(seen if knows else rng.integers(60, 200, seen.shape).astype(np.uint8))
     noise = Copier(rng.integers(60, 200, seen.shape).astype(np.uint8))
     finding = probe_memorisation(InTurn(painter, noise), TINY, training, held_out, training.statistics, 0)

@@ -197,11 +197,11 @@ def watched(tmp_path, found, stream=None, clock=lambda: 0.0):
     results = tmp_path / "results.jsonl"
     progress = SweepProgress(found, stream=stream or io.StringIO(), clock=clock)
     watcher = Watcher(found, lambda _: 100, results, tmp_path / "tensorboard", progress, silos=["mit"])
-    watcher.starts(1)
-    watcher.reports(1, REPORT)
-    watcher.ends(1, "")
-    watcher.starts(2)
-    watcher.ends(2, "silo 'a' died")
+    watcher.on_trial_start(1)
+    watcher.on_trial_report(1, REPORT)
+    watcher.on_trial_end(1, "")
+    watcher.on_trial_start(2)
+    watcher.on_trial_end(2, "silo 'a' died")
     watcher.close()
     return results
 
@@ -253,9 +253,9 @@ def test_time_left_knows_that_some_points_take_longer_and_that_trials_run_side_b
     progress = SweepProgress(found, concurrent=2, stream=io.StringIO(), clock=lambda: now[0])
     assert progress.seconds_left() is None
     for trial, seconds in zip(found[:2], (2.0, 50.0), strict=True):
-        progress.starts(trial)
+        progress.on_trial_start(trial)
         now[0] += seconds
-        progress.ends(trial, outcome(trial.number, trial.label(), 0.9))
+        progress.on_trial_end(trial, outcome(trial.number, trial.label(), 0.9))
     assert progress.seconds_left() == (2 + 50) / 2
 
 

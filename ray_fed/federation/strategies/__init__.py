@@ -11,8 +11,8 @@ from ray_fed.errors import ConfigError
 from ray_fed.federation.strategies.averaging import FedAvg, LocalOnly, fed_avg
 from ray_fed.federation.strategies.base import Models, State, Strategy, local_plan
 from ray_fed.federation.strategies.buffered import FedBuff
+from ray_fed.federation.strategies.client_side import FedBN, FedProx, Scaffold
 from ray_fed.federation.strategies.clipping import CentredClipping, NormClipping
-from ray_fed.federation.strategies.local_halves import FedBN, FedProx, Scaffold
 from ray_fed.federation.strategies.normalised import FedNova
 from ray_fed.federation.strategies.private import DPFedAvg
 from ray_fed.federation.strategies.robust import CoordinateMedian, GeometricMedian, Krum, MultiKrum, TrimmedMean

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ray_fed.errors import UpdateRejected
-from ray_fed.federation.exact_sum import ExactWeightedSum
+from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.federation.messages import SummedUpdate, Update, Vector
 from ray_fed.federation.strategies.base import Models, State
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from ray_fed.config import require
 from ray_fed.errors import ConfigError, UpdateRejected
-from ray_fed.federation.exact_sum import ExactWeightedSum
+from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.federation.messages import Update, Vector
 from ray_fed.federation.strategies.base import State
 from ray_fed.federation.strategies.one_model import OneModel, require_count, rounded_model

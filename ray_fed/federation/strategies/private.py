@@ -14,8 +14,8 @@ from ray_fed.federation.strategies.base import State
 from ray_fed.federation.strategies.clipping import clipped_update
 from ray_fed.federation.strategies.one_model import OneModel, require_positive, rounded_model
 from ray_fed.federation.strategies.updates import plain_mean
-from ray_fed.privacy.dp.accounting import PrivacyAccount
-from ray_fed.privacy.dp.noise import NoiseSource
+from ray_fed.privacy.accounting import PrivacyAccount
+from ray_fed.privacy.noise import NoiseSource
 
 CLIP = "server.clip"
 SILOS = "server.num_silos"

@@ -32,9 +32,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from ray_fed.errors import SiloFailed
-from ray_fed.perimeter.signing import SigningKey, is_signed
 from ray_fed.privacy.secure_sum import ring, shamir
 from ray_fed.privacy.secure_sum.masks import KEY_BYTES, add_mask, mask_key, public_key, shared_key
+from ray_fed.privacy.signing import SigningKey, is_signed
 
 FEWEST = 2
 NONCE = bytes(12)

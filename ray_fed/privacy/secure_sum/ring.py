@@ -7,7 +7,7 @@ the masked sum, unmasked, has the bits of the plain one.
 
 import numpy as np
 
-from ray_fed.federation.exact_sum import ExactWeightedSum
+from ray_fed.exact_sum import ExactWeightedSum
 
 WORDS = 2
 LOW_BITS = np.uint64(50)

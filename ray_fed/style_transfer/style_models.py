@@ -51,7 +51,7 @@ class StyleReport:
     codecs: Mapping[str, CodecCost]
 
 
-class StyleStudio:
+class StyleModels:
     """The style half of a silo. Everything it keeps stands on the silo's own device and in its own `folder`."""
 
     def __init__(self, silo: str, train: MicrographSet, validation: MicrographSet, device: str, folder: str = ""):

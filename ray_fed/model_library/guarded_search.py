@@ -1,4 +1,4 @@
-"""A silo that searches a model library for its small target, behind its wall."""
+"""A silo that searches a model library for its small target, behind its boundary."""
 
 import contextlib
 from collections.abc import Callable, Sequence
@@ -8,11 +8,11 @@ import numpy as np
 from ray_fed.errors import FedError
 from ray_fed.federation.task import SiloSpec
 from ray_fed.model_library.cards import PackedModel
+from ray_fed.model_library.search_findings import SearchFindings
 from ray_fed.model_library.selection import Protocol, SourceFeatures, Target
 from ray_fed.model_library.silo_search import SearchingSilo, SiloErrors, SiloTarget
-from ray_fed.perimeter.gate import Asked
-from ray_fed.perimeter.searches import SearchFindings
-from ray_fed.perimeter.wall import Fence, Wall
+from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
+from ray_fed.perimeter.gate import Request
 
 Search = Callable[[tuple[Target, SourceFeatures], bool], Sequence[SiloErrors | FedError]]
 """Carries out the draws: (target and sources, whether to tell the errors of single sources) -> one outcome a draw."""
@@ -20,15 +20,15 @@ LEAST_HELD_OUT = 5
 """Rows that a draw by clusters holds out at least."""
 
 
-class GuardedSearch(Wall):
+class GuardedSearch(EgressBoundary):
     """See `SearchingSilo` for what the questions mean."""
 
     silo: SearchingSilo
 
     def __init__(
-        self, name: str, target: SiloTarget, fence: Fence = contextlib.nullcontext, takes_output: bool = False
+        self, name: str, target: SiloTarget, block: EgressBlock = contextlib.nullcontext, takes_output: bool = False
     ):
-        super().__init__(SiloSpec(name, target), fence, takes_output)
+        super().__init__(SiloSpec(name, target), block, takes_output)
         self._target, self._models = target, ()
         self._start(lambda: setattr(self, "silo", SearchingSilo(name, target)))
 
@@ -37,15 +37,15 @@ class GuardedSearch(Wall):
         self._call("taking models", lambda: self.silo.take(models, layers))
         self._models = tuple(str(model.id) for model in models)
         target, _ = self.silo.prepared
-        self.gate.echo.watch("values", np.asarray(target.values, np.float64))
-        self.gate.echo.watch("descriptor", np.asarray(target.descriptor, np.float64))
+        self.gate.row_matcher.watch("values", np.asarray(target.values, np.float64))
+        self.gate.row_matcher.watch("descriptor", np.asarray(target.descriptor, np.float64))
         return len(models)
 
     def search(self, protocol: Protocol, run: Search) -> list[SiloErrors]:
-        """Return the errors of each draw. `run` is the runtime's own code, outside the fence: it starts tasks."""
-        findings = self._call("searching", lambda: self._findings(protocol, run), is_fenced=False)
-        asked = Asked("search", models=self._models, per_source=self._tells_sources())
-        return list(self._send("searching", findings, asked).draws)
+        """Return the errors of each draw. `run` is the runtime's own code, not blocked: it starts tasks."""
+        findings = self._call("searching", lambda: self._findings(protocol, run), is_blocked=False)
+        request = Request("search", models=self._models, per_source=self._tells_sources())
+        return list(self._send("searching", findings, request).draws)
 
     def _findings(self, protocol: Protocol, run: Search) -> SearchFindings:
         prepared, draws = self.silo.prepared, []

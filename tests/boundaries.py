@@ -1,4 +1,4 @@
-"""Silos behind walls for tests: honest and hostile ones."""
+"""Silos behind their boundaries for tests: honest and hostile ones."""
 
 import json
 
@@ -26,26 +26,26 @@ def spec(tmp_path, rows=60, **changes):
 
 
 def guarded(tmp_path, cls=Silo, task=None, rows=60, **options):
-    """A silo of class `cls` behind its wall, open and prepared."""
+    """A silo of class `cls` behind its boundary, open and prepared."""
     task = task or SyntheticTask(num_features=20, hidden=(64,))
-    wall = GuardedSilo(spec(tmp_path, rows), lambda: cls(spec(tmp_path, rows), task), **options)
-    wall.open()
-    wall.prepare(None)
-    return wall
+    boundary = GuardedSilo(spec(tmp_path, rows), lambda: cls(spec(tmp_path, rows), task), **options)
+    boundary.open()
+    boundary.prepare(None)
+    return boundary
 
 
-def vector_of(wall):
-    return initial_vector(wall.silo.task.model(0))
+def vector_of(boundary):
+    return initial_vector(boundary.silo.task.model(0))
 
 
-def open_session(wall, plan=PLAN):
-    digest = Layout.of(wall.silo.task.model(0)).digest
-    wall.open_session(SessionSpec("s", plan, 0, digest))
-    return vector_of(wall)
+def open_session(boundary, plan=PLAN):
+    digest = Layout.of(boundary.silo.task.model(0)).digest
+    boundary.open_session(SessionSpec("s", plan, 0, digest))
+    return vector_of(boundary)
 
 
-def lines_of(wall):
-    return [json.loads(line) for line in wall.ledger.path.read_text().splitlines()]
+def lines_of(boundary):
+    return [json.loads(line) for line in boundary.ledger.path.read_text().splitlines()]
 
 
 def hostile(method, answer):
@@ -66,11 +66,11 @@ def refusal(tmp_path, cls, *, method="fit"):
 
 
 def ask(tmp_path, cls, method):
-    wall = guarded(tmp_path, cls)
-    vector = open_session(wall)
+    boundary = guarded(tmp_path, cls)
+    vector = open_session(boundary)
     if method == "fit":
-        wall.fit("s", 1, vector)
+        boundary.fit("s", 1, vector)
     elif method == "moments":
-        wall.moments()
+        boundary.moments()
     else:
-        wall.evaluate("s", {"model": vector})
+        boundary.evaluate("s", {"model": vector})

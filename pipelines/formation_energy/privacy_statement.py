@@ -1,12 +1,12 @@
 """What a run promises about privacy, for its summary and its model card."""
 
-from pipelines.formation_energy.experiment import Experiment
+from pipelines.formation_energy.experiment import TrainingExperiment
 from ray_fed.federation.coordinator import EPSILON
 
 NOT_COVERED = "numbers of rows, the feature scaler (means and variances of columns), held-out errors"
 
 
-def promise(experiment: Experiment) -> dict[str, object]:
+def privacy_statement(experiment: TrainingExperiment) -> dict[str, object]:
     """Return `privacy.level`, `.epsilon`, `.delta` and what they do not cover; nothing where no noise was asked for."""
     spent = [record.metrics[EPSILON] for record in experiment.federated_records() if EPSILON in record.metrics]
     account = experiment.setup.config.account(1)

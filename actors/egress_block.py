@@ -1,9 +1,9 @@
 """No other way out of a silo's process: while a task's code runs, Ray sends nothing on its behalf.
 
-Within the fence `ray.put`, calls of tasks and actors, new actors and the cluster's key-value store refuse. A task that
+Within the block `ray.put`, calls of tasks and actors, new actors and the cluster's key-value store refuse. A task that
 digs out Ray's inner worker all the same is found by the references it leaves, and the answer is refused. Code that
 patches this very module, opens a socket of its own or reads another process's memory is not held: one Python process
-has no inner walls. Tasks are read before they run.
+has no inner boundaries. Tasks are read before they run.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class _Refusing:
 
 
 @contextlib.contextmanager
-def fence(silo: str) -> Iterator[None]:
+def egress_block(silo: str) -> Iterator[None]:
     """Close Ray's ways out for the block; PerimeterRefused afterwards when it tried one, or left a reference behind."""
     attempts: list[str] = []
     held: Any = ray_worker.global_worker

@@ -1,4 +1,4 @@
-"""Drives asynchronous rounds: like RoundWork, but a silo's question and answer may lie rounds apart."""
+"""Drives asynchronous rounds: like RoundDriver, but a silo's question and answer may lie rounds apart."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ray_fed.errors import UpdateRejected
-from ray_fed.federation.buffered_rounds import BufferedMachine
 from ray_fed.federation.messages import Update, Vector
-from ray_fed.federation.round_work import RoundWork
-from ray_fed.federation.rounds import Arrived, Ask, Event, Phase, Refused
+from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
+from ray_fed.federation.rounds.driver import RoundDriver
+from ray_fed.federation.rounds.machine import Arrived, Ask, Event, Phase, Refused
 from ray_fed.federation.strategies import FedBuff, State
 from ray_fed.federation.strategies.buffered import TURNS
 
 
 @dataclass(kw_only=True)
-class BufferedWork(RoundWork):
+class AsyncRoundDriver(RoundDriver):
     """The work of a session under FedBuff."""
 
-    machine: BufferedMachine
+    machine: AsyncRoundMachine
     strategy: FedBuff
     sent: dict[str, tuple[int, Vector]] = field(default_factory=dict)
     """Silo -> (round in which it was asked, what it was sent)."""
@@ -36,7 +36,7 @@ class BufferedWork(RoundWork):
             vector = vectors[ask.silo]
             self.num_bytes += vector.nbytes
             self.sent[ask.silo] = server_round, vector
-            self.cohort.ask(self.session, ask.server_round, {ask.silo: vector})
+            self.cohort.submit(self.session, ask.server_round, {ask.silo: vector})
 
     def _fresh(self, update: Update, server_round: int, vectors: Mapping[str, Vector]) -> Update:
         asked_in, sent = self.sent[update.silo]

@@ -29,7 +29,7 @@ IMPORTS = (
     "pdb",
     "ray_fed.federation.coordinator",
     "ray_fed.perimeter.guarded_silo",
-    "ray_fed.perimeter.witness",
+    "ray_fed.perimeter.coordinator_record",
     "ray_fed.materials.property_task",
     "ray_fed.materials.model_crystals.crystals",
 )

@@ -8,25 +8,25 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.formation_energy.setup import POOLED, Setup, jobs, resolve
-from pipelines.ledger.book import coordinator_path
+from pipelines.ledger.coordinator_ledger import coordinator_path
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.federation.coordinator import Coordinator, Job
 from ray_fed.federation.messages import SiloDescription, Vector
 from ray_fed.federation.silo import Silo
-from ray_fed.leakage.replay import Heard, ListeningCohort
+from ray_fed.leakage.replay import RecordedUpdate, RecordingCohort
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.materials.property_task import PropertyTask
-from ray_fed.perimeter.passage import vector_digest
+from ray_fed.perimeter.message_digest import vector_digest
 from ray_fed.perimeter.policy import read_site, site_path
 from ray_fed.reporting.model_files import load_model
 from ray_fed.reporting.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
-class Standing:
+class AuditedFederation:
     """The audited silos, open and standardised, and what they do in the federation."""
 
-    cohort: ListeningCohort
+    cohort: RecordingCohort
     coordinator: Coordinator
     job: Job
     scale: np.ndarray
@@ -46,9 +46,9 @@ class Standing:
 
     def mean_absolute_error(self, vector: Vector) -> float:
         """Return the error on the common test set, or on the silos' held-out rows where there is none."""
-        examined = self.cohort.examine({"model": vector})
-        if examined is not None:
-            return examined["model"].values()["mae"]
+        scores = self.cohort.evaluate_test({"model": vector})
+        if scores is not None:
+            return scores["model"].values()["mae"]
         errors, count = 0.0, 0
         for silo in self.silos:
             predicted = _predicted(silo, vector)
@@ -100,25 +100,25 @@ def scaler_of(target: str) -> Standardizer | None:
     return Standardizer(*(arrays[name] for name in card.scaler_tensors))
 
 
-def stand(setup: Setup, chosen: Sequence[str], scaler: Standardizer | None = None) -> Standing:
+def open_audited(setup: Setup, chosen: Sequence[str], scaler: Standardizer | None = None) -> AuditedFederation:
     """Open the chosen silos alone, in this process, without a trace on disk; without a scaler they agree on one."""
     if not isinstance(setup.task, PropertyTask):
         raise DataError("an audit replays runs of formation-energy; this run has another task")
     specs = [replace(spec, state_folder="", ledger_folder="") for spec in setup.silos if spec.name in chosen]
-    cohort = ListeningCohort(specs, setup.task, setup.test)
+    cohort = RecordingCohort(specs, setup.task, setup.test)
     coordinator = Coordinator(cohort, setup.task, chosen)
     agreement = coordinator.agree()
     if scaler is not None:
         cohort.prepare(scaler)
     scaler = scaler or agreement.standardizer
     assert scaler is not None, "property tasks standardise"
-    return Standing(
+    return AuditedFederation(
         cohort, coordinator, _job(setup, agreement.silos), scaler.scale,
         setup.task.featurizer().feature_units(), setup.task.unit, len(chosen) == len(setup.silos),
     )  # fmt: skip
 
 
-def same_as_received(target: str, job: Job, heard: Sequence[Heard]) -> tuple[int, int] | None:
+def same_as_received(target: str, job: Job, heard: Sequence[RecordedUpdate]) -> tuple[int, int] | None:
     """Return how many replayed updates are, by their SHA-256, those that the run's coordinator wrote down, and how many
     it wrote down of these rounds; None where the run keeps no ledger."""
     path = coordinator_path(RunDirectory(target))

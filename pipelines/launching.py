@@ -10,10 +10,10 @@ import numpy as np
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
 from ray_fed.federation.messages import Vector
-from ray_fed.federation.rounds import AT_ONCE, StartRules
+from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task
-from ray_fed.perimeter.handing_over import HandedOver
+from ray_fed.perimeter.handing_over import CollectedLedgers
 
 
 class CoordinatorLike(Protocol):
@@ -23,36 +23,36 @@ class CoordinatorLike(Protocol):
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]: ...
 
-    def parity(self, models: dict[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
+    def predict_test(self, models: dict[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
 
-    def hand_over(self) -> HandedOver: ...
+    def collect_ledgers(self) -> CollectedLedgers: ...
 
 
 @dataclass(frozen=True)
-class Members:
+class FederationSpec:
     """Who stands in a federation, and what they work on."""
 
     silos: Sequence[SiloSpec]
     task: Task
     test: SiloSpec | None
-    """The examiner's samples, if there is a common test set."""
+    """The evaluator's samples, if there is a common test set."""
     training: Sequence[str]
     """The silos whose rows define the scaler."""
 
 
 @contextlib.contextmanager
-def placed(
-    members: Members,
+def launched(
+    members: FederationSpec,
     cohort: str = "ray",
     address: str = "local",
-    patience: float | None = None,
+    answer_timeout: float | None = None,
     carried: Sequence[object] = (),
     start: StartRules = AT_ONCE,
 ) -> Iterator[tuple[CoordinatorLike, list[str]]]:
     """Yield the coordinator and notices for the user.
 
-    patience: see RayCohort. start: whom it waits for. carried: objects whose classes stand in a user's own file and
-    must travel with them.
+    answer_timeout: see RayCohort. start: whom it waits for. carried: objects whose classes stand in a user's own file
+    and must travel with them.
     """
     silos, task, test, training = members.silos, members.task, members.test, members.training
     if cohort == "local":
@@ -65,5 +65,5 @@ def placed(
 
         for instance in (task, *carried):
             carry_by_value(instance)
-        with federation(silos, task, test, training, patience, start) as standing:
+        with federation(silos, task, test, training, answer_timeout, start) as standing:
             yield standing.coordinator, standing.notices

@@ -1,4 +1,4 @@
-"""What every kind of silo has around it: its owner's word, the gate, the ledger, the log, and a fence for its code."""
+"""What every kind of silo has around it: its owner's policy, the gate, the ledger, the log, the egress block."""
 
 import contextlib
 import re
@@ -9,26 +9,26 @@ from typing import TypeVar
 
 from ray_fed.errors import FedError, PerimeterRefused, SiloFailed
 from ray_fed.federation.task import SiloSpec
-from ray_fed.perimeter.crossing_errors import crossing, kind_of
-from ray_fed.perimeter.gate import Asked, Gate
+from ray_fed.perimeter.error_policy import crossing, kind_of
+from ray_fed.perimeter.gate import Gate, Request
 from ray_fed.perimeter.ledger import Ledger
+from ray_fed.perimeter.message_digest import digest_of
 from ray_fed.perimeter.own_log import OwnLog, passing_folder
-from ray_fed.perimeter.passage import passage_of
 from ray_fed.perimeter.policy import Policy, Site, read_site, site_path
-from ray_fed.perimeter.signing import SigningKey
+from ray_fed.privacy.signing import SigningKey
 
 Answer = TypeVar("Answer")
-Fence = Callable[[], contextlib.AbstractContextManager[None]]
+EgressBlock = Callable[[], contextlib.AbstractContextManager[None]]
 """Around every call of the silo's code; raises PerimeterRefused when it used another way out."""
 
 
-class Wall:
+class EgressBoundary:
     """Calls a silo's code, and lets out what passes the gate. The owner's policy is read here, in the process with the
     rows; what passes is a line in the silo's ledger before it is sent; what does not, and what goes wrong, is one,
     too."""
 
-    def __init__(self, spec: SiloSpec, fence: Fence = contextlib.nullcontext, takes_output: bool = False):
-        self.spec, self._fence = spec, fence
+    def __init__(self, spec: SiloSpec, block: EgressBlock = contextlib.nullcontext, takes_output: bool = False):
+        self.spec, self._block = spec, block
         self._ledger: Ledger | None = None
         self._broken: FedError | None = None
         """Why the silo could not start: the answer to every question."""
@@ -44,7 +44,7 @@ class Wall:
 
     # ---- the ledger
 
-    def hand_over(self) -> tuple[bytes, str, str] | None:
+    def collect_ledger(self) -> tuple[bytes, str, str] | None:
         """Return (ledger, head, public key), signed up to the last line; None where there is no ledger, or its owner
         keeps it."""
         if self._ledger is None or not self.site.policy.hand_over_ledger:
@@ -84,44 +84,44 @@ class Wall:
         except FedError as error:
             self._broken = error
 
-    def _call(self, doing: str, question: Callable[[], Answer], is_fenced: bool = True) -> Answer:
+    def _call(self, doing: str, question: Callable[[], Answer], is_blocked: bool = True) -> Answer:
         """Let the silo's code run; what it raises is told of, not passed on."""
         if self._broken is not None:
             raise self._broken
         try:
-            with self._fence() if is_fenced else contextlib.nullcontext():
+            with self._block() if is_blocked else contextlib.nullcontext():
                 return question()
         except BaseException as error:  # SystemExit and the like carry words, too
             told = self._told(doing, error)
         raise told
 
-    def _send(self, doing: str, message: Answer, asked: Asked) -> Answer:
+    def _send(self, doing: str, message: Answer, request: Request) -> Answer:
         """Check a message, write it down, and return what may be sent."""
         ledger = self.ledger
         try:
-            rebuilt = self.gate.admit(message, asked)
+            rebuilt = self.gate.admit(message, request)
         except Exception as error:  # a foreign object may raise anything when it is looked at
-            told = self._told(doing, error, asked)
+            told = self._told(doing, error, request)
         else:
             if ledger:
-                ledger.write({**passage_of(rebuilt).facts(), "session": asked.session, "round": asked.server_round})
+                ledger.write({**digest_of(rebuilt).facts(), "session": request.session, "round": request.server_round})
             return rebuilt
         raise told
 
-    def _told(self, doing: str, error: BaseException, asked: Asked | None = None) -> FedError:
+    def _told(self, doing: str, error: BaseException, request: Request | None = None) -> FedError:
         """Write an error down in full at home; return what may be told of it."""
         try:
             self.log.note(doing, error)
-            self._note(doing, error, asked)
+            self._note(doing, error, request)
             return crossing(error, self.spec.name, doing, self.site.policy, f"({self.log.path})")
         except Exception as second:  # raised here it would carry the first one along
             kinds = f"{kind_of(error)}, and {kind_of(second)} while that was written down"
             return SiloFailed(self.spec.name, doing, kinds)
 
-    def _note(self, doing: str, error: BaseException, asked: Asked | None) -> None:
+    def _note(self, doing: str, error: BaseException, request: Request | None) -> None:
         if self.ledger:
             kind = "refused" if isinstance(error, PerimeterRefused) else "error"
-            about = {"of": asked.kind, "session": asked.session, "round": asked.server_round} if asked else {}
+            about = {"of": request.kind, "session": request.session, "round": request.server_round} if request else {}
             self.ledger.write({"kind": kind, "while": doing, **about, "error": kind_of(error)})
 
 

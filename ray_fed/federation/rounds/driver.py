@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ray_fed.errors import QuorumLost, UpdateRejected
-from ray_fed.federation.buffered_rounds import BufferedMachine
 from ray_fed.federation.cohort import Cohort, now
 from ray_fed.federation.guard import Guard
 from ray_fed.federation.messages import (
@@ -19,7 +18,8 @@ from ray_fed.federation.messages import (
     Update,
     Vector,
 )
-from ray_fed.federation.rounds import (
+from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
+from ray_fed.federation.rounds.machine import (
     Arrived,
     Ask,
     Barred,
@@ -42,11 +42,11 @@ from ray_fed.federation.strategies import State
 
 
 @dataclass
-class RoundWork:
+class RoundDriver:
     """The work of one session's rounds. `updates` yields what may be averaged; the rest is bookkeeping of the round."""
 
     cohort: Cohort
-    machine: RoundMachine | BufferedMachine
+    machine: RoundMachine | AsyncRoundMachine
     guard: Guard
     session: str
     seen: list[tuple[float, Update]] = field(default_factory=list)
@@ -71,11 +71,11 @@ class RoundWork:
                 yield update
             if any(isinstance(decision, Close) for decision in decisions):
                 return
-            answer = self.cohort.answer(None if deadline is None else max(0.0, deadline - now()))
+            answer = self.cohort.next_event(None if deadline is None else max(0.0, deadline - now()))
             event = self._event(answer, server_round, vectors)
             update = None
             if isinstance(answer, Answered) and isinstance(event, Arrived):
-                update = self._fresh(answer.update, server_round, vectors)  # type: ignore[arg-type]  (masked: SecureWork)
+                update = self._fresh(answer.update, server_round, vectors)  # type: ignore[arg-type]  (masked: SecureRoundDriver)
             decisions = self.machine.handle(event)
             if isinstance(event, Died) and self.machine.phase.get(event.silo) is Phase.RESTARTING:
                 self.restarts.append((event.silo, event.reason))
@@ -111,7 +111,7 @@ class RoundWork:
         if asks:
             asked = {ask.silo: vectors[ask.silo] for ask in asks}
             self.num_bytes += sum(vector.nbytes for vector in asked.values())
-            self.cohort.ask(self.session, server_round, asked)
+            self.cohort.submit(self.session, server_round, asked)
 
     def _fresh(self, update: Update, server_round: int, vectors: Mapping[str, Vector]) -> Update:  # noqa: ARG002
         """Return the update as one to the model of this round."""

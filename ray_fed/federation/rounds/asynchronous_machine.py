@@ -12,7 +12,7 @@ answer may arrive rounds after the model it started from. Nobody is ever stale: 
 
 from dataclasses import dataclass, field
 
-from ray_fed.federation.rounds import (
+from ray_fed.federation.rounds.machine import (
     Arrived,
     Ask,
     Close,
@@ -34,7 +34,7 @@ from ray_fed.federation.rounds import (
 
 
 @dataclass
-class BufferedMachine:
+class AsyncRoundMachine:
     """Feeds on the events of rounds.py, in which `server_round` is a turn wherever a silo is concerned."""
 
     rules: RoundRules

@@ -1,6 +1,6 @@
 """What a ledger keeps of a message: kind, names, bytes, norm and a SHA-256, so that both ends can compare them.
 
-Sender and receiver compute a `Passage` from the message itself; nothing in it tells a value of a row.
+Sender and receiver compute a `MessageDigest` from the message itself; nothing in it tells a value of a row.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from ray_fed.learning.standardisation import ColumnMoments
 
 
 @dataclass(frozen=True)
-class Passage:
+class MessageDigest:
     """One message that passed, in numbers."""
 
     kind: str
@@ -77,7 +77,7 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else repr(value)
 
 
-def passage_of(message: object) -> Passage:
+def digest_of(message: object) -> MessageDigest:
     """Return the passage of a message of a kind that is known here, by `KNOWN`; TypeError for any other."""
     for kind, (cls, describe) in KNOWN.items():
         if type(message) is cls:
@@ -87,38 +87,38 @@ def passage_of(message: object) -> Passage:
 
 def size_of(message: object) -> int:
     """Return the bytes of a message as its passage counts them, without hashing an update."""
-    return message.num_bytes if isinstance(message, Update) else passage_of(message).num_bytes
+    return message.num_bytes if isinstance(message, Update) else digest_of(message).num_bytes
 
 
-def _of_update(kind: str, update: Update) -> Passage:
+def _of_update(kind: str, update: Update) -> MessageDigest:
     norm = float(np.sqrt(np.dot(update.vector, update.vector)))
     names = ("vector", "loss", "num_steps")
-    return Passage(kind, names, update.num_bytes, vector_digest(update.vector), norm, update.num_examples)
+    return MessageDigest(kind, names, update.num_bytes, vector_digest(update.vector), norm, update.num_examples)
 
 
-def of_text(kind: str, message: object, names: tuple[str, ...], num_examples: int | None = None) -> Passage:
+def of_text(kind: str, message: object, names: tuple[str, ...], num_examples: int | None = None) -> MessageDigest:
     """Return the passage of a small message: its canonical text is hashed."""
     text = canonical_text(message).encode()
-    return Passage(kind, names, len(text), hashlib.sha256(text).hexdigest(), None, num_examples)
+    return MessageDigest(kind, names, len(text), hashlib.sha256(text).hexdigest(), None, num_examples)
 
 
-def _of_description(kind: str, said: SiloDescription) -> Passage:
+def _of_description(kind: str, said: SiloDescription) -> MessageDigest:
     return of_text(kind, said, tuple(sorted({*said.fingerprint, *said.agreement})), said.num_examples)
 
 
-def _of_moments(kind: str, moments: ColumnMoments) -> Passage:
+def _of_moments(kind: str, moments: ColumnMoments) -> MessageDigest:
     num_bytes = moments.mean.nbytes + moments.m2.nbytes
     text = of_text(kind, moments, ("mean", "m2"), moments.num_examples)
-    return Passage(kind, text.names, num_bytes, text.sha256, None, moments.num_examples)
+    return MessageDigest(kind, text.names, num_bytes, text.sha256, None, moments.num_examples)
 
 
-def _of_metrics(kind: str, by_model: dict[str, Metrics]) -> Passage:
+def _of_metrics(kind: str, by_model: dict[str, Metrics]) -> MessageDigest:
     names = sorted({name for metrics in by_model.values() for name in metrics.held_out.values()})
     counts = [max(metrics.train.num_examples, metrics.held_out.num_examples) for metrics in by_model.values()]
     return of_text(kind, by_model, tuple(names), max(counts, default=0))
 
 
-KNOWN: dict[str, tuple[type, Callable[[str, Any], Passage]]] = {
+KNOWN: dict[str, tuple[type, Callable[[str, Any], MessageDigest]]] = {
     "description": (SiloDescription, _of_description),
     "moments": (ColumnMoments, _of_moments),
     "update": (Update, _of_update),

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from pipelines.ledger.foreign_files import this_process
 from ray_fed.errors import DataError
-from ray_fed.perimeter.handing_over import HandedOver
+from ray_fed.perimeter.handing_over import CollectedLedgers
 from ray_fed.perimeter.ledger import Ledger
-from ray_fed.perimeter.signing import SigningKey
+from ray_fed.privacy.signing import SigningKey
 from ray_fed.reporting.run_directory import RunDirectory
 
 FOLDER = "ledger"
@@ -47,7 +47,7 @@ def discard_unused(directory: RunDirectory) -> None:
             shutil.rmtree(directory.path / name, ignore_errors=True)
 
 
-class Book:
+class CoordinatorLedger:
     """Writes what comes with the records."""
 
     def __init__(self, directory: RunDirectory, run: str, key_folder: Path):
@@ -58,8 +58,8 @@ class Book:
         self.ledger = Ledger(coordinator_path(directory), key, opening)
 
     @classmethod
-    def of_run(cls, directory: RunDirectory, run: str, key_folder: Path) -> "Book | None":
-        """Return the book of a run that keeps ledgers, None of any other."""
+    def of_run(cls, directory: RunDirectory, run: str, key_folder: Path) -> "CoordinatorLedger | None":
+        """Return the ledger of a run that keeps ledgers, None of any other."""
         return cls(directory, run, key_folder) if run else None
 
     def close(self) -> None:
@@ -70,10 +70,10 @@ class Book:
         for note in notes:
             self.ledger.write(note)
 
-    def take(self, handed: HandedOver) -> None:
+    def add_silo_ledgers(self, collected: CollectedLedgers) -> None:
         """Keep the silos' ledgers, and write down their heads: a silo cannot change its past any more."""
-        self.write(handed.notes)
-        for silo, ledger in sorted(handed.silos.items()):
+        self.write(collected.notes)
+        for silo, ledger in sorted(collected.silos.items()):
             path = silos_folder(self.directory) / silo / f"{self.run}.jsonl"
             if not path.exists() or path.read_bytes() != ledger.content:  # on one machine it is the silo's own file
                 self.directory.write_bytes(str(path.relative_to(self.directory.path)), ledger.content)

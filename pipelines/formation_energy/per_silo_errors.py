@@ -7,12 +7,12 @@ themselves (`--personal-bias`) use it here.
 from collections.abc import Mapping
 from statistics import mean, stdev
 
-from pipelines.formation_energy.experiment import Experiment
+from pipelines.formation_energy.experiment import TrainingExperiment
 from ray_fed.federation.coordinator import RoundRecord
 from ray_fed.reporting.results import number
 
 
-def own_errors(experiment: Experiment) -> dict[str, float]:
+def own_errors(experiment: TrainingExperiment) -> dict[str, float]:
     """Return `own.<silo>.alone_mae` and `own.<silo>.federated_mae`, means over seeds, with `_std` for several."""
     if experiment.agreement.test is not None:
         return {}
@@ -46,7 +46,7 @@ def _spread(summary: Mapping[str, object], silo: str, kind: str) -> str:
     return number(summary.get(key)) + std
 
 
-def _last(experiment: Experiment, kind: str) -> list[RoundRecord]:
+def _last(experiment: TrainingExperiment, kind: str) -> list[RoundRecord]:
     """Return the last record of each seed's federated or baseline job."""
     jobs = "federated" if kind == "federated" else "local"
     return [record for _, record in experiment.records if record.models is not None and record.job.startswith(jobs)]

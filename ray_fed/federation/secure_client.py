@@ -6,14 +6,14 @@ import numpy as np
 
 from ray_fed.errors import SiloFailed
 from ray_fed.federation.messages import Artifact, MaskedUpdate, SessionSpec, Update
-from ray_fed.perimeter.signing import SigningKey
 from ray_fed.privacy.secure_sum.member import Keys, SecureMember
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
+from ray_fed.privacy.signing import SigningKey
 
-QUESTIONS = frozenset({"secure_keys", "secure_shares", "secure_deliver", "secure_agree", "secure_unmask"})
+QUERIES = frozenset({"secure_keys", "secure_shares", "secure_deliver", "secure_agree", "secure_unmask"})
 
 
-class SecureAnswers:
+class SecureClient:
     """A silo's keys, one set for each session and round; they live in its memory alone."""
 
     def __init__(self, silo: str):
@@ -46,10 +46,10 @@ class SecureAnswers:
         ring = member.masked(vector, update.num_examples)
         return MaskedUpdate(self.silo, update.session, update.server_round, ring, update.num_steps, update.seconds)
 
-    def answer(self, question: str, num_examples: int, session: str, server_round: int, *given: np.ndarray) -> Artifact:
+    def answer(self, query: str, num_examples: int, session: str, server_round: int, *given: np.ndarray) -> Artifact:
         """Return the silo's part of a phase."""
-        said = getattr(self, f"_{question}")(session, server_round, *given)
-        return Artifact(self.silo, question, num_examples, {}, as_bytes(said))
+        said = getattr(self, f"_{query}")(session, server_round, *given)
+        return Artifact(self.silo, query, num_examples, {}, as_bytes(said))
 
     def _secure_keys(self, session: str, server_round: int) -> dict[str, bytes]:
         if not self.is_secure(session):

@@ -16,7 +16,7 @@ from ray_fed.federation.coordinator import Coordinator, Job
 from ray_fed.federation.messages import Update
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.strategies import FedAvg, FedBN, FedProx, Scaffold, make_strategy
-from ray_fed.federation.strategies.local_halves import CONTROL
+from ray_fed.federation.strategies.client_side import CONTROL
 from ray_fed.federation.task import LocalRows, SiloSpec
 from ray_fed.learning.layout import Layout, initial_vector, load_vector
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
@@ -173,9 +173,9 @@ def test_a_silo_asked_twice_for_a_round_answers_the_same_with_every_kind_of_loca
     second = silo.fit("s", 2, first.vector)
     again = [silo.fit("s", 2, first.vector).vector.tobytes(), silo.fit("s", 1, start).vector.tobytes()]
     assert again == [second.vector.tobytes(), first.vector.tobytes()]
-    revived = Silo(silo.spec, task)
-    revived.revive(None, [_session(task, plan)])
-    assert revived.fit("s", 2, first.vector).vector.tobytes() == second.vector.tobytes()
+    restored = Silo(silo.spec, task)
+    restored.restore(None, [_session(task, plan)])
+    assert restored.fit("s", 2, first.vector).vector.tobytes() == second.vector.tobytes()
 
 
 def _session(task, plan):

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_fed.errors import ConfigError, QuorumLost
-from ray_fed.federation.buffered_rounds import BufferedMachine
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator, Job
 from ray_fed.federation.messages import Answered, Troubled, Update
-from ray_fed.federation.rounds import (
+from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
+from ray_fed.federation.rounds.machine import (
     Arrived,
     Ask,
     Close,
@@ -72,7 +72,7 @@ def test_options_out_of_range_are_refused(options, said):
 
 
 def opened(buffer_size=2, **rules):
-    made = BufferedMachine(RoundRules(**rules), ABC, buffer_size)
+    made = AsyncRoundMachine(RoundRules(**rules), ABC, buffer_size)
     assert made.handle(Opened(1, ABC)) == [Ask("a", 1), Ask("b", 1), Ask("c", 1)]
     return made
 
@@ -141,7 +141,7 @@ def test_turns_in_flight_do_not_count_as_done():
     st.lists(st.tuples(st.sampled_from(["arrive", "raise", "die", "refuse", "late"]), st.integers(0, 2))),
 )
 def test_in_every_order_of_events_rounds_close_once_and_nobody_works_on_two_turns(buffer_size, happenings):
-    ours, in_flight, closed, opened_rounds = BufferedMachine(RoundRules(max_restarts=2), ABC, buffer_size), {}, [], 1
+    ours, in_flight, closed, opened_rounds = AsyncRoundMachine(RoundRules(max_restarts=2), ABC, buffer_size), {}, [], 1
 
     def carry_out(decisions):
         for decision in decisions:
@@ -188,11 +188,11 @@ class ClockedCohort(LocalCohort):
         self.seconds, self.time, self.queue = seconds, 0.0, []
         self.answered = dict.fromkeys(seconds, 0)
 
-    def ask(self, session, server_round, vectors):
+    def submit(self, session, server_round, vectors):
         for name, vector in vectors.items():
             heapq.heappush(self.queue, (self.time + self.seconds[name], name, session, server_round, vector))
 
-    def answer(self, timeout=None):  # noqa: ARG002
+    def next_event(self, timeout=None):  # noqa: ARG002
         self.time, name, session, turn, vector = heapq.heappop(self.queue)
         self.answered[name] += 1
         return self.reply(name, turn, session, vector)

@@ -27,7 +27,7 @@ from ray_fed.learning.layout import Layout
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.perimeter.handing_over import Note
-from ray_fed.perimeter.passage import passage_of, tensors_digest, vector_digest
+from ray_fed.perimeter.message_digest import digest_of, tensors_digest, vector_digest
 
 
 class WitnessedCohort:
@@ -63,8 +63,8 @@ class WitnessedCohort:
     def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]:
         return self._noted(self.cohort.moments(silos))
 
-    def answer(self, timeout: float | None = None) -> Answer | None:
-        answer = self.cohort.answer(timeout)
+    def next_event(self, timeout: float | None = None) -> Answer | None:
+        answer = self.cohort.next_event(timeout)
         if isinstance(answer, Answered):
             self.note(answer.silo, answer.update, answer.update.session, answer.update.server_round)
         elif isinstance(answer, Back) and answer.description:
@@ -76,15 +76,15 @@ class WitnessedCohort:
     ) -> dict[str, dict[str, Metrics]]:
         return self._noted(self.cohort.evaluate(session, silos, models), session)
 
-    def consult(self, question: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
-        return self._noted(self.cohort.consult(question, given), question)
+    def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
+        return self._noted(self.cohort.query(query, given), query)
 
     def _noted(self, answers: dict, session: str = "") -> dict:
         for silo, message in answers.items():
             self.note(silo, message, session)
         return answers
 
-    # ---- what goes out, and the examiner, who is no silo
+    # ---- what goes out, and the evaluator, who is no silo
 
     def absent(self) -> dict[str, str]:
         return self.cohort.absent()
@@ -98,20 +98,20 @@ class WitnessedCohort:
     def close_session(self, session: str, silos: Iterable[str]) -> None:
         self.cohort.close_session(session, silos)
 
-    def ask(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
-        self.cohort.ask(session, server_round, vectors)
+    def submit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
+        self.cohort.submit(session, server_round, vectors)
 
     def restart(self, silo: str) -> None:
         self.cohort.restart(silo)
 
-    def examine(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
-        return self.cohort.examine(models)
+    def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
+        return self.cohort.evaluate_test(models)
 
-    def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
-        return self.cohort.parity(models)
+    def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+        return self.cohort.predict_test(models)
 
-    def examiner_fingerprint(self) -> dict[str, object] | None:
-        return self.cohort.examiner_fingerprint()
+    def test_fingerprint(self) -> dict[str, object] | None:
+        return self.cohort.test_fingerprint()
 
 
 def with_notes(
@@ -124,7 +124,7 @@ def with_notes(
 
 
 def _received(silo: str, message: object, session: str, server_round: int) -> Note:
-    facts = {**passage_of(message).facts(), "session": session, "round": server_round}
+    facts = {**digest_of(message).facts(), "session": session, "round": server_round}
     return {"kind": "received", "silo": silo, "message": facts}
 
 

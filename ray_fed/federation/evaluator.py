@@ -1,4 +1,4 @@
-"""The common test set of a study. Its owner publishes it, so, unlike a silo, an examiner shows single predictions."""
+"""The common test set of a study. Its owner publishes it, so, unlike a silo, an evaluator shows single predictions."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,7 @@ from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import portions
 
 
-class Examiner:
+class Evaluator:
     """Holds test samples and marks models on them; takes no part in training or standardisation."""
 
     def __init__(self, spec: SiloSpec, task: Task):
@@ -29,16 +29,16 @@ class Examiner:
     def prepare(self, standardizer: Standardizer | None) -> None:
         self.features = feature_tensor(self.rows.features, standardizer, "cpu")
 
-    def examine(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
+    def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
         """Return the scores of each model on the test samples."""
-        return {name: self.task.score(self.rows.targets, self.predict(vector)) for name, vector in models.items()}
+        return {name: self.task.score(self.rows.targets, self._outputs(vector)) for name, vector in models.items()}
 
-    def parity(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return (true values [rows], model -> predictions [rows]) for parity plots, in the target's unit."""
-        return self.rows.targets, {name: self.predict(vector)[:, 0] for name, vector in models.items()}
+        return self.rows.targets, {name: self._outputs(vector)[:, 0] for name, vector in models.items()}
 
     @torch.no_grad()
-    def predict(self, vector: Vector) -> np.ndarray:
+    def _outputs(self, vector: Vector) -> np.ndarray:
         """Return the outputs [rows, ...] of the model at `vector`."""
         load_vector(self.module, vector)
         return torch.cat([self.module(part) for part in portions(self.features)]).numpy()

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ray_fed.model_library.silo_search import SiloErrors
-from ray_fed.perimeter.gate import FEW_NUMBERS, REBUILT, Asked, Gate
-from ray_fed.perimeter.passage import KNOWN, Passage
+from ray_fed.perimeter.gate import FEW_NUMBERS, REBUILT, Gate, Request
+from ray_fed.perimeter.message_digest import KNOWN, MessageDigest
 
 RULES = ("direct forest", "direct ridge", "paper", "nested", "ensemble", "ranked", "median", "oracle")
 """Names that an error may have (ray_fed/model_library/selection.py)."""
@@ -28,7 +28,7 @@ class SearchFindings:
     draws: tuple[SiloErrors, ...] = field(repr=False)
 
 
-def _findings(gate: Gate, message: Any, asked: Asked) -> SearchFindings:
+def _findings(gate: Gate, message: Any, request: Request) -> SearchFindings:
     if type(message) is not SearchFindings or set(vars(message)) != {"silo", "num_examples", "draws"}:
         raise gate.refusal("search", "the answer must be SearchFindings and carry nothing more than its fields")
     if message.silo != gate.silo or type(message.draws) is not tuple or len(message.draws) > MOST_DRAWS:
@@ -36,20 +36,20 @@ def _findings(gate: Gate, message: Any, asked: Asked) -> SearchFindings:
     least = gate.policy.min_examples
     if type(message.num_examples) is not int or message.num_examples < least:
         raise gate.refusal("search", f"{message.num_examples} rows stand behind an error, min_examples={least}")
-    draws = tuple(_draw(gate, draw, asked) for draw in message.draws)
+    draws = tuple(_draw(gate, draw, request) for draw in message.draws)
     numbers = [number for draw in draws for number in _numbers(draw)]
-    if gate.echo.known_numbers(numbers) >= max(FEW_NUMBERS, len(numbers) // 100):
+    if gate.row_matcher.known_numbers(numbers) >= max(FEW_NUMBERS, len(numbers) // 100):
         raise gate.refusal("search", "it repeats values of the silo's rows")
     return SearchFindings(gate.silo, message.num_examples, draws)
 
 
-def _draw(gate: Gate, draw: Any, asked: Asked) -> SiloErrors:
+def _draw(gate: Gate, draw: Any, request: Request) -> SiloErrors:
     fields = {"cv", "held_out", "permuted", "chosen", "source_cv", "source_held_out"}
     if type(draw) is not SiloErrors or set(vars(draw)) != fields:
         raise gate.refusal("search", "a draw must be SiloErrors and carry nothing more")
-    if draw.chosen not in asked.models:
+    if draw.chosen not in request.models:
         raise gate.refusal("search", "the chosen model is none of those that were sent")
-    num_sources = len(asked.models) if asked.per_source else 0
+    num_sources = len(request.models) if request.per_source else 0
     return SiloErrors(
         _by_rule(gate, draw.cv),
         _by_rule(gate, draw.held_out),
@@ -83,12 +83,12 @@ def _numbers(draw: SiloErrors) -> list[float]:
     return [*draw.cv.values(), *draw.held_out.values(), *draw.permuted, *draw.source_cv, *draw.source_held_out]
 
 
-def _passage(kind: str, message: SearchFindings) -> Passage:
+def _digest_of(kind: str, message: SearchFindings) -> MessageDigest:
     told = [[draw.chosen, [number.hex() for number in map(float, _numbers(draw))]] for draw in message.draws]
     text = json.dumps(told).encode()
     num_bytes = 8 * sum(len(_numbers(draw)) for draw in message.draws)
-    return Passage(kind, RULES, num_bytes, hashlib.sha256(text).hexdigest(), None, message.num_examples)
+    return MessageDigest(kind, RULES, num_bytes, hashlib.sha256(text).hexdigest(), None, message.num_examples)
 
 
 REBUILT["search"] = _findings
-KNOWN["search"] = (SearchFindings, _passage)
+KNOWN["search"] = (SearchFindings, _digest_of)

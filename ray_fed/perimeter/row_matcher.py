@@ -24,7 +24,7 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 NUMBER = re.compile(r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+")
 
 
-class Echo:
+class RowMatcher:
     """Remembers pairs of neighbouring values of the rows, and counts how many of them a message repeats."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Echo:
         places = np.minimum(np.searchsorted(self._known, keys), len(self._known) - 1)
         return int((self._known[places] == keys).sum())
 
-    def is_echo(self, values: np.ndarray) -> bool:
+    def repeats_rows(self, values: np.ndarray) -> bool:
         """Tell whether a message of numbers is made of the rows' own values."""
         return self.hits(values) >= ENOUGH
 

@@ -1,4 +1,4 @@
-"""Drives rounds under secure aggregation: like RoundWork, but one sum comes out instead of updates.
+"""Drives rounds under secure aggregation: like RoundDriver, but one sum comes out instead of updates.
 
 The rules of a round stay as they are. Before silos are asked to train, those chosen exchange keys and shares through
 the coordinator; after the round has closed, those that answered sign the list of their names and help to take the
@@ -13,10 +13,10 @@ import numpy as np
 
 from ray_fed.config import require
 from ray_fed.errors import QuorumLost
-from ray_fed.federation.exact_sum import ExactWeightedSum
+from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.federation.messages import NO_VALUES, Artifact, MaskedUpdate, SummedUpdate, Update, Vector
-from ray_fed.federation.round_work import RoundWork, now
-from ray_fed.federation.rounds import Arrived, Ask, Event, Refused
+from ray_fed.federation.rounds.driver import RoundDriver, now
+from ray_fed.federation.rounds.machine import Arrived, Ask, Event, Refused
 from ray_fed.federation.strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedBN, FedProx, FedYogi, Strategy
 from ray_fed.privacy.secure_sum.collector import SecureCollector
 from ray_fed.privacy.secure_sum.member import FEWEST, Keys
@@ -42,7 +42,7 @@ def default_threshold(num_silos: int) -> int:
 
 
 @dataclass(kw_only=True)
-class SecureWork(RoundWork):
+class SecureRoundDriver(RoundDriver):
     """The work of a session under secure aggregation."""
 
     threshold: int
@@ -76,7 +76,7 @@ class SecureWork(RoundWork):
         super()._ask(asks, server_round, vectors)
 
     def _exchange_keys(self, silos: Sequence[str], server_round: int, length: int) -> None:
-        said = self._consult("secure_keys", dict.fromkeys(silos, ()), server_round)
+        said = self._query("secure_keys", dict.fromkeys(silos, ()), server_round)
         given_keys = {silo: keys for silo, parts in said.items() if (keys := _keys_of(parts))}
         roster = {silo: keys for silo, keys in given_keys.items() if keys.are_of(silo, self.session, server_round)}
         self.collector = SecureCollector(self.session, server_round, length + 1, roster, ())
@@ -84,13 +84,13 @@ class SecureWork(RoundWork):
         told = as_bytes(
             {f"{part}.{silo}": value for silo, keys in roster.items() for part, value in vars(keys).items()}
         )
-        shares = self._consult("secure_shares", dict.fromkeys(roster, (told,)), server_round)
+        shares = self._query("secure_shares", dict.fromkeys(roster, (told,)), server_round)
         self._require_enough(shares, "gave shares of their keys", server_round)
         for_each = {
             silo: (as_bytes({giver: given[silo] for giver, given in shares.items() if giver != silo}),)
             for silo in shares
         }
-        self._consult("secure_deliver", for_each, server_round)
+        self._query("secure_deliver", for_each, server_round)
         self.collector.partners = sorted(shares)
 
     def _checked(
@@ -105,7 +105,7 @@ class SecureWork(RoundWork):
         if type(update) is not MaskedUpdate:
             return "it came without masks"
         if (update.silo, update.session, update.server_round) != (silo, self.session, server_round):
-            return "it answers another question"
+            return "it answers another query"
         fits = update.ring.dtype == np.uint64 and update.ring.shape == (length + 2, 2)
         if not fits or self.collector is None or silo not in self.collector.partners:
             return "its masks are not those of the round"
@@ -123,11 +123,11 @@ class SecureWork(RoundWork):
         assert collector is not None
         self._require_enough(collector.survivors, "sent masked updates", server_round)
         names = as_bytes(dict.fromkeys(collector.survivors, b""))
-        said = self._consult("secure_agree", dict.fromkeys(collector.survivors, (names,)), server_round)
+        said = self._query("secure_agree", dict.fromkeys(collector.survivors, (names,)), server_round)
         signatures = {silo: each for silo, parts in said.items() if (each := self._signed(silo, parts, server_round))}
         self._require_enough(signatures, "signed whose updates are in the sum", server_round)
         signed = as_bytes(signatures)
-        shares = self._consult("secure_unmask", dict.fromkeys(signatures, (signed,)), server_round)
+        shares = self._query("secure_unmask", dict.fromkeys(signatures, (signed,)), server_round)
         self._require_enough(shares, "helped to unmask the sum", server_round)
         try:
             return collector.sum(shares)
@@ -156,10 +156,10 @@ class SecureWork(RoundWork):
             "all", self.session, server_round, whole.mean(), total.total_weight, steps, self.mean_loss, total=whole
         )
 
-    def _consult(self, question: str, given: Mapping[str, tuple], server_round: int) -> dict[str, Mapping[str, bytes]]:
+    def _query(self, query: str, given: Mapping[str, tuple], server_round: int) -> dict[str, Mapping[str, bytes]]:
         """Ask silos for their part of a phase; return what those said that answered as they should."""
         asked = {silo: (self.session, server_round, *more) for silo, more in given.items()}
-        answers = self.cohort.consult(question, asked)
+        answers = self.cohort.query(query, asked)
         out = sum(part.nbytes for more in given.values() for part in more)
         self.protocol_bytes += out + sum(answer.data.nbytes for answer in answers.values())
         self.num_bytes += out + sum(answer.data.nbytes for answer in answers.values())
