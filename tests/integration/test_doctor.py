@@ -39,8 +39,8 @@ def test_a_cluster_that_can_hold_the_federation_is_said_to(doctor):
     assert len(software[7]) == 8
     assert room[4:6] == ["yes", "no"]  # a token of its own; no TLS on one machine
     clock_ms, round_trip_ms = map(float, room[6:8])
-    assert abs(clock_ms) < 1000
-    assert 0 < round_trip_ms < 10_000
+    assert abs(clock_ms) <= max(1000.0, round_trip_ms)  # no clock is read better than that
+    assert 0 < round_trip_ms < 60_000
     assert lines[-1].startswith("1 node, 2 silos placed: nothing here would break a run")
 
 

@@ -26,11 +26,12 @@ OPTIONS += ["--hidden", "32,16", "--batch-size", "60", "--baselines", "yes", "--
 
 
 def start(folder: Path, cohort: str) -> subprocess.Popen[str]:
-    return start_ray_fed("formation-energy", "--cohort", cohort, "--out", "run", *OPTIONS, folder=folder)
+    command = ["formation-energy", "--cohort", cohort, "--out", "run", *OPTIONS]
+    return start_ray_fed(*command, folder=folder, start_new_session=True)
 
 
 def start_resuming(folder: Path) -> subprocess.Popen[str]:
-    return start_ray_fed("resume", "run", folder=folder)
+    return start_ray_fed("resume", "run", folder=folder, start_new_session=True)
 
 
 def resume(folder: Path) -> subprocess.CompletedProcess[str]:
@@ -89,36 +90,60 @@ def test_a_run_killed_at_random_instants_again_and_again_ends_with_the_same_byte
     assert_same(tmp_path, unbroken)
 
 
-def test_a_whole_ray_session_killed_mid_run_ends_with_the_same_bytes(tmp_path, unbroken):
+def test_a_run_on_actors_that_is_broken_off_in_every_way_ends_with_the_same_bytes(tmp_path, unbroken):
+    """One run, resumed after each break: what went wrong at any of them would be in the bytes at the end."""
     process = start(tmp_path, "ray")
-    wait_for(lambda: lines(tmp_path) > 17, process)
-    members = [process, *(psutil.Process(process.pid).children(recursive=True))]
-    for member in members:
-        if psutil.pid_exists(member.pid):
-            os.kill(member.pid, signal.SIGKILL)
-    process.communicate()
-    done = resume(tmp_path)
+    for breaks in (stops_the_driver, sends_sigterm, presses_ctrl_c, kills_the_session, kills_the_coordinator):
+        before = lines(tmp_path)
+        wait_for(lambda before=before: lines(tmp_path) > before + 9, process)
+        breaks(process, tmp_path / "run")
+        process = start_resuming(tmp_path)
+    done = finished(process)
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path, unbroken)
 
 
-def test_a_killed_coordinator_stops_the_run_with_a_hint_and_the_run_can_be_resumed(tmp_path, unbroken):
-    process = start(tmp_path, "ray")
-    wait_for(lambda: lines(tmp_path) > 9, process)
-    [coordinator] = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if any("CoordinatorActor" in part for part in child.cmdline())
-    ]
+def stops_the_driver(process, _):
+    """It must not let the coordinator run ahead of what is recorded."""
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1.0)
+    process.kill()
+    process.communicate()
+
+
+def sends_sigterm(process, run):
+    process.terminate()
+    assert_ended_in_order(process, run)
+
+
+def presses_ctrl_c(process, run):
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+    assert_ended_in_order(process, run)
+
+
+def assert_ended_in_order(process, run):
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert summary["rounds"] > 10
+    assert "interrupted" in (run / "report.html").read_text()
+
+
+def kills_the_session(process, _):
+    kill("session", family(process))
+    process.communicate()
+
+
+def kills_the_coordinator(process, run):
+    [coordinator] = [member for member in family(process) if is_coordinator(member)]
     coordinator.kill()
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "go on with: ray-fed resume" in said
     assert "Traceback" not in said
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
-    done = resume(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert_same(tmp_path, unbroken)
+    assert json.loads((run / "summary.json").read_text())["status"] == "failed"
 
 
 def family(process: subprocess.Popen) -> list[psutil.Process]:
@@ -273,28 +298,6 @@ def test_a_run_that_another_process_works_on_is_left_alone(tmp_path, capsys):
     finally:
         process.kill()
         process.communicate()
-
-
-def test_sigterm_ends_a_run_on_actors_in_order(tmp_path):
-    process = start(tmp_path, "ray")
-    wait_for(lambda: lines(tmp_path) > 5, process)
-    process.terminate()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in said
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
-
-
-def test_a_stopped_driver_does_not_let_the_coordinator_run_ahead(tmp_path, unbroken):
-    process = start(tmp_path, "ray")
-    wait_for(lambda: lines(tmp_path) > 5, process)
-    process.send_signal(signal.SIGSTOP)
-    time.sleep(1.0)
-    process.kill()
-    process.communicate()
-    done = resume(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert_same(tmp_path, unbroken)
 
 
 @pytest.mark.parametrize("which", ["history.jsonl", "checkpoint/models-local-0.safetensors", "report.html"])

@@ -51,7 +51,7 @@ FEDERATION = """
 silos:
   - {name: steady, data: embedded, site: north, where: {anion: O}}
   - {name: spot, data: embedded, site: south, where: {anion: F}}
-training: {epochs: 40000, rounds: 20000, hidden: [16], baselines: false, round_timeout: 2, max_restarts: 5,
+training: {epochs: 40000, rounds: 20000, hidden: [16], baselines: false, round_timeout: 6, max_restarts: 5,
   late_silos: true}
 """
 
