@@ -19,6 +19,7 @@ from ray_fed.federation.messages import (
     Update,
     Vector,
 )
+from ray_fed.federation.silo import make_silo
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
@@ -41,7 +42,7 @@ class SiloActor:
         stand_at_site(spec)
         device = reserved_device()
         blocked = functools.partial(egress_block, spec.name)
-        self.silo = GuardedSilo(spec, lambda: task.silo(spec, device), blocked, takes_output=True)
+        self.silo = GuardedSilo(spec, lambda: make_silo(spec, task, device), blocked, takes_output=True)
 
     def __repr__(self) -> str:
         return f"Silo({self.name})"

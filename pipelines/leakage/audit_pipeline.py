@@ -118,7 +118,7 @@ def _kinds(audited: AuditedFederation, first_round: list[Replay]) -> list[list[R
     """Return the kinds of message, each of every silo: of one record, of few, of a batch, of a whole round."""
     vector = initial_vector(audited.silos[0].task.model(audited.job.model_seed))
     steps = audited.job.any_plan.steps_per_epoch
-    batches = {silo.spec.name: max(1, len(silo.features) // steps) for silo in audited.silos}
+    batches = {silo.spec.name: max(1, len(silo.samples.features) // steps) for silo in audited.silos}
     return [
         [single_records(silo, vector) for silo in audited.silos],
         [one_batch(silo, vector, FEW) for silo in audited.silos],

@@ -42,7 +42,7 @@ class AuditedFederation:
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {silo.spec.name: len(silo.features) for silo in self.silos}
+        return {silo.spec.name: len(silo.samples.features) for silo in self.silos}
 
     def mean_absolute_error(self, vector: Vector) -> float:
         """Return the error on the common test set, or on the silos' held-out rows where there is none."""
@@ -155,4 +155,4 @@ def _predicted(silo: Silo, vector: Vector) -> np.ndarray:
     from ray_fed.learning.layout import load_vector
 
     with torch.no_grad():
-        return load_vector(silo.task.model(0), vector)(silo.held_out_features)[:, 0].numpy()
+        return load_vector(silo.task.model(0), vector)(silo.samples.held_out_features)[:, 0].numpy()

@@ -22,6 +22,7 @@ from ray_fed.federation.messages import (
     Troubled,
     Vector,
 )
+from ray_fed.federation.silo import make_silo
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
@@ -89,7 +90,7 @@ class LocalCohort:
 
     def __init__(self, specs: Sequence[SiloSpec], task: Task, test: SiloSpec | None = None):
         torch.set_num_threads(1)  # sums over several threads differ in the last bits; silo actors have one, too
-        self.silos = {spec.name: task.silo(spec) for spec in specs}
+        self.silos = {spec.name: make_silo(spec, task) for spec in specs}
         self.evaluator = Evaluator(test, task) if test else None
         self._fingerprint: dict[str, object] | None = None
         self._specs, self._task = {spec.name: spec for spec in specs}, task
@@ -142,7 +143,7 @@ class LocalCohort:
             return Troubled(name, server_round, said_by(error))
 
     def restart(self, silo: str) -> None:
-        self.silos[silo] = self._task.silo(self._specs[silo])
+        self.silos[silo] = make_silo(self._specs[silo], self._task)
         specs = [silos[silo] for silos in self._sessions.values() if silo in silos]
         self.silos[silo].restore(self._standardizer, specs)
         self._back.append(silo)

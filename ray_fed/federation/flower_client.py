@@ -10,7 +10,6 @@ The local work is the client's own: epochs, batches and optimiser of the trainin
 and the strategy have. Floating-point arrays travel as float32; arrays of whole numbers stay with the silo.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,13 +20,12 @@ from torch import nn
 
 from ray_fed.config import require
 from ray_fed.errors import DataError, SiloFailed
-from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Update, Vector
-from ray_fed.federation.silo import Silo
-from ray_fed.federation.silo_state import SiloState
-from ray_fed.federation.task import LocalRows, SiloSpec, Task
+from ray_fed.federation.messages import SessionSpec, Vector
+from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.scores import MeanScores
-from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.learning.standardisation import Standardizer
+from ray_fed.learning.trainer import FitResult, Trainer
 
 Arrays = list[np.ndarray]
 
@@ -70,8 +68,13 @@ class FlowerTask(Task):
         return [i for i, array in enumerate(self.initial_parameters) if np.issubdtype(array.dtype, np.floating)]
 
     def load(self, spec: SiloSpec) -> LocalRows:
-        """A Flower client keeps its samples to itself: DataError."""
-        raise DataError(f"silo '{spec.name}': a Flower client has no samples to hand over")
+        """Make the client once, so that a client that cannot be made is known now. It keeps its samples to itself: how
+        many it has, it says with its first update."""
+        given = spec.source if isinstance(spec.source, Mapping) else {"source": spec.source}
+        context = ClientContext(int.from_bytes(spec.name.encode()[:7], "little"), dict(given), dict(self.config))
+        self.client(spec.name, context)
+        unknown, none = np.zeros((1, 0)), np.zeros((0, 0))
+        return FlowerRows(unknown, unknown, none, none, {}, {"client": "flower"}, self.agreement(), context)
 
     def model(self, seed: int) -> nn.Module:  # noqa: ARG002
         """Return a holder of the floating-point arrays; it computes nothing."""
@@ -81,84 +84,81 @@ class FlowerTask(Task):
     def agreement(self) -> Mapping[str, str]:
         return {"task": "flower", "parameters": Layout.of(self.model(0)).digest}
 
-    def silo(self, spec: SiloSpec, device: str = "cpu") -> Silo:
-        return FlowerSilo(spec, self, device)
-
-
-class FlowerSilo(Silo):
-    """A silo whose work is done by a Flower client."""
-
-    task: FlowerTask
-
-    def __init__(self, spec: SiloSpec, task: FlowerTask, device: str = "cpu"):
-        super().__init__(spec, task, device)
-        given = spec.source if isinstance(spec.source, Mapping) else {"source": spec.source}
-        number = int.from_bytes(spec.name.encode()[:7], "little")
-        self.context = ClientContext(number, dict(given), dict(task.config))
-        self._plans: dict[str, SessionSpec] = {}
-        self._integers: dict[str, dict[str, torch.Tensor]] = {}
-
-    def open(self) -> SiloDescription:
-        """Make the client once, so that a client that cannot be made is known now. How many examples it has, it says
-        with its first update."""
-        self._client()
-        return SiloDescription(self.spec.name, 1, 0, {}, self.task.agreement(), {"client": "flower"}, self.device)
-
-    def moments(self) -> ColumnMoments:
-        raise SiloFailed(self.spec.name, "computing moments", "a Flower client gives out no statistics")
-
-    def prepare(self, standardizer: Standardizer | None) -> None:
+    def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:  # noqa: ARG002
         """The client prepares its own data."""
+        return Samples(rows, rows.features, rows.targets, rows.held_out_features)
 
-    def open_session(self, spec: SessionSpec) -> str:
-        layout = Layout.of(self.task.model(0))
-        if layout.digest != spec.layout_digest:
-            raise SiloFailed(self.spec.name, "opening a session", "its parameters differ from the coordinator's")
-        self._plans[spec.session] = spec
-        self._integers[spec.session] = self._initial_integers()
-        self._last_round[spec.session] = 0
-        self._states[spec.session] = SiloState(self.spec.state_folder, self.spec.name, spec.session, spec.kept_states)
-        return layout.digest
+    def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> "FlowerTrainer":
+        """ConfigError for what a client's own loop cannot keep: noise in its steps, coded updates."""
+        plan = session.plan
+        require(plan.private is None, "differential privacy of steps is the Flower client's own affair; leave it out")
+        require(plan.compression is None, "compression does not go with a Flower client; leave it out")
+        assert isinstance(samples.rows, FlowerRows)
+        return FlowerTrainer(self, session, silo.name, samples.rows.context)
 
-    def close_session(self, session: str) -> None:
-        self._plans.pop(session, None)
-        self._integers.pop(session, None)
-        self._states.pop(session, None)
+    def evaluate(self, trainer: Trainer, samples: Samples, vector: Vector) -> tuple[MeanScores, MeanScores]:  # noqa: ARG002
+        assert isinstance(trainer, FlowerTrainer)
+        scores = trainer.evaluate(vector)
+        return MeanScores(0, dict.fromkeys(scores.sums, 0.0)), scores
 
-    def fit(self, session: str, server_round: int, vector: Vector) -> Update:
+    def client(self, silo: str, context: ClientContext) -> Any:
+        """Return a new client. DataError for what is none."""
+        made = self.client_fn(context)
+        client = getattr(made, "numpy_client", made)
+        if not callable(getattr(client, "fit", None)):
+            raise DataError(f"silo '{silo}': client_fn returned a {type(made).__name__}, not a NumPyClient")
+        return client
+
+
+@dataclass(frozen=True)
+class FlowerRows(LocalRows):
+    """No rows: what a client is made from."""
+
+    context: ClientContext
+
+
+class FlowerTrainer:
+    """A `Trainer` whose work is done by a Flower client."""
+
+    def __init__(self, task: FlowerTask, session: SessionSpec, silo: str, context: ClientContext):
+        self.task, self.plan, self.silo, self.context = task, session.plan, silo, context
+        self.layout = Layout.of(task.model(session.model_seed))
+        self.integers = self._initial_integers()
+        """Arrays of whole numbers, which stay with the silo."""
+        self._round = 0
+
+    def fit_round(self, vector: Vector, server_round: int) -> tuple[Vector, FitResult]:
         """Let the client train from `vector`. The loss is its metric "loss" or "train_loss", 0 where it tells none."""
-        start = time.perf_counter()
-        self._stand_before(session, server_round)
-        answer = self._client().fit(self._arrays(session, vector), self._config(server_round))
+        answer = self._client().fit(self._arrays(vector), self._config(server_round))
         parameters, num_examples, metrics = self._checked(answer, "fit")
-        moved = self._vector(session, parameters)
-        self._states[session].remember(server_round, self._integers[session])
-        self._last_round[session] = server_round
+        moved, self._round = self._vector(parameters), server_round
         loss = float(metrics.get("loss", metrics.get("train_loss", 0.0)))
-        seconds = time.perf_counter() - start
-        return Update(self.spec.name, session, server_round, moved, num_examples, 1, loss, seconds)
+        return moved, FitResult(1, num_examples, loss)
 
-    def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
-        """Let the client evaluate each model on its own data; numbers among its metrics become means over examples."""
-        return {name: self._evaluated(session, vector) for name, vector in models.items()}
-
-    def _evaluated(self, session: str, vector: Vector) -> Metrics:
-        config = self._config(self._last_round[session])
-        answer = self._client().evaluate(self._arrays(session, vector), config)
+    def evaluate(self, vector: Vector) -> MeanScores:
+        """Let the client evaluate on its own data; numbers among its metrics become means over examples."""
+        answer = self._client().evaluate(self._arrays(vector), self._config(self._round))
         loss, num_examples, metrics = self._checked(answer, "evaluate")
         numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
         means = {"loss": float(loss), **numbers}
-        scores = MeanScores(num_examples, {key: value * num_examples for key, value in means.items()})
-        return Metrics(self.spec.name, MeanScores(0, dict.fromkeys(means, 0.0)), scores)
+        return MeanScores(num_examples, {key: value * num_examples for key, value in means.items()})
+
+    def predict(self, features: Any, vector: Vector) -> torch.Tensor:  # noqa: ARG002
+        raise SiloFailed(self.silo, "predicting", "a Flower client evaluates models and predicts nothing")
+
+    def compress(self, received: Vector, vector: Vector) -> None:  # noqa: ARG002
+        return None
+
+    def local_state(self) -> dict[str, torch.Tensor]:
+        return self.integers
+
+    def forget(self) -> None:
+        self.integers = self._initial_integers()
 
     # ---- the client
 
     def _client(self) -> Any:
-        made = self.task.client_fn(self.context)
-        client = getattr(made, "numpy_client", made)
-        if not callable(getattr(client, "fit", None)):
-            raise DataError(f"silo '{self.spec.name}': client_fn returned a {type(made).__name__}, not a NumPyClient")
-        return client
+        return self.task.client(self.silo, self.context)
 
     def _config(self, server_round: int) -> dict[str, Any]:
         return {"server_round": server_round, **self.task.config}
@@ -169,14 +169,15 @@ class FlowerSilo(Silo):
         fits = isinstance(answer, tuple) and len(answer) == 3
         if not (fits and isinstance(answer[0], first) and isinstance(answer[1], int) and isinstance(answer[2], dict)):
             kinds = [type(part).__name__ for part in answer] if isinstance(answer, tuple) else type(answer).__name__
-            raise SiloFailed(
-                self.spec.name, f"calling {method}", f"it must return ({first.__name__}, int, dict), not {kinds}"
-            )
+            raise self._failure(method, f"it must return ({first.__name__}, int, dict), not {kinds}")
         return answer
+
+    def _failure(self, method: str, reason: str) -> SiloFailed:
+        return SiloFailed(self.silo, f"calling {method}", reason)
 
     # ---- arrays and vectors
 
-    def _arrays(self, session: str, vector: Vector) -> Arrays:
+    def _arrays(self, vector: Vector) -> Arrays:
         """Return writable arrays in the client's own types and shapes."""
         arrays, start = [], 0
         for number, initial in enumerate(self.task.initial_parameters):
@@ -184,37 +185,22 @@ class FlowerSilo(Silo):
                 part, start = vector[start : start + initial.size], start + initial.size
                 arrays.append(part.reshape(initial.shape).astype(initial.dtype))
             else:
-                arrays.append(self._integers[session][str(number)].numpy().reshape(initial.shape).copy())
+                arrays.append(self.integers[str(number)].numpy().reshape(initial.shape).copy())
         return arrays
 
-    def _vector(self, session: str, parameters: Arrays) -> Vector:
-        shapes = [array.shape for array in self.task.initial_parameters]
-        found = [np.shape(array) for array in parameters]
+    def _vector(self, parameters: Arrays) -> Vector:
+        shapes, found = [array.shape for array in self.task.initial_parameters], [np.shape(each) for each in parameters]
         if found != shapes:
-            wrong = next(
-                (i for i, pair in enumerate(zip(found, shapes, strict=False)) if pair[0] != pair[1]), len(found)
-            )
-            raise SiloFailed(
-                self.spec.name,
-                "calling fit",
-                f"{len(found)} arrays for {len(shapes)}, the first wrong one is number {wrong}",
-            )
-        for key, tensor in self._integers[session].items():
+            differ = (i for i, pair in enumerate(zip(found, shapes, strict=False)) if pair[0] != pair[1])
+            wrong = next(differ, len(found))
+            raise self._failure("fit", f"{len(found)} arrays for {len(shapes)}, the first wrong one is number {wrong}")
+        for key, tensor in self.integers.items():
             tensor.copy_(torch.from_numpy(np.atleast_1d(np.asarray(parameters[int(key)]))))
         return np.concatenate([np.asarray(parameters[i], np.float32).ravel() for i in self.task.floating()])
 
     def _initial_integers(self) -> dict[str, torch.Tensor]:
-        arrays = enumerate(self.task.initial_parameters)
         return {
             str(number): torch.from_numpy(np.atleast_1d(np.array(array)))
-            for number, array in arrays
+            for number, array in enumerate(self.task.initial_parameters)
             if not np.issubdtype(array.dtype, np.floating)
         }
-
-    def _stand_before(self, session: str, server_round: int) -> None:
-        """A round that is done again begins with the whole numbers it began with before."""
-        if session not in self._plans:
-            raise SiloFailed(self.spec.name, "answering", f"no session '{session}'; open: {sorted(self._plans)}")
-        last, state = self._last_round[session], self._integers[session]
-        if (last == 0 or last >= server_round) and not self._states[session].recall(server_round, state):
-            self._integers[session] = self._initial_integers()

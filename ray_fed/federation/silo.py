@@ -3,19 +3,15 @@
 import time
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-import torch
-
 from ray_fed.errors import SiloFailed
 from ray_fed.federation.messages import Artifact, MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.federation.secure_client import QUERIES as SECURE_QUERIES
 from ray_fed.federation.secure_client import SecureClient
 from ray_fed.federation.silo_state import SiloState
-from ray_fed.federation.task import LocalRows, SiloSpec, Task
-from ray_fed.learning.layout import Layout
+from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.private_steps import Spent
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
-from ray_fed.learning.trainer import LocalTrainer
+from ray_fed.learning.trainer import Trainer
 
 MOST_SESSIONS = 64
 """Each holds a network and its optimiser: a coordinator that forgets to close them must not fill the silo's memory."""
@@ -32,12 +28,13 @@ class Silo:
 
     def __init__(self, spec: SiloSpec, task: Task, device: str = "cpu"):
         self.spec, self.task, self.device = spec, task, device
-        self.sessions: dict[str, LocalTrainer] = {}
+        self.sessions: dict[str, Trainer] = {}
         self._last_round: dict[str, int] = {}
         self._states: dict[str, SiloState] = {}
         self._spent: dict[str, Spent] = {}
         self.secure = SecureClient(spec.name)
         self._rows: LocalRows | None = None
+        self._samples: Samples | None = None
 
     def __repr__(self) -> str:
         return f"Silo({self.spec.name})"
@@ -67,29 +64,33 @@ class Silo:
 
     def prepare(self, standardizer: Standardizer | None) -> None:
         """Apply the federation's scaler, where the task has one, and put the samples on the device."""
-        rows = self.rows
-        self.features = feature_tensor(rows.features, standardizer, self.device)
-        self.targets = target_tensor(rows.targets, self.device)
-        self.held_out_features = feature_tensor(rows.held_out_features, standardizer, self.device)
+        self._samples = self.task.prepare(self.rows, standardizer, self.device)
+
+    @property
+    def samples(self) -> Samples:
+        if self._samples is None:
+            raise SiloFailed(self.spec.name, "answering", "its samples are not prepared yet; call prepare() first")
+        return self._samples
 
     def open_session(self, spec: SessionSpec) -> str:
-        """Build model and optimiser of a session; returns the layout digest for comparison."""
-        module = self.task.model(spec.model_seed)
-        digest = Layout.of(module, spec.plan.buffers).digest
-        if digest != spec.layout_digest:
-            raise SiloFailed(self.spec.name, "opening a session", "its network differs from the coordinator's")
+        """Make the trainer of a session; returns the layout digest for comparison."""
         if spec.session not in self.sessions and len(self.sessions) >= MOST_SESSIONS:
             reason = f"it has {len(self.sessions)} open already, and that is the most; close one"
             raise SiloFailed(self.spec.name, "opening a session", reason)
-        self.sessions[spec.session] = LocalTrainer(
-            module, self.task.loss, self.features, self.targets, spec.plan, self.spec.name
-        )
+        trainer = self.make_trainer(spec)
+        digest = trainer.layout.digest
+        if digest != spec.layout_digest:
+            raise SiloFailed(self.spec.name, "opening a session", "its network differs from the coordinator's")
+        self.sessions[spec.session] = trainer
         if spec.plan.private:
             self._spent[spec.session] = Spent(spec.plan.private, self.spec.state_folder, self.spec.name, spec.session)
         self.secure.open(spec)
         self._last_round[spec.session] = 0
         self._states[spec.session] = SiloState(self.spec.state_folder, self.spec.name, spec.session, spec.kept_states)
         return digest
+
+    def make_trainer(self, spec: SessionSpec) -> Trainer:
+        return self.task.trainer(self.samples, spec, self.spec)
 
     def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
         """Bring a silo that was started again to where the one before it stood."""
@@ -116,10 +117,9 @@ class Silo:
         fresh_or_again = self._last_round[session] == 0 or self._last_round[session] >= server_round
         if fresh_or_again and not state.recall(server_round, trainer.local_state()):
             trainer.forget()
-        steps = trainer.plan.steps_of_round(server_round)
         if session in self._spent:
-            self._spent[session].take(len(steps))
-        result_vector, result = trainer.fit(vector, steps)
+            self._spent[session].take(len(trainer.plan.steps_of_round(server_round)))
+        result_vector, result = trainer.fit_round(vector, server_round)
         code = trainer.compress(vector, result_vector)
         state.remember(server_round, trainer.local_state())
         self._last_round[session] = server_round
@@ -141,7 +141,11 @@ class Silo:
 
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
         """Return each model's errors on the silo's training and held-out rows, as sums."""
-        return {name: self._metrics(self._session(session), vector) for name, vector in models.items()}
+        trainer, samples = self._session(session), self.samples
+        return {
+            name: Metrics(self.spec.name, *self.task.evaluate(trainer, samples, vector))
+            for name, vector in models.items()
+        }
 
     def query(self, query: str, *given: object) -> Artifact:
         """Answer one of the further queries of this kind of silo; SiloFailed for one it does not know."""
@@ -151,37 +155,13 @@ class Silo:
             raise SiloFailed(self.spec.name, f"answering '{query}'", f"it knows {sorted(self.queries)}")
         return getattr(self, query)(*given)
 
-    def _metrics(self, trainer: LocalTrainer, vector: Vector) -> Metrics:
-        rows = self.rows
-        shown = 0 if trainer.plan.private else len(self.features)  # exact errors on private rows would tell of them
-        train = trainer.predict(self.features[:shown], vector).cpu().numpy()
-        held_out = trainer.predict(self.held_out_features, vector).cpu().numpy()
-        return Metrics(
-            self.spec.name,
-            self.task.score(rows.targets[:shown], train),
-            self.task.score(rows.held_out_targets, held_out),
-        )
-
-    def _session(self, session: str) -> LocalTrainer:
+    def _session(self, session: str) -> Trainer:
         if session not in self.sessions:
             raise SiloFailed(self.spec.name, "answering", f"no session '{session}'; open: {sorted(self.sessions)}")
         return self.sessions[session]
 
 
-def feature_tensor(values: np.ndarray, standardizer: Standardizer | None, device: str) -> torch.Tensor:
-    """Return network inputs: columns standardised where there is a scaler; real numbers as float32, whole ones (atomic
-    numbers, tokens) as they are."""
-    if standardizer is not None:
-        values = standardizer(values)
-    elif np.issubdtype(values.dtype, np.floating):
-        values = np.asarray(values, np.float32)
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device)
-
-
-def target_tensor(values: np.ndarray, device: str) -> torch.Tensor:
-    """Return what the loss compares with: real numbers as float32, one per row as a column [rows, 1]; classes and masks
-    as they are."""
-    if np.issubdtype(values.dtype, np.floating):
-        values = np.asarray(values, np.float32)
-        values = values[:, None] if values.ndim == 1 else values
-    return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+def make_silo(spec: SiloSpec, task: Task, device: str = "cpu") -> Silo:
+    """Return the silo that does the task: its own kind, where it has one."""
+    own_kind = getattr(task, "silo", None)
+    return own_kind(spec, device) if own_kind else Silo(spec, task, device)

@@ -1,19 +1,24 @@
 """What is trained: samples, a network, a loss. A silo opens its samples through its task, inside its own process."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
+from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.learning.gradients import Loss
+from ray_fed.learning.layout import load_vector
 from ray_fed.learning.regression import RegressionSums
 from ray_fed.learning.scores import Scores
+from ray_fed.learning.standardisation import Standardizer
+from ray_fed.learning.trainer import LocalTrainer, Trainer, portions
 
-if TYPE_CHECKING:
-    from ray_fed.federation.silo import Silo
+Predictor = Callable[[Vector, Any], np.ndarray]
+"""(vector, inputs) -> outputs [rows, ...] of the model at that vector."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +47,41 @@ class SiloSpec:
 
 @dataclass(frozen=True)
 class LocalRows:
-    """A silo's own samples as arrays. Never leaves the process that made it."""
+    """A silo's own samples as it read them. Never leaves the process that made it.
 
-    features: np.ndarray
+    Arrays whose first axis counts samples, or, where the task's trainer knows what to do with them, any sequence with
+    one entry per sample (graphs of different sizes).
+    """
+
+    features: Any
     """[num_examples, ...]; float64 [num_examples, num_features], finite, where the task standardises columns."""
-    targets: np.ndarray
+    targets: Any
     """[num_examples, ...]: numbers, classes or masks, as the task's loss wants them."""
-    held_out_features: np.ndarray
-    held_out_targets: np.ndarray
+    held_out_features: Any
+    held_out_targets: Any
     unreadable: Mapping[str, int]
     fingerprint: Mapping[str, object]
     agreement: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class Samples:
+    """A silo's samples as its trainers take them: standardised, on the silo's device. Shared by all its sessions."""
+
+    rows: LocalRows
+    features: Any
+    """Tensor [num_examples, ...] on the device, or what the task's own trainer takes."""
+    targets: Any
+    held_out_features: Any
+
+
 class Task(ABC):
-    """What silos and coordinator have in common: how samples become arrays, which network, which loss."""
+    """What silos and coordinator have in common: how samples become arrays, which network, which loss.
+
+    The four abstract methods are enough for a network that is trained by gradients on arrays. `prepare`, `trainer`,
+    `evaluate` and `predictor` are there to be overridden by what is not: trees, graphs, a training loop of one's own.
+    A task whose silos answer further queries also has a method `silo(spec, device) -> Silo`.
+    """
 
     loss: Loss
     """(outputs, targets) -> mean loss, a 0-d tensor."""
@@ -69,7 +94,8 @@ class Task(ABC):
 
     @abstractmethod
     def model(self, seed: int) -> nn.Module:
-        """Return the network with initial weights that depend on `seed` alone."""
+        """Return the network with initial weights that depend on `seed` alone; for another kind of model, a module that
+        holds the numbers that travel."""
 
     @abstractmethod
     def agreement(self) -> Mapping[str, str]:
@@ -80,8 +106,53 @@ class Task(ABC):
         output [rows, 1] against targets [rows], in the target's unit."""
         return RegressionSums.of(targets, outputs[:, 0])
 
-    def silo(self, spec: SiloSpec, device: str = "cpu") -> "Silo":
-        """Return the silo that does this task."""
-        from ray_fed.federation.silo import Silo
+    def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:
+        """Return the rows as a trainer takes them. Default: tensors on the device."""
+        features, held_out = (
+            feature_tensor(part, standardizer, device) for part in (rows.features, rows.held_out_features)
+        )
+        return Samples(rows, features, target_tensor(rows.targets, device), held_out)
 
-        return Silo(spec, self, device)
+    def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:
+        """Return what trains in a session of a silo. Default: mini-batch steps on `model(session.model_seed)`."""
+        module = self.model(session.model_seed)
+        return LocalTrainer(module, self.loss, samples.features, samples.targets, session.plan, silo.name)
+
+    def evaluate(self, trainer: Trainer, samples: Samples, vector: Vector) -> tuple[Scores, Scores]:
+        """Return the scores of the model at `vector` on the silo's training and held-out samples."""
+        rows = samples.rows
+        shown = 0 if trainer.plan.private else len(samples.features)  # exact errors on private rows would tell of them
+        return (
+            self.score(rows.targets[:shown], trainer.predict(samples.features[:shown], vector).cpu().numpy()),
+            self.score(rows.held_out_targets, trainer.predict(samples.held_out_features, vector).cpu().numpy()),
+        )
+
+    def predictor(self) -> Predictor:
+        """Return what predicts on a test set, where there is no trainer. Default: `model(0)` with the vector in it."""
+        module = self.model(0).eval()
+
+        @torch.no_grad()
+        def predict(vector: Vector, inputs: torch.Tensor) -> np.ndarray:
+            load_vector(module, vector)
+            return torch.cat([module(part) for part in portions(inputs)]).numpy()
+
+        return predict
+
+
+def feature_tensor(values: np.ndarray, standardizer: Standardizer | None, device: str) -> torch.Tensor:
+    """Return network inputs: columns standardised where there is a scaler; real numbers as float32, whole ones (atomic
+    numbers, tokens) as they are."""
+    if standardizer is not None:
+        values = standardizer(values)
+    elif np.issubdtype(values.dtype, np.floating):
+        values = np.asarray(values, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device)
+
+
+def target_tensor(values: np.ndarray, device: str) -> torch.Tensor:
+    """Return what the loss compares with: real numbers as float32, one per row as a column [rows, 1]; classes and masks
+    as they are."""
+    if np.issubdtype(values.dtype, np.floating):
+        values = np.asarray(values, np.float32)
+        values = values[:, None] if values.ndim == 1 else values
+    return torch.from_numpy(np.ascontiguousarray(values)).to(device)

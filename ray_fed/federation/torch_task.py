@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ray_fed.errors import DataError
-from ray_fed.federation.task import LocalRows, SiloSpec, Task
+from ray_fed.federation.task import LocalRows, SiloSpec, Task, target_tensor
 from ray_fed.learning.gradients import Loss
 from ray_fed.learning.scores import MeanScores
 from ray_fed.randomness import derived_seed
@@ -64,8 +64,6 @@ class TorchTask(Task):
 
     def score(self, targets: np.ndarray, outputs: np.ndarray) -> MeanScores:
         """Return the mean loss and the means of `scores`; sums over samples leave the silo, no sample does."""
-        from ray_fed.federation.silo import target_tensor
-
         if len(targets) == 0:
             return MeanScores(0, dict.fromkeys(["loss", *self.scores], 0.0))
         y, predicted = target_tensor(targets, "cpu"), torch.from_numpy(outputs)

@@ -87,6 +87,7 @@ class RecordingCohort(LocalCohort):
         sent = self._sent.pop((answer.silo, answer.server_round))
         update = self._defended(sent, answer.update)
         trainer = self.silos[answer.silo].sessions[answer.update.session]
+        assert isinstance(trainer, LocalTrainer)
         self.heard.append(RecordedUpdate(sent, update, _rows_of_round(trainer, answer.server_round)))
         return replace(answer, update=update)
 
@@ -126,20 +127,20 @@ def of_round(silo: Silo, heard: RecordedUpdate, layout: Layout, plan: TrainingPl
     kind = f"update of a round ({steps} local {plan.optimizer} step{'s' if steps > 1 else ''})"
     parts = list(layout.unflatten(heard.moved(layout.size)).values())
     took_part = heard.took_part
-    count = min(heard.update.num_examples, len(silo.features)) if took_part is None else len(took_part)
+    count = min(heard.update.num_examples, len(silo.samples.features)) if took_part is None else len(took_part)
     return replace(_replay(silo, kind, (parts,), count), took_part=took_part)
 
 
 def single_records(silo: Silo, vector: np.ndarray) -> Replay:
     """Return gradients of one record each at the parameters `vector`: the worst case of local training."""
-    count = min(SINGLES, len(silo.features))
+    count = min(SINGLES, len(silo.samples.features))
     messages = tuple(_gradient(silo, vector, slice(number, number + 1)) for number in range(count))
     return _replay(silo, "gradient of one record", messages, count, tuple(range(count)))
 
 
 def one_batch(silo: Silo, vector: np.ndarray, size: int) -> Replay:
     """Return the gradient of one batch of the silo's records."""
-    size = min(size, len(silo.features))
+    size = min(size, len(silo.samples.features))
     replayed = _replay(silo, f"gradient of a batch of {size}", (_gradient(silo, vector, slice(0, size)),), size)
     return replace(replayed, took_part=np.arange(size))
 
@@ -178,11 +179,11 @@ def _rows_of_round(trainer: LocalTrainer, server_round: int) -> np.ndarray | Non
 
 
 def _replay(silo: Silo, kind: str, messages: tuple[Parts, ...], records: int, owners: tuple[int, ...] = ()) -> Replay:
-    rows, targets = silo.features.cpu().numpy(), silo.targets.cpu().numpy().ravel()
+    rows, targets = silo.samples.features.cpu().numpy(), silo.samples.targets.cpu().numpy().ravel()
     return Replay(silo.spec.name, kind, messages, rows, targets, records, None, owners, 1 if owners else records)
 
 
 def _gradient(silo: Silo, vector: np.ndarray, rows: slice) -> Parts:
     network = load_vector(silo.task.model(0), vector)
-    loss = silo.task.loss(network(silo.features[rows]), silo.targets[rows])
+    loss = silo.task.loss(network(silo.samples.features[rows]), silo.samples.targets[rows])
     return [part.numpy() for part in torch.autograd.grad(loss, list(network.parameters()))]

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -85,6 +86,37 @@ class FitResult:
     """Mean training loss over the steps, in the square of the target's unit."""
 
 
+class Trainer(Protocol):
+    """What trains in one session of a silo: a network's mini-batch steps, a tree builder, a user's own loop.
+
+    Law: from equal vectors and equal local states, `fit_round` returns equal bits: a round may be done twice.
+    """
+
+    plan: TrainingPlan
+    layout: Layout
+    """Names, shapes and types of what travels; must be the coordinator's."""
+
+    def fit_round(self, vector: np.ndarray, server_round: int) -> tuple[np.ndarray, FitResult]:
+        """Train one round from `vector` (float32, read-only); return a new vector, what happened."""
+        ...
+
+    def predict(self, features: Any, vector: np.ndarray) -> torch.Tensor:
+        """Return the outputs [rows, ...] of the model at `vector`; nothing is changed."""
+        ...
+
+    def compress(self, received: np.ndarray, vector: np.ndarray) -> np.ndarray | None:
+        """Return the move from `received` to `vector` in fewer bytes, uint8; None: the vector itself travels."""
+        ...
+
+    def local_state(self) -> dict[str, torch.Tensor]:
+        """Return what stays with the silo between rounds, by name; writing into the tensors restores a state."""
+        ...
+
+    def forget(self) -> None:
+        """Bring the local state back to what it was before the first round."""
+        ...
+
+
 class LocalTrainer:
     """A bound model, its optimiser and the silo's rows on one device.
 
@@ -130,6 +162,9 @@ class LocalTrainer:
         self._noise = self.plan.private.source(self.silo)
         batch = len(self.features) / self.plan.steps_per_epoch
         return PrivateGradient(self.module, self.loss, self.flat_gradient, self.plan.private, batch, self._noise)
+
+    def fit_round(self, vector: np.ndarray, server_round: int) -> tuple[np.ndarray, FitResult]:
+        return self.fit(vector, self.plan.steps_of_round(server_round))
 
     def fit(self, vector: np.ndarray, steps: range) -> tuple[np.ndarray, FitResult]:
         """Load `vector`, take `steps`, return the new vector (a fresh array) and what happened.

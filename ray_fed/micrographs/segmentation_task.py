@@ -11,7 +11,7 @@ FedBN is `plan.buffers="local"` with `plan.keep_local=norm_parameters(task)`.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,15 +20,15 @@ from torch.nn import functional
 
 from ray_fed.config import require
 from ray_fed.errors import DataError
-from ray_fed.federation.task import LocalRows, SiloSpec, Task
+from ray_fed.federation.messages import SessionSpec, Vector
+from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task, feature_tensor
 from ray_fed.learning.scores import MeanScores
+from ray_fed.learning.standardisation import Standardizer
+from ray_fed.learning.trainer import Trainer
 from ray_fed.micrographs.agreement import SegmentationScores, agreement
-from ray_fed.micrographs.micrograph_set import MicrographSet
-from ray_fed.micrographs.tile_source import SiloTiles, Synthesis, TileSource, stacked
+from ray_fed.micrographs.tile_source import SiloTiles, TileSource, stacked
+from ray_fed.micrographs.tile_trainer import TileMixing, TileRows, TileTrainer
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
-
-if TYPE_CHECKING:
-    from ray_fed.micrographs.segmentation_silo import SegmentationSilo
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,11 @@ class BoundaryLoss:
 
 
 @dataclass(frozen=True)
-class TileRows(LocalRows):
-    """A silo's tiles as arrays, its own first, then the synthetic ones."""
+class TileSamples(Samples):
+    """Tiles on the silo's device."""
 
-    num_real: int = 0
-    synthesis: Synthesis | None = None
-    test: MicrographSet | None = None
+    test_features: torch.Tensor | None
+    """Images of the silo's own test tiles."""
 
 
 @dataclass(frozen=True)
@@ -124,10 +123,33 @@ class SegmentationTask(Task):
         found = {name: np.array([values[name] for values in per_image]) for name in names[1:]}
         return MeanScores.of({"loss": loss, **found})
 
-    def silo(self, spec: SiloSpec, device: str = "cpu") -> "SegmentationSilo":
-        from ray_fed.micrographs.segmentation_silo import SegmentationSilo
+    def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> TileSamples:
+        assert isinstance(rows, TileRows)
+        plain = super().prepare(rows, standardizer, device)
+        test = None if rows.test is None else feature_tensor(rows.test.images, None, device)
+        return TileSamples(**vars(plain), test_features=test)
 
-        return SegmentationSilo(spec, self, device)
+    def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> TileTrainer:
+        rows, module = samples.rows, self.model(session.model_seed)
+        assert isinstance(rows, TileRows)
+        mixing = TileMixing(self.batch_size, self.synthetic_weight, self.erasing, self.decay)
+        features, targets = samples.features, samples.targets
+        return TileTrainer(module, features, targets, session.plan, silo.name, self.loss, mixing, rows)
+
+    def evaluate(self, trainer: Trainer, samples: Samples, vector: Vector) -> tuple[MeanScores, MeanScores]:
+        """Score all validation tiles, but only a fixed sample of the silo's own training tiles."""
+        assert isinstance(samples, TileSamples)
+        rows = samples.rows
+        assert isinstance(rows, TileRows)
+        count = 0 if trainer.plan.private else min(rows.num_real, self.num_scored)
+        sample = np.linspace(0, rows.num_real - 1, count).astype(np.int64)
+        train = trainer.predict(samples.features[torch.from_numpy(sample).to(samples.features.device)], vector)
+        held_out = trainer.predict(samples.held_out_features, vector)
+        scores = self.score(rows.held_out_targets, held_out.cpu().numpy())
+        if rows.test is not None and samples.test_features is not None:
+            tested = trainer.predict(samples.test_features, vector)
+            scores = _beside(scores, self.score(rows.test.masks, tested.cpu().numpy()))
+        return self.score(rows.targets[sample], train.cpu().numpy()), scores
 
 
 def norm_parameters(task: SegmentationTask) -> tuple[str, ...]:
@@ -136,26 +158,6 @@ def norm_parameters(task: SegmentationTask) -> tuple[str, ...]:
     modules = task.model(0).named_modules()
     named = [(name, module) for name, module in modules if isinstance(module, norms)]
     return tuple(f"{name}.{parameter}" for name, module in named for parameter, _ in module.named_parameters())
-
-
-def deal_tiles(num_real: int, num_synthetic: int, slots: int, weight: float, rng: np.random.Generator) -> np.ndarray:
-    """Return which tile takes each place [slots]: synthetic ones are numbered from `num_real` on.
-
-    Synthetic tiles fill the share weight S / (R + weight S); within its kind every tile is used equally often (+-1).
-    """
-    share = weight * num_synthetic / (num_real + weight * num_synthetic)
-    synthetic = int(np.floor(slots * share + rng.random()))
-    dealt = np.concatenate(
-        [_cycled(num_real, slots - synthetic, rng), num_real + _cycled(num_synthetic, synthetic, rng)]
-    )
-    return rng.permutation(dealt)
-
-
-def _cycled(number: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return `count` of 0..number-1, each again only after all others had their turn."""
-    if count <= 0:
-        return np.zeros(0, np.int64)
-    return np.concatenate([rng.permutation(number) for _ in range(-(-count // number))])[:count]
 
 
 def _check(silo: str, tiles: SiloTiles) -> None:
@@ -168,3 +170,12 @@ def _check(silo: str, tiles: SiloTiles) -> None:
             )
     if tiles.synthesis is not None and tiles.synthetic is None:
         raise DataError(f"silo '{silo}': a synthesis needs the synthetic tiles of epoch 0 beside it")
+
+
+def _beside(scores: MeanScores, tested: MeanScores) -> MeanScores:
+    """Return the scores with the test's means as `test_<name>`.
+
+    One count serves both, so that merged silos' test means are weighted by the silos' validation tiles.
+    """
+    means = {f"test_{name}": value * scores.num_examples for name, value in tested.values().items()}
+    return MeanScores(scores.num_examples, {**scores.sums, **means})

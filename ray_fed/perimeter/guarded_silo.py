@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 import ray_fed.perimeter.artifacts
 import ray_fed.perimeter.masked_updates  # noqa: F401  (so does this)
 from ray_fed.errors import PerimeterRefused
@@ -140,7 +142,8 @@ class GuardedSilo(EgressBoundary):
         if rows is not None:
             for name in ("features", "targets", "held_out_features", "held_out_targets"):
                 self.gate.row_matcher.watch(name, getattr(rows, name))
-        for name in ("features", "targets"):
-            tensor: Any = getattr(self.silo, name, None)
-            if tensor is not None:
-                self.gate.row_matcher.watch(f"prepared {name}", tensor.cpu().numpy())
+        samples = getattr(self.silo, "_samples", None)
+        for name in ("features", "targets") if samples is not None else ():
+            values = getattr(samples, name)
+            shown = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+            self.gate.row_matcher.watch(f"prepared {name}", shown)

@@ -19,9 +19,9 @@ def observed(gate: Gate, silo: Silo, vector: Vector, num_examples: int) -> Gradi
     """Return the gradient of the task's loss over the silo's first rows, at parameters [num_parameters]; nothing is
     computed, and PerimeterRefused raised, where the owner does not allow it."""
     _require_audit(gate)
-    num_examples = max(1, min(num_examples, len(silo.features)))
+    num_examples = max(1, min(num_examples, len(silo.samples.features)))
     network = load_vector(silo.task.model(0), vector)
-    loss = silo.task.loss(network(silo.features[:num_examples]), silo.targets[:num_examples])
+    loss = silo.task.loss(network(silo.samples.features[:num_examples]), silo.samples.targets[:num_examples])
     parts = torch.autograd.grad(loss, list(network.parameters()))
     return GradientObservation(
         silo.spec.name, num_examples, torch.cat([part.reshape(-1) for part in parts]).cpu().numpy()

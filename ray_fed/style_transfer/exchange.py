@@ -12,6 +12,7 @@ import torch
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
 from ray_fed.federation.messages import Artifact
+from ray_fed.federation.silo import make_silo
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec
 from ray_fed.style_transfer.task import FedTransferTask
@@ -48,7 +49,7 @@ class LocalStyleFederation:
         torch.set_num_threads(1)  # as in silo actors: sums over several threads differ in the last bits
         self.task, self.notices = task, []
         self._specs = {spec.name: spec for spec in specs}
-        self.silos = {spec.name: task.silo(spec) for spec in specs}
+        self.silos = {spec.name: make_silo(spec, task) for spec in specs}
         for silo in self.silos.values():
             silo.open()
 

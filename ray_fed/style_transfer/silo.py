@@ -10,14 +10,12 @@ import torch
 
 from ray_fed.errors import SiloFailed
 from ray_fed.federation.messages import Artifact, SessionSpec, SiloDescription, Update, Vector
-from ray_fed.federation.silo_state import SiloState
+from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
-from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import LocalTrainer
 from ray_fed.micrographs.micrograph_set import MicrographSet, joined
 from ray_fed.micrographs.polycrystals import StyleName
-from ray_fed.micrographs.segmentation_silo import SegmentationSilo, TileTrainer
-from ray_fed.micrographs.segmentation_task import TileRows
+from ray_fed.micrographs.tile_trainer import TileRows, TileTrainer
 from ray_fed.randomness import derived_seed
 from ray_fed.style_transfer.amplitude import bank_bytes, bank_of
 from ray_fed.style_transfer.codecs import CODECS
@@ -29,8 +27,8 @@ from ray_fed.style_transfer.task import FedTransferTask
 NOTHING = np.zeros(0, np.uint8)
 
 
-class StyleSilo(SegmentationSilo):
-    """See `SegmentationSilo` and `StyleModels`. Discriminator, images and labels never leave."""
+class StyleSilo(Silo):
+    """See `Silo` and `StyleModels`. Discriminator, images and labels never leave."""
 
     queries = frozenset(
         {"learn_style", "style", "take_style", "amplitudes", "take_amplitudes", "paint_styles", "test", "test_apart"}
@@ -40,7 +38,7 @@ class StyleSilo(SegmentationSilo):
         super().__init__(spec, task, device)
         self.fed_transfer = task
         self._description: SiloDescription | None = None
-        self._finished: tuple[str, LocalTrainer] | None = None
+        self._finished: tuple[str, TileTrainer] | None = None
         self._own_states: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
 
     def open(self) -> SiloDescription:
@@ -95,32 +93,26 @@ class StyleSilo(SegmentationSilo):
 
     # ---- the segmentation half
 
-    def open_session(self, spec: SessionSpec) -> str:
-        """Build network and pool of the session's method."""
-        task = self.fed_transfer.for_session(spec.session)
-        module = task.model(spec.model_seed)
-        digest = Layout.of(module, spec.plan.buffers).digest
-        if digest != spec.layout_digest:
-            raise SiloFailed(self.spec.name, "opening a session", "its network differs from the coordinator's")
+    def make_trainer(self, spec: SessionSpec) -> TileTrainer:
+        """Make network and pool of the session's method."""
+        task, samples = self.fed_transfer.for_session(spec.session), self.samples
         rows = self._rows_for(task.method, spec.plan.seed)
-        features, targets = (torch.from_numpy(part).to(self.device) for part in (rows.features, rows.targets))
-        self.sessions[spec.session] = TileTrainer(module, features, targets, spec.plan, self.spec.name, task, rows)
-        self._last_round[spec.session] = 0
-        self._states[spec.session] = SiloState(self.spec.state_folder, self.spec.name, spec.session, spec.kept_states)
-        return digest
+        if rows is not samples.rows:
+            features, targets = (torch.from_numpy(part).to(self.device) for part in (rows.features, rows.targets))
+            samples = dataclasses.replace(samples, rows=rows, features=features, targets=targets)
+        return task.trainer(samples, spec, self.spec)
 
     def fit(self, session: str, server_round: int, vector: Vector) -> Update:
         """Also keep what of the model stays here (FedBN) as it is after the round, which may be the chosen one."""
         update = super().fit(session, server_round, vector)
-        own = self.sessions[session].own_state()
+        own = self._session(session).own_state()
         self._own_states[session, server_round] = {name: tensor.clone() for name, tensor in own.items()}
         return update
 
     def close_session(self, session: str) -> None:
         """The trainer of the last session stays for the test."""
-        trainer = self.sessions.get(session)
-        if trainer is not None:
-            self._finished = (session, trainer)
+        if session in self.sessions:
+            self._finished = (session, self._session(session))
         super().close_session(session)
         self._own_states = {key: state for key, state in self._own_states.items() if key[0] == session}
 
@@ -165,10 +157,13 @@ class StyleSilo(SegmentationSilo):
             now[name].copy_(tensor)
         return trainer.predict(images, vector).cpu().numpy()
 
-    def _trainer(self, session: str) -> LocalTrainer:
+    def _trainer(self, session: str) -> TileTrainer:
         if self._finished and self._finished[0] == session:
             return self._finished[1]
         return self._session(session)
+
+    def _session(self, session: str) -> TileTrainer:
+        return cast(TileTrainer, super()._session(session))
 
     def _rows_for(self, method: Method, seed: int) -> TileRows:
         """Return the silo's own tiles and, by the method, synthetic ones on its own labels."""

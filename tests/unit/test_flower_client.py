@@ -5,7 +5,7 @@ import pytest
 
 from pipelines.federate import Training, federate
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.federation.flower_client import FlowerSilo, FlowerTask
+from ray_fed.federation.flower_client import FlowerTask
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.task import SiloSpec
 
@@ -147,14 +147,16 @@ def test_what_is_no_client_and_what_has_no_parameters_is_refused():
 
 def test_a_restarted_silo_counts_on_from_where_it_stood(tmp_path):
     from ray_fed.federation.messages import SessionSpec
+    from ray_fed.federation.silo import Silo
     from ray_fed.learning.layout import Layout, initial_vector
 
     spec = SiloSpec("site-1", {"partition-id": 1}, state_folder=str(tmp_path))
     session = SessionSpec("s", Training().plan(1), 0, Layout.of(TASK.model(0)).digest)
 
     def silo():
-        made = FlowerSilo(spec, TASK)
+        made = Silo(spec, TASK)
         made.open()
+        made.prepare(None)
         made.open_session(session)
         return made
 
@@ -162,7 +164,7 @@ def test_a_restarted_silo_counts_on_from_where_it_stood(tmp_path):
     second_answer = first.fit("s", 2, first.fit("s", 1, start).vector).vector
     again = silo()
     assert again.fit("s", 2, first.fit("s", 1, start).vector).vector.tobytes() == second_answer.tobytes()
-    assert int(again._integers["s"]["2"]) == 10
+    assert int(again.sessions["s"].integers["2"]) == 10
 
 
 def test_a_real_numpy_client_of_flower_runs_unchanged():

@@ -18,6 +18,7 @@ from pipelines.leakage.margins import margins
 from pipelines.leakage.results import summarise
 from pipelines.leakage.verdicts import HOLDS, NOT, verdicts
 from ray_fed.errors import ConfigError
+from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.leakage.audit import MessageAudit, audit, check_first_layer
 from ray_fed.leakage.defences import noise_multiplier, parse_defence
@@ -35,7 +36,7 @@ from ray_fed.privacy.accounting import PrivacyAccount
 def silo():
     torch.set_num_threads(1)
     task = PropertyTask()
-    silo = task.silo(SiloSpec("mine", CrystalRows(Source(EMBEDDED, rows=120))))
+    silo = Silo(SiloSpec("mine", CrystalRows(Source(EMBEDDED, rows=120))), task)
     silo.open()
     silo.prepare(Standardizer.from_moments(silo.moments()))
     return silo

@@ -11,6 +11,7 @@ from pipelines.cli import main
 from pipelines.federate import Training, federate
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.federation.messages import SessionSpec
+from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import Layout, initial_vector, load_vector
 from ray_fed.learning.trainer import TrainingPlan
@@ -20,9 +21,10 @@ from ray_fed.micrographs.image_files import FolderTileSource, MicrographFolder
 from ray_fed.micrographs.model_file import SegmenterCard, load_segmenter, save_segmenter
 from ray_fed.micrographs.overlays import FOUND, INVENTED, MISSED, error_map
 from ray_fed.micrographs.polycrystals import polycrystal_set
-from ray_fed.micrographs.segmentation_task import BoundaryLoss, SegmentationTask, deal_tiles, norm_parameters
+from ray_fed.micrographs.segmentation_task import BoundaryLoss, SegmentationTask, norm_parameters
 from ray_fed.micrographs.segmenting import boundary_logits
 from ray_fed.micrographs.tile_source import PolycrystalTileSource, SetSource
+from ray_fed.micrographs.tile_trainer import deal_tiles
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
 
 SMALL = UNetDesign(widths=(4, 8))
@@ -168,7 +170,7 @@ def plan_of(**options) -> TrainingPlan:
 
 
 def opened(task=TASK, source=None, state_folder="", **plan):
-    silo = task.silo(SiloSpec("lab", source or SILOS[0].source, state_folder=str(state_folder)))
+    silo = Silo(SiloSpec("lab", source or SILOS[0].source, state_folder=str(state_folder)), task)
     silo.open()
     silo.prepare(None)
     full = plan_of(**plan)
@@ -240,7 +242,7 @@ def test_synthetic_tiles_are_made_anew_each_epoch_and_again_alike_after_a_restar
         opened(source=source, epochs=4, optimizer_state="reset").fit("s", 1, vector).vector.tobytes() == first.tobytes()
     )
     # The evaluation, and another session, still see the tiles the silo opened with.
-    assert whole.features[-1].unique().tolist() == [0]
+    assert whole.samples.features[-1].unique().tolist() == [0]
     assert not np.array_equal(first, second)
 
 

@@ -90,7 +90,7 @@ def test_standardised_rows_in_the_place_of_an_update_are_refused(tmp_path):
     class Sends(Silo):
         def fit(self, session, server_round, vector):
             update = super().fit(session, server_round, vector)
-            return replace(update, vector=np.resize(self.features.numpy(), update.vector.shape))
+            return replace(update, vector=np.resize(self.samples.features.numpy(), update.vector.shape))
 
     assert "repeats values" in str(refusal(tmp_path, Sends))
 
@@ -331,7 +331,7 @@ def test_an_allowed_observation_is_the_gradient_of_the_rows_and_a_line_of_the_le
     shown = boundary.observe(vector, 4)
     module = boundary.silo.task.model(0)
     load_vector(module, vector)
-    x, y = boundary.silo.features[:4], boundary.silo.targets[:4]
+    x, y = boundary.silo.samples.features[:4], boundary.silo.samples.targets[:4]
     boundary.silo.task.loss(module(x), y).backward()
     np.testing.assert_allclose(shown.vector, np.concatenate([p.grad.numpy().ravel() for p in module.parameters()]))
     assert (lines_of(boundary)[-1]["kind"], lines_of(boundary)[-1]["num_examples"]) == ("observation", 4)

@@ -11,6 +11,7 @@ from ray_fed.federation.coordinator import Coordinator, Job
 from ray_fed.federation.messages import MaskedUpdate, SessionSpec
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.rounds.secure_driver import default_threshold
+from ray_fed.federation.silo import make_silo
 from ray_fed.federation.strategies import STRATEGIES, make_strategy
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.perimeter.coordinator_record import WitnessedCohort
@@ -169,7 +170,7 @@ def test_a_silo_in_a_secure_session_lets_no_plain_update_out():
 def test_behind_walls_the_same_bits_come_out_and_every_message_is_witnessed():
     task = SyntheticTask()
     guarded = LocalCohort(SPECS, task)
-    guarded.silos = {spec.name: GuardedSilo(spec, lambda spec=spec: task.silo(spec)) for spec in SPECS}
+    guarded.silos = {spec.name: GuardedSilo(spec, lambda spec=spec: make_silo(spec, task)) for spec in SPECS}
     witness = WitnessedCohort(guarded)
     assert bits(run(3, witness)) == bits(run())
     kinds = [note["message"]["kind"] for note in witness.take()]
@@ -229,7 +230,7 @@ def guarded_with_partners(tmp_path, monkeypatch, partners):
     (tmp_path / "ledgers").mkdir(exist_ok=True)
     task = SyntheticTask()
     cohort = LocalCohort(SPECS, task)
-    cohort.silos = {spec.name: GuardedSilo(spec, lambda spec=spec: task.silo(spec)) for spec in SPECS}
+    cohort.silos = {spec.name: GuardedSilo(spec, lambda spec=spec: make_silo(spec, task)) for spec in SPECS}
     return cohort
 
 
