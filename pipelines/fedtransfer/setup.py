@@ -7,7 +7,7 @@ from pathlib import Path
 from pipelines.fedtransfer.config import FedTransferConfig
 from ray_fed.config import require
 from ray_fed.errors import ConfigError
-from ray_fed.federation.coordinator import Job
+from ray_fed.federation.job import Job
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.micrographs.image_files import MicrographFolder

@@ -1,7 +1,7 @@
 """A silo of FedTransfer: a segmentation silo with style models, and a training pool that depends on the method."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -30,10 +30,6 @@ NOTHING = np.zeros(0, np.uint8)
 class StyleSilo(Silo):
     """See `Silo` and `StyleModels`. Discriminator, images and labels never leave."""
 
-    queries = frozenset(
-        {"learn_style", "style", "take_style", "amplitudes", "take_amplitudes", "paint_styles", "test", "test_apart"}
-    )
-
     def __init__(self, spec: SiloSpec, task: FedTransferTask, device: str = "cpu"):
         super().__init__(spec, task, device)
         self.fed_transfer = task
@@ -51,6 +47,13 @@ class StyleSilo(Silo):
             self.style_models = StyleModels(self.spec.name, parts.train, parts.validation, self.device, folder)
             self.style_models.recall_received()
         return self._description
+
+    def queries(self) -> Mapping[str, Callable[..., Artifact]]:
+        return {
+            "learn_style": self.learn_style, "style": self.style, "take_style": self.take_style,
+            "amplitudes": self.amplitudes, "take_amplitudes": self.take_amplitudes, "paint_styles": self.paint_styles,
+            "test": self.test, "test_apart": self.test_apart,
+        }  # fmt: skip
 
     # ---- the style half
 
