@@ -4,7 +4,6 @@ import os
 
 import pytest
 
-from actors import forking
 from actors.session import session, set_private_token
 
 set_private_token()  # before anything imports Ray
@@ -17,9 +16,6 @@ import tests.synthetic  # noqa: E402
 
 @pytest.fixture(scope="session")
 def ray_session():
-    # What the workers of many tests need is imported and computed once, in the process that they are forked from.
-    crystals = "ray_fed.materials.model_crystals.crystals:enumerate_model_crystals"
-    forking.start(crystals, "sklearn.ensemble:RandomForestRegressor")
     with session("local", num_cpus=16):
         # Workers cannot import the tests package; its classes travel by value.
         ray.cloudpickle.register_pickle_by_value(tests.synthetic)
