@@ -17,15 +17,15 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = OPEN_CLUSTER | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
 
-def test_sixteen_silos_on_eight_nodes_stand_at_their_sites_and_give_the_bits_of_one_process(tmp_path):
-    options = "--nodes 8 --silos 16 --rounds 4 --hidden 8"
+def test_eight_silos_on_four_nodes_stand_at_their_sites_and_give_the_bits_of_one_process(tmp_path):
+    options = "--nodes 4 --silos 8 --rounds 4 --hidden 8"
     script = str(REPOSITORY / "benchmarks" / "sites.py")
     done = finished(start(script, *options.split(), folder=tmp_path, env=ENVIRONMENT))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["silos_per_site"] == {f"site-{number}": 2 for number in range(8)}
+    assert found["silos_per_site"] == {f"site-{number}": 2 for number in range(4)}
     assert found["coordinator_at"] == "the head"  # which offers no CPUs, as a careful operator starts it
-    assert found["participants"] == [16]
+    assert found["participants"] == [8]
     assert found["same_bits"]
 
 
