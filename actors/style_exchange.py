@@ -14,8 +14,8 @@ from actors.federation import CONTROL_CPUS, START_TIMEOUT_SECONDS
 from actors.silo import Handle, SiloActor
 from ray_fed.errors import PlacementError
 from ray_fed.federation.coordinator import Agreement, Coordinator
-from ray_fed.federation.job import Job, RoundRecord
 from ray_fed.federation.messages import Artifact
+from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec
 from ray_fed.style_transfer.exchange import MethodCoordinator, pairs_of

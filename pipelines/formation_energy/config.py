@@ -1,36 +1,39 @@
 """Every choice of the formation-energy pipeline, with its default and its unit.
 
-The command line reads this file at every start, so what brings torch is imported where it is needed.
+The command line reads this file before anything else, so what brings torch is imported where it is needed.
+
+One flat class on purpose: a name here is at once an option, a key of config.yaml, a key under `training:` of a
+federation file and a field that a sweep varies, and half of the checks join fields of two groups.
 """
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from ray_fed.config import require
-from ray_fed.federation.rounds.machine import RoundRules, StartRules
 from ray_fed.privacy.accounting import PrivacyAccount
 from ray_fed.privacy.compression import Compression
 
 if TYPE_CHECKING:
+    from ray_fed.federation.rounds.machine import RoundRules
     from ray_fed.federation.strategies import Strategy
     from ray_fed.learning.private_steps import PrivateSteps
 
 Features = Literal["guo73", "guo65", "rich", "rich+structure"]
 
-OPTION_GROUPS = {
-    "data": "data",
-    "split": "who gets which rows (ignored with --federation)",
-    "epochs": "training",
-    "strategy": "rounds",
-    "dp_noise_multiplier": "privacy",
-    "seed": "run",
-}
-
 
 @dataclass(frozen=True)
 class FormationEnergyConfig:
     """Multi-source training of a formation-energy network (Guo et al. 2022)."""
+
+    OPTION_GROUPS: ClassVar = {
+        "data": "data",
+        "split": "who gets which rows (ignored with --federation)",
+        "epochs": "training",
+        "strategy": "rounds",
+        "dp_noise_multiplier": "privacy",
+        "seed": "run",
+    }
 
     data: str = "embedded"
     """What the silos are cut from: 'embedded' (model crystals, no download), a parquet/CSV/JSON file, or a folder of
@@ -116,7 +119,7 @@ class FormationEnergyConfig:
     dp_clip: float = 1.0
     """Longest gradient of one example that counts in full (2-norm)."""
     dp_delta: float = 1e-5
-    """Chance that the promise of epsilon does not hold; keep it well below one over the number of rows."""
+    """Chance that the guarantee of epsilon fails; keep it well below one over the number of rows."""
     dp_budget: float | None = None
     """Stop before the round in which epsilon would pass this."""
     compression: Literal["none", "fp16", "bf16", "int8", "top_k"] = "none"
@@ -199,7 +202,7 @@ class FormationEnergyConfig:
         private = noise is not None or self.strategy == "dp_fed_avg"
         require(private or self.dp_budget is None, f"dp_budget={self.dp_budget} needs dp_noise_multiplier")
         both = noise is not None and self.strategy == "dp_fed_avg"
-        require(not both, "dp_noise_multiplier and strategy=dp_fed_avg are two promises; ask for one of them")
+        require(not both, "dp_noise_multiplier and strategy=dp_fed_avg are two guarantees; ask for one of them")
         asynchronous = "a fast silo takes more steps than the account counts"
         require(noise is None or self.strategy != "fed_buff", f"dp_noise_multiplier with fed_buff: {asynchronous}")
         alone = "the models of silos alone and of the pooled rows carry no noise; add --baselines no"
@@ -219,6 +222,8 @@ class FormationEnergyConfig:
         require(not self.baselines, f"secure_aggregation: {alone}")
 
     def _check_late(self) -> None:
+        from ray_fed.federation.rounds.machine import StartRules
+
         StartRules(self.start_timeout)
         given = "late_silos: a silo that is not there yet is missing from its rounds"
         require(self.accept_failures or not self.late_silos, f"{given}; accept_failures=no stops at the first of them")
@@ -268,8 +273,10 @@ class FormationEnergyConfig:
         options = {name: value for name, _, value in (text.partition("=") for text in self.strategy_options)}
         return make_strategy(self.strategy, **options)
 
-    def rules(self) -> RoundRules:
+    def rules(self) -> "RoundRules":
         """Return the round rules; ConfigError where they make no sense."""
+        from ray_fed.federation.rounds.machine import RoundRules
+
         return RoundRules(
             fraction_fit=self.fraction_fit,
             min_fit_clients=self.min_fit_clients,

@@ -26,8 +26,8 @@ from ray_fed.learning.scores import MeanScores
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import Trainer
 from ray_fed.micrographs.agreement import SegmentationScores, agreement
-from ray_fed.micrographs.tile_source import SiloTiles, TileSource, stacked
 from ray_fed.micrographs.tile_trainer import TileMixing, TileRows, TileTrainer
+from ray_fed.micrographs.tiles import SiloTiles, TileSource, stacked
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
 
 

@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from ray_fed.federation.task import LocalRows
-from ray_fed.learning.gradients import Loss
+from ray_fed.learning.steps import Loss
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
-from ray_fed.micrographs.augmentation import augmented
 from ray_fed.micrographs.micrograph_set import MicrographSet
-from ray_fed.micrographs.tile_source import Synthesis
+from ray_fed.micrographs.tiles import Synthesis, augmented
 from ray_fed.randomness import generator
 
 

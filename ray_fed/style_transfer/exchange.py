@@ -11,8 +11,8 @@ import torch
 
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Agreement, Coordinator
-from ray_fed.federation.job import Job, RoundRecord
 from ray_fed.federation.messages import Artifact
+from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.silo import make_silo
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec

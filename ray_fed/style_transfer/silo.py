@@ -205,6 +205,6 @@ class StyleSilo(Silo):
     def _draw(self, name: str, png: bytes) -> None:
         """Pictures show the silo's data, so they stay in the silo's own folder."""
         if self.spec.state_folder:
-            from ray_fed.reporting.atomic_write import write_atomically
+            from ray_fed.reporting.writing import write_atomically
 
             write_atomically(Path(self.spec.state_folder) / "pictures" / name, png)

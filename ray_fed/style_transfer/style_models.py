@@ -13,13 +13,13 @@ from ray_fed.errors import DataError
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.polycrystals import StyleName, render
 from ray_fed.randomness import derived_seed, generator
-from ray_fed.reporting.atomic_write import write_atomically
+from ray_fed.reporting.writing import write_atomically
 from ray_fed.style_transfer.amplitude import AmplitudeBank, amplitude_bank, checked_bank, painted_with
 from ray_fed.style_transfer.artifact import DEFAULT_LIMIT, StyleArtifact, kept, make_artifact, packed, unpacked
-from ray_fed.style_transfer.codecs import CODEC_OF_BITS, CODECS, encoded_size, psnr, shapes_of
+from ray_fed.style_transfer.codecs import CODEC_OF_BITS, CODECS, psnr
 from ray_fed.style_transfer.conditioning import GrainMaps
 from ray_fed.style_transfer.fields import noise_level
-from ray_fed.style_transfer.generators import GeneratorSpec, empty_generator
+from ray_fed.style_transfer.generators import GeneratorSpec
 from ray_fed.style_transfer.grain_features import GrainStatistics
 from ray_fed.style_transfer.lines import line_width, pixels_to_widen, widened
 from ray_fed.style_transfer.memorisation import MemorisationFinding, probe_memorisation
@@ -285,12 +285,6 @@ class StyleModels:
                     "remove the file, and the generator is sent again"
                 )
             self._received[sender, codec] = artifact
-
-
-def weights_size(spec: GeneratorSpec, codec: str) -> int:
-    """Return the bytes of a generator's weights under a codec, without making them."""
-    with torch.device("meta"):
-        return encoded_size(shapes_of(empty_generator(spec)), CODECS[codec])
 
 
 def _file_name(name: str) -> str:

@@ -9,8 +9,8 @@ from ray_fed.config import require
 from ray_fed.federation.task import SiloSpec
 from ray_fed.micrographs.polycrystals import StyleName
 from ray_fed.micrographs.segmentation_task import SegmentationTask
-from ray_fed.micrographs.tile_source import SetSource, SiloTiles
 from ray_fed.micrographs.tile_trainer import TileRows
+from ray_fed.micrographs.tiles import SetSource, SiloTiles
 from ray_fed.style_transfer.artifact import DEFAULT_LIMIT
 from ray_fed.style_transfer.methods import METHODS, Method, method_named
 from ray_fed.style_transfer.sources import MicrographSource, Parts, require_parts

@@ -12,7 +12,7 @@ from pipelines.fedtransfer.results import GLOBAL, Cell, model_results, table_row
 from pipelines.fedtransfer.setup import mask_meaning
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.federation.task import SiloSpec
-from ray_fed.micrographs.mask_meaning import MaskMeaning
+from ray_fed.micrographs.image_files import MaskMeaning
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.style_transfer.exchange import pairs_of, total_bytes
 from ray_fed.style_transfer.fields import drawn_fields, measured_fields, noise_level
