@@ -22,7 +22,7 @@ from pipelines.fedtransfer.stage_logs import StageLogs
 from ray_fed.reporting.figure_style import save_figure
 from ray_fed.reporting.report import Block, Figure, Note, Paragraph, Section, Table, write_report
 from ray_fed.reporting.run_directory import RunDirectory
-from ray_fed.style_transfer.codecs import CODECS
+from ray_fed.style_transfer.artifact import CODECS
 
 CITATION = (
     "Data privacy protection in microscopic image analysis for material data mining (FedTransfer, 2022). The paper's "

@@ -15,8 +15,8 @@ from ray_fed.micrographs.mask_meaning import MaskMeaning
 from ray_fed.micrographs.polycrystals import STYLES, StyleName
 from ray_fed.micrographs.unet import UNetDesign
 from ray_fed.randomness import derived_seed
-from ray_fed.style_transfer.generators import GeneratorSpec
 from ray_fed.style_transfer.methods import Method, method_named
+from ray_fed.style_transfer.networks import GeneratorSpec
 from ray_fed.style_transfer.sources import (
     MicrographSource,
     PooledSource,

@@ -1,7 +1,7 @@
 """Artifacts at the gate: what a silo made from its rows and hands on as bytes, such as a generator or spectra.
 
 What is checked is form, as for every message. Whether an artifact remembers the rows it was made from is the business
-of who makes it; for generators see ray_fed/style_transfer/memorisation.py.
+of who makes it; for generators see ray_fed/style_transfer/synthesis.py.
 """
 
 import hashlib

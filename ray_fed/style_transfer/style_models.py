@@ -15,15 +15,23 @@ from ray_fed.micrographs.polycrystals import StyleName, render
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.style_transfer.amplitude import AmplitudeBank, amplitude_bank, checked_bank, painted_with
-from ray_fed.style_transfer.artifact import DEFAULT_LIMIT, StyleArtifact, kept, make_artifact, packed, unpacked
-from ray_fed.style_transfer.codecs import CODEC_OF_BITS, CODECS, encoded_size, psnr, shapes_of
-from ray_fed.style_transfer.conditioning import GrainMaps
-from ray_fed.style_transfer.fields import noise_level
-from ray_fed.style_transfer.generators import GeneratorSpec, empty_generator
-from ray_fed.style_transfer.grain_features import GrainStatistics
-from ray_fed.style_transfer.lines import line_width, pixels_to_widen, widened
-from ray_fed.style_transfer.memorisation import MemorisationFinding, probe_memorisation
-from ray_fed.style_transfer.synthesis import synthesise
+from ray_fed.style_transfer.artifact import (
+    CODEC_OF_BITS,
+    CODECS,
+    DEFAULT_LIMIT,
+    StyleArtifact,
+    encoded_size,
+    kept,
+    make_artifact,
+    packed,
+    psnr,
+    shapes_of,
+    unpacked,
+)
+from ray_fed.style_transfer.conditioning import GrainMaps, line_width, pixels_to_widen, widened
+from ray_fed.style_transfer.image_features import GrainStatistics, noise_level
+from ray_fed.style_transfer.networks import GeneratorSpec, empty_generator
+from ray_fed.style_transfer.synthesis import MemorisationFinding, probe_memorisation, synthesise
 from ray_fed.style_transfer.training import GeneratorTraining, Pairs, StylePlan
 
 Images = np.ndarray

@@ -21,10 +21,9 @@ from ray_fed.micrographs.image_files import FolderTileSource, MicrographFolder
 from ray_fed.micrographs.model_file import SegmenterCard, load_segmenter, save_segmenter
 from ray_fed.micrographs.overlays import FOUND, INVENTED, MISSED, error_map
 from ray_fed.micrographs.polycrystals import polycrystal_set
-from ray_fed.micrographs.segmentation_task import BoundaryLoss, SegmentationTask, norm_parameters
+from ray_fed.micrographs.segmentation_task import BoundaryLoss, SegmentationTask, deal_tiles, norm_parameters
 from ray_fed.micrographs.segmenting import boundary_logits
 from ray_fed.micrographs.tile_source import PolycrystalTileSource, SetSource
-from ray_fed.micrographs.tile_trainer import deal_tiles
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
 
 SMALL = UNetDesign(widths=(4, 8))

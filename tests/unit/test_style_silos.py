@@ -13,15 +13,14 @@ from pipelines.fedtransfer.setup import mask_meaning
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.micrographs.mask_meaning import MaskMeaning
 from ray_fed.micrographs.micrograph_set import MicrographSet
+from ray_fed.style_transfer.conditioning import line_width, pixels_to_widen, widened
 from ray_fed.style_transfer.exchange import pairs_of, total_bytes
-from ray_fed.style_transfer.fields import drawn_fields, measured_fields, noise_level
-from ray_fed.style_transfer.generators import GeneratorSpec
-from ray_fed.style_transfer.lines import line_width, pixels_to_widen, widened
+from ray_fed.style_transfer.image_features import drawn_fields, measured_fields, noise_level
 from ray_fed.style_transfer.methods import METHODS, method_named
-from ray_fed.style_transfer.silo import StyleSilo
+from ray_fed.style_transfer.networks import GeneratorSpec
 from ray_fed.style_transfer.sources import PooledSource, Split, SplitPolycrystalSource
 from ray_fed.style_transfer.style_models import StyleModels
-from ray_fed.style_transfer.task import FedTransferTask, session_name
+from ray_fed.style_transfer.task import FedTransferTask, StyleSilo, session_name
 from ray_fed.style_transfer.training import PRESETS
 
 SIZE = 32
