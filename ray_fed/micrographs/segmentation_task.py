@@ -5,6 +5,9 @@
 
 `steps_per_epoch` is here the number of batches after which tiles are dealt anew, not a division of the data: every
 batch has `batch_size` tiles, so silos of any size, with or without synthetic tiles, do equal numbers of equal steps.
+Under differential privacy (`plan.private`, GroupNorm only) every tile, own or synthetic, is in a step's batch with
+probability 1 / `steps_per_epoch` instead, whatever `batch_size` and `synthetic_weight`.
+
 FedBN is `plan.buffers="local"` with `plan.keep_local=norm_parameters(task)`.
 """
 
@@ -95,7 +98,8 @@ class TileTrainer(LocalTrainer):
             self.optimizer.learning_rate = self._rate  # type: ignore[attr-defined]
 
     def _batches(self, steps: range) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yield (images, masks) of each step; everything drawn depends on (seed, step, silo) alone."""
+        """Yield (images, masks) of each step; everything drawn depends on (seed, step, silo) alone, except in a private
+        session: there it is secret which tiles are drawn and how they are augmented."""
         epoch, order = -1, np.zeros(0, np.int64)
         for step in steps:
             if step // self.plan.steps_per_epoch != epoch:
@@ -103,11 +107,19 @@ class TileTrainer(LocalTrainer):
                 order = self._dealt(epoch)
                 self._renew_synthetic(epoch)
             self._set_rate(step)
+            if self.plan.private:
+                yield augmented(*self._chosen(), self._secret_draws(), self.mixing.erasing)
+                continue
             start = step % self.plan.steps_per_epoch * self.mixing.batch_size
             index = torch.from_numpy(order[start : start + self.mixing.batch_size]).to(self.features.device)
             rng = generator(self.plan.seed, "augmentation", step, self.silo)
             images, masks = self.features.index_select(0, index), self.targets.index_select(0, index)
             yield augmented(images, masks, rng, self.mixing.erasing)
+
+    def _secret_draws(self) -> np.random.Generator:
+        """Return draws that nobody can repeat. From a known seed, one tile more or less in the batch would change how
+        all others are augmented in a way that an observer could follow, and the noise covers the change by one tile."""
+        return np.random.default_rng(self._noise.bits(4))
 
     def _dealt(self, epoch: int) -> np.ndarray:
         real, slots = self.rows.num_real, self.plan.steps_per_epoch * self.mixing.batch_size

@@ -23,7 +23,7 @@ QUICK: dict[str, object] = {
         ({"dp_noise_multiplier": 1.0, "dp_delta": 1.0}, "dp_delta=1.0 must lie between 0 and 1"),
         ({"dp_noise_multiplier": 1.0, "baselines": True}, "carry no noise; add --baselines no"),
         ({"dp_noise_multiplier": 1.0, "repeats": 2}, "repeats=2 would spend epsilon as often"),
-        ({"dp_noise_multiplier": 1.0, "strategy": "dp_fed_avg"}, "two promises; ask for one"),
+        ({"dp_noise_multiplier": 1.0, "strategy": "dp_fed_avg"}, "two guarantees; ask for one"),
         ({"dp_noise_multiplier": 1.0, "strategy": "fed_buff"}, "more steps than the account counts"),
         ({"dp_budget": 3.0}, "dp_budget=3.0 needs dp_noise_multiplier"),
         ({"secure_aggregation": True, "strategy": "krum"}, "Krum needs each of them"),
