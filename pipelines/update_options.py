@@ -109,3 +109,14 @@ class UpdateOptions:
 
         options = {name: value for name, _, value in (text.partition("=") for text in self.strategy_options)}
         return make_strategy(self.strategy, **options)
+
+
+def privacy_statement(account: PrivacyAccount, epsilon: float, not_covered: str) -> dict[str, object]:
+    """Return what a run guarantees, for its summary: `privacy.level`, `.epsilon`, `.delta` and what they leave out."""
+    return {
+        "privacy.level": account.level,
+        "privacy.epsilon": epsilon,
+        "privacy.delta": account.delta,
+        "privacy.noise_multiplier": account.noise_multiplier,
+        "privacy.not_covered": not_covered,
+    }

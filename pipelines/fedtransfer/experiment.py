@@ -10,7 +10,7 @@ import numpy as np
 from pipelines.fedtransfer.config import FedTransferConfig
 from pipelines.fedtransfer.results import silo_losses
 from pipelines.fedtransfer.setup import codecs_needed, job_of, named_data
-from ray_fed.federation.coordinator import Job, RoundRecord
+from ray_fed.federation.coordinator import EPSILON, Job, RoundRecord
 from ray_fed.federation.messages import Vector
 from ray_fed.style_transfer.exchange import StyleFederation, total_bytes
 from ray_fed.style_transfer.methods import Method, method_named
@@ -130,6 +130,8 @@ class FedTransferExperiment:
             "method": method.name, "fold": self.fold, "seed": seed, "chosen": choice.rounds, "test": found,
             "losses": _curves(records), "bytes": sum(record.bytes_sent for record in records),
         }  # fmt: skip
+        if job.account:
+            line["epsilon"] = records[-1].metrics[EPSILON]
         if method.cooperation != "fed_bn":
             self.listener.trained(job.name, self.task.of(method), choice.vectors, line)
         self._done(job.name, started, **line)
