@@ -20,16 +20,16 @@ from ray_fed.errors import FedError, SiloFailed, SiloRefused
 from ray_fed.federation.cohort import said_by
 from ray_fed.federation.coordinator import check_agreement
 from ray_fed.federation.messages import (
-    Answer,
-    Answered,
+    Arrived,
     Artifact,
-    Back,
-    Dead,
+    Died,
+    JoinRefused,
     Metrics,
+    Raised,
+    Restarted,
     SessionSpec,
     SiloDescription,
-    Troubled,
-    Unfit,
+    SiloEvent,
     Vector,
 )
 from ray_fed.federation.task import SiloSpec, Task
@@ -107,7 +107,7 @@ class RayCohort:
             self._invite(name)
 
     def _invite(self, name: str) -> None:
-        """Answered when Ray has found the silo a place. What it is asked after that stands in line behind it."""
+        """Arrived when Ray has found the silo a place. What it is asked after that stands in line behind it."""
         self._expect(self.silos[name].join.remote(self._standardizer), PendingCall(name, 0, is_joining=True))
 
     def _expect(self, ref: "ray.ObjectRef", call: PendingCall) -> None:
@@ -154,7 +154,7 @@ class RayCohort:
             ref = self.silos[name].fit.remote(session, server_round, put[id(vector)])
             self._expect(ref, PendingCall(name, server_round, session, vector=vector))
 
-    def next_event(self, timeout: float | None = None) -> Answer | None:
+    def next_event(self, timeout: float | None = None) -> SiloEvent | None:
         limit = None if timeout is None else time.monotonic() + timeout
         while self._pending:
             try:
@@ -166,55 +166,55 @@ class RayCohort:
                 return self._read(future, call)
         return None
 
-    def _read(self, future: Future, call: "PendingCall") -> Answer:
+    def _read(self, future: Future, call: "PendingCall") -> SiloEvent:
         """Turn what came back into an answer; a dead process takes its other open calls with it."""
         name = call.silo
         try:
             value = future.result()
         except RayTaskError as error:
             if call.is_restore:
-                return Dead(name, f"it could not be started again: {said_by(error.cause)}")
+                return Died(name, f"it could not be started again: {said_by(error.cause)}")
             if call.is_joining:
-                return self._unfit(name, said_by(error.cause))
-            return Troubled(name, call.server_round, said_by(error.cause))
+                return self._refuse_join(name, said_by(error.cause))
+            return Raised(name, call.server_round, said_by(error.cause))
         except RayActorError:
             self._pending = {other: asked for other, asked in self._pending.items() if asked.silo != name}
-            return Dead(name, "its process died (killed, out of memory or crashed)")
+            return Died(name, "its process died (killed, out of memory or crashed)")
         except ObjectLostError:
             # A large answer stays in its node's store until fetched; the next call tells whether more is gone.
             return self._lost(call, "its answer was lost with its node, before it was fetched")
         except RayError as error:
             return self._lost(call, f"its answer cannot be read ({type(error).__name__})")
         if call.is_restore:
-            return Back(name)
+            return Restarted(name)
         if call.is_joining:
             return self._joined(value)
         assert call.vector is not None
         try:
-            return Answered(name, call.server_round, value.unpacked(call.vector))
+            return Arrived(name, call.server_round, value.unpacked(call.vector))
         except ValueError as error:
-            return Troubled(name, call.server_round, said_by(error))
+            return Raised(name, call.server_round, said_by(error))
 
-    def _joined(self, description: SiloDescription) -> Answer:
+    def _joined(self, description: SiloDescription) -> SiloEvent:
         name, task = description.silo, self._task
         assert task is not None
         try:
             check_agreement(name, description.agreement, task.agreement())
         except SiloRefused as error:
-            return self._unfit(name, str(error))
+            return self._refuse_join(name, str(error))
         del self._absent[name]
-        return Back(name, description)
+        return Restarted(name, description)
 
-    def _unfit(self, name: str, reason: str) -> Answer:
+    def _refuse_join(self, name: str, reason: str) -> SiloEvent:
         self._absent[name] = f"it cannot join: {reason}"
         ray.kill(self.silos[name])
-        return Unfit(name, self._absent[name])
+        return JoinRefused(name, self._absent[name])
 
     @staticmethod
-    def _lost(call: "PendingCall", reason: str) -> Answer:
+    def _lost(call: "PendingCall", reason: str) -> SiloEvent:
         if call.is_restore or call.is_joining:
-            return Dead(call.silo, f"it could not be started again: {reason}")
-        return Troubled(call.silo, call.server_round, reason)
+            return Died(call.silo, f"it could not be started again: {reason}")
+        return Raised(call.silo, call.server_round, reason)
 
     def restart(self, silo: str) -> None:
         """Start a new actor from the silo's specification, on the same site, and let it catch up."""

@@ -12,14 +12,13 @@ import ray
 from actors.cohort import RayCohort, value_of
 from actors.silo import Handle
 from ray_fed.errors import FedError
-from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord, state_bytes
+from ray_fed.federation.coordinator import Agreement, Coordinator
+from ray_fed.federation.job import Job, RoundRecord, state_bytes
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.silo_state import rounds_apart
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task
-from ray_fed.learning.layout import Layout
-from ray_fed.perimeter.coordinator_record import WitnessedCohort, with_notes
-from ray_fed.perimeter.handing_over import CollectedLedgers, SiloLedger
+from ray_fed.perimeter.coordinator_record import CollectedLedgers, CoordinatorRecord, SiloLedger
 
 COLLECT_SECONDS = 60.0
 BATCH_SECONDS = 0.2
@@ -46,8 +45,8 @@ class CoordinatorActor:
         torch.set_num_threads(1)
         self.cohort, self.task = RayCohort(silos, evaluator, specs, task, answer_timeout, absent), task
         # Only a run that has a name keeps a ledger.
-        self.witness = WitnessedCohort(self.cohort) if any(spec.run for spec in specs) else None
-        self.coordinator = Coordinator(self.witness or self.cohort, task, training)
+        self.record = CoordinatorRecord(task) if any(spec.run for spec in specs) else None
+        self.coordinator = Coordinator(self.cohort, task, training, [self.record] if self.record else [])
 
     @ray.method
     def agree(self) -> Agreement:
@@ -58,11 +57,7 @@ class CoordinatorActor:
     @ray.method(num_returns="streaming", _generator_backpressure_num_objects=1)
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[list[RoundRecord]]:
         """Yield the records of short rounds together, with the strategy's state in the last one only."""
-        records = self.coordinator.run(job, after_round, state)
-        if self.witness:
-            layout = Layout.of(self.task.model(job.model_seed), job.any_plan.buffers)
-            records = with_notes(records, job, layout, self.witness)
-        yield from batches(records)
+        yield from batches(self.coordinator.run(job, after_round, state))
 
     @ray.method
     def predict_test(self, models: Mapping[str, Vector]):
@@ -77,7 +72,7 @@ class CoordinatorActor:
             with contextlib.suppress(FedError):
                 said = value_of(silo.collect_ledger.remote(), name, "handing over its ledger", COLLECT_SECONDS)
                 found |= {name: SiloLedger(*said)} if said else {}
-        return CollectedLedgers(found, self.witness.take() if self.witness else ())
+        return CollectedLedgers(found, self.record.take() if self.record else ())
 
 
 def batches(records: Iterator[RoundRecord], seconds: float = BATCH_SECONDS) -> Iterator[list[RoundRecord]]:

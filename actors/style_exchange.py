@@ -13,7 +13,8 @@ from actors.coordinator import RemoteCoordinator
 from actors.federation import CONTROL_CPUS, START_TIMEOUT_SECONDS
 from actors.silo import Handle, SiloActor
 from ray_fed.errors import PlacementError
-from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
+from ray_fed.federation.coordinator import Agreement, Coordinator
+from ray_fed.federation.job import Job, RoundRecord
 from ray_fed.federation.messages import Artifact
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec

@@ -24,13 +24,14 @@ from torch.nn import functional
 from actors.session import carry_by_value, session, set_private_token
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger
 from ray_fed.federation.cohort import LocalCohort
-from ray_fed.federation.coordinator import Coordinator, Job
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.job import Job
 from ray_fed.federation.messages import Update
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.perimeter.coordinator_record import WitnessedCohort, with_notes
+from ray_fed.perimeter.coordinator_record import CoordinatorRecord
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.perimeter.message_digest import digest_of, vector_digest
 from ray_fed.randomness import generator
@@ -197,16 +198,14 @@ def in_one_process(rounds: int, turns: int, folder: str) -> tuple[list[float], l
         cohort = LocalCohort(specs(place, run), task)
         boundaries = {spec.name: GuardedSilo(spec, lambda spec=spec: Silo(spec, task)) for spec in specs(place, run)}
         cohort.silos = boundaries  # type: ignore[assignment]  (they answer the same questions)
-        witness = WitnessedCohort(cohort)
-        coordinator = Coordinator(witness if run else cohort, task, NAMES)
+        coordinator = Coordinator(cohort, task, NAMES, [CoordinatorRecord(task)] if run else [])
         coordinator.agree()
-        sides.append((coordinator, witness if run else None))
+        sides.append((coordinator, bool(run)))
     for turn in range(turns):
-        for times, (coordinator, witness) in zip(found, sides, strict=True):
-            the_job, start = job(f"{turn}-{witness is None}", rounds), 0.0
-            records = coordinator.run(the_job)
-            for record in with_notes(records, the_job, coordinator.layout, witness) if witness else records:
-                ledger.write(record.notes if witness else ())
+        for times, (coordinator, has_ledger) in zip(found, sides, strict=True):
+            the_job, start = job(f"{turn}-{has_ledger}", rounds), 0.0
+            for record in coordinator.run(the_job):
+                ledger.write(record.notes)
                 if record.server_round == WARM_UP:
                     start = time.process_time()
             times.append(1e3 * (time.process_time() - start) / (rounds - WARM_UP))

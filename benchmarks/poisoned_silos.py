@@ -27,7 +27,8 @@ import numpy as np
 
 from ray_fed.errors import FedError
 from ray_fed.federation.cohort import LocalCohort
-from ray_fed.federation.coordinator import Coordinator, Job
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.job import Job
 from ray_fed.federation.messages import Update, Vector
 from ray_fed.federation.norms import distance
 from ray_fed.federation.silo import Silo

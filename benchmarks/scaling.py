@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional
 
 from actors.session import session, set_private_token
-from ray_fed.federation.coordinator import Job
+from ray_fed.federation.job import Job
 from ray_fed.federation.messages import SessionSpec, Update, Vector
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import LocalRows, SiloSpec, Task

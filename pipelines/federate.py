@@ -10,7 +10,8 @@ from torch import nn
 from pipelines.launching import FederationSpec, launched
 from ray_fed.config import require
 from ray_fed.errors import DataError
-from ray_fed.federation.coordinator import Agreement, Job, RoundRecord
+from ray_fed.federation.coordinator import Agreement
+from ray_fed.federation.job import Job, RoundRecord
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.strategies import Strategy, make_strategy
 from ray_fed.federation.task import SiloSpec, Task

@@ -8,12 +8,13 @@ from typing import Protocol
 import numpy as np
 
 from ray_fed.federation.cohort import LocalCohort
-from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
+from ray_fed.federation.coordinator import Agreement, Coordinator
+from ray_fed.federation.job import Job, RoundRecord
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task
-from ray_fed.perimeter.handing_over import CollectedLedgers
+from ray_fed.perimeter.coordinator_record import CollectedLedgers
 
 
 class CoordinatorLike(Protocol):
@@ -26,6 +27,13 @@ class CoordinatorLike(Protocol):
     def predict_test(self, models: dict[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
 
     def collect_ledgers(self) -> CollectedLedgers: ...
+
+
+class InProcessCoordinator(Coordinator):
+    """A coordinator of silos in this process: they have no boundary and keep no ledger."""
+
+    def collect_ledgers(self) -> CollectedLedgers:
+        return CollectedLedgers()
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ def launched(
     """
     silos, task, test, training = members.silos, members.task, members.test, members.training
     if cohort == "local":
-        yield Coordinator(LocalCohort(silos, task, test), task, training), []
+        yield InProcessCoordinator(LocalCohort(silos, task, test), task, training), []
         return
     from actors.session import carry_by_value, session
 

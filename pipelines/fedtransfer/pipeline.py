@@ -14,7 +14,7 @@ from pipelines.fedtransfer.results import GLOBAL, header, table_rows, verdicts
 from pipelines.fedtransfer.setup import check_methods, is_embedded, session_names, specs_of, task_of
 from pipelines.fedtransfer.stage_logs import StageLogs
 from ray_fed.errors import ConfigError
-from ray_fed.federation.coordinator import RoundRecord
+from ray_fed.federation.job import RoundRecord
 from ray_fed.federation.messages import Vector
 from ray_fed.micrographs.model_file import SegmenterCard, save_segmenter
 from ray_fed.reporting.plain_values import to_plain

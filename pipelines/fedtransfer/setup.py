@@ -7,7 +7,7 @@ from pathlib import Path
 from pipelines.fedtransfer.config import FedTransferConfig
 from ray_fed.config import require
 from ray_fed.errors import ConfigError
-from ray_fed.federation.coordinator import Job
+from ray_fed.federation.job import Job
 from ray_fed.federation.strategies import local_plan
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
@@ -171,6 +171,7 @@ def job_of(config: FedTransferConfig, method: Method, fold: int, seed: int) -> J
         config.make_strategy() if method.cooperation == "fed_avg" else method.strategy,
         account=config.account(config.local_steps),
         secure_threshold=config.threshold(len(silos)),
+        kind="federated" if method.is_federated else "baseline",
     )  # fmt: skip
 
 

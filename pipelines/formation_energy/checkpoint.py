@@ -11,13 +11,13 @@ not count belong to a round that was not complete; they are cut off before the r
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from safetensors.numpy import load_file, save
 
 from ray_fed.errors import DataError
-from ray_fed.federation.coordinator import RoundRecord, state_bytes
+from ray_fed.federation.job import RoundRecord, state_bytes
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.silo_state import rounds_apart
 from ray_fed.federation.strategies import State
@@ -112,6 +112,7 @@ class Checkpoint:
         models = self.models_of(line["job"]) if line["round"] == line["num_rounds"] else None
         return RoundRecord(
             line["job"],
+            line.get("kind") or _kind_by_name(line["job"]),
             line["round"],
             line["num_rounds"],
             line["metrics"],
@@ -132,3 +133,8 @@ class Checkpoint:
             if path.exists():
                 kept = path.read_bytes().split(b"\n")[:lines]
                 self.directory.write_bytes(path.name, b"".join(line + b"\n" for line in kept))
+
+
+def _kind_by_name(job: str) -> Literal["federated", "baseline"]:
+    """Return the kind of a job in the history of a run that was begun before histories said it."""
+    return "federated" if job.startswith("federated") else "baseline"

@@ -13,7 +13,8 @@ from pipelines.formation_energy.checkpoint import Checkpoint
 from pipelines.formation_energy.membership import admitted, fingerprints, start_rules
 from pipelines.formation_energy.setup import Setup, jobs
 from pipelines.launching import CoordinatorLike, FederationSpec
-from ray_fed.federation.coordinator import Agreement, Job, RoundRecord
+from ray_fed.federation.coordinator import Agreement
+from ray_fed.federation.job import Job, RoundRecord
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.strategies import Models
 
@@ -105,7 +106,7 @@ class TrainingExperiment:
 
     def federated_records(self) -> list[RoundRecord]:
         """Return the records of the federated jobs that finished a round."""
-        return [record for _, record in self.records if record.job.startswith("federated") and record.server_round]
+        return [record for _, record in self.records if record.kind == "federated" and record.server_round]
 
     def curve(self, model: str, quantity: str = "mae") -> tuple[list[float], list[float]]:
         """Return (epochs, values) of a model in the first seed's run, wherever it was evaluated."""
@@ -119,4 +120,4 @@ class TrainingExperiment:
 
 
 def _owns(record: RoundRecord, model: str) -> bool:
-    return record.job.startswith("federated") == (model == "federated")
+    return (record.kind == "federated") == (model == "federated")

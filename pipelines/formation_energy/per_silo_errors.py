@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from statistics import mean, stdev
 
 from pipelines.formation_energy.experiment import TrainingExperiment
-from ray_fed.federation.coordinator import RoundRecord
+from ray_fed.federation.job import RoundRecord
 from ray_fed.reporting.results import number
 
 
@@ -48,8 +48,8 @@ def _spread(summary: Mapping[str, object], silo: str, kind: str) -> str:
 
 def _last(experiment: TrainingExperiment, kind: str) -> list[RoundRecord]:
     """Return the last record of each seed's federated or baseline job."""
-    jobs = "federated" if kind == "federated" else "local"
-    return [record for _, record in experiment.records if record.models is not None and record.job.startswith(jobs)]
+    wanted = "federated" if kind == "federated" else "baseline"
+    return [record for _, record in experiment.records if record.models is not None and record.kind == wanted]
 
 
 def _mae(record: RoundRecord, silo: str) -> float | None:

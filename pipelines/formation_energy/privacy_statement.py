@@ -2,7 +2,7 @@
 
 from pipelines import update_options
 from pipelines.formation_energy.experiment import TrainingExperiment
-from ray_fed.federation.coordinator import EPSILON
+from ray_fed.federation.job import EPSILON
 
 NOT_COVERED = "numbers of rows, the feature scaler (means and variances of columns), held-out errors"
 

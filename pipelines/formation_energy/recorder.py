@@ -9,7 +9,7 @@ from pipelines.formation_energy.setup import Setup
 from pipelines.launching import CoordinatorLike
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger
 from ray_fed.errors import FedError
-from ray_fed.federation.coordinator import EPSILON, Job, RoundRecord
+from ray_fed.federation.job import EPSILON, Job, RoundRecord
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.tensorboard_log import EventLog, global_tag, silo_tag
 from ray_fed.reporting.terminal import RoundProgress
@@ -49,7 +49,7 @@ class TrainingRecorder:
                 self.ledger.add_silo_ledgers(coordinator.collect_ledgers())
 
     def on_job_start(self, job: Job, seed: int) -> None:
-        kind = "federated" if _is_federated(job.name) else "each silo alone, pooled"
+        kind = "federated" if job.kind == "federated" else "each silo alone, pooled"
         title = f"{kind}, seed {seed}" if self.setup.config.repeats > 1 else kind
         self.progress.start(job.num_rounds, title)
 
@@ -78,7 +78,7 @@ class TrainingRecorder:
         said = [f"{where}: silo '{silo}' does not take part: {reason}" for silo, reason in record.failures]
         for line in said or [f"{where}: all silos take part again"]:
             self.progress.note(line)
-            if _is_federated(record.job):
+            if record.kind == "federated":
                 self._run(f"federated-seed-{seed}").text("failures", line, record.server_round)
 
     def _tell_restarts(self, record: RoundRecord, seed: int) -> None:
@@ -87,7 +87,7 @@ class TrainingRecorder:
             redone = " and redid the round" if silo in record.participants else ""
             line = f"{where}: silo '{silo}' was started again{redone}: {reason}"
             self.progress.note(line)
-            if _is_federated(record.job):
+            if record.kind == "federated":
                 self._run(f"federated-seed-{seed}").text("restarts", line, record.server_round)
 
     def _tell_joined(self, record: RoundRecord, seed: int) -> None:
@@ -95,12 +95,12 @@ class TrainingRecorder:
         for silo in record.joined:
             line = f"{where}: silo '{silo.silo}' joins with {silo.num_examples:,} rows, from the next round on"
             self.progress.note(line)
-            if _is_federated(record.job):
+            if record.kind == "federated":
                 self._run(f"federated-seed-{seed}").text("joined", line, record.server_round)
 
     @staticmethod
     def _model(record: RoundRecord) -> str:
-        return "federated" if _is_federated(record.job) else "pooled"
+        return "federated" if record.kind == "federated" else "pooled"
 
     def _shown(self, record: RoundRecord) -> dict[str, float | int | None]:
         """What the progress line shows: the federated model, or pooled among the baselines."""
@@ -110,11 +110,11 @@ class TrainingRecorder:
             "loss": record.metrics.get("loss"),
             "mae": record.metrics.get(f"{model}.mae"),
             "r2": record.metrics.get(f"{model}.r2"),
-            "bytes_sent": record.bytes_sent if _is_federated(record.job) else None,
+            "bytes_sent": record.bytes_sent if record.kind == "federated" else None,
         }
 
     def _log(self, record: RoundRecord, seed: int) -> None:
-        if _is_federated(record.job):
+        if record.kind == "federated":
             self._log_federated(self._run(f"federated-seed-{seed}"), record)
             return
         for model in self.setup.members:
@@ -159,6 +159,7 @@ def history_line(record: RoundRecord, seed: int) -> dict[str, object]:
     """What history.jsonl keeps of a round: nothing that depends on a clock."""
     return {
         "job": record.job,
+        "kind": record.kind,
         "seed": seed,
         "round": record.server_round,
         "num_rounds": record.num_rounds,
@@ -173,7 +174,3 @@ def history_line(record: RoundRecord, seed: int) -> dict[str, object]:
 def _curves(record: RoundRecord, model: str, loss: str, tag: Callable[[str], str]) -> dict[str, float]:
     keys = {quantity: f"{model}.{quantity}" for quantity in QUANTITIES} | {"loss": loss}
     return {tag(quantity): record.metrics[key] for quantity, key in keys.items() if key in record.metrics}
-
-
-def _is_federated(job: str) -> bool:
-    return job.startswith("federated")

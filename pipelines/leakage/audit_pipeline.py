@@ -19,11 +19,11 @@ from pipelines.leakage.audited_federation import (
     scaler_of,
     setup_of,
 )
-from ray_fed.federation.coordinator import Job
+from ray_fed.federation.job import Job
 from ray_fed.federation.strategies import State
 from ray_fed.leakage.audit import MessageAudit, audit, check_first_layer
 from ray_fed.leakage.defences import Defence, parse_defence
-from ray_fed.leakage.replay import RecordedUpdate, Replay, hear, in_sum, of_round, one_batch, single_records
+from ray_fed.leakage.replay import RecordedUpdate, Replay, in_sum, of_round, one_batch, replay_rounds, single_records
 from ray_fed.leakage.training_change import TrainingChange
 from ray_fed.learning.layout import initial_vector
 from ray_fed.reporting.run_directory import RunDirectory
@@ -56,10 +56,10 @@ def _carry_out(
     findings = Findings(audited.target_unit, audited.units)
     findings.is_summed = bool(audited.job.secure_threshold)
     findings.has_secret_noise = audited.job.any_plan.private is not None
-    heard = _as_set_up(audited, config, findings)
+    recorded = _as_set_up(audited, config, findings)
     if Path(target).is_dir() and audited.is_whole:
-        findings.verified = same_as_received(target, audited.job, heard)
-    _defences(audited, config, heard, findings)
+        findings.verified = same_as_received(target, audited.job, recorded)
+    _defences(audited, config, recorded, findings)
     _changes(audited, config, findings)
     gate = LeakLimit(config.max_leak, findings)
     directory.write_config({"command": shlex.join(command), "target": target, **asdict(config)})
@@ -75,37 +75,37 @@ def _carry_out(
 
 def _as_set_up(audited: AuditedFederation, config: AuditConfig, findings: Findings) -> list[RecordedUpdate]:
     """Replay the first rounds; attack every update, and every sum of a round's updates."""
-    heard, state = hear(audited.cohort, audited.coordinator, audited.job, config.rounds)
+    recorded, state = replay_rounds(audited.recording, audited.coordinator, audited.job, config.rounds)
     if config.costs:
         findings.costs[""] = _error(audited, audited.job, state)
-    for replays in _rounds(audited, heard):
+    for replays in _rounds(audited, recorded):
         findings.of_rounds += [_audited(audited, one, None) for one in replays]
         if len(replays) > 1:
             findings.of_sums += [_audited(audited, one, None) for one in in_sum(replays)]
     print(f"{config.rounds} rounds as set up: replayed and attacked", file=sys.stderr)
-    return heard
+    return recorded
 
 
-def _rounds(audited: AuditedFederation, heard: Sequence[RecordedUpdate]) -> Iterator[list[Replay]]:
+def _rounds(audited: AuditedFederation, recorded: Sequence[RecordedUpdate]) -> Iterator[list[Replay]]:
     """Yield the messages of each round, one per silo."""
     silos = {silo.spec.name: silo for silo in audited.silos}
     layout = audited.coordinator.layout
-    for server_round in sorted({one.update.server_round for one in heard}):
-        there = [one for one in heard if one.update.server_round == server_round]
+    for server_round in sorted({one.update.server_round for one in recorded}):
+        there = [one for one in recorded if one.update.server_round == server_round]
         yield [of_round(silos[one.update.silo], one, layout, audited.job.any_plan) for one in there]
 
 
 def _defences(
-    audited: AuditedFederation, config: AuditConfig, heard: Sequence[RecordedUpdate], findings: Findings
+    audited: AuditedFederation, config: AuditConfig, recorded: Sequence[RecordedUpdate], findings: Findings
 ) -> None:
     """Attack every kind of message under every defence, and train under it."""
-    kinds = _kinds(audited, next(_rounds(audited, heard)))
+    kinds = _kinds(audited, next(_rounds(audited, recorded)))
     for text in ("", *config.defences):
         defence = replace(parse_defence(text), releases=audited.job.num_rounds) if text else None
         for kind in kinds:
             findings.of_kinds += [_audited(audited, one, defence) for one in kind]
         if defence and config.costs:
-            _, state = hear(audited.cohort, audited.coordinator, audited.job, config.rounds, defence)
+            _, state = replay_rounds(audited.recording, audited.coordinator, audited.job, config.rounds, defence)
             findings.costs[text] = _error(audited, audited.job, state)
         print(f"defence {text or 'none'}: attacked{_cost_words(findings, text)}", file=sys.stderr)
     for kind in kinds if len(audited.silos) > 1 else ():
@@ -135,8 +135,8 @@ def _changes(audited: AuditedFederation, config: AuditConfig, findings: Findings
     for change in (TrainingChange(), *config.parsed_changes()):
         changed = replace(job, name=f"change {change}", plans=change.of(job.plans, audited.sizes))
         rounds = max(1, round(wanted * changed.num_rounds))
-        heard, state = hear(audited.cohort, audited.coordinator, changed, rounds)
-        first = next(_rounds(replace(audited, job=changed), heard[: len(audited.silos)]))
+        recorded, state = replay_rounds(audited.recording, audited.coordinator, changed, rounds)
+        first = next(_rounds(replace(audited, job=changed), recorded[: len(audited.silos)]))
         findings.of_changes[str(change)] = [_audited(audited, one, None) for one in first]
         if len(first) > 1:
             findings.of_changed_sums[str(change)] = [_audited(audited, one, None) for one in in_sum(first)]

@@ -10,10 +10,12 @@ import numpy as np
 from pipelines.formation_energy.setup import POOLED, Setup, jobs, resolve
 from pipelines.ledger.coordinator_ledger import coordinator_path
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.federation.coordinator import Coordinator, Job
+from ray_fed.federation.cohort import LocalCohort
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.job import Job
 from ray_fed.federation.messages import SiloDescription, Vector
 from ray_fed.federation.silo import Silo
-from ray_fed.leakage.replay import RecordedUpdate, RecordingCohort
+from ray_fed.leakage.replay import RecordedUpdate, Recording, recording_cohort
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.materials.property_task import PropertyTask
 from ray_fed.perimeter.message_digest import vector_digest
@@ -26,7 +28,8 @@ from ray_fed.reporting.run_directory import RunDirectory
 class AuditedFederation:
     """The audited silos, open and standardised, and what they do in the federation."""
 
-    cohort: RecordingCohort
+    cohort: LocalCohort
+    recording: Recording
     coordinator: Coordinator
     job: Job
     scale: np.ndarray
@@ -105,7 +108,7 @@ def open_audited(setup: Setup, chosen: Sequence[str], scaler: Standardizer | Non
     if not isinstance(setup.task, PropertyTask):
         raise DataError("an audit replays runs of formation-energy; this run has another task")
     specs = [replace(spec, state_folder="", ledger_folder="") for spec in setup.silos if spec.name in chosen]
-    cohort = RecordingCohort(specs, setup.task, setup.test)
+    cohort, recording = recording_cohort(specs, setup.task, setup.test)
     coordinator = Coordinator(cohort, setup.task, chosen)
     agreement = coordinator.agree()
     if scaler is not None:
@@ -113,18 +116,18 @@ def open_audited(setup: Setup, chosen: Sequence[str], scaler: Standardizer | Non
     scaler = scaler or agreement.standardizer
     assert scaler is not None, "property tasks standardise"
     return AuditedFederation(
-        cohort, coordinator, _job(setup, agreement.silos), scaler.scale,
+        cohort, recording, coordinator, _job(setup, agreement.silos), scaler.scale,
         setup.task.featurizer().feature_units(), setup.task.unit, len(chosen) == len(setup.silos),
     )  # fmt: skip
 
 
-def same_as_received(target: str, job: Job, heard: Sequence[RecordedUpdate]) -> tuple[int, int] | None:
+def same_as_received(target: str, job: Job, recorded: Sequence[RecordedUpdate]) -> tuple[int, int] | None:
     """Return how many replayed updates are, by their SHA-256, those that the run's coordinator wrote down, and how many
     it wrote down of these rounds; None where the run keeps no ledger."""
     path = coordinator_path(RunDirectory(target))
     if not path.is_file():
         return None
-    mine = {(one.update.silo, one.update.server_round): vector_digest(one.update.vector) for one in heard}
+    mine = {(one.update.silo, one.update.server_round): vector_digest(one.update.vector) for one in recorded}
     received = {}
     for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
         message = line.get("message") or {}

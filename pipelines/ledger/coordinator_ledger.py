@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipelines.ledger.foreign_files import this_process
 from ray_fed.errors import DataError
-from ray_fed.perimeter.handing_over import CollectedLedgers
+from ray_fed.perimeter.coordinator_record import CollectedLedgers
 from ray_fed.perimeter.ledger import Ledger
 from ray_fed.privacy.signing import SigningKey
 from ray_fed.reporting.run_directory import RunDirectory

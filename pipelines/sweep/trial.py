@@ -13,7 +13,8 @@ from actors.silo import Handle
 from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.formation_energy.setup import Setup, jobs
 from pipelines.sweep.points import Trial, configured
-from ray_fed.federation.coordinator import Coordinator, Job, RoundRecord
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.job import Job, RoundRecord
 from ray_fed.federation.messages import SiloDescription
 
 EVALUATIONS = 10

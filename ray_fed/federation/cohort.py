@@ -12,14 +12,14 @@ import torch
 from ray_fed.errors import FedError
 from ray_fed.federation.evaluator import Evaluator
 from ray_fed.federation.messages import (
-    Answer,
-    Answered,
+    Arrived,
     Artifact,
-    Back,
     Metrics,
+    Raised,
+    Restarted,
     SessionSpec,
     SiloDescription,
-    Troubled,
+    SiloEvent,
     Vector,
 )
 from ray_fed.federation.silo import make_silo
@@ -42,7 +42,7 @@ class Cohort(Protocol):
     def absent(self) -> dict[str, str]:
         """Return silo -> why, of those that were not there when the others opened their data, and have not come since.
 
-        They are invited when the others are prepared; a `Back` with a description, or an `Unfit`, follows some day.
+        They are invited when the others are prepared; later comes a `Restarted` with a description, or a `JoinRefused`.
         """
         ...
 
@@ -58,12 +58,12 @@ class Cohort(Protocol):
         """Send each named silo its vector to train from; returns at once."""
         ...
 
-    def next_event(self, timeout: float | None = None) -> Answer | None:
+    def next_event(self, timeout: float | None = None) -> SiloEvent | None:
         """Wait for the next answer of any silo; None when none came within `timeout` seconds."""
         ...
 
     def restart(self, silo: str) -> None:
-        """Start a silo again from its specification; a `Back` or `Dead` answer follows."""
+        """Start a silo again from its specification; a `Restarted` or `Died` answer follows."""
         ...
 
     def evaluate(
@@ -130,17 +130,17 @@ class LocalCohort:
     def submit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
         self._asked.extend((session, server_round, name, vector) for name, vector in vectors.items())
 
-    def next_event(self, timeout: float | None = None) -> Answer | None:  # noqa: ARG002
+    def next_event(self, timeout: float | None = None) -> SiloEvent | None:  # noqa: ARG002
         if self._back:
-            return Back(self._back.popleft())
+            return Restarted(self._back.popleft())
         if not self._asked:
             return None
         session, server_round, name, vector = self._asked.popleft()
         try:
             silo = self.silos[name]
-            return Answered(name, server_round, silo.leaving(silo.fit(session, server_round, vector)))
+            return Arrived(name, server_round, silo.leaving(silo.fit(session, server_round, vector)))
         except Exception as error:
-            return Troubled(name, server_round, said_by(error))
+            return Raised(name, server_round, said_by(error))
 
     def restart(self, silo: str) -> None:
         self.silos[silo] = make_silo(self._specs[silo], self._task)

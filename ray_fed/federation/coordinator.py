@@ -6,6 +6,8 @@ A plain class on a `Cohort`; it never holds a row. Everything it reports about a
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,105 +15,23 @@ from ray_fed.config import require
 from ray_fed.errors import ConfigError, SiloRefused
 from ray_fed.federation.cohort import Cohort, busy_seconds, now
 from ray_fed.federation.guard import Guard
+from ray_fed.federation.job import EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
 from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Vector
 from ray_fed.federation.rounds.asynchronous_driver import AsyncRoundDriver
 from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
 from ray_fed.federation.rounds.driver import RoundDriver
-from ray_fed.federation.rounds.machine import RoundMachine, RoundRules
+from ray_fed.federation.rounds.machine import RoundMachine
 from ray_fed.federation.rounds.secure_driver import SecureRoundDriver, require_sums_only
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart
-from ray_fed.federation.strategies import FedAvg, FedBuff, LocalOnly, Models, State, Strategy, local_plan
+from ray_fed.federation.strategies import FedBuff, Models, State, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout, floating_buffers, initial_vector
 from ray_fed.learning.scores import Scores, merged
 from ray_fed.learning.standardisation import Standardizer, merge_moments
-from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.perimeter.handing_over import CollectedLedgers
-from ray_fed.privacy.accounting import PrivacyAccount
 from ray_fed.randomness import generator
 
-EPSILON = "privacy.epsilon"
-"""Name of the metric: epsilon after the round."""
-STATE_BYTES_PER_VALUE = 12
-"""Adam's two moments and, in SCAFFOLD, a control variate: float32 each."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training run over some silos of the cohort."""
-
-    name: str
-    """Name of the session; unique among the jobs of a run."""
-    silos: tuple[str, ...]
-    plans: Mapping[str, TrainingPlan]
-    """Silo -> what it does; all have the same num_rounds."""
-    model_seed: int
-    strategy: Strategy = field(default_factory=FedAvg)
-    rules: RoundRules = field(default_factory=RoundRules)
-    max_norm: float | None = None
-    """Longest move of an update that is accepted, in the unit of the parameters."""
-    evaluate_every: int = 1
-    """Rounds between evaluations; round 0 and the last are always evaluated."""
-    evaluate_silos: bool = True
-    """Also evaluate the models on every silo's own rows."""
-    account: PrivacyAccount | None = None
-    """What the noise in the silos or in the strategy promises; none where there is no noise."""
-    secure_threshold: int = 0
-    """Secure aggregation: silos without whose updates no sum is shown; 0 sends updates without masks."""
-    last_round: int | None = None
-    """Round after which the job is complete, where a privacy budget ends it before its plan."""
-
-    @property
-    def any_plan(self) -> TrainingPlan:
-        """One of the plans: they agree on the number of rounds and on what travels."""
-        return next(iter(self.plans.values()))
-
-    @property
-    def num_rounds(self) -> int:
-        return self.any_plan.num_rounds if self.last_round is None else self.last_round
-
-    def noised_steps(self, server_round: int) -> int:
-        """Return how many noised releases of the account's level rounds 1 to `server_round` make."""
-        by_example = self.account is not None and self.account.level == "example"
-        return self.any_plan.steps_of_round(server_round).stop if by_example else server_round
-
-    def evaluates(self, server_round: int) -> bool:
-        return server_round % self.evaluate_every == 0 or server_round == self.num_rounds
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """What happened in one round; round 0 is the evaluation of the initial parameters."""
-
-    job: str
-    server_round: int
-    num_rounds: int
-    metrics: Mapping[str, float]
-    """Flat: `<model>.mae`, `silo.<name>.loss`, ...; depends on seed and data alone."""
-    participants: tuple[str, ...]
-    failures: tuple[tuple[str, str], ...]
-    """(silo, why it did not take part), sorted."""
-    bytes_sent: int
-    """Bytes of parameters that crossed the silos' boundaries in this round, both directions."""
-    seconds: Mapping[str, float] = field(compare=False)
-    """`total`, `compute`, `communicate`, `evaluate` and `silo.<name>` (computing)."""
-    models: Models | None = field(default=None, repr=False, compare=False)
-    """The models, in the last record of a job."""
-    state: State | None = field(default=None, repr=False, compare=False)
-    """The strategy's state after the round: with `server_round`, all that is needed to go on from here."""
-    joined: tuple[SiloDescription, ...] = ()
-    """Silos that were absent at the start and came in this round: they take part from the next one on."""
-    restarts: tuple[tuple[str, str], ...] = field(default=(), compare=False)
-    """(silo, why) of those that died and were started again; one that redid its round leaves no other trace."""
-    notes: tuple[Mapping[str, object], ...] = field(default=(), repr=False, compare=False)
-    """For the coordinator's ledger: what was received, and the digest of each model."""
-
-
-def state_bytes(record: RoundRecord) -> int:
-    """Return about how much a silo keeps on its disk after the round of a record."""
-    largest = max((value.size for value in (record.state or {}).values()), default=0)
-    return STATE_BYTES_PER_VALUE * largest
+Message = TypeVar("Message")
 
 
 @dataclass(frozen=True)
@@ -132,15 +52,16 @@ class Agreement:
 class Coordinator:
     """Runs jobs on a cohort. `training` names the silos whose rows define the scaler (a pooled baseline does not)."""
 
-    def __init__(self, cohort: Cohort, task: Task, training: Sequence[str]):
+    def __init__(self, cohort: Cohort, task: Task, training: Sequence[str], observers: Sequence[Observer] = ()):
         self.cohort, self.task, self.training = cohort, task, tuple(training)
+        self.observers = tuple(observers)
         module = task.model(0)
         self.layout = Layout.of(module)
         self._has_buffers = bool(floating_buffers(module))
 
     def agree(self) -> Agreement:
         """Open all silos, refuse those that disagree, standardise together."""
-        silos = self.cohort.open()
+        silos = self._observed(self.cohort.open())
         expected = self.task.agreement()
         for name, description in silos.items():
             check_agreement(name, description.agreement, expected)
@@ -151,7 +72,7 @@ class Coordinator:
     def _standardizer(self, silos: Sequence[str]) -> Standardizer | None:
         if not self.task.standardises:
             return None
-        moments = self.cohort.moments(silos)
+        moments = self._observed(self.cohort.moments(silos))
         return Standardizer.from_moments(merge_moments(moments[name] for name in sorted(moments)))
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
@@ -174,7 +95,8 @@ class Coordinator:
             }
         )
         try:
-            yield from self._rounds(job, after_round, state)
+            for record in self._rounds(job, after_round, state):
+                yield reduce(lambda known, observer: observer.round_ended(known, job), self.observers, record)
         finally:
             self.cohort.close_session(job.name, job.silos)
 
@@ -182,27 +104,30 @@ class Coordinator:
         """Return (true, model -> predicted) on the common test set, None without one."""
         return self.cohort.predict_test(models)
 
-    def collect_ledgers(self) -> CollectedLedgers:
-        """Return the silos' ledgers: none here, only silos behind boundaries of their own keep some (actors/)."""
-        return CollectedLedgers()
+    def _observed(self, messages: dict[str, Message], session: str = "") -> dict[str, Message]:
+        """Show what came from the silos, by silo, to the observers."""
+        for observer in self.observers:
+            for silo, message in messages.items():
+                observer.message_received(silo, message, session)
+        return messages
 
     def _rounds(self, job: Job, after_round: int, state: State | None) -> Iterator[RoundRecord]:
         initial = self._initial_vector(job)
         first = job.strategy.start(initial, job.silos)
-        work = self._work(job, after_round, state or first)
+        driver = self._driver(job, after_round, state or first)
         if state is None:
             state = first
-            yield self._record(job, 0, state, work, now(), now())
+            yield self._record(job, 0, state, driver, now(), now())
         elif {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in first.items()}:
             raise ConfigError(f"the checkpoint of job '{job.name}' is of another network or strategy; start a new run")
         for server_round in range(after_round + 1, job.num_rounds + 1):
             start = now()
             vectors = job.strategy.dispatch(state, job.silos)
-            updates = work.updates(server_round, vectors, self._ranking(job, server_round))
-            state = work.remembered(job.strategy.aggregate(state, updates))
-            yield self._record(job, server_round, state, work, start, now())
+            updates = driver.updates(server_round, vectors, self._ranking(job, server_round))
+            state = driver.remembered(job.strategy.aggregate(state, updates))
+            yield self._record(job, server_round, state, driver, start, now())
 
-    def _work(self, job: Job, after_round: int, state: State) -> RoundDriver:
+    def _driver(self, job: Job, after_round: int, state: State) -> RoundDriver:
         guard, strategy = Guard(job.max_norm), job.strategy
         absent = self.cohort.absent()
         if isinstance(strategy, FedBuff):
@@ -210,14 +135,24 @@ class Coordinator:
             turns = dict(zip(job.silos, state[TURNS].tolist(), strict=True))
             buffered = AsyncRoundMachine(job.rules, job.silos, strategy.buffer_size, after_round, turns)
             return AsyncRoundDriver(
-                cohort=self.cohort, machine=buffered, guard=guard, session=job.name, strategy=strategy
+                cohort=self.cohort,
+                machine=buffered,
+                guard=guard,
+                session=job.name,
+                observers=self.observers,
+                strategy=strategy,
             )
         machine = RoundMachine(job.rules, job.silos, server_round=after_round, absent=absent)
         if job.secure_threshold:
             return SecureRoundDriver(
-                cohort=self.cohort, machine=machine, guard=guard, session=job.name, threshold=job.secure_threshold
+                cohort=self.cohort,
+                machine=machine,
+                guard=guard,
+                session=job.name,
+                observers=self.observers,
+                threshold=job.secure_threshold,
             )
-        return RoundDriver(self.cohort, machine, guard, job.name)
+        return RoundDriver(self.cohort, machine, guard, job.name, self.observers)
 
     @staticmethod
     def _ranking(job: Job, server_round: int) -> list[str]:
@@ -232,16 +167,16 @@ class Coordinator:
         return np.concatenate([vector, np.zeros(num_moments, np.float32)])
 
     def _record(
-        self, job: Job, server_round: int, state: State, work: RoundDriver, start: float, end: float
+        self, job: Job, server_round: int, state: State, driver: RoundDriver, start: float, end: float
     ) -> RoundRecord:
-        updates = sorted((update for _, update in work.seen), key=lambda update: update.silo)
-        metrics = {} if job.any_plan.private else work.losses()  # private steps tell no loss
+        updates = sorted((update for _, update in driver.seen), key=lambda update: update.silo)
+        metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
         models = job.strategy.models(state)
         if job.evaluates(server_round):
-            metrics |= self._evaluation(job, models, work.idle())
+            metrics |= self._evaluation(job, models, driver.idle())
             if job.account:
                 metrics[EPSILON] = job.account.epsilon(job.noised_steps(server_round))
-        compute = busy_seconds(start, [(at, update.seconds) for at, update in work.seen])
+        compute = busy_seconds(start, [(at, update.seconds) for at, update in driver.seen])
         seconds = {
             "total": end - start,
             "compute": compute,
@@ -251,17 +186,18 @@ class Coordinator:
         }
         return RoundRecord(
             job.name,
+            job.kind,
             server_round,
             job.num_rounds,
             metrics,
             tuple(dict.fromkeys(update.silo for update in updates)),
-            work.failures,
-            work.num_bytes,
+            driver.failures,
+            driver.num_bytes,
             seconds,
             models if server_round == job.num_rounds else None,
             state,
-            tuple(work.joined),
-            tuple(work.restarts),
+            tuple(driver.joined),
+            tuple(driver.restarts),
         )
 
     def _evaluation(self, job: Job, models: Models, silos: Sequence[str]) -> dict[str, float]:
@@ -273,7 +209,7 @@ class Coordinator:
         # Silos that never pause would have to stop for it; the evaluator disturbs nobody.
         asks_silos = job.evaluate_silos and not isinstance(job.strategy, FedBuff)
         if test is None or asks_silos:
-            by_silo = self.cohort.evaluate(job.name, silos, models)
+            by_silo = self._observed(self.cohort.evaluate(job.name, silos, models), job.name)
             for silo in sorted(by_silo):
                 metrics |= _named(f"silo.{silo}", _own(by_silo[silo], silo))
             if test is None and by_silo:
@@ -288,16 +224,6 @@ def check_agreement(silo: str, theirs: Mapping[str, str], ours: Mapping[str, str
     for key, value in ours.items():
         if theirs.get(key) != value:
             raise SiloRefused(silo, key, repr(theirs.get(key)), repr(value))
-
-
-def local_job(job: Job, plans: Mapping[str, TrainingPlan], name: str) -> Job:
-    """Return the no-exchange counterpart of a job over the silos of `plans`."""
-    # Nothing is averaged, so nothing is selected, refused or cut short: only restarts are as in the federation.
-    rules = RoundRules(max_restarts=job.rules.max_restarts)
-    return replace(
-        job, name=name, silos=tuple(plans), plans=plans, strategy=LocalOnly(), rules=rules, max_norm=None,
-        evaluate_silos=False, secure_threshold=0, account=None, last_round=None,
-    )  # fmt: skip
 
 
 def _own(metrics: Mapping[str, Metrics], silo: str) -> Scores:

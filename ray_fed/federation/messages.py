@@ -111,17 +111,20 @@ class SummedUpdate(Update):
     total: ExactWeightedSum = field(repr=False)
 
 
+# ---- what comes from a silo, as events of the round rules (rounds/machine.py)
+
+
 @dataclass(frozen=True)
-class Answered:
-    """A silo's update to what it was asked; `server_round` is the round of the question, whatever the update says."""
+class Arrived:
+    """A silo's update to what was submitted; `server_round` is that of the submission, whatever the update says."""
 
     silo: str
     server_round: int
-    update: Update | MaskedUpdate
+    update: "Update | MaskedUpdate | None" = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
-class Troubled:
+class Raised:
     """The silo raised an error; its process lives."""
 
     silo: str
@@ -130,7 +133,7 @@ class Troubled:
 
 
 @dataclass(frozen=True)
-class Dead:
+class Died:
     """The silo's process is gone, or could not be started again."""
 
     silo: str
@@ -138,7 +141,7 @@ class Dead:
 
 
 @dataclass(frozen=True)
-class Back:
+class Restarted:
     """The silo was started again, has opened its data and its sessions."""
 
     silo: str
@@ -147,14 +150,14 @@ class Back:
 
 
 @dataclass(frozen=True)
-class Unfit:
+class JoinRefused:
     """A silo that was absent is there, and does not fit what the others agreed on, or cannot open its data."""
 
     silo: str
     reason: str
 
 
-Answer = Answered | Troubled | Dead | Back | Unfit
+SiloEvent = Arrived | Raised | Died | Restarted | JoinRefused
 
 
 @dataclass(frozen=True)

@@ -48,10 +48,13 @@ class SecureClient:
 
     def answer(self, query: str, num_examples: int, session: str, server_round: int, *given: np.ndarray) -> Artifact:
         """Return the silo's part of a phase."""
-        said = getattr(self, f"_{query}")(session, server_round, *given)
-        return Artifact(self.silo, query, num_examples, {}, as_bytes(said))
+        answers = {
+            "secure_keys": self._keys, "secure_shares": self._shares, "secure_deliver": self._deliver,
+            "secure_agree": self._agree, "secure_unmask": self._unmask,
+        }  # fmt: skip
+        return Artifact(self.silo, query, num_examples, {}, as_bytes(answers[query](session, server_round, *given)))
 
-    def _secure_keys(self, session: str, server_round: int) -> dict[str, bytes]:
+    def _keys(self, session: str, server_round: int) -> dict[str, bytes]:
         if not self.is_secure(session):
             raise self._failure(server_round, f"session '{session}' was not opened for it")
         before = self._members.get(session)
@@ -62,21 +65,21 @@ class SecureClient:
         self._members[session] = member
         return vars(member.keys())
 
-    def _secure_shares(self, session: str, server_round: int, told: np.ndarray) -> dict[str, bytes]:
+    def _shares(self, session: str, server_round: int, told: np.ndarray) -> dict[str, bytes]:
         keys: dict[str, dict[str, bytes]] = {}
         for name, value in of_bytes(told).items():
             kind, _, silo = name.partition(".")
             keys.setdefault(silo, {})[kind] = value
         return self._member(session, server_round).shares({silo: Keys(**parts) for silo, parts in keys.items()})
 
-    def _secure_deliver(self, session: str, server_round: int, shares: np.ndarray) -> dict[str, bytes]:
+    def _deliver(self, session: str, server_round: int, shares: np.ndarray) -> dict[str, bytes]:
         self._member(session, server_round).deliver(of_bytes(shares))
         return {}
 
-    def _secure_agree(self, session: str, server_round: int, names: np.ndarray) -> dict[str, bytes]:
+    def _agree(self, session: str, server_round: int, names: np.ndarray) -> dict[str, bytes]:
         return {"signature": self._member(session, server_round).agree(list(of_bytes(names)))}
 
-    def _secure_unmask(self, session: str, server_round: int, signatures: np.ndarray) -> dict[str, bytes]:
+    def _unmask(self, session: str, server_round: int, signatures: np.ndarray) -> dict[str, bytes]:
         return self._member(session, server_round).unmask(of_bytes(signatures))
 
     def _member(self, session: str, server_round: int) -> SecureMember:

@@ -1,7 +1,7 @@
 """A silo: holds its rows, trains sessions on them, answers with typed messages. Actors give it a place."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ray_fed.errors import SiloFailed
 from ray_fed.federation.messages import Artifact, MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
@@ -22,9 +22,6 @@ class Silo:
 
     No method returns a row: what comes back is a `SiloDescription`, `ColumnMoments`, `Update` or `Metrics`.
     """
-
-    queries: frozenset[str] = frozenset()
-    """Names of the methods, besides those of every silo, that may be asked for; each returns an `Artifact`."""
 
     def __init__(self, spec: SiloSpec, task: Task, device: str = "cpu"):
         self.spec, self.task, self.device = spec, task, device
@@ -151,9 +148,14 @@ class Silo:
         """Answer one of the further queries of this kind of silo; SiloFailed for one it does not know."""
         if query in SECURE_QUERIES:
             return self.secure.answer(query, len(self.rows.features), *given)  # type: ignore[arg-type]
-        if query not in self.queries:
-            raise SiloFailed(self.spec.name, f"answering '{query}'", f"it knows {sorted(self.queries)}")
-        return getattr(self, query)(*given)
+        queries = self.queries()
+        if query not in queries:
+            raise SiloFailed(self.spec.name, f"answering '{query}'", f"it knows {sorted(queries)}")
+        return queries[query](*given)
+
+    def queries(self) -> Mapping[str, Callable[..., Artifact]]:
+        """Return the further queries of this kind of silo: name -> what answers it."""
+        return {}
 
     def _session(self, session: str) -> Trainer:
         if session not in self.sessions:

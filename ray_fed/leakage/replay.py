@@ -1,21 +1,23 @@
 """What the coordinator of a federation receives, made again inside the silos: the messages an audit attacks.
 
-Two kinds: the messages of the federation as it is set up, round by round (`RecordingCohort`), and those of the same
+Two kinds: the messages of the federation as it is set up, round by round (`RecordingSilo`), and those of the same
 silo if it sent after every record, or after every batch (`single_records`, `one_batch`).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 
 import numpy as np
 import torch
 
 from ray_fed.federation.cohort import LocalCohort
-from ray_fed.federation.coordinator import Coordinator, Job
-from ray_fed.federation.messages import Answer, Answered, Update, Vector
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.job import Job
+from ray_fed.federation.messages import MaskedUpdate, Update, Vector
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.strategies import State
+from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.leakage.defences import Defence
 from ray_fed.learning.layout import Layout, load_vector
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
@@ -65,69 +67,85 @@ class RecordedUpdate:
         return self.sent[:size].astype(np.float64) - self.update.vector[:size]
 
 
-class RecordingCohort(LocalCohort):
-    """Silos in this process; notes what they are sent and what they answer, after a defence if there is one."""
+class RecordingSilo(Silo):
+    """A silo that keeps, for its own audit, what it is sent and what it answers, after a defence if there is one."""
+
+    def __init__(self, spec: SiloSpec, task: Task, recording: "Recording"):
+        super().__init__(spec, task)
+        self._recording = recording
+        self._sent = np.empty(0, np.float32)
+
+    def fit(self, session: str, server_round: int, vector: Vector) -> Update:
+        self._sent = vector
+        return super().fit(session, server_round, vector)
+
+    def leaving(self, update: Update) -> Update | MaskedUpdate:
+        update = self._recording.defended(self._sent, update)
+        trainer = self.sessions[update.session]
+        assert isinstance(trainer, LocalTrainer)
+        rows = _rows_of_round(trainer, update.server_round)
+        self._recording.updates.append(RecordedUpdate(self._sent, update, rows))
+        return super().leaving(update)
+
+
+@dataclass
+class Recording:
+    """What the silos of a replay keep together."""
 
     defence: Defence | None = None
+    layout: Layout | None = None
+    updates: list[RecordedUpdate] = field(default_factory=list)
 
-    def listen(self, defence: Defence | None, layout: Layout) -> None:
-        """Forget what was heard; defend what is heard from now on."""
-        self.defence, self._layout = defence, layout
-        self.heard: list[RecordedUpdate] = []
-        self._sent: dict[tuple[str, int], Vector] = {}
+    def begin(self, defence: Defence | None, layout: Layout) -> None:
+        """Forget what was recorded; defend what is answered from now on."""
+        self.defence, self.layout, self.updates = defence, layout, []
 
-    def submit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
-        self._sent |= {(silo, server_round): vector for silo, vector in vectors.items()}
-        super().submit(session, server_round, vectors)
-
-    def next_event(self, timeout: float | None = None) -> Answer | None:
-        answer = super().next_event(timeout)
-        if not isinstance(answer, Answered) or not isinstance(answer.update, Update):
-            return answer
-        sent = self._sent.pop((answer.silo, answer.server_round))
-        update = self._defended(sent, answer.update)
-        trainer = self.silos[answer.silo].sessions[answer.update.session]
-        assert isinstance(trainer, LocalTrainer)
-        self.heard.append(RecordedUpdate(sent, update, _rows_of_round(trainer, answer.server_round)))
-        return replace(answer, update=update)
-
-    def _defended(self, sent: Vector, update: Update) -> Update:
+    def defended(self, sent: Vector, update: Update) -> Update:
+        """Return the update as it leaves under the defence."""
         if self.defence is None:
             return update
-        size = self._layout.size
+        assert self.layout is not None
+        size = self.layout.size
         moved = update.vector[:size].astype(np.float64) - sent[:size]
         seed = derived_seed(0, "defence of an update", update.silo, update.server_round)
-        parts = defended(list(self._layout.unflatten(moved).values()), self.defence, seed)
+        parts = defended(list(self.layout.unflatten(moved).values()), self.defence, seed)
         vector = update.vector.copy()
         vector[:size] = sent[:size] + np.concatenate([part.ravel() for part in parts])
         return replace(update, vector=vector)
 
 
-def hear(
-    cohort: RecordingCohort, coordinator: Coordinator, job: Job, rounds: int, defence: Defence | None = None
+def recording_cohort(specs: Sequence[SiloSpec], task: Task, test: SiloSpec | None) -> tuple[LocalCohort, Recording]:
+    """Return silos in this process that record, and where they do."""
+    recording, cohort = Recording(), LocalCohort([], task, test)
+    cohort.silos.update({spec.name: RecordingSilo(spec, task, recording) for spec in specs})
+    return cohort, recording
+
+
+def replay_rounds(
+    recording: Recording, coordinator: Coordinator, job: Job, rounds: int, defence: Defence | None = None
 ) -> tuple[list[RecordedUpdate], State]:
     """Run the first rounds of a job; return every update as it leaves its silo, and the last state.
 
     The silos' answers are bit for bit those of a run of the same configuration, on whatever cohort, unless their noise
     is secret. Under secure aggregation they are what is under the masks.
     """
-    cohort.listen(defence, coordinator.layout)
+    recording.begin(defence, coordinator.layout)
     job = replace(job, evaluate_every=job.num_rounds + 1, evaluate_silos=False, secure_threshold=0)
     state: State = {}
     records = coordinator.run(job)
     for record in islice(records, min(rounds, job.num_rounds) + 1):
         state = record.state or state
     records.close()  # type: ignore[attr-defined]
-    return cohort.heard, state
+    return recording.updates, state
 
 
-def of_round(silo: Silo, heard: RecordedUpdate, layout: Layout, plan: TrainingPlan) -> Replay:
+def of_round(silo: Silo, recorded: RecordedUpdate, layout: Layout, plan: TrainingPlan) -> Replay:
     """Return the message of one silo and one round."""
     steps = round(plan.total_steps / plan.num_rounds)
     kind = f"update of a round ({steps} local {plan.optimizer} step{'s' if steps > 1 else ''})"
-    parts = list(layout.unflatten(heard.moved(layout.size)).values())
-    took_part = heard.took_part
-    count = min(heard.update.num_examples, len(silo.samples.features)) if took_part is None else len(took_part)
+    parts = list(layout.unflatten(recorded.moved(layout.size)).values())
+    took_part = recorded.took_part
+    count = min(recorded.update.num_examples, len(silo.samples.features)) if took_part is None else len(took_part)
     return replace(_replay(silo, kind, (parts,), count), took_part=took_part)
 
 

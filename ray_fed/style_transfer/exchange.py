@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 
 from ray_fed.federation.cohort import LocalCohort
-from ray_fed.federation.coordinator import Agreement, Coordinator, Job, RoundRecord
+from ray_fed.federation.coordinator import Agreement, Coordinator
+from ray_fed.federation.job import Job, RoundRecord
 from ray_fed.federation.messages import Artifact
 from ray_fed.federation.silo import make_silo
 from ray_fed.federation.strategies import State

@@ -1,7 +1,7 @@
 """FedTransfer as a task of the runtime, and its silo: segmentation by silos that can also exchange styles."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -20,6 +20,7 @@ from ray_fed.micrographs.polycrystals import StyleName
 from ray_fed.micrographs.segmentation_task import SegmentationTask, TileRows, TileTrainer
 from ray_fed.micrographs.tile_source import SetSource, SiloTiles
 from ray_fed.randomness import derived_seed
+from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.style_transfer.amplitude import bank_bytes, bank_of
 from ray_fed.style_transfer.artifact import CODECS, DEFAULT_LIMIT
 from ray_fed.style_transfer.methods import METHODS, Method, method_named
@@ -95,10 +96,6 @@ NOTHING = np.zeros(0, np.uint8)
 class StyleSilo(Silo):
     """See `Silo` and `StyleModels`. Discriminator, images and labels never leave."""
 
-    queries = frozenset(
-        {"learn_style", "style", "take_style", "amplitudes", "take_amplitudes", "paint_styles", "test", "test_apart"}
-    )
-
     def __init__(self, spec: SiloSpec, task: FedTransferTask, device: str = "cpu"):
         super().__init__(spec, task, device)
         self.fed_transfer = task
@@ -116,6 +113,13 @@ class StyleSilo(Silo):
             self.style_models = StyleModels(self.spec.name, parts.train, parts.validation, self.device, folder)
             self.style_models.recall_received()
         return self._description
+
+    def queries(self) -> Mapping[str, Callable[..., Artifact]]:
+        return {
+            "learn_style": self.learn_style, "style": self.style, "take_style": self.take_style,
+            "amplitudes": self.amplitudes, "take_amplitudes": self.take_amplitudes, "paint_styles": self.paint_styles,
+            "test": self.test, "test_apart": self.test_apart,
+        }  # fmt: skip
 
     # ---- the style half
 
@@ -267,6 +271,4 @@ class StyleSilo(Silo):
     def _draw(self, name: str, png: bytes) -> None:
         """Pictures show the silo's data, so they stay in the silo's own folder."""
         if self.spec.state_folder:
-            from ray_fed.reporting.atomic_write import write_atomically
-
             write_atomically(Path(self.spec.state_folder) / "pictures" / name, png)

@@ -16,7 +16,7 @@ from actors.cohort import RayCohort
 from actors.placement import actor_options
 from actors.silo import SiloActor
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.messages import Answered, SessionSpec
+from ray_fed.federation.messages import Arrived, SessionSpec
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from tests.synthetic import Fault, FaultyRows, FaultyTask
@@ -52,7 +52,7 @@ class Scene:
 
     def told(self, timeout: float) -> str:
         answer = self.cohort.next_event(timeout)
-        return f"{answer.silo} answered" if isinstance(answer, Answered) else str(answer)
+        return f"{answer.silo} answered" if isinstance(answer, Arrived) else str(answer)
 
 
 def tell(*heard: object) -> None:

@@ -18,8 +18,8 @@ def told(scene: str, folder) -> list[str]:
 
 def test_an_answer_that_is_lost_with_its_node_costs_a_silo_its_round_and_no_more(tmp_path):
     assert told("lost", tmp_path) == [
-        "Troubled(silo='far', server_round=1, reason='its answer was lost with its node, before it was fetched')",
-        "Dead(silo='far', reason='its process died (killed, out of memory or crashed)')",
+        "Raised(silo='far', server_round=1, reason='its answer was lost with its node, before it was fetched')",
+        "Died(silo='far', reason='its process died (killed, out of memory or crashed)')",
         "{} {}",
     ]
 

@@ -16,8 +16,9 @@ from actors.cohort import RayCohort
 from actors.federation import federation
 from actors.silo import SiloActor
 from ray_fed.errors import QuorumLost
-from ray_fed.federation.coordinator import Coordinator, Job
-from ray_fed.federation.messages import Answered
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.job import Job
+from ray_fed.federation.messages import Arrived
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
@@ -218,7 +219,7 @@ class AgainCohort(RayCohort):
             self.num_again += 1
             return self.delivered.popleft()
         found = super().next_event(timeout)
-        if isinstance(found, Answered):
+        if isinstance(found, Arrived):
             self.delivered.append(found)
         return found
 

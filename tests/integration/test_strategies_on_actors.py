@@ -8,7 +8,8 @@ import pytest
 from actors.federation import federation
 from actors.session import OUR_INLINE_BYTES
 from ray_fed.federation.cohort import LocalCohort
-from ray_fed.federation.coordinator import Coordinator, Job
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.job import Job
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.strategies import make_strategy
 from ray_fed.federation.task import SiloSpec

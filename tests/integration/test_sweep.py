@@ -25,7 +25,8 @@ from actors.tuning import run_trials
 from pipelines.cli import main
 from ray_fed.errors import SiloFailed
 from ray_fed.federation.cohort import LocalCohort
-from ray_fed.federation.coordinator import Coordinator, Job
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.job import Job
 from ray_fed.federation.messages import SessionSpec
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import TrainingPlan

@@ -10,25 +10,22 @@ from hypothesis import strategies as st
 
 from ray_fed.errors import ConfigError, QuorumLost
 from ray_fed.federation.cohort import LocalCohort
-from ray_fed.federation.coordinator import Coordinator, Job
-from ray_fed.federation.messages import Answered, Troubled, Update
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.job import Job
+from ray_fed.federation.messages import Arrived, Died, Raised, Restarted, Update
 from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
 from ray_fed.federation.rounds.machine import (
-    Arrived,
-    Ask,
+    Accept,
     Close,
     DeadlinePassed,
-    Died,
     Drop,
     Opened,
     Phase,
-    Raised,
     Refused,
     Restart,
-    Restarted,
     RoundRules,
     Stop,
-    Take,
+    Submit,
 )
 from ray_fed.federation.strategies import FedAvg, FedBuff
 from ray_fed.federation.strategies.buffered import TURNS
@@ -73,30 +70,30 @@ def test_options_out_of_range_are_refused(options, said):
 
 def opened(buffer_size=2, **rules):
     made = AsyncRoundMachine(RoundRules(**rules), ABC, buffer_size)
-    assert made.handle(Opened(1, ABC)) == [Ask("a", 1), Ask("b", 1), Ask("c", 1)]
+    assert made.handle(Opened(1, ABC)) == [Submit("a", 1), Submit("b", 1), Submit("c", 1)]
     return made
 
 
 def test_a_silo_that_answers_gets_the_next_turn_at_once_until_the_buffer_is_full():
     ours = opened()
-    assert ours.handle(Arrived("b", 1)) == [Take("b", 1), Ask("b", 2)]
-    assert ours.handle(Arrived("b", 2)) == [Take("b", 2), Close(1, ("b",), ())]
-    assert ours.handle(Opened(2, ABC)) == [Ask("b", 3)]
-    assert ours.handle(Arrived("a", 1)) == [Take("a", 1), Ask("a", 2)]
+    assert ours.handle(Arrived("b", 1)) == [Accept("b", 1), Submit("b", 2)]
+    assert ours.handle(Arrived("b", 2)) == [Accept("b", 2), Close(1, ("b",), ())]
+    assert ours.handle(Opened(2, ABC)) == [Submit("b", 3)]
+    assert ours.handle(Arrived("a", 1)) == [Accept("a", 1), Submit("a", 2)]
 
 
 def test_a_dead_silo_does_its_turn_again_after_the_restart():
     ours = opened()
     assert ours.handle(Died("a", "killed")) == [Restart("a")]
-    assert ours.handle(Restarted("a")) == [Ask("a", 1)]
+    assert ours.handle(Restarted("a")) == [Submit("a", 1)]
 
 
 def test_a_silo_that_raises_sits_out_until_the_next_round():
     ours = opened()
     assert ours.handle(Raised("a", 1, "disk full")) == [Drop("a", 1, "disk full")]
     ours.handle(Arrived("b", 1))
-    assert ours.handle(Arrived("c", 1)) == [Take("c", 1), Close(1, ("b", "c"), (("a", "disk full"),))]
-    assert ours.handle(Opened(2, ABC)) == [Ask("a", 2), Ask("c", 2)]
+    assert ours.handle(Arrived("c", 1)) == [Accept("c", 1), Close(1, ("b", "c"), (("a", "disk full"),))]
+    assert ours.handle(Opened(2, ABC)) == [Submit("a", 2), Submit("c", 2)]
 
 
 def test_a_duplicate_answer_is_dropped():
@@ -111,7 +108,7 @@ def test_the_deadline_closes_a_round_with_what_is_there_and_the_late_work_on():
     late = "late: no answer before the deadline"
     assert ours.handle(DeadlinePassed(1)) == [Close(1, ("a",), (("b", late), ("c", late)))]
     assert ours.handle(Opened(2, ABC)) == []
-    assert ours.handle(Arrived("b", 1)) == [Take("b", 1), Ask("b", 2)]
+    assert ours.handle(Arrived("b", 1)) == [Accept("b", 1), Submit("b", 2)]
 
 
 def test_a_round_in_which_everybody_fails_stops_the_run_with_the_reasons():
@@ -145,7 +142,7 @@ def test_in_every_order_of_events_rounds_close_once_and_nobody_works_on_two_turn
 
     def carry_out(decisions):
         for decision in decisions:
-            if isinstance(decision, Ask):
+            if isinstance(decision, Submit):
                 assert decision.silo not in in_flight
                 in_flight[decision.silo] = decision.server_round
             elif isinstance(decision, Restart):
@@ -198,7 +195,7 @@ class ClockedCohort(LocalCohort):
         return self.reply(name, turn, session, vector)
 
     def reply(self, name, turn, session, vector):
-        return Answered(name, turn, self.silos[name].fit(session, turn, vector))
+        return Arrived(name, turn, self.silos[name].fit(session, turn, vector))
 
 
 TEST = SiloSpec("test", DrawnRows(200))
@@ -263,7 +260,7 @@ def test_a_nan_in_the_buffer_is_quarantined():
 def test_a_run_in_which_all_silos_raise_ends_with_quorum_lost():
     class Failing(ClockedCohort):
         def reply(self, name, turn, session, vector):  # noqa: ARG002
-            return Troubled(name, turn, "no power")
+            return Raised(name, turn, "no power")
 
     _, ours, work = started(FedBuff(), Failing)
     with pytest.raises(QuorumLost, match="no power"):

@@ -18,20 +18,11 @@ from pipelines.formation_energy.membership import (
 from pipelines.formation_energy.setup import Setup
 from ray_fed.errors import ConfigError, DataError, QuorumLost
 from ray_fed.federation.cohort import LocalCohort
-from ray_fed.federation.coordinator import Coordinator, Job, RoundRecord
-from ray_fed.federation.messages import Back, Unfit
-from ray_fed.federation.rounds.machine import (
-    Arrived,
-    Ask,
-    Barred,
-    Died,
-    Opened,
-    Restart,
-    Restarted,
-    RoundMachine,
-    RoundRules,
-    StartRules,
-)
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.job import Job, RoundRecord
+from ray_fed.federation.messages import Arrived, Died, JoinRefused, Restarted
+from ray_fed.federation.rounds.machine import Opened, Restart, RoundMachine, RoundRules, StartRules, Submit
+from ray_fed.federation.silo import make_silo
 from ray_fed.federation.strategies import FedBuff
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
@@ -76,14 +67,14 @@ class LateCohort(LocalCohort):
     def _comes(self):
         if self.is_unfit:
             self.away[self.late] = "it cannot join"
-            return Unfit(self.late, "it cannot join")
+            return JoinRefused(self.late, "it cannot join")
         del self.away[self.late]
         silo = self.silos[self.late]
         description = silo.open()
         silo.prepare(self._standardizer)
         for spec in self.waiting:
             silo.open_session(spec)
-        return Back(self.late, description)
+        return Restarted(self.late, description)
 
 
 def run(cohort, **changes):
@@ -147,11 +138,11 @@ def machine(**changes):
 
 def test_no_round_waits_for_an_absent_silo_and_one_that_comes_is_asked_in_the_next():
     rules = machine()
-    assert rules.handle(Opened(1, ("a", "b"))) == [Ask("a", 1)]
+    assert rules.handle(Opened(1, ("a", "b"))) == [Submit("a", 1)]
     assert rules.handle(Restarted("b")) == []
     rules.handle(Arrived("a", 1))
     assert not rules.is_open
-    assert rules.handle(Opened(2, ("b", "a"))) == [Ask("b", 2), Ask("a", 2)]
+    assert rules.handle(Opened(2, ("b", "a"))) == [Submit("b", 2), Submit("a", 2)]
 
 
 def test_an_absent_silo_that_dies_while_it_joins_is_invited_again_as_often_as_rules_allow():
@@ -167,7 +158,7 @@ def test_an_absent_silo_that_dies_while_it_joins_is_invited_again_as_often_as_ru
 def test_what_befalls_a_silo_of_another_job_changes_nothing():
     rules = RoundMachine(RoundRules(), ("a",))
     rules.handle(Opened(1, ("a",)))
-    for event in (Restarted("b"), Barred("b", "no"), Died("b", "gone")):
+    for event in (Restarted("b"), JoinRefused("b", "no"), Died("b", "gone")):
         assert rules.handle(event) == []
 
 
@@ -206,8 +197,8 @@ def kept(tmp_path):
 
 
 def joining(silo="silo-3"):
-    description = SyntheticTask().silo(SiloSpec(silo, silos(50)[0].source)).open()
-    return RoundRecord("federated-0", 3, 6, {}, (), (), 0, {}, joined=(description,))
+    description = make_silo(SiloSpec(silo, silos(50)[0].source), SyntheticTask()).open()
+    return RoundRecord("federated-0", "federated", 3, 6, {}, (), (), 0, {}, joined=(description,))
 
 
 def test_a_run_waits_as_told_and_a_resumed_one_needs_those_it_began_with(kept):

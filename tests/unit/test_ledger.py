@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger, name_of_run
 from ray_fed.errors import DataError
 from ray_fed.federation.cohort import LocalCohort
-from ray_fed.federation.coordinator import Coordinator, Job
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.job import Job
 from ray_fed.federation.messages import Update
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.strategies import FedAvg
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.perimeter.coordinator_record import WitnessedCohort, with_notes
+from ray_fed.perimeter.coordinator_record import CollectedLedgers, CoordinatorRecord, SiloLedger
 from ray_fed.perimeter.guarded_silo import GuardedSilo
-from ray_fed.perimeter.handing_over import CollectedLedgers, SiloLedger
 from ray_fed.perimeter.ledger import GENESIS, Ledger
 from ray_fed.perimeter.lineage import lineage, origin_of
 from ray_fed.perimeter.message_digest import canonical_text, digest_of, tensors_digest, vector_digest
@@ -262,11 +262,10 @@ def ledgers(tmp_path, monkeypatch):
     cohort = LocalCohort(specs, task)
     boundaries = {spec.name: GuardedSilo(spec, lambda spec=spec: Silo(spec, task)) for spec in specs}
     cohort.silos = boundaries
-    witness = WitnessedCohort(cohort)
-    coordinator = Coordinator(witness, task, NAMES)
+    coordinator = Coordinator(cohort, task, NAMES, [CoordinatorRecord(task)])
     coordinator.agree()
     job = Job("federated", NAMES, dict.fromkeys(NAMES, PLAN), 0, FedAvg())
-    records = list(with_notes(coordinator.run(job), job, Layout.of(task.model(0)), witness))
+    records = list(coordinator.run(job))
     ledger = CoordinatorLedger(directory, run, tmp_path / "keys")
     for record in records:
         ledger.write(record.notes)

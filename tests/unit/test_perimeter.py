@@ -16,7 +16,8 @@ import safetensors.numpy
 
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.cohort import LocalCohort
-from ray_fed.federation.coordinator import Coordinator, Job
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.job import Job
 from ray_fed.federation.messages import Artifact, GradientObservation, Metrics, SiloDescription, Update
 from ray_fed.federation.silo import Silo
 from ray_fed.learning.layout import load_vector
@@ -258,9 +259,11 @@ def test_a_kind_of_message_the_owner_does_not_allow_is_refused(tmp_path, site):
 class Studio(Silo):
     """A silo that hands on bytes."""
 
-    queries = frozenset({"spectra"})
     content: bytes = b""
     facts: Mapping = MappingProxyType({})
+
+    def queries(self):
+        return {"spectra": self.spectra}
 
     def spectra(self):
         self.rows  # noqa: B018 - an honest studio looks at its rows, too

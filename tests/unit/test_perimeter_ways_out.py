@@ -89,7 +89,11 @@ def test_every_answer_of_a_guarded_silo_goes_through_its_gate_or_is_on_the_list_
 class Leaking(Silo):
     """Answers its rows to every question."""
 
-    queries = frozenset({"spectra"})
+    def queries(self):
+        return {"spectra": self._spectra}
+
+    def _spectra(self):
+        return self._rows
 
 
 def answer_rows(self, *_):

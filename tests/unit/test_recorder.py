@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from pipelines.formation_energy.recorder import TrainingRecorder, history_line, timing_line
-from ray_fed.federation.coordinator import RoundRecord
+from ray_fed.federation.job import RoundRecord
 
 SECONDS = {"total": 1.0, "compute": 0.5, "communicate": 0.5, "evaluate": 0.0}
-PLAIN = RoundRecord("alone", 3, 9, {"loss": 0.1}, ("a", "b"), (), 10, SECONDS)
+PLAIN = RoundRecord("alone", "baseline", 3, 9, {"loss": 0.1}, ("a", "b"), (), 10, SECONDS)
 KILLED = replace(PLAIN, restarts=(("a", "its process died"), ("c", "its process died")))
 
 

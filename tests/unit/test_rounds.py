@@ -3,23 +3,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ray_fed.errors import ConfigError
+from ray_fed.federation.messages import Arrived, Died, Raised, Restarted
 from ray_fed.federation.rounds.machine import (
-    Arrived,
-    Ask,
+    Accept,
     Close,
     DeadlinePassed,
-    Died,
     Drop,
     Opened,
     Phase,
-    Raised,
     Refused,
     Restart,
-    Restarted,
     RoundMachine,
     RoundRules,
     Stop,
-    Take,
+    Submit,
 )
 
 ABC = ("a", "b", "c")
@@ -37,10 +34,10 @@ def opened(**rules):
 
 def test_a_round_without_faults_asks_takes_and_closes():
     ours = machine()
-    assert ours.handle(Opened(1, ABC)) == [Ask("a", 1), Ask("b", 1), Ask("c", 1)]
-    assert ours.handle(Arrived("b", 1)) == [Take("b", 1)]
-    assert ours.handle(Arrived("a", 1)) == [Take("a", 1)]
-    assert ours.handle(Arrived("c", 1)) == [Take("c", 1), Close(1, ABC, ())]
+    assert ours.handle(Opened(1, ABC)) == [Submit("a", 1), Submit("b", 1), Submit("c", 1)]
+    assert ours.handle(Arrived("b", 1)) == [Accept("b", 1)]
+    assert ours.handle(Arrived("a", 1)) == [Accept("a", 1)]
+    assert ours.handle(Arrived("c", 1)) == [Accept("c", 1), Close(1, ABC, ())]
 
 
 def test_a_dead_silo_is_restarted_and_redoes_the_round():
@@ -48,8 +45,8 @@ def test_a_dead_silo_is_restarted_and_redoes_the_round():
     ours.handle(Arrived("a", 1))
     ours.handle(Arrived("b", 1))
     assert ours.handle(Died("c", "killed")) == [Restart("c")]
-    assert ours.handle(Restarted("c")) == [Ask("c", 1)]
-    assert ours.handle(Arrived("c", 1)) == [Take("c", 1), Close(1, ABC, ())]
+    assert ours.handle(Restarted("c")) == [Submit("c", 1)]
+    assert ours.handle(Arrived("c", 1)) == [Accept("c", 1), Close(1, ABC, ())]
 
 
 def test_a_silo_that_dies_after_answering_is_back_for_the_next_round():
@@ -57,8 +54,8 @@ def test_a_silo_that_dies_after_answering_is_back_for_the_next_round():
     for silo in ABC:
         ours.handle(Arrived(silo, 1))
     assert ours.handle(Died("a", "killed")) == [Restart("a")]
-    assert ours.handle(Opened(2, ABC)) == [Ask("b", 2), Ask("c", 2)]
-    assert ours.handle(Restarted("a")) == [Ask("a", 2)]
+    assert ours.handle(Opened(2, ABC)) == [Submit("b", 2), Submit("c", 2)]
+    assert ours.handle(Restarted("a")) == [Submit("a", 2)]
 
 
 def test_restarts_are_bounded_and_the_round_goes_on_without_the_silo():
@@ -69,7 +66,7 @@ def test_restarts_are_bounded_and_the_round_goes_on_without_the_silo():
     ours.handle(Arrived("b", 1))
     decisions = ours.handle(Died("c", "killed"))
     assert decisions == [Close(1, ("a", "b"), (("c", "killed; no restart left after 1"),))]
-    assert ours.handle(Opened(2, ABC)) == [Ask("a", 2), Ask("b", 2)]
+    assert ours.handle(Opened(2, ABC)) == [Submit("a", 2), Submit("b", 2)]
 
 
 def test_a_late_silo_is_left_behind_and_gets_no_work_until_it_answers():
@@ -77,11 +74,11 @@ def test_a_late_silo_is_left_behind_and_gets_no_work_until_it_answers():
     ours.handle(Arrived("a", 1))
     ours.handle(Arrived("b", 1))
     assert ours.handle(DeadlinePassed(1)) == [Close(1, ("a", "b"), (("c", "late: no answer before the deadline"),))]
-    assert ours.handle(Opened(2, ABC)) == [Ask("a", 2), Ask("b", 2)]
+    assert ours.handle(Opened(2, ABC)) == [Submit("a", 2), Submit("b", 2)]
     assert ours.handle(Arrived("c", 1)) == [Drop("c", 1, "stale: an answer to round 1 in round 2")]
     ours.handle(Arrived("a", 2))
     ours.handle(Arrived("b", 2))
-    assert Ask("c", 3) in ours.handle(Opened(3, ABC))
+    assert Submit("c", 3) in ours.handle(Opened(3, ABC))
 
 
 def test_a_silo_that_raises_is_recorded_and_asked_again_next_round():
@@ -89,7 +86,7 @@ def test_a_silo_that_raises_is_recorded_and_asked_again_next_round():
     assert ours.handle(Raised("a", 1, "ValueError: x")) == [Drop("a", 1, "ValueError: x")]
     ours.handle(Arrived("b", 1))
     assert ours.handle(Arrived("c", 1))[-1] == Close(1, ("b", "c"), (("a", "ValueError: x"),))
-    assert Ask("a", 2) in ours.handle(Opened(2, ABC))
+    assert Submit("a", 2) in ours.handle(Opened(2, ABC))
 
 
 def test_a_refused_update_is_a_failure_with_its_reason():
@@ -128,11 +125,11 @@ def test_no_round_waits_for_a_silo_whose_restart_missed_a_deadline_until_it_is_b
     ours.handle(Arrived("a", 1))
     ours.handle(Arrived("b", 1))
     assert ours.handle(DeadlinePassed(1)) == [Close(1, ("a", "b"), (("c", "not restarted before the deadline"),))]
-    assert ours.handle(Opened(2, ABC)) == [Ask("a", 2), Ask("b", 2)]
+    assert ours.handle(Opened(2, ABC)) == [Submit("a", 2), Submit("b", 2)]
     ours.handle(Arrived("a", 2))
     assert ours.handle(Restarted("c")) == []
-    assert ours.handle(Arrived("b", 2)) == [Take("b", 2), Close(2, ("a", "b"), (("c", "not restarted yet"),))]
-    assert ours.handle(Opened(3, ABC)) == [Ask("a", 3), Ask("b", 3), Ask("c", 3)]
+    assert ours.handle(Arrived("b", 2)) == [Accept("b", 2), Close(2, ("a", "b"), (("c", "not restarted yet"),))]
+    assert ours.handle(Opened(3, ABC)) == [Submit("a", 3), Submit("b", 3), Submit("c", 3)]
 
 
 def test_every_round_says_who_is_still_at_work_on_an_earlier_one():
@@ -154,7 +151,7 @@ def test_a_round_does_not_start_without_enough_silos():
 
 def test_a_fraction_of_the_silos_is_asked_in_the_order_of_the_ranking():
     ours = machine(fraction_fit=0.5)
-    assert ours.handle(Opened(1, ("c", "a", "b"))) == [Ask("c", 1), Ask("a", 1)]
+    assert ours.handle(Opened(1, ("c", "a", "b"))) == [Submit("c", 1), Submit("a", 1)]
 
 
 @pytest.mark.parametrize(
@@ -202,11 +199,11 @@ def test_every_order_of_events_keeps_the_promises(rules, order):
             event = Opened(ours.server_round + 1, ABC)
         for decision in ours.handle(event):
             match decision:
-                case Ask(silo, server_round):
+                case Submit(silo, server_round):
                     assert silo not in working, "asked while it works"
                     working[silo] = server_round
                     seated.setdefault(server_round, set()).add(silo)
-                case Take(silo, server_round):
+                case Accept(silo, server_round):
                     assert server_round == ours.server_round
                     assert working.get(silo) == server_round, "took what nobody asked for"
                     assert (silo, server_round) not in taken, "took twice"

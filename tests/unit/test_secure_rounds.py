@@ -7,14 +7,15 @@ import pytest
 from pipelines import cli
 from ray_fed.errors import ConfigError, QuorumLost, SiloFailed
 from ray_fed.federation.cohort import LocalCohort
-from ray_fed.federation.coordinator import Coordinator, Job
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.job import Job
 from ray_fed.federation.messages import MaskedUpdate, SessionSpec
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.rounds.secure_driver import default_threshold
 from ray_fed.federation.silo import make_silo
 from ray_fed.federation.strategies import STRATEGIES, make_strategy
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.perimeter.coordinator_record import WitnessedCohort
+from ray_fed.perimeter.coordinator_record import CoordinatorRecord
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 from tests.synthetic import SyntheticTask, silos
@@ -60,9 +61,9 @@ class Failing(LocalCohort):
         return fails
 
 
-def run(threshold=0, cohort=None, task=None, **changes):
+def run(threshold=0, cohort=None, task=None, observers=(), **changes):
     task = task or SyntheticTask()
-    ours = Coordinator(cohort or LocalCohort(SPECS, task), task, NAMES)
+    ours = Coordinator(cohort or LocalCohort(SPECS, task), task, NAMES, observers)
     ours.agree()
     settings = {"evaluate_silos": False, "secure_threshold": threshold, "plans": dict.fromkeys(NAMES, PLAN)}
     settings |= changes
@@ -167,13 +168,24 @@ def test_a_silo_in_a_secure_session_lets_no_plain_update_out():
     assert {type(update) for update in seen} == {MaskedUpdate}
 
 
-def test_behind_walls_the_same_bits_come_out_and_every_message_is_witnessed():
+class KeptRecord(CoordinatorRecord):
+    """Keeps all notes of a run."""
+
+    notes = ()
+
+    def take(self):
+        taken = super().take()
+        self.notes += taken
+        return taken
+
+
+def test_behind_boundaries_the_same_bits_come_out_and_every_message_is_noted():
     task = SyntheticTask()
     guarded = LocalCohort(SPECS, task)
     guarded.silos = {spec.name: GuardedSilo(spec, lambda spec=spec: make_silo(spec, task)) for spec in SPECS}
-    witness = WitnessedCohort(guarded)
-    assert bits(run(3, witness)) == bits(run())
-    kinds = [note["message"]["kind"] for note in witness.take()]
+    record = KeptRecord(task)
+    assert bits(run(3, guarded, observers=[record])) == bits(run())
+    kinds = [note["message"]["kind"] for note in record.notes if note["kind"] == "received"]
     assert kinds.count("masked") == 3 * len(NAMES)
     assert kinds.count("artifact") == 3 * 5 * len(NAMES)
     assert "update" not in kinds

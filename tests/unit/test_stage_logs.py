@@ -3,14 +3,14 @@
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from pipelines.fedtransfer.stage_logs import StageLogs
-from ray_fed.federation.coordinator import RoundRecord
+from ray_fed.federation.job import RoundRecord
 
 STAGE = "fed_avg@fold0-seed0"
 
 
 def record(server_round: int, loss: float, stage: str = STAGE) -> RoundRecord:
     metrics = {"loss": loss, "silo.iron.loss": loss / 2, "silo.iron.map": 0.5}
-    return RoundRecord(stage, server_round, 3, metrics, ("iron",), (), 0, {}, None)
+    return RoundRecord(stage, "federated", server_round, 3, metrics, ("iron",), (), 0, {}, None)
 
 
 def curves(folder) -> dict[str, dict[str, list[tuple[int, float]]]]:

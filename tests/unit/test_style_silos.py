@@ -11,6 +11,7 @@ from pipelines.fedtransfer.experiment import Choice
 from pipelines.fedtransfer.results import GLOBAL, Cell, model_results, table_rows, verdicts
 from pipelines.fedtransfer.setup import mask_meaning
 from ray_fed.errors import ConfigError, DataError
+from ray_fed.federation.task import SiloSpec
 from ray_fed.micrographs.mask_meaning import MaskMeaning
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.style_transfer.conditioning import line_width, pixels_to_widen, widened
@@ -188,8 +189,9 @@ def test_a_session_says_its_method_and_so_its_network():
 
 
 def test_a_style_silo_answers_none_but_its_questions():
-    assert "open" not in StyleSilo.queries
-    assert all(callable(getattr(StyleSilo, name)) for name in StyleSilo.queries)
+    known = StyleSilo(SiloSpec("a", None), FedTransferTask()).queries()
+    assert "open" not in known
+    assert all(callable(answer) for answer in known.values())
 
 
 def test_the_chosen_round_is_the_one_with_the_lowest_loss_and_keeps_its_own_model():

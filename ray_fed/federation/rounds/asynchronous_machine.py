@@ -12,24 +12,21 @@ answer may arrive rounds after the model it started from. Nobody is ever stale: 
 
 from dataclasses import dataclass, field
 
+from ray_fed.federation.messages import Arrived, Died, JoinRefused, Raised, Restarted
 from ray_fed.federation.rounds.machine import (
-    Arrived,
-    Ask,
+    Accept,
     Close,
     DeadlinePassed,
     Decision,
-    Died,
     Drop,
     Event,
     Opened,
     Phase,
-    Raised,
     Refused,
     Restart,
-    Restarted,
     RoundRules,
     Stop,
-    Take,
+    Submit,
 )
 
 
@@ -59,53 +56,65 @@ class AsyncRoundMachine:
         """Return the decisions an event leads to. After Stop, every event leads to nothing."""
         if self.stopped:
             return []
-        handler = getattr(self, f"_{type(event).__name__.lower()}")
-        return [*handler(event), *self._closing()]
+        return [*self._decide(event), *self._closing()]
+
+    def _decide(self, event: Event) -> list[Decision]:
+        match event:
+            case Opened():
+                return self._open(event)
+            case Arrived(silo, turn):
+                return self._arrived(silo, turn)
+            case Refused(silo, turn, reason):
+                return self._failed(silo, turn, f"update refused: {reason}")
+            case Raised(silo, turn, reason):
+                return self._failed(silo, turn, reason)
+            case Died(silo, reason):
+                return self._died(silo, reason)
+            case Restarted(silo):
+                return self._restarted(silo)
+            case DeadlinePassed(server_round):
+                return self._deadline_passed(server_round)
+            case JoinRefused(silo):
+                raise AssertionError(f"silo '{silo}': with FedBuff all silos are there from the start")
 
     # ---- events
 
-    def _opened(self, event: Opened) -> list[Decision]:
+    def _open(self, event: Opened) -> list[Decision]:
         assert not self.is_open, f"round {self.server_round} is still open"
         assert event.server_round > self.server_round, f"round {event.server_round} was already run"
         self.server_round, self.is_open, self.taken, self.failures = event.server_round, True, [], {}
         there = [silo for silo in self.silos if self.phase[silo] is not Phase.GONE]
         if len(there) < self.rules.min_available_clients:
             return [self._stop(f"{len(there)} of {len(self.silos)} silos are available")]
-        return [self._ask(silo) for silo in event.ranking if self.phase[silo] is Phase.IDLE]
+        return [self._submit(silo) for silo in event.ranking if self.phase[silo] is Phase.IDLE]
 
-    def _arrived(self, event: Arrived) -> list[Decision]:
-        if not self._answers(event.silo, event.server_round):
-            return [self._dropped(event.silo, event.server_round)]
+    def _arrived(self, silo: str, turn: int) -> list[Decision]:
+        if not self._answers(silo, turn):
+            return [self._dropped(silo, turn)]
         assert self.is_open, "answers are fetched in open rounds only"
-        self.taken.append(event.silo)
-        take = Take(event.silo, event.server_round)
-        return [take] if len(self.taken) >= self.buffer_size else [take, self._ask(event.silo)]
+        self.taken.append(silo)
+        take = Accept(silo, turn)
+        return [take] if len(self.taken) >= self.buffer_size else [take, self._submit(silo)]
 
-    def _refused(self, event: Refused) -> list[Decision]:
-        return self._failed(event.silo, event.server_round, f"update refused: {event.reason}")
-
-    def _raised(self, event: Raised) -> list[Decision]:
-        return self._failed(event.silo, event.server_round, event.reason)
-
-    def _died(self, event: Died) -> list[Decision]:
-        if self.phase[event.silo] is Phase.GONE:
+    def _died(self, silo: str, reason: str) -> list[Decision]:
+        if self.phase[silo] is Phase.GONE:
             return []
-        if self.restarts[event.silo] >= self.rules.max_restarts:
-            self.phase[event.silo] = Phase.GONE
-            self.failures[event.silo] = f"{event.reason}; no restart left after {self.restarts[event.silo]}"
+        if self.restarts[silo] >= self.rules.max_restarts:
+            self.phase[silo] = Phase.GONE
+            self.failures[silo] = f"{reason}; no restart left after {self.restarts[silo]}"
             return []
-        self.restarts[event.silo] += 1
-        self.phase[event.silo] = Phase.RESTARTING
-        return [Restart(event.silo)]
+        self.restarts[silo] += 1
+        self.phase[silo] = Phase.RESTARTING
+        return [Restart(silo)]
 
-    def _restarted(self, event: Restarted) -> list[Decision]:
-        if self.phase[event.silo] is not Phase.RESTARTING:
+    def _restarted(self, silo: str) -> list[Decision]:
+        if self.phase[silo] is not Phase.RESTARTING:
             return []
-        self.turns[event.silo] = max(0, self.turns[event.silo] - 1)  # the turn it did not finish is done again
-        return [self._ask(event.silo)]
+        self.turns[silo] = max(0, self.turns[silo] - 1)  # the turn it did not finish is done again
+        return [self._submit(silo)]
 
-    def _deadlinepassed(self, event: DeadlinePassed) -> list[Decision]:
-        if not self.is_open or event.server_round != self.server_round:
+    def _deadline_passed(self, server_round: int) -> list[Decision]:
+        if not self.is_open or server_round != self.server_round:
             return []
         for silo in self.silos:
             if self.phase[silo] in (Phase.WORKING, Phase.RESTARTING) and silo not in self.taken:
@@ -119,10 +128,10 @@ class AsyncRoundMachine:
         in_flight = (Phase.WORKING, Phase.RESTARTING)
         return {silo: turn - (self.phase[silo] in in_flight) for silo, turn in self.turns.items()}
 
-    def _ask(self, silo: str) -> Ask:
+    def _submit(self, silo: str) -> Submit:
         self.phase[silo] = Phase.WORKING
         self.turns[silo] += 1
-        return Ask(silo, self.turns[silo])
+        return Submit(silo, self.turns[silo])
 
     def _answers(self, silo: str, turn: int) -> bool:
         fits = self.phase[silo] is Phase.WORKING and self.turns[silo] == turn

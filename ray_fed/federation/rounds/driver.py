@@ -1,4 +1,4 @@
-"""Drives the round rules: carries decisions to the cohort, and answers back as events."""
+"""Drives the round rules: carries decisions to the cohort, and the silos' events back to the rules."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -6,49 +6,44 @@ from dataclasses import dataclass, field, replace
 from ray_fed.errors import QuorumLost, UpdateRejected
 from ray_fed.federation.cohort import Cohort, now
 from ray_fed.federation.guard import Guard
+from ray_fed.federation.job import Observer
 from ray_fed.federation.messages import (
     NO_VALUES,
-    Answer,
-    Answered,
-    Back,
-    Dead,
+    Arrived,
+    Died,
+    Restarted,
     SiloDescription,
-    Troubled,
-    Unfit,
+    SiloEvent,
     Update,
     Vector,
 )
 from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
 from ray_fed.federation.rounds.machine import (
-    Arrived,
-    Ask,
-    Barred,
+    Accept,
     Close,
     DeadlinePassed,
     Decision,
-    Died,
     Event,
     Opened,
     Phase,
-    Raised,
     Refused,
     Restart,
-    Restarted,
     RoundMachine,
     Stop,
-    Take,
+    Submit,
 )
 from ray_fed.federation.strategies import State
 
 
 @dataclass
 class RoundDriver:
-    """The work of one session's rounds. `updates` yields what may be averaged; the rest is bookkeeping of the round."""
+    """Runs one session's rounds. `updates` yields what may be averaged; the rest is bookkeeping of the round."""
 
     cohort: Cohort
     machine: RoundMachine | AsyncRoundMachine
     guard: Guard
     session: str
+    observers: Sequence[Observer] = ()
     seen: list[tuple[float, Update]] = field(default_factory=list)
     """(arrival on our clock, update without its vector) of the updates taken in the round."""
     num_bytes: int = 0
@@ -66,16 +61,16 @@ class RoundDriver:
         decisions, update = self.machine.handle(Opened(server_round, tuple(ranking))), None
         while True:
             self._carry_out(decisions, server_round, vectors)
-            if update is not None and any(isinstance(decision, Take) for decision in decisions):
+            if update is not None and any(isinstance(decision, Accept) for decision in decisions):
                 self._note(update)
                 yield update
             if any(isinstance(decision, Close) for decision in decisions):
                 return
-            answer = self.cohort.next_event(None if deadline is None else max(0.0, deadline - now()))
-            event = self._event(answer, server_round, vectors)
-            update = None
-            if isinstance(answer, Answered) and isinstance(event, Arrived):
-                update = self._fresh(answer.update, server_round, vectors)  # type: ignore[arg-type]  (masked: SecureRoundDriver)
+            received = self.cohort.next_event(None if deadline is None else max(0.0, deadline - now()))
+            self._observe(received)
+            event, update = self._event(received, server_round, vectors), None
+            if isinstance(event, Arrived):
+                update = self._fresh(event.update, server_round, vectors)  # type: ignore[arg-type]  (masked: the secure one)
             decisions = self.machine.handle(event)
             if isinstance(event, Died) and self.machine.phase.get(event.silo) is Phase.RESTARTING:
                 self.restarts.append((event.silo, event.reason))
@@ -98,7 +93,7 @@ class RoundDriver:
         return state
 
     def _carry_out(self, decisions: Sequence[Decision], server_round: int, vectors: Mapping[str, Vector]) -> None:
-        self._ask([decision for decision in decisions if isinstance(decision, Ask)], server_round, vectors)
+        self._submit([decision for decision in decisions if isinstance(decision, Submit)], server_round, vectors)
         for decision in decisions:
             if isinstance(decision, Restart):
                 self.cohort.restart(decision.silo)
@@ -107,43 +102,45 @@ class RoundDriver:
             elif isinstance(decision, Stop):
                 raise QuorumLost(server_round, decision.reason)
 
-    def _ask(self, asks: Sequence[Ask], server_round: int, vectors: Mapping[str, Vector]) -> None:
-        if asks:
-            asked = {ask.silo: vectors[ask.silo] for ask in asks}
-            self.num_bytes += sum(vector.nbytes for vector in asked.values())
-            self.cohort.submit(self.session, server_round, asked)
+    def _submit(self, submits: Sequence[Submit], server_round: int, vectors: Mapping[str, Vector]) -> None:
+        if submits:
+            sent = {submit.silo: vectors[submit.silo] for submit in submits}
+            self.num_bytes += sum(vector.nbytes for vector in sent.values())
+            self.cohort.submit(self.session, server_round, sent)
 
     def _fresh(self, update: Update, server_round: int, vectors: Mapping[str, Vector]) -> Update:  # noqa: ARG002
         """Return the update as one to the model of this round."""
         return update
 
-    def _event(self, answer: Answer | None, server_round: int, vectors: Mapping[str, Vector]) -> Event:
-        match answer:
+    def _observe(self, received: SiloEvent | None) -> None:
+        for observer in self.observers:
+            if isinstance(received, Arrived) and received.update is not None:
+                observer.message_received(
+                    received.silo, received.update, received.update.session, received.update.server_round
+                )
+            elif isinstance(received, Restarted) and received.description:
+                observer.message_received(received.silo, received.description)
+
+    def _event(self, received: SiloEvent | None, server_round: int, vectors: Mapping[str, Vector]) -> Event:
+        match received:
             case None:
                 return DeadlinePassed(server_round)
-            case Troubled(silo, asked_round, reason):
-                return Raised(silo, asked_round, reason)
-            case Dead(silo, reason):
-                return Died(silo, reason)
-            case Back(silo, description):
-                self.joined += [description] if description else []
-                return Restarted(silo)
-            case Unfit(silo, reason):
-                return Barred(silo, reason)
-            case Answered(silo, asked_round, update):
-                return self._checked(silo, asked_round, update, server_round, vectors)  # type: ignore[arg-type]
+            case Arrived():
+                return self._checked(received, server_round, vectors)
+            case Restarted(_, description) if description:
+                self.joined.append(description)
+        return received
 
-    def _checked(
-        self, silo: str, asked_round: int, update: Update, server_round: int, vectors: Mapping[str, Vector]
-    ) -> Event:
+    def _checked(self, arrived: Arrived, server_round: int, vectors: Mapping[str, Vector]) -> Event:
         """A stale answer is left to the rules, which drop it; one to this round must pass the guard."""
-        if asked_round == server_round:
+        silo, update = arrived.silo, arrived.update
+        if arrived.server_round == server_round:
             try:
-                seen = {taken.silo for _, taken in self.seen}
-                self.guard.check(update, vectors[silo], server_round, self.session, seen)
+                seen = {accepted.silo for _, accepted in self.seen}
+                self.guard.check(update, vectors[silo], server_round, self.session, seen)  # type: ignore[arg-type]
             except UpdateRejected as error:
-                return Refused(silo, asked_round, error.args[2])
-        return Arrived(silo, asked_round)
+                return Refused(silo, server_round, error.args[2])
+        return arrived
 
     def _note(self, update: Update) -> None:
         self.num_bytes += update.num_bytes

@@ -1,6 +1,6 @@
 """The rules of a round as a state machine: events in, decisions out. No Ray, no clock, no network, no arrays.
 
-    silo        idle --asked--> working --arrived, raised, refused--> idle
+    silo        idle --submitted--> working --arrived, raised, refused--> idle
                 working --deadline--> behind --answers--> idle          (its stale answer is dropped)
                 any --died--> restarting --restarted--> idle, or working again on the round it was asked for
                 restarting --no restarts left--> gone
@@ -15,6 +15,7 @@ from enum import Enum
 from math import ceil, inf
 
 from ray_fed.config import require
+from ray_fed.federation.messages import Arrived, Died, JoinRefused, Raised, Restarted, SiloEvent
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class RoundRules:
     """When a round is good enough, in Flower's words."""
 
     fraction_fit: float = 1.0
-    """Share of the silos asked in a round."""
+    """Share of the silos chosen in a round."""
     min_fit_clients: int = 1
     """Updates without which a round does not count."""
     min_available_clients: int = 1
@@ -78,18 +79,10 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class Opened:
-    """A round begins; `ranking` is the seeded order in which silos are asked."""
+    """A round begins; `ranking` is the seeded order in which silos are chosen."""
 
     server_round: int
     ranking: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Arrived:
-    """An update came that the guard found fit."""
-
-    silo: str
-    server_round: int
 
 
 @dataclass(frozen=True)
@@ -102,50 +95,18 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Raised:
-    """The silo answered with an error; its process lives."""
-
-    silo: str
-    server_round: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Died:
-    """The silo's process is gone."""
-
-    silo: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Restarted:
-    """A new process of the silo has opened its data and its sessions."""
-
-    silo: str
-
-
-@dataclass(frozen=True)
-class Barred:
-    """An absent silo came and does not fit what the others agreed on."""
-
-    silo: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class DeadlinePassed:
     server_round: int
 
 
-Event = Opened | Arrived | Refused | Raised | Died | Restarted | Barred | DeadlinePassed
+Event = Opened | Refused | DeadlinePassed | SiloEvent
 
 
 # ---- decisions
 
 
 @dataclass(frozen=True)
-class Ask:
+class Submit:
     """Send the round's parameters to the silo."""
 
     silo: str
@@ -160,7 +121,7 @@ class Restart:
 
 
 @dataclass(frozen=True)
-class Take:
+class Accept:
     """Aggregate the update that just arrived."""
 
     silo: str
@@ -195,7 +156,7 @@ class Stop:
     failures: tuple[tuple[str, str], ...] = ()
 
 
-Decision = Ask | Restart | Take | Drop | Close | Stop
+Decision = Submit | Restart | Accept | Drop | Close | Stop
 
 
 @dataclass
@@ -206,7 +167,7 @@ class RoundMachine:
     silos: tuple[str, ...]
     phase: dict[str, Phase] = field(default_factory=dict)
     restarts: dict[str, int] = field(default_factory=dict)
-    asked: dict[str, int] = field(default_factory=dict)
+    submitted: dict[str, int] = field(default_factory=dict)
     """Silo -> the round it was last asked for."""
     server_round: int = 0
     """The open round, or the last one."""
@@ -231,12 +192,31 @@ class RoundMachine:
         befalls a silo that takes no part in the job."""
         if self.stopped or getattr(event, "silo", self.silos[0]) not in self.phase:
             return []
-        handler = getattr(self, f"_{type(event).__name__.lower()}")
-        return [*handler(event), *self._closing()]
+        return [*self._decide(event), *self._closing()]
+
+    def _decide(self, event: Event) -> list[Decision]:
+        match event:
+            case Opened():
+                return self._open(event)
+            case Arrived(silo, server_round):
+                return self._arrived(silo, server_round)
+            case Refused(silo, server_round, reason):
+                return self._failed_answer(silo, server_round, f"update refused: {reason}")
+            case Raised(silo, server_round, reason):
+                return self._failed_answer(silo, server_round, reason)
+            case Died(silo, reason):
+                return self._died(silo, reason)
+            case Restarted(silo):
+                return self._restarted(silo)
+            case JoinRefused(silo, reason):
+                self.absent[silo] = reason
+                return []
+            case DeadlinePassed(server_round):
+                return self._deadline_passed(server_round)
 
     # ---- events
 
-    def _opened(self, event: Opened) -> list[Decision]:
+    def _open(self, event: Opened) -> list[Decision]:
         assert not self.is_open, f"round {self.server_round} is still open"
         assert event.server_round > self.server_round, f"round {event.server_round} was already run"
         self.server_round, self.is_open = event.server_round, True
@@ -247,45 +227,35 @@ class RoundMachine:
             return [self._stop(f"{len(there)} of {len(self.silos)} silos are available")]
         wanted = max(self.rules.min_fit_clients, ceil(round(self.rules.fraction_fit * len(self.silos), 9)))
         self.seats = set(there[:wanted])
-        return [self._ask(silo) for silo in there[:wanted] if self.phase[silo] is Phase.IDLE]
+        return [self._submit(silo) for silo in there[:wanted] if self.phase[silo] is Phase.IDLE]
 
-    def _arrived(self, event: Arrived) -> list[Decision]:
-        if not self._answers(event.silo, event.server_round):
-            return [Drop(event.silo, event.server_round, self._why_stale(event.silo, event.server_round))]
-        self.taken.add(event.silo)
-        return [Take(event.silo, event.server_round)]
+    def _arrived(self, silo: str, server_round: int) -> list[Decision]:
+        if not self._answers(silo, server_round):
+            return [Drop(silo, server_round, self._why_stale(silo, server_round))]
+        self.taken.add(silo)
+        return [Accept(silo, server_round)]
 
-    def _refused(self, event: Refused) -> list[Decision]:
-        return self._failed_answer(event.silo, event.server_round, f"update refused: {event.reason}")
-
-    def _raised(self, event: Raised) -> list[Decision]:
-        return self._failed_answer(event.silo, event.server_round, event.reason)
-
-    def _died(self, event: Died) -> list[Decision]:
-        if self.phase[event.silo] is Phase.GONE:
+    def _died(self, silo: str, reason: str) -> list[Decision]:
+        if self.phase[silo] is Phase.GONE:
             return []
-        if self.restarts[event.silo] >= self.rules.max_restarts:
-            self.phase[event.silo] = Phase.GONE
-            self._give_up(event.silo, f"{event.reason}; no restart left after {self.restarts[event.silo]}")
+        if self.restarts[silo] >= self.rules.max_restarts:
+            self.phase[silo] = Phase.GONE
+            self._give_up(silo, f"{reason}; no restart left after {self.restarts[silo]}")
             return []
-        self.restarts[event.silo] += 1
-        if self.phase[event.silo] is not Phase.ABSENT:
-            self.phase[event.silo] = Phase.RESTARTING
-        return [Restart(event.silo)]
+        self.restarts[silo] += 1
+        if self.phase[silo] is not Phase.ABSENT:
+            self.phase[silo] = Phase.RESTARTING
+        return [Restart(silo)]
 
-    def _restarted(self, event: Restarted) -> list[Decision]:
-        if self.phase[event.silo] not in (Phase.RESTARTING, Phase.ABSENT):
+    def _restarted(self, silo: str) -> list[Decision]:
+        if self.phase[silo] not in (Phase.RESTARTING, Phase.ABSENT):
             return []
-        self.phase[event.silo] = Phase.IDLE
-        self.overdue.discard(event.silo)
-        return [self._ask(event.silo)] if self.is_open and event.silo in self.seats else []
+        self.phase[silo] = Phase.IDLE
+        self.overdue.discard(silo)
+        return [self._submit(silo)] if self.is_open and silo in self.seats else []
 
-    def _barred(self, event: Barred) -> list[Decision]:
-        self.absent[event.silo] = event.reason
-        return []
-
-    def _deadlinepassed(self, event: DeadlinePassed) -> list[Decision]:
-        if not self.is_open or event.server_round != self.server_round:
+    def _deadline_passed(self, server_round: int) -> list[Decision]:
+        if not self.is_open or server_round != self.server_round:
             return []
         for silo in sorted(self.seats):
             working = self.phase[silo] is Phase.WORKING
@@ -303,21 +273,21 @@ class RoundMachine:
 
     def _why_away(self, silo: str) -> str:
         if self.phase[silo] is Phase.BEHIND:
-            return f"late: still at work on round {self.asked[silo]}"
+            return f"late: still at work on round {self.submitted[silo]}"
         if self.phase[silo] is Phase.GONE:
             return f"no restart left after {self.restarts[silo]}"
         if self.phase[silo] is Phase.ABSENT:
             return self.absent[silo]
         return "not restarted yet"
 
-    def _ask(self, silo: str) -> Ask:
+    def _submit(self, silo: str) -> Submit:
         self.phase[silo] = Phase.WORKING
-        self.asked[silo] = self.server_round
-        return Ask(silo, self.server_round)
+        self.submitted[silo] = self.server_round
+        return Submit(silo, self.server_round)
 
     def _answers(self, silo: str, server_round: int) -> bool:
         """Whether an answer fills a seat of the open round; either way the silo is free again."""
-        if self.phase[silo] not in (Phase.WORKING, Phase.BEHIND) or self.asked[silo] != server_round:
+        if self.phase[silo] not in (Phase.WORKING, Phase.BEHIND) or self.submitted[silo] != server_round:
             return False
         fits = self.is_open and silo in self.seats
         self.phase[silo] = Phase.IDLE

@@ -14,9 +14,9 @@ import numpy as np
 from ray_fed.config import require
 from ray_fed.errors import QuorumLost
 from ray_fed.exact_sum import ExactWeightedSum
-from ray_fed.federation.messages import NO_VALUES, Artifact, MaskedUpdate, SummedUpdate, Update, Vector
+from ray_fed.federation.messages import NO_VALUES, Arrived, Artifact, MaskedUpdate, SummedUpdate, Update, Vector
 from ray_fed.federation.rounds.driver import RoundDriver, now
-from ray_fed.federation.rounds.machine import Arrived, Ask, Event, Refused
+from ray_fed.federation.rounds.machine import Event, Refused, Submit
 from ray_fed.federation.strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedBN, FedProx, FedYogi, Strategy
 from ray_fed.privacy.secure_sum.collector import SecureCollector
 from ray_fed.privacy.secure_sum.member import FEWEST, Keys
@@ -43,7 +43,7 @@ def default_threshold(num_silos: int) -> int:
 
 @dataclass(kw_only=True)
 class SecureRoundDriver(RoundDriver):
-    """The work of a session under secure aggregation."""
+    """Runs a session's rounds under secure aggregation."""
 
     threshold: int
     mean_loss: float = 0.0
@@ -67,13 +67,14 @@ class SecureRoundDriver(RoundDriver):
         """The mean loss of the round; those of single silos stay under the masks."""
         return {"loss": self.mean_loss} if self.seen else {}
 
-    def _ask(self, asks: Sequence[Ask], server_round: int, vectors: Mapping[str, Vector]) -> None:
-        """Exchange keys among the silos chosen for the round. One that is asked again later has lost its keys and will
-        say so."""
-        if asks and self.opened_in != server_round:
+    def _submit(self, submits: Sequence[Submit], server_round: int, vectors: Mapping[str, Vector]) -> None:
+        """Exchange keys among the silos chosen for the round. One that is sent the model again later has lost its keys
+        and will say so."""
+        if submits and self.opened_in != server_round:
             self.opened_in = server_round
-            self._exchange_keys([ask.silo for ask in asks], server_round, len(vectors[asks[0].silo]))
-        super()._ask(asks, server_round, vectors)
+            chosen = [submit.silo for submit in submits]
+            self._exchange_keys(chosen, server_round, len(vectors[chosen[0]]))
+        super()._submit(submits, server_round, vectors)
 
     def _exchange_keys(self, silos: Sequence[str], server_round: int, length: int) -> None:
         said = self._query("secure_keys", dict.fromkeys(silos, ()), server_round)
@@ -93,12 +94,13 @@ class SecureRoundDriver(RoundDriver):
         self._query("secure_deliver", for_each, server_round)
         self.collector.partners = sorted(shares)
 
-    def _checked(
-        self, silo: str, asked_round: int, update: Update, server_round: int, vectors: Mapping[str, Vector]
-    ) -> Event:
-        if asked_round == server_round and (reason := self._objection(silo, update, server_round, len(vectors[silo]))):
-            return Refused(silo, asked_round, reason)
-        return Arrived(silo, asked_round)
+    def _checked(self, arrived: Arrived, server_round: int, vectors: Mapping[str, Vector]) -> Event:
+        silo = arrived.silo
+        if arrived.server_round == server_round:
+            reason = self._objection(silo, arrived.update, server_round, len(vectors[silo]))
+            if reason:
+                return Refused(silo, server_round, reason)
+        return arrived
 
     def _objection(self, silo: str, update: object, server_round: int, length: int) -> str:
         """Return why a masked update cannot be added; "" where it can. What it holds cannot be seen."""
@@ -160,6 +162,9 @@ class SecureRoundDriver(RoundDriver):
         """Ask silos for their part of a phase; return what those said that answered as they should."""
         asked = {silo: (self.session, server_round, *more) for silo, more in given.items()}
         answers = self.cohort.query(query, asked)
+        for silo, answer in answers.items():
+            for observer in self.observers:
+                observer.message_received(silo, answer, query)
         out = sum(part.nbytes for more in given.values() for part in more)
         self.protocol_bytes += out + sum(answer.data.nbytes for answer in answers.values())
         self.num_bytes += out + sum(answer.data.nbytes for answer in answers.values())

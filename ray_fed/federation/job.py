@@ -1,0 +1,121 @@
+"""A training run as it is ordered from the coordinator, what each of its rounds comes to, and who may watch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ray_fed.federation.messages import SiloDescription
+from ray_fed.federation.rounds.machine import RoundRules
+from ray_fed.federation.strategies import FedAvg, LocalOnly, Models, State, Strategy
+from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.privacy.accounting import PrivacyAccount
+
+EPSILON = "privacy.epsilon"
+"""Name of the metric: epsilon after the round."""
+STATE_BYTES_PER_VALUE = 12
+"""Adam's two moments and, in SCAFFOLD, a control variate: float32 each."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run over some silos of the cohort."""
+
+    name: str
+    """Name of the session; unique among the jobs of a run."""
+    silos: tuple[str, ...]
+    plans: Mapping[str, TrainingPlan]
+    """Silo -> what it does; all have the same num_rounds."""
+    model_seed: int
+    strategy: Strategy = field(default_factory=FedAvg)
+    rules: RoundRules = field(default_factory=RoundRules)
+    max_norm: float | None = None
+    """Longest move of an update that is accepted, in the unit of the parameters."""
+    evaluate_every: int = 1
+    """Rounds between evaluations; round 0 and the last are always evaluated."""
+    evaluate_silos: bool = True
+    """Also evaluate the models on every silo's own rows."""
+    account: PrivacyAccount | None = None
+    """What the noise in the silos or in the strategy promises; none where there is no noise."""
+    secure_threshold: int = 0
+    """Secure aggregation: silos without whose updates no sum is shown; 0 sends updates without masks."""
+    kind: Literal["federated", "baseline"] = "federated"
+    """A baseline exchanges nothing: each silo alone, all rows pooled."""
+    last_round: int | None = None
+    """Round after which the job is complete, where a privacy budget ends it before its plan."""
+
+    @property
+    def any_plan(self) -> TrainingPlan:
+        """One of the plans: they agree on the number of rounds and on what travels."""
+        return next(iter(self.plans.values()))
+
+    @property
+    def num_rounds(self) -> int:
+        return self.any_plan.num_rounds if self.last_round is None else self.last_round
+
+    def noised_steps(self, server_round: int) -> int:
+        """Return how many noised releases of the account's level rounds 1 to `server_round` make."""
+        by_example = self.account is not None and self.account.level == "example"
+        return self.any_plan.steps_of_round(server_round).stop if by_example else server_round
+
+    def evaluates(self, server_round: int) -> bool:
+        return server_round % self.evaluate_every == 0 or server_round == self.num_rounds
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What happened in one round; round 0 is the evaluation of the initial parameters."""
+
+    job: str
+    kind: Literal["federated", "baseline"]
+    server_round: int
+    num_rounds: int
+    metrics: Mapping[str, float]
+    """Flat: `<model>.mae`, `silo.<name>.loss`, ...; depends on seed and data alone."""
+    participants: tuple[str, ...]
+    failures: tuple[tuple[str, str], ...]
+    """(silo, why it did not take part), sorted."""
+    bytes_sent: int
+    """Bytes of parameters that crossed the silos' boundaries in this round, both directions."""
+    seconds: Mapping[str, float] = field(compare=False)
+    """`total`, `compute`, `communicate`, `evaluate` and `silo.<name>` (computing)."""
+    models: Models | None = field(default=None, repr=False, compare=False)
+    """The models, in the last record of a job."""
+    state: State | None = field(default=None, repr=False, compare=False)
+    """The strategy's state after the round: with `server_round`, all that is needed to go on from here."""
+    joined: tuple[SiloDescription, ...] = ()
+    """Silos that were absent at the start and came in this round: they take part from the next one on."""
+    restarts: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    """(silo, why) of those that died and were started again; one that redid its round leaves no other trace."""
+    notes: tuple[Mapping[str, object], ...] = field(default=(), repr=False, compare=False)
+    """For the coordinator's ledger: what was received, and the digest of each model."""
+
+
+def state_bytes(record: RoundRecord) -> int:
+    """Return about how much a silo keeps on its disk after the round of a record."""
+    largest = max((value.size for value in (record.state or {}).values()), default=0)
+    return STATE_BYTES_PER_VALUE * largest
+
+
+class Observer:
+    """Watches a coordinator without standing in its way: override what you want to see.
+
+    Given to `Coordinator(observers=...)`; called in its process, in the order of events. An observer that raises stops
+    the run: watching must not fail in silence.
+    """
+
+    def message_received(self, silo: str, message: object, session: str = "", server_round: int = 0) -> None:
+        """A message came from a silo: of the session and round it says it belongs to, "" and 0 where it has none."""
+
+    def round_ended(self, record: RoundRecord, job: Job) -> RoundRecord:  # noqa: ARG002
+        """A round is over; return its record, perhaps with notes added."""
+        return record
+
+
+def local_job(job: Job, plans: Mapping[str, TrainingPlan], name: str) -> Job:
+    """Return the no-exchange counterpart of a job over the silos of `plans`."""
+    # Nothing is averaged, so nothing is selected, refused or cut short: only restarts are as in the federation.
+    rules = RoundRules(max_restarts=job.rules.max_restarts)
+    return replace(
+        job, name=name, silos=tuple(plans), plans=plans, strategy=LocalOnly(), rules=rules, max_norm=None,
+        evaluate_silos=False, secure_threshold=0, account=None, last_round=None, kind="baseline",
+    )  # fmt: skip
