@@ -118,7 +118,7 @@ class FedTransferExperiment:
         job = job_of(self.config, method, self.fold, seed)
         self.listener.on_stage_start(method.title, job.num_rounds)
         started, choice, records = time.perf_counter(), Choice(), []
-        with self.federation.coordinator(self.task.of(method)) as coordinator:
+        with self.federation.coordinator(self.task.of(method), every_state=True) as coordinator:
             coordinator.agree()
             for record in coordinator.run(job):
                 self._choose(choice, job, method, record)

@@ -68,14 +68,14 @@ def _run_fold(
 ) -> None:
     task = task_of(config, fold)
     finished = frozenset(str(line["stage"]) for line in outcome.lines)
-    with _standing(config, fold, outcome) as federation:
+    with _silos(config, fold, outcome) as federation:
         outcome.begin()  # not before all silos have opened their micrographs: a wrong folder leaves nothing behind
         outcome.notices = list(dict.fromkeys([*outcome.notices, *federation.notices]))
         FedTransferExperiment(config, fold, task, federation, listener, finished).run()
 
 
 @contextlib.contextmanager
-def _standing(config: FedTransferConfig, fold: int, outcome: FedTransferOutcome) -> Iterator[StyleFederation]:
+def _silos(config: FedTransferConfig, fold: int, outcome: FedTransferOutcome) -> Iterator[StyleFederation]:
     """Yield the silos, in this process or as actors."""
     specs, task = specs_of(config, fold, outcome.silo_folder), task_of(config, fold)
     if config.cohort == "local":
@@ -85,10 +85,11 @@ def _standing(config: FedTransferConfig, fold: int, outcome: FedTransferOutcome)
 
     with session(config.address, sum(spec.num_cpus for spec in specs) + 1):
         carry_by_value(config.make_strategy())
-        from actors.style_exchange import style_federation
+        from actors.federation import silo_actors
 
-        with style_federation(specs, task, config.round_timeout) as standing:
-            yield standing
+        with silo_actors(specs, task, answer_timeout=config.round_timeout) as silos:
+            silos.open()
+            yield silos
 
 
 class FedTransferRecorder:

@@ -11,7 +11,7 @@ import pytest
 import ray
 import torch
 
-from actors.style_exchange import style_federation
+from actors.federation import silo_actors
 from pipelines.cli import main
 from pipelines.fedtransfer.config import FedTransferConfig, resolved
 from pipelines.fedtransfer.setup import specs_of, task_of
@@ -43,9 +43,10 @@ def standing(ray_session, tmp_path_factory):  # noqa: ARG001
     """Two silo actors whose generators are trained."""
     config = configuration()
     folder = tmp_path_factory.mktemp("silos")
-    with style_federation(specs_of(config, 0, folder), task_of(config, 0)) as federation:
-        federation.query(["austenite", "iron"], "learn_style")
-        yield federation
+    with silo_actors(specs_of(config, 0, folder), task_of(config, 0)) as silos:
+        silos.open()
+        silos.query(["austenite", "iron"], "learn_style")
+        yield silos
 
 
 def test_a_generator_goes_from_silo_to_silo_and_the_driver_never_holds_it(standing, monkeypatch):

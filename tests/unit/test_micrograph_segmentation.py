@@ -9,11 +9,12 @@ from PIL import Image
 
 from pipelines.cli import main
 from pipelines.federate import Training, federate
-from ray_fed.errors import ConfigError, DataError
+from ray_fed.errors import ConfigError, DataError, SiloFailed
 from ray_fed.federation.messages import SessionSpec
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import Layout, initial_vector, load_vector
+from ray_fed.learning.private_steps import PrivateSteps
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.micrographs.augmentation import augmented
 from ray_fed.micrographs.grain_sizes import astm_grain_size_number, grain_sizes
@@ -216,6 +217,55 @@ def test_fedbn_keeps_the_norms_of_each_silo_and_tests_with_them():
     assert reset.evaluate("s", {"m": vector})["m"].held_out.values()["loss"] != scores["loss"]
 
 
+GROUP = replace(TASK, design=UNetDesign(widths=(8, 16), norm="group"))
+
+
+def private(**options) -> PrivateSteps:
+    return PrivateSteps(**({"noise_multiplier": 1.0, "test_seed": 0} | options))
+
+
+def batches(silo, count=60):
+    trainer = silo.sessions["s"]
+    return list(trainer._batches(range(count)))
+
+
+def test_a_private_batch_takes_each_tile_with_one_probability_and_may_be_empty():
+    many = batches(opened(GROUP, epochs=100, private=private()))
+    sizes = [len(images) for images, _ in many]
+    assert len(set(sizes)) > 3
+    assert 0 in sizes
+    assert np.mean(sizes) == pytest.approx(6 / 3, abs=0.5)
+    assert all(len(images) == len(masks) for images, masks in many)
+
+
+def test_private_batches_and_how_they_are_turned_cannot_be_repeated_from_the_seed():
+    def drawn(**options):
+        silo = opened(GROUP, epochs=100, private=private(**options))
+        return [images.numpy().tobytes() for images, _ in batches(silo, 20)]
+
+    assert drawn() == drawn()  # the seed of tests
+    assert drawn(test_seed=None) != drawn(test_seed=None)
+    plain = {tile.tobytes() for tile in opened(GROUP).samples.features.numpy()}
+    turned = [images for images, _ in batches(opened(replace(GROUP, erasing=0.0), epochs=100, private=private()))]
+    assert any(tile.tobytes() not in plain for images in turned for tile in images.numpy())
+
+
+def test_a_private_silo_trains_tells_no_loss_of_its_tiles_and_stops_at_its_budget():
+    silo, vector = opened(GROUP, private=private(most_steps=3)), initial_vector(GROUP.model(0))
+    update = silo.fit("s", 1, vector)
+    assert (update.num_steps, update.num_examples, update.loss) == (3, 6, 0.0)
+    assert np.isfinite(update.vector).all()
+    metrics = silo.evaluate("s", {"m": update.vector})["m"]
+    assert (metrics.train.num_examples, metrics.held_out.num_examples) == (0, 2)
+    with pytest.raises(SiloFailed, match="its privacy budget is spent: 3 of 3 private steps are taken"):
+        silo.fit("s", 2, update.vector)
+
+
+def test_a_private_session_refuses_a_network_that_mixes_tiles():
+    with pytest.raises(ConfigError, match=r"is a BatchNorm: use GroupNorm"):
+        opened(private=private())
+
+
 @dataclass
 class Renewed:
     """A synthesis that says which epochs it was asked for, and paints the epoch into its tiles."""
@@ -245,7 +295,7 @@ def test_synthetic_tiles_are_made_anew_each_epoch_and_again_alike_after_a_restar
     assert not np.array_equal(first, second)
 
 
-def test_a_folder_of_micrographs_is_a_silo_and_its_test_tiles_an_examiners(tmp_path):
+def test_a_folder_of_micrographs_is_a_silo_and_its_test_tiles_an_evaluators(tmp_path):
     made = polycrystal_set("iron", 0, 10, size=64, spacing=14)
     for name, pixels in (("images", made.images), ("labels", made.masks)):
         (tmp_path / name).mkdir()
