@@ -79,7 +79,7 @@ class LibrarySilo:
     """`SearchingSilo` behind its boundary. The table is opened here; models come in, errors go out."""
 
     def __init__(self, name: str, target: SiloTarget):
-        self.silo = GuardedSearch(name, target, functools.partial(egress_block, name), takes_output=True)
+        self.silo = GuardedSearch(name, target, functools.partial(egress_block, name), redirects_output=True)
 
     @ray.method
     def take(self, models: list[PackedModel], layers: str) -> int:

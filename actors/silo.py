@@ -42,7 +42,7 @@ class SiloActor:
         stand_at_site(spec)
         device = reserved_device()
         blocked = functools.partial(egress_block, spec.name)
-        self.silo = GuardedSilo(spec, lambda: make_silo(spec, task, device), blocked, takes_output=True)
+        self.silo = GuardedSilo(spec, lambda: make_silo(spec, task, device), blocked, redirects_output=True)
 
     def __repr__(self) -> str:
         return f"Silo({self.name})"

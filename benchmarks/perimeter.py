@@ -31,9 +31,10 @@ from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.perimeter.checks import digest_of
 from ray_fed.perimeter.coordinator_record import CoordinatorRecord
 from ray_fed.perimeter.guarded_silo import GuardedSilo
-from ray_fed.perimeter.message_digest import digest_of, vector_digest
+from ray_fed.perimeter.ledger import vector_digest
 from ray_fed.randomness import generator
 from ray_fed.reporting.run_directory import RunDirectory
 

@@ -6,30 +6,32 @@ from pathlib import Path
 
 from pipelines.ledger.verify import read_ledgers
 from ray_fed.errors import DataError
-from ray_fed.perimeter.lineage import Contribution, Origin, lineage, origin_of
-from ray_fed.perimeter.message_digest import tensors_digest
-from ray_fed.perimeter.verification import compare
+from ray_fed.perimeter.ledger import tensors_digest
+from ray_fed.perimeter.verification import Contribution, Origin, compare, lineage, origin_of
 from ray_fed.reporting.model_files import load_model
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned
 
 
 def run(path: str, model: str, rounds: int) -> int:
-    """Print the line of descent; returns 0, or 1 when the ledgers do not hold. DataError for a model not made here."""
+    """Print where a model was written down, and its updates; returns 0, or 1 when the ledgers have problems.
+
+    DataError for a model that was not made in this run.
+    """
     directory = RunDirectory.open(path)
     coordinator, silos = read_ledgers(directory)
-    verdict = compare(coordinator, silos)
+    comparison = compare(coordinator, silos)
     digest = model_digest(Path(model))
     origin = origin_of(coordinator, digest)
     if origin is None:
         raise DataError(f"{model}: its weights (sha256 {digest[:16]}...) are no model of the run {path}")
-    made = lineage(coordinator, silos, origin)
-    print(f"{model}\n  weights sha256 {digest}\n  is '{origin.model}' of job '{origin.session}', {_made(origin)}")
-    print(_sums(made))
-    _show([each for each in made if each.server_round > origin.server_round - rounds])
-    if verdict.problems:
-        print(f"NOT verified: {len(verdict.problems)} problems; see ray-fed ledger verify {path}")
-    return 1 if verdict.problems else 0
+    contributions = lineage(coordinator, silos, origin)
+    print(f"{model}\n  weights sha256 {digest}\n  is {_origin_text(origin)}")
+    print(_counts_text(contributions))
+    _show([each for each in contributions if each.server_round > origin.server_round - rounds])
+    if comparison.problems:
+        print(f"NOT verified: {len(comparison.problems)} problems; see ray-fed ledger verify {path}")
+    return 1 if comparison.problems else 0
 
 
 def model_digest(path: Path) -> str:
@@ -38,14 +40,15 @@ def model_digest(path: Path) -> str:
     return tensors_digest({name: array for name, array in arrays.items() if name not in card.scaler_tensors})
 
 
-def _made(origin: Origin) -> str:
-    return f"round {origin.server_round}, made by {origin.strategy} (coordinator's line {origin.number})"
+def _origin_text(origin: Origin) -> str:
+    where = f"'{origin.model}' of job '{origin.session}', round {origin.server_round}"
+    return f"{where}, made by {origin.strategy} (coordinator's line {origin.number})"
 
 
-def _show(made: Sequence[Contribution]) -> None:
-    if made:
+def _show(contributions: Sequence[Contribution]) -> None:
+    if contributions:
         header = ["round", "silo", "rows", "norm", "update sha256", "silo's line"]
-        print(aligned([header, *(_row(each) for each in made)], right=(0, 2, 3, 5), rule=True))
+        print(aligned([header, *(_row(each) for each in contributions)], right=(0, 2, 3, 5), rule=True))
 
 
 def _row(each: Contribution) -> list[str]:
@@ -55,8 +58,8 @@ def _row(each: Contribution) -> list[str]:
     return [str(each.server_round), each.silo, rows, norm, each.sha256[:16], line]
 
 
-def _sums(made: Sequence[Contribution]) -> str:
-    """Say how many updates of which silos stand behind the model."""
-    each = ", ".join(f"{silo} {count:,}" for silo, count in sorted(Counter(one.silo for one in made).items()))
-    known = sum(one.line is not None for one in made)
-    return f"  from {len(made):,} updates ({each or 'none'}); {known:,} of them stand in their silos' ledgers"
+def _counts_text(contributions: Sequence[Contribution]) -> str:
+    """Return how many updates of which silos the model was made from."""
+    each = ", ".join(f"{silo} {count:,}" for silo, count in sorted(Counter(one.silo for one in contributions).items()))
+    known = sum(one.line is not None for one in contributions)
+    return f"  from {len(contributions):,} updates ({each or 'none'}); {known:,} of them stand in their silos' ledgers"

@@ -12,24 +12,24 @@ from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned
 
 MOST_PROBLEMS = 20
-"""Shown of each verdict; one changed line can break thousands of comparisons."""
+"""Shown of each run; one changed line can break thousands of comparisons."""
 
 
 def run(path: str, silo_ledgers: str | None) -> int:
-    """Print a table and the verdict; returns 0 when everything agrees, 1 when not."""
+    """Print a table and the result; returns 0 when everything agrees, 1 when not."""
     directory = RunDirectory.open(path)
     coordinator, silos = read_ledgers(directory, silo_ledgers)
-    verdict = compare(coordinator, silos)
-    verdict = replace(verdict, problems=(*verdict.problems, *foreign_event_files(directory.path, coordinator)))
-    print(aligned(_table(coordinator, silos, verdict), right=range(1, 7), rule=True))
+    comparison = compare(coordinator, silos)
+    comparison = replace(comparison, problems=(*comparison.problems, *foreign_event_files(directory.path, coordinator)))
+    print(aligned(_table(coordinator, silos, comparison), right=range(1, 7), rule=True))
     for note in _notes(directory, coordinator, silos):
         print(f"note: {note}", file=sys.stderr)
-    for problem in verdict.problems[:MOST_PROBLEMS]:
+    for problem in comparison.problems[:MOST_PROBLEMS]:
         print(f"problem: {problem}")
-    if len(verdict.problems) > MOST_PROBLEMS:
-        print(f"and {len(verdict.problems) - MOST_PROBLEMS} more")
-    print(_words(verdict, coordinator))
-    return 1 if verdict.problems else 0
+    if len(comparison.problems) > MOST_PROBLEMS:
+        print(f"and {len(comparison.problems) - MOST_PROBLEMS} more")
+    print(_words(comparison, coordinator))
+    return 1 if comparison.problems else 0
 
 
 def read_ledgers(directory: RunDirectory, silo_ledgers: str | None = None) -> tuple[Chain, list[Chain]]:
@@ -47,20 +47,20 @@ def read_ledgers(directory: RunDirectory, silo_ledgers: str | None = None) -> tu
     return coordinator, [chain for chain in found if silo_ledgers or chain.run == coordinator.run or not chain.lines]
 
 
-def _table(coordinator: Chain, silos: list[Chain], verdict: LedgerComparison) -> list[list[str]]:
+def _table(coordinator: Chain, silos: list[Chain], comparison: LedgerComparison) -> list[list[str]]:
     header = ["ledger", "lines", "signatures", "unsigned", "messages", "agree", "not received"]
     rows = [header, _row("coordinator", coordinator, len(coordinator.of_kind("received")), "", "")]
     for chain in silos:
         name = chain.writer
-        agree, lost = verdict.compared.get(name), verdict.not_received.get(name)
-        shown = ["" if value is None else f"{value:,}" for value in (agree, lost)]
+        agree, not_received = comparison.compared.get(name), comparison.not_received.get(name)
+        shown = ["" if value is None else f"{value:,}" for value in (agree, not_received)]
         rows.append(_row(name, chain, len(chain.messages()), *shown))
     return rows
 
 
-def _row(name: str, chain: Chain, messages: int, agree: str, lost: str) -> list[str]:
+def _row(name: str, chain: Chain, messages: int, agree: str, not_received: str) -> list[str]:
     counts = len(chain.lines), len(chain.of_kind("signature")), chain.unsigned, messages
-    return [name, *(f"{count:,}" for count in counts), agree, lost]
+    return [name, *(f"{count:,}" for count in counts), agree, not_received]
 
 
 def _notes(directory: RunDirectory, coordinator: Chain, silos: list[Chain]) -> list[str]:
@@ -81,10 +81,10 @@ def _notes(directory: RunDirectory, coordinator: Chain, silos: list[Chain]) -> l
     return notes
 
 
-def _words(verdict: LedgerComparison, coordinator: Chain) -> str:
-    count, silos = sum(verdict.compared.values()), len(verdict.compared)
-    if verdict.problems:
-        return f"NOT verified: {len(verdict.problems)} problems"
+def _words(comparison: LedgerComparison, coordinator: Chain) -> str:
+    count, silos = sum(comparison.compared.values()), len(comparison.compared)
+    if comparison.problems:
+        return f"NOT verified: {len(comparison.problems)} problems"
     models = sum(len(line["models"]) for line in coordinator.of_kind("model"))
     same = f"{count:,} messages of {silos} silos are the same on both sides"
     return f"verified: {same}; {models:,} model digests are signed"

@@ -1,7 +1,13 @@
 """What every kind of silo has around it: its owner's policy, the gate, the ledger, the log, the egress block."""
 
 import contextlib
+import getpass
+import os
 import re
+import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,13 +15,14 @@ from typing import TypeVar
 
 from ray_fed.errors import FedError, PerimeterRefused, SiloFailed
 from ray_fed.federation.task import SiloSpec
-from ray_fed.perimeter.error_policy import crossing, kind_of
-from ray_fed.perimeter.gate import Gate, Request
+from ray_fed.perimeter.error_policy import class_name_of, reduced_error
+from ray_fed.perimeter.gate import Gate, MessageKinds, Request
 from ray_fed.perimeter.ledger import Ledger
-from ray_fed.perimeter.message_digest import digest_of
-from ray_fed.perimeter.own_log import OwnLog, passing_folder
 from ray_fed.perimeter.policy import Policy, Site, read_site, site_path
 from ray_fed.privacy.signing import SigningKey
+
+MAX_LOG_BYTES = 1 << 24
+"""A longer log is set aside when the silo starts again, and the one set aside before is removed."""
 
 Answer = TypeVar("Answer")
 EgressBlock = Callable[[], contextlib.AbstractContextManager[None]]
@@ -23,20 +30,28 @@ EgressBlock = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 class EgressBoundary:
-    """Calls a silo's code, and lets out what passes the gate. The owner's policy is read here, in the process with the
-    rows; what passes is a line in the silo's ledger before it is sent; what does not, and what goes wrong, is one,
-    too."""
+    """Runs a silo's code, and lets out what passes the gate.
 
-    def __init__(self, spec: SiloSpec, block: EgressBlock = contextlib.nullcontext, takes_output: bool = False):
+    The owner's policy is read here, in the process that holds the rows. Each message is a line in the silo's ledger
+    before it is sent; each refusal and each error is a line, too. `kinds` are the kinds of message that this silo has.
+    """
+
+    def __init__(
+        self,
+        spec: SiloSpec,
+        kinds: MessageKinds,
+        block: EgressBlock = contextlib.nullcontext,
+        redirects_output: bool = False,
+    ):
         self.spec, self._block = spec, block
         self._ledger: Ledger | None = None
-        self._broken: FedError | None = None
+        self._startup_error: FedError | None = None
         """Why the silo could not start: the answer to every question."""
         self.site = self._read_site()
-        self.gate = Gate(spec.name, self.site.policy)
-        self.log = OwnLog(_log_folder(spec, self.site))
-        if takes_output:
-            self.log.take_output()
+        self.gate = Gate(spec.name, self.site.policy, kinds)
+        self.log = SiloLog(_log_folder(spec, self.site))
+        if redirects_output:
+            self.log.redirect_output()
         self._key: SigningKey | None = None
 
     def __repr__(self) -> str:
@@ -65,68 +80,99 @@ class EgressBoundary:
             self.gate.sent = self._ledger.total
         return self._ledger
 
-    # ---- out
+    # ---- the silo's code, and its messages
 
     def _read_site(self) -> Site:
         """Without a policy that can be read nothing is let out."""
         try:
             return read_site(self.spec.name)
         except FedError as error:
-            self._broken = error
+            self._startup_error = error
             return Site(Policy(), "", site_path())
 
-    def _start(self, make: Callable[[], None]) -> None:
+    def _build(self, make: Callable[[], None]) -> None:
         """Find or make the key before foreign code runs, then let `make` build the silo."""
         try:
             if _ledger_folder(self.spec, self.site) is not None:
                 self._key = SigningKey.at(key_path(self.spec, self.site))
-            self._call("starting", make)
+            self._run("starting", make)
         except FedError as error:
-            self._broken = error
+            self._startup_error = error
 
-    def _call(self, doing: str, question: Callable[[], Answer], is_blocked: bool = True) -> Answer:
-        """Let the silo's code run; what it raises is told of, not passed on."""
-        if self._broken is not None:
-            raise self._broken
+    def _run(self, doing: str, call: Callable[[], Answer], is_blocked: bool = True) -> Answer:
+        """Run the silo's code. What it raises stays here; a FedError that may cross is raised in its place."""
+        if self._startup_error is not None:
+            raise self._startup_error
         try:
             with self._block() if is_blocked else contextlib.nullcontext():
-                return question()
+                return call()
         except BaseException as error:  # SystemExit and the like carry words, too
-            told = self._told(doing, error)
-        raise told
+            error_to_send = self._error_for_coordinator(doing, error)
+        raise error_to_send
 
-    def _send(self, doing: str, message: Answer, request: Request) -> Answer:
-        """Check a message, write it down, and return what may be sent."""
+    def _release(self, doing: str, message: Answer, request: Request) -> Answer:
+        """Check a message at the gate, write its line, and return what may be sent."""
         ledger = self.ledger
         try:
             rebuilt = self.gate.admit(message, request)
         except Exception as error:  # a foreign object may raise anything when it is looked at
-            told = self._told(doing, error, request)
+            error_to_send = self._error_for_coordinator(doing, error, request)
         else:
             if ledger:
-                ledger.write({**digest_of(rebuilt).facts(), "session": request.session, "round": request.server_round})
+                digest = self.gate.digest(rebuilt, request.kind)
+                ledger.write({**digest.facts(), "session": request.session, "round": request.server_round})
             return rebuilt
-        raise told
+        raise error_to_send
 
-    def _told(self, doing: str, error: BaseException, request: Request | None = None) -> FedError:
-        """Write an error down in full at home; return what may be told of it."""
+    def _run_and_release(self, doing: str, call: Callable[[], Answer], request: Request) -> Answer:
+        """Run the silo's code and release what it answers."""
+        return self._release(doing, self._run(doing, call), request)
+
+    def _error_for_coordinator(self, doing: str, error: BaseException, request: Request | None = None) -> FedError:
+        """Log an error in full on the silo's disk; return the one that may be raised to the coordinator."""
         try:
-            self.log.note(doing, error)
-            self._note(doing, error, request)
-            return crossing(error, self.spec.name, doing, self.site.policy, f"({self.log.path})")
+            self.log.write(doing, error)
+            self._record(doing, error, request)
+            return reduced_error(error, self.spec.name, doing, self.site.policy, f"({self.log.path})")
         except Exception as second:  # raised here it would carry the first one along
-            kinds = f"{kind_of(error)}, and {kind_of(second)} while that was written down"
-            return SiloFailed(self.spec.name, doing, kinds)
+            names = f"{class_name_of(error)}, and {class_name_of(second)} while that was written down"
+            return SiloFailed(self.spec.name, doing, names)
 
-    def _note(self, doing: str, error: BaseException, request: Request | None) -> None:
+    def _record(self, doing: str, error: BaseException, request: Request | None) -> None:
+        """Write the ledger's line of a refusal or an error."""
         if self.ledger:
             kind = "refused" if isinstance(error, PerimeterRefused) else "error"
             about = {"of": request.kind, "session": request.session, "round": request.server_round} if request else {}
-            self.ledger.write({"kind": kind, "while": doing, **about, "error": kind_of(error)})
+            self.ledger.write({"kind": kind, "while": doing, **about, "error": class_name_of(error)})
+
+
+class SiloLog:
+    """A silo's own log, one text file: its output and the words of its errors. It stays on the silo's disk, readable by
+    its owner."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "silo.log"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self.path.exists() and self.path.stat().st_size > MAX_LOG_BYTES:
+            self.path.replace(self.path.with_suffix(".log.1"))
+        self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def write(self, doing: str, error: BaseException) -> None:
+        """Write down an error in full."""
+        stamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        text = f"{stamp} while {doing}\n{''.join(traceback.format_exception(error))}\n"
+        os.write(self._handle, text.encode("utf-8", "backslashreplace"))
+
+    def redirect_output(self) -> None:
+        """Send all that this process writes to standard output and error into the log from now on."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number in (1, 2):
+            os.dup2(self._handle, number)
 
 
 def _rules(site: Site) -> dict[str, object]:
-    """The policy in full, once per process: its version in the other lines stands for it."""
+    """Return the policy in full: only the first line of a process holds it, together with its version."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(site.policy).items()}
 
 
@@ -136,13 +182,16 @@ def _ledger_folder(spec: SiloSpec, site: Site) -> Path | None:
 
 
 def key_path(spec: SiloSpec, site: Site) -> Path:
-    """The key stays where the owner wants ledgers, or else with the silo's states: not in what is handed over."""
+    """Return where a silo's key is: where the owner keeps ledgers, or else with the silo's states. It is not in what
+    the coordinator collects."""
     folder = site.ledger_folder or spec.state_folder or spec.ledger_folder
     return Path(folder) / _file_name(spec.name) / "signing.key"
 
 
 def _log_folder(spec: SiloSpec, site: Site) -> Path:
-    return _ledger_folder(spec, site) or passing_folder(_file_name(spec.name))
+    """The log of a silo without a folder is among the machine's temporary files."""
+    folder = _ledger_folder(spec, site)
+    return folder or Path(tempfile.gettempdir()) / f"ray-fed-{getpass.getuser()}" / _file_name(spec.name)
 
 
 def _file_name(name: str) -> str:

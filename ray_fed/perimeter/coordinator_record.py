@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from ray_fed.federation.job import Job, Observer, RoundRecord
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout
-from ray_fed.perimeter.message_digest import digest_of, tensors_digest, vector_digest
+from ray_fed.perimeter.checks import digest_of
+from ray_fed.perimeter.ledger import tensors_digest, vector_digest
 
 Note = Mapping[str, object]
 """One line to be, without number, time and chain."""

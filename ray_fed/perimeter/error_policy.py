@@ -1,6 +1,6 @@
-"""What is told of an error that was raised inside a silo: its kind and place; its words only if they are ours.
+"""What leaves a silo of an error that was raised inside it: its class and place; its words only if they are ours.
 
-An error message is text of whoever raised it, and a task's text may be a row.
+The words of an error are written by the code that raised it, and a task's code may write a row into them.
 """
 
 import builtins
@@ -21,22 +21,24 @@ LONGEST = 2000
 STAYS = "what it says stays in the silo's own log"
 
 
-def crossing(error: BaseException, silo: str, doing: str, policy: Policy, log: str) -> FedError:
-    """Return the error that the coordinator gets instead of `error`; `log` says where the words are."""
+def reduced_error(error: BaseException, silo: str, doing: str, policy: Policy, log: str) -> FedError:
+    """Return the error that the coordinator gets instead of `error`, by the owner's policy; `log` says where the words
+    are."""
     if policy.error_texts == "all":
-        return _copy(error) if isinstance(error, FedError) else SiloFailed(silo, doing, f"{kind_of(error)}: {error}")
+        words = f"{class_name_of(error)}: {error}"
+        return _copy(error) if isinstance(error, FedError) else SiloFailed(silo, doing, words)
     if isinstance(error, PerimeterRefused) and type(error) is PerimeterRefused and _is_ours(error):
         return _copy(error)
     if policy.error_texts == "own" and isinstance(error, FedError) and _is_ours(error):
         return _copy(error)
-    reason = f"{kind_of(error)} {place_of(error.__traceback__)}; {STAYS} {log}".rstrip()
+    reason = f"{class_name_of(error)} {place_of(error.__traceback__)}; {STAYS} {log}".rstrip()
     for cls in (ConfigError, DataError):
-        if type(error) is cls:  # its exit code tells who must act: the owner of the silo
+        if type(error) is cls:  # its exit code says that the owner of the silo must act
             return cls(f"silo '{silo}' failed while {doing}: {reason}")
     return SiloFailed(silo, doing, reason)
 
 
-def kind_of(error: BaseException) -> str:
+def class_name_of(error: BaseException) -> str:
     """Return the name of the nearest class that is known to everybody: a task names its own classes as it likes."""
     for cls in type(error).__mro__:
         modules = [builtins, errors, *(sys.modules.get(name) for name in KNOWN_MODULES)]
@@ -59,8 +61,8 @@ def place_of(trace: TracebackType | None) -> str:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether no code but ours and the standard library had a hand in it: one frame of a task, and its words are the
-    task's."""
+    """Whether every frame of its traceback is code of ours or of the standard library: with one frame of a task, its
+    words may be the task's."""
     trace, plain = error.__traceback__, type(error).__module__ == errors.__name__
     while trace is not None:
         path = Path(trace.tb_frame.f_code.co_filename)

@@ -1,7 +1,6 @@
-"""A silo behind its boundary: the same questions as `Silo`, but every answer, and every error, goes through the gate.
+"""A silo behind its boundary: the same calls as `Silo`, but every answer, and every error, goes through the gate.
 
-A further kind of message needs a check in `gate.REBUILT`, a passage in `passage.KNOWN`, and one method here that hands
-the silo's answer to `_send`.
+A further kind of message needs an entry in checks.py, and one method here that releases the silo's answer.
 """
 
 import contextlib
@@ -11,9 +10,6 @@ from typing import Any
 
 import torch
 
-import ray_fed.perimeter.artifacts
-import ray_fed.perimeter.masked_updates  # noqa: F401  (so does this)
-from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.messages import (
     Artifact,
     GradientObservation,
@@ -26,15 +22,16 @@ from ray_fed.federation.messages import (
 )
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
+from ray_fed.perimeter.checks import KINDS, require_audit
 from ray_fed.perimeter.gate import Request
-from ray_fed.perimeter.observations import observed
 from ray_fed.privacy.signing import SigningKey
 
 
 class GuardedSilo(EgressBoundary):
-    """See `Silo` for what the questions mean. `make` builds the silo and is the first foreign code that runs."""
+    """See `Silo` for what the calls mean. `make` builds the silo and is the first foreign code that runs."""
 
     silo: Silo
 
@@ -43,107 +40,125 @@ class GuardedSilo(EgressBoundary):
         spec: SiloSpec,
         make: Callable[[], Silo],
         block: EgressBlock = contextlib.nullcontext,
-        takes_output: bool = False,
+        redirects_output: bool = False,
     ):
-        super().__init__(spec, block, takes_output)
+        super().__init__(spec, KINDS, block, redirects_output)
         self._rounds: dict[str, int] = {}
-        self._start(lambda: self._take(make()))
+        self._build(lambda: self._install(make()))
 
-    def _take(self, silo: Silo) -> None:
+    def _install(self, silo: Silo) -> None:
         silo.secure.sign_with(self._key or SigningKey.passing(), self.site.partners)
         self.silo = silo
 
-    # ---- the questions of `Silo`
+    # ---- the calls of `Silo`
 
     def open(self) -> SiloDescription:
-        said = self._call("opening its data", lambda: self.silo.open())
-        self._watch()
-        return self._send("opening its data", said, Request("description"))
+        doing = "opening its data"
+        description = self._run(doing, lambda: self.silo.open())
+        self._register_rows()
+        return self._release(doing, description, Request("description"))
 
     def moments(self) -> ColumnMoments:
-        return self._send(
-            "computing moments", self._call("computing moments", lambda: self.silo.moments()), Request("moments")
-        )
+        return self._run_and_release("computing moments", lambda: self.silo.moments(), Request("moments"))
 
     def prepare(self, standardizer: Standardizer | None) -> None:
-        self._call("standardising", lambda: self.silo.prepare(standardizer))
-        self._watch()
+        self._run("standardising", lambda: self.silo.prepare(standardizer))
+        self._register_rows()
 
     def open_session(self, spec: SessionSpec) -> str:
         """PerimeterRefused when the planned updates would break the budget of the run."""
-        digest = self._call("opening a session", lambda: self.silo.open_session(spec))
+        digest = self._run("opening a session", lambda: self.silo.open_session(spec))
         self._rounds[spec.session] = 0
         self._check_session(spec, digest)
         return spec.layout_digest
 
     def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
-        self._call("starting again", lambda: self.silo.restore(standardizer, sessions))
+        self._run("starting again", lambda: self.silo.restore(standardizer, sessions))
         self._rounds |= {spec.session: 0 for spec in sessions}
-        self._watch()
+        self._register_rows()
 
     def close_session(self, session: str) -> None:
-        self._call("closing a session", lambda: self.silo.close_session(session))
+        self._run("closing a session", lambda: self.silo.close_session(session))
         self._rounds.pop(session, None)
         if self._ledger:
             self._ledger.sign()
 
     def fit(self, session: str, server_round: int, vector: Vector) -> Update | MaskedUpdate:
         doing = f"training round {server_round}"
-        update = self._call(doing, lambda: self.silo.fit(session, server_round, vector))
+        update, is_secure = self._run(doing, lambda: self._fit(session, server_round, vector))
         self._rounds[session] = server_round
         request = Request("update", session, server_round, vector)
-        if not self.silo.secure.is_secure(session):
-            return self._send(doing, update, request)
-        masked = self._call(doing, lambda: self.silo.leaving(self.gate.inspect(update, request)))
-        return self._send(doing, masked, replace(request, kind="masked"))
+        if not is_secure:
+            return self._release(doing, update, request)
+        masked = self._run(doing, lambda: self.silo.leaving(self.gate.inspect(update, request)))
+        return self._release(doing, masked, replace(request, kind="masked"))
 
     def leaving(self, update: Update | MaskedUpdate) -> Update | MaskedUpdate:
         """Return what `fit` returned: it has left already."""
         return update
 
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
-        found = self._call("evaluating", lambda: self.silo.evaluate(session, models))
         request = Request("metrics", session, self._rounds.get(session, 0), models=tuple(models))
-        return self._send("evaluating", found, request)
+        return self._run_and_release("evaluating", lambda: self.silo.evaluate(session, models), request)
 
     def query(self, query: str, *given: Any) -> Artifact:
         """Put one of the further questions to the silo (`Silo.queries`)."""
         doing = f"answering '{query}'"
-        artifact = self._call(doing, lambda: self.silo.query(query, *given))
+        artifact = self._run(doing, lambda: self.silo.query(query, *given))
         # Nothing was received that its size could be measured by: max_bytes_per_round and _per_run bound it.
-        return self._send(doing, artifact, Request("artifact", query, vector=getattr(artifact, "data", None)))
+        vector = artifact.data if type(artifact) is Artifact else None
+        return self._release(doing, artifact, Request("artifact", query, vector=vector))
 
     def observe(self, vector: Vector, num_examples: int) -> GradientObservation:
         """Return the gradient over the silo's first rows at `vector`, for attacks on it elsewhere; PerimeterRefused
         unless the owner says `audit: true`."""
-        doing = "showing a gradient"
-        shown = self._call(doing, lambda: observed(self.gate, self.silo, vector, num_examples))
-        return self._send(doing, shown, Request("observation", vector=vector))
+        request = Request("observation", vector=vector)
+        return self._run_and_release("showing a gradient", lambda: self._gradient(vector, num_examples), request)
 
-    # ---- out
+    # ---- what the calls are made of
+
+    def _fit(self, session: str, server_round: int, vector: Vector) -> tuple[Update, bool]:
+        """Return the update, and whether it leaves under masks."""
+        update = self.silo.fit(session, server_round, vector)
+        return update, bool(self.silo.secure.is_secure(session))
+
+    def _gradient(self, vector: Vector, num_examples: int) -> GradientObservation:
+        """Return the gradient of the task's loss over the silo's first rows, at parameters [num_parameters]; nothing is
+        computed where the owner does not allow it."""
+        require_audit(self.gate)
+        silo, samples = self.silo, self.silo.samples
+        num_examples = max(1, min(num_examples, len(samples.features)))
+        network = load_vector(silo.task.model(0), vector)
+        loss = silo.task.loss(network(samples.features[:num_examples]), samples.targets[:num_examples])
+        parts = torch.autograd.grad(loss, list(network.parameters()))
+        gradient = torch.cat([part.reshape(-1) for part in parts])
+        return GradientObservation(silo.spec.name, num_examples, gradient.cpu().numpy())
 
     def _check_session(self, spec: SessionSpec, digest: object) -> None:
         """The answer is what the coordinator sent, or none."""
         trainer = self.silo.sessions.get(spec.session)
         try:
-            if digest != spec.layout_digest:
-                raise self.gate.refusal("layout", "it is not the digest of the layout agreed on")
+            agrees = type(digest) is str and digest == spec.layout_digest
+            self.gate.require(agrees, "layout", "it is not the digest of the layout agreed on")
             if trainer is not None:
                 self.gate.check_plan(spec.session, spec.plan.num_rounds, 4 * trainer.layout.size)
-        except PerimeterRefused as error:
-            told = self._told("opening a session", error)
+        except Exception as error:  # a foreign object may raise anything when it is looked at
+            error_to_send = self._error_for_coordinator("opening a session", error)
         else:
             return
-        raise told
+        raise error_to_send
 
-    def _watch(self) -> None:
+    def _register_rows(self) -> None:
         """Show the gate the rows, raw and as the network sees them, so that it knows them when it sees them again."""
+        self._run("showing the gate its rows", self._add_rows)
+
+    def _add_rows(self) -> None:
         rows = getattr(self.silo, "_rows", None)
         if rows is not None:
             for name in ("features", "targets", "held_out_features", "held_out_targets"):
-                self.gate.row_matcher.watch(name, getattr(rows, name))
+                self.gate.row_matcher.add(name, getattr(rows, name))
         samples = getattr(self.silo, "_samples", None)
         for name in ("features", "targets") if samples is not None else ():
             values = getattr(samples, name)
             shown = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
-            self.gate.row_matcher.watch(f"prepared {name}", shown)
+            self.gate.row_matcher.add(f"prepared {name}", shown)

@@ -1,4 +1,4 @@
-"""An append-only file of hash-chained, signed lines: what passed a silo's boundary, or what a coordinator received.
+"""An append-only file of hash-chained, signed lines: what left a silo, or what a coordinator received.
 
     {"number": 1, "previous": "0000...", "kind": "opening", "writer": ..., "public_key": ..., ...}
     {"number": 2, "previous": "<SHA-256 of line 1>", "kind": "update", ...}
@@ -6,8 +6,12 @@
 
 `previous` is the SHA-256 of the line before, so a line that is changed, dropped, added or moved breaks the chain right
 there. A signature line signs itself without the signature, so its own `previous` and with it everything above: after
-every `SIGN_EVERY` lines, and whenever the writer says so. Lines are written with one system call each, so a killed
-process leaves whole lines only; a machine that loses its power may leave a torn one, which is cut off and said so.
+every `SIGN_EVERY` lines, and whenever the writer calls `sign`. Lines are written with one system call each, so a killed
+process leaves whole lines only; a machine that loses its power may leave a torn one. It is cut off, and the next line
+says how many bytes were.
+
+The line of a message is its `MessageDigest`. Sender and receiver compute it from the message itself, so that both ends
+can be compared; no value of a row is in it.
 """
 
 import hashlib
@@ -15,8 +19,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ray_fed.errors import DataError
 from ray_fed.privacy.signing import SigningKey
@@ -29,8 +36,73 @@ _JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 """Made once: `json.dumps` makes one for every line."""
 
 
+@dataclass(frozen=True)
+class MessageDigest:
+    """One message that left or arrived, in numbers."""
+
+    kind: str
+    names: tuple[str, ...]
+    """Names that the message carries: its tensors, metrics or fields."""
+    num_bytes: int
+    """Bytes of its arrays, or of its text where it has none."""
+    sha256: str
+    """Of the vector's bytes for an update, else of the canonical text."""
+    norm: float | None = None
+    """Euclidean length of its vector."""
+    num_examples: int | None = None
+    """Rows behind it, where it says so."""
+
+    def facts(self) -> dict[str, object]:
+        """Return the fields as a line of a ledger has them."""
+        return {
+            "kind": self.kind, "names": list(self.names), "bytes": self.num_bytes, "norm": self.norm,
+            "sha256": self.sha256, "num_examples": self.num_examples,
+        }  # fmt: skip
+
+
+def vector_digest(vector: np.ndarray) -> str:
+    """Return the SHA-256 of a vector's bytes as they travel: float32, little endian, contiguous."""
+    return hashlib.sha256(np.ascontiguousarray(vector, np.dtype("<f4")).reshape(-1).data).hexdigest()
+
+
+def tensors_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of named tensors in the order of their names, whatever file they come from."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name}\0{list(arrays[name].shape)}\0".encode())
+        digest.update(np.ascontiguousarray(arrays[name], np.dtype("<f4")).reshape(-1).data)
+    return digest.hexdigest()
+
+
+def text_digest(kind: str, message: object, names: tuple[str, ...], num_examples: int | None = None) -> MessageDigest:
+    """Return the digest of a small message: its canonical text is hashed."""
+    text = canonical_text(message).encode()
+    return MessageDigest(kind, names, len(text), hashlib.sha256(text).hexdigest(), None, num_examples)
+
+
+def canonical_text(message: object) -> str:
+    """Return a message as one text that is equal for equal messages; floats by their bits, arrays by their hash."""
+    return json.dumps(_plain(message), sort_keys=True, separators=(",", ":"))
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        shown = {field.name: _plain(getattr(value, field.name)) for field in fields(value) if field.compare}
+        return {"": type(value).__name__, **shown}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray):
+        digest = hashlib.sha256(np.ascontiguousarray(value).reshape(-1).data).hexdigest()
+        return [value.dtype.str, list(value.shape), digest]
+    if isinstance(value, float):
+        return value.hex()
+    return value if value is None or isinstance(value, bool | int | str) else repr(value)
+
+
 class Ledger:
-    """The writer of one file. Opening an existing file goes on with its chain."""
+    """The writer of one file. Opening an existing file continues its chain."""
 
     def __init__(
         self,

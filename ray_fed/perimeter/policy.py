@@ -4,13 +4,13 @@
     perimeter:                       for every silo of this site; any field of `Policy`
       min_examples: 20
     silos:
-      north-institute:               further words on one silo; they count before those of the site
+      north-institute:               for one silo; these fields count before those of the site
         max_bytes_per_run: 2000000000
     partners:                        the other silos' public keys (`ray-fed ledger key SILO` at theirs); with any named,
       south-institute: 3fa1...       secure aggregation masks with these silos only
 
 The file is `site.yaml` in the folder that RAY_FED_SITE names, or in ~/.config/ray-fed. Nothing that a coordinator sends
-has a place in it, so a coordinator cannot widen it. A file that cannot be read lets nothing out.
+is read into it, so a coordinator cannot widen it. With a file that cannot be read nothing leaves.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ SITE_FILE = "site.yaml"
 SITE_KEYS = ("ledger", "perimeter", "silos", "partners")
 PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
 KINDS = ("description", "moments", "update", "masked", "metrics", "artifact", "observation", "search")
-"""Kinds of message that leave a silo if its owner says nothing."""
+"""Kinds of message that leave a silo if its owner says nothing. Any other kind leaves only where the owner lists it."""
 METRICS = (
     "loss", "train_loss", "mae", "mse", "rmse", "r2", "accuracy", "precision", "recall", "f1", "auc", "iou", "mean_iou",
     "dice", "map", "vi", "vi_under", "vi_over", "vi_undefined", "ari", "cross_entropy", "perplexity", "error", "score",
@@ -72,8 +72,8 @@ class Policy:
     """Whether the silo's messages may be replayed and attacked by `ray-fed audit`, and single gradients leave as
     observations to be attacked elsewhere."""
     source_errors: bool = False
-    """Whether a search in a model library tells the error of every single source on the silo's rows. A thousand errors
-    of known models on twenty rows are a thousand equations for twenty values."""
+    """Whether the answer to a search in a model library holds the error of every single source on the silo's rows. A
+    thousand errors of known models on twenty rows are a thousand equations for twenty values."""
     hand_over_ledger: bool = True
     """Whether the coordinator gets a copy of the ledger at the end of a run. It holds no data."""
 
@@ -86,26 +86,21 @@ class Policy:
 
     @cached_property
     def version(self) -> str:
-        """The first 16 digits of the SHA-256 of all fields: lines of a ledger say which policy let them pass."""
+        """The first 16 digits of the SHA-256 of all fields: a ledger says by which policy its messages left."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Site:
-    """What the owner says about one silo."""
+    """What the owner's file says about one silo."""
 
     policy: Policy
     ledger_folder: str
     """Folder for ledgers and keys; "" where the owner names none."""
     path: Path
-    """The file it stands in, or would stand in."""
+    """The file, whether or not it exists."""
     partners: Mapping[str, str] = field(default_factory=dict)
     """Silo -> its public key, 64 hexadecimal digits."""
-
-    @property
-    def key_folder(self) -> Path:
-        """Where the silo's key stands when no ledger folder is named."""
-        return self.path.parent
 
 
 def site_path() -> Path:
@@ -114,7 +109,7 @@ def site_path() -> Path:
 
 
 def read_site(silo: str, path: Path | None = None) -> Site:
-    """Return the owner's word on a silo; the defaults where there is no file.
+    """Return what the owner's file says about a silo; the defaults where there is no file.
 
     ConfigError names the file, the key, the value and what it must be.
     """
@@ -128,8 +123,8 @@ def read_site(silo: str, path: Path | None = None) -> Site:
     of_silo = _mapping(silos.get(silo), f"{path}: silos: {silo}")
     policy = from_mapping(Policy, of_site, f"{path}: perimeter")
     where = f"{path}: silos: {silo}"
-    narrowed = from_mapping(Policy, of_silo, where)  # names the key that is wrong
-    policy = replace(policy, **{key: getattr(narrowed, key) for key in of_silo})
+    changed = from_mapping(Policy, of_silo, where)  # names the key that is wrong
+    policy = replace(policy, **{key: getattr(changed, key) for key in of_silo})
     folder = coerce(content.get("ledger", ""), str, f"{path}: ledger")
     return Site(policy, str(Path(folder).expanduser()) if folder else "", path, _partners(content, path))
 

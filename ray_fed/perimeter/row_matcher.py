@@ -1,4 +1,4 @@
-"""Does a message hold the silo's own rows? The gate stands inside the silo, so it can compare.
+"""Does a message hold the silo's own rows? The gate is inside the silo, so it can compare.
 
 It finds rows, and columns, that are sent as they are. It does not find rows that were scaled, encrypted or shuffled: no
 gate can; what honest updates give away is measured by `ray-fed audit`.
@@ -10,15 +10,15 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-MAX_WATCHED = 1 << 16
+MAX_REMEMBERED = 1 << 16
 """Pairs of neighbours remembered of each array and direction."""
-PROBES = 512
-"""Places of a long message that are looked at."""
-ENOUGH = 2
+NUM_SAMPLES = 512
+"""Pairs of a long message that are looked at."""
+MIN_REPEATED_PAIRS = 2
 """Repeated pairs that are no chance: two neighbours of an honest message are two neighbours of the rows in one of 10^8
 places."""
-TELLING_DIGITS = 5
-"""A step size of 0.05 may well be somebody's lattice constant."""
+MIN_DIGITS = 5
+"""Numbers of fewer digits are not compared: a step size of 0.05 may well be somebody's lattice constant."""
 TABLE_BITS = 22
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 NUMBER = re.compile(r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+")
@@ -34,8 +34,9 @@ class RowMatcher:
         self._known = np.empty(0, np.uint64)
         self._table = np.zeros(1 << TABLE_BITS, bool)
 
-    def watch(self, name: str, values: np.ndarray) -> None:
-        """Watch an array [rows, ...] of real numbers, along its rows and along its columns."""
+    def add(self, name: str, values: np.ndarray) -> None:
+        """Remember an array [rows, ...] of real numbers, along its rows and along its columns; the last one of a name
+        counts."""
         if not np.issubdtype(values.dtype, np.floating) or len(values) == 0:
             return
         table = np.asarray(values).reshape(len(values), -1)
@@ -50,8 +51,8 @@ class RowMatcher:
         flat = np.asarray(values).reshape(-1)
         if flat.size < 2 or len(self._known) == 0:
             return 0
-        few = flat.size <= PROBES
-        at = np.arange(flat.size - 1) if few else self._random.integers(0, flat.size - 1, PROBES)
+        few = flat.size <= NUM_SAMPLES
+        at = np.arange(flat.size - 1) if few else self._random.integers(0, flat.size - 1, NUM_SAMPLES)
         with np.errstate(over="ignore", invalid="ignore"):  # bytes of something else read as float64
             keys = _keys(flat[at].astype(np.float32), flat[at + 1].astype(np.float32))
         keys = keys[self._table[_slots(keys)]]
@@ -62,42 +63,42 @@ class RowMatcher:
 
     def repeats_rows(self, values: np.ndarray) -> bool:
         """Tell whether a message of numbers is made of the rows' own values."""
-        return self.hits(values) >= ENOUGH
+        return self.hits(values) >= MIN_REPEATED_PAIRS
 
     def is_row(self, values: np.ndarray) -> bool:
         """Tell whether a short message [num_columns] is a row: half of its values are those of one. Whole numbers, and
-        columns that hold the same value everywhere, tell nothing."""
+        columns that hold the same value everywhere, are not compared."""
         for table in self._arrays.values():
             if table.shape[1] == len(values):
-                counted = _tells(values) & (np.ptp(table, axis=0) > 0)
+                counted = _are_fractions(values) & (np.ptp(table, axis=0) > 0)
                 same = table[:, counted] == values[counted].astype(table.dtype)
-                if counted.sum() >= ENOUGH and same.mean(axis=1).max() >= 0.5:
+                if counted.sum() >= MIN_REPEATED_PAIRS and same.mean(axis=1).max() >= 0.5:
                     return True
         return False
 
     def numbers_in(self, texts: Iterable[str]) -> int:
-        """Return how many numbers written in the texts are the rows' own; of few digits they tell nothing."""
+        """Return how many numbers written in the texts are the rows' own; those of few digits do not count."""
         written = [number for text in texts for number in NUMBER.findall(text)]
-        return self.known_numbers([float(number) for number in written if _digits(number) >= TELLING_DIGITS])
+        return self.known_numbers([float(number) for number in written if _digits(number) >= MIN_DIGITS])
 
     def known_numbers(self, numbers: Sequence[float]) -> int:
-        """Return how many of the numbers occur in the rows, as float32; whole ones tell nothing."""
+        """Return how many of the numbers occur in the rows, as float32; whole ones do not count."""
         wanted = np.unique(np.array([x for x in numbers if x != np.rint(x)], np.float32))
         if len(wanted) == 0:
             return 0
         return len({x for table in self._arrays.values() for x in wanted[np.isin(wanted, table.astype(np.float32))]})
 
     def _sampled(self, table: np.ndarray) -> np.ndarray:
-        """Return keys of random pairs of telling neighbours, in rows and in columns."""
+        """Return keys of random pairs of distinctive neighbours, in rows and in columns."""
         keys = []
         for values in (table.reshape(-1), table.T.reshape(-1)) if table.shape[1] > 1 else (table.reshape(-1),):
             if values.size < 2:
                 continue
-            few = values.size <= MAX_WATCHED
-            at = np.arange(values.size - 1) if few else self._random.integers(0, values.size - 1, MAX_WATCHED)
+            few = values.size <= MAX_REMEMBERED
+            at = np.arange(values.size - 1) if few else self._random.integers(0, values.size - 1, MAX_REMEMBERED)
             first, second = values[at].astype(np.float32), values[at + 1].astype(np.float32)
-            telling = _tells(first) & _tells(second) & (first != second)
-            keys.append(_keys(first[telling], second[telling]))
+            is_distinctive = _are_fractions(first) & _are_fractions(second) & (first != second)
+            keys.append(_keys(first[is_distinctive], second[is_distinctive]))
         return np.concatenate(keys) if keys else np.empty(0, np.uint64)
 
 
@@ -106,8 +107,8 @@ def _digits(number: str) -> int:
     return len(re.sub(r"[eE].*|[-+.]", "", number).strip("0"))
 
 
-def _tells(values: np.ndarray) -> np.ndarray:
-    """Whole numbers stand everywhere."""
+def _are_fractions(values: np.ndarray) -> np.ndarray:
+    """Return which values are finite and not whole: whole numbers occur in every message."""
     return np.isfinite(values) & (values != np.rint(values))
 
 
@@ -119,8 +120,3 @@ def _keys(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _slots(keys: np.ndarray) -> np.ndarray:
     return ((keys * MULTIPLIER) >> np.uint64(64 - TABLE_BITS)).astype(np.int64)
-
-
-def words(texts: Sequence[str]) -> list[str]:
-    """Return the runs of characters between spaces and punctuation."""
-    return [word for text in texts for word in re.split(r"[\s,;:()\[\]/|=]+", text) if word]

@@ -1,29 +1,24 @@
-"""Reads ledgers and says what is wrong with them. Needs nothing but the files: anybody can verify."""
+"""Reads ledgers: says what is wrong with them, and from which updates a model was made.
+
+It needs nothing but the files: anybody can verify.
+"""
 
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray_fed.errors import DataError
 from ray_fed.perimeter.ledger import GENESIS, line_digest, to_line
 from ray_fed.privacy.signing import is_signed
 
 Line = Mapping[str, Any]
-CHAIN_KINDS = (
-    "opening",
-    "reopening",
-    "signature",
-    "incident",
-    "refused",
-    "session",
-    "handed over",
-    "received",
-    "model",
-)
-"""Kinds of line that are no passage of a message."""
+OTHER_LINES = (
+    "opening", "reopening", "signature", "refused", "error", "session", "handed over", "received", "model",
+)  # fmt: skip
+"""Kinds of line that are no message that left."""
 UPDATES = ("update", "masked")
 """Kinds of message that belong to a round."""
 COMPARED = ("kind", "session", "sha256", "bytes", "num_examples")
@@ -58,7 +53,7 @@ class Chain:
 
     def messages(self) -> list[Line]:
         """Return the lines of messages that left."""
-        return [line for line in self.lines if line["kind"] not in CHAIN_KINDS]
+        return [line for line in self.lines if line["kind"] not in OTHER_LINES]
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,8 @@ class LedgerComparison:
     compared: Mapping[str, int] = field(default_factory=dict)
     """Silo -> messages that both sides have with the same hash."""
     not_received: Mapping[str, int] = field(default_factory=dict)
-    """Silo -> messages that left and were not taken: late, repeated after a restart, or lost with a coordinator."""
+    """Silo -> messages that left and that the coordinator did not note: late, repeated after a restart, or lost with a
+    coordinator."""
 
 
 def read_chain(path: Path, public_key: str = "") -> Chain:
@@ -89,7 +85,7 @@ def read_chain(path: Path, public_key: str = "") -> Chain:
             problems.append(f"line {number} is not a line of a ledger")
             break
         key = key or str(line.get("public_key", ""))
-        problems += [f"line {number}: {problem}" for problem in _wrong(line, number, previous, key)]
+        problems += [f"line {number}: {problem}" for problem in _line_problems(line, number, previous, key)]
         if to_line(line) != text:
             problems.append(f"line {number} is not written as a ledger writes it")
         previous = line_digest(text)
@@ -103,18 +99,18 @@ def read_chain(path: Path, public_key: str = "") -> Chain:
 
 def _parsed(text: bytes) -> dict[str, Any] | None:
     try:
-        line = json.loads(text, parse_constant=_no_number)
+        line = json.loads(text, parse_constant=_refuse_number)
     except (ValueError, RecursionError):
         return None
     fits = isinstance(line, dict) and {"number", "previous", "kind"} <= set(line)
     return line if fits else None
 
 
-def _no_number(name: str) -> float:
+def _refuse_number(name: str) -> float:
     raise ValueError(f"{name} is no number")
 
 
-def _wrong(line: Line, number: int, previous: str, key: str) -> Iterator[str]:
+def _line_problems(line: Line, number: int, previous: str, key: str) -> Iterator[str]:
     if line["number"] != number:
         yield f"it has the number {line['number']}: lines were dropped, added or moved"
     if line["previous"] != previous:
@@ -137,20 +133,20 @@ def compare(coordinator: Chain, silos: Sequence[Chain]) -> LedgerComparison:
     received: dict[str, list[Line]] = {}
     for line in coordinator.of_kind("received"):
         received.setdefault(str(line["silo"]), []).append(line["message"] | {"number": line["number"]})
-    compared, lost = {}, {}
+    compared, not_received = {}, {}
     for silo, messages in sorted(received.items()):
         if silo not in by_name:
             problems.append(f"silo '{silo}': {len(messages)} messages were received, its ledger is missing")
             continue
-        sent = Counter(_key(line) for line in by_name[silo].messages())
+        sent = Counter(_compared_fields(line) for line in by_name[silo].messages())
         problems += [f"silo '{silo}': {text}" for text in _unmatched(messages, sent)]
-        compared[silo], lost[silo] = len(messages), sum(sent.values())
-    problems += [text for chain in silos for text in _pinned(coordinator, chain)]
-    return LedgerComparison(tuple(problems), compared, lost)
+        compared[silo], not_received[silo] = len(messages), sum(sent.values())
+    problems += [text for chain in silos for text in _problems_with_the_collected(coordinator, chain)]
+    return LedgerComparison(tuple(problems), compared, not_received)
 
 
-def _key(line: Line) -> tuple[Any, ...]:
-    """What must agree. Only an update belongs to a round; between rounds the two sides count differently."""
+def _compared_fields(line: Line) -> tuple[Any, ...]:
+    """Return what must agree. Only an update belongs to a round; between rounds the two sides count differently."""
     numbered = line.get("round") if line["kind"] in UPDATES else None
     return (numbered, *(line.get(name) for name in COMPARED))
 
@@ -158,7 +154,7 @@ def _key(line: Line) -> tuple[Any, ...]:
 def _unmatched(messages: Sequence[Line], sent: Counter) -> Iterator[str]:
     """Yield what was received and never sent; takes what matches out of `sent`."""
     for message in messages:
-        key = _key(message)
+        key = _compared_fields(message)
         if sent[key] > 0:
             sent[key] -= 1
         else:
@@ -168,8 +164,8 @@ def _unmatched(messages: Sequence[Line], sent: Counter) -> Iterator[str]:
             )
 
 
-def _pinned(coordinator: Chain, silo: Chain) -> Iterator[str]:
-    """The coordinator wrote down key and head of each ledger when it was handed over: both must be in it."""
+def _problems_with_the_collected(coordinator: Chain, silo: Chain) -> Iterator[str]:
+    """Yield where a ledger is not the one that the coordinator collected: it wrote down key and head of each."""
     if silo.run != coordinator.run:
         yield f"silo '{silo.writer}': the ledger is of run '{silo.run}', not of '{coordinator.run}'"
     for line in coordinator.of_kind("handed over"):
@@ -178,3 +174,71 @@ def _pinned(coordinator: Chain, silo: Chain) -> Iterator[str]:
                 yield f"silo '{silo.writer}': the ledger is signed with another key than the one handed over"
             if line["head"] not in silo.heads:
                 yield f"silo '{silo.writer}': the ledger is not the one handed over, or its last lines were dropped"
+
+
+# ---- from a model back to the updates that made it
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The line of the coordinator's ledger in which a model was written down."""
+
+    model: str
+    session: str
+    server_round: int
+    strategy: str
+    number: int
+    """Number of the line."""
+
+
+class Contribution(NamedTuple):
+    """One update that went into a model."""
+
+    server_round: int
+    silo: str
+    num_examples: int | None
+    """None under masks: the coordinator does not know it."""
+    norm: float | None
+    sha256: str
+    line: int | None
+    """Number of the line in its silo's ledger; None where it is not there."""
+
+
+def origin_of(coordinator: Chain, digest: str) -> Origin | None:
+    """Return where the model with this hash of its named tensors was written down; None where it was not."""
+    for line in reversed(coordinator.of_kind("model")):
+        for model, found in line.get("tensors", {}).items():
+            if found == digest:
+                return Origin(model, line["session"], line["round"], line["strategy"], line["number"])
+    return None
+
+
+def lineage(coordinator: Chain, silos: Sequence[Chain], origin: Origin) -> list[Contribution]:
+    """Return the updates of all rounds up to the model's, oldest first, the last time each round was done.
+
+    A run that was resumed may have done a round twice; what counts is what was received before the round's last model.
+    """
+    sent = {(chain.writer, line["sha256"]): line["number"] for chain in silos for line in chain.messages()}
+    rounds: dict[int, list[Contribution]] = {}
+    pending: dict[int, dict[str, Line]] = {}
+    for line in coordinator.lines[: origin.number]:
+        if line["kind"] == "received" and line["message"]["kind"] in UPDATES:
+            message = line["message"]
+            if message["session"] == origin.session:
+                pending.setdefault(message["round"], {})[line["silo"]] = message
+        elif line["kind"] == "model" and line["session"] == origin.session:
+            received = pending.pop(line["round"], {})
+            took_part = [silo for silo in _makers(line, origin) if silo in received]
+            rounds[line["round"]] = [_contribution(line["round"], silo, received[silo], sent) for silo in took_part]
+    return [each for server_round in sorted(rounds) for each in rounds[server_round]]
+
+
+def _makers(line: Line, origin: Origin) -> list[str]:
+    """The silos behind a model: all that took part, or the one whose own model it is."""
+    own_models = line["strategy"] == "LocalOnly"
+    return [silo for silo in line["participants"] if silo == origin.model] if own_models else list(line["participants"])
+
+
+def _contribution(server_round: int, silo: str, message: Line, sent: dict[tuple[str, str], int]) -> Contribution:
+    line = sent.get((silo, message["sha256"]))
+    return Contribution(server_round, silo, message["num_examples"], message["norm"], message["sha256"], line)

@@ -9,6 +9,7 @@ from actors.federation import federation
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.job import Job
+from ray_fed.federation.silo import Silo
 from ray_fed.learning.private_steps import PrivateSteps
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.privacy.compression import METHODS, Compression
@@ -60,7 +61,7 @@ def test_a_silo_killed_in_a_secure_round_is_left_out_of_it_and_comes_back():
             import os
             from pathlib import Path
 
-            silo = super().silo(spec, device)
+            silo = Silo(spec, self, device)
             fit, mark = silo.fit, Path(spec.state_folder) / "died" if spec.state_folder else None
 
             def fit_or_die(session, server_round, vector):

@@ -14,6 +14,7 @@ from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.job import Job
 from ray_fed.federation.messages import Update
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.perimeter.checks import KINDS
 from ray_fed.perimeter.gate import Gate, Request
 from ray_fed.perimeter.policy import Policy
 from ray_fed.privacy.compression import BLOCK, METHODS, Compression, decode, rebuilt
@@ -136,7 +137,7 @@ def update(**changes):
 
 def test_an_update_travels_as_its_code_and_arrives_with_the_same_bits():
     sent, asked = update()
-    passed = Gate("a", Policy()).admit(sent, asked)
+    passed = Gate("a", Policy(), KINDS).admit(sent, asked)
     assert passed.packed().vector.nbytes == 0
     assert passed.packed().unpacked(asked.vector).vector.tobytes() == sent.vector.tobytes()
 
@@ -145,4 +146,4 @@ def test_the_gate_refuses_a_code_that_says_something_else_than_the_vector():
     other = Compression("int8").encode(np.linspace(0.1, 0.3, 50, dtype=np.float32))
     sent, asked = update(code=other)
     with pytest.raises(PerimeterRefused, match="its code and its vector differ"):
-        Gate("a", Policy()).admit(sent, asked)
+        Gate("a", Policy(), KINDS).admit(sent, asked)

@@ -20,12 +20,11 @@ from ray_fed.federation.silo import Silo
 from ray_fed.federation.strategies import FedAvg
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.perimeter.checks import digest_of
 from ray_fed.perimeter.coordinator_record import CollectedLedgers, CoordinatorRecord, SiloLedger
 from ray_fed.perimeter.guarded_silo import GuardedSilo
-from ray_fed.perimeter.ledger import GENESIS, Ledger
-from ray_fed.perimeter.lineage import lineage, origin_of
-from ray_fed.perimeter.message_digest import canonical_text, digest_of, tensors_digest, vector_digest
-from ray_fed.perimeter.verification import compare, read_chain
+from ray_fed.perimeter.ledger import GENESIS, Ledger, canonical_text, tensors_digest, vector_digest
+from ray_fed.perimeter.verification import compare, lineage, origin_of, read_chain
 from ray_fed.privacy.signing import SigningKey, is_signed
 from ray_fed.reporting.run_directory import RunDirectory
 from tests.synthetic import SyntheticTask, silos
@@ -218,7 +217,7 @@ def test_a_disk_that_takes_nothing_lets_nothing_leave(tmp_path):
         ledger.write({"kind": "update"})
 
 
-# ---- passages
+# ---- digests of messages
 
 
 def test_both_ends_describe_a_message_alike():
@@ -229,7 +228,7 @@ def test_both_ends_describe_a_message_alike():
     assert digest_of(sent).norm == pytest.approx(14**0.5)
 
 
-def test_an_unknown_message_has_no_passage():
+def test_a_message_of_no_known_kind_has_no_digest():
     with pytest.raises(TypeError, match="a list is no message"):
         digest_of([1])
 
@@ -283,11 +282,19 @@ def sides(directory):
 
 def test_both_sides_of_a_federation_agree_on_every_message(ledgers):
     coordinator, own = sides(ledgers[0])
-    verdict = compare(coordinator, own)
-    assert verdict.problems == ()
+    comparison = compare(coordinator, own)
+    assert comparison.problems == ()
     # description, moments, 3 updates, 4 evaluations
-    assert verdict.compared == {"silo-1": 9, "silo-2": 9}
-    assert verdict.not_received == {"silo-1": 0, "silo-2": 0}
+    assert comparison.compared == {"silo-1": 9, "silo-2": 9}
+    assert comparison.not_received == {"silo-1": 0, "silo-2": 0}
+
+
+def test_a_refusal_or_an_error_of_a_silo_is_no_message_that_left(tmp_path):
+    ledger = Ledger(tmp_path / "l.jsonl", SigningKey.at(tmp_path / "k"), {"writer": "north", "run": "r"})
+    for kind in ("refused", "error", "update"):
+        ledger.write({"kind": kind, "while": "training round 1"})
+    ledger.close()
+    assert [line["kind"] for line in read_chain(ledger.path).messages()] == ["update"]
 
 
 def test_the_digest_of_every_global_model_is_written_down(ledgers):
@@ -315,7 +322,7 @@ def test_a_model_is_traced_back_to_every_update(ledgers):
     assert all(each.line is not None for each in made)
 
 
-def test_a_model_that_was_changed_by_one_bit_is_a_stranger(ledgers):
+def test_a_model_that_was_changed_by_one_bit_is_not_found(ledgers):
     directory, records = ledgers
     coordinator, _ = sides(directory)
     arrays = Layout.of(SyntheticTask().model(0)).unflatten(records[-1].models["federated"])

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ray_fed.errors import ConfigError, DataError, PerimeterRefused, SiloFailed
+from ray_fed.errors import ConfigError, DataError, FedError, PerimeterRefused, SiloFailed
 from ray_fed.federation.silo import Silo
-from ray_fed.perimeter.error_policy import crossing
+from ray_fed.perimeter.error_policy import reduced_error
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.perimeter.policy import Policy, read_site
 from ray_fed.perimeter.row_matcher import RowMatcher
@@ -18,7 +18,7 @@ from tests.synthetic import DrawnRows, SyntheticTask
 
 @pytest.fixture(autouse=True)
 def site(tmp_path, monkeypatch):
-    """An owner's folder without a word in it."""
+    """An owner's folder without a file."""
     monkeypatch.setenv("RAY_FED_SITE", str(tmp_path / "site"))
     return tmp_path / "site"
 
@@ -71,8 +71,8 @@ def test_the_words_of_a_tasks_error_stay_in_the_silos_log(tmp_path, way):
     error = refusal(tmp_path, raising(make))
     assert f"{kind} at line" in str(error)
     rows = SyntheticTask(num_features=20, hidden=(64,)).load(spec(tmp_path)).features
-    told = str(error) + repr(error.__cause__) + repr(error.__context__) + repr(vars(error))
-    assert str(rows[0, 0])[:8].replace("-", "") not in told.replace("-", "")
+    crossed = str(error) + repr(error.__cause__) + repr(error.__context__) + repr(vars(error))
+    assert str(rows[0, 0])[:8].replace("-", "") not in crossed.replace("-", "")
     log = (tmp_path / "ledgers" / "north" / "silo.log").read_text()
     assert str(rows[0, 0])[:8] in log or kind == "ValueError"
     assert (tmp_path / "ledgers" / "north" / "silo.log").stat().st_mode & 0o077 == 0
@@ -89,18 +89,44 @@ def test_the_owner_says_whose_words_cross(whose, crosses):
     try:
         raise ValueError("volume of row 7")
     except ValueError as error:
-        told = crossing(error, "north", "training", Policy(error_texts=whose), "")
-    assert ("volume of row 7" in str(told)) is crosses
-    assert "ValueError" in str(told)
+        crossed = reduced_error(error, "north", "training", Policy(error_texts=whose), "")
+    assert ("volume of row 7" in str(crossed)) is crosses
+    assert "ValueError" in str(crossed)
 
 
-def test_an_error_that_is_looked_at_by_the_gate_does_not_run_around_it(tmp_path):
-    class Trap:
-        def __getattribute__(self, name):
-            raise ValueError("row 1.5 2.5")
+class Trap:
+    """Says a row to whoever looks at it."""
 
-    error = refusal(tmp_path, hostile("fit", lambda *_: Trap()))
-    assert "row 1.5" not in str(error)
+    def __getattribute__(self, name):
+        raise ValueError("row 1.5 2.5")
+
+    def __eq__(self, other):
+        raise ValueError("row 1.5 2.5")
+
+    __hash__ = None
+
+
+TRAPS = {"fit": ("s", 1, np.zeros(1, np.float32)), "query": ("spectra",), "evaluate": ("s", {}), "moments": ()}
+
+
+@pytest.mark.parametrize("method", TRAPS)
+def test_an_answer_that_raises_when_it_is_looked_at_does_not_go_around_the_gate(tmp_path, method):
+    boundary = guarded(tmp_path, type("Sends", (Silo,), {method: lambda *_: Trap()}))
+    open_session(boundary)
+    with pytest.raises(FedError) as raised:
+        getattr(boundary, method)(*TRAPS[method])
+    assert "row 1.5" not in str(raised.value)
+
+
+def test_a_digest_or_rows_that_raise_when_they_are_looked_at_do_not_go_around_the_gate(tmp_path):
+    answers = {"open_session": lambda *_: Trap(), "prepare": lambda *_: None}
+    boundary = guarded(tmp_path, type("Sends", (Silo,), answers))
+    with pytest.raises(FedError, match="layout refused"):
+        open_session(boundary)
+    boundary.silo._rows = Trap()
+    with pytest.raises(SiloFailed, match="ValueError at line") as raised:
+        boundary.prepare(None)
+    assert "row 1.5" not in str(raised.value)
 
 
 def test_a_silo_that_cannot_be_built_says_so_at_the_first_question(tmp_path):
@@ -175,7 +201,7 @@ def test_an_update_over_too_few_rows_is_refused(tmp_path, site):
 # ---- the owner's file
 
 
-def test_words_on_one_silo_count_before_those_on_the_site(site):
+def test_fields_of_one_silo_count_before_those_of_the_site(site):
     write_site(site, "{ledger: /l, perimeter: {min_examples: 20}, silos: {north: {min_examples: 50, audit: true}}}")
     north, south = read_site("north"), read_site("south")
     assert (north.policy.min_examples, south.policy.min_examples) == (50, 20)
@@ -215,35 +241,35 @@ def test_a_site_file_with_a_mistake_lets_nothing_out_and_says_why(tmp_path, site
         boundary.open()
 
 
-# ---- echoes
+# ---- rows that are recognised
 
 
-def watching(rows, seed=0):
+def with_rows(rows, seed=0):
     random, matcher = generator(seed, "matcher"), RowMatcher()
     values = random.normal(size=(rows, 73))
-    matcher.watch("features", values)
+    matcher.add("features", values)
     return random, matcher, values
 
 
 def test_honest_updates_are_never_taken_for_rows():
-    random, matcher, _ = watching(4000)
+    random, matcher, _ = with_rows(4000)
     assert [matcher.hits(random.normal(scale=0.05, size=55_201).astype(np.float32)) for _ in range(300)] == [0] * 300
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_rows_and_columns_are_recognised_in_a_table_of_millions_of_values(order):
-    _, matcher, rows = watching(40_000)
+    _, matcher, rows = with_rows(40_000)
     assert matcher.repeats_rows(np.resize(rows.ravel(order), 55_201).astype(np.float32))
 
 
 def test_targets_are_recognised():
     matcher, targets = RowMatcher(), generator(0, "targets").normal(size=500)
-    matcher.watch("targets", targets)
+    matcher.add("targets", targets)
     assert matcher.repeats_rows(np.resize(targets, 55_201).astype(np.float32))
 
 
 def test_a_row_is_told_from_a_mean():
-    _, matcher, rows = watching(1000)
+    _, matcher, rows = with_rows(1000)
     assert matcher.is_row(rows[17])
     assert not matcher.is_row(rows.mean(axis=0))
 
@@ -253,19 +279,19 @@ def test_the_mean_of_constant_columns_is_no_row():
         RowMatcher(),
         np.column_stack([np.full(50, 0.5), np.full(50, 2.25), generator(0, "x").normal(size=50)]),
     )
-    matcher.watch("features", rows)
+    matcher.add("features", rows)
     assert not matcher.is_row(rows.mean(axis=0))
 
 
-def test_numbers_of_few_digits_in_a_text_tell_nothing():
+def test_numbers_of_few_digits_in_a_text_do_not_count():
     matcher = RowMatcher()
-    matcher.watch("features", np.array([[0.05, 0.1, 0.25, 1.2345678]]))
+    matcher.add("features", np.array([[0.05, 0.1, 0.25, 1.2345678]]))
     assert matcher.numbers_in(["step 0.05, clip 0.1, split 0.25, 1.2345678 and 7"]) == 1
 
 
-def test_repeated_and_whole_numbers_tell_nothing():
+def test_repeated_and_whole_numbers_do_not_count():
     matcher = RowMatcher()
-    matcher.watch("counts", np.arange(1000.0))
-    matcher.watch("pictures", np.zeros((4, 3), np.uint8))
+    matcher.add("counts", np.arange(1000.0))
+    matcher.add("pictures", np.zeros((4, 3), np.uint8))
     assert matcher.hits(np.arange(500.0)) == 0
     assert matcher.known_numbers([3.0, 4.0]) == 0

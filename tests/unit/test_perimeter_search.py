@@ -34,7 +34,7 @@ def small_target(num_rows=60):
 
 @pytest.fixture
 def boundary(monkeypatch):
-    """A silo with its own rows that has taken two models; whether it tells of single sources, the asker wants it."""
+    """A silo with its own rows that has taken two models; the asker wants the errors of single sources."""
     prepared = small_target(), SourceFeatures((np.zeros((2, 60, 3)),), ("model-1", "model-2"), np.ones(2))
     monkeypatch.setattr(SiloTarget, "open", lambda _: None)
     monkeypatch.setattr(SearchingSilo, "take", lambda self, *_: setattr(self, "_prepared", prepared))
@@ -82,14 +82,14 @@ def test_an_error_over_one_row_that_the_asker_wants_is_refused(boundary):
         boundary.search(replace(PROTOCOL, max_held_out=1), answering(DRAW))
 
 
-@pytest.mark.parametrize(("policy", "told"), [("", False), ("perimeter: {source_errors: true}", True)])
-def test_the_owner_and_not_the_asker_decides_on_errors_of_single_sources(boundary, site, policy, told):
+@pytest.mark.parametrize(("policy", "gives_them"), [("", False), ("perimeter: {source_errors: true}", True)])
+def test_the_owner_and_not_the_asker_decides_on_errors_of_single_sources(boundary, site, policy, gives_them):
     write_site(site, policy)
     again = GuardedSearch("north", boundary._target)
     again.take([])
     asked = []
     again.search(PROTOCOL, lambda _, per_source: asked.append(per_source) or ())
-    assert asked == [told]
+    assert asked == [gives_them]
 
 
 def test_errors_of_our_own_keep_their_words_and_those_of_others_do_not(boundary):
@@ -107,7 +107,8 @@ def test_errors_of_our_own_keep_their_words_and_those_of_others_do_not(boundary)
 def test_errors_on_data_that_come_with_the_package_are_no_secret(boundary):
     public = GuardedSearch("north", SiloTarget("gap", share_source_errors=True))
     public.take([type("Model", (), {"id": name})() for name in ("model-1", "model-2")])
-    told = replace(DRAW, source_cv=np.array([0.25, 0.5]))
-    [found] = public.search(PROTOCOL, lambda _, per_source: [told] if per_source else [DRAW])
+    with_sources = replace(DRAW, source_cv=np.array([0.25, 0.5]))
+    [found] = public.search(PROTOCOL, lambda _, per_source: [with_sources] if per_source else [DRAW])
     assert found.source_cv.tolist() == [0.25, 0.5]
-    assert boundary.search(PROTOCOL, lambda _, per_source: [told] if per_source else [DRAW])[0].source_cv.size == 0
+    [own] = boundary.search(PROTOCOL, lambda _, per_source: [with_sources] if per_source else [DRAW])
+    assert own.source_cv.size == 0
