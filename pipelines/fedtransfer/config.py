@@ -43,7 +43,7 @@ class FedTransferConfig(UpdateOptions):
     spacing: float = 24.0
     """Mean distance of embedded grain centres, pixels."""
     folds: int = 5
-    """Parts that training and validation images are dealt into; one is for validation."""
+    """Parts that training and validation images are divided into; one is for validation."""
     num_folds: int = 1
     """How many of the folds are run."""
     style: Literal["hybrid", "pix2pix", "pix2pixhd"] = "hybrid"
@@ -193,5 +193,5 @@ def same_results(config: FedTransferConfig) -> dict[str, object]:
 
 
 def without_oracle(config: FedTransferConfig) -> FedTransferConfig:
-    """Return the configuration for real micrographs, whose true renderer nobody has."""
+    """Return the configuration for real micrographs, for which there is no true renderer."""
     return replace(config, methods=tuple(name for name in config.methods if name != "oracle"))

@@ -3,8 +3,10 @@
     task = SegmentationTask(UNetDesign(), batch_size=8)
     plan = TrainingPlan(seed=0, epochs=12, steps_per_epoch=16, num_rounds=12, learning_rate=2e-3)
 
-`steps_per_epoch` is here the number of batches after which tiles are dealt anew, not a division of the data: every
-batch has `batch_size` tiles, so silos of any size, with or without synthetic tiles, do equal numbers of equal steps.
+`steps_per_epoch` is here the number of batches after which all tiles are shuffled anew, not a division of the data:
+every batch has `batch_size` tiles, so silos of any size, with or without synthetic tiles, do equal numbers of equal
+steps.
+
 Under differential privacy (`plan.private`, GroupNorm only) every tile, own or synthetic, is in a step's batch with
 probability 1 / `steps_per_epoch` instead, whatever `batch_size` and `synthetic_weight`.
 
@@ -104,7 +106,7 @@ class TileTrainer(LocalTrainer):
         for step in steps:
             if step // self.plan.steps_per_epoch != epoch:
                 epoch = step // self.plan.steps_per_epoch
-                order = self._dealt(epoch)
+                order = self._order_of(epoch)
                 self._renew_synthetic(epoch)
             self._set_rate(step)
             if self.plan.private:
@@ -117,14 +119,14 @@ class TileTrainer(LocalTrainer):
             yield augmented(images, masks, rng, self.mixing.erasing)
 
     def _secret_draws(self) -> np.random.Generator:
-        """Return draws that nobody can repeat. From a known seed, one tile more or less in the batch would change how
-        all others are augmented in a way that an observer could follow, and the noise covers the change by one tile."""
+        """Return a generator whose seed is secret. With a known one, an observer could follow how one tile more in the
+        batch changes the augmentation of all others, and the noise covers no more than one tile's own gradient."""
         return np.random.default_rng(self._noise.bits(4))
 
-    def _dealt(self, epoch: int) -> np.ndarray:
+    def _order_of(self, epoch: int) -> np.ndarray:
         real, slots = self.rows.num_real, self.plan.steps_per_epoch * self.mixing.batch_size
         rng = generator(self.plan.seed, "tiles", epoch, self.silo)
-        return deal_tiles(real, len(self.rows.features) - real, slots, self.mixing.synthetic_weight, rng)
+        return tile_order(real, len(self.rows.features) - real, slots, self.mixing.synthetic_weight, rng)
 
     def _renew_synthetic(self, epoch: int) -> None:
         if self.rows.synthesis is None or epoch == self._epoch_of_tiles:
@@ -274,17 +276,17 @@ def _beside(scores: MeanScores, tested: MeanScores) -> MeanScores:
     return MeanScores(scores.num_examples, {**scores.sums, **means})
 
 
-def deal_tiles(num_real: int, num_synthetic: int, slots: int, weight: float, rng: np.random.Generator) -> np.ndarray:
+def tile_order(num_real: int, num_synthetic: int, slots: int, weight: float, rng: np.random.Generator) -> np.ndarray:
     """Return which tile takes each place [slots]: synthetic ones are numbered from `num_real` on.
 
     Synthetic tiles fill the share weight S / (R + weight S); within its kind every tile is used equally often (+-1).
     """
     share = weight * num_synthetic / (num_real + weight * num_synthetic)
     synthetic = int(np.floor(slots * share + rng.random()))
-    dealt = np.concatenate(
+    order = np.concatenate(
         [_cycled(num_real, slots - synthetic, rng), num_real + _cycled(num_synthetic, synthetic, rng)]
     )
-    return rng.permutation(dealt)
+    return rng.permutation(order)
 
 
 def _cycled(number: int, count: int, rng: np.random.Generator) -> np.ndarray:

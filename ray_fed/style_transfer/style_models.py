@@ -1,4 +1,4 @@
-"""A silo's style workshop: trains its generator, lets it out as an artifact, keeps and uses those of others."""
+"""A silo's style models: its own generator, trained and sent as an artifact, and those it received from others."""
 
 import json
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ class StyleReport:
 
 
 class StyleModels:
-    """The style half of a silo. Everything it keeps stands on the silo's own device and in its own `folder`."""
+    """Style models of one silo. All that is kept is on the silo's own device and in its own `folder`."""
 
     def __init__(self, silo: str, train: MicrographSet, validation: MicrographSet, device: str, folder: str = ""):
         self.silo, self.device = silo, device

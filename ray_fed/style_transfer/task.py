@@ -121,7 +121,7 @@ class StyleSilo(Silo):
             "test": self.test, "test_apart": self.test_apart,
         }  # fmt: skip
 
-    # ---- the style half
+    # ---- styles
 
     def learn_style(self) -> Artifact:
         """Train the generator and say what came out: losses per epoch, the memorisation probe, the codecs' costs."""
@@ -132,35 +132,35 @@ class StyleSilo(Silo):
             facts |= {f"epoch.{epoch}.{name}": value for name, value in losses.items()}
         for codec, cost in report.codecs.items():
             facts |= {f"codec.{codec}.bytes": cost.num_bytes, f"codec.{codec}.psnr_db": cost.psnr_db}
-        return self._told("learn_style", facts)
+        return self._answer("learn_style", facts)
 
     def style(self, codec: str) -> Artifact:
         """Return the generator as a message, unless it repeats training images."""
         message = self.style_models.release(codec, self.fed_transfer.memorisation == "refuse")
-        return self._told("style", {"bits": CODECS[codec]}, message)
+        return self._answer("style", {"bits": CODECS[codec]}, message)
 
     def take_style(self, codec: str, message: Artifact) -> Artifact:
         """Keep another silo's generator, which came here without passing the driver or the coordinator."""
         size = self.style_models.receive(message.silo, codec, message.data, self.fed_transfer.artifact_limit)
-        return self._told("take_style", {"bytes": size})
+        return self._answer("take_style", {"bytes": size})
 
     def amplitudes(self) -> Artifact:
         bank = self.style_models.amplitudes()
         facts = {"spectra": len(bank.amplitudes), "height": bank.image_size[0], "width": bank.image_size[1]}
-        return self._told("amplitudes", facts, bank_bytes(bank))
+        return self._answer("amplitudes", facts, bank_bytes(bank))
 
     def take_amplitudes(self, message: Artifact) -> Artifact:
         bank = bank_of(message.silo, message.data, message.facts)
-        return self._told("take_amplitudes", {"bytes": self.style_models.receive_amplitudes(message.silo, bank)})
+        return self._answer("take_amplitudes", {"bytes": self.style_models.receive_amplitudes(message.silo, bank)})
 
     def paint_styles(self, codec: str) -> Artifact:
         """Draw labels, real and synthetic images (the paper's Fig. 5) into the silo's own folder."""
         index = np.arange(min(4, len(self.style_models.validation)))
         painted = self.style_models.held_out_pictures(codec, index, self.fed_transfer.style_seed)
         self._draw("styles.png", style_sheet(self.spec.name, self.style_models.validation.subset(index), painted))
-        return self._told("paint_styles", {"images": len(index)})
+        return self._answer("paint_styles", {"images": len(index)})
 
-    # ---- the segmentation half
+    # ---- segmentation
 
     def make_trainer(self, spec: SessionSpec) -> TileTrainer:
         """Make network and pool of the session's method."""
@@ -265,7 +265,7 @@ class StyleSilo(Silo):
         sets = [dataclasses.replace(train, images=images).renamed(sender) for sender, images in painted.items()]
         return joined(self.spec.name, sets)
 
-    def _told(self, what: str, facts: Mapping[str, float], data: np.ndarray = NOTHING) -> Artifact:
+    def _answer(self, what: str, facts: Mapping[str, float], data: np.ndarray = NOTHING) -> Artifact:
         return Artifact(self.spec.name, what, len(self.style_models.train), facts, data)
 
     def _draw(self, name: str, png: bytes) -> None:

@@ -52,7 +52,7 @@ def feature_matching(real: Sequence[Features], fake: Sequence[Features]) -> torc
 
 
 def _towards(kind: Adversary, logits: torch.Tensor, goal: float) -> torch.Tensor:
-    logits = logits.float()  # bf16 logits lose the small differences the game is about
+    logits = logits.float()  # bf16 logits lose the small differences that the losses measure
     goals = torch.full_like(logits, goal)
     if kind == "least_squares":
         return functional.mse_loss(logits, goals)
@@ -168,7 +168,7 @@ class GeneratorTraining:
         return self.generator.eval(), history
 
     def step(self, index: torch.Tensor, quarter_turns: int = 0, mirrored: bool = False) -> dict[str, torch.Tensor]:
-        """One step of each player on the labels `index`; returns the losses before it, 0-d."""
+        """One step of discriminator and generator on the labels `index`; returns the losses before it, 0-d."""
         pairs, names = self.pairs, self.plan.generator.inputs
         inputs = pairs.maps.inputs(index, names, pairs.features[index], pairs.fields[index].float(), self.draws)
         parts = (inputs, self.pairs.maps.label(index), self.pairs.targets(index))
@@ -192,10 +192,10 @@ class GeneratorTraining:
         losses = {"generator": loss_g, "discriminator": loss_d, "feature_matching": matching, "l1": l1}
         return {name: value.detach() for name, value in losses.items()}
 
-    def _descend(self, player: int, loss: torch.Tensor) -> None:
-        self.optimizers[player].zero_grad(set_to_none=True)
+    def _descend(self, network: int, loss: torch.Tensor) -> None:
+        self.optimizers[network].zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizers[player].step()
+        self.optimizers[network].step()
 
     def _set_learning_rate(self, epoch: int) -> None:
         done = (epoch - 1) / self.plan.epochs

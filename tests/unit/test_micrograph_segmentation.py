@@ -22,7 +22,7 @@ from ray_fed.micrographs.image_files import FolderTileSource, MicrographFolder
 from ray_fed.micrographs.model_file import SegmenterCard, load_segmenter, save_segmenter
 from ray_fed.micrographs.overlays import FOUND, INVENTED, MISSED, error_map
 from ray_fed.micrographs.polycrystals import polycrystal_set
-from ray_fed.micrographs.segmentation_task import BoundaryLoss, SegmentationTask, deal_tiles, norm_parameters
+from ray_fed.micrographs.segmentation_task import BoundaryLoss, SegmentationTask, norm_parameters, tile_order
 from ray_fed.micrographs.segmenting import boundary_logits
 from ray_fed.micrographs.tile_source import PolycrystalTileSource, SetSource
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
@@ -134,12 +134,12 @@ def test_erasing_paints_one_rectangle_of_the_image_and_leaves_mask_and_source_al
 
 
 def test_synthetic_tiles_take_their_weighted_share_and_all_tiles_are_used_equally():
-    dealt = deal_tiles(10, 20, 400, 0.5, np.random.default_rng(0))
+    dealt = tile_order(10, 20, 400, 0.5, np.random.default_rng(0))
     counts = np.bincount(dealt, minlength=30)
     assert counts[10:].sum() == 200  # 0.5 * 20 / (10 + 0.5 * 20)
     assert np.ptp(counts[:10]) == np.ptp(counts[10:]) == 0
-    assert deal_tiles(10, 20, 50, 0.0, np.random.default_rng(0)).max() < 10
-    assert deal_tiles(10, 0, 25, 1.0, np.random.default_rng(0)).max() < 10
+    assert tile_order(10, 20, 50, 0.0, np.random.default_rng(0)).max() < 10
+    assert tile_order(10, 0, 25, 1.0, np.random.default_rng(0)).max() < 10
 
 
 # ---- the task in the runtime
