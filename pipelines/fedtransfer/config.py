@@ -121,8 +121,8 @@ class FedTransferConfig(UpdateOptions):
     address: str = "local"
     """Ray cluster: 'local' starts a private one; 'auto' or HOST:PORT joins a running one."""
     out: str | None = None
-    """Folder of the run; runs/fedtransfer-DATE-TIME if not given. A broken-off run there with the same options is gone
-    on with."""
+    """Folder of the run; runs/fedtransfer-DATE-TIME if not given. An interrupted run there with the same options is
+    resumed."""
 
     def __post_init__(self) -> None:
         for name in ("size", "images", "test_images", "style_epochs", "style_width", "rounds", "local_steps",

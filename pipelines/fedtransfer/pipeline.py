@@ -1,4 +1,4 @@
-"""`ray-fed fedtransfer`: from options to a run directory; a broken-off run goes on where it stood."""
+"""`ray-fed fedtransfer`: from options to a run directory; an interrupted run is resumed."""
 
 import contextlib
 import sys
@@ -139,7 +139,7 @@ class FedTransferRecorder:
 
 
 def _directory(config: FedTransferConfig) -> tuple[RunDirectory, bool]:
-    """Return the run directory, and whether it holds a run with these options, broken off or to be extended: methods,
+    """Return the run directory, and whether it holds a run with these options, interrupted or to be extended: methods,
     repeats and folds may be added. An option that the run's version did not have counts as its default."""
     if config.out and (Path(config.out) / "config.yaml").is_file():
         directory = RunDirectory.open(config.out)

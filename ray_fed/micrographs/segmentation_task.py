@@ -10,7 +10,7 @@ steps.
 Under differential privacy (`plan.private`, GroupNorm only) every tile, own or synthetic, is in a step's batch with
 probability 1 / `steps_per_epoch` instead, whatever `batch_size` and `synthetic_weight`.
 
-FedBN is `plan.buffers="local"` with `plan.keep_local=norm_parameters(task)`.
+The strategy FedBN keeps the U-Net's norms with each silo.
 """
 
 import hashlib
@@ -245,14 +245,6 @@ class SegmentationTask(Task):
             tested = trainer.predict(samples.test_features, vector)
             scores = _beside(scores, self.score(rows.test.masks, tested.cpu().numpy()))
         return self.score(rows.targets[sample], train.cpu().numpy()), scores
-
-
-def norm_parameters(task: SegmentationTask) -> tuple[str, ...]:
-    """Return the names of the norms' scales and shifts, which FedBN keeps with each silo (Li et al. 2021)."""
-    norms = (nn.BatchNorm2d, nn.GroupNorm)
-    modules = task.model(0).named_modules()
-    named = [(name, module) for name, module in modules if isinstance(module, norms)]
-    return tuple(f"{name}.{parameter}" for name, module in named for parameter, _ in module.named_parameters())
 
 
 def _check(silo: str, tiles: SiloTiles) -> None:

@@ -66,7 +66,7 @@ class GrainStatistics:
             raise ValueError(f"grain statistic band_share={self.band_share} must not be above 1")
 
     def drawn(self, num_labels: int, num_grains: int, draws: torch.Generator) -> torch.Tensor:
-        """Return features [num_labels, num_grains + 1, NUM_FEATURES] of grains that never were."""
+        """Return features [num_labels, num_grains + 1, NUM_FEATURES] for the grains of synthetic images."""
         shape, device = (num_labels, num_grains + 1), draws.device
         level, offset, width, band_level = torch.randn(4, *shape, generator=draws, device=device)
         angle, lot = torch.rand(2, *shape, generator=draws, device=device)
@@ -229,7 +229,7 @@ def measured_fields(images: np.ndarray, masks: np.ndarray) -> tuple[torch.Tensor
 
 
 def drawn_fields(count: int, size: tuple[int, int], draws: torch.Generator) -> torch.Tensor:
-    """Return fields float32 [count, 2, h, w] of images that never were."""
+    """Return fields float32 [count, 2, h, w] for synthetic images."""
     grids = (LIGHT_CELLS, num_line_cells(min(size)))
     made = [torch.randn(count, 1, cells, cells, generator=draws, device=draws.device) for cells in grids]
     return torch.cat([_enlarged(grid.clamp(-MOST_SPREADS, MOST_SPREADS), size) for grid in made], 1)

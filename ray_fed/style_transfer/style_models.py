@@ -20,17 +20,15 @@ from ray_fed.style_transfer.artifact import (
     CODECS,
     DEFAULT_LIMIT,
     StyleArtifact,
-    encoded_size,
     kept,
     make_artifact,
     packed,
     psnr,
-    shapes_of,
     unpacked,
 )
 from ray_fed.style_transfer.conditioning import GrainMaps, line_width, pixels_to_widen, widened
 from ray_fed.style_transfer.image_features import GrainStatistics, noise_level
-from ray_fed.style_transfer.networks import GeneratorSpec, empty_generator
+from ray_fed.style_transfer.networks import GeneratorSpec
 from ray_fed.style_transfer.synthesis import MemorisationFinding, probe_memorisation, synthesise
 from ray_fed.style_transfer.training import GeneratorTraining, Pairs, StylePlan
 
@@ -293,12 +291,6 @@ class StyleModels:
                     "remove the file, and the generator is sent again"
                 )
             self._received[sender, codec] = artifact
-
-
-def weights_size(spec: GeneratorSpec, codec: str) -> int:
-    """Return the bytes of a generator's weights under a codec, without making them."""
-    with torch.device("meta"):
-        return encoded_size(shapes_of(empty_generator(spec)), CODECS[codec])
 
 
 def _file_name(name: str) -> str:

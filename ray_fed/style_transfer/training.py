@@ -8,7 +8,7 @@ Eq. 7  + ||y - G(x)||_1 l1_weight in StylePlan; the paper gives no factor, pix2p
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -229,11 +229,3 @@ def autocast(device: torch.device, wanted: bool = True) -> AbstractContextManage
 
 def _has_bf16_units() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
-
-
-def scaled(plan: StylePlan, width: int | None = None, epochs: int | None = None) -> StylePlan:
-    """Return the plan with another width of both networks, or another number of epochs."""
-    if width:
-        spec = replace(plan.generator, width=width)
-        plan = replace(plan, generator=spec, discriminator_width=width)
-    return replace(plan, epochs=epochs) if epochs else plan

@@ -12,6 +12,7 @@ from pipelines.federate import Training, federate
 from ray_fed.errors import ConfigError, DataError, SiloFailed
 from ray_fed.federation.messages import SessionSpec
 from ray_fed.federation.silo import Silo
+from ray_fed.federation.strategies.client_side import normalisation_parameters
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import Layout, initial_vector, load_vector
 from ray_fed.learning.private_steps import PrivateSteps
@@ -22,7 +23,7 @@ from ray_fed.micrographs.image_files import FolderTileSource, MicrographFolder
 from ray_fed.micrographs.model_file import SegmenterCard, load_segmenter, save_segmenter
 from ray_fed.micrographs.overlays import FOUND, INVENTED, MISSED, error_map
 from ray_fed.micrographs.polycrystals import polycrystal_set
-from ray_fed.micrographs.segmentation_task import BoundaryLoss, SegmentationTask, norm_parameters, tile_order
+from ray_fed.micrographs.segmentation_task import BoundaryLoss, SegmentationTask, tile_order
 from ray_fed.micrographs.segmenting import boundary_logits
 from ray_fed.micrographs.tile_source import PolycrystalTileSource, SetSource
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
@@ -207,7 +208,7 @@ def test_fedbn_keeps_the_norms_of_each_silo_and_tests_with_them():
     source = PolycrystalTileSource("iron", size=32, num_train=6, num_validation=2, spacing=14)
     tiles = source.open("lab")
     tested = SetSource(replace(tiles, test=tiles.validation))
-    names = norm_parameters(TASK)
+    names = tuple(normalisation_parameters(TASK.model(0)))
     assert len(names) == 2 * 6
     silo = opened(source=tested, keep_local=names, buffers="local")
     vector = silo.fit("s", 1, initial_vector(TASK.model(0), "local")).vector
