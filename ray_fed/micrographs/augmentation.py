@@ -12,8 +12,6 @@ def augmented(
     Not square: flips and half turns only. With probability `erasing` a rectangle of 2 to 20 % of the image (not of the
     mask) gets one random grey (Zhong et al. 2020). All draws come from `rng`, none depends on the device.
     """
-    if len(images) == 0:  # a private step may have drawn none
-        return images, masks
     square = images.shape[1] == images.shape[2]
     turns = rng.integers(0, 4, len(images)) if square else 2 * rng.integers(0, 2, len(images))
     flips = rng.integers(0, 2, len(images))

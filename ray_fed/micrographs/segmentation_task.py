@@ -109,19 +109,24 @@ class TileTrainer(LocalTrainer):
                 order = self._order_of(epoch)
                 self._renew_synthetic(epoch)
             self._set_rate(step)
-            if self.plan.private:
-                yield augmented(*self._chosen(), self._secret_draws(), self.mixing.erasing)
-                continue
-            start = step % self.plan.steps_per_epoch * self.mixing.batch_size
-            index = torch.from_numpy(order[start : start + self.mixing.batch_size]).to(self.features.device)
-            rng = generator(self.plan.seed, "augmentation", step, self.silo)
-            images, masks = self.features.index_select(0, index), self.targets.index_select(0, index)
-            yield augmented(images, masks, rng, self.mixing.erasing)
+            yield self._private_batch() if self.plan.private else self._seeded_batch(step, order)
 
-    def _secret_draws(self) -> np.random.Generator:
-        """Return a generator whose seed is secret. With a known one, an observer could follow how one tile more in the
-        batch changes the augmentation of all others, and the noise covers no more than one tile's own gradient."""
-        return np.random.default_rng(self._noise.bits(4))
+    def _seeded_batch(self, step: int, order: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        start = step % self.plan.steps_per_epoch * self.mixing.batch_size
+        index = torch.from_numpy(order[start : start + self.mixing.batch_size]).to(self.features.device)
+        rng = generator(self.plan.seed, "augmentation", step, self.silo)
+        images, masks = self.features.index_select(0, index), self.targets.index_select(0, index)
+        return augmented(images, masks, rng, self.mixing.erasing)
+
+    def _private_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tiles drawn in secret, perhaps none, augmented in secret.
+
+        With a known seed, an observer could follow how one tile more in the batch changes the augmentation of all
+        others, and the noise covers no more than one tile's own gradient.
+        """
+        images, masks = self._chosen()
+        rng = np.random.default_rng(self._noise.bits(4))
+        return augmented(images, masks, rng, self.mixing.erasing) if len(images) else (images, masks)
 
     def _order_of(self, epoch: int) -> np.ndarray:
         real, slots = self.rows.num_real, self.plan.steps_per_epoch * self.mixing.batch_size
