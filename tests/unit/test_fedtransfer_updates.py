@@ -3,13 +3,15 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from pipelines.cli import main
 from pipelines.fedtransfer.config import FedTransferConfig, resolved
-from pipelines.fedtransfer.setup import check_methods, job_of
+from pipelines.fedtransfer.setup import check_methods, job_of, specs_of, task_of
 from ray_fed.errors import ConfigError
 from ray_fed.federation.strategies import FedAdam, FedBN
+from ray_fed.style_transfer.exchange import LocalStyleFederation
 from ray_fed.style_transfer.methods import METHODS, method_named
 
 TINY = {
@@ -67,6 +69,33 @@ def test_the_account_counts_the_chance_of_a_tile_to_be_in_a_batch():
     assert (job.account.sampling_probability, job.account.delta) == (1 / config.local_steps, 1e-3)
     assert job.any_plan.private is not None
     assert job.any_plan.private.clip == 0.5
+
+
+THREE = ("austenite", "iron", "other=iron")
+
+
+@pytest.fixture(scope="module")
+def silos(tmp_path_factory):
+    config = configuration(data=THREE)
+    return LocalStyleFederation(specs_of(config, 0, tmp_path_factory.mktemp("silos")), task_of(config, 0))
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["fed_avg_m", "fed_prox", "fed_adagrad", "fed_yogi", "scaffold", "fed_nova", "median", "trimmed_mean",
+     "geometric_median", "centred_clipping", "norm_clipping"],
+)  # fmt: skip
+def test_every_synchronous_strategy_federates_the_segmentation_network(strategy, silos):
+    method, config = METHODS["fed_avg"], configuration(strategy=strategy, data=THREE)
+    job = job_of(config, method, 0, 0)
+    with silos.coordinator(task_of(config, 0).of(method), every_state=True) as coordinator:
+        coordinator.agree()
+        records = list(coordinator.run(job))
+    start, end = (next(iter(job.strategy.models(records[number].state).values())) for number in (0, -1))
+    assert np.isfinite(end).all()
+    assert (start != end).any()
+    facts = silos.query(["iron"], "test", job.name, {"federated": (2, end)})["iron"].facts
+    assert 0 <= facts["federated.map"] <= 1
 
 
 def _text(value: object) -> str:
