@@ -13,8 +13,8 @@ from actors.cohort import RayCohort, value_of
 from actors.silo import Handle
 from ray_fed.errors import FedError
 from ray_fed.federation.coordinator import Agreement, Coordinator
-from ray_fed.federation.job import Job, RoundRecord, state_bytes
 from ray_fed.federation.messages import Vector
+from ray_fed.federation.rounds.job import Job, RoundRecord, state_bytes
 from ray_fed.federation.silo_state import rounds_apart
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task

@@ -8,7 +8,6 @@ import ray
 
 from actors.egress_block import egress_block
 from ray_fed.errors import PlacementError
-from ray_fed.federation.evaluator import Evaluator
 from ray_fed.federation.messages import (
     Artifact,
     GradientObservation,
@@ -19,7 +18,7 @@ from ray_fed.federation.messages import (
     Update,
     Vector,
 )
-from ray_fed.federation.silo import make_silo
+from ray_fed.federation.silo import Evaluator, make_silo
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer

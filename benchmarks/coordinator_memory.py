@@ -22,8 +22,8 @@ from torch.nn import functional
 from actors.cohort import RayCohort
 from actors.session import session
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
 from ray_fed.federation.messages import SiloDescription, Update
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.strategies import make_strategy
 from ray_fed.federation.torch_task import TorchTask
 from ray_fed.learning.trainer import TrainingPlan

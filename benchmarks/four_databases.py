@@ -20,8 +20,8 @@ import pandas as pd
 
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job, RoundRecord, local_job
 from ray_fed.federation.messages import SessionSpec, SiloDescription
+from ray_fed.federation.rounds.job import Job, RoundRecord, local_job
 from ray_fed.federation.strategies import make_strategy
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan

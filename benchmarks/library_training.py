@@ -16,7 +16,7 @@ from ray_fed.learning.models import seeded_mlp
 from ray_fed.materials.features.featurizers import make_featurizer
 from ray_fed.materials.model_crystals.crystals import make_model_crystals
 from ray_fed.model_library.batched_training import Schedule, TrainingRows, train_pyramids
-from ray_fed.model_library.pyramids import Pyramid, PyramidRanges, random_pyramids
+from ray_fed.model_library.stacked_networks import Pyramid, PyramidRanges, random_pyramids
 from ray_fed.randomness import generator
 
 CASES = {

@@ -28,9 +28,9 @@ import numpy as np
 from ray_fed.errors import FedError
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
 from ray_fed.federation.messages import Update, Vector
 from ray_fed.federation.norms import distance
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.strategies import FedAvg, State, Strategy, make_strategy
 from ray_fed.federation.task import LocalRows, SiloSpec

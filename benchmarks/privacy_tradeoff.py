@@ -20,7 +20,7 @@ from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.formation_energy.setup import _study, jobs
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import EPSILON
+from ray_fed.federation.rounds.job import EPSILON
 from ray_fed.learning.private_steps import PrivateSteps
 from ray_fed.reporting.figure_style import FEDERATED, INK, POOLED, dress, new_figure, save_figure
 

@@ -25,8 +25,8 @@ from torch import nn
 from torch.nn import functional
 
 from actors.session import session, set_private_token
-from ray_fed.federation.job import Job
 from ray_fed.federation.messages import SessionSpec, Update, Vector
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.layout import Layout

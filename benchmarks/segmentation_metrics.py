@@ -14,10 +14,10 @@ from ray_fed.micrographs.agreement import (
     adjusted_rand_index,
     agreement,
     agreement_of,
+    contingency,
     mean_average_precision,
 )
 from ray_fed.micrographs.agreement import variation_of_information as our_variation
-from ray_fed.micrographs.contingency import contingency
 from ray_fed.micrographs.polycrystals import polycrystal_set
 
 THRESHOLDS = [0.5 + 0.05 * step for step in range(10)]

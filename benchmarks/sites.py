@@ -50,7 +50,7 @@ def _federated(given: argparse.Namespace) -> dict[str, object]:
     from actors.federation import federation
     from ray_fed.federation.cohort import LocalCohort
     from ray_fed.federation.coordinator import Coordinator
-    from ray_fed.federation.job import Job
+    from ray_fed.federation.rounds.job import Job
     from ray_fed.federation.task import SiloSpec
     from ray_fed.learning.trainer import TrainingPlan
     from tests.synthetic import DrawnRows, SyntheticTask

@@ -13,11 +13,11 @@ from sklearn.manifold import TSNE
 
 from pipelines.model_library.figures import histogram_figure, map_figure, matrix_figure, neurons_figure
 from ray_fed.model_library import predictors
+from ray_fed.model_library.cards import correlation
 from ray_fed.model_library.descriptors import make_descriptor
 from ray_fed.model_library.heads import cross_validated, fitted, random_forest, ridge
 from ray_fed.model_library.property_catalogue import shared_tables
 from ray_fed.model_library.property_tables import PropertyTable
-from ray_fed.model_library.scoring import correlation
 from ray_fed.model_library.selection import Protocol, draw_rows
 from ray_fed.model_library.store import Library
 from ray_fed.model_library.transfer import target_and_sources

@@ -8,16 +8,9 @@ import signal
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from pipelines.bench.command import add_command as add_bench_command
-from pipelines.cluster.command import add_commands as add_cluster_commands
-from pipelines.fedtransfer.command import add_command as add_fedtransfer_command
-from pipelines.leakage.command import add_command as add_leakage_commands
-from pipelines.ledger.command import add_command as add_ledger_command
-from pipelines.model_library.command import add_command as add_library_command
-from pipelines.segmentation.command import add_command as add_segmentation_command
-from pipelines.sweep.command import add_command as add_sweep_command
+from pipelines.commands import COMMANDS, Command
 from ray_fed.errors import FedError
 
 INTERRUPTED = 130
@@ -43,6 +36,21 @@ class OneLineParser(argparse.ArgumentParser):
         return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
 
 
+class CommandParser(OneLineParser):
+    """Reads one command; its options are looked up, and their module is imported, when it is chosen."""
+
+    def __init__(self, command: Command, **settings: Any):
+        said = command.description or f"{command.summary[0].upper()}{command.summary[1:]}."
+        super().__init__(description=said, allow_abbrev=False, **settings)
+        self.command = command
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.command.add_options(self)
+        if self.command.run:
+            self.set_defaults(parser=self)
+        return super().parse_known_args(args, namespace)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments, prog = list(sys.argv[1:] if argv is None else argv), "ray-fed"
@@ -50,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asked to be left alone
                 signal.signal(number, _as_interrupt)
-        options, prog = _parse(arguments)
-        return options.pop("run")(options, arguments)
+        command, options, prog = _parse(arguments)
+        return command.carry_out(options, ("ray-fed", *arguments))
     except FedError as error:
         print(f"{prog}: error: {_one_line(error)}", file=sys.stderr)
         return error.exit_code
@@ -71,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parse(arguments: list[str]) -> tuple[dict, str]:
+def _parse(arguments: list[str]) -> tuple[Command, dict[str, Any], str]:
+    """Return the command, what it was given, and its name for messages."""
     parser = OneLineParser(
         prog="ray-fed",
         description=DESCRIPTION,
@@ -79,110 +88,34 @@ def _parse(arguments: list[str]) -> tuple[dict, str]:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ray-fed {version('ray-fed')}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=OneLineParser)
-    _formation_energy(commands)
-    _resume(commands)
-    _predict(commands)
-    add_leakage_commands(commands)
-    add_sweep_command(commands)
-    add_library_command(commands)
-    add_segmentation_command(commands)
-    add_fedtransfer_command(commands)
-    add_ledger_command(commands)
-    add_bench_command(commands)
-    add_cluster_commands(commands)
+    _add_commands(parser)
     if not arguments:
         parser.print_help()
         parser.exit(2)
     known, unknown = parser.parse_known_args(arguments)
-    if "run" not in known:
-        parser.error("give a command; see ray-fed --help")
     options = vars(known)
-    chosen = options.pop("parser")
+    chosen = options.pop("parser", None)
+    if chosen is None:
+        parser.error("give a command; see ray-fed --help")
     _join_named_cluster(options, chosen)
     if unknown:
         chosen.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return options, chosen.prog
+    return chosen.command, options, chosen.prog
 
 
-def _join_named_cluster(options: dict, chosen: argparse.ArgumentParser) -> None:
+def _add_commands(parser: argparse.ArgumentParser) -> None:
+    groups = {"": parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=CommandParser)}
+    for command in COMMANDS:
+        group, _, name = command.name.rpartition(" ")
+        made = groups[group].add_parser(name, help=command.summary, command=command)
+        if command.run is None:
+            groups[command.name] = made.add_subparsers(title="actions", metavar="ACTION", required=True)
+
+
+def _join_named_cluster(options: dict[str, Any], chosen: argparse.ArgumentParser) -> None:
     """Let RAY_ADDRESS, which `ray job submit` sets, stand for an --address that was not given."""
     if "address" not in options and os.environ.get("RAY_ADDRESS") and any(a.dest == "address" for a in chosen._actions):
         options["address"] = os.environ["RAY_ADDRESS"]
-
-
-def _formation_energy(commands) -> None:
-    from pipelines.formation_energy.config import OPTION_GROUPS, FormationEnergyConfig
-    from ray_fed.config import add_options
-
-    parser = commands.add_parser(
-        "formation-energy",
-        help="multi-source training of a formation-energy network (Guo et al. 2022)",
-        description="Train a formation-energy network [eV/atom] over several silos, and compare it with each silo "
-        "alone and with all rows pooled.",
-        allow_abbrev=False,
-    )
-    add_options(parser, FormationEnergyConfig, OPTION_GROUPS)
-    parser.add_argument(
-        "--set",
-        dest="site_overrides",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a field of the federation file: silos.NAME.FIELD=VALUE or test.FIELD=VALUE (repeatable)",
-    )
-    parser.set_defaults(run=_run_formation_energy, parser=parser)
-
-
-def _run_formation_energy(options: dict, arguments: list[str]) -> int:
-    if options.get("cohort", "ray") == "ray" and options.get("address", "local") == "local":
-        from actors import forking
-
-        is_embedded = options.get("data", "embedded") == "embedded" and "federation" not in options
-        # Imports of the workers-to-be, and what all of them will need, begin while this process does its own.
-        forking.start(*(["ray_fed.materials.model_crystals.crystals:enumerate_model_crystals"] if is_embedded else []))
-    from pipelines.formation_energy.pipeline import run
-
-    return run(options, ["ray-fed", *arguments])
-
-
-def _resume(commands) -> None:
-    parser = commands.add_parser(
-        "resume",
-        help="go on with a run that was interrupted, failed or killed",
-        description="Continue a run from its last complete round; the result is that of a run that was not broken off.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("run_directory", metavar="RUN", help="folder of the run")
-    parser.set_defaults(run=_run_resume, parser=parser)
-
-
-def _run_resume(options: dict, arguments: list[str]) -> int:  # noqa: ARG001
-    from pipelines.formation_energy.pipeline import resume
-
-    return resume(options["run_directory"])
-
-
-def _predict(commands) -> None:
-    parser = commands.add_parser(
-        "predict",
-        help="predict new structures or formulas with the model of a run",
-        description="Write a CSV with one line per entry of FILE: the prediction with its unit, or the reason why not.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("run_directory", metavar="RUN", help="folder of a run, or a .safetensors model file")
-    parser.add_argument(
-        "file", metavar="FILE", help="CSV/parquet/JSON table, folder of CIF/POSCAR files, or a structure file"
-    )
-    parser.add_argument("--out", default=None, help="CSV to write (default: FILE's name with .predictions.csv, here)")
-    parser.add_argument("--model", default="federated", help="which model of the run (default: federated)")
-    parser.set_defaults(run=_run_predict, parser=parser)
-
-
-def _run_predict(options: dict, arguments: list[str]) -> int:  # noqa: ARG001
-    from pipelines.predict import run
-
-    return run(options["run_directory"], options["file"], options["model"], options["out"])
 
 
 def _as_interrupt(signum: int, frame: object) -> NoReturn:  # noqa: ARG001

@@ -11,7 +11,7 @@ from pipelines.launching import FederationSpec, launched
 from ray_fed.config import require
 from ray_fed.errors import DataError
 from ray_fed.federation.coordinator import Agreement
-from ray_fed.federation.job import Job, RoundRecord
+from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.strategies import Strategy, make_strategy
 from ray_fed.federation.task import SiloSpec, Task

@@ -9,8 +9,8 @@ import numpy as np
 
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Agreement, Coordinator
-from ray_fed.federation.job import Job, RoundRecord
 from ray_fed.federation.messages import Vector
+from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task

@@ -133,21 +133,24 @@ def describe_type(annotation: Any) -> str:
     return words.get(annotation, str(annotation))
 
 
-def add_options(parser: argparse.ArgumentParser, cls: type, groups: Mapping[str, str] | None = None) -> None:
+def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
     """Add `--field-name` for every field of `cls`; an option not given stays out of the namespace.
 
-    `groups` maps the first field of a group to the group's title.
+    `cls.OPTION_GROUPS`, if there, maps the first field of a group to the group's title. A field whose metadata hold
+    'repeatable', the placeholder of its value, gathers what it is given each time, in a list.
     """
     docs, hints, target = field_documentation(cls), get_type_hints(cls), parser
+    groups: Mapping[str, str] = getattr(cls, "OPTION_GROUPS", {})
     for field in fields(cls):
-        if groups and field.name in groups:
+        if field.name in groups:
             target = parser.add_argument_group(groups[field.name])
         target.add_argument(
             f"--{field.name.replace('_', '-')}",
             dest=field.name,
             default=argparse.SUPPRESS,
+            action="extend" if "repeatable" in field.metadata else "store",
             type=_parser_of(hints[field.name], field.name),
-            metavar=_metavar(hints[field.name]),
+            metavar=field.metadata.get("repeatable") or _metavar(hints[field.name]),
             help=_help(field, docs.get(field.name, "")),
         )
 
@@ -174,6 +177,8 @@ def _metavar(annotation: Any) -> str:
 
 
 def _help(field: Field, documentation: str) -> str:
+    if "repeatable" in field.metadata:
+        return documentation.replace("%", "%%")
     default = None if field.default is MISSING else field.default
     shown = ",".join(map(str, default)) or "none" if isinstance(default, tuple) else default
     return f"{documentation} (default: {shown})".replace("%", "%%")

@@ -105,3 +105,9 @@ class SiloFailed(FedError):
         silo, doing, reason = self.args
         who = {"coordinator": "the coordinator", "test": "the common test set's evaluator"}.get(silo, f"silo '{silo}'")
         return f"{who} failed while {doing}: {reason}"
+
+
+def quoted(value: object) -> str:
+    """Return a value for a message: on one line, in single quotes, at most 62 characters."""
+    text = " ".join(str(value).split()).replace("'", '"')
+    return f"'{text if len(text) <= 60 else text[:57] + '...'}'"

@@ -19,7 +19,7 @@ from actors.session import carry_by_value, session
 from pipelines.bench.measurement import Measurement
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.trainer import TrainingPlan

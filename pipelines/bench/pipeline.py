@@ -2,6 +2,8 @@
 
 import platform
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -12,8 +14,9 @@ from ray_fed.errors import ConfigError
 from ray_fed.reporting.terminal import aligned
 
 
-def run(config: BenchConfig) -> int:
+def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Measure, print, return 0."""
+    config = BenchConfig(**options)
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda: torch finds no GPU here; leave --device out")
     torch.set_num_threads(1)

@@ -4,7 +4,7 @@ import fcntl
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from ray_fed.reporting.terminal import RoundProgress, results_table
 LOOK_EVERY_S = 0.5
 
 
-def run(path: str) -> int:
+def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Show the rounds so far and those to come; 0 when the run completed, 1 when it ended otherwise or stands still."""
-    directory = RunDirectory.open(path)
+    directory = RunDirectory.open(options["run_directory"])
     unit, clock = _unit(directory), RunClock()
     with RoundProgress(unit, clock=clock) as progress:
         screen = Screen(progress, clock)

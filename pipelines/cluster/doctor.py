@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from math import isnan
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pipelines.cluster.config import DoctorConfig
 from ray_fed.deployment.checks import Finding, Link, NodeReport, findings
@@ -17,9 +17,9 @@ UNKNOWN = "-"
 Known = TypeVar("Known")
 
 
-def run(options: Mapping[str, object]) -> int:
+def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Visit the nodes, print what they are like and what is wrong; 1 when a run would break."""
-    config = DoctorConfig(**options)  # type: ignore[arg-type]
+    config = DoctorConfig(**options)
     silos = _silos_of(config.federation)
     from actors.session import session
 

@@ -2,15 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pipelines.update_options import Coding, UpdateOptions
 from ray_fed.config import require, unknown_name
-
-OPTION_GROUPS = {
-    "preset": "scale", "data": "micrographs", "style": "style transfer", "methods": "segmentation",
-    "strategy": "updates of the segmentation network", "seed": "run",
-}  # fmt: skip
 
 DEFAULT_METHODS = (
     "separate", "central", "fed_avg", "fed_avg_gn", "fed_bn", "amplitude", "transfer_fp32", "transfer_int8",
@@ -23,6 +18,11 @@ DEFAULT_METHODS = (
 class FedTransferConfig(UpdateOptions):
     """Style generators move between silos, then a segmentation network is federated ("Data privacy protection in
     microscopic image analysis for material data mining", 2022)."""
+
+    OPTION_GROUPS: ClassVar = {
+        "preset": "scale", "data": "micrographs", "style": "style transfer", "methods": "segmentation",
+        "strategy": "updates of the segmentation network", "seed": "run",
+    }  # fmt: skip
 
     preset: Literal["default", "quick", "paper"] = "default"
     """default: all of Tables 2-3 at 96x96, three seeds, in under 15 minutes on two cores; quick: a look in under two

@@ -10,8 +10,8 @@ import numpy as np
 from pipelines.fedtransfer.config import FedTransferConfig
 from pipelines.fedtransfer.results import silo_losses
 from pipelines.fedtransfer.setup import codecs_needed, job_of, named_data
-from ray_fed.federation.job import EPSILON, Job, RoundRecord
 from ray_fed.federation.messages import Vector
+from ray_fed.federation.rounds.job import EPSILON, Job, RoundRecord
 from ray_fed.style_transfer.exchange import StyleFederation, total_bytes
 from ray_fed.style_transfer.methods import Method, method_named
 from ray_fed.style_transfer.task import FedTransferTask, session_name

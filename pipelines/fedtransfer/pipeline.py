@@ -14,12 +14,12 @@ from pipelines.fedtransfer.results import GLOBAL, header, table_rows, verdicts
 from pipelines.fedtransfer.setup import check_methods, is_embedded, session_names, specs_of, task_of
 from pipelines.fedtransfer.stage_logs import StageLogs
 from ray_fed.errors import ConfigError
-from ray_fed.federation.job import RoundRecord
 from ray_fed.federation.messages import Vector
+from ray_fed.federation.rounds.job import RoundRecord
 from ray_fed.micrographs.model_file import SegmenterCard, save_segmenter
-from ray_fed.reporting.plain_values import to_plain
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import RoundProgress, aligned, paths_table
+from ray_fed.reporting.writing import to_plain
 from ray_fed.style_transfer.exchange import LocalStyleFederation, StyleFederation
 from ray_fed.style_transfer.task import SESSION_MARK, FedTransferTask
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from ray_fed.federation.job import RoundRecord
+from ray_fed.federation.rounds.job import RoundRecord
 from ray_fed.style_transfer.methods import METHODS
 
 METRICS = ("map", "vi", "ari")

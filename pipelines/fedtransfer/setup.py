@@ -7,12 +7,11 @@ from pathlib import Path
 from pipelines.fedtransfer.config import FedTransferConfig
 from ray_fed.config import require
 from ray_fed.errors import ConfigError
-from ray_fed.federation.job import Job
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.strategies import local_plan
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.micrographs.image_files import MicrographFolder
-from ray_fed.micrographs.mask_meaning import MaskMeaning
+from ray_fed.micrographs.image_files import MaskMeaning, MicrographFolder
 from ray_fed.micrographs.polycrystals import STYLES, StyleName
 from ray_fed.micrographs.unet import UNetDesign
 from ray_fed.randomness import derived_seed

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.fedtransfer.results import METRICS, epoch_curve, silo_losses
-from ray_fed.federation.job import RoundRecord
+from ray_fed.federation.rounds.job import RoundRecord
 from ray_fed.reporting.tensorboard_log import EventLog
 from ray_fed.style_transfer.task import SESSION_MARK
 

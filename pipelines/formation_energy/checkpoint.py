@@ -17,8 +17,8 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from ray_fed.errors import DataError
-from ray_fed.federation.job import RoundRecord, state_bytes
 from ray_fed.federation.messages import Vector
+from ray_fed.federation.rounds.job import RoundRecord, state_bytes
 from ray_fed.federation.silo_state import rounds_apart
 from ray_fed.federation.strategies import State
 from ray_fed.reporting.run_directory import RunDirectory

@@ -1,31 +1,36 @@
 """Every choice of the formation-energy pipeline, with its default and its unit.
 
-The command line reads this file at every start, so what brings torch is imported where it is needed.
+The command line reads this file before anything else, so what brings torch is imported where it is needed.
+
+One flat class on purpose: a name here is at once an option, a key of config.yaml, a key under `training:` of a
+federation file and a field that a sweep varies, and half of the checks join fields of two groups.
 """
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pipelines.update_options import Coding, UpdateOptions
 from ray_fed.config import require
-from ray_fed.federation.rounds.machine import RoundRules, StartRules
+
+if TYPE_CHECKING:
+    from ray_fed.federation.rounds.machine import RoundRules
 
 Features = Literal["guo73", "guo65", "rich", "rich+structure"]
-
-OPTION_GROUPS = {
-    "data": "data",
-    "split": "who gets which rows (ignored with --federation)",
-    "epochs": "training",
-    "strategy": "rounds",
-    "dp_noise_multiplier": "privacy",
-    "seed": "run",
-}
 
 
 @dataclass(frozen=True)
 class FormationEnergyConfig(UpdateOptions):
     """Multi-source training of a formation-energy network (Guo et al. 2022)."""
+
+    OPTION_GROUPS: ClassVar = {
+        "data": "data",
+        "split": "who gets which rows (ignored with --federation)",
+        "epochs": "training",
+        "strategy": "rounds",
+        "dp_noise_multiplier": "privacy",
+        "seed": "run",
+    }
 
     data: str = "embedded"
     """What the silos are cut from: 'embedded' (model crystals, no download), a parquet/CSV/JSON file, or a folder of
@@ -111,7 +116,7 @@ class FormationEnergyConfig(UpdateOptions):
     dp_clip: float = 1.0
     """Longest gradient of one example that counts in full (2-norm)."""
     dp_delta: float = 1e-5
-    """Chance that the promise of epsilon does not hold; keep it well below one over the number of rows."""
+    """Chance that the guarantee of epsilon fails; keep it well below one over the number of rows."""
     dp_budget: float | None = None
     """Stop before the round in which epsilon would pass this."""
     compression: Coding = "none"
@@ -193,14 +198,18 @@ class FormationEnergyConfig(UpdateOptions):
         require(not self.secure_aggregation or not self.baselines, f"secure_aggregation: {alone}")
 
     def _check_late(self) -> None:
+        from ray_fed.federation.rounds.machine import StartRules
+
         StartRules(self.start_timeout)
         given = "late_silos: a silo that is not there yet is missing from its rounds"
         require(self.accept_failures or not self.late_silos, f"{given}; accept_failures=no stops at the first of them")
         asynchronous = "fed_buff counts on all silos from the start"
         require(self.strategy != "fed_buff" or not self.late_silos, f"late_silos: {asynchronous}; choose another one")
 
-    def rules(self) -> RoundRules:
+    def rules(self) -> "RoundRules":
         """Return the round rules; ConfigError where they make no sense."""
+        from ray_fed.federation.rounds.machine import RoundRules
+
         return RoundRules(
             fraction_fit=self.fraction_fit,
             min_fit_clients=self.min_fit_clients,

@@ -14,8 +14,8 @@ from pipelines.formation_energy.membership import admitted, fingerprints, start_
 from pipelines.formation_energy.setup import Setup, jobs
 from pipelines.launching import CoordinatorLike, FederationSpec
 from ray_fed.federation.coordinator import Agreement
-from ray_fed.federation.job import Job, RoundRecord
 from ray_fed.federation.messages import Vector
+from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.strategies import Models
 
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pipelines.formation_energy.setup import Setup
 from ray_fed.errors import DataError
 from ray_fed.federation.coordinator import Agreement
-from ray_fed.federation.job import RoundRecord
+from ray_fed.federation.rounds.job import RoundRecord
 from ray_fed.federation.rounds.machine import StartRules
-from ray_fed.reporting.plain_values import to_plain
 from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.writing import to_plain
 
 JOINED = "joined"
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from statistics import mean, stdev
 
 from pipelines.formation_energy.experiment import TrainingExperiment
-from ray_fed.federation.job import RoundRecord
+from ray_fed.federation.rounds.job import RoundRecord
 from ray_fed.reporting.results import number
 
 

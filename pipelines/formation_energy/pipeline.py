@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -59,8 +60,9 @@ def run(options: dict[str, object], command: Sequence[str]) -> int:
         directory.discard_if_empty()
 
 
-def resume(path: str) -> int:
+def resume(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Go on with a run that was broken off, from its last complete round; the result is that of an unbroken run."""
+    path = options["run_directory"]
     directory = RunDirectory(path)
     if not directory.config_path.is_file():
         raise DataError(f"{path} is not a run directory: it has no config.yaml; give the folder that a run printed")

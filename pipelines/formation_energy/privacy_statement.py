@@ -1,8 +1,8 @@
-"""What a run promises about privacy, for its summary and its model card."""
+"""What a run guarantees about privacy, for its summary and its model card."""
 
 from pipelines import update_options
 from pipelines.formation_energy.experiment import TrainingExperiment
-from ray_fed.federation.job import EPSILON
+from ray_fed.federation.rounds.job import EPSILON
 
 NOT_COVERED = "numbers of rows, the feature scaler (means and variances of columns), held-out errors"
 

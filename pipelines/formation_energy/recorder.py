@@ -9,7 +9,7 @@ from pipelines.formation_energy.setup import Setup
 from pipelines.launching import CoordinatorLike
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger
 from ray_fed.errors import FedError
-from ray_fed.federation.job import EPSILON, Job, RoundRecord
+from ray_fed.federation.rounds.job import EPSILON, Job, RoundRecord
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.tensorboard_log import EventLog, global_tag, silo_tag
 from ray_fed.reporting.terminal import RoundProgress

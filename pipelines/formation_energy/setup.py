@@ -10,8 +10,8 @@ from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.formation_energy.federation_file import FederationFile, SiteEntry, read_federation
 from ray_fed.config import from_mapping, require
 from ray_fed.errors import DataError
-from ray_fed.federation.job import Job, local_job
 from ray_fed.federation.messages import SiloDescription
+from ray_fed.federation.rounds.job import Job, local_job
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.databases.columns import UNKNOWN_UNIT, canonical_target, unit_of_target

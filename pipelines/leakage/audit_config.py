@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from ray_fed.config import require
 
 if TYPE_CHECKING:
-    from ray_fed.leakage.training_change import TrainingChange
+    from ray_fed.leakage.audit import TrainingChange
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,6 @@ class AuditConfig:
         require(limit is None or 0 <= limit <= 1, f"max_leak={limit} must be a share between 0 and 1")
 
     def parsed_changes(self) -> "tuple[TrainingChange, ...]":
-        from ray_fed.leakage.training_change import parse_change
+        from ray_fed.leakage.audit import parse_change
 
         return tuple(parse_change(text) for text in self.changes)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from pipelines.leakage.audit_config import AuditConfig
 from pipelines.leakage.audit_findings import SUM, Findings, LeakLimit
@@ -19,12 +20,11 @@ from pipelines.leakage.audited_federation import (
     scaler_of,
     setup_of,
 )
-from ray_fed.federation.job import Job
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.strategies import State
-from ray_fed.leakage.audit import MessageAudit, audit, check_first_layer
+from ray_fed.leakage.audit import MessageAudit, TrainingChange, audit, check_first_layer
 from ray_fed.leakage.defences import Defence, parse_defence
 from ray_fed.leakage.replay import RecordedUpdate, Replay, in_sum, of_round, one_batch, replay_rounds, single_records
-from ray_fed.leakage.training_change import TrainingChange
 from ray_fed.learning.layout import initial_vector
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned, paths_table
@@ -34,9 +34,10 @@ FEW = 8
 """Size of the small batch that is replayed besides the configured one."""
 
 
-def run(target: str, options: dict[str, object], command: Sequence[str]) -> int:
+def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
     """Audit a run or a federation file; prints what leaks. Returns 1 where that is more than --max-leak, else 0."""
-    config = AuditConfig(**options)  # type: ignore[arg-type]
+    target = options.pop("target")
+    config = AuditConfig(**options)
     setup = setup_of(target)
     chosen = chosen_silos(setup, config.silos)
     check_allowed(config.policy, chosen)
@@ -44,7 +45,7 @@ def run(target: str, options: dict[str, object], command: Sequence[str]) -> int:
     try:
         audited = open_audited(setup, chosen, scaler_of(target) if Path(target).is_dir() else None)
         check_first_layer(audited.silos[0].task.model(0))
-        return _carry_out(target, config, audited, directory, command)
+        return _carry_out(target, config, audited, directory, command_line)
     finally:
         directory.discard_if_empty()
 

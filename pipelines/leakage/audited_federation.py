@@ -12,8 +12,8 @@ from pipelines.ledger.coordinator_ledger import coordinator_path
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
 from ray_fed.federation.messages import SiloDescription, Vector
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import Silo
 from ray_fed.leakage.replay import RecordedUpdate, Recording, recording_cohort
 from ray_fed.learning.standardisation import Standardizer

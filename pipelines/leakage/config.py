@@ -1,11 +1,9 @@
 """Every choice of `ray-fed leakage`."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ray_fed.config import require
-
-OPTION_GROUPS = {"data": "what is attacked", "attacks": "how", "studies": "which experiments", "seed": "run"}
 
 Study = Literal["compare", "learning_rate", "labels", "networks", "batch", "defence", "tabular"]
 
@@ -13,6 +11,13 @@ Study = Literal["compare", "learning_rate", "labels", "networks", "batch", "defe
 @dataclass(frozen=True)
 class LeakageConfig:
     """Gradient-leakage attacks side by side (WDLG, Int. J. Intell. Syst. 2022, against DLG, iDLG and others)."""
+
+    OPTION_GROUPS: ClassVar = {
+        "data": "what is attacked",
+        "attacks": "how",
+        "studies": "which experiments",
+        "seed": "run",
+    }
 
     data: tuple[str, ...] = ("digits", "faces", "photos")
     """Image sets: digits (8x8), faces (25x25), photos (32x32 colour), which need no download; an .npz with arrays

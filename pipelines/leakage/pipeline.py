@@ -17,9 +17,9 @@ from pipelines.leakage.results import HEADER, table_cells
 from ray_fed.errors import ConfigError
 from ray_fed.leakage.study import AttackJob, AttackResult, run_job
 from ray_fed.leakage.tabular_study import TabularCase, crystal_rows, tabular_leaks
-from ray_fed.reporting.plain_values import to_plain
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import RoundProgress, aligned, paths_table
+from ray_fed.reporting.writing import to_plain
 
 PIPELINE = "leakage"
 TABULAR_RECORDS, TABULAR_MESSAGES = 2000, 10

@@ -1,8 +1,9 @@
 """`ray-fed ledger trace RUN MODEL`: from a published model back to the updates that made it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipelines.ledger.verify import read_ledgers
 from ray_fed.errors import DataError
@@ -13,11 +14,12 @@ from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned
 
 
-def run(path: str, model: str, rounds: int) -> int:
+def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Print where a model was written down, and its updates; returns 0, or 1 when the ledgers have problems.
 
     DataError for a model that was not made in this run.
     """
+    path, model, rounds = options["run_directory"], options["model"], options["rounds"]
     directory = RunDirectory.open(path)
     coordinator, silos = read_ledgers(directory)
     comparison = compare(coordinator, silos)

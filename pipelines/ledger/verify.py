@@ -1,8 +1,10 @@
 """`ray-fed ledger verify RUN`: do the ledgers of coordinator and silos hold, and do they agree?"""
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pipelines.ledger.coordinator_ledger import coordinator_path, silos_folder
 from pipelines.ledger.foreign_files import foreign_event_files
@@ -15,10 +17,10 @@ MOST_PROBLEMS = 20
 """Shown of each run; one changed line can break thousands of comparisons."""
 
 
-def run(path: str, silo_ledgers: str | None) -> int:
+def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Print a table and the result; returns 0 when everything agrees, 1 when not."""
-    directory = RunDirectory.open(path)
-    coordinator, silos = read_ledgers(directory, silo_ledgers)
+    directory = RunDirectory.open(options["run_directory"])
+    coordinator, silos = read_ledgers(directory, options["silo_ledgers"])
     comparison = compare(coordinator, silos)
     comparison = replace(comparison, problems=(*comparison.problems, *foreign_event_files(directory.path, coordinator)))
     print(aligned(_table(coordinator, silos, comparison), right=range(1, 7), rule=True))

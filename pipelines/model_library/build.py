@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from actors.session import session
 from pipelines.model_library.config import BuildConfig
@@ -15,8 +16,7 @@ from ray_fed.model_library.building import BuildJob, BuildResult, plan
 from ray_fed.model_library.property_catalogue import embedded_tables, shared_tables
 from ray_fed.model_library.property_tables import SMILES, PropertyTable, user_table
 from ray_fed.model_library.store import Library
-from ray_fed.reporting.atomic_write import write_atomically
-from ray_fed.reporting.plain_values import to_json
+from ray_fed.reporting.writing import to_json, write_atomically
 
 TOLD_EVERY_SECONDS = 10.0
 
@@ -32,9 +32,9 @@ class BuildOutcome:
     skipped_jobs: int
 
 
-def build(config: BuildConfig) -> int:
+def build(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Build and say what came of it; returns the exit code."""
-    outcome = carry_out(config)
+    outcome = carry_out(BuildConfig(**options))
     rate = 60 * outcome.models / outcome.seconds if outcome.seconds else 0
     print(
         f"{outcome.models:,} models and {outcome.failures} failures in {outcome.seconds:.0f} s ({rate:,.0f} a minute)"

@@ -1,39 +1,39 @@
 """`ray-fed library query | show | push | pull | verify | diff | reindex | deprecate | predict`."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from pipelines.predict import check_place, model_path
+from pipelines.formation_energy.predict import check_place, model_path
 from ray_fed.errors import DataError
 from ray_fed.model_library.cards import pack
-from ray_fed.model_library.crystal_graph_models import METHOD, predict_structures
+from ray_fed.model_library.crystal_graph import METHOD, predict_structures
 from ray_fed.model_library.descriptors import check_fingerprint, make_descriptor
-from ray_fed.model_library.moving import difference
-from ray_fed.model_library.moving import pull as pull_models
-from ray_fed.model_library.moving import push as push_models
 from ray_fed.model_library.predictors import predict
 from ray_fed.model_library.property_tables import read_table
-from ray_fed.model_library.store import Library
+from ray_fed.model_library.store import Library, difference
+from ray_fed.model_library.store import pull as pull_models
+from ray_fed.model_library.store import push as push_models
 from ray_fed.model_library.transfer import Model
-from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.model_files import load_model
-from ray_fed.reporting.plain_values import to_json
+from ray_fed.reporting.writing import to_json, write_atomically
 
 MAX_ROWS = 40
 """Rows of an answer on the terminal; a CSV file has them all."""
 
 
-def query(library: str, text: str, columns: str | None, csv: str | None, failures: bool) -> int:
+def query(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Print the models that answer a query."""
-    names = columns.split(",") if columns else None
-    if failures and names is None:
+    names = options["columns"].split(",") if options["columns"] else None
+    if options["failures"] and names is None:
         names = ["id", "succeed", "property", "descriptor", "method", "modelset", "mae", "unit", "reason"]
-    found = Library.open(library).query(text, names, failures)
-    if csv:
-        path = write_atomically(Path(csv), found.to_csv(index=False).encode())
+    found = Library.open(options["library"]).query(options["query"], names, options["failures"])
+    if options["csv"]:
+        path = write_atomically(Path(options["csv"]), found.to_csv(index=False).encode())
         print(f"{len(found):,} models in {path}")
         return 0
     shown = found.head(MAX_ROWS).assign(**({"id": found["id"].str[:12]} if "id" in found else {}))
@@ -43,9 +43,9 @@ def query(library: str, text: str, columns: str | None, csv: str | None, failure
     return 0
 
 
-def show(library: str, model_id: str) -> int:
+def show(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Print a card as JSON."""
-    card = Library.open(library).card(model_id).to_mapping()
+    card = Library.open(options["library"]).card(options["id"]).to_mapping()
     names = card["feature_names"]
     assert isinstance(names, list)
     if len(names) > 6:
@@ -54,24 +54,24 @@ def show(library: str, model_id: str) -> int:
     return 0
 
 
-def push(library: str, to: str, text: str) -> int:
+def push(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Copy models elsewhere."""
-    ours = Library.open(library)
-    copied = push_models(ours, to, ours.query(text, ["id"])["id"].tolist())
-    print(f"{len(copied):,} models copied to {to}")
+    ours = Library.open(options["library"])
+    copied = push_models(ours, options["to"], ours.query(options["query"], ["id"])["id"].tolist())
+    print(f"{len(copied):,} models copied to {options['to']}")
     return 0
 
 
-def pull(library: str, origin: str, ids: list[str]) -> int:
+def pull(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Copy models from elsewhere."""
-    copied = pull_models(Library.create(library), origin, ids)
-    print(f"{len(copied):,} models copied to {library}")
+    copied = pull_models(Library.create(options["library"]), options["origin"], options["ids"])
+    print(f"{len(copied):,} models copied to {options['library']}")
     return 0
 
 
-def verify(library: str) -> int:
+def verify(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Check every file; returns 1 when something is wrong."""
-    ours = Library.open(library)
+    ours = Library.open(options["library"])
     faults = ours.verify()
     for fault in faults[:MAX_ROWS]:
         print(f"{fault.id[:12]}  {fault.what}", file=sys.stderr)
@@ -79,8 +79,9 @@ def verify(library: str) -> int:
     return 1 if faults else 0
 
 
-def diff(library: str, other: str) -> int:
+def diff(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """List what only one side has; returns 1 when they differ."""
+    library, other = options["library"], options["other"]
     found = difference(Library.open(library), other)
     for sign, ids in (("<", found.only_here), (">", found.only_there)):
         for model_id in ids[:MAX_ROWS]:
@@ -89,28 +90,29 @@ def diff(library: str, other: str) -> int:
     return 1 if found.only_here or found.only_there else 0
 
 
-def reindex(library: str) -> int:
+def reindex(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Make the index again."""
-    print(f"{Library.open(library).reindex():,} rows in the index of {library}")
+    print(f"{Library.open(options['library']).reindex():,} rows in the index of {options['library']}")
     return 0
 
 
-def deprecate(library: str, model_id: str) -> int:
+def deprecate(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Mark a model as superseded."""
-    ours = Library.open(library)
-    ours.deprecate(model_id)
-    print(f"{ours.resolve(model_id)[:12]} is marked as deprecated")
+    ours = Library.open(options["library"])
+    ours.deprecate(options["id"])
+    print(f"{ours.resolve(options['id'])[:12]} is marked as deprecated")
     return 0
 
 
-def predict_file(library: str, model_id: str, file: Path, out: str | None, element_table: str | None) -> int:
+def predict_file(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Write predictions for a table; rows that cannot be read have a reason. Returns 1 when none could be."""
-    path = Path(out) if out else Path(f"{file.name}.predictions.csv")
+    file = Path(options["file"])
+    path = Path(options["out"] or f"{file.name}.predictions.csv")
     check_place(path, file)
-    model = Library.open(library).load(model_id)
+    model = Library.open(options["library"]).load(options["id"])
     card = model[1]
     frame = read_table(file).rename(columns={"SMILES": "smiles", "composition": "formula"})
-    predicted, reasons = _predicted(model, frame, element_table)
+    predicted, reasons = _predicted(model, frame, options["element_table"])
     usable = np.isfinite(predicted)
     table = frame.assign(**{f"predicted_{card.property}": predicted, "unit": card.unit, "reason": reasons})
     write_atomically(path, pd.DataFrame(table).to_csv(index=False).encode())
@@ -118,12 +120,12 @@ def predict_file(library: str, model_id: str, file: Path, out: str | None, eleme
     return 0 if usable.any() else 1
 
 
-def add(library: str, model: str) -> int:
+def add(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Put a model of a run, e.g. a federated one with its federation record, into the library."""
-    arrays, card = load_model(model_path(model, "federated"))
+    arrays, card = load_model(model_path(options["model"], "federated"))
     packed = pack(arrays, card)
-    Library.create(library).add([packed])
-    print(f"{packed.id[:12]} {card.name}: {card.property} [{card.unit}] is in {library}")
+    Library.create(options["library"]).add([packed])
+    print(f"{packed.id[:12]} {card.name}: {card.property} [{card.unit}] is in {options['library']}")
     return 0
 
 

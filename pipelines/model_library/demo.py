@@ -2,8 +2,9 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +13,8 @@ from pipelines.model_library.build import carry_out
 from pipelines.model_library.config import BuildConfig, TransferConfig
 from pipelines.model_library.figures import scatter_figure
 from pipelines.model_library.transfer import summarise, table
-from ray_fed.model_library.moving import pull, push
 from ray_fed.model_library.property_catalogue import embedded_tables
-from ray_fed.model_library.store import Library
+from ray_fed.model_library.store import Library, pull, push
 from ray_fed.reporting.figure_style import save_figure
 from ray_fed.reporting.run_directory import RunDirectory
 
@@ -23,12 +23,12 @@ SILO_ROWS = 30
 QUESTION = "property = formation_energy and r2 > 0.8 and descriptor = rich order by mae limit 5"
 
 
-def demo(out: str | None, address: str, command: Sequence[str]) -> int:
+def demo(options: Mapping[str, Any], command_line: Sequence[str]) -> int:
     """Run the demonstration; returns 0."""
-    directory = RunDirectory.create(out, "library-demo")
+    directory = RunDirectory.create(options["out"], "library-demo")
     started = time.monotonic()
-    with session(address):
-        _demonstrate(directory, command)
+    with session(options.get("address", "local")):
+        _demonstrate(directory, command_line)
     print(f"\n{time.monotonic() - started:.0f} s in all; {directory.path}")
     return 0
 

@@ -55,15 +55,6 @@ def scatter_figure(draw: Draw | SiloErrors, name: str, unit: str) -> "Figure":
     return figure
 
 
-def source_target_figure(source: np.ndarray, target: np.ndarray, name: str, unit: str) -> "Figure":
-    """Return the sources' error on their own task against the error after transfer (Fig. 2a right)."""
-    figure = new_figure(5.2, 4.4)
-    axes = figure.subplots()
-    axes.scatter(source, target, s=9, color=HELD_OUT, alpha=0.5, linewidths=0)
-    _label(axes, f"transfer to {as_label(name)}", "source MAE / MAE of its training median", f"target MAE [{unit}]")
-    return figure
-
-
 def neurons_figure(layers: Sequence[np.ndarray], name: str) -> "Figure":
     """Return heat maps of hidden layers, rows sorted by the property by the caller (Fig. 2c)."""
     figure = new_figure(2.3 * len(layers), 3.4)

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,9 @@ WORDS = {
 """Rule -> what a table calls it."""
 
 
-def run(config: TransferConfig, command: Sequence[str]) -> int:
+def run(options: Mapping[str, Any], command_line: Sequence[str]) -> int:
     """Carry out a study; prints the table and writes a run directory."""
+    config = TransferConfig(**options)
     target = _target(config)
     models = _sources(config, target)
     directory = RunDirectory.create(config.out, "library-transfer")
@@ -41,7 +42,7 @@ def run(config: TransferConfig, command: Sequence[str]) -> int:
         started = time.monotonic()
         found = study(config, target, models)
         summary = summarise(found)
-        _write(directory, config, command, target, models, found, summary)
+        _write(directory, config, command_line, target, models, found, summary)
         print(table(found, target.unit, config))
         print(f"{len(models)} sources, {config.draws} draws, {time.monotonic() - started:.0f} s; {directory.path}")
     finally:

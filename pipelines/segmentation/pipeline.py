@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,15 +13,14 @@ import pandas as pd
 from pipelines.segmentation.config import SegmentConfig
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.micrographs.grain_sizes import GrainSizes, grain_sizes
-from ray_fed.micrographs.image_reading import SUFFIXES, read_grey
+from ray_fed.micrographs.image_files import SUFFIXES, read_grey
 from ray_fed.micrographs.model_file import SegmenterCard, load_segmenter
-from ray_fed.micrographs.overlays import overlay
 from ray_fed.micrographs.polycrystals import boundary_mask
-from ray_fed.micrographs.segmenting import boundary_logits
+from ray_fed.micrographs.segmenting import boundary_logits, overlay
 from ray_fed.micrographs.unet import UNet
-from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned
+from ray_fed.reporting.writing import write_atomically
 
 USUAL_MODEL = "fedtransfer"
 SCALE_TOLERANCE = 1.5
@@ -39,8 +39,10 @@ class Field:
     sizes: GrainSizes
 
 
-def run(run_directory: str, images: Sequence[str], config: SegmentConfig) -> int:
+def run(options: dict[str, Any], _command_line: Sequence[str]) -> int:
     """Segment all images, then write everything; returns 0. Nothing is written when an image cannot be used."""
+    run_directory, images = options.pop("run_directory"), options.pop("images")
+    config = SegmentConfig(**options)
     out = _new_folder(config.out)
     network, card = load_segmenter(_model_path(run_directory, config.model))
     overlap = _overlap(config, card)

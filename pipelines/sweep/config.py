@@ -1,6 +1,6 @@
 """Every choice of a sweep besides those of the pipeline that is swept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ray_fed.config import require
@@ -10,12 +10,6 @@ from ray_fed.config import require
 class SweepConfig:
     """What is varied, and how trials are run."""
 
-    grid: tuple[str, ...] = ()
-    """Values to combine, FIELD=VALUE,VALUE,..., e.g. communication_frequency=0.05,0.25,batch; give it once per
-    field."""
-    sample: tuple[str, ...] = ()
-    """Ranges to draw from, FIELD=log:LOW:HIGH or FIELD=uniform:LOW:HIGH, e.g. learning_rate=log:1e-4:1e-2; give it once
-    per field."""
     samples: int = 10
     """Draws per combination of the grid; counts with --sample only."""
     preset: Literal["none", "fig5", "fig5-heat"] = "none"
@@ -27,6 +21,12 @@ class SweepConfig:
     """Which trials Ray Tune lets run to their end: fifo all of them; the others stop the worse ones early."""
     concurrent: int = 1
     """Trials at a time on the same silos. With one, seconds of communication are those of a run of its own."""
+    grid: tuple[str, ...] = field(default=(), metadata={"repeatable": "FIELD=..."})
+    """Values to combine, FIELD=VALUE,VALUE,..., e.g. communication_frequency=0.05,0.25,batch; give it once per
+    field."""
+    sample: tuple[str, ...] = field(default=(), metadata={"repeatable": "FIELD=..."})
+    """Ranges to draw from, FIELD=log:LOW:HIGH or FIELD=uniform:LOW:HIGH, e.g. learning_rate=log:1e-4:1e-2; give it once
+    per field."""
 
     def __post_init__(self) -> None:
         for name in ("samples", "batch_repeats", "concurrent"):

@@ -3,10 +3,11 @@
 import contextlib
 import fcntl
 import os
+import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipelines.sweep.advice import recommendation
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.outcomes import TrialOutcome, table
 from pipelines.sweep.points import Trial, configured, trials_of
+from pipelines.sweep.sweep import Sweep
 from ray_fed.config import require
 from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.materials.study import PAPER_ROWS
@@ -29,47 +31,21 @@ PRESET_DEFAULTS: Mapping[str, Mapping[str, int]] = {
 }
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """A sweep that is about to run, or to go on."""
-
-    config: SweepConfig
-    setup: Setup
-    trials: tuple[Trial, ...]
-    directory: RunDirectory
-    command: str
-    done: tuple[TrialOutcome, ...] = ()
-    """Trials that came to their end in an earlier process."""
-    is_resumed: bool = False
-
-    @property
-    def left(self) -> list[Trial]:
-        finished = {outcome.number for outcome in self.done}
-        return [trial for trial in self.trials if trial.number not in finished]
-
-    @property
-    def results_path(self) -> Path:
-        return self.directory.path / "results.jsonl"
-
-    def what_is_asked(self) -> dict[str, object]:
-        """Return config.yaml: all that is needed to take the sweep up again."""
-        return {"command": self.command, "sweep": asdict(self.config), "base": asdict(self.setup.config)}
-
-
-def run(options: dict[str, Any], command: str) -> int:
+def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
     """Run or resume a sweep; returns 0 unless every trial failed."""
-    resumed = options.pop("resume", None)
+    resumed = options.pop("resume")
+    del options["pipeline"]
     if resumed is not None:
         require(not options, f"--resume takes every option from {resumed}; leave out --{'/'.join(options)}")
         return _resume(Path(resumed))
     names = {field.name for field in fields(SweepConfig)}
-    config = SweepConfig(**{key: value for key, value in options.items() if key in names})
+    config = SweepConfig(**{key: _as_option(value) for key, value in options.items() if key in names})
     base = {key: value for key, value in options.items() if key not in names}
     setup, trials = _resolved(config, _with_defaults(base, config.preset))
     directory = RunDirectory.create(setup.config.out, PIPELINE)
     try:
         with _alone(directory):
-            return _carry_out(Sweep(config, setup, trials, directory, command))
+            return _carry_out(Sweep(config, setup, trials, directory, shlex.join(command_line)))
     finally:
         directory.discard_if_empty()
 

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from pipelines.formation_energy.outcome import CITATION
+from pipelines.sweep import figures as draw
 from pipelines.sweep import results_file
 from pipelines.sweep.advice import recommendation
 from pipelines.sweep.outcomes import PointSummary, TrialOutcome, pareto_front, summaries, table
 from pipelines.sweep.points import Trial, swept_fields
-from ray_fed.reporting import sweep_figures as draw
 from ray_fed.reporting.figures import save_figure
 from ray_fed.reporting.report import Block, Figure, Paragraph, Section, Table, write_report
 from ray_fed.reporting.run_directory import RunDirectory

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sweep.outcomes import TrialOutcome
-from ray_fed.reporting.plain_values import to_json
+from ray_fed.reporting.writing import to_json
 
 
 def append(path: Path, outcome: TrialOutcome) -> None:

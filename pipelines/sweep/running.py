@@ -3,7 +3,7 @@
 import shutil
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from actors.federation import federation
 from actors.session import carry_by_value
@@ -12,18 +12,16 @@ from actors.tuning import run_trials
 from pipelines.formation_energy.membership import fingerprints
 from pipelines.sweep.points import Trial, configured
 from pipelines.sweep.progress import SweepProgress
+from pipelines.sweep.sweep import Sweep
 from pipelines.sweep.trial import Shared, job_of, work
 from pipelines.sweep.watcher import Watcher
 from ray_fed.errors import DataError
 from ray_fed.federation.coordinator import Agreement
-from ray_fed.reporting.plain_values import to_plain
 from ray_fed.reporting.run_directory import RunDirectory
-
-if TYPE_CHECKING:
-    from pipelines.sweep.pipeline import Sweep
+from ray_fed.reporting.writing import to_plain
 
 
-class Landlord:
+class LeaseKeeper:
     """Passes on what is heard of trials, and ends each one's lease of the silos when it is over: a trial whose process
     was killed, or that a scheduler stopped, may leave its session behind. A silo that died is started again."""
 
@@ -43,7 +41,7 @@ class Landlord:
             self.watcher.progress.note(f"note: silo '{silo}' could not be started again: {why}")
 
 
-def run_left(sweep: "Sweep") -> None:
+def run_left(sweep: Sweep) -> None:
     """Run the trials that are left; every outcome is a line in the results file when this returns, or raises."""
     setup = sweep.setup
     for instance in (setup.task, *(configured(setup.config, trial).make_strategy() for trial in sweep.left)):
@@ -60,7 +58,7 @@ def run_left(sweep: "Sweep") -> None:
         _run(sweep, shared, silos)
 
 
-def _run(sweep: "Sweep", shared: Shared, silos: SharedSilos) -> None:
+def _run(sweep: Sweep, shared: Shared, silos: SharedSilos) -> None:
     def epochs(trial: Trial) -> int:
         return configured(sweep.setup.config, trial).epochs
 
@@ -75,7 +73,7 @@ def _run(sweep: "Sweep", shared: Shared, silos: SharedSilos) -> None:
             work,
             [{"number": trial.number, "point": list(trial.point), "seed": trial.seed} for trial in sweep.left],
             shared,
-            Landlord(watcher, silos),
+            LeaseKeeper(watcher, silos),
             folder=tune_folder,
             scheduler=sweep.config.scheduler,
             concurrent=sweep.config.concurrent,
@@ -86,7 +84,7 @@ def _run(sweep: "Sweep", shared: Shared, silos: SharedSilos) -> None:
         shutil.rmtree(tune_folder, ignore_errors=True)
 
 
-def _write_beginning(sweep: "Sweep", agreement: Agreement) -> None:
+def _write_beginning(sweep: Sweep, agreement: Agreement) -> None:
     directory, found = sweep.directory, fingerprints(agreement)
     if sweep.is_resumed:
         _check_data(directory, found)

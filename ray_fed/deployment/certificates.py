@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ray_fed.errors import ConfigError
-from ray_fed.reporting.atomic_write import write_atomically
+from ray_fed.reporting.writing import write_atomically
 
 Key: TypeAlias = ec.EllipticCurvePrivateKey
 
@@ -153,10 +153,12 @@ def write_private(path: Path, content: bytes) -> Path:
 
 
 def certificate_bytes(certificate: x509.Certificate) -> bytes:
+    """Return a certificate as PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def key_bytes(key: Key) -> bytes:
+    """Return a private key as PEM, not encrypted."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )

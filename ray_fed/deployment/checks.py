@@ -21,7 +21,7 @@ CERTIFICATE_ENDS_SOON_DAYS = 14.0
 
 @dataclass(frozen=True)
 class Link:
-    """The way between the process that asked and a node."""
+    """The network link between the checking process and a node."""
 
     round_trip_s: float
     """Median of small calls."""
@@ -54,10 +54,10 @@ class Finding:
 
     severity: Literal["failure", "warning"]
     where: str
-    said: str
+    message: str
 
     def __str__(self) -> str:
-        return f"{self.severity}: {self.where}: {self.said}"
+        return f"{self.severity}: {self.where}: {self.message}"
 
 
 def findings(nodes: Sequence[NodeReport], here: Machine) -> list[Finding]:
@@ -95,14 +95,14 @@ def _of_versions(name: str, machine: Machine, here: Machine) -> Iterator[Finding
                 "failure", name, f"{package} {there}, the driver has {wanted}; install the same at every site"
             )
         elif package != "ray-fed":
-            said = f"{package} {there}, the driver has {wanted}; last bits of results may differ"
-            yield Finding("warning", name, said)
+            message = f"{package} {there}, the driver has {wanted}; last bits of results may differ"
+            yield Finding("warning", name, message)
         else:
-            said = f"ray-fed {there or 'not installed'}, the driver has {wanted}; its code travels with the run"
-            yield Finding("warning", name, said)
+            message = f"ray-fed {there or 'not installed'}, the driver has {wanted}; its code travels with the run"
+            yield Finding("warning", name, message)
     if machine.tables != here.tables:
-        said = f"element tables {machine.tables}, the driver has {here.tables}; the silo would refuse to take part"
-        yield Finding("failure", name, f"{said}; install the same ray-fed at every site")
+        message = f"element tables {machine.tables}, the driver has {here.tables}; the silo would refuse to take part"
+        yield Finding("failure", name, f"{message}; install the same ray-fed at every site")
 
 
 def _must_equal(package: str, there: str | None, wanted: str | None) -> bool:
@@ -114,19 +114,19 @@ def _must_equal(package: str, there: str | None, wanted: str | None) -> bool:
 def _of_room(name: str, machine: Machine) -> Iterator[Finding]:
     if machine.shm_free < SHM_ENOUGH:
         severity = "failure" if machine.shm_free < SHM_LEAST else "warning"
-        said = f"{machine.shm_free / MB:.0f} MB of shared memory free; enlarge /dev/shm (containers: --shm-size)"
-        yield Finding(severity, name, said)
+        message = f"{machine.shm_free / MB:.0f} MB of shared memory free; enlarge /dev/shm (containers: --shm-size)"
+        yield Finding(severity, name, message)
     if machine.disk_used > DISK_FULL:
-        said = f"disk {100 * machine.disk_used:.0f} % full; Ray makes no objects beyond {100 * DISK_FULL:.0f} %"
-        yield Finding("failure", name, f"{said}: free some space")
+        message = f"disk {100 * machine.disk_used:.0f} % full; Ray makes no objects beyond {100 * DISK_FULL:.0f} %"
+        yield Finding("failure", name, f"{message}: free some space")
     elif machine.disk_free < DISK_ENOUGH:
         yield Finding("warning", name, f"{machine.disk_free / GB:.1f} GB of disk free for logs and spilling")
 
 
 def _of_gpus(node: NodeReport, machine: Machine) -> Iterator[Finding]:
     if node.num_gpus > machine.gpus_seen:
-        said = f"offers {node.num_gpus:g} GPU to Ray, its graphics driver lists {machine.gpus_seen}"
-        yield Finding("failure", node.name, f"{said}; check nvidia-smi there, or start it with --num-gpus=0")
+        message = f"offers {node.num_gpus:g} GPU to Ray, its graphics driver lists {machine.gpus_seen}"
+        yield Finding("failure", node.name, f"{message}; check nvidia-smi there, or start it with --num-gpus=0")
     elif node.num_gpus and machine.torch_has_gpu is False:
         yield Finding(
             "failure", node.name, "torch cannot use its GPU; install a CUDA build of torch that fits its driver"
@@ -140,8 +140,8 @@ def _of_certificate(name: str, machine: Machine) -> Iterator[Finding]:
     if isnan(days):
         yield Finding("failure", name, "its certificate cannot be read; see RAY_TLS_SERVER_CERT there")
     elif days < CERTIFICATE_ENDS_SOON_DAYS:
-        severity, said = ("failure", "has ended") if days < 0 else ("warning", f"ends in {days:.0f} days")
-        yield Finding(severity, name, f"its certificate {said}; renew it: ray-fed cluster certs --renew")
+        severity, message = ("failure", "has ended") if days < 0 else ("warning", f"ends in {days:.0f} days")
+        yield Finding(severity, name, f"its certificate {message}; renew it: ray-fed cluster certs --renew")
 
 
 def _of_clock(name: str, offset_s: float) -> Iterator[Finding]:
@@ -158,11 +158,11 @@ def _of_protection(nodes: Sequence[NodeReport], here: Machine) -> Iterator[Findi
     if not reachable:
         return
     if any(machine.auth_mode != "token" for machine in machines):
-        said = "no token: whoever reaches its ports can run code at every site; set RAY_AUTH_MODE=token everywhere"
-        yield Finding("failure", "cluster", said)
+        message = "no token: whoever reaches its ports can run code at every site; set RAY_AUTH_MODE=token everywhere"
+        yield Finding("failure", "cluster", message)
     if len({node.address for node in nodes}) > 1 and not all(machine.has_tls for machine in machines):
-        said = "no TLS: the token and all parameters cross the network readable; see `ray-fed cluster certs`"
-        yield Finding("warning", "cluster", said)
+        message = "no TLS: the token and all parameters cross the network readable; see `ray-fed cluster certs`"
+        yield Finding("warning", "cluster", message)
 
 
 def _is_loopback(address: str) -> bool:

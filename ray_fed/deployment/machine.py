@@ -1,4 +1,4 @@
-"""What a machine says about itself before a run: software, memory, disk, protection. No rows, and no names of files."""
+"""Facts of a machine before a run: software, memory, disk, protection. No rows, and no names of files."""
 
 import hashlib
 import os
@@ -33,14 +33,14 @@ class Machine:
     disk_used: float
     """Share of that disk in use, 0 to 1."""
     auth_mode: str
-    """Ray's RAY_AUTH_MODE: "token" or "disabled"; empty: not said."""
+    """Ray's RAY_AUTH_MODE: "token" or "disabled"; empty: not set."""
     has_tls: bool
     certificate_days: float | None
     """Days until the machine's certificate ends; None without TLS; NaN when it cannot be read."""
     gpus_seen: int
     """GPUs that the driver of the graphics card lists."""
     torch_has_gpu: bool | None
-    """Whether torch can use one; None where nobody asked."""
+    """Whether torch can use one; None where not checked."""
     missing: tuple[str, ...] = ()
     """Of the paths asked for, those that are not there or not readable."""
 

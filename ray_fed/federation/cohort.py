@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from ray_fed.errors import FedError
-from ray_fed.federation.evaluator import Evaluator
 from ray_fed.federation.messages import (
     Arrived,
     Artifact,
@@ -22,7 +21,7 @@ from ray_fed.federation.messages import (
     SiloEvent,
     Vector,
 )
-from ray_fed.federation.silo import make_silo
+from ray_fed.federation.silo import Evaluator, make_silo
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer

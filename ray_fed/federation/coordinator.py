@@ -14,12 +14,11 @@ import numpy as np
 from ray_fed.config import require
 from ray_fed.errors import ConfigError, SiloRefused
 from ray_fed.federation.cohort import Cohort, busy_seconds, now
-from ray_fed.federation.guard import Guard
-from ray_fed.federation.job import EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
-from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Vector
+from ray_fed.federation.messages import Guard, Metrics, SessionSpec, SiloDescription, Vector
 from ray_fed.federation.rounds.asynchronous_driver import AsyncRoundDriver
 from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
 from ray_fed.federation.rounds.driver import RoundDriver
+from ray_fed.federation.rounds.job import EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
 from ray_fed.federation.rounds.machine import RoundMachine
 from ray_fed.federation.rounds.secure_driver import SecureRoundDriver, require_sums_only
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart
@@ -172,7 +171,7 @@ class Coordinator:
         updates = sorted((update for _, update in driver.seen), key=lambda update: update.silo)
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
         models = job.strategy.models(state)
-        if job.evaluates(server_round):
+        if server_round % job.evaluate_every == 0 or server_round == job.num_rounds:
             metrics |= self._evaluation(job, models, driver.idle())
             if job.account:
                 metrics[EPSILON] = job.account.epsilon(job.noised_steps(server_round))

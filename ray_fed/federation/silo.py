@@ -1,7 +1,12 @@
-"""A silo: holds its rows, trains sessions on them, answers with typed messages. Actors give it a place."""
+"""A silo: holds its rows, trains sessions on them, answers with typed messages. Actors give it a place.
+
+The evaluator, who holds the common test set, stands beside it.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from ray_fed.errors import SiloFailed
 from ray_fed.federation.messages import Artifact, MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
@@ -10,6 +15,7 @@ from ray_fed.federation.secure_client import SecureClient
 from ray_fed.federation.silo_state import SiloState
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.private_steps import Spent
+from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.trainer import Trainer
 
@@ -30,6 +36,8 @@ class Silo:
         self._states: dict[str, SiloState] = {}
         self._spent: dict[str, Spent] = {}
         self.secure = SecureClient(spec.name)
+        self.secure_sessions: set[str] = set()
+        """Those whose updates leave under masks only."""
         self._rows: LocalRows | None = None
         self._samples: Samples | None = None
 
@@ -81,6 +89,9 @@ class Silo:
         self.sessions[spec.session] = trainer
         if spec.plan.private:
             self._spent[spec.session] = Spent(spec.plan.private, self.spec.state_folder, self.spec.name, spec.session)
+        self.secure_sessions.discard(spec.session)
+        if spec.secure_threshold:
+            self.secure_sessions.add(spec.session)
         self.secure.open(spec)
         self._last_round[spec.session] = 0
         self._states[spec.session] = SiloState(self.spec.state_folder, self.spec.name, spec.session, spec.kept_states)
@@ -100,6 +111,7 @@ class Silo:
         self.sessions.pop(session, None)
         self._states.pop(session, None)
         self._spent.pop(session, None)
+        self.secure_sessions.discard(session)
         self.secure.close(session)
 
     def fit(self, session: str, server_round: int, vector: Vector) -> Update:
@@ -134,7 +146,7 @@ class Silo:
 
     def leaving(self, update: Update) -> Update | MaskedUpdate:
         """Return an answer of `fit` as it may leave the silo: under masks, in a session of secure aggregation."""
-        return self.secure.masked(update) if self.secure.is_secure(update.session) else update
+        return self.secure.masked(update) if update.session in self.secure_sessions else update
 
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
         """Return each model's errors on the silo's training and held-out rows, as sums."""
@@ -167,3 +179,28 @@ def make_silo(spec: SiloSpec, task: Task, device: str = "cpu") -> Silo:
     """Return the silo that does the task: its own kind, where it has one."""
     own_kind = getattr(task, "silo", None)
     return own_kind(spec, device) if own_kind else Silo(spec, task, device)
+
+
+class Evaluator:
+    """Holds the common test set of a study and scores models on it; takes no part in training or standardisation. Its
+    owner publishes it, so, unlike a silo, an evaluator shows single predictions."""
+
+    def __init__(self, spec: SiloSpec, task: Task):
+        self.spec, self.task = spec, task
+
+    def open(self) -> dict[str, object]:
+        """Read the test samples; returns their fingerprint with `num_examples`."""
+        self.rows, self._predict = self.task.load(self.spec), self.task.predictor()
+        return {**self.rows.fingerprint, "num_examples": len(self.rows.targets)}
+
+    def prepare(self, standardizer: Standardizer | None) -> None:
+        self.features = self.task.prepare(self.rows, standardizer, "cpu").features
+
+    def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
+        """Return the scores of each model on the test samples."""
+        found = {name: self._predict(vector, self.features) for name, vector in models.items()}
+        return {name: self.task.score(self.rows.targets, outputs) for name, outputs in found.items()}
+
+    def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Return (true values [rows], model -> predictions [rows]) for parity plots, in the target's unit."""
+        return self.rows.targets, {name: self._predict(vector, self.features)[:, 0] for name, vector in models.items()}

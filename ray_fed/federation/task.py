@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from ray_fed.federation.messages import SessionSpec, Vector
-from ray_fed.learning.gradients import Loss
-from ray_fed.learning.layout import load_vector
+from ray_fed.learning.layout import floating_buffers
 from ray_fed.learning.regression import RegressionSums
 from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import Standardizer
-from ray_fed.learning.trainer import LocalTrainer, Trainer, portions
+from ray_fed.learning.steps import Loss
+from ray_fed.learning.trainer import LocalTrainer, Trainer, copy_blocks, portions
 
 Predictor = Callable[[Vector, Any], np.ndarray]
 """(vector, inputs) -> outputs [rows, ...] of the model at that vector."""
@@ -130,10 +130,11 @@ class Task(ABC):
     def predictor(self) -> Predictor:
         """Return what predicts on a test set, where there is no trainer. Default: `model(0)` with the vector in it."""
         module = self.model(0).eval()
+        blocks = [tensor.detach().view(-1) for tensor in (*module.parameters(), *floating_buffers(module).values())]
 
         @torch.no_grad()
         def predict(vector: Vector, inputs: torch.Tensor) -> np.ndarray:
-            load_vector(module, vector)
+            copy_blocks(blocks, vector)
             return torch.cat([module(part) for part in portions(inputs)]).numpy()
 
         return predict

@@ -11,8 +11,8 @@ from torch import nn
 
 from ray_fed.errors import DataError
 from ray_fed.federation.task import LocalRows, SiloSpec, Task, target_tensor
-from ray_fed.learning.gradients import Loss
 from ray_fed.learning.scores import MeanScores
+from ray_fed.learning.steps import Loss
 from ray_fed.randomness import derived_seed
 
 Array = np.ndarray | torch.Tensor

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ray_fed.config import require, unknown_name
-from ray_fed.leakage.sinkhorn import SinkhornSettings
+from ray_fed.leakage.distances import SinkhornSettings
 
 Optimizer = Literal["lbfgs", "lbfgs_wolfe", "adam", "signed_adam", "descent"]
 Start = Literal["normal", "grey", "layers"]

@@ -23,7 +23,7 @@ from ray_fed.leakage.observation import AttackObservation
 from ray_fed.leakage.targets import output_layer
 
 RULES = ("bias_sign", "row_sign", "closed_form")
-STAND_INS = 32
+NUM_SURROGATES = 32
 """Guessed inputs from which the mean output is estimated."""
 
 
@@ -69,7 +69,7 @@ def infer_labels(observations: Sequence[AttackObservation], rule: str = "closed_
     if first.knows.samples == 1:
         signed = gradients.rows.sum(2) if gradients.bias is None or rule == "row_sign" else gradients.bias
         return signed.argmin(1, keepdim=True)
-    return _spelled_out(label_counts(observations, rule), first.knows.samples)
+    return _classes_of_counts(label_counts(observations, rule), first.knows.samples)
 
 
 def label_steps(num_classes: int, num_features: int) -> dict[str, int]:
@@ -81,12 +81,12 @@ def label_counts(observations: Sequence[AttackObservation], rule: str = "closed_
     """Return the estimated number of samples of each class [n, num_classes]; rows sum to the number of samples.
 
     From the bias gradient: count_i = B (mean p_i - dL/db_i). The mean output p is not known; that of inputs around the
-    middle of the value range stands in for it (Wainakh et al. 2022 estimate it in the same way). Negative entries name
+    middle of the value range is taken instead (Wainakh et al. 2022 estimate it in the same way). Negative entries name
     classes that are surely there; the rest goes one by one to the class that is short of most.
     """
     first, gradients = observations[0], output_gradients(observations)
     samples = first.knows.samples
-    expected, features = _stand_in(observations)
+    expected, features = _surrogate_outputs(observations)
     if gradients.bias is not None and rule != "row_sign":
         slope, certain = gradients.bias, gradients.bias < 0
     else:
@@ -94,14 +94,14 @@ def label_counts(observations: Sequence[AttackObservation], rule: str = "closed_
     return _rounded(samples * (expected - slope), certain, samples)
 
 
-def _stand_in(observations: Sequence[AttackObservation]) -> tuple[torch.Tensor, torch.Tensor]:
+def _surrogate_outputs(observations: Sequence[AttackObservation]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean softmax output [n, num_classes] and mean sum of last features [n] for inputs around the middle."""
     knows = observations[0].knows
     low, high = knows.value_range
     draw = torch.Generator().manual_seed(0)
     # Nearly constant inputs of different brightness: what an image looks like to a first guess.
-    brightness = torch.rand(STAND_INS, *[1 for _ in knows.input_shape], generator=draw)
-    noise = torch.rand(STAND_INS, *knows.input_shape, generator=draw)
+    brightness = torch.rand(NUM_SURROGATES, *[1 for _ in knows.input_shape], generator=draw)
+    noise = torch.rand(NUM_SURROGATES, *knows.input_shape, generator=draw)
     inputs = (low + (high - low) * (0.75 * brightness + 0.25 * noise)).to(observations[0].parameters[0])
     found = [_outputs_and_features(one, inputs) for one in observations]
     return torch.stack([mean for mean, _ in found]), torch.stack([total for _, total in found])
@@ -133,6 +133,6 @@ def _rounded(estimate: torch.Tensor, certain: torch.Tensor, samples: int) -> tor
     return counts
 
 
-def _spelled_out(counts: torch.Tensor, samples: int) -> torch.Tensor:
+def _classes_of_counts(counts: torch.Tensor, samples: int) -> torch.Tensor:
     classes = torch.arange(counts.shape[1], device=counts.device)
     return torch.stack([classes.repeat_interleave(row) for row in counts]).reshape(len(counts), samples)

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from ray_fed.leakage.observation import AttackObservation
-from ray_fed.leakage.patches import PatchConv2d, image_patches, images_from_patches
+from ray_fed.leakage.targets import PatchConv2d, image_patches, images_from_patches
 
 RELATIVE_CUTOFF = 1e-3
 """Singular values of (ii) below this share of the largest are left to (i): float32 messages carry 1e-7."""

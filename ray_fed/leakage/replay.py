@@ -13,8 +13,8 @@ import torch
 
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
 from ray_fed.federation.messages import MaskedUpdate, Update, Vector
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task

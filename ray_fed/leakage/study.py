@@ -13,8 +13,8 @@ from ray_fed.leakage.attacks import Attack
 from ray_fed.leakage.defences import parse_defence
 from ray_fed.leakage.fidelity import SUCCESS, mean_squared_errors, psnr, ssim
 from ray_fed.leakage.images import ImageSet, load_images
-from ray_fed.leakage.kernel import Reconstruction, with_restarts
 from ray_fed.leakage.observation import AttackObservation, Knowledge, observe
+from ray_fed.leakage.reconstruction import Reconstruction, with_restarts
 from ray_fed.leakage.targets import make_target
 from ray_fed.randomness import derived_seed
 
@@ -84,8 +84,8 @@ def run_job(job: AttackJob, device: str = "cpu") -> AttackResult:
 
 def failed(job: AttackJob, reason: str) -> AttackResult:
     """Return the rows of a job that could not be carried out."""
-    said = " ".join(reason.split())
-    return AttackResult(job.key, [{**_row_head(job, number), "failed": said} for number in job.problems])
+    reason = " ".join(reason.split())
+    return AttackResult(job.key, [{**_row_head(job, number), "failed": reason} for number in job.problems])
 
 
 def _run(job: AttackJob, device: str) -> AttackResult:
@@ -138,7 +138,7 @@ def masks(images: torch.Tensor) -> torch.Tensor:
 class AttackRecorder:
     """Follows a batch of attacks: error and objective of the best point so far, pictures at chosen evaluations.
 
-    It stands beside the attack and knows the truth, which the attack does not.
+    It is no part of the attack: it knows the truth, which the attack does not.
     """
 
     def __init__(self, truth: torch.Tensor, budget: int, snapshots: Sequence[int]):
@@ -149,7 +149,7 @@ class AttackRecorder:
         self._best = torch.full((n,), torch.inf, device=truth.device)
         self._error = torch.full((n,), torch.inf, device=truth.device)
         self._inputs = torch.full_like(truth, torch.nan)
-        self._told = 0
+        self._last = 0
 
     def __call__(self, evaluation: int, index: torch.Tensor, values: torch.Tensor, inputs: torch.Tensor) -> None:
         better = values < self._best[index]
@@ -161,9 +161,9 @@ class AttackRecorder:
         self.mse[:, evaluation - 1 :] = self._error.cpu().numpy()[:, None]
         self.loss[:, evaluation - 1 :] = self._best.cpu().numpy()[:, None]
         for place, wanted in enumerate(self.snapshots):
-            if self._told < wanted and evaluation <= wanted:
+            if self._last < wanted and evaluation <= wanted:
                 self.pictures[:, place] = self._inputs[: len(self.pictures)].cpu().numpy()
-        self._told = evaluation
+        self._last = evaluation
 
     def evaluations_to(self, threshold: float) -> np.ndarray:
         """Return after how many evaluations each error first lay below `threshold` [n]; 0 where it never did."""

@@ -1,4 +1,4 @@
-"""What a message of our tabular regression network gives away, by batch size, local steps and optimiser."""
+"""What a message of our tabular regression network reveals, by batch size, local steps and optimiser."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from ray_fed.config import require
-from ray_fed.leakage.sparse_factors import factor_candidates
-from ray_fed.leakage.stacked import StackedNetwork
-from ray_fed.leakage.tabular import match_rows, residual_from_bias, row_candidates
+from ray_fed.leakage.observation import StackedNetwork
+from ray_fed.leakage.tabular import factor_candidates, match_rows, row_candidates, target_error
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.randomness import generator
 
@@ -42,7 +41,8 @@ class TabularLeak:
 
 def crystal_rows(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Return standardised features [count, 73], targets [count] in eV/atom and feature names of embedded crystals."""
-    from ray_fed.materials.databases.source import Source, open_database
+    from ray_fed.materials.databases.database import open_database
+    from ray_fed.materials.databases.source import Source
     from ray_fed.materials.features.featurizers import make_featurizer
 
     frame = open_database(Source()).frame
@@ -85,7 +85,7 @@ def _one_message(
     guesses = np.concatenate([row_candidates(weights, bias), factor_candidates(weights, bias, wanted)])
     found = match_rows(guesses, features[taken])
     single = wanted == 1 and case.optimizer == "sgd"
-    error = _target_error(network, float(targets[order[0]]), message) if single else None
+    error = target_error(network, guesses[0], message, float(targets[order[0]])) if single else None
     return len(taken), found.exact, found.near, error
 
 
@@ -106,11 +106,3 @@ def local_update(
             weight.grad = part[0]
         optimizer.step()
     return [(old - new) / case.learning_rate for old, new in zip(before, weights, strict=True)]
-
-
-def _target_error(network: nn.Module, target: float, message: Sequence[torch.Tensor]) -> float:
-    """Recover the target from the row found and the output bias's gradient: y = F(x) - dL/db / 2."""
-    guesses = row_candidates(message[0].numpy(), message[1].numpy())
-    with torch.no_grad():
-        predicted = float(network(torch.from_numpy(guesses[:1].astype(np.float32)))[0, 0])
-    return abs(predicted - residual_from_bias(float(message[-1][0])) - target)

@@ -3,21 +3,19 @@
 One graph per batch size (two occur per run: rows are dealt into batches that differ by one).
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 
-from ray_fed.learning.gradients import Gradient
-
-if TYPE_CHECKING:
-    from ray_fed.learning.trainer import LocalTrainer
+Step = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(x, y) -> loss: one training step on a batch."""
 
 
 class GraphedSteps:
-    """Callable (x, y) -> loss that captures a step at the second batch of a size and replays it afterwards."""
+    """A `Step` that captures `step` at the second batch of a size and replays it afterwards."""
 
-    def __init__(self, trainer: "LocalTrainer", gradient: Gradient):
-        self.trainer, self.gradient = trainer, gradient
+    def __init__(self, step: Step):
+        self.step = step
         self.graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor, torch.Tensor, torch.Tensor]] = {}
         self.seen: set[int] = set()
 
@@ -38,12 +36,12 @@ class GraphedSteps:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            loss = self.trainer.take_step(self.gradient, x, y)
+            loss = self.step(x, y)
         torch.cuda.current_stream().wait_stream(side)
         return loss
 
     def _capture(self, x: torch.Tensor, y: torch.Tensor):
         graph, static_x, static_y = torch.cuda.CUDAGraph(), x.clone(), y.clone()
         with torch.cuda.graph(graph):
-            loss = self.trainer.take_step(self.gradient, static_x, static_y)
+            loss = self.step(static_x, static_y)
         return graph, static_x, static_y, loss

@@ -11,7 +11,7 @@ so clipping costs one more matrix product per layer, where gradients of single e
 
 import torch
 
-from ray_fed.learning.gradients import DenseReluMseGradient
+from ray_fed.learning.steps import DenseReluMseGradient
 
 
 class DenseClippedSum:

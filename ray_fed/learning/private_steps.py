@@ -28,9 +28,9 @@ from torch.func import functional_call, grad, vmap
 from ray_fed.config import require
 from ray_fed.errors import SiloFailed
 from ray_fed.learning.dense_clipping import DenseClippedSum, clipping_scale
-from ray_fed.learning.gradients import DenseReluMseGradient, Loss
+from ray_fed.learning.steps import DenseReluMseGradient, Loss
 from ray_fed.privacy.noise import NoiseSource
-from ray_fed.reporting.atomic_write import write_atomically
+from ray_fed.reporting.writing import write_atomically
 
 VALUES_AT_ONCE = 1 << 24
 """Gradient values of single examples that are held at a time: 64 MiB."""

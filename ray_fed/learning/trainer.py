@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,11 +16,19 @@ import torch
 from torch import nn
 
 from ray_fed.config import require
-from ray_fed.learning.gradient_terms import ControlVariate, GradientTerm, ProximalPull
-from ray_fed.learning.gradients import DenseReluMseGradient, Gradient, Loss, gradient_for
+from ray_fed.learning.cuda_graphs import GraphedSteps, Step
 from ray_fed.learning.layout import BufferPolicy, Layout, bind, bind_buffers, integer_buffers
-from ray_fed.learning.optimizers import flat_optimizer
 from ray_fed.learning.private_steps import PrivateGradient, PrivateSteps, chosen_rows
+from ray_fed.learning.steps import (
+    ControlVariate,
+    DenseReluMseGradient,
+    Gradient,
+    GradientTerm,
+    Loss,
+    ProximalPull,
+    flat_optimizer,
+    gradient_for,
+)
 from ray_fed.privacy.compression import Compression, decode
 from ray_fed.randomness import derived_seed, generator
 
@@ -140,7 +149,7 @@ class LocalTrainer:
         self.layout = Layout.of(module, plan.buffers)
         self.module = module
         self.flat, self.flat_gradient = bind(module, features.device)
-        self.buffers = bind_buffers(module)
+        self.buffers, self.integers = bind_buffers(module), integer_buffers(module)
         self.optimizer = flat_optimizer(plan.optimizer, self.flat, self.flat_gradient, plan.learning_rate)
         self.control = ControlVariate(self.flat) if plan.control_variates else None
         self.terms: list[GradientTerm] = [ProximalPull(self.flat, plan.proximal_mu)] if plan.proximal_mu else []
@@ -205,7 +214,7 @@ class LocalTrainer:
         expected = sum(block.numel() for block in blocks)
         if vector.shape != (expected,) or vector.dtype != np.float32:
             raise ValueError(f"expected float32 [{expected}], got {vector.dtype} {list(vector.shape)}")
-        _copy_blocks(blocks, vector)
+        copy_blocks(blocks, vector)
         self._restore_own()
         if self.plan.optimizer_state == "reset":
             self.optimizer.reset()
@@ -231,15 +240,15 @@ class LocalTrainer:
         state |= {"control": self.control.own} if self.control else {}
         state |= {"left_out": self.left_out} if self.plan.compression else {}
         state |= {"buffers": self.buffers} if self.plan.buffers != "average" and len(self.buffers) else {}
-        return state | {f"integers.{name}": buffer for name, buffer in integer_buffers(self.module).items()}
+        return state | {f"integers.{name}": buffer for name, buffer in self.integers.items()}
 
     @torch.no_grad()
     def predict(self, features: torch.Tensor, vector: np.ndarray) -> torch.Tensor:
         """Return the outputs [rows, ...] of the model at `vector`, with the silo's own values where it keeps some; the
         trainer's parameters and buffers are untouched."""
-        model = [self.flat, self.buffers, *integer_buffers(self.module).values()]
+        model = [self.flat, self.buffers, *self.integers.values()]
         kept = [tensor.clone() for tensor in model]
-        _copy_blocks(self._blocks()[:2], vector[: self.layout.size])
+        copy_blocks(self._blocks()[:2], vector[: self.layout.size])
         self._restore_own()
         try:
             if self.plan.buffers == "recompute":
@@ -313,7 +322,8 @@ def _mask(module: nn.Module, names: Sequence[str], device: torch.device) -> torc
     return torch.cat(own) if own else torch.zeros(0, dtype=torch.int64, device=device)
 
 
-def _copy_blocks(blocks: Sequence[torch.Tensor], vector: np.ndarray) -> None:
+def copy_blocks(blocks: Sequence[torch.Tensor], vector: np.ndarray) -> None:
+    """Fill flat tensors one after another from a vector; what is left of it is left."""
     start = 0
     for block in blocks:
         part, start = vector[start : start + block.numel()], start + block.numel()
@@ -336,9 +346,8 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def _stepper(trainer: LocalTrainer, gradient: Gradient):
+def _stepper(trainer: LocalTrainer, gradient: Gradient) -> Step:
+    step = partial(trainer.take_step, gradient)
     if trainer.flat.device.type == "cuda" and trainer.plan.private is None:  # private batches differ in length
-        from ray_fed.learning.cuda_graphs import GraphedSteps
-
-        return GraphedSteps(trainer, gradient)
-    return lambda x, y: trainer.take_step(gradient, x, y)
+        return GraphedSteps(step)
+    return step

@@ -222,7 +222,7 @@ def _shares(num_rows: int, sizes: Sequence[int] | None, num_silos: int | None) -
     return Shares(tuple(int(size) for size in sizes), num_rows - sum(sizes))
 
 
-NOBODY = -1
+NO_SILO = -1
 
 
 def _silo_of_each_row(
@@ -256,7 +256,7 @@ def _values_of(frame: pd.DataFrame, how: str) -> list[str]:
 
 def _dealt(order: np.ndarray, shares: Shares) -> np.ndarray:
     """Deal rows to silos in the given order, silo-1 first."""
-    silos = np.full(len(order), NOBODY)
+    silos = np.full(len(order), NO_SILO)
     silos[order[: sum(shares.sizes)]] = np.repeat(np.arange(shares.num_silos), shares.sizes)
     return silos
 
@@ -286,7 +286,7 @@ def _by_mixtures(classes: np.ndarray, shares: Shares, alpha: float, random: np.r
         raise ConfigError(f"alpha={alpha} must be positive and finite")
     piles = [random.permutation(np.flatnonzero(classes == one)).tolist() for one in range(int(classes.max()) + 1)]
     mixtures = random.dirichlet(np.full(len(piles), alpha), size=shares.num_silos)
-    silos = np.full(len(classes), NOBODY)
+    silos = np.full(len(classes), NO_SILO)
     # The silo that draws last gets what others left, so who is last is drawn too.
     for silo in random.permutation(shares.num_silos).tolist():
         for pile, count in zip(piles, _drawn_counts(piles, mixtures[silo], shares.sizes[silo], random), strict=True):
@@ -318,7 +318,7 @@ def _by_whole_groups(groups: np.ndarray, shares: Shares, random: np.random.Gener
     silo_of_group = np.empty(len(counts), np.int64)
     for group in order.tolist():
         silo = int(np.argmax(lacking))
-        silo_of_group[group] = silo if silo < shares.num_silos else NOBODY
+        silo_of_group[group] = silo if silo < shares.num_silos else NO_SILO
         lacking[silo] -= counts[group]
     return silo_of_group[groups]
 

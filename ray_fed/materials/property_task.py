@@ -14,10 +14,11 @@ from torch.nn import functional
 from ray_fed.errors import DataError
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
+from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
-from ray_fed.materials.databases.lattices import CELL_COLUMNS
-from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source, open_database
+from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source
 from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
+from ray_fed.materials.lattices import CELL_COLUMNS
 from ray_fed.materials.partitions import hash_split
 from ray_fed.materials.study import StudyPart
 
@@ -36,7 +37,7 @@ class CrystalRows:
     """Without a common test set: share of formulas held out, the same formulas at every site."""
     split_seed: int = 0
     target_is: str = ""
-    """What the owner says the source's target column holds, where its name does not tell."""
+    """What the source's target column holds, by the owner's word, where its name does not show it."""
 
 
 @dataclass(frozen=True)

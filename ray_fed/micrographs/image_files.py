@@ -1,6 +1,9 @@
 """A folder of micrographs and masks as a `MicrographSet`, and as the source of a silo.
 
 folder/images/a.png   folder/labels/a.png   folder/index.csv (optional: name, source_image)
+
+Images are PNG, TIFF or JPEG, 8 or 16 bit, grey or RGB. Which numbers of a mask file mean boundary is stated by the
+owner or beyond doubt; never guessed.
 """
 
 import csv
@@ -12,10 +15,168 @@ from pathlib import Path
 import numpy as np
 
 from ray_fed.errors import DataError
-from ray_fed.micrographs.image_reading import SUFFIXES, read_grey, read_values
-from ray_fed.micrographs.mask_meaning import MaskMeaning
 from ray_fed.micrographs.micrograph_set import MicrographSet
-from ray_fed.micrographs.tile_source import SiloTiles
+from ray_fed.micrographs.polycrystals import boundary_mask
+from ray_fed.micrographs.tiles import SiloTiles
+
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+COLOUR_SPACES = ("CMYK", "YCbCr", "LAB", "HSV")
+"""Pillow's modes whose channels are not red, green and blue."""
+
+
+def read_grey(path: Path, who: str, bits: int | None = None) -> np.ndarray:
+    """Return an image as grey levels uint8 [H, W]; `who` begins every error, e.g. "silo 'mit'".
+
+    Colour becomes luminance (ITU-R 601: .299 R + .587 G + .114 B). More than 8 bits are scaled by the full range of
+    `bits`; None: of the file's type. DataError when the file cannot be read, or holds so little of its range that it
+    must come from a camera of fewer bits.
+    """
+    pixels = _grey(_pixels(path, who), path, who)
+    if pixels.dtype == np.uint8 and bits in (None, 8):
+        return pixels
+    if not np.issubdtype(pixels.dtype, np.integer):
+        raise DataError(f"{who}: {path} holds {pixels.dtype} values; save it as an image of 8 or 16 bits")
+    full = 2 ** (bits or 8 * pixels.dtype.itemsize) - 1
+    if pixels.max() > full:
+        raise DataError(f"{who}: {path} holds the value {pixels.max()}, more than bits={bits} allow ({full})")
+    if bits is None and pixels.max() < full // 16 + 1:
+        raise DataError(
+            f"{who}: {path} uses values up to {pixels.max()} of {full}: a camera of fewer bits? say so, e.g. bits=12"
+        )
+    return np.round(pixels * (255 / full)).astype(np.uint8)
+
+
+def read_values(path: Path, who: str) -> np.ndarray:
+    """Return a mask's own numbers, int64 [H, W]: classes, or grey levels; a palette's indices, not its colours.
+
+    DataError for a coloured mask: which colour means what is not ours to guess.
+    """
+    pixels = _pixels(path, who, keep_palette=True)
+    if pixels.ndim == 3:
+        pixels = pixels[..., :3] if pixels.shape[2] in (3, 4) else pixels[..., :1]
+        if (pixels != pixels[..., :1]).any():
+            raise DataError(f"{who}: mask {path} is coloured; save it as one channel of class numbers")
+        pixels = pixels[..., 0]
+    if not (np.issubdtype(pixels.dtype, np.integer) or pixels.dtype == bool):
+        raise DataError(f"{who}: mask {path} holds {pixels.dtype} values; save it as whole numbers")
+    return pixels.astype(np.int64)
+
+
+def _pixels(path: Path, who: str, keep_palette: bool = False) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            frames = getattr(image, "n_frames", 1)
+            converted = image.mode in COLOUR_SPACES or (image.mode in ("P", "PA") and not keep_palette)
+            pixels = np.asarray(image.convert("RGB") if converted else image)
+    except UnidentifiedImageError as error:
+        return _tiff(path, who, error)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{who}: {path} cannot be read as an image ({' '.join(str(error).split())})") from error
+    if frames > 1:
+        raise DataError(f"{who}: {path} holds {frames} images; save each as a file of its own")
+    return pixels
+
+
+def _tiff(path: Path, who: str, refusal: Exception) -> np.ndarray:
+    """Read what Pillow has no mode for, such as RGB of 16 bits."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise DataError(f"{who}: {path} is no image that can be read; save it again as PNG or TIFF") from refusal
+    import tifffile
+
+    try:
+        pixels = tifffile.imread(path)
+    except Exception as error:  # tifffile raises whatever its codecs raise
+        raise DataError(f"{who}: {path} is no image that can be read ({' '.join(str(error).split())})") from refusal
+    if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
+        return pixels
+    raise DataError(f"{who}: {path} has the shape {pixels.shape}; one image [H, W] or [H, W, 3] is needed")
+
+
+def _grey(pixels: np.ndarray, path: Path, who: str) -> np.ndarray:
+    if pixels.dtype == bool:
+        return pixels.astype(np.uint8) * np.uint8(255)
+    if pixels.dtype == np.int32:  # Pillow's mode I, in which it opens some files of 16 bits
+        if pixels.min() < 0 or pixels.max() > 65535:
+            raise DataError(f"{who}: {path} holds values {pixels.min()}..{pixels.max()}; save it as 8 or 16 bits")
+        pixels = pixels.astype(np.uint16)
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.shape[2] == 2:  # grey with transparency
+        return pixels[..., 0]
+    # Pillow's weights in 16-bit fixed point, so that an RGB file gives what its "L" copy gives.
+    red, green, blue = (pixels[..., channel].astype(np.int64) for channel in range(3))
+    return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(pixels.dtype)
+
+
+PLAIN_PAIRS = ((0, 1), (0, 255), (0, 65535))
+JPEG_HINT = "a JPEG smears masks: save PNG, or give threshold=127 (--masks NAME=threshold:127)"
+
+
+@dataclass(frozen=True)
+class MaskMeaning:
+    """How the numbers of a silo's masks become boundary (1) and grain (0)."""
+
+    boundary: tuple[int, ...] = ()
+    """Numbers that mean boundary. Empty: masks of 0 and 1, or of 0 and 255, in which the greater one is the boundary;
+    anything else must be stated."""
+    between_classes: bool = False
+    """The boundaries are where the class changes: lines 3 pixels wide are drawn there. For masks of phases."""
+    threshold: int | None = None
+    """For masks smeared by JPEG: numbers above this are boundary."""
+
+    def apply(self, masks: Mapping[str, np.ndarray], who: str) -> dict[str, np.ndarray]:
+        """Return file -> uint8 mask [H, W] of file -> numbers; DataError names the silo, the file and the numbers."""
+        if self.between_classes:
+            found = {file: boundary_mask(mask) for file, mask in masks.items()}
+        elif self.threshold is not None:
+            found = {file: (mask > self.threshold).astype(np.uint8) for file, mask in masks.items()}
+        else:
+            boundary = self.boundary or (_greater_of_pair(masks, who),)
+            found = {file: np.isin(mask, boundary).astype(np.uint8) for file, mask in masks.items()}
+        for file, mask in found.items():
+            _refuse_uniform(mask, file, who)
+        if not (self.boundary or self.between_classes):
+            _refuse_inverted(found, who)
+        return found
+
+
+def _greater_of_pair(masks: Mapping[str, np.ndarray], who: str) -> int:
+    seen: set[int] = set()
+    for file, mask in masks.items():
+        here = set(np.unique(mask).tolist())
+        if not any((seen | here) <= set(pair) for pair in PLAIN_PAIRS):
+            shown = ", ".join(map(str, sorted(here)[:6])) + (", ..." if len(here) > 6 else "")
+            smeared = len(here) > 16 or file.lower().endswith((".jpg", ".jpeg"))
+            hint = JPEG_HINT if smeared else _classes_hint(here)
+            raise DataError(f"{who}: mask {file} holds {shown}, not just 0 and 1 or 0 and 255; {hint}")
+        seen |= here
+    return max(max(seen), 1)
+
+
+def _classes_hint(values: set[int]) -> str:
+    number = max(values)
+    return f"say which are boundary, e.g. boundary={number} (--masks NAME=boundary:{number}), or between_classes"
+
+
+def _refuse_uniform(mask: np.ndarray, file: str, who: str) -> None:
+    if not mask.any():
+        raise DataError(f"{who}: mask {file} is empty: no pixel of it is a boundary; remove the image or label it")
+    if mask.all():
+        raise DataError(
+            f"{who}: mask {file} has no grain: every pixel of it is a boundary; remove the image or label it"
+        )
+
+
+def _refuse_inverted(masks: Mapping[str, np.ndarray], who: str) -> None:
+    share = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.size for mask in masks.values())
+    if share > 0.5:
+        raise DataError(
+            f"{who}: {share:.0%} of the mask pixels would be boundary; if 0 marks the boundaries say boundary=0 "
+            "(--masks NAME=boundary:0), if this is right name the boundary's number"
+        )
+
 
 IMAGE_FOLDERS = ("images", "images_gray", "images_grey")
 MASK_FOLDERS = ("labels", "masks")
@@ -92,7 +253,7 @@ class FolderTileSource:
     """Which fold is the test set: 0..folds - 1."""
     seed: int = 0
     is_test: bool = False
-    """Hand out the test tiles (as training rows, for an evaluator) instead of the silo's."""
+    """Return the test tiles (as training rows, for an evaluator) instead of the silo's."""
 
     def open(self, silo: str) -> SiloTiles:
         train, validation, test = self.parts(silo)

@@ -1,4 +1,4 @@
-"""Micrographs with boundary masks, split so that tiles of one micrograph never stand on both sides."""
+"""Micrographs with boundary masks, split so that tiles of one micrograph are never on both sides."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ class MicrographSet:
     sources: tuple[str, ...]
     """[N] the micrograph each tile was cut from."""
     pixel_size_um: float | None = None
-    """Edge of a pixel, micrometres; None: not known, so that no sizes in micrometres are told."""
+    """Edge of a pixel, micrometres; None: not known, so sizes are given in pixels only."""
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.masks.dtype != np.uint8:

@@ -1,4 +1,4 @@
-"""A trained segmentation network on disk: weights as safetensors, a JSON card beside them. No pickle."""
+"""A trained segmentation network on disk: weights as safetensors, a JSON card with them. No pickle."""
 
 import hashlib
 import json
@@ -13,9 +13,9 @@ from ray_fed.config import from_mapping
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.learning.layout import Layout, load_vector
 from ray_fed.micrographs.unet import UNet, UNetDesign, seeded_unet
-from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.environment import software_versions
-from ray_fed.reporting.plain_values import to_json
+from ray_fed.reporting.model_files import model_paths, serialised
+from ray_fed.reporting.writing import to_json, write_atomically
 
 KIND = "grain boundary segmenter"
 
@@ -28,7 +28,7 @@ class SegmenterCard:
     """The model's name in its run, e.g. "fedtransfer"."""
     design: UNetDesign
     tile_size: int
-    """Edge of the tiles it was trained on, pixels; GroupNorm in particular wants windows of this size."""
+    """Edge of the tiles it was trained on, pixels; GroupNorm in particular needs windows of this size."""
     pixel_size_um: float | None = None
     """Edge of a training pixel, micrometres; None: not known."""
     trained_on: tuple[str, ...] = ()
@@ -46,16 +46,14 @@ def save_segmenter(path: Path | str, vector: np.ndarray, card: SegmenterCard) ->
     vector: float32 [Layout.of(network).size], parameters and averaged buffers as they travel with buffers="average".
     ConfigError when the vector does not fit the design.
     """
-    from safetensors.numpy import save
-
     layout = Layout.of(seeded_unet(card.design, 0))
     if vector.shape != (layout.size,):
         raise ConfigError(f"model '{card.name}': {vector.shape} values given, its design has {layout.size}")
-    weights, card_path = segmenter_paths(path)
-    content = save({name: np.array(part, np.float32, order="C") for name, part in layout.unflatten(vector).items()})
+    weights, card_path = model_paths(path)
+    content = serialised({name: np.asarray(part, np.float32) for name, part in layout.unflatten(vector).items()})
     card = replace(card, weights_sha256=hashlib.sha256(content).hexdigest(), software=software_versions())
     write_atomically(weights, content)
-    # Last: a crash between the two leaves weights that no card vouches for, and loading says so.
+    # Last: a crash between the two leaves weights without a card, and loading reports it.
     write_atomically(card_path, to_json(asdict(card), indent=2) + b"\n")
     return card
 
@@ -65,19 +63,13 @@ def load_segmenter(path: Path | str) -> tuple[UNet, SegmenterCard]:
 
     DataError when a file is missing, damaged, of another kind, not finite, or not what the card describes.
     """
-    weights, card_path = segmenter_paths(path)
+    weights, card_path = model_paths(path)
     card = _read_card(card_path)
     content = _read(weights)
     if hashlib.sha256(content).hexdigest() != card.weights_sha256:
         raise DataError(f"{weights}: the weights are not those its card describes (sha256 differs); copy both again")
     network = seeded_unet(card.design, 0)
     return load_vector(network, _vector(weights, content, Layout.of(network))).eval(), card  # type: ignore[return-value]
-
-
-def segmenter_paths(path: Path | str) -> tuple[Path, Path]:
-    """Return (weights, card) of a model named by either file or by their common stem."""
-    stem = str(path).removesuffix(".safetensors").removesuffix(".card.json")
-    return Path(stem + ".safetensors"), Path(stem + ".card.json")
 
 
 def _vector(path: Path, content: bytes, layout: Layout) -> np.ndarray:

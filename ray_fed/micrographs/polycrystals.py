@@ -1,7 +1,7 @@
 """Synthetic polycrystals in two styles, for trials without data; and the true renderer of each style.
 
 A Laguerre (power) diagram of jittered sites, its coordinates bent by a smooth random field, is the structure; a style
-draws it. `gap` says how far apart the two styles are: at 1 they contradict each other (twin edges of one look like
+draws it. `gap` is the distance between the two styles: at 1 they contradict each other (twin edges of one look like
 grain boundaries of the other), at 0 both are the same mean style.
 """
 

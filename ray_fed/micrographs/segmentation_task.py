@@ -27,14 +27,13 @@ from ray_fed.config import require
 from ray_fed.errors import DataError
 from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task, feature_tensor
-from ray_fed.learning.gradients import Loss
 from ray_fed.learning.scores import MeanScores
 from ray_fed.learning.standardisation import Standardizer
+from ray_fed.learning.steps import Loss
 from ray_fed.learning.trainer import LocalTrainer, Trainer, TrainingPlan
 from ray_fed.micrographs.agreement import SegmentationScores, agreement
-from ray_fed.micrographs.augmentation import augmented
 from ray_fed.micrographs.micrograph_set import MicrographSet
-from ray_fed.micrographs.tile_source import SiloTiles, Synthesis, TileSource, stacked
+from ray_fed.micrographs.tiles import SiloTiles, Synthesis, TileSource, augmented, stacked
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
 from ray_fed.randomness import generator
 

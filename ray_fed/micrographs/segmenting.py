@@ -1,7 +1,8 @@
-"""A trained network on a micrograph of any size, window by window."""
+"""A trained network on a micrograph of any size, window by window, and its boundaries drawn over the micrograph."""
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from ray_fed.micrographs.unet import UNet
 
@@ -17,7 +18,7 @@ def boundary_logits(network: UNet, image: np.ndarray, tile: int, overlap: int | 
     """
     overlap = tile // 4 if overlap is None else overlap
     height, width = image.shape
-    padded = _grown(image, tile)
+    padded = _padded(image, tile)
     tops, lefts = _starts(padded.shape[0], tile, overlap), _starts(padded.shape[1], tile, overlap)
     corners = [(top, left) for top in tops for left in lefts]
     total, weight = np.zeros(padded.shape, np.float32), np.zeros(padded.shape, np.float32)
@@ -33,7 +34,7 @@ def boundary_logits(network: UNet, image: np.ndarray, tile: int, overlap: int | 
     return (total / weight)[:height, :width]
 
 
-def _grown(image: np.ndarray, tile: int) -> np.ndarray:
+def _padded(image: np.ndarray, tile: int) -> np.ndarray:
     down, right = (max(0, tile - length) for length in image.shape)
     return np.pad(image, ((0, down), (0, right)), mode="symmetric") if down or right else image
 
@@ -49,3 +50,46 @@ def _taper(tile: int, overlap: int) -> np.ndarray:
     distance = np.minimum(np.arange(tile), np.arange(tile)[::-1]) + 1.0
     ramp = np.minimum(distance / (overlap + 1), 1.0)
     return np.outer(ramp, ramp).astype(np.float32)
+
+
+FOUND = (0, 114, 178)
+"""Blue: boundary in both."""
+MISSED = (213, 94, 0)
+"""Vermilion: true boundary that the prediction lacks; grains merge there."""
+INVENTED = (240, 228, 66)
+"""Yellow: predicted boundary where there is none; a grain is split there."""
+
+
+def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = MISSED) -> np.ndarray:
+    """Return the micrograph uint8 [H, W] as RGB [H, W, 3] with the boundaries of `mask` [H, W] drawn as thin lines."""
+    painted = np.repeat(image[..., None], 3, 2)
+    painted[thinned(mask)] = colour
+    return painted
+
+
+def error_map(image: np.ndarray, predicted: np.ndarray, true: np.ndarray, tolerance: int = 2) -> np.ndarray:
+    """Return RGB [H, W, 3]: boundary found, missed and invented over the paled image.
+
+    A line that lies within `tolerance` pixels of one in the other map counts as found.
+    """
+    near_true, near_predicted = _dilated(true, tolerance), _dilated(predicted, tolerance)
+    painted = np.repeat((128 + image[..., None] // 2).astype(np.uint8), 3, 2)
+    lines, true_lines = thinned(predicted), thinned(true)
+    for where, colour in (
+        (lines & near_true, FOUND),
+        (lines & ~near_true, INVENTED),
+        (true_lines & ~near_predicted, MISSED),
+    ):
+        painted[_dilated(where, 1)] = colour
+    return painted
+
+
+def thinned(mask: np.ndarray) -> np.ndarray:
+    """Return the middle lines of boundaries, bool [H, W]; loose ends stay."""
+    from skimage.morphology import skeletonize
+
+    return skeletonize(mask > 0)
+
+
+def _dilated(mask: np.ndarray, pixels: int) -> np.ndarray:
+    return ndimage.binary_dilation(mask > 0, np.ones((3, 3), bool), iterations=pixels)

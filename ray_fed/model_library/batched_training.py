@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from ray_fed.errors import DataError
-from ray_fed.model_library.pyramids import Pyramid, stack_order
-from ray_fed.model_library.stacked_networks import StackedNetworks, unpadded
+from ray_fed.model_library.stacked_networks import Pyramid, StackedNetworks, stack_order, unpadded
 from ray_fed.randomness import generator
 
 STACK_PARAMETERS = {"cpu": 250_000, "cuda": 100_000_000}
@@ -117,14 +116,14 @@ class _Tensors:
 
     @classmethod
     def of(cls, rows: TrainingRows, schedule: Schedule) -> "_Tensors":
-        def moved(values: np.ndarray) -> torch.Tensor:
+        def tensor(values: np.ndarray) -> torch.Tensor:
             return torch.tensor(values, dtype=torch.float32, device=schedule.device)
 
         return cls(
-            moved(rows.inputs),
-            moved(rows.targets).reshape(-1, 1),
-            moved(rows.validation_inputs),
-            moved(rows.validation_targets).reshape(-1, 1),
+            tensor(rows.inputs),
+            tensor(rows.targets).reshape(-1, 1),
+            tensor(rows.validation_inputs),
+            tensor(rows.validation_targets).reshape(-1, 1),
         )
 
     def batches(self, schedule: Schedule, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -135,7 +134,7 @@ class _Tensors:
         yield from zip(inputs.split(schedule.batch_size), targets.split(schedule.batch_size), strict=True)
 
 
-class _Course:
+class _Progress:
     """How far each network of a stack has come; arrays over the networks the stack began with."""
 
     def __init__(self, networks: StackedNetworks):
@@ -144,44 +143,44 @@ class _Course:
         self.best_loss, self.best_epoch = np.full(count, np.inf), np.zeros(count, int)
         self.last_epoch = np.zeros(count, int)
         self.most = np.array([pyramid.epochs for pyramid in networks.pyramids])
-        self.alive = np.arange(count)
-        """Which network stands at each position of the stack."""
+        self.remaining = np.arange(count)
+        """Number of the network at each position of the stack."""
 
-    def note(self, networks: StackedNetworks, losses: np.ndarray, epoch: int) -> None:
+    def update(self, networks: StackedNetworks, losses: np.ndarray, epoch: int) -> None:
         """Keep the parameters of the networks that are better than before and have not stopped."""
-        learning = self.last_epoch[self.alive] == epoch - 1
-        better = np.flatnonzero(learning & (losses < self.best_loss[self.alive]))
-        self.last_epoch[self.alive[learning]] = epoch
-        self.best_loss[self.alive[better]], self.best_epoch[self.alive[better]] = losses[better], epoch
+        learning = self.last_epoch[self.remaining] == epoch - 1
+        better = np.flatnonzero(learning & (losses < self.best_loss[self.remaining]))
+        self.last_epoch[self.remaining[learning]] = epoch
+        self.best_loss[self.remaining[better]], self.best_epoch[self.remaining[better]] = losses[better], epoch
         source = torch.from_numpy(better).to(networks.device)
-        place = torch.from_numpy(self.alive[better]).to(networks.device)
+        place = torch.from_numpy(self.remaining[better]).to(networks.device)
         for best, now in zip(self.best, networks.tensors(networks.parameters), strict=True):
             best.index_copy_(0, place, now.index_select(0, source))
 
-    def goes_on(self, epoch: int, patience: int) -> np.ndarray:
+    def still_learning(self, epoch: int, patience: int) -> np.ndarray:
         """Return bool [networks in the stack now]: which of them still learn after `epoch`."""
-        alive = self.alive
-        waited = epoch - self.best_epoch[alive]
-        return (self.last_epoch[alive] == epoch) & (epoch < self.most[alive]) & (waited < patience)
+        remaining = self.remaining
+        waited = epoch - self.best_epoch[remaining]
+        return (self.last_epoch[remaining] == epoch) & (epoch < self.most[remaining]) & (waited < patience)
 
 
 def _train_stack(pyramids: Sequence[Pyramid], data: _Tensors, schedule: Schedule) -> list[TrainedPyramid]:
     networks = StackedNetworks(pyramids, data.inputs.shape[1], schedule.device)
-    course = _Course(networks)
+    progress = _Progress(networks)
     learning = np.ones(len(pyramids), bool)
     epoch = 0
     while learning.any():
         if learning.mean() < KEEP_SHARE:
             networks.keep(torch.from_numpy(np.flatnonzero(learning)).to(networks.device))
-            course.alive = course.alive[learning]
+            progress.remaining = progress.remaining[learning]
         epoch += 1
         for inputs, targets in data.batches(schedule, epoch):
             networks.step(inputs, targets)
-        course.note(networks, _validation_losses(networks, data), epoch)
-        learning = course.goes_on(epoch, schedule.patience)
+        progress.update(networks, _validation_losses(networks, data), epoch)
+        learning = progress.still_learning(epoch, schedule.patience)
         # A network that has stopped must not start again while it waits to be dropped.
-        course.most[course.alive[~learning]] = 0
-    return [_trained(course, at, pyramid) for at, pyramid in enumerate(pyramids)]
+        progress.most[progress.remaining[~learning]] = 0
+    return [_trained(progress, at, pyramid) for at, pyramid in enumerate(pyramids)]
 
 
 def _validation_losses(networks: StackedNetworks, data: _Tensors) -> np.ndarray:
@@ -190,12 +189,12 @@ def _validation_losses(networks: StackedNetworks, data: _Tensors) -> np.ndarray:
     return (outputs - data.validation_targets).square().mean(dim=(1, 2)).double().cpu().numpy()
 
 
-def _trained(course: _Course, at: int, pyramid: Pyramid) -> TrainedPyramid:
-    loss = float(course.best_loss[at])
+def _trained(progress: _Progress, at: int, pyramid: Pyramid) -> TrainedPyramid:
+    loss = float(progress.best_loss[at])
     return TrainedPyramid(
         pyramid,
-        unpadded(course.best, at, pyramid),
-        int(course.best_epoch[at]),
-        int(course.last_epoch[at]),
+        unpadded(progress.best, at, pyramid),
+        int(progress.best_epoch[at]),
+        int(progress.last_epoch[at]),
         loss if np.isfinite(loss) else float("nan"),
     )

@@ -10,20 +10,17 @@ from ray_fed.errors import DataError
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.model_library import predictors
 from ray_fed.model_library.batched_training import Schedule, TrainingRows, train_pyramids
-from ray_fed.model_library.cards import Failure, PackedModel, pack, versions
-from ray_fed.model_library.crystal_graph import GRAPH_HASH, crystal_graphs
-from ray_fed.model_library.crystal_graph_models import METHOD, fit_crystal_graphs, predict_crystals
+from ray_fed.model_library.cards import Failure, PackedModel, pack, regression_metrics, versions
+from ray_fed.model_library.crystal_graph import GRAPH_HASH, METHOD, crystal_graphs, fit_crystal_graphs, predict_crystals
 from ray_fed.model_library.descriptors import Descriptor, make_descriptor
-from ray_fed.model_library.property_tables import PropertyTable
-from ray_fed.model_library.pyramids import Pyramid, PyramidRanges, random_pyramids
-from ray_fed.model_library.scikit_models import fit_scikit
-from ray_fed.model_library.scoring import regression_metrics
+from ray_fed.model_library.predictors import fit_scikit
+from ray_fed.model_library.property_tables import SHARES, PropertyTable, SplitRows, divided
+from ray_fed.model_library.stacked_networks import Pyramid, PyramidRanges, random_pyramids
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.reporting.model_files import ModelCard
-from ray_fed.reporting.plain_values import Plain, to_json
+from ray_fed.reporting.writing import Plain, to_json
 
 CLIP = predictors.INPUT_CLIP
-SHARES = {"train": 0.65, "validation": 0.15, "test": 0.2}
 
 
 @dataclass(frozen=True)
@@ -61,23 +58,6 @@ class BuildResult:
     failures: list[Failure]
 
 
-@dataclass(frozen=True)
-class SplitRows:
-    """Features and targets of a job, divided so that a composition or molecule is on one side only."""
-
-    features: np.ndarray
-    targets: np.ndarray
-    parts: dict[str, np.ndarray]
-    """"train", "validation", "test" -> row numbers"""
-    unreadable: int
-    """Rows left out because the descriptor could not read them."""
-
-    def of(self, part: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return (features, targets) of a part."""
-        rows = self.parts[part]
-        return self.features[rows], self.targets[rows]
-
-
 def run_job(job: BuildJob, table: PropertyTable) -> BuildResult:
     """Train all models of a job. What goes wrong with one model, or with all, is a failure with its reason."""
     models, failures = [], []
@@ -106,16 +86,6 @@ def split_rows(table: PropertyTable, descriptor: Descriptor, job: BuildJob) -> S
     parts = divided(table.groups[usable], generator(job.seed, "library split", table.key))
     targets = table.frame["value"].to_numpy(float)[usable]
     return SplitRows(features[usable], targets, parts, int((~usable).sum()))
-
-
-def divided(groups: np.ndarray, draw: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return row numbers of train, validation and test; rows of one group stay together."""
-    names = np.unique(groups)
-    shuffled = draw.permutation(names)
-    first = round(SHARES["train"] * len(names))
-    second = first + max(1, round(SHARES["validation"] * len(names)))
-    chosen = {"train": shuffled[:first], "validation": shuffled[first:second], "test": shuffled[second:]}
-    return {part: np.flatnonzero(np.isin(groups, members)) for part, members in chosen.items()}
 
 
 Trained = Iterator[tuple[dict[str, np.ndarray], ModelCard, str]]
@@ -243,8 +213,8 @@ def _blank_card(
 
 
 def _failure(job: BuildJob, table: PropertyTable, seed: int, reason: str) -> Failure:
-    said = " ".join(reason.split())
-    return Failure(table.property_name, table.unit, job.descriptor, job.method, table.modelset, seed, said)
+    reason = " ".join(reason.split())
+    return Failure(table.property_name, table.unit, job.descriptor, job.method, table.modelset, seed, reason)
 
 
 def plan(

@@ -1,7 +1,8 @@
 """Cards of a library: `ModelCard` of ray_fed.reporting, packed with its weights, and as one row of the index.
 
 field          type     from the card
-FIELDS below: what a query may ask for. ALIASES: XenonPy.MDL's names for the same things.
+FIELDS below: what a query may ask for. ALIASES: XenonPy.MDL's names for the same things. The metrics on a card are
+those of XenonPy.MDL: how good a model is on rows it has not seen.
 """
 
 import hashlib
@@ -15,15 +16,13 @@ import numpy as np
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.reporting.environment import software_versions
-from ray_fed.reporting.model_files import ModelCard
-from ray_fed.reporting.plain_values import Plain, to_json
-
-REGRESSION_METRICS = ("mae", "rmse", "mse", "r2", "max_abs_error", "pearson", "spearman", "p_value", "baseline_mae")
+from ray_fed.reporting.model_files import ModelCard, serialised
+from ray_fed.reporting.writing import Plain, to_json
 
 
 @dataclass(frozen=True)
 class PackedModel:
-    """A model as it lies in a library: bytes that any process may carry to any store."""
+    """A model as it is stored in a library: bytes that any process may copy to any store."""
 
     id: str
     """sha256 over weights and card; also the name of its files."""
@@ -144,13 +143,10 @@ def pack(arrays: Mapping[str, np.ndarray], card: ModelCard) -> PackedModel:
 
     ConfigError when the arrays of the scaler are missing or do not fit.
     """
-    from safetensors.numpy import save
-
     for name in card.scaler_tensors:
         if name not in arrays or arrays[name].shape != (len(card.feature_names),):
             raise ConfigError(f"model '{card.name}': array {name!r} must have {len(card.feature_names)} numbers")
-    # safetensors reads raw memory: a strided view would be saved scrambled.
-    weights = save({name: np.array(array, order="C") for name, array in arrays.items()})
+    weights = serialised(arrays)
     card = replace(card, weights_sha256=hashlib.sha256(weights).hexdigest(), id="")
     card = replace(card, id=card.digest())
     return PackedModel(card.id, weights, to_json(card.to_mapping(), indent=1) + b"\n", index_row(card))
@@ -192,3 +188,46 @@ def _arrays(weights: bytes, where: str) -> dict[str, np.ndarray]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def regression_metrics(wanted: np.ndarray, predicted: np.ndarray, training_median: float) -> dict[str, float | int]:
+    """Return mae, mse, rmse, r2, max_abs_error, pearson, spearman, p_value, baseline_mae and n.
+
+    wanted, predicted  [rows] in one unit
+    training_median    prediction of a model without features
+
+    Correlations of constant predictions are NaN; JSON writes them as null.
+    """
+    from scipy.stats import rankdata
+
+    error = predicted - wanted
+    spread = float(np.square(wanted - wanted.mean()).sum())
+    r = correlation(wanted, predicted)
+    return {
+        "n": len(wanted),
+        "mae": float(np.abs(error).mean()),
+        "mse": float(np.square(error).mean()),
+        "rmse": float(np.sqrt(np.square(error).mean())),
+        "r2": 1 - float(np.square(error).sum()) / spread if spread > 0 else float("nan"),
+        "max_abs_error": float(np.abs(error).max()),
+        "pearson": r,
+        "spearman": correlation(rankdata(wanted), rankdata(predicted)),
+        "p_value": _p_value(r, len(wanted)),
+        "baseline_mae": float(np.abs(wanted - training_median).mean()),
+    }
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Return Pearson's r; NaN when one side is constant."""
+    x, y = x - x.mean(), y - y.mean()
+    scale = float(np.sqrt(np.square(x).sum() * np.square(y).sum()))
+    return float(np.clip((x * y).sum() / scale, -1, 1)) if scale > 0 else float("nan")
+
+
+def _p_value(r: float, n: int) -> float:
+    """Return the two-sided p of Pearson's r over n rows (Student's t with n - 2 degrees of freedom)."""
+    from scipy.special import betainc
+
+    if n < 3 or not np.isfinite(r):
+        return float("nan")
+    return float(betainc(n / 2 - 1, 0.5, max(0.0, 1 - r * r)))

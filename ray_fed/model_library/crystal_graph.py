@@ -10,17 +10,18 @@ Every atom has the same number of neighbours (the nearest), so a batch of crysta
 """
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import nn
 
-from ray_fed.materials.databases.lattices import vectors_of_cells
-from ray_fed.model_library.radial_distribution import images_within
-from ray_fed.randomness import derived_seed
+from ray_fed.errors import DataError
+from ray_fed.materials.lattices import images_within, vectors_of_cells
+from ray_fed.randomness import derived_seed, generator
+from ray_fed.reporting.model_files import ModelCard
 
 NEIGHBOURS, CUTOFF = 12, 8.0
 """The published choice: 12 nearest within 8 Å; fewer within the cutoff: the radius grows."""
@@ -139,3 +140,85 @@ def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Cryst
     numbers, neighbours, distances = zip(*parts, strict=True)
     shifted = [part + start for part, start in zip(neighbours, starts[:-1], strict=True)]
     return CrystalGraphs(np.concatenate(numbers), np.concatenate(shifted), np.concatenate(distances), starts)
+
+
+METHOD = "crystal_graph"
+BATCH, EPOCHS, PATIENCE = 32, 60, 12
+
+
+def fit_crystal_graphs(
+    count: int, graphs: CrystalGraphs, targets: np.ndarray, parts: Mapping[str, np.ndarray], blank: ModelCard, seed: int
+) -> Iterator[tuple[dict[str, np.ndarray], ModelCard, str]]:
+    """Yield (arrays, card, reason) of `count` networks of random width, depth and learning rate."""
+    learn, stop = parts["train"], parts["validation"]
+    centre, spread = float(targets[learn].mean()), float(targets[learn].std()) or 1.0
+    wanted = torch.tensor((targets - centre) / spread, dtype=torch.float32)[:, None]
+    for number in range(count):
+        own = derived_seed(seed, METHOD, blank.property, number)
+        draw = generator(own, "hyperparameters")
+        sizes = {"width": int(draw.integers(16, 41)), "depth": int(draw.integers(1, 4)), "hidden": 32}
+        rate = float(f"{np.exp(draw.uniform(np.log(1e-3), np.log(1e-2))):.3g}")
+        network = seeded_crystal_graph(own, **sizes)
+        loss, epoch = _train(network, graphs, wanted, learn, stop, rate, own)
+        arrays = {name: tensor.numpy().copy() for name, tensor in network.state_dict().items()}
+        arrays |= {"target.scale": np.array([centre, spread]), "scaler.mean": np.zeros(0), "scaler.scale": np.zeros(0)}
+        size = sum(parameter.numel() for parameter in network.parameters())
+        card = replace(
+            blank,
+            name=f"{blank.property} {METHOD}",
+            architecture={"type": METHOD, **sizes, "num_parameters": size},
+            hyperparameters={"optimizer": "adam", "learning_rate": rate, "batch_size": BATCH, "best_epoch": epoch},
+            seed=own,
+        )
+        yield arrays, card, "" if np.isfinite(loss) else "training diverged: the validation error is not finite"
+
+
+def predict_crystals(arrays: Mapping[str, np.ndarray], card: ModelCard, graphs: CrystalGraphs) -> np.ndarray:
+    """Return predictions [crystals] in `card.unit`; DataError when the arrays are not those of the architecture."""
+    network = CrystalGraphNetwork(**{name: int(str(card.architecture[name])) for name in ("width", "depth", "hidden")})
+    names = network.state_dict().keys()
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise DataError(f"model {card.id[:12]} has no array {missing[0]!r}; pull it again")
+    network.load_state_dict({name: torch.from_numpy(np.array(arrays[name])) for name in names})
+    centre, spread = arrays["target.scale"]
+    with torch.no_grad():
+        parts = [network(graphs.take(rows))[:, 0].numpy() for rows in _batches(np.arange(len(graphs)), 200)]
+    return np.concatenate(parts).astype(np.float64) * spread + centre if parts else np.zeros(0)
+
+
+def predict_structures(arrays: Mapping[str, np.ndarray], card: ModelCard, frame: pd.DataFrame):
+    """Return predictions [rows], NaN where a structure cannot be read, and a reason per row."""
+    graphs, reasons = crystal_graphs(frame)
+    predicted = np.full(len(frame), np.nan)
+    predicted[[not reason for reason in reasons]] = predict_crystals(arrays, card, graphs)
+    return predicted, reasons
+
+
+def _train(
+    network: CrystalGraphNetwork, graphs: CrystalGraphs, wanted: torch.Tensor, learn: np.ndarray, stop: np.ndarray,
+    rate: float, seed: int,
+) -> tuple[float, int]:  # fmt: skip
+    """Train in place to the best validation error; returns it and its epoch."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
+    held = graphs.take(stop)
+    best, best_epoch, kept = float("inf"), 0, None
+    for epoch in range(1, EPOCHS + 1):
+        for rows in _batches(learn[generator(seed, "graph batches", epoch).permutation(len(learn))], BATCH):
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(network(graphs.take(rows)), wanted[rows]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            now = float((network(held) - wanted[stop]).square().mean())
+        if now < best:
+            best, best_epoch = now, epoch
+            kept = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        if epoch - best_epoch >= PATIENCE:
+            break
+    if kept is not None:
+        network.load_state_dict(kept)
+    return best, best_epoch
+
+
+def _batches(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

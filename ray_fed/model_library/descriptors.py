@@ -4,10 +4,13 @@
     guo65, guo73      composition  65; and the cell: 73                   (ray_fed.materials.features)
     rich              composition  240
     xenon290          composition  58 x 5, from the CSV of element properties you name (XenonPy's elements_completed)
-    rdf               structure    201, to 20 Å
+    rdf               structure    201, to 20 Å, on XenonPy's grid
     morgan, features, atom_pairs, torsions, paths, maccs      SMILES      2,048 bits (maccs 167); need RDKit (an extra)
 
-The compositional ones also read molecules: RDKit gives the formula of a SMILES text.
+The compositional ones also read molecules: RDKit gives the formula of a SMILES text. The radial distribution function:
+
+g(r) = N(r, r + dr) / (4 pi r² dr rho)      N: mean number of neighbours of an atom between r and r + dr
+                                            rho: atoms per Å³
 """
 
 import hashlib
@@ -23,7 +26,46 @@ import pandas as pd
 from ray_fed.config import unknown_name
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.materials.features.featurizers import CrystalFeaturizer, make_featurizer
-from ray_fed.model_library.radial_distribution import GRID, radial_distributions
+from ray_fed.materials.lattices import images_within, vectors_of_cells
+
+CUTOFF, STEP = 20.0, 0.1
+GRID = np.round(np.arange(0.0, CUTOFF + STEP / 2, STEP), 10)
+"""Left edges of 201 shells, Å."""
+MAX_SITES = 200
+"""Larger cells have a reason instead of a descriptor: N² distances to 20 Å."""
+
+
+def radial_distributions(frame: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    """Return g(r), float64 [rows, 201], and a reason per row.
+
+    The table has a, b, c [Å], alpha, beta, gamma [degrees], `numbers` and flat `frac_coords` per row.
+    """
+    cells = frame[["a", "b", "c", "alpha", "beta", "gamma"]].to_numpy(float)
+    vectors = vectors_of_cells(cells)
+    values = np.full((len(frame), len(GRID)), np.nan)
+    reasons = [""] * len(frame)
+    for row, coordinates in enumerate(frame["frac_coords"]):
+        fractional = np.asarray(coordinates, float).reshape(-1, 3)
+        if not 0 < len(fractional) <= MAX_SITES:
+            reasons[row] = f"{len(fractional)} atoms in the cell; the rdf takes 1 to {MAX_SITES}"
+        else:
+            values[row] = radial_distribution(vectors[row], fractional)
+    return values, reasons
+
+
+def radial_distribution(vectors: np.ndarray, fractional: np.ndarray) -> np.ndarray:
+    """Return g(r) [201] of one crystal: lattice vectors [3, 3] in Å as rows, sites [atoms, 3]."""
+    edges = np.append(GRID, GRID[-1] + STEP)
+    counts = np.zeros(len(GRID))
+    images = images_within(vectors, edges[-1]) @ vectors
+    for site in fractional:
+        apart = (fractional - site) @ vectors
+        distances = np.linalg.norm(apart[:, None, :] + images[None, :, :], axis=2)
+        counts += np.histogram(distances[distances > 1e-8], edges)[0]
+    shells = 4 / 3 * np.pi * np.diff(edges**3)
+    density = len(fractional) / abs(np.linalg.det(vectors))
+    return counts / len(fractional) / (shells * density)
+
 
 NUM_BITS = 2048
 FINGERPRINTS = ("morgan", "features", "atom_pairs", "torsions", "paths", "maccs")
@@ -58,7 +100,7 @@ class Descriptor(ABC):
         return self.column in frame
 
     def on_card(self) -> dict[str, Any]:
-        """Return what a model card says of its descriptor."""
+        """Return the facts about the descriptor for a model card."""
         return {"name": self.name, "table_hash": self.fingerprint(), "options": {}}
 
 

@@ -1,20 +1,260 @@
-"""The index of a library: one SQLite row per card. It holds nothing that the cards do not: it can be made again."""
+"""The index of a library, one SQLite row per card, and its query language. It can be made again from the cards.
+
+`property = band_gap and mae < 0.5 eV and descriptor = guo73 order by mae limit 10`
+
+    query       condition [order by FIELD [asc | desc]] [limit N]          all parts may be left out
+    condition   and, or, not, parentheses over comparisons
+    comparison  FIELD = | != | < | <= | > | >= VALUE [UNIT]
+                FIELD in (VALUE, ...)
+                FIELD like PATTERN                                         % matches any text
+                FIELD                                                      a yes/no field that must be true
+
+Values are words, 'quoted text', "quoted text", numbers, true and false. Field names: `cards.FIELDS`, or XenonPy's.
+A query becomes SQL with parameters; no text of it enters the statement.
+"""
 
 import contextlib
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pandas as pd
 
 from ray_fed.config import unknown_name
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.model_library.cards import FIELDS
-from ray_fed.model_library.query import Query, field_name, parse_query
+from ray_fed.model_library.cards import ALIASES, FIELDS
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.+-]))"
+    r"|(?P<text>'[^']*'|\"[^\"]*\")|(?P<operator><=|>=|!=|==|=|<|>|\(|\)|,)|(?P<word>[^\s<>=!(),'\"]+))"
+)
+COMPARISONS: Mapping[str, str] = {"=": "=", "==": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
+KEYWORDS = frozenset(("and", "or", "not", "in", "like", "order", "by", "limit", "asc", "desc"))
+CHECKED = ("property", "descriptor", "method", "modelset", "material")
+"""Fields whose values a library knows: a misspelt one is an error, not an empty answer."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One word, number, quoted text or operator of a query."""
+
+    kind: str
+    text: str
+    column: int
+    """Where it starts, from 1."""
+
+
+@dataclass
+class Query:
+    """A parsed query, ready for SQLite."""
+
+    where: str = "1"
+    """SQL with question marks."""
+    parameters: list[Any] = field(default_factory=list)
+    order: str = ""
+    limit: int | None = None
+    named: list[tuple[str, str]] = field(default_factory=list)
+    """(field, value) that must exist in the library."""
+    units: list[tuple[str, str]] = field(default_factory=list)
+    """(field, unit) as they were given."""
+    fields: set[str] = field(default_factory=set)
+
+    @property
+    def sql(self) -> str:
+        """Everything after FROM."""
+        limit = "" if self.limit is None else f" LIMIT {self.limit}"
+        return f"WHERE {self.where}{self.order}{limit}"
+
+
+def parse_query(text: str) -> Query:
+    """Return the query; ConfigError names the column of the first error."""
+    return _Parser(text).parse()
+
+
+def field_name(name: str) -> str:
+    """Return our name of a field; ConfigError with the nearest known one."""
+    if name in FIELDS:
+        return name
+    if name in ALIASES:
+        return ALIASES[name]
+    raise unknown_name("field", name, [*FIELDS, *ALIASES])
+
+
+class _Parser:
+    """Recursive descent; one method per line of the grammar."""
+
+    def __init__(self, text: str):
+        self.text, self.tokens, self.at, self.query = text, _tokens(text), 0, Query()
+
+    def parse(self) -> Query:
+        if self.tokens and not self._next_is("order", "limit"):
+            self.query.where = self._alternatives()
+        if self._took("order"):
+            self._expect("by")
+            self._order()
+        if self._took("limit"):
+            self._limit()
+        if self.at < len(self.tokens):
+            self._fail("'and', 'or', 'order by' or 'limit'")
+        return self.query
+
+    def _alternatives(self) -> str:
+        parts = [self._conditions()]
+        while self._took("or"):
+            parts.append(self._conditions())
+        return parts[0] if len(parts) == 1 else f"({' OR '.join(parts)})"
+
+    def _conditions(self) -> str:
+        parts = [self._condition()]
+        while self._took("and"):
+            parts.append(self._condition())
+        return parts[0] if len(parts) == 1 else f"({' AND '.join(parts)})"
+
+    def _condition(self) -> str:
+        if self._took("not"):
+            return f"NOT {self._condition()}"
+        if self._took("("):
+            inner = self._alternatives()
+            self._expect(")")
+            return f"({inner})"
+        return self._comparison()
+
+    def _comparison(self) -> str:
+        name = self._field()
+        if self._took("in"):
+            return self._members(name)
+        if self._took("like"):
+            self.query.parameters.append(self._take_text("a pattern such as 'jarvis%'"))
+            return f'"{name}" LIKE ?'
+        if self._next_is(*COMPARISONS):
+            operator = COMPARISONS[self._take().text]
+            return self._compared(name, operator)
+        if FIELDS[name].kind != "BOOL":
+            self._fail(f"a comparison after {name!r}, e.g. {name} {_example(name)}")
+        return f'"{name}" = 1'
+
+    def _compared(self, name: str, operator: str) -> str:
+        self.query.parameters.append(self._value(name, operator == "="))
+        if FIELDS[name].kind == "REAL" and self._is_unit():
+            self.query.units.append((name, self._take().text.strip("'\"")))
+            self.query.parameters.append(self.query.units[-1][1])
+            return f'("{name}" {operator} ? AND "unit" = ?)'
+        return f'"{name}" {operator} ?'
+
+    def _members(self, name: str) -> str:
+        self._expect("(")
+        values = [self._value(name, True)]
+        while self._took(","):
+            values.append(self._value(name, True))
+        self._expect(")")
+        self.query.parameters += values
+        return f'"{name}" IN ({",".join("?" * len(values))})'
+
+    def _value(self, name: str, is_equality: bool) -> Any:
+        kind, token = FIELDS[name].kind, self._peek()
+        if token is None or token.kind == "operator" or (token.kind == "word" and token.text.lower() in KEYWORDS):
+            self._fail(f"a value for {name!r}, e.g. {name} {_example(name)}")
+        self.at += 1
+        text = token.text.strip("'\"") if token.kind == "text" else token.text
+        if kind == "TEXT":
+            if is_equality and name in CHECKED:
+                self.query.named.append((name, text))
+            return text
+        return self._as_number(name, kind, text, token)
+
+    def _as_number(self, name: str, kind: str, text: str, token: Token) -> float | int:
+        if kind == "BOOL" and text.lower() in ("true", "false", "yes", "no", "1", "0"):
+            return int(text.lower() in ("true", "yes", "1"))
+        try:
+            if kind != "BOOL":
+                return float(text) if kind == "REAL" else int(text)
+        except ValueError:
+            pass
+        wanted = {"REAL": "a number", "INTEGER": "a whole number", "BOOL": "true or false"}[kind]
+        raise ConfigError(f"query, column {token.column}: {name!r} is {wanted}, not {text!r}")
+
+    def _is_unit(self) -> bool:
+        token = self._peek()
+        return token is not None and token.kind in ("word", "text") and token.text.lower() not in KEYWORDS
+
+    def _field(self) -> str:
+        token = self._peek()
+        if token is None or token.kind != "word" or token.text.lower() in KEYWORDS:
+            self._fail("a field name")
+        self.at += 1
+        try:
+            name = field_name(token.text)
+        except ConfigError as error:
+            raise ConfigError(f"query, column {token.column}: {error}") from error
+        self.query.fields.add(name)
+        return name
+
+    def _order(self) -> None:
+        name = self._field()
+        direction = "DESC" if self._took("desc") else "ASC"
+        self._took("asc")
+        self.query.order = f' ORDER BY "{name}" IS NULL, "{name}" {direction}, "id"'
+
+    def _limit(self) -> None:
+        token = self._peek()
+        if token is None or not token.text.isdigit():
+            self._fail("a whole number after 'limit'")
+        self.query.limit = int(self._take().text)
+
+    def _take_text(self, wanted: str) -> str:
+        token = self._peek()
+        if token is None or token.kind == "operator":
+            self._fail(wanted)
+        return self._take().text.strip("'\"")
+
+    def _peek(self) -> Token | None:
+        return self.tokens[self.at] if self.at < len(self.tokens) else None
+
+    def _take(self) -> Token:
+        self.at += 1
+        return self.tokens[self.at - 1]
+
+    def _next_is(self, *texts: str) -> bool:
+        token = self._peek()
+        return token is not None and token.kind != "text" and token.text.lower() in texts
+
+    def _took(self, text: str) -> bool:
+        found = self._next_is(text)
+        self.at += found
+        return found
+
+    def _expect(self, text: str) -> None:
+        if not self._took(text):
+            self._fail(repr(text))
+
+    def _fail(self, wanted: str) -> NoReturn:
+        token = self._peek()
+        if token is None:
+            raise ConfigError(f"query ends where {wanted} should follow: {self.text.strip()!r}")
+        raise ConfigError(f"query, column {token.column}: expected {wanted}, found {token.text!r}")
+
+
+def _tokens(text: str) -> list[Token]:
+    tokens, at = [], 0
+    while at < len(text.rstrip()):
+        match = _TOKEN.match(text, at)
+        if match is None or match.lastgroup is None:
+            start = at + len(text[at:]) - len(text[at:].lstrip())
+            raise ConfigError(f"query, column {start + 1}: cannot read {text[start:][:20]!r}; is a quote not closed?")
+        tokens.append(Token(match.lastgroup, match[match.lastgroup], match.start(match.lastgroup) + 1))
+        at = match.end()
+    return tokens
+
+
+def _example(name: str) -> str:
+    return {"TEXT": "= band_gap", "REAL": "< 0.5", "INTEGER": "> 100", "BOOL": "= true"}[FIELDS[name].kind]
+
 
 SHOWN = ("id", "property", "unit", "mae", "r2", "descriptor", "method", "n_train", "n_test", "modelset")
-"""Columns of an answer if none are asked for."""
+"""Columns of an answer by default."""
 
 SEARCHED = ("property", "descriptor", "method", "modelset", "mae", "r2", "succeed")
 """Columns with an index of their own."""
@@ -91,7 +331,7 @@ class Index:
         columns   fields to return; SHOWN if not given
         failures  also the models that failed (they answer `succeed = false` in any case)
 
-        ConfigError for a query that makes no sense, an unknown property, or errors asked in another unit.
+        ConfigError for an invalid query, an unknown property, or a bound in another unit.
         """
         parsed = self._checked(text)
         names = [field_name(name) for name in columns or SHOWN]

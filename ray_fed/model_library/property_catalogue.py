@@ -15,7 +15,7 @@ from ray_fed.model_library.property_tables import (
     SMILES,
     STRUCTURE,
     PropertyTable,
-    made,
+    prepared,
     read_table,
 )
 
@@ -144,7 +144,7 @@ def _embedded(modelset: str, frame: pd.DataFrame) -> Iterator[PropertyTable]:
     for name, unit, values, transform in properties:
         rows = frame.assign(value=values)
         licence = "Apache-2.0 (model data, not DFT)"
-        yield made(PropertyTable(name, unit, modelset, STRUCTURE, "inorganic", rows, transform, licence))
+        yield prepared(PropertyTable(name, unit, modelset, STRUCTURE, "inorganic", rows, transform, licence))
 
 
 def shared_tables(folder: Path | str) -> dict[str, PropertyTable]:
@@ -167,7 +167,7 @@ def _compositions(folder: Path) -> Iterator[PropertyTable]:
         # Polymorphs of one formula are one row for a composition: the median keeps it robust.
         frame = by_task[task].groupby("reduced_formula", as_index=False, sort=True)["value"].median()
         frame.columns = ["formula", "value"]
-        yield made(
+        yield prepared(
             PropertyTable(name, unit, task, FORMULA, "inorganic", pd.DataFrame(frame), transform, licence, citation)
         )
 
@@ -177,7 +177,7 @@ def _structures(folder: Path) -> Iterator[PropertyTable]:
         if (folder / file).is_file():
             frame = read_table(folder / file)
             frame = frame.query("n_sites > 0").assign(value=frame[column])
-            yield made(
+            yield prepared(
                 PropertyTable(
                     name,
                     unit,
@@ -201,7 +201,7 @@ def _polymers(folder: Path) -> Iterator[PropertyTable]:
     frame = frame.rename(columns={next(name for name in frame if name.lower() == "smiles"): "smiles"})
     for column, (name, unit, transform) in POLYMERS.items():
         rows = frame[["smiles"]].assign(value=frame[column])
-        yield made(
+        yield prepared(
             PropertyTable(
                 name, unit, "pi1070", SMILES, "polymer", rows, transform, "BSD-3-Clause (RadonPy)",
                 "doi:10.1038/s41524-022-00906-4",
@@ -216,4 +216,4 @@ def _molecules(folder: Path) -> Iterator[PropertyTable]:
             frame = read_table(path)
             frame = frame.rename(columns={next(item for item in frame if item.lower() == "smiles"): "smiles"})
             rows = frame[["smiles"]].assign(value=frame[column]).drop_duplicates("smiles")
-            yield made(PropertyTable(property_name, unit, name, SMILES, "molecule", rows, licence="MIT (DeepChem)"))
+            yield prepared(PropertyTable(property_name, unit, name, SMILES, "molecule", rows, licence="MIT (DeepChem)"))

@@ -21,6 +21,8 @@ TRANSFORMS: Mapping[str, tuple[Callable, Callable]] = {
     "log10": (np.log10, lambda values: np.power(10.0, values)),
 }
 """Name -> (what is done to the target before training, its inverse)."""
+SHARES = {"train": 0.65, "validation": 0.15, "test": 0.2}
+"""Share of the compositions or molecules in each part."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class PropertyTable:
 
     @property
     def key(self) -> str:
-        """Return what tells this table from all others."""
+        """Return the table's unique name."""
         return f"{self.modelset}/{self.property_name}"
 
     @property
@@ -62,7 +64,7 @@ class PropertyTable:
         return hashlib.sha256(text + np.ascontiguousarray(self.frame["value"], "<f8").tobytes()).hexdigest()
 
     def fingerprint(self) -> dict[str, object]:
-        """Return what a model card says of its data."""
+        """Return the facts about its data for a model card."""
         return {
             "name": self.modelset, "property": self.property_name, "rows": len(self.frame), "sha256": self.digest(),
             "licence": self.licence, "citation": self.citation, "material": self.material, "kind": self.kind,
@@ -76,7 +78,34 @@ class PropertyTable:
         return replace(self, frame=self.frame.iloc[chosen].reset_index(drop=True))
 
 
-def made(table: PropertyTable) -> PropertyTable:
+@dataclass(frozen=True)
+class SplitRows:
+    """Features and targets of a job, divided so that a composition or molecule is on one side only."""
+
+    features: np.ndarray
+    targets: np.ndarray
+    parts: dict[str, np.ndarray]
+    """"train", "validation", "test" -> row numbers"""
+    unreadable: int
+    """Rows left out because the descriptor could not read them."""
+
+    def of(self, part: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return (features, targets) of a part."""
+        rows = self.parts[part]
+        return self.features[rows], self.targets[rows]
+
+
+def divided(groups: np.ndarray, draw: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return row numbers of train, validation and test; rows of one group stay together."""
+    names = np.unique(groups)
+    shuffled = draw.permutation(names)
+    first = round(SHARES["train"] * len(names))
+    second = first + max(1, round(SHARES["validation"] * len(names)))
+    chosen = {"train": shuffled[:first], "validation": shuffled[first:second], "test": shuffled[second:]}
+    return {part: np.flatnonzero(np.isin(groups, members)) for part, members in chosen.items()}
+
+
+def prepared(table: PropertyTable) -> PropertyTable:
     """Return the table with its target transformed and rows without a number dropped; DataError when none is left."""
     values = np.asarray(pd.to_numeric(table.frame["value"], errors="coerce"), float)
     with np.errstate(all="ignore"):
@@ -103,7 +132,7 @@ def user_table(path: Path | str, target: str, unit: str, name: str | None = None
         if column not in frame:
             raise DataError(f"{path} has no column {column!r}; it has: {', '.join(map(str, frame.columns))}")
     material = "inorganic" if kind == FORMULA else "molecule"
-    return made(PropertyTable(name or target, unit, path.stem, kind, material, frame.assign(value=frame[target])))
+    return prepared(PropertyTable(name or target, unit, path.stem, kind, material, frame.assign(value=frame[target])))
 
 
 def read_table(path: Path) -> pd.DataFrame:
@@ -116,14 +145,6 @@ def read_table(path: Path) -> pd.DataFrame:
         return readers[path.suffix](path, **options)
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({' '.join(str(error).split())}); check the path") from error
-
-
-def check_unit(table: PropertyTable, unit: str) -> None:
-    """Raise ConfigError when a model's unit is not that of the table it shall predict."""
-    if unit != table.unit:
-        raise ConfigError(
-            f"unit mismatch: the model predicts {unit}, {table.key} is in {table.unit}; convert the table"
-        )
 
 
 def find_table(tables: Mapping[str, PropertyTable], name: str) -> PropertyTable:

@@ -3,14 +3,14 @@
     word        what
     direct      no transfer: the head on the raw descriptor (and a random forest)
     paper       the source of least CV error among all; its *CV error* is what Yamada et al. report
-    nested      the same choice made inside each outer fold, judged on that fold: an honest estimate from the same rows
+    nested      the same choice inside each outer fold, evaluated on that fold: no selection bias, from the same rows
     ensemble    mean of the k best sources by CV
     ranked      the source with the best error on its own property, relative to its baseline; looks at no target row
-    median      the median over the sources: what a blind pick would give
-    oracle      the best source by held-out error: not to be had, the limit
+    median      the median over the sources: what a random choice would give
+    oracle      the best source by held-out error: the limit, not available in practice
     permuted    the best CV error among all sources when the targets are shuffled: how much of a gain is only choosing
 
-Every number is a mean absolute error in the target's unit. CV errors and held-out errors stand side by side.
+Every number is a mean absolute error in the target's unit. CV errors and held-out errors are given side by side.
 """
 
 from collections.abc import Mapping, Sequence
@@ -88,7 +88,7 @@ class Draw:
 
 
 def one_draw(target: Target, sources: SourceFeatures, head: Head, protocol: Protocol, number: int) -> Draw:
-    """Draw training rows, choose among the sources by several rules, and judge them on the held-out rows.
+    """Draw training rows, choose among the sources by several rules, and evaluate them on the held-out rows.
 
     DataError when the target has too few groups to train and to hold out.
     """

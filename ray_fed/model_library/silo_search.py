@@ -1,4 +1,4 @@
-"""A silo with few samples: it opens its own table, takes source models in as artifacts, and gives errors out."""
+"""A silo with few samples: it opens its own table, receives source models as artifacts, and returns errors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ class SiloTarget:
     unit: str | None = None
     """Unit of the column of a table of its own."""
     share_source_errors: bool = False
-    """Also give out the error of every single source. A thousand errors of known models on twenty rows are a thousand
-    equations for twenty values: keep them in where the values are secret."""
+    """Also disclose the error of every single source. A thousand errors of known models on twenty rows are a thousand
+    equations for twenty values: keep them inside where the values are secret."""
 
     def open(self) -> PropertyTable:
         """Read the table; call this at the silo only."""
@@ -50,7 +50,7 @@ class SiloErrors:
     permuted: tuple[float, ...]
     chosen: str
     source_cv: np.ndarray
-    """[sources], or [0] where the silo keeps them to itself."""
+    """[sources], or [0] where the silo does not disclose them."""
     source_held_out: np.ndarray
 
     @classmethod

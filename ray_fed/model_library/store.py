@@ -3,8 +3,11 @@
 LIBRARY/library.json                                {"format": 1}
         models/ab/ab12....safetensors .card.json     `ray_fed.reporting.model_files.load_model` reads them, too
         failures/cd34....json                        models that could not be trained, with their reason
-        jobs/....json                                what a build has done (it goes on from there)
+        jobs/....json                                what a build has done (it resumes from there)
         index.sqlite
+
+Models are copied between a library and another folder, or any URL that fsspec knows (s3://, gs://, sftp://, memory://):
+`push`, `pull`. A remote folder holds the same files as a library, without an index: ids are the names of its cards.
 """
 
 import contextlib
@@ -15,6 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,9 +26,8 @@ import pandas as pd
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.model_library.cards import Failure, PackedModel, index_row, read_card, unpack
 from ray_fed.model_library.index import Index
-from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.model_files import CARD_SUFFIX, WEIGHTS_SUFFIX, ModelCard
-from ray_fed.reporting.plain_values import to_json
+from ray_fed.reporting.writing import to_json, write_atomically
 
 FORMAT = 1
 ID = re.compile(r"[0-9a-f]{64}")
@@ -50,7 +53,7 @@ class Library:
 
     @classmethod
     def create(cls, path: Path | str) -> "Library":
-        """Return the library at `path`, made if there is none; ConfigError when something else lies there."""
+        """Return the library at `path`, made if there is none; ConfigError when something else is there."""
         library = cls(path)
         if library._header.is_file():
             return cls.open(path)
@@ -94,11 +97,11 @@ class Library:
         models, failures = list(models), list(failures)
         for model in models:
             weights, card = self.paths(model.id)
-            _write_quickly(weights, model.weights)
-            _write_quickly(card, model.card)
+            write_atomically(weights, model.weights, durable=False)
+            write_atomically(card, model.card, durable=False)
         for failure in failures:
-            _write_quickly(self.path / "failures" / f"{failure.digest()}.json", to_json(vars(failure)))
-        with self._alone():
+            write_atomically(self.path / "failures" / f"{failure.digest()}.json", to_json(vars(failure)), durable=False)
+        with self._locked():
             self.index.add([*(model.row for model in models), *(failure.row() for failure in failures)])
         return [model.id for model in models]
 
@@ -135,7 +138,7 @@ class Library:
         return read_card(_read(path), str(path), model_id)
 
     def query(self, text: str = "", columns: Sequence[str] | None = None, failures: bool = False) -> pd.DataFrame:
-        """Return the models that answer a query (`ray_fed.model_library.query`) as a table."""
+        """Return the models that answer a query (`ray_fed.model_library.index`) as a table."""
         return self.index.query(text, columns, failures)
 
     def stored_ids(self) -> list[str]:
@@ -150,7 +153,7 @@ class Library:
             path = self.paths(model_id)[1]
             rows.append(index_row(read_card(_read(path), str(path), model_id)))
         rows += [_read_failure(path).row() for path in sorted(self.path.glob("failures/*.json"))]
-        with self._alone():
+        with self._locked():
             self.index.path.unlink(missing_ok=True)
             self.index.create()
             self.index.add(rows)
@@ -186,7 +189,7 @@ class Library:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         """Hold the index for this process: two builds may fill one library."""
         handle = os.open(self.path, os.O_RDONLY)
         try:
@@ -194,19 +197,6 @@ class Library:
             yield
         finally:
             os.close(handle)
-
-
-def _write_quickly(path: Path, content: bytes) -> None:
-    """Write beside and move over, without waiting for the disk: ten thousand files, and every one has its hash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        draft.write_bytes(content)
-        draft.replace(path)
-    except OSError as error:  # a full disk does not say which file it was
-        if draft.exists():
-            draft.unlink()
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _read(path: Path) -> bytes:
@@ -224,3 +214,97 @@ def _read_failure(path: Path) -> Failure:
     if failure.digest() != path.stem:
         raise DataError(f"{path}: does not have the hash it is filed under; remove the file")
     return failure
+
+
+BATCH = 200
+"""Models held in memory at a time."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Ids that only one of two libraries has; equal ids are equal models."""
+
+    only_here: list[str]
+    only_there: list[str]
+
+
+class RemoteFolder:
+    """A folder or URL with the files of a library."""
+
+    def __init__(self, url: str):
+        import fsspec
+
+        try:
+            self.files, self.root = fsspec.core.url_to_fs(url)
+        except (ValueError, ImportError, OSError) as error:
+            raise ConfigError(f"{url!r} is no place for models: {' '.join(str(error).split())}") from error
+        self.url = url
+        if self.files.isfile(self.root):
+            raise ConfigError(f"{url} is a file; give a folder, or a URL of one, for models")
+
+    def ids(self) -> list[str]:
+        """Return the ids of the models there, sorted; [] where there is nothing yet."""
+        found = (path.rsplit("/", 1)[-1] for path in self.files.glob(f"{self.root}/models/*/*{CARD_SUFFIX}"))
+        return sorted(name for name in (path.removesuffix(CARD_SUFFIX) for path in found) if ID.fullmatch(name))
+
+    def read(self, model_id: str) -> PackedModel:
+        """Return a model after checking all its hashes; DataError when it is damaged or missing."""
+        try:
+            weights = self.files.cat_file(self._path(model_id, WEIGHTS_SUFFIX))
+            card = self.files.cat_file(self._path(model_id, CARD_SUFFIX))
+        except OSError as error:
+            raise DataError(f"{self.url}: model {model_id[:12]} cannot be read ({type(error).__name__})") from error
+        _, read = unpack(weights, card, f"{self.url}, model {model_id[:12]}", model_id)
+        return PackedModel(model_id, weights, card, index_row(read))
+
+    def write(self, model_id: str, weights: bytes, card: bytes) -> None:
+        """Write a model, weights first: a reader never finds a card without them."""
+        self.files.makedirs(f"{self.root}/models/{model_id[:2]}", exist_ok=True)
+        self.files.pipe_file(self._path(model_id, WEIGHTS_SUFFIX), weights)
+        self.files.pipe_file(self._path(model_id, CARD_SUFFIX), card)
+
+    def _path(self, model_id: str, suffix: str) -> str:
+        return f"{self.root}/models/{model_id[:2]}/{model_id}{suffix}"
+
+
+def push(library: Library, url: str, ids: Sequence[str]) -> list[str]:
+    """Copy models to `url` that it does not have; returns their ids. A damaged model is not copied: DataError."""
+    remote = RemoteFolder(url)
+    new = sorted(set(ids) - set(remote.ids()))
+    for model_id in new:
+        weights, card = library.read(model_id)
+        unpack(weights, card, str(library.paths(model_id)[0]), model_id)
+        remote.write(model_id, weights, card)
+    return new
+
+
+def pull(library: Library, url: str, prefixes: Sequence[str] = ()) -> list[str]:
+    """Copy models from `url`: those whose id starts with one of `prefixes`, or all new ones; returns their ids.
+
+    Every hash is checked before a file is written. ConfigError when nothing starts so.
+    """
+    remote = RemoteFolder(url)
+    there = remote.ids()
+    if not there:
+        raise DataError(f"{url} holds no models; check the place")
+    wanted = there if not prefixes else [_unique(prefix, there, url) for prefix in prefixes]
+    new = sorted(set(wanted) if prefixes else set(wanted) - set(library.index.ids()))
+    for start in range(0, len(new), BATCH):
+        library.add([remote.read(model_id) for model_id in new[start : start + BATCH]])
+    return new
+
+
+def difference(library: Library, url: str) -> Difference:
+    """Return which models only one side has; ConfigError where there is no other side."""
+    remote = RemoteFolder(url)
+    if not remote.files.exists(remote.root):
+        raise ConfigError(f"{url}: no such place; check the name")
+    here, there = set(library.stored_ids()), set(remote.ids())
+    return Difference(sorted(here - there), sorted(there - here))
+
+
+def _unique(prefix: str, ids: Sequence[str], url: str) -> Any:
+    found = [model_id for model_id in ids if model_id.startswith(prefix)]
+    if len(found) != 1:
+        raise ConfigError(f"{len(found)} models of {url} have an id that starts with {prefix!r}; name exactly one")
+    return found[0]

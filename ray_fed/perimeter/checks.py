@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from ray_fed.errors import UpdateRejected
-from ray_fed.federation.guard import Guard
 from ray_fed.federation.messages import (
     Artifact,
     GradientObservation,
+    Guard,
     MaskedUpdate,
     Metrics,
     SiloDescription,
@@ -97,6 +97,10 @@ def _require_message(gate: Gate, kind: str, message: Any, cls: type) -> None:
 # ---- updates
 
 
+FORM = Guard()
+"""What the coordinator checks of every update, it checks for any silo."""
+
+
 def check_update(gate: Gate, update: Any, request: Request) -> Update:
     _require_message(gate, request.kind, update, Update)
     _require_plain_fields(gate, update, request)
@@ -106,7 +110,7 @@ def check_update(gate: Gate, update: Any, request: Request) -> Update:
     numbers = {name: plain_number(gate, "update", getattr(update, name), name) for name in ("loss", "seconds")}
     update = replace(update, vector=update.vector.copy(), **numbers)
     try:
-        Guard().check(update, received, request.server_round, request.session)
+        FORM.check(update, received, request.server_round, request.session)
     except UpdateRejected as error:
         raise gate.refusal("update", error.args[2]) from None
     gate.require(not update.vector.dtype.metadata, "update", "its dtype carries metadata")

@@ -5,15 +5,18 @@ repeat the silo's rows as they are. Whether an update of the right form encodes 
 of each kind are in checks.py; this file knows none of them.
 """
 
-from collections.abc import Callable, Mapping
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.messages import MaskedUpdate, Update, Vector
 from ray_fed.perimeter.ledger import MessageDigest
 from ray_fed.perimeter.policy import Policy
-from ray_fed.perimeter.row_matcher import RowMatcher
 
 SMALL_BYTES = 1 << 16
 """Metrics of one round."""
@@ -117,3 +120,120 @@ class Gate:
         if isinstance(rebuilt, Update | MaskedUpdate):
             return rebuilt.num_bytes
         return self.digest(rebuilt, kind).num_bytes
+
+
+# ---- does a message hold the silo's own rows?
+#
+# The gate is inside the silo, so it can compare. It finds rows, and columns, that are sent as they are; not those that
+# were scaled, encrypted or shuffled: no gate can. What honest updates give away is measured by `ray-fed audit`.
+
+MAX_REMEMBERED = 1 << 16
+"""Pairs of neighbours remembered of each array and direction."""
+NUM_SAMPLES = 512
+"""Pairs of a long message that are looked at."""
+MIN_REPEATED_PAIRS = 2
+"""Repeated pairs that are no chance: two neighbours of an honest message are two neighbours of the rows in one of 10^8
+places."""
+MIN_DIGITS = 5
+"""Numbers of fewer digits are not compared: a step size of 0.05 may well be somebody's lattice constant."""
+TABLE_BITS = 22
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+NUMBER = re.compile(r"[-+]?\d*\.\d+(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+")
+
+
+class RowMatcher:
+    """Remembers pairs of neighbouring values of the rows, and counts how many of them a message repeats."""
+
+    def __init__(self) -> None:
+        self._random = np.random.Generator(np.random.PCG64(secrets.randbits(128)))  # a sender must not foresee it
+        self._arrays: dict[str, np.ndarray] = {}
+        self._pairs: dict[str, np.ndarray] = {}
+        self._known = np.empty(0, np.uint64)
+        self._table = np.zeros(1 << TABLE_BITS, bool)
+
+    def add(self, name: str, values: np.ndarray) -> None:
+        """Remember an array [rows, ...] of real numbers, along its rows and along its columns; the last one of a name
+        counts."""
+        if not np.issubdtype(values.dtype, np.floating) or len(values) == 0:
+            return
+        table = np.asarray(values).reshape(len(values), -1)
+        self._arrays[name] = table
+        self._pairs[name] = self._sampled(table)
+        self._known = np.unique(np.concatenate(list(self._pairs.values())))
+        self._table[:] = False
+        self._table[_slots(self._known)] = True
+
+    def hits(self, values: np.ndarray) -> int:
+        """Return how many pairs of neighbours in a message are the rows'; of a long message a random sample."""
+        flat = np.asarray(values).reshape(-1)
+        if flat.size < 2 or len(self._known) == 0:
+            return 0
+        few = flat.size <= NUM_SAMPLES
+        at = np.arange(flat.size - 1) if few else self._random.integers(0, flat.size - 1, NUM_SAMPLES)
+        with np.errstate(over="ignore", invalid="ignore"):  # bytes of something else read as float64
+            keys = _keys(flat[at].astype(np.float32), flat[at + 1].astype(np.float32))
+        keys = keys[self._table[_slots(keys)]]
+        if len(keys) == 0:
+            return 0
+        places = np.minimum(np.searchsorted(self._known, keys), len(self._known) - 1)
+        return int((self._known[places] == keys).sum())
+
+    def repeats_rows(self, values: np.ndarray) -> bool:
+        """Tell whether a message of numbers is made of the rows' own values."""
+        return self.hits(values) >= MIN_REPEATED_PAIRS
+
+    def is_row(self, values: np.ndarray) -> bool:
+        """Tell whether a short message [num_columns] is a row: half of its values are those of one. Whole numbers, and
+        columns that hold the same value everywhere, are not compared."""
+        for table in self._arrays.values():
+            if table.shape[1] == len(values):
+                counted = _are_fractions(values) & (np.ptp(table, axis=0) > 0)
+                same = table[:, counted] == values[counted].astype(table.dtype)
+                if counted.sum() >= MIN_REPEATED_PAIRS and same.mean(axis=1).max() >= 0.5:
+                    return True
+        return False
+
+    def numbers_in(self, texts: Iterable[str]) -> int:
+        """Return how many numbers written in the texts are the rows' own; those of few digits do not count."""
+        written = [number for text in texts for number in NUMBER.findall(text)]
+        return self.known_numbers([float(number) for number in written if _digits(number) >= MIN_DIGITS])
+
+    def known_numbers(self, numbers: Sequence[float]) -> int:
+        """Return how many of the numbers occur in the rows, as float32; whole ones do not count."""
+        wanted = np.unique(np.array([x for x in numbers if x != np.rint(x)], np.float32))
+        if len(wanted) == 0:
+            return 0
+        return len({x for table in self._arrays.values() for x in wanted[np.isin(wanted, table.astype(np.float32))]})
+
+    def _sampled(self, table: np.ndarray) -> np.ndarray:
+        """Return keys of random pairs of distinctive neighbours, in rows and in columns."""
+        keys = []
+        for values in (table.reshape(-1), table.T.reshape(-1)) if table.shape[1] > 1 else (table.reshape(-1),):
+            if values.size < 2:
+                continue
+            few = values.size <= MAX_REMEMBERED
+            at = np.arange(values.size - 1) if few else self._random.integers(0, values.size - 1, MAX_REMEMBERED)
+            first, second = values[at].astype(np.float32), values[at + 1].astype(np.float32)
+            is_distinctive = _are_fractions(first) & _are_fractions(second) & (first != second)
+            keys.append(_keys(first[is_distinctive], second[is_distinctive]))
+        return np.concatenate(keys) if keys else np.empty(0, np.uint64)
+
+
+def _digits(number: str) -> int:
+    """Return how many significant digits a written number has."""
+    return len(re.sub(r"[eE].*|[-+.]", "", number).strip("0"))
+
+
+def _are_fractions(values: np.ndarray) -> np.ndarray:
+    """Return which values are finite and not whole: whole numbers occur in every message."""
+    return np.isfinite(values) & (values != np.rint(values))
+
+
+def _keys(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the bits of two float32 arrays as one uint64 array."""
+    high = np.ascontiguousarray(first).view(np.uint32).astype(np.uint64)
+    return (high << np.uint64(32)) | np.ascontiguousarray(second).view(np.uint32).astype(np.uint64)
+
+
+def _slots(keys: np.ndarray) -> np.ndarray:
+    return ((keys * MULTIPLIER) >> np.uint64(64 - TABLE_BITS)).astype(np.int64)

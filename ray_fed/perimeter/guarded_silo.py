@@ -120,7 +120,7 @@ class GuardedSilo(EgressBoundary):
     def _fit(self, session: str, server_round: int, vector: Vector) -> tuple[Update, bool]:
         """Return the update, and whether it leaves under masks."""
         update = self.silo.fit(session, server_round, vector)
-        return update, bool(self.silo.secure.is_secure(session))
+        return update, session in self.silo.secure_sessions
 
     def _gradient(self, vector: Vector, num_examples: int) -> GradientObservation:
         """Return the gradient of the task's loss over the silo's first rows, at parameters [num_parameters]; nothing is

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ray_fed.reporting.atomic_write import write_atomically
+from ray_fed.reporting.writing import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

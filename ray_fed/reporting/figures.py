@@ -50,16 +50,6 @@ class ParityPanel:
     r2: float
 
 
-@dataclass(frozen=True)
-class Histogram:
-    """Counts of a silo's targets: what the silo gave out about them, and no row."""
-
-    edges: np.ndarray
-    """[bins + 1], in the target's unit."""
-    counts: np.ndarray
-    """[bins]"""
-
-
 # ---- parity
 
 
@@ -332,43 +322,3 @@ def _log_scale(axes: "Axes") -> None:
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-# ---- shares
-
-
-def silo_share_figure(
-    rows: Mapping[str, int],
-    targets: Mapping[str, Histogram],
-    unit: str = "eV/atom",
-    quantity: str = "formation energy",
-) -> "Figure":
-    """Draw the rows of each silo and, where it gave a histogram, the distribution of its targets."""
-    names = list(rows)
-    figure = new_figure(9.4, 1.5 + 0.5 * len(names))
-    left, right = figure.subplots(1, 2, sharey=True)
-    left.barh(range(len(names)), [rows[name] for name in names], color=SILO, height=0.66)
-    left.bar_label(left.containers[0], fmt="{:,.0f}", padding=5, fontsize=TICK_SIZE, color=INK)  # type: ignore
-    left.margins(x=0.18)
-    left.xaxis.set_major_formatter("{x:,.0f}")
-    highest = max((_fractions(targets[name]).max() for name in names if name in targets), default=1.0)
-    for place, name in enumerate(names):
-        if name in targets:
-            shape = 0.8 * _fractions(targets[name]) / (highest or 1.0)
-            right.stairs(place + 0.33 - shape, targets[name].edges, baseline=place + 0.33, fill=True, color=SILO)
-            right.stairs(place + 0.33 - shape, targets[name].edges, baseline=None, color=QUIET, linewidth=0.9)
-    left.set_yticks(range(len(names)), [as_label(name, width=30) for name in names])
-    left.set_ylim(len(names) - 0.5, -0.6)
-    left.set_xlabel("Training rows", fontsize=LABEL_SIZE, color=INK)
-    right.set_xlabel(f"{quantity.capitalize()} ({as_label(unit)}), share of rows", fontsize=LABEL_SIZE, color=INK)
-    for axes in (left, right):
-        dress(axes, grid="x")
-        axes.tick_params(axis="y", length=0)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def _fractions(histogram: Histogram) -> np.ndarray:
-    """Return the share of the silo's rows per unit of the target, so that bins and silos compare."""
-    counts = np.asarray(histogram.counts, np.float64)
-    return counts / max(1.0, counts.sum()) / np.diff(np.asarray(histogram.edges, np.float64))

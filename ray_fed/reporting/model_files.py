@@ -13,9 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.environment import software_versions
-from ray_fed.reporting.plain_values import Plain, to_json, to_plain
+from ray_fed.reporting.writing import Plain, to_json, to_plain, write_atomically
 
 WEIGHTS_SUFFIX, CARD_SUFFIX = ".safetensors", ".card.json"
 
@@ -105,11 +104,11 @@ def save_model(path: Path | str, arrays: Mapping[str, np.ndarray], card: ModelCa
     card = card if isinstance(card, ModelCard) else ModelCard.from_mapping(card)
     _check_scaler(arrays, card)
     weights, card_path = model_paths(path)
-    content = _serialised(arrays)
+    content = serialised(arrays)
     card = replace(card, weights_sha256=hashlib.sha256(content).hexdigest(), id="")
     card = replace(card, id=card.digest())
     write_atomically(weights, content)
-    # Last: a crash between the two leaves weights that no card vouches for, and loading says so.
+    # Last: a crash between the two leaves weights without a card, and loading reports it.
     write_atomically(card_path, to_json(card.to_mapping(), indent=2) + b"\n")
     return card
 
@@ -149,7 +148,8 @@ def _check_scaler(arrays: Mapping[str, np.ndarray], card: ModelCard) -> None:
             raise ConfigError(f"model '{card.name}': {name} holds NaN or infinity; it cannot standardise an input")
 
 
-def _serialised(arrays: Mapping[str, np.ndarray]) -> bytes:
+def serialised(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """Return arrays as the bytes of a .safetensors file."""
     from safetensors.numpy import save
 
     # safetensors reads raw memory: a transposed or strided view would be saved scrambled, without an error.

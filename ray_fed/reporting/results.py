@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ray_fed.reporting.plain_values import to_plain
+from ray_fed.reporting.writing import to_plain
 
 KINDS = ("silo", "other", "pooled", "federated")
 """In the order of a table."""

@@ -21,9 +21,8 @@ import numpy as np
 import yaml
 
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.environment import describe_environment
-from ray_fed.reporting.plain_values import Plain, to_json, to_plain
+from ray_fed.reporting.writing import Plain, to_json, to_plain, write_atomically
 
 Scalar = None | bool | int | float | str
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Agreement, Coordinator
-from ray_fed.federation.job import Job, RoundRecord
 from ray_fed.federation.messages import Artifact
+from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec
 from ray_fed.style_transfer.task import FedTransferTask

@@ -13,7 +13,7 @@ from ray_fed.errors import DataError
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.polycrystals import StyleName, render
 from ray_fed.randomness import derived_seed, generator
-from ray_fed.reporting.atomic_write import write_atomically
+from ray_fed.reporting.writing import write_atomically
 from ray_fed.style_transfer.amplitude import AmplitudeBank, amplitude_bank, checked_bank, painted_with
 from ray_fed.style_transfer.artifact import (
     CODEC_OF_BITS,

@@ -18,9 +18,9 @@ from ray_fed.learning.trainer import LocalTrainer
 from ray_fed.micrographs.micrograph_set import MicrographSet, joined
 from ray_fed.micrographs.polycrystals import StyleName
 from ray_fed.micrographs.segmentation_task import SegmentationTask, TileRows, TileTrainer
-from ray_fed.micrographs.tile_source import SetSource, SiloTiles
+from ray_fed.micrographs.tiles import SetSource, SiloTiles
 from ray_fed.randomness import derived_seed
-from ray_fed.reporting.atomic_write import write_atomically
+from ray_fed.reporting.writing import write_atomically
 from ray_fed.style_transfer.amplitude import bank_bytes, bank_of
 from ray_fed.style_transfer.artifact import CODECS, DEFAULT_LIMIT
 from ray_fed.style_transfer.methods import METHODS, Method, method_named

@@ -17,8 +17,8 @@ from actors.federation import federation
 from actors.silo import SiloActor
 from ray_fed.errors import QuorumLost
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
 from ray_fed.federation.messages import Arrived
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan

@@ -11,7 +11,7 @@ from actors.federation import federation
 from actors.silo import SiloActor
 from ray_fed.errors import PlacementError
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.rounds.machine import StartRules
 from ray_fed.learning.trainer import TrainingPlan
 from tests.synthetic import DrawnRows, SyntheticTask, silos

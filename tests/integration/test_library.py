@@ -42,7 +42,7 @@ def test_a_build_fills_the_library_and_goes_on_where_it_stopped(library):
 
 def test_two_actors_with_two_libraries_predict_identical_bits(library, tmp_path):
     from actors.library import predict_with
-    from ray_fed.model_library.moving import pull, push
+    from ray_fed.model_library.store import pull, push
 
     ids = library.stored_ids()[:4]
     push(library, str(tmp_path / "place"), ids)

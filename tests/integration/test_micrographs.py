@@ -8,7 +8,7 @@ from pipelines.federate import Training, federate
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import initial_vector
 from ray_fed.micrographs.segmentation_task import SegmentationTask
-from ray_fed.micrographs.tile_source import PolycrystalTileSource, SetSource
+from ray_fed.micrographs.tiles import PolycrystalTileSource, SetSource
 from ray_fed.micrographs.unet import UNetDesign
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -16,8 +16,8 @@ from actors.silo import SiloActor
 from pipelines import cli
 from ray_fed.errors import ConfigError, DataError, FedError, PerimeterRefused
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
 from ray_fed.federation.messages import SessionSpec
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import Layout, initial_vector

@@ -8,7 +8,7 @@ import pytest
 from actors.federation import federation
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import Silo
 from ray_fed.learning.private_steps import PrivateSteps
 from ray_fed.learning.trainer import TrainingPlan

@@ -18,8 +18,8 @@ import pytest
 from pipelines.cli import main
 from pipelines.formation_energy.outcome import TrainingOutcome
 from ray_fed.reporting import run_directory
-from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.writing import write_atomically
 
 OPTIONS = ["--rows", "400", "--silos", "60,120,180", "--epochs", "40", "--communication-frequency", "1.0"]
 OPTIONS += ["--hidden", "32,16", "--batch-size", "60", "--baselines", "yes", "--repeats", "2"]

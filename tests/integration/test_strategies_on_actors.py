@@ -9,7 +9,7 @@ from actors.federation import federation
 from actors.session import OUR_INLINE_BYTES
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.strategies import make_strategy
 from ray_fed.federation.task import SiloSpec

@@ -26,8 +26,8 @@ from pipelines.cli import main
 from ray_fed.errors import SiloFailed
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
 from ray_fed.federation.messages import SessionSpec
+from ray_fed.federation.rounds.job import Job
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import TrainingPlan
 from tests.synthetic import SyntheticTask, silos

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from ray_fed.errors import ConfigError, QuorumLost
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
 from ray_fed.federation.messages import Arrived, Died, Raised, Restarted, Update
 from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.rounds.machine import (
     Accept,
     Close,

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_fed.errors import DataError
-from ray_fed.materials.databases.source import Source, open_database
+from ray_fed.materials.databases.database import open_database
+from ray_fed.materials.databases.source import Source
 from tests.crystal_files import ROCKSALT, TARGET, WURTZITE, csv_file, table, text_file
 
 NAN = float("nan")

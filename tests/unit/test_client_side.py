@@ -13,8 +13,8 @@ from torch.nn import functional
 from ray_fed.errors import ConfigError
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
 from ray_fed.federation.messages import Update
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.strategies import FedAvg, FedBN, FedProx, Scaffold, make_strategy
 from ray_fed.federation.strategies.client_side import CONTROL

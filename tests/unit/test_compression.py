@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as drawn
 from ray_fed.errors import ConfigError, PerimeterRefused
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
 from ray_fed.federation.messages import Update
+from ray_fed.federation.rounds.job import Job
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.perimeter.checks import KINDS
 from ray_fed.perimeter.gate import Gate, Request

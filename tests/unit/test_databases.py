@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.materials.databases import source as databases
+from ray_fed.materials.databases import database as databases
 from ray_fed.materials.databases.columns import canonical_target, unit_of_target
-from ray_fed.materials.databases.crystal_frames import FRAME_COLUMNS
-from ray_fed.materials.databases.lattices import cells_of_vectors, vectors_of_cells, volumes_of_cells
-from ray_fed.materials.databases.source import Source, open_database
+from ray_fed.materials.databases.database import FRAME_COLUMNS, open_database
+from ray_fed.materials.databases.source import Source
+from ray_fed.materials.lattices import cells_of_vectors, vectors_of_cells, volumes_of_cells
 from tests.crystal_files import ROCKSALT, TARGET, WURTZITE, csv_file, table, text_file
 
 SHARED = Path(__file__).parents[3] / "shared" / "datasets"

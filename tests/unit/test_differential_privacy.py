@@ -12,8 +12,8 @@ from torch import nn
 from ray_fed.errors import ConfigError, SiloFailed
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import EPSILON, Job
 from ray_fed.federation.messages import Update
+from ray_fed.federation.rounds.job import EPSILON, Job
 from ray_fed.federation.strategies import DPFedAvg
 from ray_fed.federation.strategies.private import CLIP
 from ray_fed.learning.layout import bind

@@ -7,8 +7,8 @@ import torch
 from ray_fed.errors import DataError, SiloFailed, SiloRefused, UpdateRejected
 from ray_fed.federation.cohort import LocalCohort, busy_seconds
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job, local_job
 from ray_fed.federation.messages import SessionSpec, Update
+from ray_fed.federation.rounds.job import Job, local_job
 from ray_fed.federation.silo import MOST_SESSIONS, Silo
 from ray_fed.federation.strategies import FedAvg, fed_avg
 from ray_fed.federation.task import SiloSpec

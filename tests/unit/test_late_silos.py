@@ -19,8 +19,8 @@ from pipelines.formation_energy.setup import Setup
 from ray_fed.errors import ConfigError, DataError, QuorumLost
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job, RoundRecord
 from ray_fed.federation.messages import Arrived, Died, JoinRefused, Restarted
+from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.rounds.machine import Opened, Restart, RoundMachine, RoundRules, StartRules, Submit
 from ray_fed.federation.silo import make_silo
 from ray_fed.federation.strategies import FedBuff

@@ -12,12 +12,11 @@ from ray_fed.leakage.attacks import ATTACKS, COSINE, DLG, IDLG, L2_GREY, OURS, S
 from ray_fed.leakage.defences import parse_defence
 from ray_fed.leakage.fidelity import difference_interval, mean_squared_errors, psnr, ssim, wilson_interval
 from ray_fed.leakage.images import load_images
-from ray_fed.leakage.kernel import Problem, reconstruct, with_restarts
 from ray_fed.leakage.layer_inversion import invert_layers, is_chain
 from ray_fed.leakage.observation import AttackObservation, Knowledge, observe, stack
-from ray_fed.leakage.patches import PatchConv2d, image_patches, images_from_patches
+from ray_fed.leakage.reconstruction import Problem, reconstruct, with_restarts
 from ray_fed.leakage.study import AttackJob, AttackRecorder, observations_of, run_job
-from ray_fed.leakage.targets import make_target, output_layer
+from ray_fed.leakage.targets import PatchConv2d, image_patches, images_from_patches, make_target, output_layer
 
 SHAPE = (1, 8, 8)
 
@@ -225,7 +224,7 @@ def test_dlg_without_line_search_takes_the_steps_of_the_loop_of_its_authors():
         return value
 
     optimizer.step(closure)
-    from ray_fed.leakage.lbfgs import Lbfgs
+    from ray_fed.leakage.optimizers import Lbfgs
 
     ours = Lbfgs(start.flatten(1), history=100, line_search=False)
     for _ in range(8):

@@ -20,10 +20,9 @@ from pipelines.leakage.verdicts import HOLDS, NOT, verdicts
 from ray_fed.errors import ConfigError
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
-from ray_fed.leakage.audit import MessageAudit, audit, check_first_layer
+from ray_fed.leakage.audit import MessageAudit, TrainingChange, audit, check_first_layer, noise_for, parse_change
 from ray_fed.leakage.defences import noise_multiplier, parse_defence
 from ray_fed.leakage.replay import SINGLES, in_sum, one_batch, single_records
-from ray_fed.leakage.training_change import TrainingChange, noise_for, parse_change
 from ray_fed.learning.layout import initial_vector
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import TrainingPlan

@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 from ray_fed.errors import ConfigError
 from ray_fed.leakage.distances import (
     DISTANCES,
+    SinkhornSettings,
     cosine,
     make_distance,
     scaled_error,
     sorted_entries,
     squared_error,
     total_variation,
+    transport_costs,
+    transport_plan,
 )
-from ray_fed.leakage.sinkhorn import SinkhornSettings, transport_cost, transport_plan
 
 FINE = SinkhornSettings(epsilon=1.0, max_iterations=300, threshold=1e-10)
 
@@ -65,7 +67,7 @@ def test_sinkhorn_with_a_small_epsilon_approaches_the_exact_distance_of_pot():
     a, b = points(3, 1, 6, 2), points(4, 1, 6, 2)
     cost = (a[:, :, None] - b[:, None]).square().sum(-1)[0].numpy()
     exact = ot.emd2(np.full(6, 1 / 6), np.full(6, 1 / 6), cost)
-    found = float(transport_cost(a, b, SinkhornSettings(0.02, 3000, 1e-8))[0])
+    found = float(transport_costs([(a, b)], SinkhornSettings(0.02, 3000, 1e-8))[0][0])
     assert found == pytest.approx(exact, rel=1e-2)
 
 
@@ -74,14 +76,14 @@ def test_two_points_are_transported_by_the_plan_solved_by_hand():
     line = torch.tensor([[[0.0], [1.0]]], dtype=torch.float64)
     ratio = np.exp(-1 / 1.0)
     off = 0.5 * ratio / (1 + ratio)
-    assert float(transport_cost(line, line, FINE)[0]) == pytest.approx(2 * off, abs=1e-12)
+    assert float(transport_costs([(line, line)], FINE)[0][0]) == pytest.approx(2 * off, abs=1e-12)
 
 
 def test_entropic_distance_of_equal_sets_is_positive_and_debiasing_removes_it():
     set_ = points(6, 2, 5, 3)
-    assert bool((transport_cost(set_, set_, FINE) > 0.01).all())
+    assert bool((transport_costs([(set_, set_)], FINE)[0] > 0.01).all())
     debiased = SinkhornSettings(1.0, 300, 1e-10, debias=True)
-    assert transport_cost(set_, set_, debiased).abs().max() < 1e-12
+    assert transport_costs([(set_, set_)], debiased)[0].abs().max() < 1e-12
 
 
 def test_each_problem_stops_by_its_own_threshold():
@@ -94,7 +96,7 @@ def test_each_problem_stops_by_its_own_threshold():
 
 def test_a_large_anchor_pairs_every_point_with_itself():
     a, b = points(8, 1, 4, 2), points(9, 1, 4, 2)
-    anchored = transport_cost(a, b, SinkhornSettings(0.1, 500, 1e-9, anchor=1e3))
+    anchored = transport_costs([(a, b)], SinkhornSettings(0.1, 500, 1e-9, anchor=1e3))[0]
     torch.testing.assert_close(anchored, (a - b).square().sum(2).mean(1))
 
 

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from ray_fed.leakage.descent import Adam, GradientDescent
-from ray_fed.leakage.lbfgs import Lbfgs
+from ray_fed.leakage.optimizers import Adam, GradientDescent, Lbfgs
 
 
 def bowl(x: torch.Tensor) -> torch.Tensor:

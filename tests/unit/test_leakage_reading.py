@@ -12,9 +12,8 @@ from ray_fed.leakage.defences import Defence, clip, int8, noise, parse_defence, 
 from ray_fed.leakage.images import EMBEDDED, load_images
 from ray_fed.leakage.labels import infer_labels, label_counts, label_steps
 from ray_fed.leakage.observation import Knowledge, observe
-from ray_fed.leakage.sparse_factors import factor_candidates
 from ray_fed.leakage.study import masks
-from ray_fed.leakage.tabular import NEAR, match_rows, residual_from_bias, row_candidates
+from ray_fed.leakage.tabular import NEAR, factor_candidates, match_rows, residual_from_bias, row_candidates
 from ray_fed.leakage.tabular_study import TabularCase, local_update, tabular_leaks
 from ray_fed.leakage.targets import make_target
 from ray_fed.learning.models import seeded_mlp

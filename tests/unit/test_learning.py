@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from ray_fed.learning.gradients import AutogradGradient, DenseReluMseGradient, gradient_for
 from ray_fed.learning.layout import Layout, bind
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.regression import RegressionSums
 from ray_fed.learning.scores import merged
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer, merge_moments
+from ray_fed.learning.steps import AutogradGradient, DenseReluMseGradient, gradient_for
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
 
 

@@ -14,8 +14,8 @@ from pipelines.ledger.coordinator_ledger import CoordinatorLedger, name_of_run
 from ray_fed.errors import DataError
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
 from ray_fed.federation.messages import Update
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.strategies import FedAvg
 from ray_fed.learning.layout import Layout

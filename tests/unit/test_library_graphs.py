@@ -1,17 +1,17 @@
-"""Crystal graphs: geometry by hand, invariances, models through bytes. Fine-tuning starts where the source ended."""
+"""Crystal graphs: geometry by hand, invariances, models through bytes."""
 
 import numpy as np
 import pandas as pd
-import pytest
 
-from ray_fed.errors import DataError
-from ray_fed.model_library import predictors
 from ray_fed.model_library.building import BuildJob, run_job
-from ray_fed.model_library.cards import pack, unpack
-from ray_fed.model_library.crystal_graph import NEIGHBOURS, crystal_graphs, nearest, seeded_crystal_graph
-from ray_fed.model_library.crystal_graph_models import predict_structures
-from ray_fed.model_library.fine_tuning import fine_tune
-from ray_fed.model_library.property_catalogue import embedded_tables
+from ray_fed.model_library.cards import unpack
+from ray_fed.model_library.crystal_graph import (
+    NEIGHBOURS,
+    crystal_graphs,
+    nearest,
+    predict_structures,
+    seeded_crystal_graph,
+)
 from ray_fed.model_library.property_tables import STRUCTURE, PropertyTable
 
 ROCKSALT = np.array([[0, 0, 0], [0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0],
@@ -65,29 +65,3 @@ def test_a_crystal_graph_model_learns_and_goes_through_bytes():
     assert np.isnan(predicted[0])
     assert "0 atoms" in reasons[0]
     assert np.isfinite(predicted[1:]).all()
-
-
-@pytest.fixture(scope="module")
-def source():
-    table = embedded_tables(2000)["model_oxides/formation_energy"]
-    model = run_job(BuildJob(table.key, "guo65", "mlp", 1, 0, max_rows=200), table).models[0]
-    return unpack(model.weights, model.card, "test", model.id)
-
-
-def test_fine_tuning_keeps_the_source_and_says_where_it_came_from(source):
-    before = {name: array.copy() for name, array in source[0].items()}
-    draw = np.random.default_rng(0)
-    features = source[0]["scaler.mean"] + source[0]["scaler.scale"] * draw.normal(size=(60, 65))
-    targets = 100 + 7 * np.tanh(predictors.predict(*source, features))
-    arrays, card = fine_tune(source, features, targets, property_name="density", unit="g/cm^3", seed=3)
-    assert (card.parent, card.property, card.unit) == (source[1].id, "density", "g/cm^3")
-    for name, array in before.items():
-        np.testing.assert_array_equal(source[0][name], array)
-    error = np.abs(predictors.predict(arrays, card, features) - targets).mean()
-    assert error < 0.5 * np.abs(targets - np.median(targets)).mean()
-    assert pack(arrays, card).row["transferred"] == 1
-
-
-def test_fine_tuning_on_too_few_rows_is_refused(source):
-    with pytest.raises(DataError, match="5 rows are too few"):
-        fine_tune(source, np.zeros((5, 65)), np.zeros(5), property_name="x", unit="1")

@@ -8,13 +8,11 @@ import pandas as pd
 import pytest
 
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.model_library import store
 from ray_fed.model_library.cards import ALIASES, FIELDS, Failure, pack
-from ray_fed.model_library.moving import difference, pull, push
-from ray_fed.model_library.query import parse_query
-from ray_fed.model_library.store import Library
+from ray_fed.model_library.index import parse_query
+from ray_fed.model_library.store import Library, difference, pull, push
 from ray_fed.reporting.model_files import ModelCard, load_model
-from ray_fed.reporting.plain_values import to_json
+from ray_fed.reporting.writing import to_json, write_atomically
 
 SCALER = {"scaler.mean": np.zeros(2), "scaler.scale": np.ones(2)}
 
@@ -211,6 +209,6 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_no_litter(library, monkeyp
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left") as caught:
-        store._write_quickly(library.path / "models" / "xx.safetensors", weights + card)
+        write_atomically(library.path / "models" / "xx.safetensors", weights + card, durable=False)
     assert caught.value.filename.endswith("models/xx.safetensors")
     assert not list(library.path.rglob("*.part"))

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.model_library.batched_training import Schedule, TrainingRows, stacks, train_pyramids
-from ray_fed.model_library.pyramids import Pyramid, PyramidRanges, random_pyramids
-from ray_fed.model_library.stacked_networks import StackedNetworks, unpadded
+from ray_fed.model_library.stacked_networks import Pyramid, PyramidRanges, StackedNetworks, random_pyramids, unpadded
 from ray_fed.randomness import generator
 
 

@@ -14,10 +14,11 @@ from ray_fed.micrographs.agreement import (
     adjusted_rand_index,
     agreement,
     agreement_of,
+    contingency,
     mean_average_precision,
+    segment_contingency,
 )
 from ray_fed.micrographs.agreement import variation_of_information as our_variation
-from ray_fed.micrographs.contingency import contingency, segment_contingency
 from ray_fed.micrographs.polycrystals import polycrystal_set
 
 masks = hnp.arrays(np.uint8, (9, 11), elements=st.integers(0, 1))

@@ -17,15 +17,13 @@ from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import Layout, initial_vector, load_vector
 from ray_fed.learning.private_steps import PrivateSteps
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.micrographs.augmentation import augmented
 from ray_fed.micrographs.grain_sizes import astm_grain_size_number, grain_sizes
 from ray_fed.micrographs.image_files import FolderTileSource, MicrographFolder
 from ray_fed.micrographs.model_file import SegmenterCard, load_segmenter, save_segmenter
-from ray_fed.micrographs.overlays import FOUND, INVENTED, MISSED, error_map
 from ray_fed.micrographs.polycrystals import polycrystal_set
 from ray_fed.micrographs.segmentation_task import BoundaryLoss, SegmentationTask, tile_order
-from ray_fed.micrographs.segmenting import boundary_logits
-from ray_fed.micrographs.tile_source import PolycrystalTileSource, SetSource
+from ray_fed.micrographs.segmenting import FOUND, INVENTED, MISSED, boundary_logits, error_map
+from ray_fed.micrographs.tiles import PolycrystalTileSource, SetSource, augmented
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
 
 SMALL = UNetDesign(widths=(4, 8))

@@ -17,8 +17,8 @@ import safetensors.numpy
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
 from ray_fed.federation.messages import Artifact, GradientObservation, Metrics, SiloDescription, Update
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import Silo
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.regression import RegressionSums

@@ -8,9 +8,9 @@ import pytest
 from ray_fed.errors import ConfigError, DataError, FedError, PerimeterRefused, SiloFailed
 from ray_fed.federation.silo import Silo
 from ray_fed.perimeter.error_policy import reduced_error
+from ray_fed.perimeter.gate import RowMatcher
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.perimeter.policy import Policy, read_site
-from ray_fed.perimeter.row_matcher import RowMatcher
 from ray_fed.randomness import generator
 from tests.boundaries import guarded, hostile, open_session, refusal, spec, vector_of, write_site
 from tests.synthetic import DrawnRows, SyntheticTask

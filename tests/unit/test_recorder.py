@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pipelines.formation_energy.recorder import TrainingRecorder, history_line, timing_line
-from ray_fed.federation.job import RoundRecord
+from ray_fed.federation.rounds.job import RoundRecord
 
 SECONDS = {"total": 1.0, "compute": 0.5, "communicate": 0.5, "evaluate": 0.0}
 PLAIN = RoundRecord("alone", "baseline", 3, 9, {"loss": 0.1}, ("a", "b"), (), 10, SECONDS)

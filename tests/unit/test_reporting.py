@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.reporting import environment
-from ray_fed.reporting.plain_values import to_json, to_plain
 from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.writing import to_json, to_plain
 
 # ---- plain values
 
@@ -294,11 +294,11 @@ def test_a_disk_that_cannot_be_written_is_named_by_the_file_asked_for(run, monke
 def test_a_place_that_cannot_be_written_is_one_line_with_a_remedy(monkeypatch, capsys):
     from pipelines import cli
 
-    def refused(_options, _arguments):
+    def refused(_options, _command_line):
         raise OSError(30, "Read-only file system", "lib/models")
 
-    monkeypatch.setattr(cli, "_parse", lambda _: ({"run": refused}, "ray-fed library build"))
-    assert cli.main(["library"]) == 1
+    monkeypatch.setattr("pipelines.model_library.build.build", refused)
+    assert cli.main(["library", "build"]) == 1
     (said,) = capsys.readouterr().err.splitlines()
     assert said == (
         "ray-fed library build: error: lib/models: Read-only file system; check that the place is there, "

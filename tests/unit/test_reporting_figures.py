@@ -16,12 +16,10 @@ from ray_fed.errors import ConfigError
 from ray_fed.randomness import generator
 from ray_fed.reporting.figure_style import FEDERATED, as_label, png_bytes, save_figure
 from ray_fed.reporting.figures import (
-    Histogram,
     ParityPanel,
     bars_figure,
     learning_curves_figure,
     parity_figure,
-    silo_share_figure,
 )
 
 HOSTILE = ["<script>alert(1)</script>", "$\\frac{$", "_hidden", "[red]x[/red]", "\x1b[31mred\x1b[0m\r\n", "材料研", ""]
@@ -94,7 +92,6 @@ def test_bars_and_curves_keep_long_names_apart():
     assert_texts_are_apart(bars_figure(names, values, [0.01] * 6, [0.9] * 6, [0.001] * 6, repeats=3))
     curves = {name: ([0, 1], [1.0, value]) for name, value in zip(names, values, strict=True)}
     assert_texts_are_apart(learning_curves_figure(curves))
-    assert_texts_are_apart(silo_share_figure(dict.fromkeys(names, 12_345), {}))
 
 
 def test_the_overlap_check_notices_an_overlap():
@@ -133,7 +130,6 @@ def test_any_name_is_drawn_as_it_is_written(tmp_path):
         parity_figure([noisy_panel(name, rows=20) for name in HOSTILE[:6]]),
         bars_figure(HOSTILE, [0.2] * 7, None, [math.nan] * 7, None, highlight=HOSTILE[1]),
         learning_curves_figure({name: ([0, 1, 2], [1.0, math.nan, 0.5]) for name in HOSTILE}),
-        silo_share_figure(dict.fromkeys(HOSTILE, 5), {}),
     ]
     for index, figure in enumerate(figures):
         assert save_figure(figure, tmp_path / f"{index}.png").read_bytes().startswith(b"\x89PNG")
@@ -167,16 +163,6 @@ def test_learning_curves_are_logarithmic_only_where_that_is_possible():
         for mae, log in [([1.0, 0.2], True), ([1.0, 0.2], False), ([math.nan, -1.0], True)]
     ]
     assert scales == ["log", "linear", "linear"]
-
-
-def test_the_shares_figure_needs_a_histogram_and_never_a_row():
-    edges = np.linspace(-4, 1, 6)
-    figure = silo_share_figure({"a": 10, "b": 20}, {"a": Histogram(edges, np.array([0, 5, 4, 1, 0]))})
-    left, right = figure.axes
-    assert [bar.get_width() for bar in left.patches] == [10, 20]
-    filled = right.patches[0].get_data()
-    assert filled.edges.tolist() == edges.tolist()
-    assert np.allclose(filled.baseline - filled.values, [0, 0.8, 0.64, 0.16, 0])
 
 
 def test_a_figure_is_the_same_bytes_twice():

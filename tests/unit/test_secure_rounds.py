@@ -8,8 +8,8 @@ from pipelines import cli
 from ray_fed.errors import ConfigError, QuorumLost, SiloFailed
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.job import Job
 from ray_fed.federation.messages import MaskedUpdate, SessionSpec
+from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.rounds.secure_driver import default_threshold
 from ray_fed.federation.silo import make_silo

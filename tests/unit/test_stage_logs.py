@@ -3,7 +3,7 @@
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from pipelines.fedtransfer.stage_logs import StageLogs
-from ray_fed.federation.job import RoundRecord
+from ray_fed.federation.rounds.job import RoundRecord
 
 STAGE = "fed_avg@fold0-seed0"
 

@@ -15,10 +15,12 @@ import pytest
 from pymatgen.core import Lattice, Molecule, Structure
 
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.materials.databases import crystal_batches, symmetry
-from ray_fed.materials.databases.source import Source, open_database
-from ray_fed.materials.databases.structures import Crystal, parse_structure
-from ray_fed.materials.databases.symmetry import space_groups
+from ray_fed.materials import symmetry
+from ray_fed.materials.databases import crystal_batches
+from ray_fed.materials.databases.database import open_database
+from ray_fed.materials.databases.source import Source
+from ray_fed.materials.structures import Crystal, parse_structure
+from ray_fed.materials.symmetry import space_groups
 
 TARGET = "formation_energy_per_atom"
 NACL = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]])

@@ -57,7 +57,7 @@ def test_the_papers_numbers_come_out_of_its_12897_rows():
 
 @pytest.mark.skipif(not MP.exists(), reason=f"needs the shared data set {MP.name}")
 def test_materials_project_gives_the_papers_parts_exactly():
-    from ray_fed.materials.databases.source import open_database
+    from ray_fed.materials.databases.database import open_database
 
     parts = StudyPlan(rows=12_897, split="random").assign(open_database(Source(str(MP))).frame)
     assert {name: len(rows) for name, rows in parts.items()} == {

@@ -20,7 +20,7 @@ from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import Layout, initial_vector
 from ray_fed.learning.private_steps import PrivateSteps
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.micrographs.mask_meaning import MaskMeaning
+from ray_fed.micrographs.image_files import MaskMeaning
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.unet import UNetDesign
 from ray_fed.style_transfer.conditioning import line_width, pixels_to_widen, widened

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pipelines.cli import main
 from pipelines.formation_energy.config import FormationEnergyConfig
+from pipelines.sweep import figures as sweep_figures
 from pipelines.sweep import results_file
 from pipelines.sweep.advice import recommendation
 from pipelines.sweep.config import SweepConfig
@@ -16,7 +17,6 @@ from pipelines.sweep.points import FREQUENCIES, configured, joined, swept_fields
 from pipelines.sweep.progress import SweepProgress
 from pipelines.sweep.watcher import Watcher
 from ray_fed.errors import ConfigError
-from ray_fed.reporting import sweep_figures
 
 BASE = FormationEnergyConfig()
 

@@ -5,12 +5,11 @@ from dataclasses import dataclass, field, replace
 
 from ray_fed.errors import QuorumLost, UpdateRejected
 from ray_fed.federation.cohort import Cohort, now
-from ray_fed.federation.guard import Guard
-from ray_fed.federation.job import Observer
 from ray_fed.federation.messages import (
     NO_VALUES,
     Arrived,
     Died,
+    Guard,
     Restarted,
     SiloDescription,
     SiloEvent,
@@ -18,6 +17,7 @@ from ray_fed.federation.messages import (
     Vector,
 )
 from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
+from ray_fed.federation.rounds.job import Observer
 from ray_fed.federation.rounds.machine import (
     Accept,
     Close,

@@ -27,7 +27,7 @@ class FedProx(FedAvg):
     """FedAvg whose silos are pulled towards the parameters they received (Li et al. 2020, Algorithm 2 and Eq. 2).
 
     The averaging is that of FedAvg; the pull mu (w - w_t) is added to every local gradient
-    (ray_fed/learning/gradient_terms.py). mu = 0 is FedAvg.
+    (ray_fed/learning/steps.py). mu = 0 is FedAvg.
     """
 
     mu: float = 0.01
@@ -82,7 +82,7 @@ class Scaffold(OneModel):
 
     The means are weighted by examples, as in FedAvg (the paper's silos count alike): c is then the weighted mean of the
     c_i, which is the gradient of the weighted objective. A message is twice as long as FedAvg's. The silo's half is in
-    ray_fed/learning/gradient_terms.py; a silo that loses its c_i (restart without a state folder) begins again with 0.
+    ray_fed/learning/steps.py; a silo that loses its c_i (restart without a state folder) begins again with 0.
     """
 
     eta: float = 1.0

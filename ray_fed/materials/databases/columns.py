@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ray_fed.errors import DataError
-from ray_fed.materials.features.formulas import quoted
+from ray_fed.errors import DataError, quoted
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "id": ("id", "material_id", "jid", "mp_id", "mpid", "entry_id", "identifier"),

@@ -9,9 +9,8 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -24,37 +23,15 @@ from ray_fed.materials.databases.feature_cache import (
     pack_texts,
     unpack_texts,
 )
-from ray_fed.materials.databases.lattices import cell_problems, cells_of_vectors
 from ray_fed.materials.databases.structure_folders import structure_text
-from ray_fed.materials.databases.structures import Crystal, crystal_of_lists, parse_structure
-from ray_fed.materials.databases.symmetry import Finder, finder_version, space_groups
+from ray_fed.materials.lattices import cell_problems, cells_of_vectors
+from ray_fed.materials.structures import Crystal, crystal_of_lists, parse_structure
+from ray_fed.materials.symmetry import SymmetrySearch, space_groups
 
-Symmetry = Literal["given", "spglib", "moyopy"]
-READER_VERSION = 1
-"""Raise it when the same file would be read differently: old cache entries are then left alone."""
 BATCH_ROWS = 1000
 _ARRAYS = ("cells", "space_groups", "num_atoms")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SymmetrySearch:
-    """How space groups are found."""
-
-    symmetry: Symmetry = "given"
-    symprec: float = 0.1
-    """Å"""
-
-    @property
-    def finder(self) -> Finder:
-        return "spglib" if self.symmetry == "given" else self.symmetry
-
-    @property
-    def identity(self) -> str:
-        """What a result depends on beside the structures."""
-        parsers = f"reader {READER_VERSION}, pymatgen-core {version('pymatgen-core')}"
-        return f"{parsers}, {finder_version(self.finder)}, {self.symmetry}, {self.symprec!r}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_fed.reporting.atomic_write import write_atomically
+from ray_fed.reporting.writing import write_atomically
 
 Arrays = dict[str, np.ndarray]
 

@@ -1,4 +1,4 @@
-"""A table nobody has interpreted yet, and the one place where a reader's exceptions become a DataError."""
+"""A table whose columns have no roles yet, and the one place where a reader's exceptions become a DataError."""
 
 import csv
 import zlib
@@ -10,8 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ray_fed.errors import DataError
-from ray_fed.materials.features.formulas import quoted
+from ray_fed.errors import DataError, quoted
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from ray_fed.errors import DataError
+from ray_fed.errors import DataError, quoted
 from ray_fed.materials.databases.raw_table import RawTable, reading, table_of_columns
 from ray_fed.materials.databases.structure_folders import (
     PROPERTY_FILES,
@@ -28,7 +28,6 @@ from ray_fed.materials.databases.structure_folders import (
     property_file,
     structure_files,
 )
-from ray_fed.materials.features.formulas import quoted
 
 
 def open_table(path: Path, target: str | None) -> RawTable:

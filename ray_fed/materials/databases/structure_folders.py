@@ -9,9 +9,8 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from ray_fed.errors import DataError
+from ray_fed.errors import DataError, quoted
 from ray_fed.materials.databases.raw_table import RawTable, reading, table_of_columns
-from ray_fed.materials.features.formulas import quoted
 
 PROPERTY_FILES = ("id_prop.csv", "targets.csv")
 STRUCTURE_SUFFIXES = (".cif", ".vasp", ".poscar", ".json")
@@ -32,7 +31,7 @@ def structure_files(folder: Path) -> list[Path]:
 
 
 def is_structure_file(path: Path) -> bool:
-    """Return whether the name is one of a CIF, POSCAR or JSON structure file, and a regular file stands behind it."""
+    """Return whether the name is one of a CIF, POSCAR or JSON structure file, and it is a regular file."""
     named = path.suffix.lower() in STRUCTURE_SUFFIXES or path.name.upper().startswith(("POSCAR", "CONTCAR"))
     return named and not path.name.startswith(".") and path.is_file()
 

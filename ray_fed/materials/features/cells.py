@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ray_fed.errors import DataError
+from ray_fed.errors import DataError, quoted
 from ray_fed.materials.features.composition import is_missing
-from ray_fed.materials.features.formulas import quoted
 
 CELL_UNITS: Mapping[str, str] = {
     "a": "Å", "b": "Å", "c": "Å", "alpha": "°", "beta": "°", "gamma": "°", "volume": "Å³", "spacegroup_number": "1",
@@ -130,9 +129,8 @@ def _no_cell(item: Any) -> str:
 def _space_group(structure: Any) -> tuple[float, str]:
     """Return the number of the space group, or NaN and the reason."""
     # Here, not above: readers of structures load pymatgen, which formulas do not need.
-    from ray_fed.materials.databases.crystal_batches import SymmetrySearch
-    from ray_fed.materials.databases.structures import parse_structure
-    from ray_fed.materials.databases.symmetry import space_groups
+    from ray_fed.materials.structures import parse_structure
+    from ray_fed.materials.symmetry import SymmetrySearch, space_groups
 
     search = SymmetrySearch()
     try:

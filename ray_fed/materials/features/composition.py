@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ray_fed.errors import DataError
-from ray_fed.materials.features.formulas import amount_of, atomic_number, flat_formulas, quoted, read_formula
+from ray_fed.errors import DataError, quoted
+from ray_fed.materials.features.formulas import amount_of, atomic_number, flat_formulas, read_formula
 
 KEY_STRIDE = 256
 """Atomic numbers fit below it: row * KEY_STRIDE + Z orders entries by row, then by element."""

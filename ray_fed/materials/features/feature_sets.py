@@ -221,10 +221,12 @@ FEATURE_SETS: Mapping[str, tuple[type[FeatureSet], Mapping[str, object]]] = {
 
 def make_feature_set(name: str, **options: Any) -> FeatureSet:
     """Return the feature set `name`; ConfigError when the name, an option or its value does not exist."""
-    return made(FEATURE_SETS, name, options)
+    return checked(FEATURE_SETS, name, options)
 
 
-def made(kinds: Mapping[str, tuple[type[Kind], Mapping[str, object]]], name: str, options: Mapping[str, Any]) -> Kind:
+def checked(
+    kinds: Mapping[str, tuple[type[Kind], Mapping[str, object]]], name: str, options: Mapping[str, Any]
+) -> Kind:
     """Return an instance of the class that `kinds` lists under `name`, with its options checked."""
     if name not in kinds:
         raise ConfigError(f"feature set {name!r} is not known; choose one of {', '.join(kinds)}")

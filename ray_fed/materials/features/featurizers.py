@@ -1,4 +1,4 @@
-"""Featurizers: the feature sets as scikit-learn transformers, with matminer's names beside them.
+"""Featurizers: the feature sets as scikit-learn transformers, with matminer's names as well.
 
     name             columns   what
     guo73            65 + 8    Guo et al. 2022: 13 element properties x 5 statistics, and the cell
@@ -25,7 +25,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from ray_fed.errors import DataError
-from ray_fed.materials.features.feature_sets import FeatureSet, GuoFeatures, RichFeatures, made
+from ray_fed.materials.features.feature_sets import FeatureSet, GuoFeatures, RichFeatures, checked
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ FEATURIZERS: Mapping[str, tuple[type[CrystalFeaturizer], Mapping[str, object]]] 
 
 def make_featurizer(name: str, **options: Any) -> CrystalFeaturizer:
     """Return the featurizer `name`; ConfigError when the name, an option or its value does not exist."""
-    return made(FEATURIZERS, name, options)
+    return checked(FEATURIZERS, name, options)
 
 
 def _report(reasons: list[str], index: Iterable, ignore_errors: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ray_fed.errors import DataError
+from ray_fed.errors import DataError, quoted
 from ray_fed.materials.features.elements import ATOMIC_NUMBERS
 
 HYDRATE_DOT = re.compile(r"[·•∙⋅*]")
@@ -133,12 +133,6 @@ def _decimals(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[
         reading = reading[lengths[reading] > place]
     amounts = np.where(lengths > 0, mantissas / _POWERS_OF_TEN[decimals], 1.0)
     return amounts, exact & (amounts > 0)
-
-
-def quoted(value: object) -> str:
-    """Return a value for a message: on one line, in single quotes, no longer than a formula is."""
-    text = " ".join(str(value).split()).replace("'", '"')
-    return f"'{text if len(text) <= 60 else text[:57] + '...'}'"
 
 
 def atomic_number(symbol: str, whole: object) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 from ray_fed.federation.messages import SiloDescription
@@ -43,12 +44,12 @@ class Job:
     last_round: int | None = None
     """Round after which the job is complete, where a privacy budget ends it before its plan."""
 
-    @property
+    @cached_property
     def any_plan(self) -> TrainingPlan:
         """One of the plans: they agree on the number of rounds and on what travels."""
         return next(iter(self.plans.values()))
 
-    @property
+    @cached_property
     def num_rounds(self) -> int:
         return self.any_plan.num_rounds if self.last_round is None else self.last_round
 
@@ -56,9 +57,6 @@ class Job:
         """Return how many noised releases of the account's level rounds 1 to `server_round` make."""
         by_example = self.account is not None and self.account.level == "example"
         return self.any_plan.steps_of_round(server_round).stop if by_example else server_round
-
-    def evaluates(self, server_round: int) -> bool:
-        return server_round % self.evaluate_every == 0 or server_round == self.num_rounds
 
 
 @dataclass(frozen=True)

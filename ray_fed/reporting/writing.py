@@ -1,13 +1,44 @@
-"""Values of a run as JSON and YAML: strict (no NaN token), sorted, the same bytes for the same values."""
+"""Values as JSON and YAML: strict (no NaN token), sorted, the same bytes for the same values. Files that are either as
+they were or complete: written beside their place, then moved over it.
+"""
 
 import json
 import math
+import os
 from collections.abc import Mapping, Set
 from dataclasses import asdict, is_dataclass
 from enum import Enum
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import numpy as np
+
+
+def write_atomically(path: Path, content: bytes, durable: bool = True) -> Path:
+    """Write `content` to `path`, making its folder; an interrupted write leaves the old file and no draft.
+
+    Not `durable`: without waiting for the disk, for thousands of files that can be checked by their hashes.
+    OSError names the file, also where the system does not: a full disk says only that it is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        (_write_through if durable else Path.write_bytes)(draft, content)
+        draft.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        if draft.exists():  # a disk that cannot be written refuses to remove even what is not there
+            draft.unlink()
+    return path
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    """Write and wait for the disk: a rename may otherwise reach it before the bytes do."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
 
 Plain = None | bool | int | float | str | list["Plain"] | dict[str, "Plain"]
 

@@ -1,4 +1,4 @@
-"""Runs one attack on many observations at once: one batched evaluation a round, whatever stage each problem is in."""
+"""Runs one attack on many observations at once: one batched evaluation a step, whatever stage each problem is in."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -7,22 +7,61 @@ import torch
 
 from ray_fed.config import require
 from ray_fed.leakage.attacks import Attack
-from ray_fed.leakage.descent import Adam, GradientDescent
 from ray_fed.leakage.distances import Distance, make_distance, total_variation
 from ray_fed.leakage.labels import infer_labels
-from ray_fed.leakage.lbfgs import Lbfgs
-from ray_fed.leakage.observation import AttackObservation, stack
-from ray_fed.leakage.stacked import StackedNetwork
-from ray_fed.leakage.starts import start_inputs
+from ray_fed.leakage.layer_inversion import invert_layers, is_chain
+from ray_fed.leakage.observation import AttackObservation, StackedNetwork, stack
+from ray_fed.leakage.optimizers import Adam, GradientDescent, Lbfgs
 from ray_fed.randomness import derived_seed
 
-Watch = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
-"""watch(evaluation, index [k], objective [k], inputs [k, samples, ...]): sees what was evaluated, changes nothing."""
+BATCH_SPREAD = 0.2
+"""Spread of a grey start for batches: images that start together stay together."""
+
+
+def start_inputs(observations: Sequence[AttackObservation], attack: Attack, seeds: Sequence[int]) -> list[torch.Tensor]:
+    """Return candidates for the start, each [n, samples, *input_shape]; the attack begins at the better one.
+
+    Equal seeds give equal guesses whatever else is in the batch.
+    """
+    like = observations[0].parameters[0]
+    noise = torch.stack([_noise(one, attack, seed) for one, seed in zip(observations, seeds, strict=True)]).to(like)
+    if attack.start == "layers" and is_chain(observations[0]):
+        return [*_inverted(observations, noise), noise]
+    return [noise]
+
+
+def _inverted(observations: Sequence[AttackObservation], otherwise: torch.Tensor) -> list[torch.Tensor]:
+    """Return the inputs found layer by layer, where they are finite; nothing where the linear algebra breaks down,
+    as it does for a message without an output bias's gradient."""
+    try:
+        return [_finite(invert_layers(observations), otherwise)]
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
+        return []
+
+
+def _noise(observation: AttackObservation, attack: Attack, seed: int) -> torch.Tensor:
+    knows = observation.knows
+    draw = torch.Generator().manual_seed(derived_seed(seed, "start of an attack"))
+    noise = torch.randn(knows.samples, *knows.input_shape, generator=draw)
+    if attack.start == "normal":
+        return noise
+    low, high = knows.value_range
+    spread = attack.spread if knows.samples == 1 else max(attack.spread, BATCH_SPREAD)
+    return (low + high) / 2 + spread * (high - low) * noise
+
+
+def _finite(wanted: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
+    usable = torch.isfinite(wanted).flatten(1).all(1)
+    return torch.where(usable.reshape(-1, *[1 for _ in wanted.shape[1:]]), wanted, otherwise)
+
+
+Observer = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""observer(evaluation, index [k], objective [k], inputs [k, samples, ...]): sees what was evaluated."""
 
 DIVERGED = 10.0
 """A last objective above this multiple of the first counts as diverged, as does one that is not finite."""
-CROWD = 8
-"""Samples of a message from which smoothing first helps to tell them apart; fewer are found sooner without."""
+SMOOTHED_BATCH = 8
+"""Samples of a message from which smoothing first helps to separate them; fewer are found sooner without."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +85,7 @@ def reconstruct(
     attack: Attack,
     budget: int,
     seeds: Sequence[int],
-    watch: Watch | None = None,
+    observer: Observer | None = None,
 ) -> Reconstruction:
     """Attack observations that share network structure and knowledge; the result of one does not depend on the others.
 
@@ -56,14 +95,14 @@ def reconstruct(
     require(budget >= 1, f"budget={budget} must be at least 1 gradient evaluation")
     require(len(seeds) == len(observations) > 0, f"{len(seeds)} seeds for {len(observations)} observations")
     knows = observations[0].knows
-    is_crowded = knows.samples >= CROWD and len(knows.input_shape) == 3
-    weight = attack.batch_total_variation if is_crowded else 0.0
+    is_smoothed = knows.samples >= SMOOTHED_BATCH and len(knows.input_shape) == 3
+    weight = attack.batch_total_variation if is_smoothed else 0.0
     exact = _suited(replace(attack, batch_total_variation=0.0), observations[0])
     if not weight or budget < 2:
-        return _stage(observations, exact, budget, seeds, watch).result()
-    smooth = _stage(observations, replace(exact, total_variation=weight), budget // 2, seeds, watch)
+        return _stage(observations, exact, budget, seeds, observer).result()
+    smooth = _stage(observations, replace(exact, total_variation=weight), budget // 2, seeds, observer)
     spent = int(smooth.evaluations.max())
-    later = _later(watch, spent) if watch else None
+    later = _later(observer, spent) if observer else None
     run = _stage(observations, exact, budget - spent, seeds, later, smooth.variables)
     return replace(run.result(), evaluations=smooth.evaluations + run.evaluations)
 
@@ -73,12 +112,12 @@ def _stage(
     attack: Attack,
     budget: int,
     seeds: Sequence[int],
-    watch: Watch | None,
+    observer: Observer | None,
     begin: torch.Tensor | None = None,
 ) -> "_Run":
     """Drive one attack to its end, from `begin` [n, size] or from its own start."""
     problem = Problem(observations, attack)
-    run = _Run(problem, budget, watch)
+    run = _Run(problem, budget, observer)
     if begin is None:
         begin = problem.encode(run.best_of(start_inputs(observations, attack, seeds), seeds), seeds)
     run.drive(_optimizer(attack, begin, budget, observations[0].knows.value_range, problem))
@@ -91,8 +130,8 @@ def _suited(attack: Attack, observation: AttackObservation) -> Attack:
     return replace(attack, distance="scaled") if attack.fits_scale and clipped else attack
 
 
-def _later(watch: Watch, spent: int) -> Watch:
-    return lambda evaluation, *told: watch(spent + evaluation, *told)
+def _later(observer: Observer, spent: int) -> Observer:
+    return lambda evaluation, *values: observer(spent + evaluation, *values)
 
 
 def with_restarts(
@@ -101,14 +140,14 @@ def with_restarts(
     budget: int,
     seeds: Sequence[int],
     restarts: int,
-    watch: Watch | None = None,
+    observer: Observer | None = None,
 ) -> Reconstruction:
     """Attack each observation `restarts` times from different starts, each with the whole budget; keep the lowest
     objective, which the attacker can see. ConfigError for restarts < 1."""
     require(restarts >= 1, f"restarts={restarts} must be at least 1")
     repeated = [one for one in observations for _ in range(restarts)]
     each = [derived_seed(seed, "restart", i) if i else seed for seed in seeds for i in range(restarts)]
-    found = reconstruct(repeated, attack, budget, each, _in_turn(watch, restarts) if watch else None)
+    found = reconstruct(repeated, attack, budget, each, _in_turn(observer, restarts) if observer else None)
     tries = found.objective.reshape(-1, restarts)
     chosen = tries.argmin(1) + restarts * torch.arange(len(tries), device=tries.device)
     spent = found.evaluations.reshape(-1, restarts).sum(1)
@@ -116,16 +155,16 @@ def with_restarts(
     return Reconstruction(found.inputs[chosen], found.labels[chosen], found.objective[chosen], spent, diverged)
 
 
-def _in_turn(watch: Watch, restarts: int) -> Watch:
+def _in_turn(observer: Observer, restarts: int) -> Observer:
     """Count the evaluations of an observation's restarts as if they took turns."""
 
-    def told(evaluation: int, index: torch.Tensor, values: torch.Tensor, inputs: torch.Tensor) -> None:
+    def forward(evaluation: int, index: torch.Tensor, values: torch.Tensor, inputs: torch.Tensor) -> None:
         for turn in range(restarts):
             mine = index % restarts == turn
             spent = (evaluation - 1) * restarts + turn + 1
-            watch(spent, index[mine] // restarts, values[mine], inputs[mine])
+            observer(spent, index[mine] // restarts, values[mine], inputs[mine])
 
-    return told
+    return forward
 
 
 class Problem:
@@ -164,7 +203,7 @@ class Problem:
         shape = self.output_shape
         draws = [torch.Generator().manual_seed(derived_seed(seed, "start of the labels")) for seed in seeds]
         logits = torch.stack([torch.randn(shape, generator=draw).flatten() for draw in draws])
-        # A network that tells nothing about its labels yet: grey starts give every class the same share.
+        # A network whose outputs say nothing about its labels yet: grey starts give every class the same share.
         return torch.cat([flat, (logits if self.attack.start == "normal" else 0 * logits).to(flat)], dim=1)
 
     def decode(self, variables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -192,10 +231,10 @@ class Problem:
 
 
 class _Run:
-    """One batch of problems on its way: evaluates those that still run, remembers each one's best point."""
+    """One batch of problems under attack: evaluates those that still run, keeps each one's best point."""
 
-    def __init__(self, problem: Problem, budget: int, watch: Watch | None):
-        self.problem, self.budget, self.watch = problem, budget, watch
+    def __init__(self, problem: Problem, budget: int, observer: Observer | None):
+        self.problem, self.budget, self.observer = problem, budget, observer
         self.active = torch.arange(len(problem), device=problem.network.parameters[0].device)
         self.network, self.seen, self.labels = problem.network, problem.seen, problem.labels
         self.best = torch.full((len(problem),), torch.inf, device=self.active.device)
@@ -213,7 +252,7 @@ class _Run:
         return torch.stack(list(candidates))[chosen, torch.arange(len(chosen), device=chosen.device)]
 
     def drive(self, optimizer: "Lbfgs | Adam | GradientDescent") -> None:
-        """Evaluate and tell until every problem has finished or spent the budget."""
+        """Evaluate until every problem has finished or spent the budget."""
         values = torch.zeros(len(self.problem), device=self.active.device)
         gradients = torch.zeros_like(optimizer.points)
         self.variables = optimizer.points.clone()
@@ -250,9 +289,9 @@ class _Run:
         improved = self.active[better]
         self.best[improved] = values[better]
         self.variables[improved] = points[better]
-        if self.watch:
+        if self.observer:
             inputs = self.problem.decode(points)[0].detach()
-            self.watch(int(self.evaluations[self.active].max()), self.active, values, inputs)
+            self.observer(int(self.evaluations[self.active].max()), self.active, values, inputs)
 
     def result(self) -> Reconstruction:
         assert self.variables is not None

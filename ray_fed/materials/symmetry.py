@@ -9,15 +9,19 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 import numpy as np
 
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.materials.databases.structures import Crystal
+from ray_fed.materials.structures import Crystal
 
 Finder = Literal["spglib", "moyopy"]
+Symmetry = Literal["given", "spglib", "moyopy"]
+READER_VERSION = 1
+"""Raise it when the same file would be read differently: old cache entries are then left alone."""
 _SPGLIB_PRINTS = "SPGLIB_WARNING"
 
 
@@ -29,6 +33,26 @@ def finder_version(finder: Finder) -> str:
         raise ConfigError(
             f"symmetry={finder!r}: {finder} is not installed; run `pip install ray-fed[symmetry]` or use 'spglib'"
         ) from error
+
+
+@dataclass(frozen=True)
+class SymmetrySearch:
+    """How space groups are found."""
+
+    symmetry: Symmetry = "given"
+    symprec: float = 0.1
+    """Å"""
+
+    @property
+    def finder(self) -> Finder:
+        return "spglib" if self.symmetry == "given" else self.symmetry
+
+    @property
+    def identity(self) -> str:
+        """What a result depends on beside the structures."""
+        finder = finder_version(self.finder)  # first: its error names the remedy
+        parsers = f"reader {READER_VERSION}, pymatgen-core {version('pymatgen-core')}"
+        return f"{parsers}, {finder}, {self.symmetry}, {self.symprec!r}"
 
 
 def space_groups(crystals: Sequence[Crystal], finder: Finder, symprec: float) -> tuple[np.ndarray, list[str]]:

@@ -40,6 +40,15 @@ def vectors_of_cells(cells: np.ndarray) -> np.ndarray:
     return vectors
 
 
+def images_within(vectors: np.ndarray, cutoff: float) -> np.ndarray:
+    """Return the cells that may hold a neighbour within `cutoff`, int [cells, 3]."""
+    heights = 1 / np.linalg.norm(np.linalg.inv(vectors), axis=0)
+    # One cell more: two sites of a cell may be apart by nearly a whole height.
+    reach = np.ceil(cutoff / heights).astype(int) + 1
+    axes = [np.arange(-n, n + 1) for n in reach]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+
+
 def relative_volumes(cells: np.ndarray) -> np.ndarray:
     """Return volume / (a b c) from the angles of cells [n, 6 or 7]; NaN where three such angles close no cell."""
     with np.errstate(all="ignore"):

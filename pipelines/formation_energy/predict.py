@@ -2,7 +2,9 @@
 
 import sys
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,21 +14,23 @@ from ray_fed.errors import ConfigError, DataError
 from ray_fed.learning.layout import Layout, bind
 from ray_fed.learning.models import mlp
 from ray_fed.learning.standardisation import Standardizer
-from ray_fed.materials.databases.source import Source, open_database
+from ray_fed.materials.databases.database import open_database
+from ray_fed.materials.databases.source import Source
 from ray_fed.materials.features.featurizers import make_featurizer
-from ray_fed.reporting.atomic_write import write_atomically
 from ray_fed.reporting.model_files import ModelCard, load_model
 from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.writing import write_atomically
 
 MAX_REASONS = 10
 """Different reasons shown on the terminal; the file has them all."""
 
 
-def run(run_directory: str, file: str, model: str, out: str | None) -> int:
+def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Write predictions for every entry of `file`; returns 0, or 1 when no entry could be predicted."""
-    path = Path(out) if out else Path(f"{Path(file).name}.predictions.csv")
+    file = options["file"]
+    path = Path(options["out"] or f"{Path(file).name}.predictions.csv")
     check_place(path, Path(file))
-    arrays, card = load_model(model_path(run_directory, model))
+    arrays, card = load_model(model_path(options["run_directory"], options["model"]))
     database = open_database(Source(path=str(Path(file).expanduser().absolute()), target=None))
     table = predict_table(database.frame, arrays, card)
     write_atomically(path, table.to_csv(index=False).encode())

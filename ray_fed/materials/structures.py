@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ray_fed.errors import DataError
-from ray_fed.materials.features.formulas import quoted
+from ray_fed.errors import DataError, quoted
+from ray_fed.materials.lattices import vectors_of_cells
 
 MAX_SITES = 100_000
 _CIF_SPACE_GROUP = re.compile(
@@ -72,7 +72,7 @@ def _parse(value: Any) -> Crystal:
 
 
 def _checked(crystal: Crystal) -> Crystal:
-    """Refuse what would crash, not only confuse, the symmetry finders: spglib dies of a NaN coordinate."""
+    """Refuse what would crash the symmetry finders: a NaN coordinate ends the process in spglib."""
     if not 0 < len(crystal.kinds) <= MAX_SITES:
         raise DataError(f"structure has '{len(crystal.kinds)}' sites; 1 to {MAX_SITES:,} can be read")
     if crystal.vectors.shape != (3, 3) or crystal.positions.shape != (len(crystal.kinds), 3):
@@ -136,8 +136,6 @@ def _from_mapping(value: Mapping) -> Crystal:
 
 
 def _vectors(lattice: Mapping) -> np.ndarray:
-    from ray_fed.materials.databases.lattices import vectors_of_cells
-
     if "matrix" in lattice:
         return np.array(lattice["matrix"], np.float64)
     cell = [[float(lattice[name]) for name in ("a", "b", "c", "alpha", "beta", "gamma")]]

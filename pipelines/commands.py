@@ -1,0 +1,377 @@
+"""Every command of `ray-fed`: what `--help` says of it, what can be given, and what carries it out.
+
+A command is one entry of COMMANDS and one function `run(options, command_line) -> exit code`, where `options` holds
+what was given, by name, and defaults of single options. Both are named as 'module:name': a module is imported only when
+its command is chosen, so that `ray-fed --help` does not wait for torch.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from operator import methodcaller
+from typing import Any
+
+argument = partial(methodcaller, "add_argument")
+"""One positional argument or option, as argparse takes them."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command, or a group of them."""
+
+    name: str
+    """Words after `ray-fed`; all but the last are the name of the group."""
+    summary: str
+    """Its line in the list of commands."""
+    run: str | None = None
+    """'module:function'; none for a group."""
+    takes: tuple[methodcaller | str, ...] = ()
+    """What can be given, in the order of --help: arguments, and configurations as 'module:Class'."""
+    description: str | None = None
+    """What its own --help says; the summary if not given."""
+    warm_up: Callable[[Mapping[str, Any]], None] | None = None
+    """Called with the options before the module of `run` is imported, to start what can go on during these imports."""
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """Let the parser understand what the command takes."""
+        from ray_fed.config import add_options
+
+        for each in self.takes:
+            if isinstance(each, str):
+                add_options(parser, named(each))
+            else:
+                each(parser)
+
+    def carry_out(self, options: dict[str, Any], command_line: Sequence[str]) -> int:
+        """Return the exit code."""
+        assert self.run is not None
+        if self.warm_up:
+            self.warm_up(options)
+        return named(self.run)(options, command_line)
+
+
+def named(place: str) -> Any:
+    """Import what stands at 'module:name'."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _start_fork_server(options: Mapping[str, Any], *preloaded: str) -> None:
+    """Let a Ray of its own begin with its workers' imports, and with what all of them will need."""
+    if options.get("cohort", "ray") == "ray" and options.get("address", "local") == "local":
+        from actors import forking
+
+        forking.start(*preloaded)
+
+
+def _start_fork_server_with_crystals(options: Mapping[str, Any]) -> None:
+    is_embedded = options.get("data", "embedded") == "embedded" and "federation" not in options
+    crystals = ["ray_fed.materials.model_crystals.crystals:enumerate_model_crystals"] if is_embedded else []
+    _start_fork_server(options, *crystals)
+
+
+def _start_fork_server_to_measure(options: Mapping[str, Any]) -> None:
+    if {"exchange", "frequency"} & set(options.get("parts", ("exchange",))):
+        _start_fork_server(options)
+
+
+RUN = argument("run_directory", metavar="RUN", help="folder of the run")
+RUN_OR_MODEL = argument("run_directory", metavar="RUN", help="folder of a run, or a .safetensors model file")
+PREDICTIONS = argument("--out", default=None, help="CSV to write (default: FILE's name with .predictions.csv, here)")
+LIBRARY = argument("--library", default="library", help="folder of the library (default: library)")
+MODEL_ID = argument("id", help="id of a model, or its first digits")
+CATALOGUE = "pipelines.model_library.catalogue"
+PLACE = "folder, or any URL that fsspec knows"
+
+COMMANDS = (
+    Command(
+        "formation-energy",
+        "multi-source training of a formation-energy network (Guo et al. 2022)",
+        "pipelines.formation_energy.pipeline:run",
+        (
+            "pipelines.formation_energy.config:FormationEnergyConfig",
+            argument(
+                "--set",
+                dest="site_overrides",
+                action="append",
+                default=[],
+                metavar="KEY=VALUE",
+                help="override a field of the federation file: silos.NAME.FIELD=VALUE or test.FIELD=VALUE (repeatable)",
+            ),
+        ),
+        "Train a formation-energy network [eV/atom] over several silos, and compare it with each silo alone and with "
+        "all rows pooled.",
+        _start_fork_server_with_crystals,
+    ),
+    Command(
+        "resume",
+        "go on with a run that was interrupted, failed or killed",
+        "pipelines.formation_energy.pipeline:resume",
+        (RUN,),
+        "Continue a run from its last complete round; the result is that of a run that was not broken off.",
+    ),
+    Command(
+        "predict",
+        "predict new structures or formulas with the model of a run",
+        "pipelines.formation_energy.predict:run",
+        (
+            RUN_OR_MODEL,
+            argument(
+                "file", metavar="FILE", help="CSV/parquet/JSON table, folder of CIF/POSCAR files, or a structure file"
+            ),
+            PREDICTIONS,
+            argument("--model", default="federated", help="which model of the run (default: federated)"),
+        ),
+        "Write a CSV with one line per entry of FILE: the prediction with its unit, or the reason why not.",
+    ),
+    Command(
+        "leakage",
+        "what a gradient gives away: DLG, iDLG, WDLG and stronger attacks side by side",
+        "pipelines.leakage.pipeline:run",
+        ("pipelines.leakage.config:LeakageConfig",),
+        "Attack single gradients of image classifiers with equal budgets and judge the claims of WDLG (Int. J. Intell. "
+        "Syst. 2022).",
+    ),
+    Command(
+        "audit",
+        "what the messages of your own federation give away",
+        "pipelines.leakage.audit_pipeline:run",
+        (
+            argument("target", metavar="RUN|FEDERATION", help="folder of a run, or a federation file"),
+            "pipelines.leakage.audit_config:AuditConfig",
+        ),
+        "Replay, inside the silos, what a coordinator receives in a run or a federation, attack it, and say per silo "
+        "what is reconstructed and what stops it. A silo is audited only if its owner's policy allows it.",
+    ),
+    Command(
+        "sweep",
+        "many runs over the same silos with Ray Tune: communication frequency, learning rate, any other field",
+        "pipelines.sweep.pipeline:run",
+        (
+            argument("pipeline", nargs="?", default="formation-energy", choices=["formation-energy"]),
+            argument("--resume", metavar="RUN", default=None, help="go on with a sweep that was broken off"),
+            "pipelines.sweep.config:SweepConfig",
+            "pipelines.formation_energy.config:FormationEnergyConfig",
+        ),
+        "Run Ray Tune over fields of a pipeline. The silos open their data once and serve all trials.",
+        _start_fork_server,
+    ),
+    Command(
+        "library",
+        "a library of pretrained models: build, query, transfer (Yamada et al. 2019)",
+        description="Build, query and transfer from a library of pretrained models (XenonPy.MDL's idea).",
+    ),
+    Command(
+        "library build",
+        "train thousands of models; goes on where it stopped",
+        "pipelines.model_library.build:build",
+        ("pipelines.model_library.config:BuildConfig",),
+    ),
+    Command(
+        "library demo",
+        "build, query, move and transfer on embedded data, in under 3 minutes",
+        "pipelines.model_library.demo:demo",
+        (
+            argument("--out", default=None, help="folder (default: runs/library-demo-DATE-TIME)"),
+            argument(
+                "--address",
+                default=argparse.SUPPRESS,
+                help="Ray cluster (default: RAY_ADDRESS where it is set, else local)",
+            ),
+        ),
+    ),
+    Command(
+        "library query",
+        'list models, e.g. "property = band_gap and mae < 0.5 order by mae limit 10"',
+        f"{CATALOGUE}:query",
+        (
+            LIBRARY,
+            argument("query", nargs="?", default="", help="conditions; all models if not given"),
+            argument("--columns", default=None, help="comma-separated fields; XenonPy's names are understood"),
+            argument("--csv", default=None, metavar="FILE", help="write the answer to a CSV file"),
+            argument("--failures", action="store_true", help="also list models that failed, with their reason"),
+        ),
+    ),
+    Command("library show", "print the card of a model", f"{CATALOGUE}:show", (LIBRARY, MODEL_ID)),
+    Command(
+        "library transfer",
+        "the paper's protocol and an honest one, side by side",
+        "pipelines.model_library.transfer:run",
+        ("pipelines.model_library.config:TransferConfig",),
+    ),
+    Command(
+        "library push",
+        "copy models to another place",
+        f"{CATALOGUE}:push",
+        (
+            LIBRARY,
+            argument("to", help=PLACE),
+            argument("query", nargs="?", default="", help="which models; all if not given"),
+        ),
+    ),
+    Command(
+        "library pull",
+        "copy models from another place; every hash is checked",
+        f"{CATALOGUE}:pull",
+        (
+            LIBRARY,
+            argument("origin", help=PLACE),
+            argument("ids", nargs="*", help="ids, or their first digits; all models if none are given"),
+        ),
+    ),
+    Command("library verify", "read every file of a library and check every hash", f"{CATALOGUE}:verify", (LIBRARY,)),
+    Command(
+        "library diff",
+        "list the models that only one of two libraries has",
+        f"{CATALOGUE}:diff",
+        (LIBRARY, argument("other", help=PLACE)),
+    ),
+    Command("library reindex", "make the index again from the cards", f"{CATALOGUE}:reindex", (LIBRARY,)),
+    Command("library deprecate", "mark a model as superseded", f"{CATALOGUE}:deprecate", (LIBRARY, MODEL_ID)),
+    Command(
+        "library predict",
+        "predict a table of formulas, structures or SMILES with one model",
+        f"{CATALOGUE}:predict_file",
+        (
+            LIBRARY,
+            MODEL_ID,
+            argument("file", metavar="FILE", help="CSV, parquet or JSON with a column formula or smiles"),
+            PREDICTIONS,
+            argument("--element-table", default=None, help="for models on xenon290"),
+        ),
+    ),
+    Command(
+        "library add",
+        "put a model of a run (federated, with its record) into the library",
+        f"{CATALOGUE}:add",
+        (LIBRARY, argument("model", help="folder of a run, or the .safetensors file of one of its models")),
+    ),
+    Command(
+        "segment",
+        "find the grains of new micrographs with the model of a run",
+        "pipelines.segmentation.pipeline:run",
+        (
+            RUN_OR_MODEL,
+            argument("images", metavar="IMAGE", nargs="+", help="image files or folders of images"),
+            "pipelines.segmentation.config:SegmentConfig",
+        ),
+        "Write, for each image, its boundary mask and an overlay, and for all a table of grains and one of fields, "
+        "with ASTM grain-size numbers where the pixel size is given.",
+    ),
+    Command(
+        "fedtransfer",
+        "segmentation of micrographs with style generators that move between silos",
+        "pipelines.fedtransfer.pipeline:run",
+        (
+            argument(
+                "--quick",
+                dest="preset",
+                action="store_const",
+                const="quick",
+                default=argparse.SUPPRESS,
+                help="same as --preset quick",
+            ),
+            "pipelines.fedtransfer.config:FedTransferConfig",
+        ),
+        "Train a label -> image generator in every silo, let the generators (never images) move, and federate a U-Net "
+        "on real and synthetic images; compare with training alone, pooled and cheaper exchanges.",
+        _start_fork_server,
+    ),
+    Command(
+        "ledger",
+        "prove what left the silos of a run, and where a model came from",
+        description="Check the signed, hash-chained ledgers of a run.",
+    ),
+    Command(
+        "ledger verify",
+        "check that no line was changed, dropped or moved, and that silos and coordinator agree",
+        "pipelines.ledger.verify:run",
+        (
+            RUN,
+            argument(
+                "--silo-ledgers",
+                metavar="FOLDER",
+                default=None,
+                help="ledgers fetched from the silos themselves, SILO.jsonl or SILO/*.jsonl, instead of those handed "
+                "over (default: RUN/ledger/silos)",
+            ),
+        ),
+        "Check chains and signatures of all ledgers of a run, and that every message the coordinator received is one "
+        "that its silo wrote down. Exit code 1 when anything is wrong.",
+    ),
+    Command(
+        "ledger trace",
+        "show from which updates, of which silos, a model was made",
+        "pipelines.ledger.trace:run",
+        (
+            RUN,
+            argument("model", metavar="MODEL", help="a .safetensors file of this run, published anywhere"),
+            argument("--rounds", type=int, default=5, metavar="INT", help="rounds to show in full (default: 5)"),
+        ),
+        "Find a model in the coordinator's ledger by the hash of its weights, and go back to the first round: each "
+        "update with its hash in the ledger of its silo.",
+    ),
+    Command(
+        "ledger key",
+        "print the public key of a silo of this machine",
+        "pipelines.ledger.key:run",
+        (argument("silo", metavar="SILO", help="name of the silo in its federation file"),),
+        "Print the public key of a silo whose ledger stands on this machine (site.yaml: ledger); it is made where "
+        "there is none. Other owners write it under 'partners' in their site.yaml.",
+    ),
+    Command(
+        "bench",
+        "how fast this machine trains, averages and exchanges, as ratios to plain loops",
+        "pipelines.bench.pipeline:run",
+        ("pipelines.bench.config:BenchConfig",),
+        "Measure the runtime against the loops everybody writes first, in one run on this machine.",
+        _start_fork_server_to_measure,
+    ),
+    Command(
+        "cluster",
+        "make what a cluster of institutions needs: a private authority and certificates",
+        description="Prepare a cluster; how to launch one is in cluster/README.md.",
+    ),
+    Command(
+        "cluster certs",
+        "a certificate for each machine, signed by an authority of your own",
+        "pipelines.cluster.certs:run",
+        (
+            argument(
+                "nodes",
+                nargs="*",
+                metavar="NAME=ADDRESS[,ADDRESS]",
+                help="machines, with all addresses others reach them by; none: only the authority is made",
+            ),
+            argument("--out", default="certs", metavar="FOLDER", help="where the folders are made (default: certs)"),
+            argument("--days", type=int, default=365, metavar="INT", help="how long they count (default: 365)"),
+            argument("--renew", action="store_true", help="replace certificates and keys that are there"),
+            argument(
+                "--authority",
+                default=None,
+                metavar="FOLDER",
+                help="where ca.crt and ca.key are or will be (default: --out)",
+            ),
+        ),
+        "Make a private certificate authority, once, and a folder with certificate and key for each machine, to be "
+        "brought there as ~/ray-fed/tls. The authority's key stays where it was made.",
+    ),
+    Command(
+        "doctor",
+        "check a running cluster before a run",
+        "pipelines.cluster.doctor:run",
+        ("pipelines.cluster.config:DoctorConfig",),
+        "Visit every node: versions, memory, disk, clock, protection, the way there and back, and whether the silos of "
+        "a federation file find their site, their GPUs and their data. Exit code 1 when a run would break or the "
+        "cluster is open to strangers.",
+    ),
+    Command(
+        "attach",
+        "show the progress of a run that was started elsewhere or lost its terminal",
+        "pipelines.cluster.attach:run",
+        (argument("run_directory", metavar="RUN", help="folder of the run, on the machine that keeps it"),),
+        "Show the rounds of a run as they come, until it ends. Ctrl-C leaves the run alone.",
+    ),
+)

@@ -1,0 +1,37 @@
+"""What a sweep has to do, how far it came, and where it is kept."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipelines.formation_energy.setup import Setup
+from pipelines.sweep.config import SweepConfig
+from pipelines.sweep.outcomes import TrialOutcome
+from pipelines.sweep.points import Trial
+from ray_fed.reporting.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that is about to run, or to go on."""
+
+    config: SweepConfig
+    setup: Setup
+    trials: tuple[Trial, ...]
+    directory: RunDirectory
+    command: str
+    done: tuple[TrialOutcome, ...] = ()
+    """Trials that came to their end in an earlier process."""
+    is_resumed: bool = False
+
+    @property
+    def left(self) -> list[Trial]:
+        finished = {outcome.number for outcome in self.done}
+        return [trial for trial in self.trials if trial.number not in finished]
+
+    @property
+    def results_path(self) -> Path:
+        return self.directory.path / "results.jsonl"
+
+    def what_is_asked(self) -> dict[str, object]:
+        """Return config.yaml: all that is needed to take the sweep up again."""
+        return {"command": self.command, "sweep": asdict(self.config), "base": asdict(self.setup.config)}
