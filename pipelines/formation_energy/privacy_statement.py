@@ -1,5 +1,6 @@
 """What a run guarantees about privacy, for its summary and its model card."""
 
+from pipelines import update_options
 from pipelines.formation_energy.experiment import TrainingExperiment
 from ray_fed.federation.rounds.job import EPSILON
 
@@ -12,10 +13,4 @@ def privacy_statement(experiment: TrainingExperiment) -> dict[str, object]:
     account = experiment.setup.config.account(1)
     if account is None:
         return {}
-    return {
-        "privacy.level": account.level,
-        "privacy.epsilon": spent[-1] if spent else 0.0,
-        "privacy.delta": account.delta,
-        "privacy.noise_multiplier": account.noise_multiplier,
-        "privacy.not_covered": NOT_COVERED,
-    }
+    return update_options.privacy_statement(account, spent[-1] if spent else 0.0, NOT_COVERED)

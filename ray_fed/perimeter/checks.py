@@ -5,7 +5,7 @@ A further kind of message is one entry in `KINDS` and its two functions. It leav
 own beside its own silo and passes it to the boundary (ray_fed/model_library/guarded_search.py).
 
 What is checked is form. Whether an artifact remembers the rows it was made from is the business of who makes it; for
-generators see ray_fed/style_transfer/memorisation.py. A masked update was checked before it was masked.
+generators see ray_fed/style_transfer/synthesis.py. A masked update was checked before it was masked.
 """
 
 import hashlib
