@@ -3,17 +3,23 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 RUN_ARGS ?=
+# A file's tests stay with one worker, as they share runs; files go in order, so that the long ones do not come last.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
-.PHONY: run test unit lint install clean
+.PHONY: run test unit lab lint install clean
 
 run: $(VENV)/installed
 	$(BIN)/ray-fed formation-energy $(RUN_ARGS)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS) --ignore=tests/lab
 
 unit: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest $(WORKERS) tests/unit
+
+# Hosts of their own on this machine, in network namespaces: needs root, openssh-server, rsync and iproute2.
+lab: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(WORKERS) -rs tests/lab
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

@@ -13,6 +13,7 @@ probability 1 / `steps_per_epoch` instead, whatever `batch_size` and `synthetic_
 The strategy FedBN keeps the U-Net's norms with each silo.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -27,11 +28,11 @@ from ray_fed.config import require
 from ray_fed.errors import DataError
 from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task, feature_tensor
-from ray_fed.learning.scores import MeanScores
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.steps import Loss
 from ray_fed.learning.trainer import LocalTrainer, Trainer, TrainingPlan
-from ray_fed.micrographs.agreement import SegmentationScores, agreement
+from ray_fed.metrics import LOSS, MeanScores, Metric
+from ray_fed.micrographs.agreement import METRICS, agreement
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.tiles import SiloTiles, Synthesis, TileSource, augmented, stacked
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
@@ -212,15 +213,22 @@ class SegmentationTask(Task):
             test=tiles.test,
         )
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Loss, MAP, VI and ARI on validation tiles; where a silo has test tiles, the same of them as `test_<name>`."""
+        shown = (LOSS, *METRICS)
+        of_tests = (dataclasses.replace(m, name=name_on_tests(m.name), label="", is_detail=True) for m in shown)
+        return (*shown, *of_tests)
+
     def score(self, targets: np.ndarray, outputs: np.ndarray) -> MeanScores:
         """Return loss, MAP, VI with its parts, and ARI (see `SegmentationScores`) of logits [n, H, W], as sums."""
-        names = ["loss", *SegmentationScores.__dataclass_fields__]
+        names = [metric.name for metric in METRICS]
         if len(targets) == 0:
-            return MeanScores(0, dict.fromkeys(names, 0.0))
+            return MeanScores(0, dict.fromkeys([LOSS.name, *names], 0.0))
         loss = self.loss.per_image(torch.from_numpy(outputs), torch.from_numpy(targets)).numpy()
         per_image = [agreement(logits > 0, mask).values() for logits, mask in zip(outputs, targets, strict=True)]
-        found = {name: np.array([values[name] for values in per_image]) for name in names[1:]}
-        return MeanScores.of({"loss": loss, **found})
+        found = {name: np.array([values[name] for values in per_image]) for name in names}
+        return MeanScores.of({LOSS.name: loss, **found})
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> TileSamples:
         assert isinstance(rows, TileRows)
@@ -251,6 +259,11 @@ class SegmentationTask(Task):
         return self.score(rows.targets[sample], train.cpu().numpy()), scores
 
 
+def name_on_tests(name: str) -> str:
+    """Return what a metric is called on the test tiles."""
+    return f"test_{name}"
+
+
 def _check(silo: str, tiles: SiloTiles) -> None:
     if len(tiles.train) == 0:
         raise DataError(f"silo '{silo}': no tiles to train on")
@@ -268,7 +281,7 @@ def _beside(scores: MeanScores, tested: MeanScores) -> MeanScores:
 
     One count serves both, so that merged silos' test means are weighted by the silos' validation tiles.
     """
-    means = {f"test_{name}": value * scores.num_examples for name, value in tested.values().items()}
+    means = {name_on_tests(name): value * scores.num_examples for name, value in tested.values().items()}
     return MeanScores(scores.num_examples, {**scores.sums, **means})
 
 

@@ -22,7 +22,7 @@ from ray_fed.learning.trainer import TrainingPlan
 from tests.synthetic import Fault, FaultyRows, FaultyTask
 
 SMALL = {"object_store_memory": 80 << 20, "num_cpus": 1}
-FAR = SiloSpec("far", FaultyRows(30, fault=Fault("hang", 1, "at work", 2.0)), site="south")
+FAR = SiloSpec("far", FaultyRows(30, fault=Fault("hang", 1, "at work", 5.0)), site="south")
 NEAR = SiloSpec("near", FaultyRows(30), site="head")
 TASK = FaultyTask(hidden=(200, 200))
 PLAN = TrainingPlan(seed=0, epochs=6, steps_per_epoch=4, num_rounds=6, learning_rate=0.01)
@@ -77,7 +77,7 @@ def held(scene: Scene) -> None:
     raylet(scene.south, signal.SIGSTOP)
     raylet(scene.cluster.head_node, signal.SIGCONT)
     scene.cohort.submit("s", 1, {"near": scene.vector})
-    tell(scene.told(5.0))
+    tell(scene.told(60.0))
     tell(scene.told(0.5))
     raylet(scene.south, signal.SIGCONT)
     tell(scene.told(60.0))

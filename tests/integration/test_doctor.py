@@ -8,6 +8,7 @@ from importlib.metadata import version
 import pytest
 
 from pipelines.cli import main
+from tests.commands import run_ray_fed, start_ray_fed
 
 FEDERATION = """
 silos:
@@ -38,8 +39,8 @@ def test_a_cluster_that_can_hold_the_federation_is_said_to(doctor):
     assert len(software[7]) == 8
     assert room[4:6] == ["yes", "no"]  # a token of its own; no TLS on one machine
     clock_ms, round_trip_ms = map(float, room[6:8])
-    assert abs(clock_ms) < 1000
-    assert 0 < round_trip_ms < 10_000
+    assert abs(clock_ms) <= max(1000.0, round_trip_ms)  # no clock is read better than that
+    assert 0 < round_trip_ms < 60_000
     assert lines[-1].startswith("1 node, 2 silos placed: nothing here would break a run")
 
 
@@ -55,9 +56,8 @@ def test_a_site_that_no_node_belongs_to_is_found(doctor):
     assert any(x.startswith("failure: site mars: silo 'one': no node has the label site=mars") for x in lines)
 
 
-def test_a_cluster_that_is_not_there_is_one_line():
-    command = [sys.executable, "-m", "pipelines.cli", "doctor", "--address", "127.0.0.1:1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
+    done = run_ray_fed("doctor", "--address", "127.0.0.1:1", folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "no Ray cluster at address '127.0.0.1:1'" in done.stderr
@@ -66,9 +66,10 @@ def test_a_cluster_that_is_not_there_is_one_line():
 def test_attach_follows_a_run_of_another_process_to_its_end(tmp_path, capsys):
     run = tmp_path / "run"
     options = "--cohort local --rows 400 --silos 150,150 --hidden 16 --epochs 40 --communication-frequency 1"
-    command = [sys.executable, "-m", "pipelines.cli", "formation-energy", *options.split(), "--out", str(run)]
+    command = ["formation-energy", *options.split(), "--out", str(run)]
     with (tmp_path / "log").open("w") as log:  # no terminal, and nobody reads what it says
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+        pipes = {"stdout": log, "stderr": log, "stdin": subprocess.DEVNULL}
+        process = start_ray_fed(*command, folder=tmp_path, start_new_session=True, **pipes)
     try:
         while process.poll() is None and not (run / "history.jsonl").exists():
             time.sleep(0.05)

@@ -1,17 +1,12 @@
 """A large answer stays at the machine where it was made until it is fetched: it can be made, and then not come."""
 
-import subprocess
-import sys
-
+from tests.commands import finished, start
 from tests.integration.test_scale import ENVIRONMENT
 
 
 def told(scene: str, folder) -> list[str]:
     """Return what a cohort hears in a scene; the scene needs a cluster of its own, so a process of its own."""
-    command = [sys.executable, "-m", "tests.integration.far_answers", scene]
-    done = subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=200
-    )
+    done = finished(start("-m", "tests.integration.far_answers", scene, folder=folder, env=ENVIRONMENT))
     assert done.returncode == 0, done.stderr
     return [line.removeprefix("HEARD ") for line in done.stdout.splitlines() if line.startswith("HEARD ")]
 

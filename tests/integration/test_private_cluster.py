@@ -1,13 +1,14 @@
 """What a private cluster consists of, seen from outside; it lives in a process of its own."""
 
 import json
-import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from tests.commands import start
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -31,10 +32,7 @@ with session("local"):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
 def test_workers_are_forked_programs_without_use_wait_and_nothing_is_left_behind():
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    command = [sys.executable, "-c", SCRIPT]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, **pipes)
+    process = start("-c", SCRIPT, folder=REPOSITORY, stdin=subprocess.PIPE, stderr=None)
     try:
         parent = json.loads(process.stdout.readline())["parent"]
         assert parent[1:3] == ["-m", "actors.fork_server"]
@@ -46,7 +44,7 @@ def test_workers_are_forked_programs_without_use_wait_and_nothing_is_left_behind
         assert len(started) > 4
     finally:
         process.communicate("", timeout=60)
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + 120
     while any(Path(f"/proc/{number}").exists() for number in started):
         assert time.monotonic() < limit, [Path(f"/proc/{n}/cmdline").read_text() for n in started]
         time.sleep(0.1)

@@ -95,7 +95,7 @@ def test_a_cluster_without_gpus_trains_on_cpu_and_says_so_once():
     assert notices == ["no GPU in this cluster: the silos train on CPU"]
 
 
-def test_an_unknown_site_is_refused_within_seconds_with_the_sites_there_are():
+def test_an_unknown_site_is_refused_at_once_with_the_sites_there_are():
     start = time.perf_counter()
     specs = [replace(silos(9)[0], site="mit")]
     with (
@@ -105,7 +105,7 @@ def test_an_unknown_site_is_refused_within_seconds_with_the_sites_there_are():
         federation(specs, SyntheticTask(), None, ["silo-1"]),
     ):
         pass
-    assert time.perf_counter() - start < 10
+    assert time.perf_counter() - start < 60  # without the look at the labels Ray waits for good
 
 
 def test_a_silo_asks_for_its_site_and_its_share_of_a_gpu():

@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,28 +19,22 @@ from pipelines.formation_energy.outcome import TrainingOutcome
 from ray_fed.reporting import run_directory
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.writing import write_atomically
+from tests.commands import finished, start_ray_fed
 
 OPTIONS = ["--rows", "400", "--silos", "60,120,180", "--epochs", "40", "--communication-frequency", "1.0"]
 OPTIONS += ["--hidden", "32,16", "--batch-size", "60", "--baselines", "yes", "--repeats", "2"]
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
 
 
-def start(folder: Path, cohort: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pipelines.cli", "formation-energy", "--cohort", cohort, "--out", "run", *OPTIONS]
-    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+def start(folder: Path, cohort: str) -> subprocess.Popen[str]:
+    command = ["formation-energy", "--cohort", cohort, "--out", "run", *OPTIONS]
+    return start_ray_fed(*command, folder=folder, start_new_session=True)
 
 
-def start_resuming(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "pipelines.cli", "resume", "run"]
-    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+def start_resuming(folder: Path) -> subprocess.Popen[str]:
+    return start_ray_fed("resume", "run", folder=folder, start_new_session=True)
 
 
-def finished(process: subprocess.Popen) -> subprocess.CompletedProcess:
-    printed, said = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, printed.decode(), said.decode())
-
-
-def resume(folder: Path) -> subprocess.CompletedProcess:
+def resume(folder: Path) -> subprocess.CompletedProcess[str]:
     return finished(start_resuming(folder))
 
 
@@ -97,36 +90,60 @@ def test_a_run_killed_at_random_instants_again_and_again_ends_with_the_same_byte
     assert_same(tmp_path, unbroken)
 
 
-def test_a_whole_ray_session_killed_mid_run_ends_with_the_same_bytes(tmp_path, unbroken):
+def test_a_run_on_actors_that_is_broken_off_in_every_way_ends_with_the_same_bytes(tmp_path, unbroken):
+    """One run, resumed after each break: what went wrong at any of them would be in the bytes at the end."""
     process = start(tmp_path, "ray")
-    wait_for(lambda: lines(tmp_path) > 17, process)
-    members = [process, *(psutil.Process(process.pid).children(recursive=True))]
-    for member in members:
-        if psutil.pid_exists(member.pid):
-            os.kill(member.pid, signal.SIGKILL)
-    process.communicate()
-    done = resume(tmp_path)
+    for breaks in (stops_the_driver, sends_sigterm, presses_ctrl_c, kills_the_session, kills_the_coordinator):
+        before = lines(tmp_path)
+        wait_for(lambda before=before: lines(tmp_path) > before + 9, process)
+        breaks(process, tmp_path / "run")
+        process = start_resuming(tmp_path)
+    done = finished(process)
     assert done.returncode == 0, done.stderr
     assert_same(tmp_path, unbroken)
 
 
-def test_a_killed_coordinator_stops_the_run_with_a_hint_and_the_run_can_be_resumed(tmp_path, unbroken):
-    process = start(tmp_path, "ray")
-    wait_for(lambda: lines(tmp_path) > 9, process)
-    [coordinator] = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if any("CoordinatorActor" in part for part in child.cmdline())
-    ]
+def stops_the_driver(process, _):
+    """It must not let the coordinator run ahead of what is recorded."""
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1.0)
+    process.kill()
+    process.communicate()
+
+
+def sends_sigterm(process, run):
+    process.terminate()
+    assert_ended_in_order(process, run)
+
+
+def presses_ctrl_c(process, run):
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole foreground group
+    assert_ended_in_order(process, run)
+
+
+def assert_ended_in_order(process, run):
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert summary["rounds"] > 10
+    assert "interrupted" in (run / "report.html").read_text()
+
+
+def kills_the_session(process, _):
+    kill("session", family(process))
+    process.communicate()
+
+
+def kills_the_coordinator(process, run):
+    [coordinator] = [member for member in family(process) if is_coordinator(member)]
     coordinator.kill()
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert b"go on with: ray-fed resume" in said
-    assert b"Traceback" not in said
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
-    done = resume(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert_same(tmp_path, unbroken)
+    assert "go on with: ray-fed resume" in said
+    assert "Traceback" not in said
+    assert json.loads((run / "summary.json").read_text())["status"] == "failed"
 
 
 def family(process: subprocess.Popen) -> list[psutil.Process]:
@@ -281,28 +298,6 @@ def test_a_run_that_another_process_works_on_is_left_alone(tmp_path, capsys):
     finally:
         process.kill()
         process.communicate()
-
-
-def test_sigterm_ends_a_run_on_actors_in_order(tmp_path):
-    process = start(tmp_path, "ray")
-    wait_for(lambda: lines(tmp_path) > 5, process)
-    process.terminate()
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert b"Traceback" not in said
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
-
-
-def test_a_stopped_driver_does_not_let_the_coordinator_run_ahead(tmp_path, unbroken):
-    process = start(tmp_path, "ray")
-    wait_for(lambda: lines(tmp_path) > 5, process)
-    process.send_signal(signal.SIGSTOP)
-    time.sleep(1.0)
-    process.kill()
-    process.communicate()
-    done = resume(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert_same(tmp_path, unbroken)
 
 
 @pytest.mark.parametrize("which", ["history.jsonl", "checkpoint/models-local-0.safetensors", "report.html"])

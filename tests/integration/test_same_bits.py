@@ -1,35 +1,32 @@
 """One seed, the same bytes: in one process or on Ray, on one core or on two."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from pipelines.cli import main
+from tests import commands
+
 # Batches and layers so large that torch would use both cores if it were let, and get other last bits.
 OPTIONS = ["--rows", "900", "--silos", "100,200,400", "--epochs", "4", "--communication-frequency", "0.5"]
 OPTIONS += ["--hidden", "200,200", "--batch-size", "200"]
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "OMP_", "MKL_"))}
+ENVIRONMENT = {key: value for key, value in commands.ENVIRONMENT.items() if not key.startswith(("OMP_", "MKL_"))}
 CORES = sorted(os.sched_getaffinity(0))
 
 needs_two_cores = pytest.mark.skipif(len(CORES) < 2, reason="this process may use one core only")
 
 
-def run(folder: Path, cohort: str, cores: list[int], seed: str = "3") -> dict[str, bytes]:
+def run(folder: Path, cohort: str, cores: list[int]) -> dict[str, bytes]:
     """Run the command on these cores; return what must not depend on them, by file name."""
-    command = [sys.executable, "-m", "pipelines.cli", "formation-energy", "--cohort", cohort, "--out", "run", *OPTIONS]
-    done = subprocess.run(
-        [*command, "--seed", seed],
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )
+    command = ["formation-energy", "--cohort", cohort, "--out", "run", *OPTIONS, "--seed", "3"]
+    bound = {"preexec_fn": lambda: os.sched_setaffinity(0, cores)}
+    done = commands.run_ray_fed(*command, folder=folder, env=ENVIRONMENT, **bound)
     assert done.returncode == 0, done.stderr
+    return written(folder)
+
+
+def written(folder: Path) -> dict[str, bytes]:
     models = sorted((folder / "run" / "models").glob("*.safetensors"))
     assert models
     return {path.name: path.read_bytes() for path in [folder / "run" / "history.jsonl", *models]}
@@ -51,6 +48,8 @@ def test_one_core_and_two_give_the_same_bytes(tmp_path, local_on_one_core, cohor
 
 
 def test_another_seed_gives_other_bytes(tmp_path, local_on_one_core):
-    other = run(tmp_path, "local", CORES[:1], seed="4")
+    command = ["formation-energy", "--cohort", "local", "--out", str(tmp_path / "run"), *OPTIONS, "--seed", "4"]
+    assert main(command) == 0
+    other = written(tmp_path)
     assert other.keys() == local_on_one_core.keys()
     assert all(other[name] != content for name, content in local_on_one_core.items())

@@ -4,11 +4,11 @@ The cluster has processes and a token policy of its own, so it lives in a proces
 """
 
 import json
-import os
 import subprocess
-import sys
 
 import pytest
+
+from tests.commands import OPEN_CLUSTER, run_ray_fed, start
 
 CLUSTER = """
 import sys
@@ -29,15 +29,11 @@ silos:
 training: {epochs: 2, hidden: [16]}
 """
 
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
-    "RAY_AUTH_MODE": "disabled"
-}
-
 
 @pytest.fixture
 def address(tmp_path):
-    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    process = subprocess.Popen([sys.executable, "-c", CLUSTER], cwd=tmp_path, env=ENVIRONMENT, **options)
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = start("-c", CLUSTER, folder=tmp_path, env=OPEN_CLUSTER, **pipes)
     assert process.stdout is not None
     yield process.stdout.readline().strip()
     process.communicate("", timeout=60)
@@ -45,14 +41,13 @@ def address(tmp_path):
 
 def test_silos_stand_at_their_sites_and_an_unknown_site_is_refused(tmp_path, address):
     (tmp_path / "federation.yaml").write_text(FEDERATION)
-    command = [sys.executable, "-m", "pipelines.cli", "formation-energy", "--federation", "federation.yaml"]
-    options = {"cwd": tmp_path, "env": ENVIRONMENT, "capture_output": True, "text": True, "timeout": 200}
-    done = subprocess.run([*command, "--address", address, "--out", "run"], check=False, **options)
+    command = ["formation-energy", "--federation", "federation.yaml", "--address", address]
+    done = run_ray_fed(*command, "--out", "run", folder=tmp_path, env=OPEN_CLUSTER)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "completed"
 
-    moved = ["--address", address, "--set", "silos.one.site=mars", "--out", "other"]
-    refused = subprocess.run([*command, *moved], check=False, **options)
+    moved = ["--set", "silos.one.site=mars", "--out", "other"]
+    refused = run_ray_fed(*command, *moved, folder=tmp_path, env=OPEN_CLUSTER)
     assert refused.returncode == 2
     assert "no node has the label site=mars; sites in this cluster: north, south" in refused.stderr.splitlines()[-1]
     assert not (tmp_path / "other").exists()

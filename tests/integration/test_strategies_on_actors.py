@@ -73,7 +73,7 @@ def test_asynchronous_silos_are_heard_as_they_come_and_a_death_stops_nobody(tmp_
 
 
 def test_a_slow_silo_does_not_hold_up_asynchronous_rounds(tmp_path):
-    fault = Fault("hang", 1, str(tmp_path / "struck"), seconds=20.0)
+    fault = Fault("hang", 1, str(tmp_path / "struck"), seconds=600.0)
     records = on_actors(tmp_path, job("fed_buff", num_rounds=6, epochs=6), fault=fault)
     assert [record.participants for record in records[1:]] == [("silo-1",)] * 6
-    assert sum(record.seconds["total"] for record in records) < 15.0  # the other silo sleeps for 20 s
+    assert sum(record.seconds["total"] for record in records) < 300.0  # the other silo sleeps for 600 s

@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from actors.cohort import RayCohort, value_of
 from actors.federation import federation
 from actors.session import carry_by_value
 from actors.shared_silos import SharedSilos, read_board
-from actors.tuning import run_trials
+from actors.tuning import OBJECTIVE, run_trials
 from pipelines.cli import main
 from ray_fed.errors import SiloFailed
 from ray_fed.federation.cohort import LocalCohort
@@ -30,11 +28,11 @@ from ray_fed.federation.messages import SessionSpec
 from ray_fed.federation.rounds.job import Job
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import TrainingPlan
+from tests.commands import start_ray_fed
 from tests.synthetic import SyntheticTask, silos
 
 DATA = ["--rows", "500", "--silos", "60,120", "--epochs", "6", "--hidden", "16", "--batch-size", "60"]
 GRID = ["--grid", "communication_frequency=0.5,1.0", "--grid", "learning_rate=0.001,0.01", "--repeats", "2"]
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -104,47 +102,44 @@ def test_a_scheduler_stops_the_worse_trials(tmp_path):
     assert "completed" in {row["status"] for row in found.values()}
 
 
-def begun(folder):
-    """Start the same sweep as a process of its own; return it once two trials are over."""
-    command = [sys.executable, "-m", "pipelines.cli", "sweep", "formation-energy", *DATA, *GRID, "--out", "run"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, start_new_session=True, **pipes)
-    results = folder / "run" / "results.jsonl"
-    deadline = time.monotonic() + 120
-    while not (results.exists() and results.read_bytes().count(b"\n") >= 2):
+def wait_for_rows(process, results, number):
+    deadline = time.monotonic() + 240
+    while not (results.exists() and results.read_bytes().count(b"\n") >= number):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    return process, results
 
 
-def test_a_killed_sweep_goes_on_and_keeps_what_was_done(tmp_path, sweep):
-    process, results = begun(tmp_path)
+def test_a_sweep_that_is_killed_and_then_interrupted_goes_on_and_keeps_what_was_done(tmp_path, sweep):
+    """Ctrl-C leaves a report of what is known and the way on."""
+    results, alone = tmp_path / "run" / "results.jsonl", {"folder": tmp_path, "start_new_session": True}
+    process = start_ray_fed("sweep", "formation-energy", *DATA, *GRID, "--out", "run", **alone)
+    wait_for_rows(process, results, 2)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     done = results.read_bytes()
     results.write_bytes(done + b'{"number": 7, "la')  # as a kill in the middle of a write would leave it
-    again = [sys.executable, "-m", "pipelines.cli", "sweep", "--resume", "run"]
-    finished = subprocess.run(again, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
-    assert finished.returncode == 0, finished.stderr
+
+    process = start_ray_fed("sweep", "--resume", "run", **alone)
+    wait_for_rows(process, results, done.count(b"\n") + 1)
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "interrupted; go on with: ray-fed sweep --resume run" in err
+    assert "Traceback" not in err
+    assert results.read_bytes().startswith(done)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert summary["trials.completed"] == results.read_bytes().count(b"\n") == len(rows(tmp_path / "run"))
+
+    done = results.read_bytes()
+    assert main(["sweep", "--resume", str(tmp_path / "run")]) == 0
     assert results.read_bytes().startswith(done)
     ours, theirs = ({row["number"]: row["digest"] for row in rows(Path(each))} for each in (tmp_path / "run", sweep))
     assert ours == theirs
     table = (tmp_path / "run" / "results.csv").read_bytes()
     assert main(["sweep", "--resume", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "results.csv").read_bytes() == table
-
-
-def test_ctrl_c_leaves_a_report_of_what_is_known_and_the_way_on(tmp_path):
-    process, results = begun(tmp_path)
-    os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted; go on with: ray-fed sweep --resume run" in err
-    assert "Traceback" not in err
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["status"] == "interrupted"
-    assert summary["trials.completed"] == results.read_bytes().count(b"\n") == len(rows(tmp_path / "run"))
 
 
 def test_a_resumed_sweep_refuses_rows_that_have_changed(tmp_path, sweep, capsys):
@@ -172,7 +167,7 @@ class Dying:
         spec = SessionSpec(f"trial-{config['number']}", plan, 0, digest)
         for silo in silos.values():
             value_of(silo.open_session.remote(spec), "silo", "opening")
-        yield {"number": config["number"], "epochs": 1, "r2": 0.5}
+        yield {"number": config["number"], "epochs": 1, OBJECTIVE: 0.5}
         if config["number"] == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if config["number"] == 2:

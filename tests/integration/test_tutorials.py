@@ -1,14 +1,12 @@
 """The tutorials run as a user runs them: as scripts, from another folder, on Ray."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.commands import finished, start
+
 TUTORIALS = sorted((Path(__file__).parents[2] / "tutorials").glob("*.py"))
-ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
 
 
 @pytest.mark.parametrize("script", TUTORIALS, ids=lambda path: path.stem)
@@ -16,9 +14,7 @@ def test_a_tutorial_is_short_and_runs_from_anywhere(script, tmp_path):
     if "import flwr" in script.read_text():
         pytest.importorskip("flwr", reason="this tutorial needs the optional package flwr")
     assert len(script.read_text().splitlines()) < 40
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=240
-    )
+    done = finished(start(str(script), folder=tmp_path))
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.strip()

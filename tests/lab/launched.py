@@ -14,9 +14,11 @@ from tests.lab.hosts import REPOSITORY, Host, Lab
 CLUSTER_FILE = REPOSITORY / "cluster" / "onprem.yaml"
 TUNNEL = "http://127.0.0.1:8265"
 STORE_BYTES = 100 << 20
+PATIENT = {"AUTOSCALER_HEARTBEAT_TIMEOUT_S": "60"}
+"""A host that is not heard of for so long is started again; on a busy machine `ray start` alone can take Ray's 30 s."""
 
 
-def until(what: str, holds: Callable[[], object], seconds: float = 180.0, every: float = 0.2) -> None:
+def until(what: str, holds: Callable[[], object], seconds: float = 600.0, every: float = 0.2) -> None:
     """Wait until something holds; AssertionError names it when it does not come to pass."""
     limit = time.monotonic() + seconds
     while not holds():
@@ -62,9 +64,9 @@ class Launched:
     def job_log(self, name: str) -> str:
         return self.ray(f"ray job logs --address {TUNNEL} {name}", check=False).stdout
 
-    def finish(self, name: str, seconds: float) -> None:
+    def finish(self, name: str) -> None:
         """Wait for a job; AssertionError with its log unless it succeeded."""
-        until(f"job {name} ends", lambda: self.state(name).startswith(("SUCC", "FAIL", "STOP")), seconds, every=1.0)
+        until(f"job {name} ends", lambda: self.state(name).startswith(("SUCC", "FAIL", "STOP")), every=1.0)
         assert self.state(name).startswith("SUCC"), self.job_log(name)
 
     def history(self, run: str) -> list[dict]:
@@ -86,8 +88,9 @@ def filled_in(lab: Lab, tls: bool = False, **environment: str) -> dict:
     cluster["provider"] |= {"head_ip": head.address, "worker_ips": [worker.address for worker in workers]}
     cluster["auth"] = {"ssh_user": "root", "ssh_private_key": "~/.ssh/id_ed25519"}
     del cluster["file_mounts"]["~/ray-fed/wheels"]
-    lines = "; ".join(f"echo 'export {key}={value}' >> ~/ray-fed/environment" for key, value in environment.items())
-    cluster["setup_commands"].append(lines or "true")
+    settings = (PATIENT | environment).items()
+    lines = "; ".join(f"echo 'export {key}={value}' >> ~/ray-fed/environment" for key, value in settings)
+    cluster["setup_commands"].append(lines)
     for starting in ("head_start_ray_commands", "worker_start_ray_commands"):
         cluster[starting][-1] += f" --object-store-memory={STORE_BYTES}"
     return cluster
@@ -104,12 +107,12 @@ def launched(lab: Lab, cluster: dict, environment: Mapping[str, str], sites: Seq
     lab.desk.write("/root/cluster.yaml", yaml.safe_dump(cluster))
     made.ray("ray up -y --no-config-cache cluster.yaml")
     try:
-        until(f"nodes at {sites}", lambda: made.nodes() == sorted(sites), 300.0, every=1.0)
+        until(f"nodes at {sites}", lambda: made.nodes() == sorted(sites), every=1.0)
         yield made
     finally:
         made.ray("ray down -y cluster.yaml")
         # The sites' Ray notices within a minute that the head is gone, and ends then.
-        until("Ray has ended at the head", lambda: not made.head.processes("gcs/gcs_server"), 30.0)
+        until("Ray has ended at the head", lambda: not made.head.processes("gcs/gcs_server"))
 
 
 def open_tunnel(lab: Lab) -> None:

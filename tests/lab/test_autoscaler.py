@@ -46,7 +46,7 @@ FEDERATION = """
 silos:
   - {name: steady, data: embedded, site: north, where: {anion: O}}
   - {name: grown, data: embedded, site: south, where: {anion: F}}
-training: {epochs: 4000, rounds: 4000, hidden: [16], baselines: false, late_silos: true}
+training: {epochs: 40000, rounds: 40000, hidden: [16], baselines: false, late_silos: true}
 """
 OPEN = "export RAY_AUTH_MODE=disabled RAY_USAGE_STATS_ENABLED=0;"
 AUTOSCALED = (
@@ -75,14 +75,27 @@ def test_a_waiting_silo_is_given_a_machine_that_goes_when_it_is_done(host):
         said = host.run(f"{OPEN} python /srv/sites.py", check=False).stdout.splitlines()
         return next((line for line in said if line.startswith("SITES")), "")
 
-    until("the machine that is always there", lambda: sites() == "SITES - north", 60.0, every=1.0)
-    command = "ray-fed formation-energy --federation /srv/federation.yaml --address auto --out /srv/run"
-    done = host.run(f"{OPEN} cd /srv; {command}", timeout=240.0)
-    history = [json.loads(line) for line in host.path("/srv/run/history.jsonl").read_text().splitlines()]
-    [came] = [line for line in history if "joined" in line]
+    until("the machine that is always there", lambda: sites() == "SITES - north", every=1.0)
+    log = host.path("/srv/log")
+    with log.open("w") as said:
+        command = "ray-fed formation-energy --federation /srv/federation.yaml --address auto --out /srv/run"
+        running = host.start(f"{OPEN} cd /srv; exec {command}", said)
+    until("the silo takes part", lambda: [len(line["participants"]) for line in history(host)].count(2) > 3)
+    [number] = host.processes("bin/ray-fed formation-energy")
+    host.run(f"kill {number}")
+    assert running.wait(120) == 130, log.read_text()
+    lines = history(host)
+    [came] = [line for line in lines if "joined" in line]
     assert came["joined"] == ["grown"]
     assert came["failures"] == {"grown": "no machine at its site 'south' yet"}
-    later = [line["participants"] for line in history[came["round"] + 1 :]]
-    assert later == [["grown", "steady"]] * (4000 - came["round"])
-    assert "silo 'grown' joins with " in done.stderr
-    until("the machine that was added is taken away", lambda: sites() == "SITES - north", 60.0, every=1.0)
+    later = [line["participants"] for line in lines[came["round"] + 1 :]]
+    assert later == [["grown", "steady"]] * len(later)
+    assert "silo 'grown' joins with " in log.read_text()
+    until("the machine that was added is taken away", lambda: sites() == "SITES - north", every=1.0)
+
+
+def history(host) -> list[dict]:
+    """Return what the run has recorded so far; a line that is being written is left out."""
+    path = host.path("/srv/run/history.jsonl")
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

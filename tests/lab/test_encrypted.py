@@ -38,7 +38,7 @@ def cluster(prepared, tmp_path_factory):
         taking.enter_context(captured(lab, pcap))  # from before the first process starts to the end of the run
         with launched(lab, filled_in(lab, tls=True), TLS, ["-", "north", "south"]) as made:
             made.submit("hidden", f"{COMMAND} --rounds {ROUNDS} --address auto --out /srv/runs/hidden", "/root/job")
-            made.finish("hidden", 180.0)
+            made.finish("hidden")
             taking.close()
             yield made, pcap
 

@@ -33,7 +33,7 @@ def test_hosts_have_names_files_and_processes_of_their_own(lab):
     assert "/srv/rows.csv" in dict(disk(north))
     assert "/srv/rows.csv" not in dict(disk(south))
     sleeper = north.start("exec sleep 987.5", subprocess.DEVNULL)
-    seen = north.run("until pgrep -f '^sleep 987.5'; do sleep 0.1; done", timeout=10.0).stdout.split()
+    seen = north.run("until pgrep -f '^sleep 987.5'; do sleep 0.1; done", timeout=60.0).stdout.split()
     assert len(seen) == 1
     assert south.run("pgrep -f '^sleep 987.5'", check=False).stdout == ""
     north.run(f"kill {seen[0]}")

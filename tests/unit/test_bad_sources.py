@@ -141,7 +141,7 @@ def refusal(source: Source) -> str:
         ("broken.json", b'[{"formula": "Na', "cannot be read, it may be damaged"),
         ("keys.json", b'{"a": 1, "b": [2]}', "neither a list of entries nor columns of a table; its keys: 'a, b'"),
         ("deep.json", b"[" * 100_000, "cannot be read, it may be damaged"),
-        ("torn.csv.gz", gzip.compress(b"formula,x\n" * 1000)[:-20], "cannot be read, it may be damaged"),
+        ("torn.csv.gz", gzip.compress(b"formula,x\n" * 1000, mtime=0)[:-20], "cannot be read, it may be damaged"),
         ("plain.csv.gz", b"formula,x\nNaCl,1\n", "cannot be read, it may be damaged: 'Not a gzipped file"),
         ("data.xlsx", b"PK", "cannot tell what kind of file it is; its name must end in .parquet"),
     ],

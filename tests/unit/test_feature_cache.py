@@ -108,7 +108,7 @@ def test_processes_that_ask_at_once_compute_once(tmp_path):
     for process in asking:
         process.start()
     for process in asking:
-        process.join(30)
+        process.join(300)
     assert [process.exitcode for process in asking] == [0, 0, 0]
     assert (tmp_path / "log").read_text() == "computed\n"
 
