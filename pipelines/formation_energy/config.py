@@ -11,12 +11,10 @@ from math import isfinite
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pipelines.update_options import Coding, UpdateOptions
-from ray_fed.config import require
+from ray_fed.config import require, unknown_name
 
 if TYPE_CHECKING:
     from ray_fed.federation.rounds.machine import RoundRules
-
-Features = Literal["guo73", "guo65", "rich", "rich+structure"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class FormationEnergyConfig(UpdateOptions):
     """Keep only rows with COLUMN=VALUE, e.g. source=OQMD."""
     rows: int | None = None
     """Rows taken from the data by a seeded choice; all of them if not given (the embedded set then has 12,897)."""
-    features: Features = "guo73"
+    features: str = "guo73"
     """guo73: 13 element properties x 5 statistics + cell and space group; guo65: without structure, for data that have
     only formulas; rich: a larger element set; rich+structure: with cell and space group."""
     impute: Literal["median", "matminer"] = "median"
@@ -163,6 +161,7 @@ class FormationEnergyConfig(UpdateOptions):
         require(
             not averages or self.optimizer == "adam", "optimizer_state=average needs optimizer=adam: sgd has no state"
         )
+        self._check_features()
         self._check_frequency()
         self._check_partition()
         self.check_updates()
@@ -173,6 +172,12 @@ class FormationEnergyConfig(UpdateOptions):
         require((self.max_update_norm or 1) > 0, f"max_update_norm={self.max_update_norm} must be positive")
         for condition in self.where:
             require("=" in condition, f"where={condition!r} must be COLUMN=VALUE, e.g. source=OQMD")
+
+    def _check_features(self) -> None:
+        from ray_fed.materials.features.feature_sets import FEATURE_SETS
+
+        if self.features not in FEATURE_SETS:
+            raise unknown_name("feature set", self.features, FEATURE_SETS)
 
     def _check_frequency(self) -> None:
         frequency = self.communication_frequency
