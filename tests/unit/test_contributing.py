@@ -3,6 +3,7 @@
 import re
 import sqlite3
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -73,6 +74,21 @@ def test_every_example_is_run_here():
     here = Path(__file__).read_text(encoding="utf-8")
     assert len(EXAMPLES) == GUIDE.count("```python") == 10
     assert [place for place in EXAMPLES if f'add("{place}")' not in here] == []
+
+
+def test_a_change_touches_at_most_two_files():
+    table = re.findall(r"^\| (?:an?|the|who) .*", GUIDE, re.MULTILINE)
+    assert len(table) == 14
+    assert all(1 <= len(re.findall(r"`\S+(?:\.py|/)`", row)) <= 2 for row in table)
+
+
+def test_the_floors_are_those_of_the_import_contracts():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = project["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract.get("containers") == ["ray_fed"])
+    lines = GUIDE.split("import in a circle:")[1].split("\n## ")[0].split("\n")
+    shown = [line.strip() for line in lines if line.startswith("    ")]
+    assert [re.split(" [|:] ", layer) for layer in layers] == [re.split(" {3,}", line)[0].split() for line in shown]
 
 
 def test_a_strategy(add, tmp_path):
