@@ -202,8 +202,8 @@ def validation_losses(record: RoundRecord, silos: Iterable[str]) -> dict[str, fl
     for silo in silos:
         if silo not in found:
             reason = (
-                "it told no validation loss, by which a round is chosen: it died in the evaluation (start again: stages "
-                "that are done are kept), or has fewer validation tiles than its owner's min_examples (give it more)"
+                "it told no validation loss, by which a round is chosen: it died in the evaluation (start again, "
+                "finished stages are kept), or has fewer validation tiles than its owner's min_examples (give it more)"
             )
             raise SiloFailed(silo, f"evaluating round {record.server_round}", reason)
     return {silo: found[silo] for silo in silos}

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from ray_fed.errors import DataError
-from ray_fed.materials.features.build_element_tables import build_table, changes
 from ray_fed.materials.features.elements import (
     TABLE_FOLDER,
     load_table,
@@ -20,6 +19,7 @@ from ray_fed.materials.features.elements import (
     table_paths,
 )
 from ray_fed.materials.features.featurizers import make_featurizer
+from tests.golden.make_element_tables import build_table, changes
 
 XENONPY_TABLE = Path(__file__).parents[3] / "shared" / "datasets" / "elements" / "xenonpy_elements_completed.csv"
 

@@ -210,7 +210,7 @@ def test_radii_are_in_angstrom_and_high_spin():
 @pytest.mark.filterwarnings("ignore:Set OLD_ERROR_HANDLING:DeprecationWarning")
 @pytest.mark.parametrize("name", ["fluorite", "wurtzite", "perovskite", "k2nif4", "elpasolite"])
 def test_shipped_geometries_are_what_the_build_script_computes(name):
-    from ray_fed.materials.model_crystals.build_ionic_data import geometry_of
+    from tests.golden.make_ionic_data import geometry_of
 
     built = geometry_of(GEOMETRIES[name].prototype)
     assert built.bond_over_a == pytest.approx(GEOMETRIES[name].bond_over_a, abs=1e-6)
@@ -218,7 +218,7 @@ def test_shipped_geometries_are_what_the_build_script_computes(name):
 
 
 def test_shipped_ions_are_what_the_build_script_computes():
-    from ray_fed.materials.model_crystals.build_ionic_data import element_energies_ev, shannon_radii
+    from tests.golden.make_ionic_data import element_energies_ev, shannon_radii
 
     # CRC Handbook: Mg 147.1 kJ/mol, ionisation 7.646 + 15.035 eV
     assert element_energies_ev("Mg", 2) == pytest.approx((147.1 / KJ_PER_MOL, 22.682), abs=2e-3)

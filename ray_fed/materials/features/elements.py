@@ -1,6 +1,6 @@
 """Element tables: one row per chemical element, one column per property, with units, provenance and a hash.
 
-Two tables ship as text in `tables/`, built by `python -m ray_fed.materials.features.build_element_tables`:
+Two tables ship as text in `tables/`, built by `python -m tests.golden.make_element_tables`:
 
     guo     the properties behind the 73 features of Guo et al. 2022 (matminer's preset "matminer"), from pymatgen
     rich    those of XenonPy's 58 properties that mendeleev and pymatgen hold

@@ -1,6 +1,6 @@
 """Build the shipped element tables from pymatgen and mendeleev.
 
-    python -m ray_fed.materials.features.build_element_tables [--check]
+    python -m tests.golden.make_element_tables [--check]
 
 Run it with `--check` to see which values the installed packages would change. A change of a value is a change of every
 feature and of every model: it gets a line in the CHANGELOG.

@@ -1,6 +1,6 @@
 """Build `tables/ionic_data.csv` and `tables/ionic_data.json` from mendeleev, pymatgen and a few literature numbers.
 
-    python -m ray_fed.materials.model_crystals.build_ionic_data
+    python -m tests.golden.make_ionic_data
 
 Needs mendeleev and pymatgen; `model_crystals.py` needs neither. The CSV has one row per ion and coordination number.
 The JSON has the numbers of each prototype (Ewald sums, bond lengths), units, sources, versions, how far the model is
