@@ -33,8 +33,8 @@ from ray_fed.federation.messages import (
     Vector,
 )
 from ray_fed.federation.task import SiloSpec, Task
-from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.metrics import Scores
 
 Value = TypeVar("Value")
 

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from ray import tune
 from ray.tune import schedulers
@@ -19,6 +19,8 @@ from ray_fed.federation.cohort import said_by
 
 CONTROL_CPUS = 0.01
 FAILED = "failed_because"
+OBJECTIVE = "objective"
+"""Key of a report's value that schedulers compare."""
 
 
 class TrialListener(Protocol):
@@ -47,11 +49,12 @@ def run_trials(
     scheduler: str = "fifo",
     concurrent: int = 1,
     longest: int = 100,
+    mode: Literal["max", "min"] = "max",
 ) -> None:
     """Run one trial per config, each with a key `number`; Tune's own files go to `folder`.
 
-    longest: largest value of a report's `epochs`, for schedulers. A trial that fails ends with its reason; the others
-    go on.
+    longest: largest value of a report's `epochs`, for schedulers. mode: whether more or less of OBJECTIVE is better.
+    A trial that fails ends with its reason; the others go on.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -63,14 +66,15 @@ def run_trials(
                 for report in reports:
                     tune.report(dict(report))
         except Exception as error:  # Tune tells its callbacks that a trial failed, but not why
-            tune.report({FAILED: said_by(error), "epochs": 0, "r2": -math.inf})
+            worst = -math.inf if mode == "max" else math.inf
+            tune.report({FAILED: said_by(error), "epochs": 0, OBJECTIVE: worst})
 
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(trainable, shared=shared), {"cpu": CONTROL_CPUS}),
         param_space={"trial": tune.grid_search([dict(config) for config in configs])},
         tune_config=tune.TuneConfig(
-            metric="r2",
-            mode="max",
+            metric=OBJECTIVE,
+            mode=mode,
             scheduler=_scheduler(scheduler, longest),
             max_concurrent_trials=concurrent,
             reuse_actors=True,

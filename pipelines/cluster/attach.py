@@ -10,7 +10,8 @@ from typing import Any
 
 from pipelines.formation_energy.setup import ENERGY_UNIT
 from ray_fed.materials.databases.columns import UNKNOWN_UNIT, unit_of_target
-from ray_fed.reporting.results import results_from_summary
+from ray_fed.metrics import TRAIN_LOSS, Metric, regression_metrics
+from ray_fed.reporting.results import measured, results_from_summary
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import RoundProgress, results_table
 
@@ -20,17 +21,18 @@ LOOK_EVERY_S = 0.5
 def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Show the rounds so far and those to come; 0 when the run completed, 1 when it ended otherwise or stands still."""
     directory = RunDirectory.open(options["run_directory"])
-    unit, clock = _unit(directory), RunClock()
-    with RoundProgress(unit, clock=clock) as progress:
+    metrics, clock = _metrics(directory), RunClock()
+    with RoundProgress(metrics, clock=clock) as progress:
         screen = Screen(progress, clock)
         for record, seconds in follow(directory, lambda: time.sleep(LOOK_EVERY_S)):
             screen.show(record, seconds)
-    return _conclusion(directory, unit)
+    return _conclusion(directory, metrics)
 
 
-def _unit(directory: RunDirectory) -> str:
+def _metrics(directory: RunDirectory) -> tuple[Metric, ...]:
+    """Return what the run is measured by; runs that do not say so predict a property."""
     unit = unit_of_target(str(directory.read_config().get("target", "")))
-    return ENERGY_UNIT if unit == UNKNOWN_UNIT else unit
+    return directory.read_metrics() or regression_metrics(ENERGY_UNIT if unit == UNKNOWN_UNIT else unit)
 
 
 def follow(directory: RunDirectory, wait: Callable[[], object]) -> Iterator[tuple[Mapping[str, Any], float]]:
@@ -91,7 +93,7 @@ class Screen:
         self.clock.seconds += seconds
         self._tell_failures(record)
         if record.get("round", 1):
-            self.progress.advance(_shown(record))
+            self.progress.advance(self._shown(record))
 
     def _tell_failures(self, record: Mapping[str, Any]) -> None:
         failures = record.get("failures", {})
@@ -102,30 +104,31 @@ class Screen:
                 self.progress.note(line)
         self._failures = failures
 
-
-def _shown(record: Mapping[str, Any]) -> dict[str, Any]:
-    metrics = record.get("metrics", {})
-    model = "federated" if str(record.get("job", "")).startswith("federated") else "pooled"
-    return {
-        "server_round": record.get("round"),
-        "loss": metrics.get("loss"),
-        "mae": metrics.get(f"{model}.mae"),
-        "r2": metrics.get(f"{model}.r2"),
-        "bytes_sent": record.get("bytes_sent"),
-    }
+    def _shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        values = record.get("metrics", {})
+        model = "federated" if str(record.get("job", "")).startswith("federated") else "pooled"
+        return {
+            "server_round": record.get("round"),
+            TRAIN_LOSS: values.get(TRAIN_LOSS),
+            **measured(values, model, self.progress.metrics),
+            "bytes_sent": record.get("bytes_sent"),
+        }
 
 
 def _summary(directory: RunDirectory) -> dict[str, Any]:
     return dict(directory.read_summary()) if directory.summary_path.is_file() else {}
 
 
-def _conclusion(directory: RunDirectory, unit: str) -> int:
+def _conclusion(directory: RunDirectory, metrics: Sequence[Metric]) -> int:
     """Say how it ended."""
     summary = _summary(directory)
     status = summary.get("status", "running")
     if status == "completed":
-        results_table(results_from_summary(summary), unit=unit)
-        print(f"\nreport  {directory.report_path}")
+        results = results_from_summary(summary, metrics)
+        if results.rows:
+            results_table(results)
+            print()
+        print(f"report  {directory.report_path}")
         return 0
     reason = f": {summary['reason']}" if summary.get("reason") else ""
     said = "no process on this machine works on it" if status == "running" else f"{status}{reason}"

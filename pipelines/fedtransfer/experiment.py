@@ -8,10 +8,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from pipelines.fedtransfer.config import FedTransferConfig
-from pipelines.fedtransfer.results import silo_losses
+from pipelines.fedtransfer.results import silo_losses, validation_losses
 from pipelines.fedtransfer.setup import codecs_needed, job_of, named_data
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord
+from ray_fed.metrics import LOSS
 from ray_fed.style_transfer.exchange import StyleFederation, total_bytes
 from ray_fed.style_transfer.methods import Method, method_named
 from ray_fed.style_transfer.task import FedTransferTask, session_name
@@ -140,12 +141,11 @@ class FedTransferExperiment:
         if self.config.select_on == "test":
             current = {name: (record.server_round, vector) for name, vector in models.items()}
             found = self._test(method, job, current)
-            losses = {name: float(np.mean([by["loss"] for by in found[name].values()])) for name in models}
+            losses = {name: float(np.mean([by[LOSS.name] for by in found[name].values()])) for name in models}
         elif method.cooperation == "alone":
-            losses = {silo: record.metrics[f"silo.{silo}.loss"] for silo in models}
+            losses = validation_losses(record, models)
         else:
-            mean = float(np.mean([record.metrics[f"silo.{silo}.loss"] for silo in job.silos]))
-            losses = dict.fromkeys(models, mean)
+            losses = dict.fromkeys(models, float(np.mean(list(validation_losses(record, job.silos).values()))))
         choice.sees(record.server_round, losses, models)
 
     def _test(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.fedtransfer.results import GLOBAL, METRICS, TITLES, ModelResult, epoch_curve
+from pipelines.fedtransfer.results import GLOBAL, METRICS, ModelResult, epoch_curve
 from ray_fed.reporting.figure_style import (
     FEDERATED,
     LABEL_SIZE,
@@ -35,19 +35,20 @@ def bars_figure(results: Sequence[ModelResult], silos: Sequence[str]) -> "Figure
     rows = list(reversed(results))
     for line, metric in zip(axes, METRICS, strict=True):
         for axis, place in zip(line, places, strict=True):
-            cells = [row.cells[place, metric] for row in rows]
+            cells = [row.cells[place, metric.name] for row in rows]
             axis.barh(
                 range(len(rows)), [cell.mean for cell in cells],
                 xerr=[cell.spread for cell in cells] if len(cells[0].values) > 1 else None,
                 color=[_colour(row.method) for row in rows], ecolor="#1a1a1a", height=0.72,
                 error_kw={"linewidth": 0.9, "capsize": 2},
             )  # fmt: skip
-            if metric == "vi" and all(cell.mean > 0 for cell in cells):
+            if metric.unit and all(cell.mean > 0 for cell in cells):
                 _bits_axis(axis, min(cell.mean for cell in cells))
             else:
                 axis.set_xlim(left=0)
-            better = "higher is better" if metric != "vi" else "bits, by factors; lower is better"
-            axis.set_xlabel(f"{TITLES[metric]} ({better})", fontsize=TICK_SIZE)
+            better = f"{'higher' if metric.higher_is_better else 'lower'} is better"
+            scale = f"{metric.unit}, by factors; " if metric.unit else ""
+            axis.set_xlabel(f"{metric.title} ({scale}{better})", fontsize=TICK_SIZE)
             dress(axis, "x")
     for axis, place in zip(axes[0], places, strict=True):
         title = f"{place} test set" if place != GLOBAL else "global (mean of both)" if len(places) == 3 else "global"

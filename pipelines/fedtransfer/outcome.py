@@ -58,7 +58,7 @@ class FedTransferOutcome:
         summary = self._summary(status, seconds)
         write_report(
             self.directory, "FedTransfer", summary, self._sections(figures),
-            subtitle="Style generators move between silos; images stay", command=self.command, results=[],
+            subtitle="Style generators move between silos; images stay", command=self.command,
             warnings=self._warnings(), provenance=CITATION,
         )  # fmt: skip
         self.directory.write_summary(summary)  # type: ignore[arg-type]

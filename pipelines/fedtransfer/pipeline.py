@@ -16,6 +16,7 @@ from pipelines.fedtransfer.stage_logs import StageLogs
 from ray_fed.errors import ConfigError
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.job import RoundRecord
+from ray_fed.metrics import TRAIN_LOSS
 from ray_fed.micrographs.model_file import SegmenterCard, save_segmenter
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import RoundProgress, aligned, paths_table
@@ -50,7 +51,7 @@ def _carry_out(config: FedTransferConfig, outcome: FedTransferOutcome, begun: bo
     if begun:
         outcome.lines.extend(dict(line) for line in outcome.directory.read_history())
     try:
-        with RoundProgress("") as progress:
+        with RoundProgress() as progress:
             listener = FedTransferRecorder(outcome, progress)
             with contextlib.closing(listener.logs):
                 for fold in range(config.num_folds):
@@ -103,8 +104,8 @@ class FedTransferRecorder:
     def on_round_end(self, record: RoundRecord) -> None:
         self.logs.on_round_end(record)
         if record.server_round:
-            loss = record.metrics.get("loss")
-            self.progress.advance({"server_round": record.server_round, "loss": loss, "bytes_sent": record.bytes_sent})
+            shown = {TRAIN_LOSS: record.metrics.get(TRAIN_LOSS), "bytes_sent": record.bytes_sent}
+            self.progress.advance({"server_round": record.server_round, **shown})
 
     def trained(self, name: str, task: FedTransferTask, models: Mapping[str, Vector], line: Line) -> None:
         """Save the models of the first seed and fold for `ray-fed segment`."""

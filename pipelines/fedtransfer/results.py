@@ -6,17 +6,19 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ray_fed.errors import SiloFailed
 from ray_fed.federation.rounds.job import RoundRecord
+from ray_fed.metrics import LOSS, Metric, reported
+from ray_fed.micrographs import agreement
 from ray_fed.style_transfer.methods import METHODS
 
-METRICS = ("map", "vi", "ari")
+METRICS = reported(agreement.METRICS)
+"""What the tables show; the first decides."""
 GLOBAL = "global"
 CLEAR = 2.0
 """Standard errors below which a difference of means is called none."""
 TABLE_2 = ("separate", "central")
-TITLES = {"map": "MAP", "vi": "MVI", "ari": "ARI", "vi_under": "under", "vi_over": "over"}
-BETTER = {"map": 1, "vi": -1, "ari": 1}
-"""Whether more is better."""
+HEADLINE = METRICS[0]
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,14 @@ class ModelResult:
     model: str
     title: str
     cells: Mapping[tuple[str, str], Cell]
-    """(silo whose test set it is, or GLOBAL; metric) -> values."""
+    """(silo whose test set it is, or GLOBAL; name of a metric) -> values."""
 
     def mean(self, silo: str, metric: str) -> float:
         return self.cells[silo, metric].mean
+
+    @property
+    def headline(self) -> Cell:
+        return self.cells[GLOBAL, HEADLINE.name]
 
 
 def model_results(lines: Iterable[Mapping[str, Any]], silos: Sequence[str]) -> list[ModelResult]:
@@ -74,7 +80,7 @@ def model_results(lines: Iterable[Mapping[str, Any]], silos: Sequence[str]) -> l
 
 
 def _cells(runs: Sequence[Mapping[str, Any]], silos: Sequence[str]) -> dict[tuple[str, str], Cell]:
-    metrics = [name for name in runs[0][silos[0]] if name != "loss"]
+    metrics = [name for name in runs[0][silos[0]] if name != LOSS.name]
     cells = {(silo, m): Cell(tuple(float(run[silo][m]) for run in runs)) for silo in silos for m in metrics}
     for metric in metrics:
         means = tuple(sum(float(run[silo][metric]) for silo in silos) / len(silos) for run in runs)
@@ -84,12 +90,12 @@ def _cells(runs: Sequence[Mapping[str, Any]], silos: Sequence[str]) -> dict[tupl
 
 def header(places: Sequence[str]) -> list[str]:
     """Return the columns of Tables 2-3 for some test sets (silos or GLOBAL)."""
-    return ["method", *(f"{place} {TITLES[metric]}" for place in places for metric in METRICS)]
+    return ["method", *(f"{place} {metric.title}" for place in places for metric in METRICS)]
 
 
 def table_rows(results: Sequence[ModelResult], places: Sequence[str]) -> list[list[str]]:
     """Return the cells of Tables 2-3 as text."""
-    return [[r.title, *(str(r.cells[place, m]) for place in places for m in METRICS)] for r in results]
+    return [[r.title, *(str(r.cells[place, m.name]) for place in places for m in METRICS)] for r in results]
 
 
 def verdicts(results: Sequence[ModelResult]) -> list[str]:
@@ -102,7 +108,7 @@ def verdicts(results: Sequence[ModelResult]) -> list[str]:
         return said
     # A named one, not the best of them: picking by test scores would flatter.
     ours = by_name.get("transfer_int8") or by_name.get("transfer_fp32") or transfers[0]
-    ladder = [*([max(alone, key=lambda row: row.mean(GLOBAL, "map"))] if alone else [])]
+    ladder = [*([max(alone, key=lambda row: row.headline.mean)] if alone else [])]
     ladder += [by_name[name] for name in ("fed_avg",) if name in by_name]
     ladder += [ours]
     ladder += [by_name[name] for name in ("central",) if name in by_name]
@@ -118,19 +124,19 @@ def verdicts(results: Sequence[ModelResult]) -> list[str]:
 
 def _order(ladder: Sequence[ModelResult]) -> str:
     """Say in which metrics every step goes the paper's way, and in which all do so by more than the spread."""
-    several = len(ladder[0].cells[GLOBAL, "map"].values) > 1
+    several = len(ladder[0].headline.values) > 1
     found: dict[str, list[str]] = {}
     for metric in METRICS:
         steps = [_step(a, b, metric) for a, b in pairwise(ladder)]
         smallest = min(size for _, size in steps)
         if not all(gain > 0 for gain, _ in steps):
-            found.setdefault("does not hold in", []).append(TITLES[metric])
+            found.setdefault("does not hold in", []).append(metric.title)
         elif several and smallest < CLEAR:
             found.setdefault("holds, but not beyond the spread over runs, in", []).append(
-                f"{TITLES[metric]} ({smallest:.1f})"
+                f"{metric.title} ({smallest:.1f})"
             )
         else:
-            found.setdefault("holds in", []).append(TITLES[metric] + (f" ({smallest:.1f})" if several else ""))
+            found.setdefault("holds in", []).append(metric.title + (f" ({smallest:.1f})" if several else ""))
     order = " < ".join(row.title for row in ladder)
     said = " and ".join(f"{how} {', '.join(metrics)}" for how, metrics in found.items())
     note = (
@@ -141,10 +147,10 @@ def _order(ladder: Sequence[ModelResult]) -> str:
     return f"The paper's order on the global test set, {order}, {said}.{note}"
 
 
-def _step(below: ModelResult, above: ModelResult, metric: str) -> tuple[float, float]:
+def _step(below: ModelResult, above: ModelResult, metric: Metric) -> tuple[float, float]:
     """Return how much better `above` is, and that in standard errors over runs (0 with one run)."""
-    a, b = below.cells[GLOBAL, metric], above.cells[GLOBAL, metric]
-    gain = BETTER[metric] * (b.mean - a.mean)
+    a, b = below.cells[GLOBAL, metric.name], above.cells[GLOBAL, metric.name]
+    gain = metric.gain(b.mean, a.mean)
     error = _error(a, b)
     return gain, gain / error if error else 0.0
 
@@ -156,17 +162,19 @@ def _error(a: Cell, b: Cell) -> float:
 
 def _against(ours: ModelResult, other: ModelResult) -> str:
     """Compare with the spread: a difference below twice its standard error is called none."""
-    a, b = ours.cells[GLOBAL, "map"], other.cells[GLOBAL, "map"]
+    a, b = ours.headline, other.headline
     gap = a.mean - b.mean
     numbers = f"({a} against {b})"
     if len(a.values) < 2:
         if abs(gap) < 5e-4:
-            return f"{ours.title} and {other.title} have the same MAP {numbers}; one run each."
+            return f"{ours.title} and {other.title} have the same {HEADLINE.title} {numbers}; one run each."
         relation = "above" if gap > 0 else "below"
-        return f"{ours.title} is {abs(gap):.3f} MAP {relation} {other.title} {numbers}; one run each: no spread known."
+        said = f"{ours.title} is {abs(gap):.3f} {HEADLINE.title} {relation} {other.title} {numbers}"
+        return f"{said}; one run each: no spread known."
     if abs(gap) < CLEAR * _error(a, b):
-        return f"{ours.title} and {other.title} do not differ in MAP beyond the spread over runs {numbers}."
-    return f"{ours.title} is {abs(gap):.3f} MAP {'above' if gap > 0 else 'below'} {other.title} {numbers}."
+        pair = f"{ours.title} and {other.title}"
+        return f"{pair} do not differ in {HEADLINE.title} beyond the spread over runs {numbers}."
+    return f"{ours.title} is {abs(gap):.3f} {HEADLINE.title} {'above' if gap > 0 else 'below'} {other.title} {numbers}."
 
 
 def epoch_curve(told: Mapping[str, float], name: str) -> list[float]:
@@ -181,7 +189,18 @@ def epoch_curve(told: Mapping[str, float], name: str) -> list[float]:
 def silo_losses(record: RoundRecord) -> dict[str, float]:
     """Return silo -> validation loss after the round."""
     return {
-        name.removeprefix("silo.").removesuffix(".loss"): value
+        name.removeprefix("silo.").removesuffix(f".{LOSS.name}"): value
         for name, value in record.metrics.items()
-        if name.startswith("silo.") and name.endswith(".loss")
+        if name.startswith("silo.") and name.endswith(f".{LOSS.name}")
     }
+
+
+def validation_losses(record: RoundRecord, silos: Iterable[str]) -> dict[str, float]:
+    """Return the validation loss of each of the silos, by which a round is chosen; SiloFailed for one that died in the
+    evaluation: its training loss, which is known, says something else."""
+    found = silo_losses(record)
+    for silo in silos:
+        if silo not in found:
+            said = "it told no validation loss, by which a round is chosen; start again: stages that are done are kept"
+            raise SiloFailed(silo, f"evaluating round {record.server_round}", said)
+    return {silo: found[silo] for silo in silos}

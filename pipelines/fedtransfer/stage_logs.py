@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines.fedtransfer.results import METRICS, epoch_curve, silo_losses
 from ray_fed.federation.rounds.job import RoundRecord
+from ray_fed.metrics import TRAIN_LOSS
 from ray_fed.reporting.tensorboard_log import EventLog
 from ray_fed.style_transfer.task import SESSION_MARK
 
@@ -25,8 +26,8 @@ class StageLogs:
         log = self._log(run_of(record.job))
         for silo, loss in silo_losses(record).items():
             log.scalar(f"loss/validation/{silo}", loss, record.server_round)
-        if "loss" in record.metrics:
-            log.scalar("loss/training", record.metrics["loss"], record.server_round)
+        if TRAIN_LOSS in record.metrics:
+            log.scalar("loss/training", record.metrics[TRAIN_LOSS], record.server_round)
 
     def done(self, line: Mapping[str, Any]) -> None:
         """Add what is known at the end of a stage, and close its runs."""
@@ -38,7 +39,7 @@ class StageLogs:
             log = self._log(run_of(line["stage"]) + of_one)
             for silo, found in places.items():
                 for metric in METRICS:
-                    log.scalar(f"test/{metric}/{silo}", found[metric], line["chosen"][model])
+                    log.scalar(f"test/{metric.name}/{silo}", found[metric.name], line["chosen"][model])
         self.close()
 
     def _generators(self, line: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from ray_fed.federation.coordinator import Agreement
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.strategies import Models
+from ray_fed.metrics import Metric, reported
 
 
 class TrainingListener(Protocol):
@@ -61,6 +62,11 @@ class TrainingExperiment:
     started: float = field(default_factory=time.perf_counter)
 
     @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What summary, tables and figures show, the headline first."""
+        return reported(self.setup.task.metrics)
+
+    @property
     def seeds(self) -> range:
         return range(self.setup.config.seed, self.setup.config.seed + self.setup.config.repeats)
 
@@ -93,24 +99,24 @@ class TrainingExperiment:
         if seed == self.setup.config.seed:
             self.models.update({name: np.array(vector) for name, vector in models.items()})
 
-    def finals(self, quantity: str) -> dict[str, list[float]]:
-        """Return model -> final value per seed of "mae", "r2" or "mse"; only models that finished."""
+    def finals(self, metric: Metric) -> dict[str, list[float]]:
+        """Return model -> final value per seed of a metric; only models that finished."""
         found: dict[str, list[float]] = {}
         for _, record in self.records:
             if record.models is None:
                 continue
             for model in record.models:
-                if f"{model}.{quantity}" in record.metrics:
-                    found.setdefault(model, []).append(record.metrics[f"{model}.{quantity}"])
+                if f"{model}.{metric.name}" in record.metrics:
+                    found.setdefault(model, []).append(record.metrics[f"{model}.{metric.name}"])
         return found
 
     def federated_records(self) -> list[RoundRecord]:
         """Return the records of the federated jobs that finished a round."""
         return [record for _, record in self.records if record.kind == "federated" and record.server_round]
 
-    def curve(self, model: str, quantity: str = "mae") -> tuple[list[float], list[float]]:
+    def curve(self, model: str, metric: Metric) -> tuple[list[float], list[float]]:
         """Return (epochs, values) of a model in the first seed's run, wherever it was evaluated."""
-        key, epochs = f"{model}.{quantity}", self.setup.config.epochs
+        key, epochs = f"{model}.{metric.name}", self.setup.config.epochs
         points = [
             (epochs * record.server_round / record.num_rounds, record.metrics[key])
             for seed, record in self.records

@@ -11,10 +11,11 @@ from pipelines.formation_energy.experiment import TrainingExperiment
 from pipelines.formation_energy.membership import fingerprints
 from pipelines.formation_energy.per_silo_errors import own_errors, own_table
 from pipelines.formation_energy.privacy_statement import privacy_statement
+from ray_fed.metrics import Metric
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
 from ray_fed.reporting.model_files import ModelCard, save_model
 from ray_fed.reporting.report import Figure, Section, Table, write_report
-from ray_fed.reporting.results import results_from_summary
+from ray_fed.reporting.results import ResultRow, Results, results_from_summary
 from ray_fed.reporting.run_directory import RunDirectory
 
 MAX_PARITY_SILOS = 4
@@ -40,6 +41,7 @@ class TrainingOutcome:
     def begin(self) -> None:
         """Write what is known before training: configuration, versions, data fingerprints, status "running"."""
         agreement = self.experiment.agreement
+        self.directory.write_metrics(self.experiment.setup.task.metrics)
         self.directory.write_config(
             {"command": self.command, "set": list(self.site_overrides), **asdict(self.experiment.setup.config)}
         )
@@ -85,14 +87,14 @@ class TrainingOutcome:
         }
 
     def _metrics(self) -> dict[str, object]:
-        """`federated.mae`, `silo.<name>.mae`, ...: mean over the seeds, with `_std` when there are several."""
+        """`federated.<metric>`, `silo.<name>.<metric>`, ...: mean over the seeds, with `_std` of several."""
         flat: dict[str, object] = {}
-        for quantity in ("mae", "r2"):
-            for model, values in self.experiment.finals(quantity).items():
+        for metric in self.experiment.metrics:
+            for model, values in self.experiment.finals(metric).items():
                 key = model if model in ("federated", "pooled") else f"silo.{model}"
-                flat[f"{key}.{quantity}"] = mean(values)
+                flat[f"{key}.{metric.name}"] = mean(values)
                 if len(values) > 1:
-                    flat[f"{key}.{quantity}_std"] = stdev(values)
+                    flat[f"{key}.{metric.name}_std"] = stdev(values)
         return flat
 
     def _costs(self) -> dict[str, object]:
@@ -141,7 +143,7 @@ class TrainingOutcome:
     def _card(self) -> ModelCard:
         setup, config = self.experiment.setup, self.experiment.setup.config
         featurizer = setup.task.featurizer()
-        first = {quantity: self.experiment.finals(quantity)["federated"][0] for quantity in ("mae", "r2")}
+        first = {m.name: self.experiment.finals(m)["federated"][0] for m in self.experiment.metrics}
         return ModelCard(
             name="federated",
             property=setup.task.target,
@@ -193,14 +195,16 @@ class TrainingOutcome:
         made = [self._parity(), self._bars(), self._curves()]
         return [figure for figure in made if figure]
 
-    def _rows(self):
-        return results_from_summary(self.summary)
+    @property
+    def results(self) -> Results:
+        """The models so far."""
+        return results_from_summary(self.summary, self.experiment.metrics)
 
     def _parity(self) -> Figure | None:
         experiment = self.experiment
         if experiment.true is None or not experiment.predicted:
             return None
-        rows = self._rows()
+        rows = self.results.rows
         silos = sorted((row for row in rows if row.kind == "silo"), key=lambda row: -(row.num_examples or 0))
         left_out = silos[MAX_PARITY_SILOS:]
         panels = [self._panel(row) for row in rows if row not in left_out and row.name in experiment.predicted]
@@ -213,38 +217,32 @@ class TrainingOutcome:
 
     def _panel(self, row) -> ParityPanel:
         experiment = self.experiment
-        mae, r2 = (experiment.finals(quantity)[row.name][0] for quantity in ("mae", "r2"))
+        scores = {metric: experiment.finals(metric)[row.name][0] for metric in experiment.metrics}
         size = f" ({row.num_examples:,} rows)" if row.num_examples else ""
         assert experiment.true is not None
-        return ParityPanel(row.label + size, experiment.true, experiment.predicted[row.name], mae, r2)
+        return ParityPanel(row.label + size, experiment.true, experiment.predicted[row.name], scores)
 
     def _bars(self) -> Figure | None:
-        rows = [row for row in self._rows() if row.mae is not None]
+        headline, repeats = self.experiment.metrics[0], self.experiment.setup.config.repeats
+        rows = [row for row in self.results.rows if row.values[headline.name] is not None]
         if not rows:
             return None
-        several = self.experiment.setup.config.repeats > 1
-        figure = bars_figure(
-            [row.label for row in rows],
-            [row.mae or 0.0 for row in rows],
-            [row.mae_std or 0.0 for row in rows] if several else None,
-            [row.r2 if row.r2 is not None else float("nan") for row in rows],
-            [row.r2_std or 0.0 for row in rows] if several else None,
-            self.experiment.setup.task.unit,
-            repeats=self.experiment.setup.config.repeats,
-        )
-        return self._save("bars", figure, "MAE and R² of every model on the common test set.")
+        panels = {metric: _means(rows, metric, repeats > 1) for metric in self.results.metrics}
+        figure = bars_figure([row.label for row in rows], panels, repeats=repeats)
+        titles = " and ".join(metric.title for metric in panels)
+        return self._save("bars", figure, f"{titles} of every model on the common test set.")
 
     def _curves(self) -> Figure | None:
         names = ["federated", *(spec.name for spec in self.experiment.setup.members)]
-        curves = {name: self.experiment.curve(name) for name in names}
+        headline = self.experiment.metrics[0]
+        curves = {name: self.experiment.curve(name, headline) for name in names}
         curves = {name: points for name, points in curves.items() if points[0]}
         if not curves:
             return None
         labels = {name: name if name in ("federated", "pooled") else f"{name} alone" for name in curves}
-        figure = learning_curves_figure(
-            {labels[name]: points for name, points in curves.items()}, self.experiment.setup.task.unit, x_label="Epoch"
-        )
-        return self._save("learning_curves", figure, "Test MAE during training, first seed.")
+        named = {labels[name]: points for name, points in curves.items()}
+        figure = learning_curves_figure(named, headline, x_label="Epoch")
+        return self._save("learning_curves", figure, f"Test {headline.title} during training, first seed.")
 
     def _save(self, name: str, figure, caption: str) -> Figure:
         from ray_fed.reporting.figures import save_figure
@@ -268,7 +266,7 @@ class TrainingOutcome:
             [*self._own_section(), *([Section("Figures", figures)] if figures else [])],
             subtitle=f"{len(setup.training)} silos, {self.summary['rounds']} communications",
             command=self.command,
-            unit=setup.task.unit,
+            results=self.results,
             unreadable={name: silo.unreadable for name, silo in agreement.silos.items() if silo.unreadable},
             warnings=self.notices,
             provenance=self._provenance(),
@@ -276,7 +274,7 @@ class TrainingOutcome:
 
     def own_table(self) -> list[list[str]]:
         """Return what each silo's own held-out rows say, header first; empty with a common test set."""
-        return own_table(self.summary, self.experiment.setup.training, self.experiment.setup.task.unit)
+        return own_table(self.summary, self.experiment.setup.training, self.experiment.metrics[0])
 
     def _own_section(self) -> list[Section]:
         header, *rows = self.own_table() or [[]]
@@ -288,3 +286,10 @@ class TrainingOutcome:
         from ray_fed.materials.model_crystals.crystals import PROVENANCE
 
         return f"{PROVENANCE}. Method: {CITATION}."
+
+
+def _means(rows: Sequence[ResultRow], metric: Metric, several: bool) -> tuple[list[float], list[float] | None]:
+    """Return values of a metric, NaN where there is none, and with several seeds their spread."""
+    values = [row.values[metric.name] for row in rows]
+    means = [float("nan") if value is None else value for value in values]
+    return means, [row.spreads.get(metric.name) or 0.0 for row in rows] if several else None

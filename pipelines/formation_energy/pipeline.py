@@ -24,7 +24,6 @@ from pipelines.ledger.coordinator_ledger import CoordinatorLedger, discard_unuse
 from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.reporting.environment import software_versions
-from ray_fed.reporting.results import results_from_summary
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned, paths_table, results_table
 
@@ -144,7 +143,7 @@ def _carry_out(request: RunRequest) -> int:
     outcome = _train(request)
     for line in _missed(outcome.experiment):
         print(f"note: {line}", file=sys.stderr)
-    results_table(results_from_summary(outcome.summary), unit=request.setup.task.unit)
+    results_table(outcome.results)
     print()
     if own := outcome.own_table():
         print(aligned(own, right=range(1, len(own[0])), rule=True))

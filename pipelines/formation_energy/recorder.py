@@ -10,11 +10,12 @@ from pipelines.launching import CoordinatorLike
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger
 from ray_fed.errors import FedError
 from ray_fed.federation.rounds.job import EPSILON, Job, RoundRecord
+from ray_fed.metrics import TRAIN_LOSS
+from ray_fed.reporting.results import measured
 from ray_fed.reporting.run_directory import RunDirectory
-from ray_fed.reporting.tensorboard_log import EventLog, global_tag, silo_tag
+from ray_fed.reporting.tensorboard_log import EventLog, chart_titles, global_tag, silo_tag
 from ray_fed.reporting.terminal import RoundProgress
 
-QUANTITIES = ("mae", "r2", "mse")
 MAX_LOGGED_ROUNDS = 500
 """TensorBoard shows every round of a job up to this length, and the evaluated rounds of a longer one; the history has
 them all."""
@@ -25,7 +26,8 @@ class TrainingRecorder:
 
     def __init__(self, setup: Setup, directory: RunDirectory, ledger: CoordinatorLedger | None = None):
         self.setup, self.directory, self.ledger = setup, directory, ledger
-        self.progress = RoundProgress(setup.task.unit)
+        self.metrics = setup.task.metrics
+        self.progress = RoundProgress(self.metrics)
         self.logs: dict[str, EventLog] = {}
         self._told: tuple[tuple[str, str], ...] = ()
 
@@ -58,7 +60,7 @@ class TrainingRecorder:
         if self.ledger:
             self.ledger.write(record.notes)
         self.directory.append_timing(timing_line(record))
-        if record.num_rounds <= MAX_LOGGED_ROUNDS or f"{self._model(record)}.mae" in record.metrics:
+        if record.num_rounds <= MAX_LOGGED_ROUNDS or measured(record.metrics, self._model(record), self.metrics):
             self._log(record, seed)
         self._tell_restarts(record, seed)
         self._tell_joined(record, seed)
@@ -104,12 +106,10 @@ class TrainingRecorder:
 
     def _shown(self, record: RoundRecord) -> dict[str, float | int | None]:
         """What the progress line shows: the federated model, or pooled among the baselines."""
-        model = self._model(record)
         return {
             "server_round": record.server_round,
-            "loss": record.metrics.get("loss"),
-            "mae": record.metrics.get(f"{model}.mae"),
-            "r2": record.metrics.get(f"{model}.r2"),
+            TRAIN_LOSS: record.metrics.get(TRAIN_LOSS),
+            **measured(record.metrics, self._model(record), self.metrics),
             "bytes_sent": record.bytes_sent if record.kind == "federated" else None,
         }
 
@@ -119,12 +119,12 @@ class TrainingRecorder:
             return
         for model in self.setup.members:
             name = model.name if model is self.setup.pooled else f"{model.name}-alone"
-            curves = _curves(record, model.name, f"silo.{model.name}.loss", global_tag)
+            curves = self._curves(record, model.name, f"silo.{model.name}.{TRAIN_LOSS}", global_tag)
             self._run(f"{name}-seed-{seed}").scalars(curves, record.server_round)
 
     def _log_federated(self, log: EventLog, record: RoundRecord) -> None:
         step = record.server_round
-        log.scalars(_curves(record, "federated", "loss", global_tag), step)
+        log.scalars(self._curves(record, "federated", TRAIN_LOSS, global_tag), step)
         if EPSILON in record.metrics:
             log.scalar(global_tag("epsilon"), record.metrics[EPSILON], step)
         if step:
@@ -134,7 +134,7 @@ class TrainingRecorder:
             log.scalar(global_tag("seconds_compute"), record.seconds["compute"], step)
             log.scalar(global_tag("seconds_communicate"), record.seconds["communicate"], step)
         for silo in self.setup.training:
-            curves = _curves(record, f"silo.{silo}", f"silo.{silo}.loss", partial(silo_tag, silo))
+            curves = self._curves(record, f"silo.{silo}", f"silo.{silo}.{TRAIN_LOSS}", partial(silo_tag, silo))
             if step:
                 curves[silo_tag(silo, "bytes_sent")] = record.bytes_sent / len(self.setup.training)
                 curves[silo_tag(silo, "seconds_compute")] = record.seconds.get(f"silo.{silo}", 0.0)
@@ -145,8 +145,14 @@ class TrainingRecorder:
     def _run(self, name: str) -> EventLog:
         if name not in self.logs:
             self.logs[name] = EventLog(self.directory.tensorboard / name)
-            self.logs[name].custom_layout(self.setup.training)
+            self.logs[name].custom_layout(self.setup.training, chart_titles(self.metrics))
         return self.logs[name]
+
+    def _curves(self, record: RoundRecord, model: str, loss: str, tag: Callable[[str], str]) -> dict[str, float]:
+        """Return tag -> value of what is known of a model after the round; `loss` is the key of its training loss."""
+        found = measured(record.metrics, model, self.metrics)
+        found |= {TRAIN_LOSS: record.metrics[loss]} if loss in record.metrics else {}
+        return {tag(name): value for name, value in found.items()}
 
 
 def timing_line(record: RoundRecord) -> dict[str, object]:
@@ -169,8 +175,3 @@ def history_line(record: RoundRecord, seed: int) -> dict[str, object]:
         **({"joined": [silo.silo for silo in record.joined]} if record.joined else {}),
         "metrics": dict(sorted(record.metrics.items())),
     }
-
-
-def _curves(record: RoundRecord, model: str, loss: str, tag: Callable[[str], str]) -> dict[str, float]:
-    keys = {quantity: f"{model}.{quantity}" for quantity in QUANTITIES} | {"loss": loss}
-    return {tag(quantity): record.metrics[key] for quantity, key in keys.items() if key in record.metrics}

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ray_fed.leakage.audit import MessageAudit
+from ray_fed.metrics import Metric
 
 SUM = "secure sum"
 """The row in which only the sum over the silos is seen."""
@@ -17,6 +18,8 @@ class Findings:
     unit: str
     """Of the target."""
     feature_units: Mapping[str, str]
+    metric: Metric
+    """In which costs are told."""
     of_rounds: list[MessageAudit] = field(default_factory=list)
     """One per silo and round replayed."""
     of_sums: list[MessageAudit] = field(default_factory=list)
@@ -28,7 +31,7 @@ class Findings:
     of_changed_sums: dict[str, list[MessageAudit]] = field(default_factory=dict)
     """The same, where only the sum of the round is seen."""
     costs: dict[str, float] = field(default_factory=dict)
-    """Defence or change -> error after training with it; "" as set up."""
+    """Defence or change -> what the metric comes to after training with it; "" as set up."""
     is_summed: bool = False
     """Whether the federation shows its coordinator only the sum of a round."""
     has_secret_noise: bool = False
@@ -45,15 +48,15 @@ class Findings:
         return list(dict.fromkeys(one.defence for one in self.of_kinds))
 
     def cost(self, key: str) -> float | None:
-        """Return the error of a defence or change above that of the federation as it is set up."""
+        """Return by how much a defence or change is worse than the federation as it is set up."""
         key = "" if key == NOTHING else key
-        return self.costs[key] - self.costs[""] if key in self.costs else None
+        return self.metric.gain(self.costs[""], self.costs[key]) if key in self.costs else None
 
     def select(self, kind: str, defence: str) -> list[MessageAudit]:
         return [one for one in self.of_kinds if (one.kind, one.defence) == (kind, defence)]
 
     def cheapest(self, leak: MessageAudit) -> str:
-        """Return the defence under which nothing of this kind of message is found and the error is smallest."""
+        """Return the defence under which nothing of this kind of message is found and the metric is best."""
         if leak.found == 0:
             return "not needed"
         mine = [one for one in self.of_kinds if (one.kind, one.silo) == (leak.kind, leak.silo)]
@@ -61,7 +64,7 @@ class Findings:
             return "none tried"  # a later round leaks what the first did not
         there = (NOTHING, SUM) if self.is_summed else (NOTHING,)
         stopping = [one.defence for one in mine if one.defence not in there and one.found == 0]
-        return min(stopping, key=lambda name: self.costs.get(name, 0.0), default="none tried")
+        return min(stopping, key=lambda name: self.metric.gain(0.0, self.costs.get(name, 0.0)), default="none tried")
 
     @property
     def verified_words(self) -> str:

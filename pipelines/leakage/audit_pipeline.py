@@ -54,7 +54,7 @@ def _carry_out(
     target: str, config: AuditConfig, audited: AuditedFederation, directory: RunDirectory, command: Sequence[str]
 ) -> int:
     started = time.perf_counter()
-    findings = Findings(audited.target_unit, audited.units)
+    findings = Findings(audited.target_unit, audited.units, audited.metric)
     findings.is_summed = bool(audited.job.secure_threshold)
     findings.has_secret_noise = audited.job.any_plan.private is not None
     recorded = _as_set_up(audited, config, findings)
@@ -153,11 +153,12 @@ def _audited(audited: AuditedFederation, replay: Replay, defence: Defence | None
 
 
 def _error(audited: AuditedFederation, job: Job, state: State) -> float:
-    return audited.mean_absolute_error(next(iter(job.strategy.models(state).values())))
+    return audited.measured(next(iter(job.strategy.models(state).values())))
 
 
 def _cost_words(findings: Findings, key: str) -> str:
-    return f", MAE {findings.costs[key]:.4g} {findings.unit}" if key in findings.costs else ""
+    metric = findings.metric
+    return f", {metric.title} {findings.costs[key]:.4g} {metric.unit}" if key in findings.costs else ""
 
 
 def _print(findings: Findings, directory: RunDirectory) -> None:

@@ -19,9 +19,9 @@ THREAT = (
 )
 FOUND = (
     "A record is found if every feature comes back within 10 % of a standard deviation (root mean square), and the "
-    "guess is nearer to it than the nearest other record of the silo is. Counts are summed over the silos. MAE: after "
-    "the same number of passes over the rows. silo_dp: (epsilon, 1e-5) for all rows of a silo over the whole run, "
-    "noise added in the silo itself; dp: DP-SGD, (epsilon, 1e-5) for one record."
+    "guess is nearer to it than the nearest other record of the silo is. Counts are summed over the silos. The error: "
+    "after the same number of passes over the rows. silo_dp: (epsilon, 1e-5) for all rows of a silo over the whole "
+    "run, noise added in the silo itself; dp: DP-SGD, (epsilon, 1e-5) for one record."
 )
 AS_SET_UP = (
     "Records of the silo that the worst of its replayed messages gives away exactly, nearly, not at all. In the "
@@ -49,7 +49,7 @@ def write_audit(
         Section("Batches, local steps, private steps", [_lines(change_table(findings))]),
         *_feature_sections(findings),
     ]
-    write_report(directory, "Leakage audit", summary, sections, command=shlex.join(command), results=[])
+    write_report(directory, "Leakage audit", summary, sections, command=shlex.join(command))
     directory.write_summary(summary)  # type: ignore[arg-type]
 
 
@@ -70,7 +70,7 @@ def _summary(findings: Findings, gate: LeakLimit, seconds: float) -> dict[str, o
     for change, audits in findings.of_changes.items():
         key = f"training.{change or 'as set up'}"
         summary[f"{key}.found"], summary[f"{key}.records"] = total(audits)
-    return summary | {f"mae.{name or NOTHING}": value for name, value in findings.costs.items()}
+    return summary | {f"{findings.metric.name}.{name or NOTHING}": value for name, value in findings.costs.items()}
 
 
 def silo_table(findings: Findings) -> list[list[str]]:
@@ -115,13 +115,13 @@ def _cheapest(findings: Findings, leak: MessageAudit) -> str:
 
 def defence_table(findings: Findings) -> list[list[str]]:
     """Return a header and, per defence, what each kind of message gives away and what the defence costs."""
-    header = ["defence", *(_short(kind) for kind in findings.kinds), f"MAE ({findings.unit})", "cost"]
+    header = ["defence", *(_short(kind) for kind in findings.kinds), findings.metric.heading, "cost"]
     return [header, *([name, *_cells(findings, name), *_cost(findings, name)] for name in findings.defences)]
 
 
 def change_table(findings: Findings) -> list[list[str]]:
     """Return a header and, per way to train, what the first round's updates give away."""
-    header = ["training", "message", "records", "exact", "near", "in the sum", f"MAE ({findings.unit})", "cost"]
+    header = ["training", "message", "records", "exact", "near", "in the sum", findings.metric.heading, "cost"]
     lines = [header]
     for change, audits in findings.of_changes.items():
         counts = [total(audits)[1], sum(one.exact for one in audits), sum(one.near for one in audits)]

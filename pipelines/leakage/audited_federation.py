@@ -18,6 +18,7 @@ from ray_fed.federation.silo import Silo
 from ray_fed.leakage.replay import RecordedUpdate, Recording, recording_cohort
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.materials.property_task import PropertyTask
+from ray_fed.metrics import Metric, Scores, merged
 from ray_fed.perimeter.ledger import vector_digest
 from ray_fed.perimeter.policy import read_site, site_path
 from ray_fed.reporting.model_files import load_model
@@ -47,17 +48,16 @@ class AuditedFederation:
     def sizes(self) -> dict[str, int]:
         return {silo.spec.name: len(silo.samples.features) for silo in self.silos}
 
-    def mean_absolute_error(self, vector: Vector) -> float:
-        """Return the error on the common test set, or on the silos' held-out rows where there is none."""
-        scores = self.cohort.evaluate_test({"model": vector})
-        if scores is not None:
-            return scores["model"].values()["mae"]
-        errors, count = 0.0, 0
-        for silo in self.silos:
-            predicted = _predicted(silo, vector)
-            errors += float(np.abs(predicted - silo.rows.held_out_targets).sum())
-            count += len(predicted)
-        return errors / max(1, count)
+    @property
+    def metric(self) -> Metric:
+        """In which the costs of defences are told."""
+        return self.coordinator.task.metrics[0]
+
+    def measured(self, vector: Vector) -> float:
+        """Return the metric on the common test set, or on the silos' held-out rows if there is none; 0 without any."""
+        on_test = self.cohort.evaluate_test({"model": vector})
+        scores = on_test["model"] if on_test else merged(_held_out(silo, vector) for silo in self.silos)
+        return scores.values()[self.metric.name] if scores.num_examples else 0.0
 
 
 def setup_of(target: str) -> Setup:
@@ -152,10 +152,11 @@ def _as_option(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _predicted(silo: Silo, vector: Vector) -> np.ndarray:
+def _held_out(silo: Silo, vector: Vector) -> Scores:
     import torch
 
     from ray_fed.learning.layout import load_vector
 
     with torch.no_grad():
-        return load_vector(silo.task.model(0), vector)(silo.samples.held_out_features)[:, 0].numpy()
+        outputs = load_vector(silo.task.model(0), vector)(silo.samples.held_out_features).numpy()
+    return silo.task.score(silo.rows.held_out_targets, outputs)

@@ -88,7 +88,7 @@ class LeakageOutcome:
             self.directory, "Gradient leakage", summary, self._sections(figures),
             subtitle="What one training message gives away, by eight attacks" if len(self.config.attacks) > 7
             else "What one training message gives away, attack by attack",
-            command=self.command, results=[], provenance=CITATION,
+            command=self.command, provenance=CITATION,
         )  # fmt: skip
         self.directory.write_summary(summary)  # type: ignore[arg-type]
 

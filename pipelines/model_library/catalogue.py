@@ -10,7 +10,7 @@ import pandas as pd
 
 from pipelines.formation_energy.predict import check_place, model_path
 from ray_fed.errors import DataError
-from ray_fed.model_library.cards import pack
+from ray_fed.model_library.cards import SHOWN_WITH_FAILURES, pack
 from ray_fed.model_library.crystal_graph import METHOD, predict_structures
 from ray_fed.model_library.descriptors import check_fingerprint, make_descriptor
 from ray_fed.model_library.predictors import predict
@@ -30,7 +30,7 @@ def query(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Print the models that answer a query."""
     names = options["columns"].split(",") if options["columns"] else None
     if options["failures"] and names is None:
-        names = ["id", "succeed", "property", "descriptor", "method", "modelset", "mae", "unit", "reason"]
+        names = list(SHOWN_WITH_FAILURES)
     found = Library.open(options["library"]).query(options["query"], names, options["failures"])
     if options["csv"]:
         path = write_atomically(Path(options["csv"]), found.to_csv(index=False).encode())

@@ -29,9 +29,9 @@ def parity_figure(draw: Draw, name: str, unit: str) -> "Figure":
     for axes, (title, series) in zip(figure.subplots(1, 3), panels, strict=True):
         for label, (wanted, predicted), colour in series:
             size = 22 if label == "CV" else 7
-            mae = np.abs(wanted - predicted).mean()
+            error = np.abs(wanted - predicted).mean()
             axes.scatter(wanted, predicted, s=size, color=colour, alpha=0.85 if label == "CV" else 0.4, linewidths=0,
-                         label=f"{label}, MAE {mae:.3g}")  # fmt: skip
+                         label=f"{label}, MAE {error:.3g}")  # fmt: skip
         axes.plot([low, high], [low, high], color=INK, linewidth=0.8)
         axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         _label(axes, title, f"true {as_label(name)} [{unit}]", "predicted")

@@ -17,6 +17,9 @@ class SweepConfig:
     fig5-heat: learning rate x frequency, two repeats. Both take 12,897 rows unless --rows says otherwise."""
     batch_repeats: int = 3
     """Repeats of the exchange after every batch: each takes thousands of rounds."""
+    objective: str = ""
+    """Metric by which trials are compared; if not given, the task's first one without a unit (R² of formation-energy,
+    as in Guo et al. 2022, Fig. 5), or else its first."""
     scheduler: Literal["fifo", "asha", "median"] = "fifo"
     """Which trials Ray Tune lets run to their end: fifo all of them; the others stop the worse ones early."""
     concurrent: int = 1

@@ -1,11 +1,12 @@
-"""The figures of a sweep: Guo et al. 2022, Fig. 5 (R2 per frequency) and Fig. 6 (time), heat map, Pareto front."""
+"""The figures of a sweep: Guo et al. 2022, Fig. 5 (R² per frequency) and Fig. 6 (time), heat map, Pareto front."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ray_fed.reporting.figure_style import FEDERATED, INK, LABEL_SIZE, POOLED, QUIET, SILO, dress, new_figure
+from ray_fed.metrics import Metric
+from ray_fed.reporting.figure_style import FEDERATED, INK, LABEL_SIZE, POOLED, QUIET, SILO, as_label, dress, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -14,23 +15,23 @@ if TYPE_CHECKING:
 MAX_NAMED = 12
 
 
-def boxes_figure(r2: Mapping[str, Sequence[float]], x_label: str) -> "Figure":
-    """Box plot of R2 over repeats, one box per value; every run is a dot, so that three runs do not look like ten."""
-    figure = new_figure(max(6.0, 0.9 * len(r2) + 1.5), 4.2)
+def boxes_figure(values: Mapping[str, Sequence[float]], metric: Metric, x_label: str) -> "Figure":
+    """Box plot of a metric over repeats, one box per value; every run is a dot: three runs must not look like ten."""
+    figure = new_figure(max(6.0, 0.9 * len(values) + 1.5), 4.2)
     axes = figure.subplots()
-    names = list(r2)
+    names = list(values)
     axes.boxplot(
-        [list(r2[name]) for name in names], widths=0.55, showfliers=False,
+        [list(values[name]) for name in names], widths=0.55, showfliers=False,
         medianprops={"color": FEDERATED, "linewidth": 1.6}, boxprops={"color": INK}, whiskerprops={"color": INK},
         capprops={"color": INK},
     )  # fmt: skip
     for place, name in enumerate(names, start=1):
-        values = np.asarray(r2[name])
-        shift = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else np.zeros(1)
-        axes.scatter(place + shift, values, s=9, color=SILO, alpha=0.8, zorder=3, linewidths=0)
-    axes.set_xticks(range(1, len(names) + 1), [_tick(name, len(r2[name])) for name in names])
+        runs = np.asarray(values[name])
+        shift = np.linspace(-0.15, 0.15, len(runs)) if len(runs) > 1 else np.zeros(1)
+        axes.scatter(place + shift, runs, s=9, color=SILO, alpha=0.8, zorder=3, linewidths=0)
+    axes.set_xticks(range(1, len(names) + 1), [_tick(name, len(values[name])) for name in names])
     axes.set_xlabel(x_label, fontsize=LABEL_SIZE)
-    axes.set_ylabel("R² on the common test set", fontsize=LABEL_SIZE)
+    axes.set_ylabel(f"{as_label(metric.heading)} on the common test set", fontsize=LABEL_SIZE)
     dress(axes, "y")
     return figure
 
@@ -80,27 +81,27 @@ def heat_figure(
     return figure
 
 
-def pareto_figure(names: Sequence[str], megabytes: Sequence[float], r2: Sequence[float], std: Sequence[float],
-                  front: Sequence[str]) -> "Figure":  # fmt: skip
-    """Mean R2 against bytes sent (log scale), spread as bars, the front as a line. Of many points, only those of the
-    front are named."""
+def pareto_figure(names: Sequence[str], megabytes: Sequence[float], means: Sequence[float], std: Sequence[float],
+                  metric: Metric, front: Sequence[str]) -> "Figure":  # fmt: skip
+    """A metric's means against bytes sent (log scale), spread as bars, the front as a line. Of many points, only those
+    of the front are named."""
     figure = new_figure(7.2, 4.4)
     axes = figure.subplots()
     on_front = [name in front for name in names]
-    axes.errorbar(megabytes, r2, yerr=std, fmt="none", ecolor=QUIET, elinewidth=1, zorder=1)
+    axes.errorbar(megabytes, means, yerr=std, fmt="none", ecolor=QUIET, elinewidth=1, zorder=1)
     colours = [FEDERATED if on else SILO for on in on_front]
-    axes.scatter(megabytes, r2, c=colours, s=28, zorder=3)
-    line = sorted((mb, value) for mb, value, on in zip(megabytes, r2, on_front, strict=True) if on)
+    axes.scatter(megabytes, means, c=colours, s=28, zorder=3)
+    line = sorted((mb, value) for mb, value, on in zip(megabytes, means, on_front, strict=True) if on)
     axes.plot([mb for mb, _ in line], [value for _, value in line], color=FEDERATED, linewidth=1.2, zorder=2)
     is_crowded = len(names) > MAX_NAMED
-    for name, mb, value, on in zip(names, megabytes, r2, on_front, strict=True):
+    for name, mb, value, on in zip(names, megabytes, means, on_front, strict=True):
         if is_crowded and not on:
             continue
         axes.annotate(name, (mb, value), fontsize=7.5, color=INK, xytext=(4, -9), textcoords="offset points")
     axes.set_xscale("log")
     axes.margins(x=0.1)
     axes.set_xlabel("Parameters sent in a run (MB, both directions, all silos)", fontsize=LABEL_SIZE)
-    axes.set_ylabel("R² on the common test set", fontsize=LABEL_SIZE)
+    axes.set_ylabel(f"{as_label(metric.heading)} on the common test set", fontsize=LABEL_SIZE)
     dress(axes, "y")
     return figure
 

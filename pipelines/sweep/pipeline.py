@@ -15,7 +15,7 @@ from pipelines.formation_energy.setup import Setup, resolve
 from pipelines.sweep import results_file
 from pipelines.sweep.advice import recommendation
 from pipelines.sweep.config import SweepConfig
-from pipelines.sweep.outcomes import TrialOutcome, table
+from pipelines.sweep.outcomes import TrialOutcome, objective_of, table
 from pipelines.sweep.points import Trial, configured, trials_of
 from pipelines.sweep.sweep import Sweep
 from ray_fed.config import require
@@ -63,6 +63,7 @@ def _resolved(config: SweepConfig, base: Mapping[str, Any]) -> tuple[Setup, tupl
     setup = replace(resolve(dict(base)), pooled=None)
     require(setup.config.cohort == "ray", "cohort=local: trials of a sweep share silo actors; leave --cohort ray")
     require(not setup.config.baselines, "baselines=True: trials train no baselines; use ray-fed formation-energy")
+    objective_of(setup.task.metrics, config.objective)  # a name that the task does not have is refused before any run
     trials = tuple(trials_of(config, setup.config))
     for trial in trials:
         wanted, there = configured(setup.config, trial).min_fit_clients, len(setup.silos)
@@ -153,9 +154,10 @@ def _conclude(sweep: Sweep, outcomes: list[TrialOutcome], status: str, seconds: 
 
     directory = sweep.directory
     points = write_results(
-        directory, sweep.trials, outcomes, status, seconds, command=sweep.command, num_silos=len(sweep.setup.silos)
-    )
-    cells = table(points)
+        directory, sweep.trials, outcomes, status, seconds, command=sweep.command, num_silos=len(sweep.setup.silos),
+        metrics=sweep.metrics, objective=sweep.objective,
+    )  # fmt: skip
+    cells = table(points, sweep.metrics)
     print(aligned(cells, right=range(2, len(cells[0])), rule=True))
     print("\n".join(recommendation(points)), end="\n\n")
     failed = sum(outcome.status == "failed" for outcome in outcomes)

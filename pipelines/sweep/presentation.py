@@ -9,8 +9,9 @@ from pipelines.formation_energy.outcome import CITATION
 from pipelines.sweep import figures as draw
 from pipelines.sweep import results_file
 from pipelines.sweep.advice import recommendation
-from pipelines.sweep.outcomes import PointSummary, TrialOutcome, pareto_front, summaries, table
+from pipelines.sweep.outcomes import PointSummary, TrialOutcome, best_of, pareto_front, summaries, table
 from pipelines.sweep.points import Trial, swept_fields
+from ray_fed.metrics import Metric
 from ray_fed.reporting.figures import save_figure
 from ray_fed.reporting.report import Block, Figure, Paragraph, Section, Table, write_report
 from ray_fed.reporting.run_directory import RunDirectory
@@ -22,21 +23,21 @@ OWN_WORK = ("epochs", "batch_size")
 
 def write_results(
     directory: RunDirectory, trials: Sequence[Trial], outcomes: Sequence[TrialOutcome], status: str, seconds: float,
-    *, command: str, num_silos: int,
+    *, command: str, num_silos: int, metrics: Sequence[Metric], objective: Metric,
 ) -> list[PointSummary]:  # fmt: skip
     """Write everything from the outcomes known so far; return the points."""
-    points = summaries(outcomes)
+    points = summaries(outcomes, objective)
     directory.write_csv("results.csv", results_file.columns(outcomes))
-    summary = _summary(trials, outcomes, points, status, seconds)
+    summary = _summary(trials, outcomes, points, status, seconds, objective)
     directory.write_summary(summary)
-    header, *cells = table(points)
-    blocks: list[Block] = [Table(header, cells), *(Paragraph(text) for text in _notes(trials))]
+    header, *cells = table(points, metrics)
+    blocks: list[Block] = [Table(header, cells), *(Paragraph(text) for text in _notes(trials, metrics))]
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     write_report(
         directory, "Sweep of the formation-energy network", summary,
         [Section("Recommendation", [Paragraph(text) for text in recommendation(points)]), Section("Points", blocks),
          Section("Figures", _figures(directory, trials, points))],
-        subtitle=f"{len(outcomes)} of {len(trials)} trials on the same {num_silos} silos", command=command, results=(),
+        subtitle=f"{len(outcomes)} of {len(trials)} trials on the same {num_silos} silos", command=command,
         warnings=[f"trial {o.number} ({o.label}, seed {o.seed}) failed: {o.reason}" for o in failed],
         provenance=f"Method: {CITATION}, Fig. 5 and 6.",
     )  # fmt: skip
@@ -49,38 +50,40 @@ def _summary(
     points: Sequence[PointSummary],
     status: str,
     seconds: float,
+    objective: Metric,
 ) -> dict[str, Any]:
-    best = max((point for point in points if point.r2), key=lambda point: point.mean_r2, default=None)
+    best = best_of(points)
     counts = {
         f"trials.{fate}": sum(outcome.status == fate for outcome in outcomes)
         for fate in ("completed", "stopped", "failed")
     }
-    each = {
-        f"point.{point.label}.{name}": value
-        for point in points
-        for name, value in (("r2", point.mean_r2), ("r2_std", point.std_r2), ("bytes_sent", point.spent["bytes_sent"]))
-    }
+    each: dict[str, Any] = {}
+    for point in points:
+        key = f"point.{point.label}"
+        each |= {f"{key}.{objective.name}": point.mean, f"{key}.{objective.name}_std": point.std}
+        each[f"{key}.bytes_sent"] = point.spent["bytes_sent"]
     return {
         "status": status,
         "trials": len(trials),
         **counts,
         **each,
         "best.point": best.label if best else None,
-        "best.r2": best.mean_r2 if best else None,
+        f"best.{objective.name}": best.mean if best else None,
         "recommendation": " ".join(recommendation(points)),
         "bytes_sent": sum(outcome.bytes_sent for outcome in outcomes),
         "seconds.total": seconds,
     }
 
 
-def _notes(trials: Sequence[Trial]) -> list[str]:
+def _notes(trials: Sequence[Trial], metrics: Sequence[Metric]) -> list[str]:
     said = ["Only trials that ran to their end count; ± is the standard deviation over seeds."]
     if not set(OWN_WORK) & set(swept_fields(trials)):
         said.append("Every trial takes the same local steps; what differs is how often parameters are exchanged.")
     else:
         said.append("Trials differ in their local steps: compare at equal steps, not at equal rounds.")
+    titles = " and ".join(metric.title for metric in metrics)
     said.append(
-        "R2 and MAE are those on the common test set, on which the point is also chosen: that of the chosen point is a "
+        f"{titles}: on the common test set, on which the point is also chosen, so that of the chosen point is a "
         "little too good. For an unbiased figure run it once with `ray-fed formation-energy` and another --seed, which "
         "draws another test set."
     )
@@ -91,27 +94,29 @@ def _notes(trials: Sequence[Trial]) -> list[str]:
 
 
 def _figures(directory: RunDirectory, trials: Sequence[Trial], points: Sequence[PointSummary]) -> list[Figure]:
-    known = [point for point in points if point.r2]
+    known = [point for point in points if point.reached]
     if not known:
         return []
-    varied = swept_fields(trials)
+    varied, title = swept_fields(trials), known[0].objective.title
     made = _comparisons(known, varied) if len(known) <= MAX_BOXES else []
-    made.append(("pareto", _pareto(known), "R² against bytes sent; no point beats those joined by the line."))
+    made.append(("pareto", _pareto(known), f"{title} against bytes sent; no point beats those joined by the line."))
     if len(varied) == 2:
-        made.append(("heat", _heat(trials, known, varied), "Mean R² over both fields."))
+        made.append(("heat", _heat(trials, known, varied), f"Mean {title} over both fields."))
     return [_saved(directory, *each) for each in made]
 
 
 def _comparisons(points: Sequence[PointSummary], varied: Sequence[str]) -> list[tuple[str, Any, str]]:
-    names, x_label = _names(points), _title(varied)
-    boxes = draw.boxes_figure({names[point.label]: list(point.r2.values()) for point in points}, x_label)
+    names, x_label, objective = _names(points), _title(varied), points[0].objective
+    said = "Guo et al. 2022, Fig. 5): box of quartiles, every run a dot"
+    reached = {names[point.label]: list(point.reached.values()) for point in points}
+    boxes = draw.boxes_figure(reached, objective, x_label)
     times = draw.times_figure(
         {names[point.label]: point.spent["seconds_compute"] for point in points},
         {names[point.label]: point.spent["seconds_communicate"] for point in points},
         x_label,
     )
     return [
-        ("boxes", boxes, "R² of every run at each point (Guo et al. 2022, Fig. 5): box of quartiles, every run a dot."),
+        ("boxes", boxes, f"{objective.title} of every run at each point ({said}."),
         ("times", times, "Mean seconds of a run, computing and communicating (Guo et al. 2022, Fig. 6)."),
     ]
 
@@ -120,7 +125,7 @@ def _pareto(points: Sequence[PointSummary]) -> Any:
     names = _names(points)
     return draw.pareto_figure(
         [names[point.label] for point in points], [point.megabytes for point in points],
-        [point.mean_r2 for point in points], [point.std_r2 for point in points],
+        [point.mean for point in points], [point.std for point in points], points[0].objective,
         [names[label] for label in pareto_front(points)],
     )  # fmt: skip
 
@@ -131,8 +136,8 @@ def _heat(trials: Sequence[Trial], points: Sequence[PointSummary], varied: Seque
     rows, columns = (sorted({place[field] for place, _ in ours}, key=_order) for field in (varied[1], varied[0]))
     values = np.full((len(rows), len(columns)), np.nan)
     for place, point in ours:
-        values[rows.index(place[varied[1]]), columns.index(place[varied[0]])] = point.mean_r2
-    labels = (_words(varied[0]), _words(varied[1]), "mean R²")
+        values[rows.index(place[varied[1]]), columns.index(place[varied[0]])] = point.mean
+    labels = (_words(varied[0]), _words(varied[1]), f"mean {points[0].objective.title}")
     return draw.heat_figure([_text(row) for row in rows], [_text(column) for column in columns], values, labels)
 
 

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from pipelines.sweep.outcomes import TrialOutcome
 from pipelines.sweep.points import Trial
+from ray_fed.metrics import Metric
 from ray_fed.reporting.results import number
 from ray_fed.reporting.terminal import clipped, one_line
 
@@ -20,13 +21,14 @@ class SweepProgress:
     def __init__(
         self,
         trials: Sequence[Trial],
+        objective: Metric,
         concurrent: int = 1,
         done: Sequence[TrialOutcome] = (),
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.stream, self.clock, self.concurrent = stream or sys.stderr, clock, concurrent
-        self.total = len(trials)
+        self.total, self.objective = len(trials), objective
         self.left = {trial.number: trial for trial in trials}
         self.best: TrialOutcome | None = None
         self._began: dict[int, float] = {}
@@ -40,14 +42,14 @@ class SweepProgress:
         self._draw(trial, 0.0)
 
     def on_trial_report(self, trial: Trial, report: Mapping[str, Any]) -> None:
-        self._draw(trial, report["epochs"], f"R2 {number(report['r2'])}")
+        self._draw(trial, report["epochs"], self._reached(report["metrics"].get(self.objective.name)))
 
     def on_trial_end(self, trial: Trial, outcome: TrialOutcome) -> None:
         seconds = self.clock() - self._began.pop(trial.number)
         if outcome.status == "completed":
             self._took.setdefault(outcome.label, []).append(seconds)
         self._count(outcome)
-        said = f"trial {self.total - len(self.left)}/{self.total}  {_fate(outcome)}  {seconds:.1f} s"
+        said = f"trial {self.total - len(self.left)}/{self.total}  {self._fate(outcome)}  {seconds:.1f} s"
         self._tell(f"{said}  |  {self.standing()}")
 
     def note(self, text: str) -> None:
@@ -60,9 +62,10 @@ class SweepProgress:
 
     def standing(self) -> str:
         """Return the best so far and the time left."""
-        best = [f"best R2 {number(self.best.r2)} ({self.best.label}, seed {self.best.seed})"] if self.best else []
+        best = self.best
+        said = [f"best {self._reached(best.value(self.objective))} ({best.label}, seed {best.seed})"] if best else []
         left = self.seconds_left()
-        return ", ".join([*best, *([f"{_duration(left)} left"] if left is not None else [])])
+        return ", ".join([*said, *([f"{_duration(left)} left"] if left is not None else [])])
 
     def seconds_left(self) -> float | None:
         """Return the seconds that the rest should take: a trial as long as others of its point, else as the average."""
@@ -78,9 +81,20 @@ class SweepProgress:
 
     def _count(self, outcome: TrialOutcome) -> None:
         self.left.pop(outcome.number, None)
-        is_better = self.best is None or outcome.r2 > self.best.r2
-        if outcome.status != "failed" and outcome.r2 == outcome.r2 and is_better:
+        value = outcome.value(self.objective)
+        best = self.objective.worst if self.best is None else self.best.value(self.objective)
+        if outcome.status != "failed" and self.objective.gain(value, best) > 0:
             self.best = outcome
+
+    def _reached(self, value: object) -> str:
+        return f"{self.objective.title} {number(value, self.objective.digits)}"
+
+    def _fate(self, outcome: TrialOutcome) -> str:
+        what = f"{outcome.label}, seed {outcome.seed}"
+        if outcome.status == "failed":
+            return f"{what}: failed: {outcome.reason}"
+        stopped = f"stopped at epoch {outcome.epochs:g}, " if outcome.status == "stopped" else ""
+        return f"{what}: {stopped}{self._reached(outcome.value(self.objective))}"
 
     def _draw(self, trial: Trial, epochs: float, said: str = "") -> None:
         if self._redraws:
@@ -95,14 +109,6 @@ class SweepProgress:
     def _write(self, text: str) -> None:
         self.stream.write(text)
         self.stream.flush()
-
-
-def _fate(outcome: TrialOutcome) -> str:
-    what = f"{outcome.label}, seed {outcome.seed}"
-    if outcome.status == "failed":
-        return f"{what}: failed: {outcome.reason}"
-    stopped = f"stopped at epoch {outcome.epochs:g}, " if outcome.status == "stopped" else ""
-    return f"{what}: {stopped}R2 {number(outcome.r2)}"
 
 
 def _duration(seconds: float) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,15 @@ def mend(path: Path) -> None:
 
 
 def columns(outcomes: Sequence[TrialOutcome]) -> dict[str, list[Any]]:
-    """Return column -> values in the order of the trials, for a CSV file."""
+    """Return column -> values in the order of the trials, for a CSV file: a column per metric, by its name."""
     rows = [outcome.row() for outcome in sorted(outcomes, key=lambda outcome: outcome.number)]
-    return {key: [row[key] for row in rows] for key in rows[0]} if rows else {}
+    measured = [row.pop("metrics") for row in rows]
+    names = dict.fromkeys(name for values in measured for name in values)
+    taken = rows[0] if rows else {}
+    columns = {key: [row[key] for row in rows] for key in taken}
+    for name in names:
+        columns[f"metric {name}" if name in taken else name] = [values.get(name, math.nan) for values in measured]
+    return columns
 
 
 def _whole_lines(content: bytes) -> list[bytes]:
@@ -47,4 +54,9 @@ def _whole_lines(content: bytes) -> list[bytes]:
 def _outcome(line: bytes) -> TrialOutcome:
     values: dict[str, Any] = json.loads(line)
     whole: dict[str, Any] = {key: math.nan if value is None else value for key, value in values.items()}
+    whole["metrics"] = {key: math.nan if value is None else value for key, value in whole.get("metrics", {}).items()}
+    if "loss" in whole:  # of a sweep that wrote its metrics beside the rest, and the training loss as `loss`
+        whole["train_loss"] = whole.pop("loss")
+        known = {field.name for field in fields(TrialOutcome)}
+        whole["metrics"] = {key: whole.pop(key) for key in values if key in whole and key not in known}
     return TrialOutcome(**whole)

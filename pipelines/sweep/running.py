@@ -54,7 +54,7 @@ def run_left(sweep: Sweep) -> None:
             job_of(setup, agreement.silos, trial)  # whatever is wrong with one is said before any begins
         _write_beginning(sweep, agreement)
         silos = SharedSilos.of(standing.silos, setup.members, setup.task, agreement.standardizer)
-        shared = Shared(setup, silos.board, standing.evaluator, agreement.silos)
+        shared = Shared(setup, silos.board, standing.evaluator, agreement.silos, sweep.objective)
         _run(sweep, shared, silos)
 
 
@@ -62,10 +62,10 @@ def _run(sweep: Sweep, shared: Shared, silos: SharedSilos) -> None:
     def epochs(trial: Trial) -> int:
         return configured(sweep.setup.config, trial).epochs
 
-    progress = SweepProgress(sweep.trials, sweep.config.concurrent, sweep.done)
+    progress = SweepProgress(sweep.trials, sweep.objective, sweep.config.concurrent, sweep.done)
     watcher = Watcher(
         sweep.trials, epochs, sweep.results_path, sweep.directory.tensorboard, progress, sweep.done,
-        sweep.setup.training,
+        sweep.setup.training, sweep.metrics,
     )  # fmt: skip
     tune_folder = sweep.directory.path / "tune"
     try:
@@ -78,6 +78,7 @@ def _run(sweep: Sweep, shared: Shared, silos: SharedSilos) -> None:
             scheduler=sweep.config.scheduler,
             concurrent=sweep.config.concurrent,
             longest=max(map(epochs, sweep.left)),
+            mode="max" if sweep.objective.higher_is_better else "min",
         )
     finally:
         watcher.close()

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from pipelines.formation_energy.setup import Setup
 from pipelines.sweep.config import SweepConfig
-from pipelines.sweep.outcomes import TrialOutcome
+from pipelines.sweep.outcomes import TrialOutcome, objective_of
 from pipelines.sweep.points import Trial
+from ray_fed.metrics import Metric, reported
 from ray_fed.reporting.run_directory import RunDirectory
 
 
@@ -22,6 +23,16 @@ class Sweep:
     done: tuple[TrialOutcome, ...] = ()
     """Trials that came to their end in an earlier process."""
     is_resumed: bool = False
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What tables and curves show."""
+        return reported(self.setup.task.metrics)
+
+    @property
+    def objective(self) -> Metric:
+        """By which trials are compared."""
+        return objective_of(self.setup.task.metrics, self.config.objective)
 
     @property
     def left(self) -> list[Trial]:

@@ -1,21 +1,23 @@
 """What one trial does, in a process of its own: a coordinator over silos that other trials use, too."""
 
 import hashlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, nan
 from typing import Any
 
 from actors.cohort import RayCohort
 from actors.shared_silos import read_board
 from actors.silo import Handle
+from actors.tuning import OBJECTIVE
 from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.formation_energy.setup import Setup, jobs
 from pipelines.sweep.points import Trial, configured
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.messages import SiloDescription
 from ray_fed.federation.rounds.job import Job, RoundRecord
+from ray_fed.metrics import TRAIN_LOSS, Metric
 
 EVALUATIONS = 10
 """About this many evaluations of a trial: enough for a curve and for a scheduler to compare."""
@@ -30,6 +32,7 @@ class Shared:
     board: Handle
     evaluator: Handle | None
     descriptions: Mapping[str, SiloDescription]
+    objective: Metric
 
 
 def job_of(setup: Setup, descriptions: Mapping[str, SiloDescription], trial: Trial) -> Job:
@@ -53,10 +56,12 @@ def work(config: Mapping[str, Any], shared: Shared) -> Generator[dict[str, Any],
     job = job_of(shared.setup, shared.descriptions, trial)
     cohort = RayCohort(read_board(shared.board), shared.evaluator, answer_timeout=job.rules.round_timeout)
     coordinator = Coordinator(cohort, shared.setup.task, job.silos)
-    return trial_reports(coordinator.run(job), job)
+    return trial_reports(coordinator.run(job), job, shared.setup.task.metrics, shared.objective)
 
 
-def trial_reports(records: Iterator[RoundRecord], job: Job) -> Generator[dict[str, Any], None, None]:
+def trial_reports(
+    records: Iterator[RoundRecord], job: Job, metrics: Sequence[Metric], objective: Metric
+) -> Generator[dict[str, Any], None, None]:
     """Turn records into reports: what was reached, and what it has cost so far. Closing it ends the job."""
     spent = dict.fromkeys([*CLOCKS, *(f"silo.{silo}" for silo in job.silos)], 0.0)
     sent, failures = 0, 0
@@ -68,7 +73,9 @@ def trial_reports(records: Iterator[RoundRecord], job: Job) -> Generator[dict[st
                 spent = {name: value + record.seconds.get(name, 0.0) for name, value in spent.items()}
             if record.server_round and any(name.startswith("federated.") for name in record.metrics):
                 costs = {"bytes_sent": sent, "failures": failures}
-                yield _quality(record, job) | costs | {f"seconds_{name}": spent[name] for name in CLOCKS} | {
+                found = {metric.name: record.metrics.get(f"federated.{metric.name}", nan) for metric in metrics}
+                reached = {"metrics": found, OBJECTIVE: found[objective.name]}
+                yield _quality(record, job) | reached | costs | {f"seconds_{name}": spent[name] for name in CLOCKS} | {
                     "silos": {silo: _of_silo(record, silo, spent) for silo in job.silos}
                 }  # fmt: skip
 
@@ -78,15 +85,14 @@ def _quality(record: RoundRecord, job: Job) -> dict[str, Any]:
         "epochs": job.any_plan.epochs * record.server_round / job.num_rounds,
         "round": record.server_round,
         "local_steps": job.any_plan.steps_of_round(record.server_round).stop,
-        **{name: record.metrics.get(f"federated.{name}", float("nan")) for name in ("r2", "mae")},
-        "loss": record.metrics.get("loss", float("nan")),
+        TRAIN_LOSS: record.metrics.get(TRAIN_LOSS, nan),
         "digest": _digest(record) if record.models else "",
     }
 
 
 def _of_silo(record: RoundRecord, silo: str, spent: Mapping[str, float]) -> dict[str, float]:
-    loss = record.metrics.get(f"silo.{silo}.loss", float("nan"))
-    return {"loss": loss, "seconds_compute": spent[f"silo.{silo}"]}
+    loss = record.metrics.get(f"silo.{silo}.{TRAIN_LOSS}", nan)
+    return {TRAIN_LOSS: loss, "seconds_compute": spent[f"silo.{silo}"]}
 
 
 def _digest(record: RoundRecord) -> str:

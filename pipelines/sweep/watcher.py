@@ -9,17 +9,17 @@ from pipelines.sweep import results_file
 from pipelines.sweep.outcomes import TrialOutcome
 from pipelines.sweep.points import Trial, swept_fields
 from pipelines.sweep.progress import SweepProgress
-from ray_fed.reporting.tensorboard_log import EventLog, global_tag, silo_tag
+from ray_fed.metrics import TRAIN_LOSS, Metric
+from ray_fed.reporting.tensorboard_log import EventLog, chart_titles, global_tag, silo_tag
 
-METRICS = {
-    "sweep/r2": "R²",
-    "sweep/mae": "MAE",
+COSTS = {
     "sweep/megabytes": "MB sent",
     "sweep/seconds_compute": "Seconds computing",
     "sweep/seconds_communicate": "Seconds communicating",
 }
-CURVES = ("r2", "mae", "loss", "bytes_sent", "seconds_compute", "seconds_communicate")
-SILO_CURVES = ("loss", "seconds_compute")
+CURVES = (TRAIN_LOSS, "bytes_sent", "seconds_compute", "seconds_communicate")
+"""Besides those of the metrics."""
+SILO_CURVES = (TRAIN_LOSS, "seconds_compute")
 
 
 class Watcher:
@@ -34,11 +34,12 @@ class Watcher:
         progress: SweepProgress,
         done: Sequence[TrialOutcome] = (),
         silos: Sequence[str] = (),
+        metrics: Sequence[Metric] = (),
     ):
         self.trials = {trial.number: trial for trial in trials}
         self.total_epochs, self.results, self.tensorboard = total_epochs, results, tensorboard
         self.outcomes = {outcome.number: outcome for outcome in done}
-        self.progress, self.silos = progress, silos
+        self.progress, self.silos, self.metrics = progress, silos, metrics
         self._last: dict[int, Mapping[str, Any]] = {}
         self._logs: dict[int, EventLog] = {}
         self._fields = swept_fields(list(self.trials.values()))
@@ -56,7 +57,9 @@ class Watcher:
     def on_trial_report(self, number: int, report: Mapping[str, Any]) -> None:
         self._last[number] = report
         log, step = self._logs[number], int(report["local_steps"])
-        log.scalars({global_tag(name): report[name] for name in CURVES}, step)
+        curves = {metric.name: report["metrics"][metric.name] for metric in self.metrics}
+        curves |= {name: report[name] for name in CURVES}
+        log.scalars({global_tag(name): value for name, value in curves.items()}, step)
         for silo, values in report.get("silos", {}).items():
             log.scalars({silo_tag(silo, name): value for name, value in values.items()}, step)
         self.progress.on_trial_report(self.trials[number], report)
@@ -68,7 +71,7 @@ class Watcher:
         results_file.append(self.results, outcome)
         log = self._logs.pop(number)
         if outcome.status != "failed":
-            log.scalars(_final(outcome), outcome.local_steps)
+            log.scalars(self._final(outcome), outcome.local_steps)
         log.close()
         self.progress.on_trial_end(trial, outcome)
 
@@ -84,23 +87,24 @@ class Watcher:
         for old in self.tensorboard.glob("events.*"):
             old.unlink()  # of the process that this one takes over from
         with EventLog(self.tensorboard) as log:
-            log.experiment(values, METRICS)
-            log.custom_layout(self.silos, CURVES, SILO_CURVES)
+            titles = {f"sweep/{metric.name}": metric.title for metric in self.metrics}
+            log.experiment(values, {**titles, **COSTS})
+            charts = chart_titles(self.metrics)
+            shown = {name: charts[name] for name in (*(metric.name for metric in self.metrics), *CURVES)}
+            log.custom_layout(self.silos, shown, SILO_CURVES)
 
     def _values(self, trial: Trial) -> dict[str, Any]:
         point = dict(trial.point)
         return {**{field: _plain(point[field]) for field in self._fields}, "seed": trial.seed}
 
+    def _final(self, outcome: TrialOutcome) -> dict[str, float]:
+        return {
+            **{f"sweep/{metric.name}": outcome.value(metric) for metric in self.metrics},
+            "sweep/megabytes": outcome.bytes_sent / 1e6,
+            "sweep/seconds_compute": outcome.seconds_compute,
+            "sweep/seconds_communicate": outcome.seconds_communicate,
+        }
+
 
 def _plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float) else str(value)
-
-
-def _final(outcome: TrialOutcome) -> dict[str, float]:
-    return {
-        "sweep/r2": outcome.r2,
-        "sweep/mae": outcome.mae,
-        "sweep/megabytes": outcome.bytes_sent / 1e6,
-        "sweep/seconds_compute": outcome.seconds_compute,
-        "sweep/seconds_communicate": outcome.seconds_communicate,
-    }

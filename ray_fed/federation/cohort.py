@@ -23,8 +23,8 @@ from ray_fed.federation.messages import (
 )
 from ray_fed.federation.silo import Evaluator, make_silo
 from ray_fed.federation.task import SiloSpec, Task
-from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.metrics import Scores
 
 
 class Cohort(Protocol):

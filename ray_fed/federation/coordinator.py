@@ -26,8 +26,8 @@ from ray_fed.federation.strategies import FedBuff, Models, State, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout, floating_buffers, initial_vector
-from ray_fed.learning.scores import Scores, merged
 from ray_fed.learning.standardisation import Standardizer, merge_moments
+from ray_fed.metrics import Scores, merged
 from ray_fed.randomness import generator
 
 Message = TypeVar("Message")

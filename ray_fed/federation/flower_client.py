@@ -23,11 +23,16 @@ from ray_fed.errors import DataError, SiloFailed
 from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.layout import Layout
-from ray_fed.learning.scores import MeanScores
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import FitResult, Trainer
+from ray_fed.metrics import LOSS, MeanScores, Metric, regression_metrics
 
 Arrays = list[np.ndarray]
+USUAL_METRICS = (
+    LOSS, *(Metric(name, "", True, 4) for name in ("accuracy", "precision", "recall", "f1", "auc")),
+    *regression_metrics(), Metric("rmse", "", False, 4, "RMSE"),
+)  # fmt: skip
+"""What clients written for Flower usually tell."""
 
 
 @dataclass
@@ -56,6 +61,9 @@ class FlowerTask(Task):
     config: Mapping[str, Any] = field(default_factory=dict)
     """Added to the config of every call, beside "server_round"; also the context's `run_config`."""
     standardises: bool = False  # type: ignore[assignment]
+    metrics: tuple[Metric, ...] = USUAL_METRICS  # type: ignore[assignment]
+    """What the clients' `evaluate` may tell: "loss", and the numbers among its metrics. Name others here; a silo lets
+    out no metric that its task has not named."""
 
     def __post_init__(self) -> None:
         require(

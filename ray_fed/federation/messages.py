@@ -12,8 +12,8 @@ from ray_fed.config import require
 from ray_fed.errors import UpdateRejected
 from ray_fed.exact_sum import UPDATE_LIMIT, ExactWeightedSum
 from ray_fed.federation.norms import distance
-from ray_fed.learning.scores import Scores
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.metrics import Scores
 from ray_fed.privacy.compression import rebuilt
 
 Vector = np.ndarray
@@ -38,6 +38,8 @@ class SiloDescription:
     """Hash, rows and columns of the source."""
     device: str
     node: str = ""
+    metrics: tuple[str, ...] = ()
+    """Names that its evaluations may tell."""
 
 
 @dataclass(frozen=True)

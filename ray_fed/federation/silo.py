@@ -15,9 +15,9 @@ from ray_fed.federation.secure_client import SecureClient
 from ray_fed.federation.silo_state import SiloState
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.private_steps import Spent
-from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.trainer import Trainer
+from ray_fed.metrics import Scores
 
 MOST_SESSIONS = 64
 """Each holds a network and its optimiser: a coordinator that forgets to close them must not fill the silo's memory."""
@@ -55,6 +55,7 @@ class Silo:
             rows.agreement,
             rows.fingerprint,
             self.device,
+            metrics=tuple(metric.name for metric in self.task.metrics),
         )
 
     @property
@@ -100,12 +101,13 @@ class Silo:
     def make_trainer(self, spec: SessionSpec) -> Trainer:
         return self.task.trainer(self.samples, spec, self.spec)
 
-    def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
-        """Bring a silo that was started again to where the one before it stood."""
-        self.open()
+    def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> SiloDescription:
+        """Bring a silo that was started again to where the one before it stood; it says of itself what that one did."""
+        said = self.open()
         self.prepare(standardizer)
         for spec in sessions:
             self.open_session(spec)
+        return said
 
     def close_session(self, session: str) -> None:
         self.sessions.pop(session, None)

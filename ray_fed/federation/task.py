@@ -11,11 +11,10 @@ from torch import nn
 
 from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.learning.layout import floating_buffers
-from ray_fed.learning.regression import RegressionSums
-from ray_fed.learning.scores import Scores
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.steps import Loss
 from ray_fed.learning.trainer import LocalTrainer, Trainer, copy_blocks, portions
+from ray_fed.metrics import Metric, RegressionSums, Scores, regression_metrics
 
 Predictor = Callable[[Vector, Any], np.ndarray]
 """(vector, inputs) -> outputs [rows, ...] of the model at that vector."""
@@ -85,6 +84,8 @@ class Task(ABC):
 
     loss: Loss
     """(outputs, targets) -> mean loss, a 0-d tensor."""
+    unit: str = ""
+    """Unit of the target, where it has one."""
     standardises: bool = True
     """Whether the features are columns of a table that the federation standardises together before training."""
 
@@ -101,8 +102,14 @@ class Task(ABC):
     def agreement(self) -> Mapping[str, str]:
         """Return what every silo's samples must agree with."""
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Whatever `score` may tell, at least one; tables, figures and comparisons begin with the first. A silo says
+        these names when it opens its data, and no other ones leave it. Default: those of the default `score`."""
+        return regression_metrics(self.unit)
+
     def score(self, targets: np.ndarray, outputs: np.ndarray) -> Scores:
-        """Return what an evaluation tells: sums over samples, none of them alone. Default: MAE, R2 and MSE of one
+        """Return what an evaluation tells: sums over samples, none of them alone. Default: MAE, R² and MSE of one
         output [rows, 1] against targets [rows], in the target's unit."""
         return RegressionSums.of(targets, outputs[:, 0])
 

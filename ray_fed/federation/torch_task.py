@@ -11,8 +11,8 @@ from torch import nn
 
 from ray_fed.errors import DataError
 from ray_fed.federation.task import LocalRows, SiloSpec, Task, target_tensor
-from ray_fed.learning.scores import MeanScores
 from ray_fed.learning.steps import Loss
+from ray_fed.metrics import LOSS, MeanScores, Metric
 from ray_fed.randomness import derived_seed
 
 Array = np.ndarray | torch.Tensor
@@ -36,8 +36,9 @@ class TorchTask(Task):
     loss: Loss  # type: ignore[assignment]
     """(outputs, targets) -> mean loss, a 0-d tensor."""
     samples: Callable[[Any], tuple[Array, ...]]
-    scores: Mapping[str, SampleScore] = field(default_factory=dict)
-    """More metrics besides the loss, each a mean over samples: {"accuracy": lambda out, y: out.argmax(1) == y}."""
+    scores: Mapping[Any, SampleScore] = field(default_factory=dict)
+    """More metrics besides the loss, each a mean over samples: {"accuracy": lambda out, y: out.argmax(1) == y}. A name
+    alone is a pure number of which more is better; a `Metric` says its unit, direction and label."""
     name: str = "torch"
     """What all silos must agree on; silos with another name are refused."""
     standardises: bool = False  # type: ignore[assignment]
@@ -62,14 +63,21 @@ class TorchTask(Task):
     def agreement(self) -> Mapping[str, str]:
         return {"task": self.name}
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The loss, then `scores`."""
+        return (LOSS, *(key if isinstance(key, Metric) else Metric(key, "", True, 4) for key in self.scores))
+
     def score(self, targets: np.ndarray, outputs: np.ndarray) -> MeanScores:
         """Return the mean loss and the means of `scores`; sums over samples leave the silo, no sample does."""
+        loss_name, *names = (metric.name for metric in self.metrics)
         if len(targets) == 0:
-            return MeanScores(0, dict.fromkeys(["loss", *self.scores], 0.0))
+            return MeanScores(0, dict.fromkeys([loss_name, *names], 0.0))
         y, predicted = target_tensor(targets, "cpu"), torch.from_numpy(outputs)
         loss = float(self.loss(predicted, y)) * len(targets)
-        others = MeanScores.of({name: score(predicted, y).numpy() for name, score in self.scores.items()})
-        return MeanScores(len(targets), {"loss": loss, **others.sums})
+        scored = zip(names, self.scores.values(), strict=True)
+        others = MeanScores.of({name: score(predicted, y).numpy() for name, score in scored})
+        return MeanScores(len(targets), {loss_name: loss, **others.sums})
 
 
 def _four_arrays(found: object, silo: str) -> tuple[np.ndarray, ...]:

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from scipy import ndimage
 
+from ray_fed.metrics import Metric
+
 DENSE_CELLS = 4_000_000
 """Above this many possible cells only those that occur are counted: an untrained net leaves 10 000 islands, and a dense
 table of 10 000 x 10 000 is 800 MB."""
@@ -98,6 +100,16 @@ def _sums(index: np.ndarray, count: np.ndarray, length: int) -> np.ndarray:
 
 NO_COMMON_GRAIN_BITS = 5.0
 """Each part of VI when no pixel is grain in both maps."""
+
+METRICS = (
+    Metric("map", "", True, 3, "MAP"),
+    Metric("vi", "bits", False, 3, "MVI"),
+    Metric("ari", "", True, 3, "ARI"),
+    Metric("vi_under", "bits", False, 3, "under", is_detail=True),
+    Metric("vi_over", "bits", False, 3, "over", is_detail=True),
+    Metric("vi_undefined", "", False, 3, "VI undefined", is_detail=True),
+)
+"""Of `SegmentationScores`, as means over images."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ batch has `batch_size` tiles, so silos of any size, with or without synthetic ti
 FedBN is `plan.buffers="local"` with `plan.keep_local=norm_parameters(task)`.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,10 +23,10 @@ from ray_fed.config import require
 from ray_fed.errors import DataError
 from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task, feature_tensor
-from ray_fed.learning.scores import MeanScores
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import Trainer
-from ray_fed.micrographs.agreement import SegmentationScores, agreement
+from ray_fed.metrics import LOSS, MeanScores, Metric
+from ray_fed.micrographs.agreement import METRICS, agreement
 from ray_fed.micrographs.tile_trainer import TileMixing, TileRows, TileTrainer
 from ray_fed.micrographs.tiles import SiloTiles, TileSource, stacked
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
@@ -113,15 +114,22 @@ class SegmentationTask(Task):
             test=tiles.test,
         )
 
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Loss, MAP, VI and ARI on validation tiles; where a silo has test tiles, the same of them as `test_<name>`."""
+        shown = (LOSS, *METRICS)
+        of_tests = (dataclasses.replace(m, name=name_on_tests(m.name), label="", is_detail=True) for m in shown)
+        return (*shown, *of_tests)
+
     def score(self, targets: np.ndarray, outputs: np.ndarray) -> MeanScores:
         """Return loss, MAP, VI with its parts, and ARI (see `SegmentationScores`) of logits [n, H, W], as sums."""
-        names = ["loss", *SegmentationScores.__dataclass_fields__]
+        names = [metric.name for metric in METRICS]
         if len(targets) == 0:
-            return MeanScores(0, dict.fromkeys(names, 0.0))
+            return MeanScores(0, dict.fromkeys([LOSS.name, *names], 0.0))
         loss = self.loss.per_image(torch.from_numpy(outputs), torch.from_numpy(targets)).numpy()
         per_image = [agreement(logits > 0, mask).values() for logits, mask in zip(outputs, targets, strict=True)]
-        found = {name: np.array([values[name] for values in per_image]) for name in names[1:]}
-        return MeanScores.of({"loss": loss, **found})
+        found = {name: np.array([values[name] for values in per_image]) for name in names}
+        return MeanScores.of({LOSS.name: loss, **found})
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> TileSamples:
         assert isinstance(rows, TileRows)
@@ -152,6 +160,11 @@ class SegmentationTask(Task):
         return self.score(rows.targets[sample], train.cpu().numpy()), scores
 
 
+def name_on_tests(name: str) -> str:
+    """Return what a metric is called on the test tiles."""
+    return f"test_{name}"
+
+
 def norm_parameters(task: SegmentationTask) -> tuple[str, ...]:
     """Return the names of the norms' scales and shifts, which FedBN keeps with each silo (Li et al. 2021)."""
     norms = (nn.BatchNorm2d, nn.GroupNorm)
@@ -177,5 +190,5 @@ def _beside(scores: MeanScores, tested: MeanScores) -> MeanScores:
 
     One count serves both, so that merged silos' test means are weighted by the silos' validation tiles.
     """
-    means = {f"test_{name}": value * scores.num_examples for name, value in tested.values().items()}
+    means = {name_on_tests(name): value * scores.num_examples for name, value in tested.values().items()}
     return MeanScores(scores.num_examples, {**scores.sums, **means})

@@ -19,6 +19,18 @@ from ray_fed.reporting.environment import software_versions
 from ray_fed.reporting.model_files import ModelCard, serialised
 from ray_fed.reporting.writing import Plain, to_json
 
+HELD_OUT_ERROR = "mae"
+"""What models are compared by, relative to `BASELINE_ERROR`."""
+BASELINE_ERROR = "baseline_mae"
+"""Of predicting the training median."""
+SHOWN = ("id", "property", "unit", HELD_OUT_ERROR, "r2", "descriptor", "method", "n_train", "n_test", "modelset")
+"""Columns of an answer if none are asked for."""
+SHOWN_WITH_FAILURES = (
+    "id", "succeed", "property", "descriptor", "method", "modelset", HELD_OUT_ERROR, "unit", "reason",
+)  # fmt: skip
+SEARCHED = ("property", "descriptor", "method", "modelset", HELD_OUT_ERROR, "r2", "succeed")
+"""Columns with an index of their own."""
+
 
 @dataclass(frozen=True)
 class PackedModel:

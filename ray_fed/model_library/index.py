@@ -25,7 +25,7 @@ import pandas as pd
 
 from ray_fed.config import unknown_name
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.model_library.cards import ALIASES, FIELDS
+from ray_fed.model_library.cards import ALIASES, FIELDS, SEARCHED, SHOWN
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.+-]))"
@@ -252,12 +252,6 @@ def _tokens(text: str) -> list[Token]:
 def _example(name: str) -> str:
     return {"TEXT": "= band_gap", "REAL": "< 0.5", "INTEGER": "> 100", "BOOL": "= true"}[FIELDS[name].kind]
 
-
-SHOWN = ("id", "property", "unit", "mae", "r2", "descriptor", "method", "n_train", "n_test", "modelset")
-"""Columns of an answer by default."""
-
-SEARCHED = ("property", "descriptor", "method", "modelset", "mae", "r2", "succeed")
-"""Columns with an index of their own."""
 
 SQL_TYPES = {"BOOL": "INTEGER"}
 

@@ -108,13 +108,13 @@ def one_draw(target: Target, sources: SourceFeatures, head: Head, protocol: Prot
     nested = _nested(head, features, fold_groups, wanted, protocol, seed, number)
     return Draw(
         cv={
-            **{name: mae(values, wanted) for name, values in direct_cv.items()},
+            **{name: mean_error(values, wanted) for name, values in direct_cv.items()},
             "paper": float(cv[best]), "nested": nested["paper"], "ensemble": nested["ensemble"],
             "ranked": float(cv[ranked]), "median": float(np.median(cv)), "oracle": float("nan"),
         },
         held_out={
-            **{name: mae(values, truth) for name, values in direct.items()},
-            "paper": float(held_out[best]), "nested": float(held_out[best]), "ensemble": mae(ensemble, truth),
+            **{name: mean_error(values, truth) for name, values in direct.items()},
+            "paper": float(held_out[best]), "nested": float(held_out[best]), "ensemble": mean_error(ensemble, truth),
             "ranked": float(held_out[ranked]), "median": float(np.median(held_out)), "oracle": float(held_out.min()),
         },
         permuted=_permuted(head, features, wanted, folds, protocol, number),
@@ -176,7 +176,7 @@ def fold_rows(groups: np.ndarray, folds: int, draw: np.random.Generator) -> list
     return [part for part in parts if len(part)]
 
 
-def mae(predicted: np.ndarray, wanted: np.ndarray) -> float:
+def mean_error(predicted: np.ndarray, wanted: np.ndarray) -> float:
     """Return the mean absolute error."""
     return float(np.abs(predicted - wanted).mean())
 
@@ -209,7 +209,7 @@ def _nested(
         order = np.argsort(np.abs(cross_validated(head, x, wanted[rest], inner, seed) - wanted[rest]).mean(1))
         predicted = fitted(head, x, wanted[rest], [group[:, fold] for group in features], seed)
         best[fold], several[fold] = predicted[order[0]], predicted[order[: protocol.ensemble]].mean(0)
-    return {"paper": mae(best, wanted), "ensemble": mae(several, wanted)}
+    return {"paper": mean_error(best, wanted), "ensemble": mean_error(several, wanted)}
 
 
 def _permuted(
@@ -217,7 +217,7 @@ def _permuted(
     number: int,
 ) -> tuple[float, ...]:  # fmt: skip
     """Return the best CV error among all sources for shuffled targets, relative to predicting their mean."""
-    found, alone = [], mae(np.full_like(wanted, wanted.mean()), wanted)
+    found, alone = [], mean_error(np.full_like(wanted, wanted.mean()), wanted)
     for repeat in range(protocol.permutations):
         shuffled = generator(protocol.seed, "permutation", number, repeat).permutation(wanted)
         predicted = cross_validated(head, features, shuffled, folds, repeat)

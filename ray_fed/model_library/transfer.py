@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.model_library import predictors
+from ray_fed.model_library.cards import BASELINE_ERROR, HELD_OUT_ERROR
 from ray_fed.model_library.descriptors import check_fingerprint, make_descriptor
 from ray_fed.model_library.property_tables import PropertyTable
 from ray_fed.model_library.selection import SourceFeatures, Target
@@ -119,8 +120,8 @@ def target_and_sources(
 def relative_error(card: ModelCard) -> float:
     """Return a source's held-out MAE over that of the training median; NaN where the card does not say."""
     test = card.metrics.get("test", {})
-    mae, baseline = test.get("mae"), test.get("baseline_mae")
-    return float(mae) / float(baseline) if isinstance(mae, float) and isinstance(baseline, float) else float("nan")
+    error, baseline = test.get(HELD_OUT_ERROR), test.get(BASELINE_ERROR)
+    return float(error) / float(baseline) if isinstance(error, float) and isinstance(baseline, float) else float("nan")
 
 
 def without_target_materials(models: Iterable[Model], modelsets: Iterable[str]) -> list[Model]:

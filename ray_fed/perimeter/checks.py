@@ -30,18 +30,19 @@ from ray_fed.federation.messages import (
     Vector,
 )
 from ray_fed.federation.norms import distance
-from ray_fed.learning.regression import RegressionSums
-from ray_fed.learning.scores import MeanScores, Scores
 from ray_fed.learning.standardisation import ColumnMoments
+from ray_fed.metrics import METRIC_NAME, MeanScores, RegressionSums, Scores
 from ray_fed.perimeter.gate import Gate, MessageKind, MessageKinds, Request
 from ray_fed.perimeter.ledger import MessageDigest, text_digest, vector_digest
+from ray_fed.perimeter.policy import DECLARED
 from ray_fed.privacy.compression import rebuilt
 
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9_ .-]{0,63}")
+NAME = METRIC_NAME
 HASH = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}")
 LONGEST_WORD = 64
 LONGEST_TEXT = 300
 MAX_ENTRIES = 512
+MAX_METRICS = 64
 MAX_FACTS = 4096
 """Numbers beside the bytes of an artifact: losses per epoch, sizes."""
 SEARCHED_TEXT_BYTES = 1 << 16
@@ -226,9 +227,9 @@ def _checked_scores(gate: Gate, scores: Any, request: Request) -> Scores:
 
 def _check_metric_names(gate: Gate, sums: Any) -> None:
     gate.require(type(sums) is dict, "metrics", "sums must be a dict")
-    unknown = sum(name not in gate.policy.metrics for name in sums)
-    reason = f"{unknown} of {len(sums)} names are not allowed; the owner lists names under 'metrics'"
-    gate.require(not unknown, "metrics", reason)
+    unknown = sum(name not in gate.metrics for name in sums)
+    remedy = "a task declares its names in `Task.metrics`, the owner lists names under 'metrics'"
+    gate.require(not unknown, "metrics", f"{unknown} of {len(sums)} names are not allowed; {remedy}")
 
 
 def digest_metrics(kind: str, by_model: dict[str, Metrics]) -> MessageDigest:
@@ -252,9 +253,21 @@ def check_description(gate: Gate, description: Any, request: Request) -> SiloDes
     unreadable = {_text(gate, reason): int(count) for reason, count in description.unreadable.items()}
     agreement = {_name(gate, key): _text(gate, value) for key, value in _mapping(gate, description.agreement).items()}
     device, node = _text(gate, description.device), _text(gate, description.node)
-    _check_texts(gate, [*unreadable, *agreement.values(), device, node], fingerprint)
+    metrics = _declared_metrics(gate, description.metrics)
+    _check_texts(gate, [*unreadable, *agreement.values(), device, node, *metrics], fingerprint)
+    gate.metrics |= frozenset(metrics)
     num_examples, num_held_out = map(int, counts[:2])
-    return SiloDescription(gate.silo, num_examples, num_held_out, unreadable, agreement, fingerprint, device, node)
+    return SiloDescription(
+        gate.silo, num_examples, num_held_out, unreadable, agreement, fingerprint, device, node, metrics
+    )
+
+
+def _declared_metrics(gate: Gate, names: Any) -> tuple[str, ...]:
+    """Return the names of metrics that may be told from now on: where the owner lists names, those among them."""
+    fits = type(names) is tuple and len(names) <= MAX_METRICS
+    gate.require(fits, "description", f"a tuple of at most {MAX_METRICS} names of metrics is wanted")
+    found = tuple(_name(gate, name) for name in names)
+    return found if DECLARED in gate.policy.metrics else tuple(name for name in found if name in gate.metrics)
 
 
 def _check_texts(gate: Gate, texts: list[str], fingerprint: Mapping[str, Any]) -> None:
@@ -303,7 +316,7 @@ def _fingerprint_value(gate: Gate, value: Any) -> Any:
 
 
 def digest_description(kind: str, description: SiloDescription) -> MessageDigest:
-    names = tuple(sorted({*description.fingerprint, *description.agreement}))
+    names = tuple(sorted({*description.fingerprint, *description.agreement, *description.metrics}))
     return text_digest(kind, description, names, description.num_examples)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.messages import MaskedUpdate, Update, Vector
 from ray_fed.perimeter.ledger import MessageDigest
-from ray_fed.perimeter.policy import Policy
+from ray_fed.perimeter.policy import DECLARED, Policy
 
 SMALL_BYTES = 1 << 16
 """Metrics of one round."""
@@ -60,6 +60,8 @@ class Gate:
 
     def __init__(self, silo: str, policy: Policy, kinds: MessageKinds):
         self.silo, self.policy, self.kinds, self.row_matcher = silo, policy, kinds, RowMatcher()
+        self.metrics = frozenset(policy.metrics) - {DECLARED}
+        """Names that a metric may have: those the owner lists; those that the silo's description declares are added."""
         self.sent = 0
         """Bytes that have left in this run."""
         self._round: tuple[str, int] = ("", 0)

@@ -73,9 +73,11 @@ class GuardedSilo(EgressBoundary):
         return spec.layout_digest
 
     def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
-        self._run("starting again", lambda: self.silo.restore(standardizer, sessions))
+        said = self._run("starting again", lambda: self.silo.restore(standardizer, sessions))
         self._rounds |= {spec.session: 0 for spec in sessions}
         self._register_rows()
+        # It does not leave once more, but what it declares counts for this process, too.
+        self._run("starting again", lambda: self.gate.inspect(said, Request("description")))
 
     def close_session(self, session: str) -> None:
         self._run("closing a session", lambda: self.silo.close_session(session))

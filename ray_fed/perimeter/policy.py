@@ -35,12 +35,8 @@ SITE_KEYS = ("ledger", "perimeter", "silos", "partners")
 PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
 KINDS = ("description", "moments", "update", "masked", "metrics", "artifact", "observation", "search")
 """Kinds of message that leave a silo if its owner says nothing. Any other kind leaves only where the owner lists it."""
-METRICS = (
-    "loss", "train_loss", "mae", "mse", "rmse", "r2", "accuracy", "precision", "recall", "f1", "auc", "iou", "mean_iou",
-    "dice", "map", "vi", "vi_under", "vi_over", "vi_undefined", "ari", "cross_entropy", "perplexity", "error", "score",
-    "test_loss", "test_map", "test_vi", "test_vi_under", "test_vi_over", "test_vi_undefined", "test_ari",
-)  # fmt: skip
-"""Names under which a metric leaves a silo if its owner says nothing."""
+DECLARED = "declared"
+"""Among the names of metrics: those that a task declares when it opens its data."""
 GIB = 2**30
 
 
@@ -50,8 +46,9 @@ class Policy:
 
     kinds: tuple[str, ...] = KINDS
     """Kinds of message that may leave."""
-    metrics: tuple[str, ...] = METRICS
-    """Names that a metric may have: a free name could be a row."""
+    metrics: tuple[str, ...] = (DECLARED,)
+    """Names that a metric may have; `declared` stands for those that the task declares when it opens its data, before
+    it trains. A name that is made up later could be a row."""
     min_examples: int = 5
     """Fewest rows behind a mean, a sum or any other statistic; what has fewer stays inside."""
     min_examples_per_update: int = 1

@@ -4,12 +4,13 @@ Each function takes numbers and returns a matplotlib Figure; `save_figure` write
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ray_fed.errors import ConfigError
+from ray_fed.metrics import Metric
 from ray_fed.reporting.figure_style import (
     FEDERATED,
     INK,
@@ -46,8 +47,8 @@ class ParityPanel:
     """[rows], in the figure's unit."""
     y_pred: np.ndarray
     """[rows]; pairs with NaN or infinity are left out and counted in the panel."""
-    mae: float
-    r2: float
+    scores: Mapping[Metric, float] = field(default_factory=dict)
+    """Written into the panel."""
 
 
 # ---- parity
@@ -75,7 +76,7 @@ def parity_figure(
     norm = _density_norm(densities)
     for index, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
         letter = f"({'abcdef'[index]}) " if len(panels) > 1 else ""
-        _parity_panel(axes, panel, pairs[index], densities[index], limits, norm, letter, unit)
+        _parity_panel(axes, panel, pairs[index], densities[index], limits, norm, letter)
     _remove_unused(grid, len(panels))
     figure.supxlabel(f"{quantity.capitalize()}, {reference} ({unit})", fontsize=LABEL_SIZE, color=INK)
     figure.supylabel(f"{quantity.capitalize()}, predicted ({unit})", fontsize=LABEL_SIZE, color=INK)
@@ -156,7 +157,7 @@ def _density_colours():
     return ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0, 0.9, 256)))
 
 
-def _parity_panel(axes: "Axes", panel: ParityPanel, pairs, density, limits, norm, letter: str, unit: str) -> None:
+def _parity_panel(axes: "Axes", panel: ParityPanel, pairs, density, limits, norm, letter: str) -> None:
     x, y = pairs
     order = np.argsort(density, kind="stable")  # the densest last, on top
     size = float(np.clip(12_000 / max(1, len(x)), 1.5, 14))
@@ -169,21 +170,26 @@ def _parity_panel(axes: "Axes", panel: ParityPanel, pairs, density, limits, norm
     axes.locator_params(nbins=6)
     axes.set_title(as_label(letter + panel.title, width=30), fontsize=TITLE_SIZE, color=INK, loc="left")
     outside = int(((y < limits[0]) | (y > limits[1])).sum())
-    axes.text(0.045, 0.955, _scores(panel, unit), transform=axes.transAxes, ha="left", va="top", fontsize=10, color=INK,
+    axes.text(0.045, 0.955, _scores(panel), transform=axes.transAxes, ha="left", va="top", fontsize=10, color=INK,
               linespacing=1.35, zorder=4)  # fmt: skip
     _note(axes, len(x), len(np.ravel(panel.y_true)) - len(x), outside)
 
 
-def _scores(panel: ParityPanel, unit: str) -> str:
-    measured = f" {as_label(unit)}" if np.isfinite(panel.mae) else ""
-    return f"MAE = {_number(panel.mae)}{measured}\n$R^2$ = {_number(panel.r2)}"
+def _scores(panel: ParityPanel) -> str:
+    return "\n".join(_score(metric, value) for metric, value in panel.scores.items())
 
 
-def _number(value: float) -> str:
-    """Three decimals; more digits for small numbers, powers of ten for large ones, a dash for none."""
+def _score(metric: Metric, value: float) -> str:
+    measured = f" {as_label(metric.unit)}" if metric.unit and np.isfinite(value) else ""
+    return f"{as_label(metric.title)} = {_number(value, metric.few_digits)}{measured}"
+
+
+def _number(value: float, digits: int) -> str:
+    """So many decimals; more digits for small numbers, powers of ten for large ones, a dash for none."""
     if not np.isfinite(value):
         return "–"
-    text = f"{value:.1g}" if 0 < abs(value) < 0.0005 else f"{value:.3f}" if abs(value) < 1e4 else f"{value:.3g}"
+    is_small, fixed = 0 < abs(value) < 0.5 * 10.0**-digits, f"{value:.{digits}f}"
+    text = f"{value:.1g}" if is_small else fixed if abs(value) < 1e4 else f"{value:.3g}"
     return text.replace("-", "−")
 
 
@@ -224,29 +230,24 @@ def _density_bar(figure: "Figure", beside: "list[Axes]", norm, cell: float, unit
 
 def bars_figure(
     names: Sequence[str],
-    mae_mean: Sequence[float],
-    mae_std: Sequence[float] | None,
-    r2_mean: Sequence[float],
-    r2_std: Sequence[float] | None,
-    unit: str = "eV/atom",
+    panels: Mapping[Metric, tuple[Sequence[float], Sequence[float] | None]],
     highlight: str | Sequence[str] = ("federated",),
     repeats: int | None = None,
 ) -> "Figure":
-    """Draw MAE and R² of each model side by side, error bars over seeds, values at the bars' ends.
+    """Draw the metrics of each model side by side, error bars over seeds, values at the bars' ends.
 
-    The bars lie down: names of any length keep their line. `highlight` names the federated models, `*_std=None`
-    means one seed, NaN a model without a value.
+    panels: metric -> (means, standard deviations), each [models]; None for them means one seed, NaN a model without a
+    value. The bars lie down: names of any length keep their line. `highlight` names the federated models.
     """
     chosen = {highlight} if isinstance(highlight, str) else set(highlight)
     colours = [FEDERATED if name in chosen else POOLED if name == "pooled" else SILO for name in names]
-    figure = new_figure(9.4, 1.35 + 0.46 * len(names))
-    left, right = figure.subplots(1, 2, sharey=True)
-    _bars(left, names, mae_mean, mae_std, colours)
-    _bars(right, names, r2_mean, r2_std, colours)
-    right.set_xticks([tick for tick in right.get_xticks() if tick <= 1.0])  # there is no R² above 1
+    figure = new_figure(max(6.0, 4.7 * len(panels)), 1.35 + 0.46 * len(names))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     spread = f", mean ± std of {repeats} seeds" if repeats and repeats > 1 else ""
-    left.set_xlabel(f"MAE ({as_label(unit)}){spread}", fontsize=LABEL_SIZE, color=INK)
-    right.set_xlabel(f"$R^2${spread}", fontsize=LABEL_SIZE, color=INK)
+    for panel, (metric, (means, stds)) in zip(axes, panels.items(), strict=True):
+        _bars(panel, metric, means, stds, colours)
+        panel.set_xlabel(f"{as_label(metric.heading)}{spread}", fontsize=LABEL_SIZE, color=INK)
+    left = axes[0]
     left.set_yticks(range(len(names)), [as_label(name, width=30) for name in names])
     left.invert_yaxis()
     for label, name in zip(left.get_yticklabels(), names, strict=True):
@@ -254,21 +255,25 @@ def bars_figure(
     return figure
 
 
-def _bars(axes: "Axes", names, means, stds, colours) -> None:
+def _bars(axes: "Axes", metric: Metric, means, stds, colours) -> None:
     means = np.asarray(means, np.float64)
-    spreads = np.zeros(len(names)) if stds is None else np.nan_to_num(np.asarray(stds, np.float64))
+    places = range(len(means))
+    spreads = np.zeros(len(means)) if stds is None else np.nan_to_num(np.asarray(stds, np.float64))
     shown = np.nan_to_num(means, posinf=0.0, neginf=0.0)
-    axes.barh(range(len(names)), shown, color=colours, height=0.66)
+    axes.barh(places, shown, color=colours, height=0.66)
     if stds is not None:
-        axes.errorbar(shown, range(len(names)), xerr=spreads, fmt="none", ecolor=INK, elinewidth=1, capsize=3)
+        axes.errorbar(shown, places, xerr=spreads, fmt="none", ecolor=INK, elinewidth=1, capsize=3)
     dress(axes, grid="x")
     axes.tick_params(axis="y", length=0)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     low, high = min(0.0, float((shown - spreads).min())), max(0.0, float((shown + spreads).max())) or 1.0
     axes.set_xlim(low - (0.05 * (high - low) if low < 0 else 0), high + 0.36 * (high - low))
+    if metric.higher_is_better and not metric.unit and high <= 1:  # R², an accuracy, an overlap: there is none above 1
+        axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 1.0])
     for place, (mean, spread) in enumerate(zip(means, spreads, strict=True)):
-        text = _number(mean) + (f" ± {_number(spread)}" if stds is not None and np.isfinite(mean) else "")
+        has_spread = stds is not None and np.isfinite(mean)
+        text = _number(mean, metric.few_digits) + (f" ± {_number(spread, metric.few_digits)}" if has_spread else "")
         axes.annotate(text, (max(0.0, shown[place] + spread), place), xytext=(6, 0), textcoords="offset points",
                       va="center", fontsize=TICK_SIZE, color=INK)  # fmt: skip
 
@@ -278,22 +283,22 @@ def _bars(axes: "Axes", names, means, stds, colours) -> None:
 
 def learning_curves_figure(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-    unit: str = "eV/atom",
+    metric: Metric,
     x_label: str = "Communication round",
-    y_label: str = "Test MAE",
     log_y: bool = True,
     highlight: str | Sequence[str] = ("federated",),
 ) -> "Figure":
-    """Draw one line per model: name -> (rounds or epochs, MAE in `unit`); NaN leaves a gap."""
+    """Draw one line per model: name -> (rounds or epochs, values of the metric); NaN leaves a gap. The axis is
+    logarithmic for errors only, where they are above 0."""
     figure = new_figure(7.6, 4.2)
     axes = figure.subplots()
     looks = _line_looks(list(curves), {highlight} if isinstance(highlight, str) else set(highlight))
     lines = [_curve(axes, looks[name], x, y) for name, (x, y) in curves.items()]
-    if log_y and any(np.any(np.asarray(y, np.float64) > 0) for _, y in curves.values()):
+    if log_y and not metric.higher_is_better and any(np.any(np.asarray(y, np.float64) > 0) for _, y in curves.values()):
         _log_scale(axes)
     dress(axes, grid="both")
     axes.set_xlabel(x_label, fontsize=LABEL_SIZE, color=INK)
-    axes.set_ylabel(f"{y_label} ({as_label(unit)})", fontsize=LABEL_SIZE, color=INK)
+    axes.set_ylabel(f"Test {as_label(metric.heading)}", fontsize=LABEL_SIZE, color=INK)
     legend_outside(axes, lines, list(curves), loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 

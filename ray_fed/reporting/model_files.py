@@ -47,7 +47,7 @@ class ModelCard:
     split: Mapping[str, Plain]
     """How training and test rows were divided: {"how": "grouped", "test_rows": 2897, "seed": 0}."""
     metrics: Mapping[str, Mapping[str, Plain]]
-    """Split -> {"mae": in `unit`, "r2": ..., "n": rows}."""
+    """Split -> {name of a metric: value, ..., "n": rows}."""
     federation: Mapping[str, Plain] = field(default_factory=lambda: {"privacy": "none"})
     """{"silos": [...], "weights": {silo: n_c/n}, "rounds": 25, "strategy": "fed_avg", "privacy": "none"}."""
     target_transform: str = "identity"

@@ -12,13 +12,8 @@ from pathlib import Path
 
 from ray_fed.errors import DataError
 from ray_fed.reporting.results import (
-    ResultRow,
-    comparison,
-    has_spread,
+    Results,
     number,
-    result_cells,
-    result_header,
-    results_from_summary,
 )
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.writing import to_plain
@@ -149,23 +144,21 @@ def write_report(
     *,
     subtitle: str = "",
     command: str = "",
-    results: Sequence[ResultRow] | None = None,
-    unit: str = "eV/atom",
+    results: Results | None = None,
     unreadable: Mapping[str, Mapping[str, int]] | None = None,
     warnings: Sequence[str] = (),
     provenance: str = "",
 ) -> Path:
     """Write `report.html`: results first, then `sections`, then what is needed to judge and to repeat the run.
 
-    `results` default to the models of `summary`; `unreadable` is silo -> reason -> number of rows; `command` is the
-    line that repeats the run; `provenance` says where the data come from and what they are not. Configuration, data
-    and versions are read from the run. DataError when a figure is missing or not PNG.
+    `results` are the models' (results_from_summary), where the run has models; `unreadable` is silo -> reason ->
+    number of rows; `command` is the line that repeats the run; `provenance` says where the data come from and what they
+    are not. Configuration, data and versions are read from the run. DataError when a figure is missing or not PNG.
     """
     summary = {key: to_plain(value) for key, value in summary.items()}
-    shown = list(results) if results is not None else results_from_summary(summary)
     body = [
         _header(title, subtitle, summary),
-        *(_section(section) for section in _result_sections(shown, summary, unit)),
+        *(_section(section) for section in _result_sections(results or Results(), summary)),
         *(_section(section) for section in _warning_sections(unreadable or {}, warnings)),
         *(_section(section) for section in sections),
         *(_section(section) for section in _record_sections(run, summary, command)),
@@ -177,15 +170,13 @@ def write_report(
 # ---- sections
 
 
-def _result_sections(rows: Sequence[ResultRow], summary: Mapping[str, object], unit: str) -> list[Section]:
-    if not rows:
+def _result_sections(results: Results, summary: Mapping[str, object]) -> list[Section]:
+    if not results.rows:
         return []
-    spread = has_spread(rows)
-    bold = frozenset(i for i, row in enumerate(rows) if row.kind == "federated")
-    table = Table(
-        result_header(unit, spread), [result_cells(row, spread) for row in rows], _test_note(summary, spread), bold
-    )
-    said = comparison(rows)
+    header, *cells = results.table()
+    bold = frozenset(i for i, row in enumerate(results.rows) if row.kind == "federated")
+    table = Table(header, cells, _test_note(summary, results.has_spread), bold)
+    said = results.comparison()
     return [Section("Results", [*([Paragraph(said)] if said else []), table])]
 
 

@@ -2,10 +2,11 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from ray_fed.metrics import Metric, reported
 from ray_fed.reporting.writing import to_plain
 
 KINDS = ("silo", "other", "pooled", "federated")
@@ -19,12 +20,10 @@ class ResultRow:
     name: str
     kind: str
     """silo (one silo's rows alone) | pooled | federated | other"""
-    mae: float | None
-    """In the target's unit."""
-    r2: float | None
-    mae_std: float | None = None
-    """Spread over seeds; None with one seed."""
-    r2_std: float | None = None
+    values: Mapping[str, float | None]
+    """Name of a metric -> value."""
+    spreads: Mapping[str, float | None] = field(default_factory=dict)
+    """Name of a metric -> standard deviation over seeds; none with one seed."""
     num_examples: int | None = None
     """Rows the model was trained on."""
 
@@ -34,31 +33,80 @@ class ResultRow:
         return f"{self.name} alone" if self.kind == "silo" else self.name
 
 
-def results_from_summary(summary: Mapping[str, object]) -> list[ResultRow]:
-    """Return one row per `<model>.mae` of a summary: silos in natural order, then pooled, then federated.
+@dataclass(frozen=True)
+class Results:
+    """The models of a run, and what they are measured by."""
 
-    Keys read: `<model>.mae`, `.r2`, `.mae_std`, `.r2_std`, `.num_examples`; <model> is "federated", "pooled" or
-    "silo.<name>", and a name may have dots.
+    metrics: tuple[Metric, ...] = ()
+    """Those that are shown, the headline first."""
+    rows: tuple[ResultRow, ...] = ()
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether any row was repeated over seeds."""
+        return any(_finite(spread) is not None for row in self.rows for spread in row.spreads.values())
+
+    def table(self) -> list[list[str]]:
+        """Return header and one row per model, as text."""
+        spread = ["± std"] if self.has_spread else []
+        titles = [title for metric in self.metrics for title in (metric.heading, *spread)]
+        return [["model", "training rows", *titles], *(self._cells(row) for row in self.rows)]
+
+    def comparison(self) -> str:
+        """Say in one sentence how federated training did against pooled and against the best silo; empty without it."""
+        federated = self._best("federated")
+        if federated is None:
+            return ""
+        against = [("pooled training", self._best("pooled")), ("the best silo alone", self._best("silo"))]
+        parts = [self._relation(federated, other, name) for name, other in against if other is not None]
+        return f"Federated {self.metrics[0].title} is {' and '.join(parts)}." if parts else ""
+
+    def _cells(self, row: ResultRow) -> list[str]:
+        cells = [row.label, "-" if row.num_examples is None else f"{row.num_examples:,}"]
+        for metric in self.metrics:
+            cells.append(number(row.values.get(metric.name), metric.digits))
+            cells += [number(row.spreads.get(metric.name), metric.digits)] if self.has_spread else []
+        return cells
+
+    def _best(self, kind: str) -> float | None:
+        headline = self.metrics[0]
+        values = [_finite(row.values.get(headline.name)) for row in self.rows if row.kind == kind]
+        return headline.best(value for value in values if value is not None)
+
+    def _relation(self, federated: float, other: float, name: str) -> str:
+        if min(federated, other) <= 0:  # of such numbers no percentage tells anything
+            digits = self.metrics[0].digits
+            return f"{number(federated, digits)} against {number(other, digits)} of {name}"
+        percent = 100 * (federated / other - 1)
+        if abs(percent) < 0.05:
+            return f"equal to that of {name}"
+        return f"{abs(percent):.1f} % {'above' if percent > 0 else 'below'} that of {name}"
+
+
+def results_from_summary(summary: Mapping[str, object], metrics: Sequence[Metric]) -> Results:
+    """Return one row per `<model>.<headline>` of a summary: silos in natural order, then pooled, then federated.
+
+    Keys read: `<model>.<metric>`, `<model>.<metric>_std`, `<model>.num_examples`; <model> is "federated", "pooled" or
+    "silo.<name>", and a name may have dots. Of the metrics, the headline and those that any model has are shown.
     """
-    models = [key.removesuffix(".mae") for key in summary if key.endswith(".mae")]
-    rows = [_row(model, summary) for model in models]
-    return sorted(rows, key=lambda row: (KINDS.index(row.kind), natural_order(row.name)))
+    headline, *others = reported(metrics)
+    ending = f".{headline.name}"
+    models = [key.removesuffix(ending) for key in summary if key.endswith(ending)]
+    known = [metric for metric in others if any(f"{model}.{metric.name}" in summary for model in models)]
+    shown = (headline, *(known or others))
+    rows = sorted((_row(model, summary, shown) for model in models), key=_place)
+    return Results(shown, tuple(rows))
+
+
+def measured(values: Mapping[str, float], model: str, metrics: Iterable[Metric]) -> dict[str, float]:
+    """Return name -> value of the metrics that a record has of a model."""
+    return {m.name: values[f"{model}.{m.name}"] for m in metrics if f"{model}.{m.name}" in values}
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
     """Return a sort key with which silo_2 comes before silo_10."""
     parts = re.split(r"([0-9]+)", name)
     return [(0, int(part), part) if index % 2 else (1, 0, part) for index, part in enumerate(parts)]
-
-
-def comparison(rows: Sequence[ResultRow]) -> str:
-    """Say in one sentence how federated training did against pooled and against the best silo; empty without it."""
-    best = {kind: _lowest(rows, kind) for kind in ("federated", "pooled", "silo")}
-    if best["federated"] is None:
-        return ""
-    against = [("pooled training", best["pooled"]), ("the best silo alone", best["silo"])]
-    parts = [_relation(best["federated"], other, name) for name, other in against if other]
-    return f"Federated MAE is {' and '.join(parts)}." if parts else ""
 
 
 def number(value: object, digits: int = 4) -> str:
@@ -68,48 +116,19 @@ def number(value: object, digits: int = 4) -> str:
     return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.{digits}g}"
 
 
-def has_spread(rows: Sequence[ResultRow]) -> bool:
-    """Whether any row was repeated over seeds."""
-    return any(_finite(row.mae_std) is not None or _finite(row.r2_std) is not None for row in rows)
+def _place(row: ResultRow) -> tuple[int, list[tuple[int, int, str]]]:
+    return KINDS.index(row.kind), natural_order(row.name)
 
 
-def result_header(unit: str, spread: bool) -> list[str]:
-    """Return the titles of the result columns."""
-    mae, r2 = [f"MAE ({unit})", *(["± std"] if spread else [])], ["R²", *(["± std"] if spread else [])]
-    return ["model", "training rows", *mae, *r2]
-
-
-def result_cells(row: ResultRow, spread: bool) -> list[str]:
-    """Return one row under `result_header`."""
-    count = "-" if row.num_examples is None else f"{row.num_examples:,}"
-    mae, r2 = [number(row.mae)], [number(row.r2)]
-    if spread:
-        mae, r2 = [*mae, number(row.mae_std)], [*r2, number(row.r2_std)]
-    return [row.label, count, *mae, *r2]
-
-
-def _row(model: str, summary: Mapping[str, object]) -> ResultRow:
-    def found(field: str) -> Any:
-        return to_plain(summary.get(f"{model}.{field}"))
+def _row(model: str, summary: Mapping[str, object], metrics: Sequence[Metric]) -> ResultRow:
+    def found(key: str) -> Any:
+        return to_plain(summary.get(f"{model}.{key}"))
 
     kind = "silo" if model.startswith("silo.") else model if model in KINDS else "other"
-    return ResultRow(
-        model.removeprefix("silo."), kind, found("mae"), found("r2"), found("mae_std"), found("r2_std"),
-        found("num_examples"),
-    )  # fmt: skip
-
-
-def _lowest(rows: Sequence[ResultRow], kind: str) -> float | None:
-    values = [_finite(row.mae) for row in rows if row.kind == kind]
-    return min((value for value in values if value is not None), default=None)
+    values = {metric.name: found(metric.name) for metric in metrics}
+    spreads = {name: found(f"{name}_std") for name in values}
+    return ResultRow(model.removeprefix("silo."), kind, values, spreads, found("num_examples"))
 
 
 def _finite(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def _relation(federated: float, other: float, name: str) -> str:
-    percent = 100 * (federated / other - 1)
-    if abs(percent) < 0.05:
-        return f"equal to that of {name}"
-    return f"{abs(percent):.1f} % {'above' if percent > 0 else 'below'} that of {name}"

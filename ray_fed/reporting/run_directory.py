@@ -2,6 +2,7 @@
 
 config.yaml        resolved configuration
 environment.json   versions and devices
+metrics.json       what models are measured by: names, units, directions, decimals, labels
 data.json          fingerprints of the data: hashes and counts, no rows
 history.jsonl      one line per round; equal for equal seeds and data
 timing.jsonl       one line per round; seconds
@@ -13,7 +14,9 @@ models/ figures/ tensorboard/
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
@@ -21,6 +24,7 @@ import numpy as np
 import yaml
 
 from ray_fed.errors import ConfigError, DataError
+from ray_fed.metrics import TRAIN_LOSS, Metric
 from ray_fed.reporting.environment import describe_environment
 from ray_fed.reporting.writing import Plain, to_json, to_plain, write_atomically
 
@@ -85,6 +89,10 @@ class RunDirectory:
     @property
     def environment_path(self) -> Path:
         return self.path / "environment.json"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.json"
 
     @property
     def data_path(self) -> Path:
@@ -161,6 +169,10 @@ class RunDirectory:
         """Write versions, platform and processors; `devices` says where each silo ran (silo -> device)."""
         return self.write_json(self.environment_path.name, describe_environment(devices or {}))
 
+    def write_metrics(self, metrics: Iterable[Metric]) -> Path:
+        """Write what the run's models are measured by, for readers that do not know its task."""
+        return self.write_json(self.metrics_path.name, [asdict(metric) for metric in metrics])
+
     def write_data(self, fingerprints: Iterable[Mapping[str, object]]) -> Path:
         """Write the fingerprints of the data, one mapping per source: hashes and counts, never rows."""
         return self.write_json(self.data_path.name, list(fingerprints))
@@ -195,6 +207,15 @@ class RunDirectory:
     def read_environment(self) -> dict[str, Plain]:
         return self._read_json(self.environment_path)
 
+    def read_metrics(self) -> tuple[Metric, ...]:
+        """Return what the run's models are measured by; none of a run made by a version that did not write it down."""
+        if not self.metrics_path.is_file():
+            return ()
+        try:
+            return tuple(Metric(**values) for values in self._read_json(self.metrics_path))
+        except (ConfigError, TypeError) as error:
+            raise _damaged(self.metrics_path, error) from error
+
     def read_data(self) -> list[dict[str, Plain]]:
         return self._read_json(self.data_path)
 
@@ -204,7 +225,7 @@ class RunDirectory:
 
     def read_history(self) -> list[dict[str, Plain]]:
         """Return the rounds written so far; a last line cut by a crash is left out."""
-        return self._read_lines(self.history_path)
+        return [_with_train_loss(line) for line in self._read_lines(self.history_path)]
 
     def read_timing(self) -> list[dict[str, Plain]]:
         return self._read_lines(self.timing_path)
@@ -244,6 +265,15 @@ class RunDirectory:
             return [json.loads(line) for line in complete]
         except ValueError as error:
             raise _damaged(path, error) from error
+
+
+def _with_train_loss(line: dict[str, Plain]) -> dict[str, Plain]:
+    """Runs used to write a round's training loss as `loss` and `silo.<name>.loss`, with no model before it."""
+    metrics = line.get("metrics")
+    if not isinstance(metrics, dict) or "loss" not in metrics:
+        return line
+    ours = {key: re.sub(r"^(silo\..+\.)?loss$", rf"\1{TRAIN_LOSS}", key) for key in metrics}
+    return {**line, "metrics": {ours[key]: value for key, value in metrics.items()}}
 
 
 def _claim(path: Path) -> RunDirectory:

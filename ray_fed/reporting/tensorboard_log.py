@@ -12,12 +12,11 @@ from types import TracebackType
 
 import numpy as np
 
+from ray_fed.metrics import TRAIN_LOSS, Metric, reported
+
 GLOBAL = "global"
 
-QUANTITIES = {
-    "loss": "Training loss",
-    "mae": "MAE",
-    "r2": "R²",
+COSTS = {
     "participants": "Silos that took part",
     "failures": "Silos that failed",
     "bytes_sent": "Bytes sent",
@@ -27,13 +26,18 @@ QUANTITIES = {
 """Last part of a curve's tag -> title of its chart."""
 
 
+def chart_titles(metrics: Iterable[Metric]) -> dict[str, str]:
+    """Return the last part of each curve's tag -> title of its chart, of a task with these metrics."""
+    return {TRAIN_LOSS: "Training loss", **{metric.name: metric.title for metric in reported(metrics)}, **COSTS}
+
+
 def global_tag(quantity: str) -> str:
-    """Return the tag of a curve of the whole federation: "global/mae"."""
+    """Return the tag of a curve of the whole federation: "global/train_loss"."""
     return f"{GLOBAL}/{quantity}"
 
 
 def silo_tag(silo: str, quantity: str) -> str:
-    """Return the tag of a silo's curve: "silo/mit/mae"."""
+    """Return the tag of a silo's curve: "silo/mit/train_loss"."""
     return f"silo/{silo}/{quantity}"
 
 
@@ -80,21 +84,18 @@ class EventLog:
         self._add(step, tag=tag, metadata=about, tensor=_string_tensor(markdown.encode()))
 
     def custom_layout(
-        self,
-        silos: Iterable[str],
-        quantities: Sequence[str] = tuple(QUANTITIES),
-        of_silos: Sequence[str] | None = None,
+        self, silos: Iterable[str], titles: Mapping[str, str], of_silos: Sequence[str] | None = None
     ) -> None:
         """Group the curves in the Custom Scalars tab: the federation's, then one chart per quantity over all silos,
-        for those in `of_silos` (default: all that a silo has)."""
+        for those in `of_silos` (default: all that a silo has). titles: quantity -> title of its chart."""
         from tensorboard.plugins.custom_scalar import layout_pb2, metadata
 
         names = list(silos)
-        each = of_silos or [name for name in quantities if name not in ("participants", "failures")]
+        each = of_silos or [name for name in titles if name not in ("participants", "failures")]
         layout = layout_pb2.Layout(
             category=[
-                _category("Federation", {name: [global_tag(name)] for name in quantities}),
-                _category("Silos", {name: [silo_tag(silo, name) for silo in names] for name in each}),
+                _category("Federation", {titles[name]: [global_tag(name)] for name in titles}),
+                _category("Silos", {titles[name]: [silo_tag(silo, name) for silo in names] for name in each}),
             ]
         )
         self._add(
@@ -148,17 +149,17 @@ def _domain(summary_v2, values: Sequence[object]):
 
 
 def _category(title: str, charts: Mapping[str, Sequence[str]]):
-    """Return a group of charts, quantity -> tags; tags are matched literally whatever a silo is called."""
+    """Return a group of charts, title -> tags; tags are matched literally whatever a silo is called."""
     from tensorboard.plugins.custom_scalar import layout_pb2
 
     return layout_pb2.Category(
         title=title,
         chart=[
             layout_pb2.Chart(
-                title=f"{title}: {QUANTITIES.get(quantity, quantity)}",
+                title=f"{title}: {chart}",
                 multiline=layout_pb2.MultilineChartContent(tag=[f"^{re.escape(tag)}$" for tag in tags]),
             )
-            for quantity, tags in charts.items()
+            for chart, tags in charts.items()
         ],
     )
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
-from ray_fed.reporting.results import ResultRow, comparison, has_spread, number, result_cells, result_header
+from ray_fed.metrics import TRAIN_LOSS, Metric, reported
+from ray_fed.reporting.results import Results, number
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 ASCII_SPELLINGS = {"±": "+/-", "²": "2", "Å": "A", "³": "3", "–": "-", "…": "...", "·": "*"}
 """For terminals whose encoding has no such letter."""
 
+SHOWN_METRICS = 2
+"""Metrics for which the progress line has room."""
 WIDE = 110
 """Columns from which the progress line has room for a bar and long names; all figures fit into 80."""
 
@@ -29,9 +32,10 @@ class RoundProgress:
     """
 
     def __init__(
-        self, unit: str = "eV/atom", stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
-    ):
-        self.unit, self.stream, self.clock = unit, stream or sys.stderr, clock
+        self, metrics: Sequence[Metric] = (), stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):  # fmt: skip
+        self.metrics, self.stream, self.clock = reported(metrics)[:SHOWN_METRICS], stream or sys.stderr, clock
         self._live = self._open_live() if _redraws(self.stream) else None
         self._task: TaskID | None = None
         self._total = self._done = self._told = self._bytes = 0
@@ -55,16 +59,18 @@ class RoundProgress:
             self._task = self._live.add_task(shown, total=total, figures="", rounds=f"0/{total}")
 
     def advance(self, record: Mapping[str, float | int | None]) -> None:
-        """Show a finished round. Known keys: server_round (else one more), loss, mae, r2, bytes_sent (this round).
+        """Show a finished round. Known keys: server_round (else one more), bytes_sent (this round), train_loss and the
+        names of the metrics.
 
         A key that is missing or None keeps its last value: not every round is evaluated.
         """
         self._done = int(record.get("server_round") or self._done + 1)
         self._bytes += int(record.get("bytes_sent") or 0)
-        self._shown |= {key: record[key] for key in ("loss", "mae", "r2") if record.get(key) is not None}
+        shown = (TRAIN_LOSS, *(metric.name for metric in self.metrics))
+        self._shown |= {key: record[key] for key in shown if record.get(key) is not None}
         if self._live and self._task is not None:
             rounds = f"{self._done}/{self._total}"
-            self._live.update(self._task, completed=self._done, figures=" ".join(self._figures()), rounds=rounds)
+            self._live.update(self._task, completed=self._done, figures=self._figures(" "), rounds=rounds)
         elif not self._live and self._due():
             self._tell()
 
@@ -111,24 +117,25 @@ class RoundProgress:
         elapsed = self.clock() - self._started
         left = elapsed / self._done * max(0, self._total - self._done) if self._done else 0.0
         times = [f"{elapsed:.0f} s", f"{left:.0f} s left"]
-        said = [f"{self._description}: round {self._done}/{self._total}", *self._figures(), *times]
-        _write(self.stream, "  ".join(said) + "\n")
+        said = [f"{self._description}: round {self._done}/{self._total}", self._figures("  "), *times]
+        _write(self.stream, "  ".join(filter(None, said)) + "\n")
 
-    def _figures(self) -> list[str]:
+    def _figures(self, between: str) -> str:
         shown = self._shown
-        parts = [f"loss {shown['loss']:.3g}"] if "loss" in shown else []
-        parts += [f"MAE {number(shown['mae'], 3)} {self.unit}"] if "mae" in shown else []
-        parts += [f"R2 {number(shown['r2'], 3)}"] if "r2" in shown else []
+        parts = [f"loss {shown[TRAIN_LOSS]:.3g}"] if TRAIN_LOSS in shown else []
+        for metric in self.metrics:
+            if metric.name in shown:
+                value = number(shown[metric.name], metric.few_digits)
+                parts.append(" ".join(filter(None, [metric.title, value, metric.unit])))
         parts += [f"{self._bytes / 1e6:.1f} MB"] if self._bytes else []
-        return parts
+        return _encodable(between.join(parts), _encoding(self.stream))
 
 
-def results_table(rows: Sequence[ResultRow], unit: str = "eV/atom", stream: TextIO | None = None) -> None:
+def results_table(results: Results, stream: TextIO | None = None) -> None:
     """Print one aligned line per model, and how federated training compares."""
-    out = stream or sys.stdout
-    cells = [result_header(unit, has_spread(rows)), *(result_cells(row, has_spread(rows)) for row in rows)]
+    out, cells = stream or sys.stdout, results.table()
     _print_aligned(out, cells, right=range(1, len(cells[0])), rule=True)
-    if said := comparison(rows):
+    if said := results.comparison():
         _write(out, f"{said}\n")
 
 

@@ -96,7 +96,7 @@ def test_tensorboard_has_global_and_per_silo_curves(local_run):
     events = EventAccumulator(str(local_run / "tensorboard" / "federated-seed-0"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
-    quantities = ("loss", "r2", "mae", "bytes_sent", "seconds_compute", "seconds_communicate")
+    quantities = ("train_loss", "r2", "mae", "bytes_sent", "seconds_compute", "seconds_communicate")
     assert {f"global/{quantity}" for quantity in quantities} <= tags
     assert {f"silo/silo-2/{quantity}" for quantity in quantities} <= tags
 

@@ -19,7 +19,7 @@ from actors.cohort import RayCohort, value_of
 from actors.federation import federation
 from actors.session import carry_by_value
 from actors.shared_silos import SharedSilos, read_board
-from actors.tuning import run_trials
+from actors.tuning import OBJECTIVE, run_trials
 from pipelines.cli import main
 from ray_fed.errors import SiloFailed
 from ray_fed.federation.cohort import LocalCohort
@@ -167,7 +167,7 @@ class Dying:
         spec = SessionSpec(f"trial-{config['number']}", plan, 0, digest)
         for silo in silos.values():
             value_of(silo.open_session.remote(spec), "silo", "opening")
-        yield {"number": config["number"], "epochs": 1, "r2": 0.5}
+        yield {"number": config["number"], "epochs": 1, OBJECTIVE: 0.5}
         if config["number"] == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if config["number"] == 2:

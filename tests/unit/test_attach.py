@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.cluster.attach import RunClock, Screen, follow, has_worker
+from ray_fed.metrics import regression_metrics
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import RoundProgress
 
@@ -59,23 +60,23 @@ def test_looking_on_does_not_hinder_a_run(run):
 def test_the_screen_shows_figures_and_each_change_of_failures_once():
     stream = io.StringIO()
     clock = RunClock()
-    screen = Screen(RoundProgress("eV/atom", stream, clock), clock)
+    screen = Screen(RoundProgress(regression_metrics("eV/atom"), stream, clock), clock)
     lost = {"north": "it died"}
     for line in (
         record(0),
-        record(1, metrics={"loss": 0.5, "federated.mae": 0.25, "federated.r2": 0.5}),
+        record(1, metrics={"train_loss": 0.5, "federated.mae": 0.25, "federated.r2": 0.5}),
         record(2, failures=lost),
         record(3, failures=lost),
         record(4),
     ):
         screen.show(line, 10.0 if line["round"] else 0.0)
     assert stream.getvalue().splitlines() == [
-        "federated-0: round 1/4  loss 0.5  MAE 0.250 eV/atom  R2 0.500  1.0 MB  10 s  30 s left",
+        "federated-0: round 1/4  loss 0.5  MAE 0.250 eV/atom  R² 0.500  1.0 MB  10 s  30 s left",
         "round 2/4: silo 'north' does not take part: it died",
-        "federated-0: round 2/4  loss 0.5  MAE 0.250 eV/atom  R2 0.500  2.0 MB  20 s  20 s left",
-        "federated-0: round 3/4  loss 0.5  MAE 0.250 eV/atom  R2 0.500  3.0 MB  30 s  10 s left",
+        "federated-0: round 2/4  loss 0.5  MAE 0.250 eV/atom  R² 0.500  2.0 MB  20 s  20 s left",
+        "federated-0: round 3/4  loss 0.5  MAE 0.250 eV/atom  R² 0.500  3.0 MB  30 s  10 s left",
         "round 4/4: all silos take part again",
-        "federated-0: round 4/4  loss 0.5  MAE 0.250 eV/atom  R2 0.500  4.0 MB  40 s  0 s left",
+        "federated-0: round 4/4  loss 0.5  MAE 0.250 eV/atom  R² 0.500  4.0 MB  40 s  0 s left",
     ]
 
 

@@ -109,7 +109,7 @@ def last(compression, plan=PLAN):
 @pytest.mark.parametrize("method", METHODS)
 def test_with_error_feedback_coded_rounds_end_where_plain_rounds_end(method):
     plain, coded = last(None), last(Compression(method, 0.1))
-    assert coded.metrics["loss"] == pytest.approx(plain.metrics["loss"], rel=0.1)
+    assert coded.metrics["train_loss"] == pytest.approx(plain.metrics["train_loss"], rel=0.1)
     size = plain.models["federated"].nbytes
     code = len(Compression(method, 0.1).encode(np.zeros(size // 4, np.float32)))
     assert coded.bytes_sent == 2 * (size + code) < plain.bytes_sent
@@ -117,12 +117,12 @@ def test_with_error_feedback_coded_rounds_end_where_plain_rounds_end(method):
 
 def test_without_error_feedback_top_k_falls_behind(monkeypatch):
     """The control of the test above: it is the feedback that closes the gap."""
-    with_feedback = last(Compression("top_k", 0.05)).metrics["loss"]
+    with_feedback = last(Compression("top_k", 0.05)).metrics["train_loss"]
     monkeypatch.setattr(
         "ray_fed.learning.trainer.LocalTrainer.compress",
         lambda self, received, vector: self.plan.compression.encode(vector - received),
     )
-    assert last(Compression("top_k", 0.05)).metrics["loss"] > 1.1 * with_feedback
+    assert last(Compression("top_k", 0.05)).metrics["train_loss"] > 1.1 * with_feedback
 
 
 # ---- through the gate

@@ -32,7 +32,7 @@ def losses(policy: str) -> list[float]:
     coordinator.agree()
     training = TrainingPlan(0, epochs=8, steps_per_epoch=5, num_rounds=4, optimizer_state=policy)
     records = list(coordinator.run(Job("federated", names, dict.fromkeys(names, training), model_seed=0)))
-    return [*(record.metrics["loss"] for record in records[1:]), records[-1].metrics["federated.mae"]]
+    return [*(record.metrics["train_loss"] for record in records[1:]), records[-1].metrics["federated.mae"]]
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -28,7 +28,10 @@ from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.databases.source import EMBEDDED, Source
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
+from ray_fed.metrics import regression_metrics
 from ray_fed.privacy.accounting import PrivacyAccount
+
+MAE = regression_metrics("eV")[0]
 
 
 @pytest.fixture(scope="module")
@@ -103,14 +106,14 @@ def message(defence="none", exact=0, silo="a", records=5) -> MessageAudit:
 def test_the_cheapest_defence_is_the_one_that_stops_the_leak_at_the_lowest_error():
     tried = [message("none", 5), message("noise:1"), message("prune:0.9"), message("fp16", 5)]
     costs = {"noise:1": 0.3, "prune:0.9": 0.2, "fp16": 0.1}
-    findings = Findings("eV", {}, of_kinds=tried, costs=costs)
+    findings = Findings("eV", {}, MAE, of_kinds=tried, costs=costs)
     assert findings.cheapest(tried[0]) == "prune:0.9"
     assert findings.cheapest(message("none", 0)) == "not needed"
-    assert Findings("eV", {}, of_kinds=tried[:1]).cheapest(tried[0]) == "none tried"
+    assert Findings("eV", {}, MAE, of_kinds=tried[:1]).cheapest(tried[0]) == "none tried"
 
 
 def test_the_gate_names_the_silo_that_leaks_most_and_what_stops_it():
-    findings = Findings("eV", {}, of_rounds=[message(exact=1), message(exact=3, silo="b", records=4)])
+    findings = Findings("eV", {}, MAE, of_rounds=[message(exact=1), message(exact=3, silo="b", records=4)])
     findings.of_kinds = [*findings.of_rounds, message("fp16", silo="b")]
     broken = LeakLimit(0.5, findings)
     assert broken.is_broken

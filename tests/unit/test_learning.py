@@ -8,11 +8,10 @@ from torch.nn import functional
 
 from ray_fed.learning.layout import Layout, bind
 from ray_fed.learning.models import seeded_mlp
-from ray_fed.learning.regression import RegressionSums
-from ray_fed.learning.scores import merged
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer, merge_moments
 from ray_fed.learning.steps import AutogradGradient, DenseReluMseGradient, gradient_for
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
+from ray_fed.metrics import RegressionSums, merged
 
 
 def rows(num=50, features=5, seed=0):

@@ -21,9 +21,8 @@ from ray_fed.federation.messages import Artifact, GradientObservation, Metrics, 
 from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import Silo
 from ray_fed.learning.layout import load_vector
-from ray_fed.learning.regression import RegressionSums
-from ray_fed.learning.scores import MeanScores
 from ray_fed.learning.standardisation import ColumnMoments
+from ray_fed.metrics import MeanScores, RegressionSums
 from ray_fed.model_library import guarded_search
 from ray_fed.perimeter.checks import KINDS
 from ray_fed.perimeter.gate import Gate, Request

@@ -151,4 +151,4 @@ def test_no_question_brings_the_rows_of_a_silo_that_answers_nothing_else(leaking
     assert rows[0].tobytes() not in crossed
     assert rows[0].astype(np.float32).tobytes() not in crossed
     assert str(rows[0, 0]).encode() not in crossed
-    assert set(refused) == {"open", "moments", "open_session", "fit", "evaluate", "query"}
+    assert set(refused) == {"open", "moments", "open_session", "restore", "fit", "evaluate", "query"}

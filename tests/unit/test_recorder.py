@@ -6,7 +6,7 @@ from pipelines.formation_energy.recorder import TrainingRecorder, history_line, 
 from ray_fed.federation.rounds.job import RoundRecord
 
 SECONDS = {"total": 1.0, "compute": 0.5, "communicate": 0.5, "evaluate": 0.0}
-PLAIN = RoundRecord("alone", "baseline", 3, 9, {"loss": 0.1}, ("a", "b"), (), 10, SECONDS)
+PLAIN = RoundRecord("alone", "baseline", 3, 9, {"train_loss": 0.1}, ("a", "b"), (), 10, SECONDS)
 KILLED = replace(PLAIN, restarts=(("a", "its process died"), ("c", "its process died")))
 
 

@@ -179,7 +179,7 @@ def test_the_custom_layout_groups_each_quantity_and_matches_only_its_own_silos(t
     from tensorboard.plugins.custom_scalar import layout_pb2
 
     with EventLog(tmp_path) as log:
-        log.custom_layout(["a.b", "c+"], ["mae", "loss"])
+        log.custom_layout(["a.b", "c+"], {"mae": "MAE", "loss": "Loss"})
     [event] = read_events(tmp_path).Tensors("custom_scalars__config__")
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     assert [category.title for category in layout.category] == ["Federation", "Silos"]

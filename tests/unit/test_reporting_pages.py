@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_fed.errors import DataError
+from ray_fed.metrics import Metric, regression_metrics
 from ray_fed.reporting.figure_style import save_figure
 from ray_fed.reporting.figures import learning_curves_figure
 from ray_fed.reporting.report import Code, Figure, Note, Paragraph, Section, Table, write_report
-from ray_fed.reporting.results import ResultRow, comparison, natural_order, results_from_summary
+from ray_fed.reporting.results import ResultRow, Results, natural_order, results_from_summary
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import RoundProgress, aligned, clipped, one_line, paths_table, results_table
 
+METRICS = regression_metrics("eV/atom")
 LONG = "National Institute for Materials Science, Tsukuba, database of room-temperature superconductors"
 
 # ---- results
@@ -33,23 +35,41 @@ def summary_of_a_study() -> dict[str, object]:
     }  # fmt: skip
 
 
+def row(name, mae, r2, mae_std=None, r2_std=None, num_examples=None, kind="") -> ResultRow:
+    return ResultRow(name, kind or name, {"mae": mae, "r2": r2}, {"mae": mae_std, "r2": r2_std}, num_examples)
+
+
+def results(*rows: ResultRow) -> Results:
+    return Results(METRICS[:2], rows)
+
+
 def test_results_are_read_from_flat_keys_in_natural_order_with_federated_last():
-    rows = results_from_summary(summary_of_a_study())
+    rows = results_from_summary(summary_of_a_study(), METRICS).rows
     assert [(row.kind, row.name) for row in rows] == [
         ("silo", "b.2"), ("silo", "b.10"), ("pooled", "pooled"), ("federated", "federated"),
     ]  # fmt: skip
-    assert rows[-1] == ResultRow("federated", "federated", 0.17, 0.95, 0.001, None, 10_000)
+    assert rows[-1] == row("federated", 0.17, 0.95, 0.001, num_examples=10_000)
 
 
 def test_the_comparison_names_both_rivals_and_is_silent_without_them():
-    rows = results_from_summary(summary_of_a_study())
-    assert comparison(rows) == (
+    found = results_from_summary(summary_of_a_study(), METRICS)
+    assert found.comparison() == (
         "Federated MAE is 15.0 % below that of pooled training and 50.0 % below that of the best silo alone."
     )
-    assert comparison(rows[:3]) == ""
-    assert comparison(rows[-1:]) == ""
-    equal = [ResultRow("pooled", "pooled", 0.2, None), ResultRow("federated", "federated", 0.2, None)]
-    assert comparison(equal) == "Federated MAE is equal to that of pooled training."
+    assert results(*found.rows[:3]).comparison() == ""
+    assert results(*found.rows[-1:]).comparison() == ""
+    equal = results(row("pooled", 0.2, None), row("federated", 0.2, None))
+    assert equal.comparison() == "Federated MAE is equal to that of pooled training."
+
+
+def test_the_best_silo_is_the_one_with_the_highest_value_where_more_is_better():
+    summary = {"federated.hits": 0.8, "silo.a.hits": 0.5, "silo.b.hits": 0.4, "federated.num_examples": 3}
+    found = results_from_summary(summary, (Metric("hits", "", True, 2, "Hits"), *METRICS))
+    assert found.comparison() == "Federated Hits is 60.0 % above that of the best silo alone."
+    assert found.table()[0][:3] == ["model", "training rows", "Hits"]
+    assert found.table()[-1][:3] == ["federated", "3", "0.80"]
+    below_zero = results_from_summary({"federated.hits": 0.1, "pooled.hits": -0.2}, found.metrics)
+    assert below_zero.comparison() == "Federated Hits is 0.10 against -0.20 of pooled training."
 
 
 @given(st.lists(st.text(alphabet="a01²٣.", max_size=4)))
@@ -99,7 +119,7 @@ def run(tmp_path):
 
 def hostile_report(run: RunDirectory) -> Page:
     evil = '<script>alert("x")</script><img src=x onerror=alert(1)>'
-    png = save_figure(learning_curves_figure({evil: ([0, 1], [1.0, 0.5])}), run.figures / "curves.png")
+    png = save_figure(learning_curves_figure({evil: ([0, 1], [1.0, 0.5])}, METRICS[0]), run.figures / "curves.png")
     run.write_config({evil: {"nested": [1, 2]}, "plain": evil})
     run.write_data([{"name": evil, "rows": 1000, "sha256": "ab" * 32}, {"name": "b", evil: 1}])
     run.write_environment({evil: "cpu"})
@@ -134,6 +154,7 @@ def test_the_report_leads_with_results_and_ends_with_what_is_needed_to_repeat(ru
     run.write_environment()
     path = write_report(
         run, "Formation energy", summary_of_a_study(), [], command="ray-fed formation-energy --seed 0",
+        results=results_from_summary(summary_of_a_study(), METRICS),
         unreadable={"mit": {"unknown element": 1200, "NaN target": 0}}, provenance="model data, not DFT",
     )  # fmt: skip
     page = Page(path.read_text(encoding="utf-8"))
@@ -182,23 +203,25 @@ class Terminal(io.StringIO):
 def run_rounds(progress: RoundProgress, total: int = 100) -> None:
     progress.start(total, "federated \x1b[31m[red]")
     for server_round in range(total + 1):
-        progress.advance({"server_round": server_round, "loss": 0.5, "mae": 0.17, "r2": 0.95, "bytes_sent": 1_000_000})
+        progress.advance(
+            {"server_round": server_round, "train_loss": 0.5, "mae": 0.17, "r2": 0.95, "bytes_sent": 10**6}
+        )
 
 
 def test_progress_in_a_log_file_is_a_plain_line_about_every_tenth(monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     stream, times = io.StringIO(), iter(range(1000))
-    with RoundProgress(stream=stream, clock=lambda: next(times)) as progress:
+    with RoundProgress(METRICS, stream=stream, clock=lambda: next(times)) as progress:
         run_rounds(progress)
     lines = stream.getvalue().splitlines()
     assert len(lines) == 10
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", stream.getvalue())
-    assert lines[-1].startswith("federated [red]: round 100/100  loss 0.5  MAE 0.170 eV/atom  R2 0.950  101.0 MB  ")
+    assert lines[-1].startswith("federated [red]: round 100/100  loss 0.5  MAE 0.170 eV/atom  R² 0.950  101.0 MB  ")
 
 
 def test_the_remaining_time_follows_from_the_elapsed_one():
     stream, times = io.StringIO(), iter([0.0, 30.0])
-    progress = RoundProgress(stream=stream, clock=lambda: next(times))
+    progress = RoundProgress(METRICS, stream=stream, clock=lambda: next(times))
     progress.start(4, "x")
     progress.advance({"server_round": 3})
     assert stream.getvalue() == "x: round 3/4  30 s  10 s left\n"
@@ -206,16 +229,16 @@ def test_the_remaining_time_follows_from_the_elapsed_one():
 
 def test_rounds_without_an_evaluation_keep_the_last_figures_and_need_no_number():
     stream = io.StringIO()
-    progress = RoundProgress(stream=stream, clock=lambda: 0.0)
+    progress = RoundProgress(METRICS, stream=stream, clock=lambda: 0.0)
     progress.start(2, "x")
     progress.advance({"mae": 0.3, "r2": math.nan})
     progress.advance({"mae": None})
-    assert [line.split("  ")[1:3] for line in stream.getvalue().splitlines()] == [["MAE 0.300 eV/atom", "R2 -"]] * 2
+    assert [line.split("  ")[1:3] for line in stream.getvalue().splitlines()] == [["MAE 0.300 eV/atom", "R² -"]] * 2
 
 
 def test_a_single_round_is_told_once():
     stream = io.StringIO()
-    with RoundProgress(stream=stream) as progress:
+    with RoundProgress(METRICS, stream=stream) as progress:
         progress.start(1, "x")
         progress.advance({})
     assert len(stream.getvalue().splitlines()) == 1
@@ -225,21 +248,21 @@ def test_progress_on_a_terminal_fits_in_80_columns_and_gives_the_cursor_back(mon
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
     stream = Terminal()
-    with contextlib.suppress(KeyboardInterrupt), RoundProgress(stream=stream) as progress:
+    with contextlib.suppress(KeyboardInterrupt), RoundProgress(METRICS, stream=stream) as progress:
         run_rounds(progress)
         raise KeyboardInterrupt
     written = stream.getvalue()
     assert written.count("\x1b[?25l") == written.count("\x1b[?25h") == 1
     last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written).replace("\r", "\n").split("\n")
     [line] = {text for text in last if "100/100" in text}
-    assert re.fullmatch(r"federated \[… 100/100 loss 0.5 MAE 0.170 eV/atom R2 0.950 101.0 MB \S+ \S+\s*", line), line
+    assert re.fullmatch(r"federated \[… 100/100 loss 0.5 MAE 0.170 eV/atom R² 0.950 101.0 MB \S+ \S+\s*", line), line
 
 
 def test_a_wide_terminal_shows_a_bar_and_a_name_with_brackets_as_it_is(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "130")
     stream = Terminal()
-    with RoundProgress(stream=stream) as progress:
+    with RoundProgress(METRICS, stream=stream) as progress:
         run_rounds(progress)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
     assert re.search(r"federated \[red\] ━+ 100/100 loss 0\.5 ", plain)
@@ -248,9 +271,9 @@ def test_a_wide_terminal_shows_a_bar_and_a_name_with_brackets_as_it_is(monkeypat
 def test_results_printed_while_progress_is_shown_still_go_to_stdout(monkeypatch, capsys):
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    with RoundProgress(stream=stream) as progress:
+    with RoundProgress(METRICS, stream=stream) as progress:
         progress.start(1, "x")
-        results_table(result_rows()[-1:])
+        results_table(results(result_rows()[-1]))
     assert "0.2000" in capsys.readouterr().out
     assert "0.2000" not in stream.getvalue()
 
@@ -258,7 +281,7 @@ def test_results_printed_while_progress_is_shown_still_go_to_stdout(monkeypatch,
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
     monkeypatch.setenv("TERM", "dumb")
     stream = Terminal()
-    with RoundProgress(stream=stream) as progress:
+    with RoundProgress(METRICS, stream=stream) as progress:
         run_rounds(progress)
     assert "\x1b" not in stream.getvalue()
     assert len(stream.getvalue().splitlines()) == 10
@@ -266,14 +289,14 @@ def test_a_dumb_terminal_gets_plain_lines(monkeypatch):
 
 def result_rows() -> list[ResultRow]:
     names = ["\x1b[31mevil\nsilo", "材料", LONG]
-    silos = [ResultRow(name, "silo", 0.25, 0.9, 0.01, 0.02, 1000) for name in names]
-    return [*silos, ResultRow("pooled", "pooled", math.nan, None), ResultRow("federated", "federated", 0.2, 0.95)]
+    silos = [row(name, 0.25, 0.9, 0.01, 0.02, 1000, "silo") for name in names]
+    return [*silos, row("pooled", math.nan, None), row("federated", 0.2, 0.95)]
 
 
 def test_the_results_table_lines_up_whatever_the_names(capsys):
     from rich.cells import cell_len
 
-    results_table(result_rows())
+    results_table(results(*result_rows()))
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert captured.err == ""
@@ -287,7 +310,7 @@ def test_the_results_table_lines_up_whatever_the_names(capsys):
 
 def test_the_results_table_lines_up_in_ascii_too():
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    results_table(result_rows(), stream=stream)
+    results_table(results(*result_rows()), stream=stream)
     stream.seek(0)
     lines = stream.read().splitlines()
     assert "+/- std" in lines[0]

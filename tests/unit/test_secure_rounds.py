@@ -151,8 +151,8 @@ def test_a_bound_on_single_updates_is_refused_with_a_remedy():
 
 def test_losses_of_single_silos_stay_under_the_masks():
     secure, plain = run(3), run()
-    assert [name for name in secure[1].metrics if "loss" in name] == ["loss"]
-    assert secure[1].metrics["loss"] == pytest.approx(plain[1].metrics["loss"], rel=1e-6)
+    assert [name for name in secure[1].metrics if "loss" in name] == ["train_loss"]
+    assert secure[1].metrics["train_loss"] == pytest.approx(plain[1].metrics["train_loss"], rel=1e-6)
 
 
 def test_a_silo_in_a_secure_session_lets_no_plain_update_out():

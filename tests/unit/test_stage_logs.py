@@ -1,15 +1,20 @@
 """What TensorBoard shows of FedTransfer: methods as curves in the same charts, while they run."""
 
+from dataclasses import replace
+
+import pytest
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
+from pipelines.fedtransfer.results import validation_losses
 from pipelines.fedtransfer.stage_logs import StageLogs
+from ray_fed.errors import SiloFailed
 from ray_fed.federation.rounds.job import RoundRecord
 
 STAGE = "fed_avg@fold0-seed0"
 
 
 def record(server_round: int, loss: float, stage: str = STAGE) -> RoundRecord:
-    metrics = {"loss": loss, "silo.iron.loss": loss / 2, "silo.iron.map": 0.5}
+    metrics = {"train_loss": loss, "silo.iron.train_loss": loss, "silo.iron.loss": loss / 2, "silo.iron.map": 0.5}
     return RoundRecord(stage, "federated", server_round, 3, metrics, ("iron",), (), 0, {}, None)
 
 
@@ -63,3 +68,12 @@ def test_each_model_of_training_alone_has_its_own_scores(tmp_path):
         "separate/fold0-seed0/iron": [(1, 0.5)],
         "separate/fold0-seed0/austenite": [(2, 0.5)],
     }
+
+
+def test_a_silo_that_died_in_the_evaluation_is_not_judged_by_its_training_loss():
+    """Its training loss is known by then, and says something else."""
+    whole = record(2, 0.8)
+    assert validation_losses(whole, ["iron"]) == {"iron": 0.4}
+    died = replace(whole, metrics={"train_loss": 0.8, "silo.iron.train_loss": 0.8})
+    with pytest.raises(SiloFailed, match="silo 'iron' failed while evaluating round 2: it told no validation loss"):
+        validation_losses(died, ["iron"])

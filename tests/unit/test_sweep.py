@@ -12,13 +12,15 @@ from pipelines.sweep import figures as sweep_figures
 from pipelines.sweep import results_file
 from pipelines.sweep.advice import recommendation
 from pipelines.sweep.config import SweepConfig
-from pipelines.sweep.outcomes import PointSummary, TrialOutcome, pareto_front, summaries, table
+from pipelines.sweep.outcomes import PointSummary, TrialOutcome, objective_of, pareto_front, summaries, table
 from pipelines.sweep.points import FREQUENCIES, configured, joined, swept_fields, trials_of
 from pipelines.sweep.progress import SweepProgress
 from pipelines.sweep.watcher import Watcher
 from ray_fed.errors import ConfigError
+from ray_fed.metrics import regression_metrics
 
 BASE = FormationEnergyConfig()
+MAE, R2, MSE = regression_metrics("eV/atom")
 
 
 def trials(base=BASE, **sweep):
@@ -118,7 +120,9 @@ def test_bad_options_are_one_line_and_leave_nothing(arguments, said, tmp_path, m
 
 
 def outcome(number, label, r2, megabytes=1.0, status="completed", seed=0):
-    return TrialOutcome(number, label, seed, status, r2=r2, mae=0.2, bytes_sent=int(1e6 * megabytes), round=4)
+    return TrialOutcome(
+        number, label, seed, status, metrics={"r2": r2, "mae": 0.2}, bytes_sent=int(1e6 * megabytes), round=4
+    )
 
 
 def test_only_runs_that_came_to_their_end_count():
@@ -128,13 +132,14 @@ def test_only_runs_that_came_to_their_end_count():
             outcome(2, "a", 0.9, seed=1),
             outcome(3, "b", 0.99, status="stopped"),
             TrialOutcome(4, "b", 1, "failed", "no power"),
-        ]
+        ],
+        R2,
     )
     assert [point.label for point in points] == ["a", "b"]
-    assert points[0].mean_r2 == pytest.approx(0.85)
-    assert points[0].std_r2 == pytest.approx(0.0707, abs=1e-4)
-    assert (points[1].r2, points[1].num_failed) == ({}, 1)
-    assert table(points)[2][:3] == ["b", "0 (1 failed)", "-"]
+    assert points[0].mean == pytest.approx(0.85)
+    assert points[0].std == pytest.approx(0.0707, abs=1e-4)
+    assert (points[1].reached, points[1].num_failed) == ({}, 1)
+    assert table(points, (MAE, R2))[2][:3] == ["b", "0 (1 failed)", "-"]
 
 
 def point(label, r2, megabytes):
@@ -145,7 +150,8 @@ def point(label, r2, megabytes):
         "local_steps": 9,
         "round": 3,
     }
-    return PointSummary(label, dict(enumerate(r2)), dict.fromkeys(range(len(r2)), 0.1), spent, 0)
+    values = {"r2": dict(enumerate(r2)), "mae": dict.fromkeys(range(len(r2)), 0.1)} if r2 else {}
+    return PointSummary(label, R2, values, spent, 0)
 
 
 def test_the_recommendation_is_the_cheapest_within_the_error_of_the_best_seed_by_seed():
@@ -153,7 +159,7 @@ def test_the_recommendation_is_the_cheapest_within_the_error_of_the_best_seed_by
     # Lost against the best: 0.02, -0.02, 0.02, with mean 0.0067 and standard error 0.0133.
     good, best = point("good", [0.7, 0.83, 0.9], 10), point("best", [0.72, 0.81, 0.92], 100)
     said = " ".join(recommendation([cheap, good, best]))
-    assert said.startswith("Take good (R2 0.8100 ± 0.1015, 10.0 MB, 20.0 % of the time communicating).")
+    assert said.startswith("Take good (R² 0.8100 ± 0.1015, 10.0 MB, 20.0 % of the time communicating).")
     assert "for 10 times the bytes" in said
     assert recommendation([cheap, best])[0].startswith("Take best")
     # Worse by 0.02 for every seed: no spread to hide in, whatever the spread of the runs themselves.
@@ -162,9 +168,41 @@ def test_the_recommendation_is_the_cheapest_within_the_error_of_the_best_seed_by
     assert "nothing can be recommended" in recommendation([point("a", [], 1)])[0]
 
 
+def test_an_objective_of_which_less_is_better_is_turned_round():
+    def measured(label, values, megabytes):
+        return replace(point(label, values, megabytes), objective=MAE, values={"mae": dict(enumerate(values))})
+
+    cheap, best = measured("cheap", [0.3, 0.4, 0.3], 1), measured("best", [0.1, 0.2, 0.1], 100)
+    beaten = measured("beaten", [0.2, 0.3, 0.2], 200)
+    assert pareto_front([beaten, best, cheap]) == ["cheap", "best"]
+    assert recommendation([cheap, beaten, best])[0].startswith("Take best (MAE 0.1333 ± 0.0577 eV/atom, 100.0 MB")
+    assert table([best], (MAE, R2))[0][2:6] == ["MAE", "± std", "R²", "± std"]
+
+
+def test_trials_are_compared_by_a_metric_that_says_the_same_of_every_target_unless_another_is_named():
+    assert objective_of((MAE, R2, MSE)) == R2
+    assert objective_of((MAE, R2, MSE), "mae") == MAE
+    assert objective_of((MAE,)) == MAE
+    with pytest.raises(ConfigError, match="objective='accuracy' must be one of the task's metrics: mae, r2, mse"):
+        objective_of((MAE, R2, MSE), "accuracy")
+
+
+def test_results_of_a_sweep_that_knew_two_metrics_only_are_read(tmp_path):
+    line = b'{"number": 1, "label": "a", "seed": 0, "status": "completed", "r2": 0.9, "mae": 0.1, "loss": null}\n'
+    (tmp_path / "results.jsonl").write_bytes(line)
+    [found] = results_file.read(tmp_path / "results.jsonl")
+    assert found.metrics == {"r2": 0.9, "mae": 0.1}
+    assert np.isnan(found.train_loss)
+
+
+def test_a_metric_called_like_a_column_has_a_column_of_its_own():
+    columns = results_file.columns([TrialOutcome(1, "a", 0, "completed", metrics={"round": 0.5, "hits": 1.0})])
+    assert (columns["round"], columns["metric round"], columns["hits"]) == ([0], [0.5], [1.0])
+
+
 def test_what_one_percent_of_r2_saves_is_said_and_so_is_that_few_repeats_say_little():
     almost, best = point("almost", [0.892] * 3, 2), point("best", [0.9] * 3, 100)
-    assert "almost (R2 0.8920 ± 0.0000, 2.0 MB" in " ".join(recommendation([almost, best])[1:])
+    assert "almost (R² 0.8920 ± 0.0000, 2.0 MB" in " ".join(recommendation([almost, best])[1:])
     far = point("far", [0.890] * 3, 2)
     assert "far" not in " ".join(recommendation([far, best]))
     assert "fewer than three repeats" in " ".join(recommendation([point("one", [0.9], 1)]))
@@ -177,26 +215,29 @@ def test_nothing_beats_a_point_of_the_front_in_both_and_something_beats_each_oth
     front = pareto_front(points)
 
     def beats(a, b):
-        fewer, better = a.spent["bytes_sent"] <= b.spent["bytes_sent"], a.mean_r2 >= b.mean_r2
-        return fewer and better and (a.spent["bytes_sent"], a.mean_r2) != (b.spent["bytes_sent"], b.mean_r2)
+        fewer, better = a.spent["bytes_sent"] <= b.spent["bytes_sent"], a.mean >= b.mean
+        return fewer and better and (a.spent["bytes_sent"], a.mean) != (b.spent["bytes_sent"], b.mean)
 
     for each in points:
         beaten = any(beats(other, each) for other in points)
-        twin = any(o.label in front and (o.spent, o.r2) == (each.spent, each.r2) for o in points)
+        twin = any(o.label in front and (o.spent, o.values) == (each.spent, each.values) for o in points)
         assert (each.label in front or twin) == (not beaten)
 
 
 REPORT = {
-    "epochs": 100, "round": 25, "r2": 0.9, "mae": 0.1, "loss": 0.2, "bytes_sent": 5, "local_steps": 400, "digest": "ab",
-    "seconds_compute": 2.0, "seconds_communicate": 0.5, "silos": {"mit": {"loss": 0.3, "seconds_compute": 1.5}},
+    "epochs": 100, "round": 25, "metrics": {"r2": 0.9, "mae": 0.1}, "train_loss": 0.2, "bytes_sent": 5,
+    "local_steps": 400, "digest": "ab", "seconds_compute": 2.0, "seconds_communicate": 0.5,
+    "silos": {"mit": {"train_loss": 0.3, "seconds_compute": 1.5}},
 }  # fmt: skip
 
 
 def watched(tmp_path, found, stream=None, clock=lambda: 0.0):
     """Let a watcher see the first trial finish and the second one fail."""
     results = tmp_path / "results.jsonl"
-    progress = SweepProgress(found, stream=stream or io.StringIO(), clock=clock)
-    watcher = Watcher(found, lambda _: 100, results, tmp_path / "tensorboard", progress, silos=["mit"])
+    progress = SweepProgress(found, R2, stream=stream or io.StringIO(), clock=clock)
+    watcher = Watcher(
+        found, lambda _: 100, results, tmp_path / "tensorboard", progress, silos=["mit"], metrics=(MAE, R2)
+    )
     watcher.on_trial_start(1)
     watcher.on_trial_report(1, REPORT)
     watcher.on_trial_end(1, "")
@@ -211,7 +252,7 @@ def test_outcomes_are_written_and_read_again_and_a_line_that_was_cut_is_left_out
     whole = results.read_bytes()
     results.write_bytes(whole + b'{"number": 3, "lab')
     first, second = results_file.read(results)
-    assert (first.status, first.r2, first.digest) == ("completed", 0.9, "ab")
+    assert (first.status, first.value(R2), first.digest) == ("completed", 0.9, "ab")
     assert (second.status, second.reason) == ("failed", "silo 'a' died")
     results_file.mend(results)
     assert results.read_bytes() == whole
@@ -236,21 +277,21 @@ def test_progress_is_one_line_per_trial_in_a_log_and_a_line_redrawn_on_a_termina
     log, screen = io.StringIO(), Screen()
     found = trials(grid=("learning_rate=0.01:0.1:1",))
     watched(tmp_path / "log", found, log, iter([0.0, 4.0, 4.0, 5.0, 6.0, 6.0]).__next__)
-    best = "best R2 0.9000 (learning_rate=0.01, seed 0)"
+    best = "best R² 0.9000 (learning_rate=0.01, seed 0)"
     assert log.getvalue().splitlines() == [
-        f"trial 1/3  learning_rate=0.01, seed 0: R2 0.9000  4.0 s  |  {best}, 8 s left",
+        f"trial 1/3  learning_rate=0.01, seed 0: R² 0.9000  4.0 s  |  {best}, 8 s left",
         f"trial 2/3  learning_rate=0.1, seed 0: failed: silo 'a' died  1.0 s  |  {best}, 4 s left",
     ]
     watched(tmp_path / "screen", found, screen)
     drawn = screen.getvalue().split("\r\x1b[K")
-    assert "0/3 trials  learning_rate=0.01 seed 0 epoch 100 R2 0.9000" in drawn
+    assert "0/3 trials  learning_rate=0.01 seed 0 epoch 100 R² 0.9000" in drawn
     assert all(len(line) < 60 for line in drawn if not line.endswith("\n"))
 
 
 def test_time_left_knows_that_some_points_take_longer_and_that_trials_run_side_by_side():
     found = trials(replace(BASE, repeats=2), grid=("communication_frequency=1:batch",))
     now = [0.0]
-    progress = SweepProgress(found, concurrent=2, stream=io.StringIO(), clock=lambda: now[0])
+    progress = SweepProgress(found, R2, concurrent=2, stream=io.StringIO(), clock=lambda: now[0])
     assert progress.seconds_left() is None
     for trial, seconds in zip(found[:2], (2.0, 50.0), strict=True):
         progress.on_trial_start(trial)
@@ -288,8 +329,8 @@ def test_tensorboard_knows_what_is_varied_each_trials_values_and_groups_the_silo
     assert titles == ["Federation", "Silos"]
     drawn = {tag.strip("^$") for category in layout.category for chart in category.chart for tag in chart.multiline.tag}
     assert drawn <= scalars
-    assert "silo/mit/loss" in drawn
-    assert events.Scalars("silo/mit/loss")[0].step == 400  # curves of all trials meet at equal local steps
+    assert "silo/mit/train_loss" in drawn
+    assert events.Scalars("silo/mit/train_loss")[0].step == 400  # curves of all trials meet at equal local steps
 
 
 def test_the_curves_of_a_try_that_was_broken_off_are_replaced(tmp_path):
@@ -302,11 +343,11 @@ def test_the_curves_of_a_try_that_was_broken_off_are_replaced(tmp_path):
 
 
 def test_the_figures_show_every_point():
-    boxes = sweep_figures.boxes_figure({"0.1": [0.8, 0.9], "batch": [0.7]}, "frequency")
+    boxes = sweep_figures.boxes_figure({"0.1": [0.8, 0.9], "batch": [0.7]}, R2, "frequency")
     assert [t.get_text() for t in boxes.axes[0].get_xticklabels()] == ["0.1\n2 runs", "batch\n1 run"]
     times = sweep_figures.times_figure({"a": 9.0, "b": 1.0}, {"a": 1.0, "b": 3.0}, "frequency")
     assert {"90 %", "25 %"} <= {text.get_text() for text in times.axes[0].texts}
     heat = sweep_figures.heat_figure(["r"], ["c", "d"], np.array([[0.5, np.nan]]), ("x", "y", "v"))
     assert [text.get_text() for text in heat.axes[0].texts] == ["0.500"]
-    pareto = sweep_figures.pareto_figure(["a", "b"], [1.0, 10.0], [0.8, 0.9], [0.01, 0.0], ["a", "b"])
+    pareto = sweep_figures.pareto_figure(["a", "b"], [1.0, 10.0], [0.8, 0.9], [0.01, 0.0], R2, ["a", "b"])
     assert pareto.axes[0].get_xscale() == "log"

@@ -12,7 +12,7 @@ from pipelines.federate import Training, federate
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.federation.task import SiloSpec
 from ray_fed.federation.torch_task import TorchTask
-from ray_fed.learning.scores import MeanScores, merged
+from ray_fed.metrics import LOSS, MeanScores, Metric, merged
 
 
 def circles(source):
@@ -48,6 +48,15 @@ def test_a_classifier_is_federated_and_marked_on_all_held_out_samples():
     assert result.metrics["federated.accuracy"] > 0.85 > result.records[0].metrics["federated.accuracy"]
     both = (result.metrics["silo.north.loss"] + result.metrics["silo.south.loss"]) / 2
     assert result.metrics["federated.loss"] == pytest.approx(both)
+
+
+def test_a_score_may_say_its_unit_and_direction_and_one_that_does_not_is_better_the_higher_it_is():
+    misses = Metric("misses", "%", False, 1)
+    task = replace(TASK, scores={"accuracy": hit, misses: lambda out, y: 100 * ~hit(out, y)})
+    assert task.metrics == (LOSS, Metric("accuracy", "", True, 4), misses)
+    result = train(task)
+    assert result.metrics["federated.misses"] == pytest.approx(100 * (1 - result.metrics["federated.accuracy"]))
+    assert {"train_loss", "silo.north.train_loss"} <= set(result.metrics)
 
 
 def test_the_module_that_comes_back_is_the_one_that_was_marked():

@@ -11,8 +11,8 @@ from pipelines.federate import Training, federate
 from ray_fed.federation.messages import SessionSpec
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.layout import Layout, load_vector
-from ray_fed.learning.regression import RegressionSums
 from ray_fed.learning.trainer import FitResult, LocalTrainer, TrainingPlan
+from ray_fed.metrics import RegressionSums
 from ray_fed.randomness import generator
 
 COLUMNS = 4

@@ -33,6 +33,7 @@ from ray_fed.federation.rounds.machine import (
     Submit,
 )
 from ray_fed.federation.strategies import State
+from ray_fed.metrics import TRAIN_LOSS
 
 
 @dataclass
@@ -86,7 +87,7 @@ class RoundDriver:
             return {}
         examples = sum(update.num_examples for update in updates)
         mean = sum(update.loss * update.num_examples for update in updates) / examples
-        return {"loss": mean, **{f"silo.{update.silo}.loss": update.loss for update in updates}}
+        return {TRAIN_LOSS: mean, **{f"silo.{update.silo}.{TRAIN_LOSS}": update.loss for update in updates}}
 
     def remembered(self, state: State) -> State:
         """Return the state with what a resumed run must know of the rounds besides it."""

@@ -68,7 +68,8 @@ class RoundRecord:
     server_round: int
     num_rounds: int
     metrics: Mapping[str, float]
-    """Flat: `<model>.mae`, `silo.<name>.loss`, ...; depends on seed and data alone."""
+    """Flat: of an evaluation `<model>.<metric>` and `silo.<name>.<metric>`; of training `train_loss` and
+    `silo.<name>.train_loss`. Depends on seed and data alone."""
     participants: tuple[str, ...]
     failures: tuple[tuple[str, str], ...]
     """(silo, why it did not take part), sorted."""

@@ -18,6 +18,7 @@ from ray_fed.federation.messages import NO_VALUES, Arrived, Artifact, MaskedUpda
 from ray_fed.federation.rounds.driver import RoundDriver, now
 from ray_fed.federation.rounds.machine import Event, Refused, Submit
 from ray_fed.federation.strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedBN, FedProx, FedYogi, Strategy
+from ray_fed.metrics import TRAIN_LOSS
 from ray_fed.privacy.secure_sum.collector import SecureCollector
 from ray_fed.privacy.secure_sum.member import FEWEST, Keys
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
@@ -65,7 +66,7 @@ class SecureRoundDriver(RoundDriver):
 
     def losses(self) -> dict[str, float]:
         """The mean loss of the round; those of single silos stay under the masks."""
-        return {"loss": self.mean_loss} if self.seen else {}
+        return {TRAIN_LOSS: self.mean_loss} if self.seen else {}
 
     def _submit(self, submits: Sequence[Submit], server_round: int, vectors: Mapping[str, Vector]) -> None:
         """Exchange keys among the silos chosen for the round. One that is sent the model again later has lost its keys
