@@ -31,8 +31,8 @@ For one cation (3) is 1213.9 kJ/mol Å sum(n z^2)/d (1 - rho/d), Kapustinskii's 
 Chem. 34, 4935 (1995); with several it is the sum over the binary compounds they would form. Kapustinskii found that one
 constant serves all structures if six-coordinate radii are used: ions polarise where the site is lopsided, which makes
 up for a small Madelung constant. That is p = 0, where all polymorphs are equal; p = 1 is the rigid point-ion crystal.
-p = 1/4 has the lowest rms error over the known compounds in `tests/golden/make_ionic_data.py` (the JSON beside the table has the
-numbers). Covalent bonding, crystal-field energies and dispersion are not in the model: compounds of soft or highly
+p = 1/4 has the lowest rms error over the known compounds (made by tests/golden/make_ionic_data.py; numbers in the JSON
+beside the table). Covalent bonding, crystal-field energies and dispersion are not in the model: compounds of soft or highly
 charged cations come out too weakly bound, by 1 eV/atom and more.
 """
 

@@ -3,8 +3,8 @@
 A prototype fixes the space group, the shape of the conventional cell and the fractional positions; only its length `a`
 is free, and the ionic radii of the model set it (`model_crystals.py`). Free internal parameters (u, x, z) and axial
 ratios are those of the mineral or compound named in `example`, rounded as in Wyckoff, Crystal Structures (1963) and
-Wells, Structural Inorganic Chemistry (1984). `tests/golden/make_ionic_data.py` turns each prototype into numbers (Ewald sums, bond
-lengths) and checks with spglib that the positions do give the space group stated here.
+Wells, Structural Inorganic Chemistry (1984). tests/golden/make_ionic_data.py turns each prototype into
+numbers (Ewald sums, bond lengths) and checks with spglib that the positions do give the space group stated here.
 
     symbol   code                          meaning, unit
     a        (free)                        length of the first axis, Å
