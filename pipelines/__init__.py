@@ -6,7 +6,7 @@ From Python:
     Training   how every silo trains, and how often they meet
     Federated  what comes out: the module, its metrics, a history
 
-Names are imported when they are first used: `import pipelines` alone loads nothing, and Ray only comes with a run on it.
+Names are imported when they are first used: `import pipelines` alone loads nothing; Ray comes with a run on it.
 """
 
 from importlib import import_module

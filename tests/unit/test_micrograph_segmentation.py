@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.cli import main
 from pipelines import Training, federate
+from pipelines.cli import main
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.federation.messages import SessionSpec
 from ray_fed.federation.silo import Silo
