@@ -29,7 +29,9 @@ class Layout:
     """
 
     names: tuple[str, ...]
+    """Names of the tensors, in their order: parameters, then buffers."""
     shapes: tuple[tuple[int, ...], ...]
+    """Their shapes."""
     num_buffers: int = 0
     """How many of the last tensors are buffers."""
 
@@ -39,6 +41,9 @@ class Layout:
         travelling = floating_buffers(module) if buffers == "average" else {}
         named = [*module.named_parameters(), *travelling.items()]
         return cls(tuple(name for name, _ in named), tuple(tuple(tensor.shape) for _, tensor in named), len(travelling))
+
+    def __repr__(self) -> str:
+        return f"Layout({self.size} values in {len(self.names)} tensors, {self.num_buffers} of them buffers)"
 
     @cached_property
     def size(self) -> int:
