@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Training:
-    """How every silo trains, and how often they meet."""
+    """How every silo trains, and how often they meet. ConfigError for a number that is not positive."""
 
     rounds: int = 10
     """Exchanges in the whole run."""
@@ -78,7 +78,7 @@ class Federated:
         return dict(self.records[-1].metrics)
 
     def history(self) -> "pd.DataFrame":
-        """Return one row per round: metrics, participants, failures, bytes."""
+        """Return one row per round, indexed by its number: metrics, participants, failures, bytes sent."""
         import pandas as pd
 
         rows = [
@@ -108,6 +108,8 @@ def federate(
 ) -> Federated:
     """Train one network over all silos; their samples stay where they are.
 
+    strategy: a name that `make_strategy` knows, or an object with the methods of `Strategy`.
+    rules: when a round counts; by default every silo takes part, and failures are gone on without.
     test: a common test set, published by its owner; without one, models are marked on the silos' held-out samples.
     cohort: "ray" makes every silo an actor on the cluster at `address` ("local" starts a private one, or uses the one
     this process is connected to); "local" keeps all silos in this process, with bit-equal results.

@@ -61,12 +61,12 @@ class Layout:
         return hashlib.sha256(json.dumps([self.names, self.shapes, self.num_buffers]).encode()).hexdigest()
 
     def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Return tensors of the layout's shapes that share memory with `flat` [size]."""
+        """Return tensors of the layout's shapes that share memory with `flat` [size]; RuntimeError for another length."""
         sizes = [prod(shape) for shape in self.shapes]
         return [part.view(shape) for part, shape in zip(flat.split(sizes), self.shapes, strict=True)]
 
     def unflatten(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """Return a name -> array mapping of copies, for files."""
+        """Return name -> copy of its part of `vector` [size], in its shape, for files."""
         parts = np.split(np.asarray(vector), np.cumsum([prod(shape) for shape in self.shapes])[:-1])
         return {
             name: part.reshape(shape).copy() for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
@@ -127,7 +127,8 @@ def bind_buffers(module: nn.Module) -> torch.Tensor:
 
 
 def load_vector(module: nn.Module, vector: np.ndarray) -> nn.Module:
-    """Write a vector of `Layout.of(module)`, or its parameters alone, into the module; returns the module."""
+    """Write a vector of `Layout.of(module)` [size], or its parameters alone [num_parameters], into the module; returns
+    the module."""
     values = torch.from_numpy(np.array(vector, np.float32))
     tensors = [*module.parameters(), *floating_buffers(module).values()]
     with torch.no_grad():

@@ -38,7 +38,8 @@ PORTION_VALUES = 1 << 22
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How one silo works through one training run: everything its steps depend on besides data and parameters."""
+    """How one silo works through one training run: everything its steps depend on besides data and parameters.
+    ConfigError for options that do not go together."""
 
     seed: int
     """Seed of the shuffles."""

@@ -33,7 +33,7 @@ NAMES = [
 FACES = {ray_fed: NAMES, pipelines: ["Federated", "Training", "federate"]}
 PUBLIC = [(face, name) for face, names in FACES.items() for name in names]
 CLASSES = [(face, name) for face, name in PUBLIC if inspect.isclass(getattr(face, name))]
-HEAVY = ("torch", "numpy", "pandas", "ray", "sklearn", "pymatgen", "importlib.metadata")
+HEAVY = ("torch", "numpy", "pandas", "ray", "sklearn", "pymatgen")
 
 
 def of_both(test):
