@@ -61,7 +61,7 @@ class Layout:
         return hashlib.sha256(json.dumps([self.names, self.shapes, self.num_buffers]).encode()).hexdigest()
 
     def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Return tensors of the layout's shapes that share memory with `flat` [size]; RuntimeError for another length."""
+        """Return tensors of the layout's shapes that share memory with `flat` [size]; RuntimeError for another size."""
         sizes = [prod(shape) for shape in self.shapes]
         return [part.view(shape) for part, shape in zip(flat.split(sizes), self.shapes, strict=True)]
 
