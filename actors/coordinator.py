@@ -55,9 +55,15 @@ class CoordinatorActor:
     # Without backpressure the coordinator would run ahead of a driver that is slow or stopped, past what a checkpoint
     # on the driver's disk and the few states on the silos' disks can bring together again.
     @ray.method(num_returns="streaming", _generator_backpressure_num_objects=1)
-    def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[list[RoundRecord]]:
-        """Yield the records of short rounds together, with the strategy's state in the last one only."""
-        yield from batches(self.coordinator.run(job, after_round, state))
+    def run(
+        self, job: Job, after_round: int = 0, state: State | None = None, every_state: bool = False
+    ) -> Iterator[list[RoundRecord]]:
+        """Yield the records of short rounds together, with the strategy's state in the last one only.
+
+        every_state: each record alone, with its state, for who knows only afterwards which round is the best.
+        """
+        records = self.coordinator.run(job, after_round, state)
+        yield from ([record] for record in records) if every_state else batches(records)
 
     @ray.method
     def predict_test(self, models: Mapping[str, Vector]):
@@ -102,14 +108,16 @@ def _with_one_state(batch: list[RoundRecord]) -> list[RoundRecord]:
 class RemoteCoordinator:
     """The same methods as `Coordinator`, each answered by the actor."""
 
-    def __init__(self, actor: Handle):
-        self.actor = actor
+    def __init__(self, actor: Handle, every_state: bool = False):
+        """every_state: see `CoordinatorActor.run`."""
+        self.actor, self.every_state = actor, every_state
 
     def agree(self) -> Agreement:
         return value_of(self.actor.agree.remote(), "coordinator", "agreeing with the silos")
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
-        stream: Any = self.actor.run.remote(job, after_round, state)  # a generator of refs; the stubs know single ones
+        # A generator of refs; the stubs know single ones.
+        stream: Any = self.actor.run.remote(job, after_round, state, self.every_state)
         for ref in stream:
             yield from value_of(ref, "coordinator", f"running job '{job.name}'")
 

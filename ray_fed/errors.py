@@ -5,7 +5,7 @@
     ├── DataError          a source cannot be read or holds nothing usable              exit code 2
     ├── PlacementError     the cluster has no place for a silo as it was asked for      exit code 2
     ├── SiloRefused        a silo disagrees with the federation's agreement             exit code 2
-    ├── PerimeterRefused   the gate inside a silo let a message not out                   exit code 1
+    ├── PerimeterRefused   the gate inside a silo stopped a message                     exit code 1
     ├── UpdateRejected     an update is not fit to be averaged                          exit code 1
     ├── QuorumLost         too few silos are left for the round rules                   exit code 1
     └── SiloFailed         a silo died or raised while it worked                        exit code 1

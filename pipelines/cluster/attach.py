@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.formation_energy.checkpoint import kind_of
 from pipelines.formation_energy.setup import ENERGY_UNIT
 from ray_fed.materials.databases.columns import UNKNOWN_UNIT, unit_of_target
 from ray_fed.metrics import TRAIN_LOSS, Metric, regression_metrics
@@ -106,7 +107,7 @@ class Screen:
 
     def _shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         values = record.get("metrics", {})
-        model = "federated" if str(record.get("job", "")).startswith("federated") else "pooled"
+        model = "federated" if kind_of(record) == "federated" else "pooled"
         return {
             "server_round": record.get("round"),
             TRAIN_LOSS: values.get(TRAIN_LOSS),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal
 
+from pipelines.update_options import Coding, UpdateOptions
 from ray_fed.config import require, unknown_name
 
 DEFAULT_METHODS = (
@@ -14,12 +15,13 @@ DEFAULT_METHODS = (
 
 
 @dataclass(frozen=True)
-class FedTransferConfig:
+class FedTransferConfig(UpdateOptions):
     """Style generators move between silos, then a segmentation network is federated ("Data privacy protection in
     microscopic image analysis for material data mining", 2022)."""
 
     OPTION_GROUPS: ClassVar = {
-        "preset": "scale", "data": "micrographs", "style": "style transfer", "methods": "segmentation", "seed": "run",
+        "preset": "scale", "data": "micrographs", "style": "style transfer", "methods": "segmentation",
+        "strategy": "updates of the segmentation network", "seed": "run",
     }  # fmt: skip
 
     preset: Literal["default", "quick", "paper"] = "default"
@@ -41,7 +43,7 @@ class FedTransferConfig:
     spacing: float = 24.0
     """Mean distance of embedded grain centres, pixels."""
     folds: int = 5
-    """Parts that training and validation images are dealt into; one is for validation."""
+    """Parts that training and validation images are divided into; one is for validation."""
     num_folds: int = 1
     """How many of the folds are run."""
     style: Literal["hybrid", "pix2pix", "pix2pixhd"] = "hybrid"
@@ -82,6 +84,30 @@ class FedTransferConfig:
     select_on: Literal["validation", "test"] = "validation"
     """Which loss, a mean over the silos, chooses the round. The paper chose on the test sets, which flatters; `test` is
     for reproducing that only."""
+    strategy: str = "fed_avg"
+    """How updates are combined, in the methods that leave it open: all but separate, central, fed_bn, transfer_bn and
+    transfer_prox. Any that `formation-energy --help` names but fed_bn and fed_buff, or MODULE:CLASS of your own."""
+    strategy_options: tuple[str, ...] = ()
+    """Options of the strategy as NAME=VALUE, e.g. eta=0.01,tau=0.001."""
+    dp_noise_multiplier: float | None = None
+    """Example-level differential privacy of the segmentation network: standard deviation of the noise on every local
+    step, in units of --dp-clip. For methods with GroupNorm only (fed_avg_gn, transfer_gn). A tile, own or synthetic, is
+    in a batch with probability 1 / --local-steps, whatever --batch-size. Generators are not covered. Needs pip install
+    'ray-fed[privacy]'."""
+    dp_clip: float = 1.0
+    """Longest gradient of one tile that counts in full (2-norm)."""
+    dp_delta: float = 1e-5
+    """Chance that the guarantee of epsilon fails; keep it well below one over the number of tiles."""
+    compression: Coding = "none"
+    """How a silo codes its update of the segmentation network; what a code leaves out goes along with the next one."""
+    top_k_share: float = 0.01
+    """Share of the values that top_k sends."""
+    secure_aggregation: bool = False
+    """Let the coordinator learn the sum of a round's updates alone (masks that cancel, Bonawitz et al. 2017); the model
+    comes out bit for bit the same. Leave separate and central out of --methods: they send single models."""
+    secure_threshold: int | None = None
+    """Silos that must answer for a sum to be shown, and that together could unmask one; more than half, two thirds if
+    not given."""
     seed: int = 0
     """Seed of data, folds, generators and the first repeat."""
     repeats: int = 3
@@ -95,8 +121,8 @@ class FedTransferConfig:
     address: str = "local"
     """Ray cluster: 'local' starts a private one; 'auto' or HOST:PORT joins a running one."""
     out: str | None = None
-    """Folder of the run; runs/fedtransfer-DATE-TIME if not given. A broken-off run there with the same options is gone
-    on with."""
+    """Folder of the run; runs/fedtransfer-DATE-TIME if not given. An interrupted run there with the same options is
+    resumed."""
 
     def __post_init__(self) -> None:
         for name in ("size", "images", "test_images", "style_epochs", "style_width", "rounds", "local_steps",
@@ -111,6 +137,21 @@ class FedTransferConfig:
         for name in self.methods:
             if name not in METHOD_NAMES:
                 raise unknown_name("method", name, METHOD_NAMES)
+        self.check_updates()
+        self._check_strategy()
+
+    def _check_strategy(self) -> None:
+        """What choosing a round, and counting epsilon, forbid."""
+        require(self.strategy != "fed_bn", "strategy=fed_bn is a method here: use --methods fed_bn or transfer_bn")
+        asynchronous = "it never has all silos' losses of one round, by which the round is chosen"
+        require(self.strategy != "fed_buff", f"strategy=fed_buff: {asynchronous}; choose another one")
+        if self.is_private:
+            for name in ("repeats", "num_folds"):
+                many = getattr(self, name)
+                require(many == 1, f"{name}={many} would spend epsilon as often; use 1")
+        weight = self.synthetic_weight
+        even = self.dp_noise_multiplier is None or weight == 1
+        require(even, f"synthetic_weight={weight}: with dp_noise_multiplier all tiles are drawn alike; use 1")
 
 
 METHOD_NAMES = (
@@ -152,5 +193,5 @@ def same_results(config: FedTransferConfig) -> dict[str, object]:
 
 
 def without_oracle(config: FedTransferConfig) -> FedTransferConfig:
-    """Return the configuration for real micrographs, whose true renderer nobody has."""
+    """Return the configuration for real micrographs, for which there is no true renderer."""
     return replace(config, methods=tuple(name for name in config.methods if name != "oracle"))

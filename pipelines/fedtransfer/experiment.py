@@ -11,7 +11,7 @@ from pipelines.fedtransfer.config import FedTransferConfig
 from pipelines.fedtransfer.results import silo_losses, validation_losses
 from pipelines.fedtransfer.setup import codecs_needed, job_of, named_data
 from ray_fed.federation.messages import Vector
-from ray_fed.federation.rounds.job import Job, RoundRecord
+from ray_fed.federation.rounds.job import EPSILON, Job, RoundRecord
 from ray_fed.metrics import LOSS
 from ray_fed.style_transfer.exchange import StyleFederation, total_bytes
 from ray_fed.style_transfer.methods import Method, method_named
@@ -119,7 +119,7 @@ class FedTransferExperiment:
         job = job_of(self.config, method, self.fold, seed)
         self.listener.on_stage_start(method.title, job.num_rounds)
         started, choice, records = time.perf_counter(), Choice(), []
-        with self.federation.coordinator(self.task.of(method)) as coordinator:
+        with self.federation.coordinator(self.task.of(method), every_state=True) as coordinator:
             coordinator.agree()
             for record in coordinator.run(job):
                 self._choose(choice, job, method, record)
@@ -131,6 +131,8 @@ class FedTransferExperiment:
             "method": method.name, "fold": self.fold, "seed": seed, "chosen": choice.rounds, "test": found,
             "losses": _curves(records), "bytes": sum(record.bytes_sent for record in records),
         }  # fmt: skip
+        if job.account:
+            line["epsilon"] = records[-1].metrics[EPSILON]
         if method.cooperation != "fed_bn":
             self.listener.trained(job.name, self.task.of(method), choice.vectors, line)
         self._done(job.name, started, **line)

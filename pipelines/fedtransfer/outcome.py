@@ -19,15 +19,25 @@ from pipelines.fedtransfer.results import (
 )
 from pipelines.fedtransfer.setup import is_embedded, named_data
 from pipelines.fedtransfer.stage_logs import StageLogs
+from pipelines.update_options import privacy_statement
 from ray_fed.reporting.figure_style import save_figure
 from ray_fed.reporting.report import Block, Figure, Note, Paragraph, Section, Table, write_report
 from ray_fed.reporting.run_directory import RunDirectory
-from ray_fed.style_transfer.codecs import CODECS
+from ray_fed.style_transfer.artifact import CODECS
 
 CITATION = (
     "Data privacy protection in microscopic image analysis for material data mining (FedTransfer, 2022). The paper's "
     "data are not public; embedded micrographs are drawn by this package and are nobody's."
 )
+
+NOT_COVERED = (
+    "whole tiles (a tile and its synthetic copies in other styles are rows of their own, and epsilon is of one row), "
+    "the style generators and amplitude spectra (made without noise, and they leave their silos), how synthetic tiles "
+    "depend on a silo's labels, numbers of tiles, validation losses, test scores"
+)
+"""By noise on the steps of the segmentation network."""
+SILO_NOT_COVERED = "style generators and amplitude spectra, numbers of tiles, validation losses, test scores"
+"""By noise on the silos' updates."""
 
 
 class FedTransferOutcome:
@@ -93,7 +103,19 @@ class FedTransferOutcome:
         for line in self.lines:
             if str(line["stage"]).startswith("exchange"):
                 summary[f"{line['stage'].replace(' ', '.')}.bytes"] = line["bytes"]
-        return summary
+        return summary | self._privacy()
+
+    def _privacy(self) -> dict[str, object]:
+        """Return what the noise guarantees, nothing where there is none: for each method by itself, and for who sees
+        the models of all of them."""
+        account = self.config.account(self.config.local_steps)
+        if account is None:
+            return {}
+        spent = [line["epsilon"] for line in self.lines if "epsilon" in line]
+        steps = self.config.rounds * (self.config.local_steps if account.level == "example" else 1)
+        not_covered = NOT_COVERED if account.level == "example" else SILO_NOT_COVERED
+        said = privacy_statement(account, max(spent, default=0.0), not_covered)
+        return said | {"privacy.epsilon_all_methods": account.epsilon(steps * len(spent))}
 
     def _figures(self) -> dict[str, Path]:
         made: dict[str, Path] = {}
@@ -232,8 +254,32 @@ class FedTransferOutcome:
         ]
         return [Section("Predictions", blocks, folded=True)] if blocks else []
 
+    def _updates(self) -> list[str]:
+        """Say how the updates of the segmentation network travelled, where that is not as float32 in the clear."""
+        config, private, said = self.config, self._privacy(), []
+        if config.strategy != "fed_avg":
+            options = f" ({', '.join(config.strategy_options)})" if config.strategy_options else ""
+            said.append(f"Updates were combined by {config.strategy}{options} in the methods that leave it open.")
+        if config.compression != "none":
+            said.append(f"Updates travelled as {config.compression}; what a code leaves out goes with the next one.")
+        if config.secure_aggregation:
+            said.append(
+                "The coordinator saw the sum of a round's updates alone (secure aggregation); generators, amplitude "
+                "spectra, losses and test scores travel without masks. Of two silos, each can take its own update off "
+                "the sum and is left with the other's."
+            )
+        if private:
+            unit = "tile" if private["privacy.level"] == "example" else "silo"
+            said.append(
+                f"Differential privacy of one {unit}: epsilon {private['privacy.epsilon']:.3g} for a method by itself, "
+                f"{private['privacy.epsilon_all_methods']:.3g} for the models of all methods together, at delta "
+                f"{private['privacy.delta']:g}. Not covered: {private['privacy.not_covered']}."
+            )
+        return said
+
     def _limits(self) -> Section:
         said = [
+            *self._updates(),
             "A generator carries what a silo's images look like, and few statistics of its grains (in its header). "
             "What else could be drawn out of its weights is not known; the probe above is no proof.",
         ]

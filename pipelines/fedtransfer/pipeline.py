@@ -1,4 +1,4 @@
-"""`ray-fed fedtransfer`: from options to a run directory; a broken-off run goes on where it stood."""
+"""`ray-fed fedtransfer`: from options to a run directory; an interrupted run is resumed."""
 
 import contextlib
 import sys
@@ -11,7 +11,7 @@ from pipelines.fedtransfer.config import FedTransferConfig, resolved, same_resul
 from pipelines.fedtransfer.experiment import FedTransferExperiment, Line
 from pipelines.fedtransfer.outcome import FedTransferOutcome
 from pipelines.fedtransfer.results import GLOBAL, header, table_rows, verdicts
-from pipelines.fedtransfer.setup import is_embedded, session_names, specs_of, task_of
+from pipelines.fedtransfer.setup import check_methods, is_embedded, session_names, specs_of, task_of
 from pipelines.fedtransfer.stage_logs import StageLogs
 from ray_fed.errors import ConfigError
 from ray_fed.federation.messages import Vector
@@ -34,10 +34,10 @@ def run(options: Mapping[str, Any], command: Sequence[str]) -> int:
     config = resolved(options)
     if not is_embedded(config):
         config = without_oracle(config)
+    # What is wrong with the options is said before anything starts.
+    check_methods(config)
     for fold in range(config.num_folds):
-        # What is wrong with the options is said before anything starts.
         specs_of(config, fold, Path())
-        task_of(config, fold)
     directory, begun = _directory(config)
     try:
         outcome = FedTransferOutcome(config, directory, command)
@@ -69,26 +69,28 @@ def _run_fold(
 ) -> None:
     task = task_of(config, fold)
     finished = frozenset(str(line["stage"]) for line in outcome.lines)
-    with _standing(config, fold, outcome) as federation:
+    with _silos(config, fold, outcome) as federation:
         outcome.begin()  # not before all silos have opened their micrographs: a wrong folder leaves nothing behind
         outcome.notices = list(dict.fromkeys([*outcome.notices, *federation.notices]))
         FedTransferExperiment(config, fold, task, federation, listener, finished).run()
 
 
 @contextlib.contextmanager
-def _standing(config: FedTransferConfig, fold: int, outcome: FedTransferOutcome) -> Iterator[StyleFederation]:
+def _silos(config: FedTransferConfig, fold: int, outcome: FedTransferOutcome) -> Iterator[StyleFederation]:
     """Yield the silos, in this process or as actors."""
     specs, task = specs_of(config, fold, outcome.silo_folder), task_of(config, fold)
     if config.cohort == "local":
         yield LocalStyleFederation(specs, task)
         return
-    from actors.session import session
+    from actors.session import carry_by_value, session
 
     with session(config.address, sum(spec.num_cpus for spec in specs) + 1):
-        from actors.style_exchange import style_federation
+        carry_by_value(config.make_strategy())
+        from actors.federation import silo_actors
 
-        with style_federation(specs, task, config.round_timeout) as standing:
-            yield standing
+        with silo_actors(specs, task, answer_timeout=config.round_timeout) as silos:
+            silos.open()
+            yield silos
 
 
 class FedTransferRecorder:
@@ -138,16 +140,17 @@ class FedTransferRecorder:
 
 
 def _directory(config: FedTransferConfig) -> tuple[RunDirectory, bool]:
-    """Return the run directory, and whether it holds a run with these options, broken off or to be extended: methods,
-    repeats and folds may be added."""
+    """Return the run directory, and whether it holds a run with these options, interrupted or to be extended: methods,
+    repeats and folds may be added. An option that the run's version did not have counts as its default."""
     if config.out and (Path(config.out) / "config.yaml").is_file():
         directory = RunDirectory.open(config.out)
         wanted: Any = to_plain(same_results(config))
-        there = {key: value for key, value in directory.read_config().items() if key in wanted}
-        changed = [key for key in wanted if wanted[key] != there.get(key)]
+        defaults: Any = to_plain(same_results(FedTransferConfig()))
+        there = {key: directory.read_config().get(key, defaults[key]) for key in wanted}
+        changed = [key for key in wanted if wanted[key] != there[key]]
         if changed:
             raise ConfigError(
-                f"out={config.out} holds a run with {changed[0]}={there.get(changed[0])}, not {wanted[changed[0]]}; "
+                f"out={config.out} holds a run with {changed[0]}={there[changed[0]]}, not {wanted[changed[0]]}; "
                 "give the same options to go on, or another --out"
             )
         done = {str(line["stage"]) for line in directory.read_history()}

@@ -201,6 +201,9 @@ def validation_losses(record: RoundRecord, silos: Iterable[str]) -> dict[str, fl
     found = silo_losses(record)
     for silo in silos:
         if silo not in found:
-            said = "it told no validation loss, by which a round is chosen; start again: stages that are done are kept"
-            raise SiloFailed(silo, f"evaluating round {record.server_round}", said)
+            reason = (
+                "it told no validation loss, by which a round is chosen: it died in the evaluation (start again: stages "
+                "that are done are kept), or has fewer validation tiles than its owner's min_examples (give it more)"
+            )
+            raise SiloFailed(silo, f"evaluating round {record.server_round}", reason)
     return {silo: found[silo] for silo in silos}

@@ -8,14 +8,15 @@ from pipelines.fedtransfer.config import FedTransferConfig
 from ray_fed.config import require
 from ray_fed.errors import ConfigError
 from ray_fed.federation.rounds.job import Job
+from ray_fed.federation.strategies import local_plan
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.micrographs.image_files import MaskMeaning, MicrographFolder
 from ray_fed.micrographs.polycrystals import STYLES, StyleName
 from ray_fed.micrographs.unet import UNetDesign
 from ray_fed.randomness import derived_seed
-from ray_fed.style_transfer.generators import GeneratorSpec
-from ray_fed.style_transfer.methods import Method, method_named
+from ray_fed.style_transfer.methods import METHODS, Method, method_named
+from ray_fed.style_transfer.networks import GeneratorSpec
 from ray_fed.style_transfer.sources import (
     MicrographSource,
     PooledSource,
@@ -126,6 +127,27 @@ def style_of(config: FedTransferConfig) -> StylePlan:
     )
 
 
+def check_methods(config: FedTransferConfig) -> None:
+    """Raise ConfigError for methods that do not fit together with the options, or that would send without protection
+    what the options say is protected."""
+    methods = [method_named(name) for name in config.methods]
+    single = [method.name for method in methods if not method.is_federated]
+    without_masks = f"secure_aggregation: {', '.join(single)} would send single models without masks"
+    require(not (config.secure_aggregation and single), f"{without_masks}; leave them out of --methods")
+    if config.dp_noise_multiplier is not None:
+        batch = [method.name for method in methods if method.norm == "batch"]
+        mixing = f"dp_noise_multiplier: {', '.join(batch)} use BatchNorm, which mixes the tiles of a batch"
+        group = ",".join(method.name for method in METHODS.values() if method.norm == "group")
+        require(not batch, f"{mixing}; GroupNorm does not: --methods {group}")
+    elif config.is_private:
+        own = [method.name for method in methods if method.cooperation != "fed_avg"]
+        noiseless = f"strategy={config.strategy}: {', '.join(own)} have strategies of their own, without noise"
+        require(not own, f"{noiseless}; leave them out of --methods")
+    for method in methods:
+        job = job_of(config, method, 0, config.seed)
+        local_plan(job.strategy, job.any_plan, task_of(config, 0).of(method).model(0))
+
+
 def job_of(config: FedTransferConfig, method: Method, fold: int, seed: int) -> Job:
     """Return the training run of a method. Every silo takes `local_steps` a round; centralised training takes as many
     as all silos together."""
@@ -139,10 +161,16 @@ def job_of(config: FedTransferConfig, method: Method, fold: int, seed: int) -> J
         num_rounds=config.rounds,
         learning_rate=config.learning_rate,
         optimizer_state=config.optimizer_state,
+        private=config.private_steps(),
+        compression=config.make_compression() if method.is_federated else None,
     )
     return Job(
         session_name(method, fold, seed), members, dict.fromkeys(members, plan),
-        derived_seed(seed, "segmentation model"), method.strategy,
+        derived_seed(seed, "segmentation model"),
+        config.make_strategy() if method.cooperation == "fed_avg" else method.strategy,
+        account=config.account(config.local_steps),
+        secure_threshold=config.threshold(len(silos)),
+        kind="federated" if method.is_federated else "baseline",
     )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ not count belong to a round that was not complete; they are cut off before the r
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,7 +113,7 @@ class Checkpoint:
         models = self.models_of(line["job"]) if line["round"] == line["num_rounds"] else None
         return RoundRecord(
             line["job"],
-            line.get("kind") or _kind_by_name(line["job"]),
+            kind_of(line),
             line["round"],
             line["num_rounds"],
             line["metrics"],
@@ -135,6 +136,7 @@ class Checkpoint:
                 self.directory.write_bytes(path.name, b"".join(line + b"\n" for line in kept))
 
 
-def _kind_by_name(job: str) -> Literal["federated", "baseline"]:
-    """Return the kind of a job in the history of a run that was begun before histories said it."""
-    return "federated" if job.startswith("federated") else "baseline"
+def kind_of(line: Mapping[str, Any]) -> Literal["federated", "baseline"]:
+    """Return the kind of job that a line of history belongs to: by its name in a run begun before histories said it."""
+    by_name = "federated" if str(line.get("job", "")).startswith("federated") else "baseline"
+    return line.get("kind", by_name)

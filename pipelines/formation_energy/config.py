@@ -10,20 +10,15 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from ray_fed.config import require
-from ray_fed.privacy.accounting import PrivacyAccount
-from ray_fed.privacy.compression import Compression
+from pipelines.update_options import Coding, UpdateOptions
+from ray_fed.config import require, unknown_name
 
 if TYPE_CHECKING:
     from ray_fed.federation.rounds.machine import RoundRules
-    from ray_fed.federation.strategies import Strategy
-    from ray_fed.learning.private_steps import PrivateSteps
-
-Features = Literal["guo73", "guo65", "rich", "rich+structure"]
 
 
 @dataclass(frozen=True)
-class FormationEnergyConfig:
+class FormationEnergyConfig(UpdateOptions):
     """Multi-source training of a formation-energy network (Guo et al. 2022)."""
 
     OPTION_GROUPS: ClassVar = {
@@ -44,7 +39,7 @@ class FormationEnergyConfig:
     """Keep only rows with COLUMN=VALUE, e.g. source=OQMD."""
     rows: int | None = None
     """Rows taken from the data by a seeded choice; all of them if not given (the embedded set then has 12,897)."""
-    features: Features = "guo73"
+    features: str = "guo73"
     """guo73: 13 element properties x 5 statistics + cell and space group; guo65: without structure, for data that have
     only formulas; rich: a larger element set; rich+structure: with cell and space group."""
     impute: Literal["median", "matminer"] = "median"
@@ -122,7 +117,7 @@ class FormationEnergyConfig:
     """Chance that the guarantee of epsilon fails; keep it well below one over the number of rows."""
     dp_budget: float | None = None
     """Stop before the round in which epsilon would pass this."""
-    compression: Literal["none", "fp16", "bf16", "int8", "top_k"] = "none"
+    compression: Coding = "none"
     """How a silo codes its update; what a code leaves out goes along with the next one."""
     top_k_share: float = 0.01
     """Share of the values that top_k sends."""
@@ -166,18 +161,23 @@ class FormationEnergyConfig:
         require(
             not averages or self.optimizer == "adam", "optimizer_state=average needs optimizer=adam: sgd has no state"
         )
+        self._check_features()
         self._check_frequency()
         self._check_partition()
+        self.check_updates()
         self._check_privacy()
-        self.make_compression()
         self.rules()
         self._check_late()
-        self.make_strategy()
-        self._check_secure()
         require(self.proximal_mu >= 0, f"proximal_mu={self.proximal_mu} must not be negative")
         require((self.max_update_norm or 1) > 0, f"max_update_norm={self.max_update_norm} must be positive")
         for condition in self.where:
             require("=" in condition, f"where={condition!r} must be COLUMN=VALUE, e.g. source=OQMD")
+
+    def _check_features(self) -> None:
+        from ray_fed.materials.features.feature_sets import FEATURE_SETS
+
+        if self.features not in FEATURE_SETS:
+            raise unknown_name("feature set", self.features, FEATURE_SETS)
 
     def _check_frequency(self) -> None:
         frequency = self.communication_frequency
@@ -194,32 +194,13 @@ class FormationEnergyConfig:
         require(fits, f"partition={self.partition!r} must be one of {', '.join(known)} or column:NAME")
 
     def _check_privacy(self) -> None:
-        noise = self.dp_noise_multiplier
-        require(noise is None or (isfinite(noise) and noise > 0), f"dp_noise_multiplier={noise} must be positive")
-        require(isfinite(self.dp_clip) and self.dp_clip > 0, f"dp_clip={self.dp_clip} must be positive")
-        require(0 < self.dp_delta < 1, f"dp_delta={self.dp_delta} must lie between 0 and 1")
-        require(self.dp_budget is None or self.dp_budget > 0, f"dp_budget={self.dp_budget} must be positive")
-        private = noise is not None or self.strategy == "dp_fed_avg"
-        require(private or self.dp_budget is None, f"dp_budget={self.dp_budget} needs dp_noise_multiplier")
-        both = noise is not None and self.strategy == "dp_fed_avg"
-        require(not both, "dp_noise_multiplier and strategy=dp_fed_avg are two guarantees; ask for one of them")
-        asynchronous = "a fast silo takes more steps than the account counts"
-        require(noise is None or self.strategy != "fed_buff", f"dp_noise_multiplier with fed_buff: {asynchronous}")
+        """What private and masked updates forbid beside them."""
         alone = "the models of silos alone and of the pooled rows carry no noise; add --baselines no"
-        require(not private or not self.baselines, f"differential privacy: {alone}")
-        require(not private or self.repeats == 1, f"repeats={self.repeats} would spend epsilon as often; use 1")
-
-    def _check_secure(self) -> None:
-        if not self.secure_aggregation:
-            require(self.secure_threshold is None, "secure_threshold needs secure_aggregation=yes")
-            return
-        from ray_fed.federation.rounds.secure_driver import require_sums_only
-
-        require_sums_only(self.make_strategy(), self.max_update_norm)
-        coded = f"compression={self.compression} does not go with secure_aggregation"
-        require(self.compression == "none", f"{coded}: masked numbers have no shorter form; use none")
+        require(not self.is_private or not self.baselines, f"differential privacy: {alone}")
+        once = not self.is_private or self.repeats == 1
+        require(once, f"repeats={self.repeats} would spend epsilon as often; use 1")
         alone = "the models of silos alone would leave without masks; add --baselines no"
-        require(not self.baselines, f"secure_aggregation: {alone}")
+        require(not self.secure_aggregation or not self.baselines, f"secure_aggregation: {alone}")
 
     def _check_late(self) -> None:
         from ray_fed.federation.rounds.machine import StartRules
@@ -229,49 +210,6 @@ class FormationEnergyConfig:
         require(self.accept_failures or not self.late_silos, f"{given}; accept_failures=no stops at the first of them")
         asynchronous = "fed_buff counts on all silos from the start"
         require(self.strategy != "fed_buff" or not self.late_silos, f"late_silos: {asynchronous}; choose another one")
-
-    def threshold(self, num_silos: int) -> int:
-        """Return how many silos a masked sum needs, 0 without secure aggregation; ConfigError for a number that cannot
-        be met."""
-        if not self.secure_aggregation:
-            return 0
-        from ray_fed.federation.rounds.secure_driver import default_threshold
-        from ray_fed.privacy.secure_sum.member import FEWEST
-
-        require(num_silos >= FEWEST, f"secure_aggregation needs at least {FEWEST} silos; there is {num_silos}")
-        asked = self.secure_threshold if self.secure_threshold is not None else default_threshold(num_silos)
-        least = max(FEWEST, num_silos // 2 + 1)  # of two different lists of silos only one can have so many
-        require(least <= asked <= num_silos, f"secure_threshold={asked} must lie between {least} and {num_silos}")
-        return asked
-
-    def make_compression(self) -> Compression | None:
-        """Return how updates are coded; ConfigError for a share of nothing."""
-        return None if self.compression == "none" else Compression(self.compression, self.top_k_share)
-
-    def private_steps(self) -> "PrivateSteps | None":
-        """Return the noise of the silos' steps, None where none is asked for."""
-        if self.dp_noise_multiplier is None:
-            return None
-        from ray_fed.learning.private_steps import PrivateSteps
-
-        return PrivateSteps(self.dp_noise_multiplier, self.dp_clip)
-
-    def account(self, steps_per_epoch: int) -> PrivacyAccount | None:
-        """Return the account of the run's noise, None where there is no noise."""
-        if self.dp_noise_multiplier is not None:
-            share = 1 / steps_per_epoch
-            return PrivacyAccount("example", self.dp_noise_multiplier, share, self.dp_delta, self.dp_budget)
-        from ray_fed.federation.strategies import DPFedAvg
-
-        strategy = self.make_strategy()
-        return strategy.account(self.dp_delta, self.dp_budget) if isinstance(strategy, DPFedAvg) else None
-
-    def make_strategy(self) -> "Strategy":
-        """Return the strategy, by its name or as MODULE:CLASS; ConfigError where there is none."""
-        from ray_fed.federation.strategies import make_strategy
-
-        options = {name: value for name, _, value in (text.partition("=") for text in self.strategy_options)}
-        return make_strategy(self.strategy, **options)
 
     def rules(self) -> "RoundRules":
         """Return the round rules; ConfigError where they make no sense."""

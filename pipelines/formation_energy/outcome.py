@@ -10,7 +10,8 @@ from statistics import mean, stdev
 from pipelines.formation_energy.experiment import TrainingExperiment
 from pipelines.formation_energy.membership import fingerprints
 from pipelines.formation_energy.per_silo_errors import own_errors, own_table
-from pipelines.formation_energy.privacy_statement import privacy_statement
+from pipelines.update_options import privacy_statement
+from ray_fed.federation.rounds.job import EPSILON
 from ray_fed.metrics import Metric
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
 from ray_fed.reporting.model_files import ModelCard, save_model
@@ -20,6 +21,8 @@ from ray_fed.reporting.run_directory import RunDirectory
 
 MAX_PARITY_SILOS = 4
 CITATION = "Guo et al., Sci Rep 12 (2022), doi:10.1038/s41598-022-19426-8"
+NOT_COVERED = "numbers of rows, the feature scaler (means and variances of columns), held-out errors"
+"""What the account of noise says nothing of."""
 
 
 class TrainingOutcome:
@@ -81,7 +84,7 @@ class TrainingOutcome:
             **own_errors(self.experiment),
             **self._costs(),
             **self._counts(),
-            **privacy_statement(self.experiment),
+            **self._privacy(),
             "status": status,
             **({"reason": reason} if reason else {}),
         }
@@ -130,6 +133,12 @@ class TrainingOutcome:
             "cohort": setup.config.cohort,
             "unit": setup.task.unit,
         }
+
+    def _privacy(self) -> dict[str, object]:
+        """`privacy.level`, `.epsilon`, `.delta` and what they do not cover; nothing where no noise was asked for."""
+        spent = [record.metrics[EPSILON] for record in self.experiment.federated_records() if EPSILON in record.metrics]
+        account = self.experiment.setup.config.account(1)
+        return {} if account is None else privacy_statement(account, spent[-1] if spent else 0.0, NOT_COVERED)
 
     # ---- model
 
@@ -186,7 +195,7 @@ class TrainingOutcome:
             "rounds": self.summary["rounds"],
             "strategy": setup.config.strategy,
             "strategy_options": list(setup.config.strategy_options),
-            "privacy": privacy_statement(self.experiment) or "none",
+            "privacy": self._privacy() or "none",
         }
 
     # ---- figures and report

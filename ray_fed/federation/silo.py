@@ -5,11 +5,12 @@ The evaluator, who holds the common test set, stands beside it.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ray_fed.errors import SiloFailed
-from ray_fed.federation.messages import Artifact, MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.messages import MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.federation.secure_client import QUERIES as SECURE_QUERIES
 from ray_fed.federation.secure_client import SecureClient
 from ray_fed.federation.silo_state import SiloState
@@ -158,7 +159,7 @@ class Silo:
             for name, vector in models.items()
         }
 
-    def query(self, query: str, *given: object) -> Artifact:
+    def query(self, query: str, *given: object) -> Any:
         """Answer one of the further queries of this kind of silo; SiloFailed for one it does not know."""
         if query in SECURE_QUERIES:
             return self.secure.answer(query, len(self.rows.features), *given)  # type: ignore[arg-type]
@@ -167,8 +168,9 @@ class Silo:
             raise SiloFailed(self.spec.name, f"answering '{query}'", f"it knows {sorted(queries)}")
         return queries[query](*given)
 
-    def queries(self) -> Mapping[str, Callable[..., Artifact]]:
-        """Return the further queries of this kind of silo: name -> what answers it."""
+    def queries(self) -> Mapping[str, Callable[..., Any]]:
+        """Return the further queries of this kind of silo: name -> what answers it, with an `Artifact` or another kind
+        of message that answers queries."""
         return {}
 
     def _session(self, session: str) -> Trainer:

@@ -3,14 +3,19 @@
     task = SegmentationTask(UNetDesign(), batch_size=8)
     plan = TrainingPlan(seed=0, epochs=12, steps_per_epoch=16, num_rounds=12, learning_rate=2e-3)
 
-`steps_per_epoch` is here the number of batches after which tiles are dealt anew, not a division of the data: every
-batch has `batch_size` tiles, so silos of any size, with or without synthetic tiles, do equal numbers of equal steps.
-FedBN is `plan.buffers="local"` with `plan.keep_local=norm_parameters(task)`.
+`steps_per_epoch` is here the number of batches after which all tiles are shuffled anew, not a division of the data:
+every batch has `batch_size` tiles, so silos of any size, with or without synthetic tiles, do equal numbers of equal
+steps.
+
+Under differential privacy (`plan.private`, GroupNorm only) every tile, own or synthetic, is in a step's batch with
+probability 1 / `steps_per_epoch` instead, whatever `batch_size` and `synthetic_weight`.
+
+The strategy FedBN keeps the U-Net's norms with each silo.
 """
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -24,12 +29,14 @@ from ray_fed.errors import DataError
 from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task, feature_tensor
 from ray_fed.learning.standardisation import Standardizer
-from ray_fed.learning.trainer import Trainer
+from ray_fed.learning.steps import Loss
+from ray_fed.learning.trainer import LocalTrainer, Trainer, TrainingPlan
 from ray_fed.metrics import LOSS, MeanScores, Metric
 from ray_fed.micrographs.agreement import METRICS, agreement
-from ray_fed.micrographs.tile_trainer import TileMixing, TileRows, TileTrainer
-from ray_fed.micrographs.tiles import SiloTiles, TileSource, stacked
+from ray_fed.micrographs.micrograph_set import MicrographSet
+from ray_fed.micrographs.tiles import SiloTiles, Synthesis, TileSource, augmented, stacked
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
+from ray_fed.randomness import generator
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,98 @@ class BoundaryLoss:
         loss = weight * functional.binary_cross_entropy_with_logits(logits, true, reduction="none")
         axes = (0, 1, 2) if whole else (1, 2)
         return loss.sum(axes) / weight.sum(axes)
+
+
+@dataclass(frozen=True)
+class TileRows(LocalRows):
+    """A silo's tiles as arrays, its own first, then the synthetic ones."""
+
+    num_real: int = 0
+    synthesis: Synthesis | None = None
+    test: MicrographSet | None = None
+
+
+@dataclass(frozen=True)
+class TileMixing:
+    """How batches are made of tiles."""
+
+    batch_size: int
+    synthetic_weight: float
+    erasing: float
+    decay: bool
+
+
+class TileTrainer(LocalTrainer):
+    """A `LocalTrainer` whose batches are mixed and augmented tiles, and whose learning rate may decay."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        features: torch.Tensor,
+        targets: torch.Tensor,
+        plan: TrainingPlan,
+        silo: str,
+        loss: Loss,
+        mixing: TileMixing,
+        rows: TileRows,
+    ):
+        super().__init__(module, loss, features, targets, plan, silo)
+        self.mixing, self.rows = mixing, rows
+        self._epoch_of_tiles = 0
+        self._rate: torch.Tensor | None = None
+        if features.device.type == "cuda":  # a captured graph re-reads a tensor, but keeps a number for ever
+            self._rate = torch.tensor(plan.learning_rate, device=features.device)
+            self.optimizer.learning_rate = self._rate  # type: ignore[attr-defined]
+
+    def _batches(self, steps: range) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yield (images, masks) of each step; everything drawn depends on (seed, step, silo) alone, except in a private
+        session: there it is secret which tiles are drawn and how they are augmented."""
+        epoch, order = -1, np.zeros(0, np.int64)
+        for step in steps:
+            if step // self.plan.steps_per_epoch != epoch:
+                epoch = step // self.plan.steps_per_epoch
+                order = self._order_of(epoch)
+                self._renew_synthetic(epoch)
+            self._set_rate(step)
+            yield self._private_batch() if self.plan.private else self._seeded_batch(step, order)
+
+    def _seeded_batch(self, step: int, order: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        start = step % self.plan.steps_per_epoch * self.mixing.batch_size
+        index = torch.from_numpy(order[start : start + self.mixing.batch_size]).to(self.features.device)
+        rng = generator(self.plan.seed, "augmentation", step, self.silo)
+        images, masks = self.features.index_select(0, index), self.targets.index_select(0, index)
+        return augmented(images, masks, rng, self.mixing.erasing)
+
+    def _private_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return tiles drawn in secret, perhaps none, augmented in secret.
+
+        With a known seed, an observer could follow how one tile more in the batch changes the augmentation of all
+        others, and the noise covers no more than one tile's own gradient.
+        """
+        images, masks = self._chosen()
+        rng = np.random.default_rng(self._noise.bits(4))
+        return augmented(images, masks, rng, self.mixing.erasing) if len(images) else (images, masks)
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        real, slots = self.rows.num_real, self.plan.steps_per_epoch * self.mixing.batch_size
+        rng = generator(self.plan.seed, "tiles", epoch, self.silo)
+        return tile_order(real, len(self.rows.features) - real, slots, self.mixing.synthetic_weight, rng)
+
+    def _renew_synthetic(self, epoch: int) -> None:
+        if self.rows.synthesis is None or epoch == self._epoch_of_tiles:
+            return
+        made, real, device = self.rows.synthesis(epoch), self.rows.num_real, self.features.device
+        self.features = torch.cat([self.features[:real], torch.from_numpy(made.images).to(device)])
+        self.targets = torch.cat([self.targets[:real], torch.from_numpy(made.masks).to(device)])
+        self._epoch_of_tiles = epoch
+
+    def _set_rate(self, step: int) -> None:
+        rate = self.plan.learning_rate
+        rate *= 1 - step / self.plan.total_steps if self.mixing.decay else 1
+        if self._rate is None:
+            self.optimizer.learning_rate = rate  # type: ignore[attr-defined]
+        else:
+            self._rate.fill_(rate)
 
 
 @dataclass(frozen=True)
@@ -165,14 +264,6 @@ def name_on_tests(name: str) -> str:
     return f"test_{name}"
 
 
-def norm_parameters(task: SegmentationTask) -> tuple[str, ...]:
-    """Return the names of the norms' scales and shifts, which FedBN keeps with each silo (Li et al. 2021)."""
-    norms = (nn.BatchNorm2d, nn.GroupNorm)
-    modules = task.model(0).named_modules()
-    named = [(name, module) for name, module in modules if isinstance(module, norms)]
-    return tuple(f"{name}.{parameter}" for name, module in named for parameter, _ in module.named_parameters())
-
-
 def _check(silo: str, tiles: SiloTiles) -> None:
     if len(tiles.train) == 0:
         raise DataError(f"silo '{silo}': no tiles to train on")
@@ -192,3 +283,23 @@ def _beside(scores: MeanScores, tested: MeanScores) -> MeanScores:
     """
     means = {name_on_tests(name): value * scores.num_examples for name, value in tested.values().items()}
     return MeanScores(scores.num_examples, {**scores.sums, **means})
+
+
+def tile_order(num_real: int, num_synthetic: int, slots: int, weight: float, rng: np.random.Generator) -> np.ndarray:
+    """Return which tile takes each place [slots]: synthetic ones are numbered from `num_real` on.
+
+    Synthetic tiles fill the share weight S / (R + weight S); within its kind every tile is used equally often (+-1).
+    """
+    share = weight * num_synthetic / (num_real + weight * num_synthetic)
+    synthetic = int(np.floor(slots * share + rng.random()))
+    order = np.concatenate(
+        [_cycled(num_real, slots - synthetic, rng), num_real + _cycled(num_synthetic, synthetic, rng)]
+    )
+    return rng.permutation(order)
+
+
+def _cycled(number: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Return `count` of 0..number-1, each again only after all others had their turn."""
+    if count <= 0:
+        return np.zeros(0, np.int64)
+    return np.concatenate([rng.permutation(number) for _ in range(-(-count // number))])[:count]

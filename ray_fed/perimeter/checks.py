@@ -1,11 +1,12 @@
 """The kinds of message that leave a silo: for each its class, its check at the gate, and its line in a ledger.
 
-A further kind of message is one entry in `KINDS` and its two functions. It leaves where an owner lists it under
-`kinds`; what leaves without a word of the owner is listed in policy.py. A package above this one keeps a kind of its
-own beside its own silo and passes it to the boundary (ray_fed/model_library/guarded_search.py).
+A further kind of message is one entry in `KINDS` and its two functions; with `answers_queries` a silo may answer its
+further queries with it. It leaves where an owner lists it under `kinds`; what leaves without a word of the owner is
+listed in policy.py. A package above this one keeps a kind of its own beside its own silo and passes it to the boundary
+(ray_fed/model_library/guarded_search.py).
 
 What is checked is form. Whether an artifact remembers the rows it was made from is the business of who makes it; for
-generators see ray_fed/style_transfer/memorisation.py. A masked update was checked before it was masked.
+generators see ray_fed/style_transfer/synthesis.py. A masked update was checked before it was masked.
 """
 
 import hashlib
@@ -398,9 +399,15 @@ KINDS: MessageKinds = {
     "update": MessageKind(Update, check_update, digest_update),
     "masked": MessageKind(MaskedUpdate, check_masked_update, digest_masked_update),
     "metrics": MessageKind(dict, check_metrics, digest_metrics),
-    "artifact": MessageKind(Artifact, check_artifact, digest_artifact),
+    "artifact": MessageKind(Artifact, check_artifact, digest_artifact, answers_queries=True),
     "observation": MessageKind(GradientObservation, check_observation, digest_observation),
 }
+
+
+def kind_of_answer(answer: object) -> str:
+    """Return the kind of an answer to a further query; what is of no such kind is refused as an artifact."""
+    fitting = (kind for kind, known in KINDS.items() if known.answers_queries and type(answer) is known.message_class)
+    return next(fitting, "artifact")
 
 
 def digest_of(message: object, kinds: MessageKinds = KINDS) -> MessageDigest:

@@ -49,6 +49,8 @@ class MessageKind(NamedTuple):
     """(gate, message, request) -> the message rebuilt from its checked parts, or PerimeterRefused."""
     digest: Callable[[str, Any], MessageDigest]
     """(name of the kind, message) -> its line in a ledger."""
+    answers_queries: bool = False
+    """Whether a silo may answer one of its further queries with it (`Silo.queries`)."""
 
 
 MessageKinds = Mapping[str, MessageKind]

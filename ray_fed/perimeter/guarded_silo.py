@@ -1,6 +1,7 @@
 """A silo behind its boundary: the same calls as `Silo`, but every answer, and every error, goes through the gate.
 
-A further kind of message needs an entry in checks.py, and one method here that releases the silo's answer.
+A further kind of message is an entry in checks.py: `query` releases it if it answers queries. What is asked for in any
+other way has a method here.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
-from ray_fed.perimeter.checks import KINDS, require_audit
+from ray_fed.perimeter.checks import KINDS, kind_of_answer, require_audit
 from ray_fed.perimeter.gate import Request
 from ray_fed.privacy.signing import SigningKey
 
@@ -103,13 +104,13 @@ class GuardedSilo(EgressBoundary):
         request = Request("metrics", session, self._rounds.get(session, 0), models=tuple(models))
         return self._run_and_release("evaluating", lambda: self.silo.evaluate(session, models), request)
 
-    def query(self, query: str, *given: Any) -> Artifact:
+    def query(self, query: str, *given: Any) -> Any:
         """Put one of the further questions to the silo (`Silo.queries`)."""
         doing = f"answering '{query}'"
-        artifact = self._run(doing, lambda: self.silo.query(query, *given))
+        answer = self._run(doing, lambda: self.silo.query(query, *given))
         # Nothing was received that its size could be measured by: max_bytes_per_round and _per_run bound it.
-        vector = artifact.data if type(artifact) is Artifact else None
-        return self._release(doing, artifact, Request("artifact", query, vector=vector))
+        vector = answer.data if type(answer) is Artifact else None
+        return self._release(doing, answer, Request(kind_of_answer(answer), query, vector=vector))
 
     def observe(self, vector: Vector, num_examples: int) -> GradientObservation:
         """Return the gradient over the silo's first rows at `vector`, for attacks on it elsewhere; PerimeterRefused

@@ -1,26 +1,23 @@
-"""Who asks silos for styles and brokers them: in this process here, on Ray in actors/style_exchange.py.
+"""What FedTransfer asks of silos besides training; here of silos in this process, for Ray see actors/federation.py.
 
-Law: both give equal results for equal specs, seeds and calls. The broker hands messages on; it does not look at them.
+Law: both give equal results for equal specs, seeds and calls. Who passes messages on does not look at them.
 """
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import torch
-
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Agreement, Coordinator
 from ray_fed.federation.messages import Artifact
 from ray_fed.federation.rounds.job import Job, RoundRecord
-from ray_fed.federation.silo import make_silo
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec
 from ray_fed.style_transfer.task import FedTransferTask
 
 
 class MethodCoordinator(Protocol):
-    """What an experiment asks of the coordinator of one method; every record carries the strategy's state."""
+    """What an experiment asks of the coordinator of one method."""
 
     def agree(self) -> Agreement: ...
 
@@ -28,7 +25,7 @@ class MethodCoordinator(Protocol):
 
 
 class StyleFederation(Protocol):
-    """Silos that stand for the duration of a run."""
+    """Silos whose data are open, for the duration of a run."""
 
     notices: list[str]
 
@@ -40,41 +37,36 @@ class StyleFederation(Protocol):
         """Let every silo answer `out` and take all others' answers with `back`: (sender, receiver) -> bytes."""
         ...
 
-    def coordinator(self, task: FedTransferTask) -> contextlib.AbstractContextManager[MethodCoordinator]: ...
+    def coordinator(
+        self, task: FedTransferTask, every_state: bool = False
+    ) -> contextlib.AbstractContextManager[MethodCoordinator]:
+        """Return a coordinator of one method, `FedTransferTask.of(method)`. every_state: its records all carry the
+        strategy's state."""
+        ...
 
 
 class LocalStyleFederation:
     """All silos in this process, one after another."""
 
     def __init__(self, specs: Sequence[SiloSpec], task: FedTransferTask):
-        torch.set_num_threads(1)  # as in silo actors: sums over several threads differ in the last bits
-        self.task, self.notices = task, []
-        self._specs = {spec.name: spec for spec in specs}
-        self.silos = {spec.name: make_silo(spec, task) for spec in specs}
-        for silo in self.silos.values():
-            silo.open()
+        self.cohort, self.notices = LocalCohort(specs, task), []
+        self.cohort.open()
 
     def query(self, silos: Sequence[str], query: str, *given: Any) -> dict[str, Artifact]:
-        return {name: self.silos[name].query(query, *given) for name in silos}
+        return {name: self.cohort.silos[name].query(query, *given) for name in silos}
 
     def exchange(self, silos: Sequence[str], out: str, back: str, *given: Any) -> dict[tuple[str, str], int]:
         made = self.query(silos, out, *given)
         return {
-            (sender, receiver): int(self.silos[receiver].query(back, *given, made[sender]).facts["bytes"])
-            for sender, receiver in pairs_of(silos)
+            (sender, receiver): int(self.cohort.silos[receiver].query(back, *given, made[sender]).facts["bytes"])
+            for sender in silos
+            for receiver in silos
+            if sender != receiver
         }
 
     @contextlib.contextmanager
-    def coordinator(self, task: FedTransferTask) -> Iterator[MethodCoordinator]:
-        cohort = LocalCohort([], task)
-        cohort.silos.update(self.silos)
-        cohort._specs, cohort._task = self._specs, self.task
-        yield Coordinator(cohort, task, tuple(self.silos))
-
-
-def pairs_of(silos: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (sender, receiver) of every pair of different silos."""
-    return [(sender, receiver) for sender in silos for receiver in silos if sender != receiver]
+    def coordinator(self, task: FedTransferTask, every_state: bool = False) -> Iterator[MethodCoordinator]:  # noqa: ARG002
+        yield Coordinator(self.cohort, task, tuple(self.cohort.silos))
 
 
 def total_bytes(exchanged: Mapping[tuple[str, str], int]) -> int:

@@ -34,6 +34,11 @@ class Method:
         return made.get(self.cooperation, FedAvg)()
 
     @property
+    def is_federated(self) -> bool:
+        """Whether silos average what they learn."""
+        return self.cooperation not in ("alone", "pooled")
+
+    @property
     def needs_generators(self) -> bool:
         return self.pool == "transfer"
 

@@ -71,7 +71,7 @@ class SplitPolycrystalSource:
 
 @dataclass(frozen=True)
 class SplitFolderSource:
-    """A silo's own folder of micrographs and masks; micrographs are dealt to test, training and validation whole."""
+    """A silo's own folder of micrographs and masks; no micrograph has tiles in two of the three parts."""
 
     folder: MicrographFolder
     split: Split = Split()

@@ -1,4 +1,4 @@
-"""A silo's style workshop: trains its generator, lets it out as an artifact, keeps and uses those of others."""
+"""A silo's style models: its own generator, trained and sent as an artifact, and those it received from others."""
 
 import json
 from collections.abc import Mapping
@@ -15,15 +15,21 @@ from ray_fed.micrographs.polycrystals import StyleName, render
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.reporting.writing import write_atomically
 from ray_fed.style_transfer.amplitude import AmplitudeBank, amplitude_bank, checked_bank, painted_with
-from ray_fed.style_transfer.artifact import DEFAULT_LIMIT, StyleArtifact, kept, make_artifact, packed, unpacked
-from ray_fed.style_transfer.codecs import CODEC_OF_BITS, CODECS, psnr
-from ray_fed.style_transfer.conditioning import GrainMaps
-from ray_fed.style_transfer.fields import noise_level
-from ray_fed.style_transfer.generators import GeneratorSpec
-from ray_fed.style_transfer.grain_features import GrainStatistics
-from ray_fed.style_transfer.lines import line_width, pixels_to_widen, widened
-from ray_fed.style_transfer.memorisation import MemorisationFinding, probe_memorisation
-from ray_fed.style_transfer.synthesis import synthesise
+from ray_fed.style_transfer.artifact import (
+    CODEC_OF_BITS,
+    CODECS,
+    DEFAULT_LIMIT,
+    StyleArtifact,
+    kept,
+    make_artifact,
+    packed,
+    psnr,
+    unpacked,
+)
+from ray_fed.style_transfer.conditioning import GrainMaps, line_width, pixels_to_widen, widened
+from ray_fed.style_transfer.image_features import GrainStatistics, noise_level
+from ray_fed.style_transfer.networks import GeneratorSpec
+from ray_fed.style_transfer.synthesis import MemorisationFinding, probe_memorisation, synthesise
 from ray_fed.style_transfer.training import GeneratorTraining, Pairs, StylePlan
 
 Images = np.ndarray
@@ -52,7 +58,7 @@ class StyleReport:
 
 
 class StyleModels:
-    """The style half of a silo. Everything it keeps stands on the silo's own device and in its own `folder`."""
+    """Style models of one silo. All that is kept is on the silo's own device and in its own `folder`."""
 
     def __init__(self, silo: str, train: MicrographSet, validation: MicrographSet, device: str, folder: str = ""):
         self.silo, self.device = silo, device

@@ -1,23 +1,33 @@
-"""FedTransfer as a task of the runtime: segmentation of micrographs by silos that can also exchange styles."""
+"""FedTransfer as a task of the runtime, and its silo: segmentation by silos that can also exchange styles."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
 
 from ray_fed.config import require
+from ray_fed.errors import SiloFailed
+from ray_fed.federation.messages import Artifact, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.trainer import LocalTrainer
+from ray_fed.micrographs.micrograph_set import MicrographSet, joined
 from ray_fed.micrographs.polycrystals import StyleName
-from ray_fed.micrographs.segmentation_task import SegmentationTask
-from ray_fed.micrographs.tile_trainer import TileRows
+from ray_fed.micrographs.segmentation_task import SegmentationTask, TileRows, TileTrainer
 from ray_fed.micrographs.tiles import SetSource, SiloTiles
-from ray_fed.style_transfer.artifact import DEFAULT_LIMIT
+from ray_fed.randomness import derived_seed
+from ray_fed.reporting.writing import write_atomically
+from ray_fed.style_transfer.amplitude import bank_bytes, bank_of
+from ray_fed.style_transfer.artifact import CODECS, DEFAULT_LIMIT
 from ray_fed.style_transfer.methods import METHODS, Method, method_named
+from ray_fed.style_transfer.pictures import prediction_sheet, style_sheet
 from ray_fed.style_transfer.sources import MicrographSource, Parts, require_parts
+from ray_fed.style_transfer.style_models import StyleModels
 from ray_fed.style_transfer.training import PRESETS, StylePlan
-
-if TYPE_CHECKING:
-    from ray_fed.style_transfer.silo import StyleSilo
 
 SESSION_MARK = "@"
 
@@ -73,10 +83,192 @@ class FedTransferTask(SegmentationTask):
         return dataclasses.replace(rows, fingerprint={**rows.fingerprint, "columns": f"{height} x {width}"})
 
     def silo(self, spec: SiloSpec, device: str = "cpu") -> "StyleSilo":
-        from ray_fed.style_transfer.silo import StyleSilo
-
         return StyleSilo(spec, self, device)
 
 
 def session_name(method: Method, fold: int, seed: int) -> str:
     return f"{method.name}{SESSION_MARK}fold{fold}-seed{seed}"
+
+
+NOTHING = np.zeros(0, np.uint8)
+
+
+class StyleSilo(Silo):
+    """See `Silo` and `StyleModels`. Discriminator, images and labels never leave."""
+
+    def __init__(self, spec: SiloSpec, task: FedTransferTask, device: str = "cpu"):
+        super().__init__(spec, task, device)
+        self.fed_transfer = task
+        self._description: SiloDescription | None = None
+        self._finished: tuple[str, TileTrainer] | None = None
+        self._own_states: dict[tuple[str, int], dict[str, torch.Tensor]] = {}
+
+    def open(self) -> SiloDescription:
+        """Every method's coordinator asks; the micrographs are read once."""
+        if self._description is None:
+            parts = self.fed_transfer.parts(self.spec)
+            self._description = super().open()
+            folder = str(Path(self.spec.state_folder) / "style") if self.spec.state_folder else ""
+            self.test_set = parts.test
+            self.style_models = StyleModels(self.spec.name, parts.train, parts.validation, self.device, folder)
+            self.style_models.recall_received()
+        return self._description
+
+    def queries(self) -> Mapping[str, Callable[..., Artifact]]:
+        return {
+            "learn_style": self.learn_style, "style": self.style, "take_style": self.take_style,
+            "amplitudes": self.amplitudes, "take_amplitudes": self.take_amplitudes, "paint_styles": self.paint_styles,
+            "test": self.test, "test_apart": self.test_apart,
+        }  # fmt: skip
+
+    # ---- styles
+
+    def learn_style(self) -> Artifact:
+        """Train the generator and say what came out: losses per epoch, the memorisation probe, the codecs' costs."""
+        report = self.style_models.learn(self.fed_transfer.style, self.fed_transfer.style_seed)
+        finding = dataclasses.asdict(report.finding) | {"passed": int(report.finding.passed)}
+        facts = {f"memorisation.{name}": value for name, value in finding.items()}
+        for epoch, losses in enumerate(report.losses, 1):
+            facts |= {f"epoch.{epoch}.{name}": value for name, value in losses.items()}
+        for codec, cost in report.codecs.items():
+            facts |= {f"codec.{codec}.bytes": cost.num_bytes, f"codec.{codec}.psnr_db": cost.psnr_db}
+        return self._answer("learn_style", facts)
+
+    def style(self, codec: str) -> Artifact:
+        """Return the generator as a message, unless it repeats training images."""
+        message = self.style_models.release(codec, self.fed_transfer.memorisation == "refuse")
+        return self._answer("style", {"bits": CODECS[codec]}, message)
+
+    def take_style(self, codec: str, message: Artifact) -> Artifact:
+        """Keep another silo's generator, which came here without passing the driver or the coordinator."""
+        size = self.style_models.receive(message.silo, codec, message.data, self.fed_transfer.artifact_limit)
+        return self._answer("take_style", {"bytes": size})
+
+    def amplitudes(self) -> Artifact:
+        bank = self.style_models.amplitudes()
+        facts = {"spectra": len(bank.amplitudes), "height": bank.image_size[0], "width": bank.image_size[1]}
+        return self._answer("amplitudes", facts, bank_bytes(bank))
+
+    def take_amplitudes(self, message: Artifact) -> Artifact:
+        bank = bank_of(message.silo, message.data, message.facts)
+        return self._answer("take_amplitudes", {"bytes": self.style_models.receive_amplitudes(message.silo, bank)})
+
+    def paint_styles(self, codec: str) -> Artifact:
+        """Draw labels, real and synthetic images (the paper's Fig. 5) into the silo's own folder."""
+        index = np.arange(min(4, len(self.style_models.validation)))
+        painted = self.style_models.held_out_pictures(codec, index, self.fed_transfer.style_seed)
+        self._draw("styles.png", style_sheet(self.spec.name, self.style_models.validation.subset(index), painted))
+        return self._answer("paint_styles", {"images": len(index)})
+
+    # ---- segmentation
+
+    def make_trainer(self, spec: SessionSpec) -> TileTrainer:
+        """Make network and pool of the session's method."""
+        task, samples = self.fed_transfer.for_session(spec.session), self.samples
+        rows = self._rows_for(task.method, spec.plan.seed)
+        if rows is not samples.rows:
+            features, targets = (torch.from_numpy(part).to(self.device) for part in (rows.features, rows.targets))
+            samples = dataclasses.replace(samples, rows=rows, features=features, targets=targets)
+        return task.trainer(samples, spec, self.spec)
+
+    def fit(self, session: str, server_round: int, vector: Vector) -> Update:
+        """Also keep what of the model stays here (FedBN) as it is after the round, which may be the chosen one."""
+        update = super().fit(session, server_round, vector)
+        own = self._session(session).own_state()
+        self._own_states[session, server_round] = {name: tensor.clone() for name, tensor in own.items()}
+        return update
+
+    def close_session(self, session: str) -> None:
+        """The trainer of the last session stays for the test."""
+        if session in self.sessions:
+            self._finished = (session, self._session(session))
+        super().close_session(session)
+        self._own_states = {key: state for key, state in self._own_states.items() if key[0] == session}
+
+    def test(self, session: str, models: dict[str, tuple[int, Vector]], sheet: str = "") -> Artifact:
+        """Score models on the silo's test set: model -> (round it is of, vector). Facts: `<model>.<metric>`.
+
+        sheet: name of a file in the silo's folder to draw some predictions of the first model into.
+        """
+        facts = self._scores_of(session, models, self.test_set, sheet)
+        return Artifact(self.spec.name, "test", len(self.test_set), facts, NOTHING)
+
+    def test_apart(self, session: str, models: dict[str, tuple[int, Vector]]) -> Artifact:
+        """Score models on each member's test set, in a silo that holds those of several: `<silo>.<model>.<metric>`."""
+        facts, owners = {}, np.array([source.split("/")[0] for source in self.test_set.sources])
+        for owner in dict.fromkeys(owners.tolist()):
+            found = self._scores_of(session, models, self.test_set.subset(np.flatnonzero(owners == owner)))
+            facts |= {f"{owner}.{name}": value for name, value in found.items()}
+        return Artifact(self.spec.name, "test_apart", len(self.test_set), facts, NOTHING)
+
+    def _scores_of(
+        self, session: str, models: dict[str, tuple[int, Vector]], tiles: MicrographSet, sheet: str = ""
+    ) -> dict[str, float]:
+        trainer, facts = self._trainer(session), {}
+        images = torch.from_numpy(tiles.images).to(self.device)
+        for name, (server_round, vector) in models.items():
+            logits = self._predicted(trainer, session, server_round, images, vector)
+            scores = self.task.score(tiles.masks, logits)
+            facts |= {f"{name}.{metric}": value for metric, value in scores.values().items()}
+            if sheet and name == next(iter(models)):
+                self._draw(sheet, prediction_sheet(tiles.subset(range(min(3, len(images)))), logits[:3]))
+        return facts
+
+    def _predicted(
+        self, trainer: LocalTrainer, session: str, server_round: int, images: torch.Tensor, vector: Vector
+    ) -> np.ndarray:
+        kept = self._own_states.get((session, server_round))
+        now = trainer.own_state()
+        if kept is None and now and server_round and trainer.plan.buffers != "average":
+            reason = f"what it kept of round {server_round} is gone: it was started again; run the method once more"
+            raise SiloFailed(self.spec.name, "testing", reason)
+        for name, tensor in (kept or {}).items():
+            now[name].copy_(tensor)
+        return trainer.predict(images, vector).cpu().numpy()
+
+    def _trainer(self, session: str) -> TileTrainer:
+        if self._finished and self._finished[0] == session:
+            return self._finished[1]
+        return self._session(session)
+
+    def _session(self, session: str) -> TileTrainer:
+        return cast(TileTrainer, super()._session(session))
+
+    def _rows_for(self, method: Method, seed: int) -> TileRows:
+        """Return the silo's own tiles and, by the method, synthetic ones on its own labels."""
+        own = cast(TileRows, self.rows)
+        if method.pool == "own" or method.cooperation == "pooled":
+            return own
+
+        def synthesis(epoch: int) -> MicrographSet:
+            return self._synthetic(method, seed, epoch)
+
+        first = synthesis(0)
+        return dataclasses.replace(
+            own,
+            features=np.concatenate([own.features, first.images]),
+            targets=np.concatenate([own.targets, first.masks]),
+            synthesis=synthesis if self.fed_transfer.fresh_noise else None,
+        )
+
+    def _synthetic(self, method: Method, seed: int, epoch: int) -> MicrographSet:
+        """Return one synthetic image per own label and other silo."""
+        train, task = self.style_models.train, self.fed_transfer
+        index, own_seed = np.arange(len(train)), derived_seed(seed, "pool", method.pool, epoch)
+        if method.pool == "transfer":
+            painted = self.style_models.transferred(method.codec, index, own_seed)
+        elif method.pool == "amplitude":
+            painted = self.style_models.amplitude_painted(index, own_seed)
+        else:
+            others: dict[str, StyleName] = {name: style for name, style in task.styles if name != self.spec.name}
+            painted = self.style_models.rendered(others, task.gap, index, own_seed)
+        sets = [dataclasses.replace(train, images=images).renamed(sender) for sender, images in painted.items()]
+        return joined(self.spec.name, sets)
+
+    def _answer(self, what: str, facts: Mapping[str, float], data: np.ndarray = NOTHING) -> Artifact:
+        return Artifact(self.spec.name, what, len(self.style_models.train), facts, data)
+
+    def _draw(self, name: str, png: bytes) -> None:
+        """Pictures show the silo's data, so they stay in the silo's own folder."""
+        if self.spec.state_folder:
+            write_atomically(Path(self.spec.state_folder) / "pictures" / name, png)

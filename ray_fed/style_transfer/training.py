@@ -1,8 +1,15 @@
-"""Training of a silo's generator against its own discriminator (FedTransfer, Algorithm 1, line 9; Eqs. 5-7)."""
+"""Training of a silo's generator against its own discriminator (FedTransfer, Algorithm 1, line 9).
 
-from collections.abc import Callable
+paper (FedTransfer)     code
+Eq. 5  L_cGAN           cross_entropy
+Eq. 6  G* = min max     discriminator_loss for D, generator_loss for G, in turn
+Eq. 7  + ||y - G(x)||_1 l1_weight in StylePlan; the paper gives no factor, pix2pix takes 100
+"""
+
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,11 +19,45 @@ from torch.nn import functional
 from ray_fed.config import require, unknown_name
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.style_transfer.conditioning import GrainMaps, turned
-from ray_fed.style_transfer.discriminators import new_discriminator
-from ray_fed.style_transfer.fields import measured_fields
-from ray_fed.style_transfer.generators import GeneratorSpec, new_generator
-from ray_fed.style_transfer.grain_features import GrainStatistics, measured
-from ray_fed.style_transfer.losses import Adversary, discriminator_loss, feature_matching, generator_loss
+from ray_fed.style_transfer.image_features import GrainStatistics, measured, measured_fields
+from ray_fed.style_transfer.networks import Features, GeneratorSpec, new_discriminator, new_generator
+
+Adversary = Literal["cross_entropy", "least_squares"]
+
+
+def discriminator_loss(kind: Adversary, real: Sequence[Features], fake: Sequence[Features]) -> torch.Tensor:
+    """Return half the mean loss of taking real patches for real and generated ones for generated, summed over scales.
+
+    Eq. (5) as a cross-entropy, or its least-squares form (Mao et al. 2017).
+    """
+    losses = [_towards(kind, r[-1], 1.0) + _towards(kind, f[-1], 0.0) for r, f in zip(real, fake, strict=True)]
+    return torch.stack(losses).sum() / 2
+
+
+def generator_loss(kind: Adversary, fake: Sequence[Features]) -> torch.Tensor:
+    """Return the loss of not being taken for real, summed over scales: -log D(G), Eq. (5) made not to
+    saturate (Goodfellow et al. 2014)."""
+    return torch.stack([_towards(kind, features[-1], 1.0) for features in fake]).sum()
+
+
+def feature_matching(real: Sequence[Features], fake: Sequence[Features]) -> torch.Tensor:
+    """Return the mean L1 distance of the discriminator's inner features (pix2pixHD, Eq. 4), summed over layers, mean
+    over scales."""
+    scales = []
+    for r, f in zip(real, fake, strict=True):
+        pairs = zip(r[:-1], f[:-1], strict=True)
+        layers = [functional.l1_loss(b.float(), a.float().detach()) for a, b in pairs]
+        scales.append(torch.stack(layers).sum() * 4 / (len(layers) + 1))
+    return torch.stack(scales).mean()
+
+
+def _towards(kind: Adversary, logits: torch.Tensor, goal: float) -> torch.Tensor:
+    logits = logits.float()  # bf16 logits lose the small differences that the losses measure
+    goals = torch.full_like(logits, goal)
+    if kind == "least_squares":
+        return functional.mse_loss(logits, goals)
+    return functional.binary_cross_entropy_with_logits(logits, goals)
+
 
 EpochListener = Callable[[int, dict[str, float]], None]
 """Told the number of the epoch, from 1 on, and its mean losses."""
@@ -127,7 +168,7 @@ class GeneratorTraining:
         return self.generator.eval(), history
 
     def step(self, index: torch.Tensor, quarter_turns: int = 0, mirrored: bool = False) -> dict[str, torch.Tensor]:
-        """One step of each player on the labels `index`; returns the losses before it, 0-d."""
+        """One step of discriminator and generator on the labels `index`; returns the losses before it, 0-d."""
         pairs, names = self.pairs, self.plan.generator.inputs
         inputs = pairs.maps.inputs(index, names, pairs.features[index], pairs.fields[index].float(), self.draws)
         parts = (inputs, self.pairs.maps.label(index), self.pairs.targets(index))
@@ -151,10 +192,10 @@ class GeneratorTraining:
         losses = {"generator": loss_g, "discriminator": loss_d, "feature_matching": matching, "l1": l1}
         return {name: value.detach() for name, value in losses.items()}
 
-    def _descend(self, player: int, loss: torch.Tensor) -> None:
-        self.optimizers[player].zero_grad(set_to_none=True)
+    def _descend(self, network: int, loss: torch.Tensor) -> None:
+        self.optimizers[network].zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizers[player].step()
+        self.optimizers[network].step()
 
     def _set_learning_rate(self, epoch: int) -> None:
         done = (epoch - 1) / self.plan.epochs
@@ -188,11 +229,3 @@ def autocast(device: torch.device, wanted: bool = True) -> AbstractContextManage
 
 def _has_bf16_units() -> bool:
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
-
-
-def scaled(plan: StylePlan, width: int | None = None, epochs: int | None = None) -> StylePlan:
-    """Return the plan with another width of both networks, or another number of epochs."""
-    if width:
-        spec = replace(plan.generator, width=width)
-        plan = replace(plan, generator=spec, discriminator_width=width)
-    return replace(plan, epochs=epochs) if epochs else plan

@@ -11,13 +11,14 @@ import pytest
 import ray
 import torch
 
-from actors.style_exchange import style_federation
+from actors.federation import silo_actors
 from pipelines.cli import main
 from pipelines.fedtransfer.config import FedTransferConfig, resolved
-from pipelines.fedtransfer.setup import specs_of, task_of
+from pipelines.fedtransfer.setup import job_of, specs_of, task_of
 from ray_fed.errors import DataError
 from ray_fed.federation.messages import Artifact
 from ray_fed.style_transfer.exchange import LocalStyleFederation
+from ray_fed.style_transfer.methods import METHODS
 
 TINY = {
     "size": 32, "images": 30, "test_images": 6, "spacing": 12.0, "style_epochs": 1, "style_width": 4, "rounds": 2,
@@ -43,9 +44,10 @@ def standing(ray_session, tmp_path_factory):  # noqa: ARG001
     """Two silo actors whose generators are trained."""
     config = configuration()
     folder = tmp_path_factory.mktemp("silos")
-    with style_federation(specs_of(config, 0, folder), task_of(config, 0)) as federation:
-        federation.query(["austenite", "iron"], "learn_style")
-        yield federation
+    with silo_actors(specs_of(config, 0, folder), task_of(config, 0)) as silos:
+        silos.open()
+        silos.query(["austenite", "iron"], "learn_style")
+        yield silos
 
 
 def test_a_generator_goes_from_silo_to_silo_and_the_driver_never_holds_it(standing, monkeypatch):
@@ -77,6 +79,22 @@ def test_silos_on_ray_learn_the_same_generators_as_silos_in_this_process(standin
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    ("methods", "options"),
+    [
+        ("fed_avg", ["--secure-aggregation=yes"]),
+        ("fed_avg", ["--strategy=fed_adam", "--strategy-options=eta=0.01", "--compression=int8"]),
+    ],
+)
+def test_options_of_updates_come_out_on_ray_as_here(methods, options, ray_session, tmp_path, capsys):  # noqa: ARG001
+    for cohort in ("ray", "local"):
+        command = ["fedtransfer", *flags(), f"--methods={methods}", f"--cohort={cohort}", *options]
+        assert main([*command, f"--out={tmp_path / cohort}"]) == 0
+    capsys.readouterr()
+    runs = [(tmp_path / cohort / "history.jsonl").read_text().splitlines() for cohort in ("ray", "local")]
+    assert [json.loads(line) for line in runs[0]] == [json.loads(line) for line in runs[1]]
+
+
 def test_a_corrupt_generator_is_refused_by_the_receiver_with_the_senders_name(standing):
     message = standing.query(["iron"], "style", "int8")["iron"]
     damaged = message.data.copy()
@@ -92,6 +110,28 @@ def test_a_generator_that_is_too_large_for_the_receiver_is_refused(tmp_path):
     local.query(["austenite", "iron"], "learn_style")
     with pytest.raises(DataError, match="artifact_limit"):
         local.exchange(["austenite", "iron"], "style", "take_style", "int8")
+
+
+def test_a_silo_that_died_between_two_methods_starts_again_with_the_styles_it_received(standing):
+    config, method = configuration(), METHODS["transfer_int8"]
+    standing.exchange(["austenite", "iron"], "style", "take_style", "int8")
+
+    def trained():
+        with standing.coordinator(standing.task.of(method), every_state=True) as coordinator:
+            coordinator.agree()
+            return list(coordinator.run(job_of(config, method, 0, 0)))
+
+    before = trained()
+    ray.kill(standing.handles["iron"])
+    after = trained()
+    assert [record.server_round for record in before] == [0, 1, 2]
+    assert before == after
+    for ours, theirs in zip(before, after, strict=True):
+        assert ours.state is not None
+        assert theirs.state is not None
+        assert {key: value.tobytes() for key, value in ours.state.items()} == {
+            key: value.tobytes() for key, value in theirs.state.items()
+        }
 
 
 def test_a_silo_refuses_a_question_it_does_not_know(standing):
@@ -122,9 +162,6 @@ def test_the_command_compares_all_kinds_of_methods_on_ray_and_here_alike(ray_ses
 
 
 def test_every_method_takes_the_same_number_of_local_steps():
-    from pipelines.fedtransfer.setup import job_of
-    from ray_fed.style_transfer.methods import METHODS
-
     config = configuration(methods=("fed_avg",))
     for method in METHODS.values():
         job = job_of(config, method, 0, 0)

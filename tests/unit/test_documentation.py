@@ -22,6 +22,8 @@ LINK = re.compile(r"\]\(([^)\s#]+)")
 FILE = re.compile(r"(?<![\w./~-])(?:\w[\w.-]*/)*\w[\w-]*\.(?:py|md)\b")
 IN_A_FOLDER = re.compile(rf"(?<![\w./~-])(?:{'|'.join(FOLDERS)})/[\w./-]*\w")
 MODULE = re.compile(rf"(?<![\w./-])(?:{'|'.join(PACKAGES)})(?:\.[a-z_]+)+\b(?!/)")
+EXAMPLE = re.compile(r"^```python\n# (\S+\.py)$", re.MULTILINE)
+"""First line of an example: the file that it makes, or is added to."""
 PAGE = re.compile(r"\b(?:benchmarks/\w+\.md|decisions/\d{4})")
 
 
@@ -49,12 +51,15 @@ def is_module(dotted: str) -> bool:
 
 
 def missing(document: Path) -> set[str]:
-    """Return what a document names and nobody has: links, files, paths in the project's folders, modules."""
+    """Return what a document names and nobody has, and none of its examples makes: links, files, paths in the project's
+    folders, modules."""
     text = document.read_text(encoding="utf-8")
+    made = set(EXAMPLE.findall(text))
     links = {target for target in LINK.findall(text) if "://" not in target}
     paths = {path for path in {*links, *FILE.findall(text), *IN_A_FOLDER.findall(text)} if not exists(path, document)}
     modules = {found for found in MODULE.findall(text) if not found.endswith((".py", ".md"))}
-    return paths | {module for module in modules if not is_module(module)}
+    modules -= {path.removesuffix(".py").replace("/", ".") for path in made}
+    return (paths - made) | {module for module in modules if not is_module(module)}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name)
@@ -69,6 +74,12 @@ def test_a_name_that_nobody_has_is_found_in_every_way_it_can_be_written(tmp_path
     document.write_text(f"{gone}\n{there}\n")
     named = {"gone.png", "gone.py", "benchmarks/gone.md", "ray_fed/gone", "decisions/9999", "ray_fed.errors.gone"}
     assert missing(document) == named
+
+
+def test_a_file_that_an_example_makes_is_one_that_the_document_may_name(tmp_path):
+    document = tmp_path / "page.md"
+    document.write_text("`pipelines.own:run` of pipelines/own.py\n```python\n# pipelines/own.py\nrun = other.py\n```\n")
+    assert missing(document) == {"other.py"}
 
 
 def test_pages_and_decisions_that_code_names_exist():

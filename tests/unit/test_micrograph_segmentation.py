@@ -9,19 +9,20 @@ from PIL import Image
 
 from pipelines import Training, federate
 from pipelines.cli import main
-from ray_fed.errors import ConfigError, DataError
+from ray_fed.errors import ConfigError, DataError, SiloFailed
 from ray_fed.federation.messages import SessionSpec
 from ray_fed.federation.silo import Silo
+from ray_fed.federation.strategies.client_side import normalisation_parameters
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import Layout, initial_vector, load_vector
+from ray_fed.learning.private_steps import PrivateSteps
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.micrographs.grain_sizes import astm_grain_size_number, grain_sizes
 from ray_fed.micrographs.image_files import FolderTileSource, MicrographFolder
 from ray_fed.micrographs.model_file import SegmenterCard, load_segmenter, save_segmenter
 from ray_fed.micrographs.polycrystals import polycrystal_set
-from ray_fed.micrographs.segmentation_task import BoundaryLoss, SegmentationTask, norm_parameters
+from ray_fed.micrographs.segmentation_task import BoundaryLoss, SegmentationTask, tile_order
 from ray_fed.micrographs.segmenting import FOUND, INVENTED, MISSED, boundary_logits, error_map
-from ray_fed.micrographs.tile_trainer import deal_tiles
 from ray_fed.micrographs.tiles import PolycrystalTileSource, SetSource, augmented
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
 
@@ -132,12 +133,12 @@ def test_erasing_paints_one_rectangle_of_the_image_and_leaves_mask_and_source_al
 
 
 def test_synthetic_tiles_take_their_weighted_share_and_all_tiles_are_used_equally():
-    dealt = deal_tiles(10, 20, 400, 0.5, np.random.default_rng(0))
+    dealt = tile_order(10, 20, 400, 0.5, np.random.default_rng(0))
     counts = np.bincount(dealt, minlength=30)
     assert counts[10:].sum() == 200  # 0.5 * 20 / (10 + 0.5 * 20)
     assert np.ptp(counts[:10]) == np.ptp(counts[10:]) == 0
-    assert deal_tiles(10, 20, 50, 0.0, np.random.default_rng(0)).max() < 10
-    assert deal_tiles(10, 0, 25, 1.0, np.random.default_rng(0)).max() < 10
+    assert tile_order(10, 20, 50, 0.0, np.random.default_rng(0)).max() < 10
+    assert tile_order(10, 0, 25, 1.0, np.random.default_rng(0)).max() < 10
 
 
 # ---- the task in the runtime
@@ -205,7 +206,7 @@ def test_fedbn_keeps_the_norms_of_each_silo_and_tests_with_them():
     source = PolycrystalTileSource("iron", size=32, num_train=6, num_validation=2, spacing=14)
     tiles = source.open("lab")
     tested = SetSource(replace(tiles, test=tiles.validation))
-    names = norm_parameters(TASK)
+    names = tuple(normalisation_parameters(TASK.model(0)))
     assert len(names) == 2 * 6
     silo = opened(source=tested, keep_local=names, buffers="local")
     vector = silo.fit("s", 1, initial_vector(TASK.model(0), "local")).vector
@@ -213,6 +214,55 @@ def test_fedbn_keeps_the_norms_of_each_silo_and_tests_with_them():
     assert {scores["loss"], scores["map"]} == {scores["test_loss"], scores["test_map"]}
     reset = opened(source=tested, keep_local=names, buffers="local")
     assert reset.evaluate("s", {"m": vector})["m"].held_out.values()["loss"] != scores["loss"]
+
+
+GROUP = replace(TASK, design=UNetDesign(widths=(8, 16), norm="group"))
+
+
+def private(**options) -> PrivateSteps:
+    return PrivateSteps(**({"noise_multiplier": 1.0, "test_seed": 0} | options))
+
+
+def batches(silo, count=60):
+    trainer = silo.sessions["s"]
+    return list(trainer._batches(range(count)))
+
+
+def test_a_private_batch_takes_each_tile_with_one_probability_and_may_be_empty():
+    many = batches(opened(GROUP, epochs=100, private=private()))
+    sizes = [len(images) for images, _ in many]
+    assert len(set(sizes)) > 3
+    assert 0 in sizes
+    assert np.mean(sizes) == pytest.approx(6 / 3, abs=0.5)
+    assert all(len(images) == len(masks) for images, masks in many)
+
+
+def test_private_batches_and_how_they_are_turned_cannot_be_repeated_from_the_seed():
+    def drawn(**options):
+        silo = opened(GROUP, epochs=100, private=private(**options))
+        return [images.numpy().tobytes() for images, _ in batches(silo, 20)]
+
+    assert drawn() == drawn()  # the seed of tests
+    assert drawn(test_seed=None) != drawn(test_seed=None)
+    plain = {tile.tobytes() for tile in opened(GROUP).samples.features.numpy()}
+    turned = [images for images, _ in batches(opened(replace(GROUP, erasing=0.0), epochs=100, private=private()))]
+    assert any(tile.tobytes() not in plain for images in turned for tile in images.numpy())
+
+
+def test_a_private_silo_trains_tells_no_loss_of_its_tiles_and_stops_at_its_budget():
+    silo, vector = opened(GROUP, private=private(most_steps=3)), initial_vector(GROUP.model(0))
+    update = silo.fit("s", 1, vector)
+    assert (update.num_steps, update.num_examples, update.loss) == (3, 6, 0.0)
+    assert np.isfinite(update.vector).all()
+    metrics = silo.evaluate("s", {"m": update.vector})["m"]
+    assert (metrics.train.num_examples, metrics.held_out.num_examples) == (0, 2)
+    with pytest.raises(SiloFailed, match="its privacy budget is spent: 3 of 3 private steps are taken"):
+        silo.fit("s", 2, update.vector)
+
+
+def test_a_private_session_refuses_a_network_that_mixes_tiles():
+    with pytest.raises(ConfigError, match=r"is a BatchNorm: use GroupNorm"):
+        opened(private=private())
 
 
 @dataclass
@@ -244,7 +294,7 @@ def test_synthetic_tiles_are_made_anew_each_epoch_and_again_alike_after_a_restar
     assert not np.array_equal(first, second)
 
 
-def test_a_folder_of_micrographs_is_a_silo_and_its_test_tiles_an_examiners(tmp_path):
+def test_a_folder_of_micrographs_is_a_silo_and_its_test_tiles_an_evaluators(tmp_path):
     made = polycrystal_set("iron", 0, 10, size=64, spacing=14)
     for name, pixels in (("images", made.images), ("labels", made.masks)):
         (tmp_path / name).mkdir()

@@ -21,7 +21,6 @@ SILOS = {"silo.SiloActor": GuardedSilo, "library.LibrarySilo": GuardedSearch}
 NO_SILOS = {
     "silo.EvaluatorActor": "holds the common test set, which belongs to the federation",
     "coordinator.CoordinatorActor": "receives messages; holds no rows",
-    "style_exchange.MethodCoordinatorActor": "receives messages; holds no rows",
     "shared_silos.SiloBoard": "holds handles of silos",
     "cluster_check.Visitor": "describes a machine before there is a silo",
     "library._Predictor": "predicts rows that the caller sent",

@@ -11,10 +11,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from ray_fed.errors import DataError
-from ray_fed.style_transfer.artifact import MAGIC, make_artifact, packed, unpacked
-from ray_fed.style_transfer.codecs import BITS, decode, encode, encoded_size, psnr
-from ray_fed.style_transfer.generators import GeneratorSpec, new_generator
-from ray_fed.style_transfer.grain_features import GrainStatistics
+from ray_fed.style_transfer.artifact import (
+    BITS,
+    MAGIC,
+    decode,
+    encode,
+    encoded_size,
+    make_artifact,
+    packed,
+    psnr,
+    unpacked,
+)
+from ray_fed.style_transfer.image_features import GrainStatistics
+from ray_fed.style_transfer.networks import GeneratorSpec, new_generator
 
 SPEC = GeneratorSpec("unet", width=4, depth=2)
 GRAINS = GrainStatistics(0.4, 0.3, 0.1, 0.2)

@@ -1,6 +1,8 @@
-"""Fields and noise of images, a silo's style_models, sources, and the tables of a run."""
+"""Fields and noise of images, a silo's style models, sources, and the tables of a run."""
 
+import ast
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,21 +12,28 @@ from pipelines.fedtransfer.config import METHOD_NAMES, resolved
 from pipelines.fedtransfer.experiment import Choice
 from pipelines.fedtransfer.results import GLOBAL, Cell, model_results, table_rows, verdicts
 from pipelines.fedtransfer.setup import mask_meaning
-from ray_fed.errors import ConfigError, DataError
+from ray_fed.errors import ConfigError, DataError, SiloFailed
+from ray_fed.federation import silo as silo_module
+from ray_fed.federation.messages import SessionSpec
+from ray_fed.federation.silo import make_silo
 from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.layout import Layout, initial_vector
+from ray_fed.learning.private_steps import PrivateSteps
+from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.micrographs.image_files import MaskMeaning
 from ray_fed.micrographs.micrograph_set import MicrographSet
-from ray_fed.style_transfer.exchange import pairs_of, total_bytes
-from ray_fed.style_transfer.fields import drawn_fields, measured_fields, noise_level
-from ray_fed.style_transfer.generators import GeneratorSpec
-from ray_fed.style_transfer.lines import line_width, pixels_to_widen, widened
+from ray_fed.micrographs.unet import UNetDesign
+from ray_fed.style_transfer.conditioning import line_width, pixels_to_widen, widened
+from ray_fed.style_transfer.exchange import total_bytes
+from ray_fed.style_transfer.image_features import drawn_fields, measured_fields, noise_level
 from ray_fed.style_transfer.methods import METHODS, method_named
-from ray_fed.style_transfer.silo import StyleSilo
+from ray_fed.style_transfer.networks import GeneratorSpec
 from ray_fed.style_transfer.sources import PooledSource, Split, SplitPolycrystalSource
 from ray_fed.style_transfer.style_models import StyleModels
-from ray_fed.style_transfer.task import FedTransferTask, session_name
+from ray_fed.style_transfer.task import FedTransferTask, StyleSilo, session_name
 from ray_fed.style_transfer.training import PRESETS
 
+ROOT = Path(__file__).parents[2]
 SIZE = 32
 PLAN = dataclasses.replace(PRESETS["hybrid"], generator=GeneratorSpec("unet", 4, 2), discriminator_width=4, epochs=1)
 
@@ -88,7 +97,7 @@ def test_lines_are_never_thinned_until_they_break():
     assert pixels_to_widen(2.0, 0.5) == 0
 
 
-def test_a_studio_trains_releases_and_paints_with_what_another_sent(tmp_path):
+def test_style_models_train_release_and_paint_with_what_another_sent(tmp_path):
     sender, receiver = style_models("a", tmp_path / "a"), style_models("b", tmp_path / "b", 5, 60)
     report = sender.learn(PLAN, 0)
     assert report.codecs["int8"].num_bytes * 3 < report.codecs["fp32"].num_bytes
@@ -102,7 +111,7 @@ def test_a_studio_trains_releases_and_paints_with_what_another_sent(tmp_path):
     assert (first != other).any()
 
 
-def test_a_studio_that_starts_again_finds_its_generator_and_what_it_received(tmp_path, monkeypatch):
+def test_style_models_that_start_again_find_their_generator_and_what_they_received(tmp_path, monkeypatch):
     sender, receiver = style_models("a", tmp_path / "a"), style_models("b", tmp_path / "b", 5)
     sender.learn(PLAN, 0)
     receiver.receive("a", "int8", sender.release("int8"))
@@ -155,7 +164,7 @@ def test_a_generator_that_repeats_its_images_stays_unless_its_silo_says_otherwis
     assert len(own.release("int8", checks=False)) > 0
 
 
-def test_without_what_a_method_needs_a_studio_says_so():
+def test_without_what_a_method_needs_style_models_say_so():
     own = style_models()
     for call, said in (
         (lambda: own.release("int8"), "no generator yet"),
@@ -195,6 +204,63 @@ def test_a_style_silo_answers_none_but_its_questions():
     assert all(callable(answer) for answer in known.values())
 
 
+def classes_of_silos():
+    """(file, class) of every kind of silo, the common one left out."""
+    for folder in ("ray_fed", "actors", "pipelines"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Silo") for base in node.bases):
+                    yield path, node
+
+
+def test_no_kind_of_silo_has_an_open_session_of_its_own():
+    kinds = list(classes_of_silos())
+    assert "StyleSilo" in {node.name for _, node in kinds}
+    for path, node in kinds:
+        own = {part.name for part in node.body if isinstance(part, ast.FunctionDef)}
+        assert "open_session" not in own, f"{path}: {node.name}"
+
+
+def opened_silo(folder="", **options):
+    source = SplitPolycrystalSource("iron", num_images=10, num_test=2, size=32, spacing=14.0)
+    task = FedTransferTask(UNetDesign((8, 16)), batch_size=4)
+    silo = make_silo(SiloSpec("iron", source, state_folder=str(folder)), task)
+    silo.open()
+    silo.prepare(None)
+    plan = TrainingPlan(seed=0, epochs=2, steps_per_epoch=3, num_rounds=2)
+    method = METHODS["fed_avg_gn"]
+    module = task.of(method).model(0)
+    spec = SessionSpec(session_name(method, 0, 0), plan, 0, Layout.of(module).digest, kept_states=2)
+    return silo, dataclasses.replace(spec, **options), initial_vector(module)
+
+
+def test_a_style_silo_opens_no_more_sessions_than_any_other(monkeypatch):
+    silo, spec, _ = opened_silo()
+    silo.open_session(spec)
+    monkeypatch.setattr(silo_module, "MOST_SESSIONS", 1)
+    silo.open_session(spec)  # the same one again
+    with pytest.raises(SiloFailed, match="it has 1 open already, and that is the most"):
+        silo.open_session(dataclasses.replace(spec, session=session_name(METHODS["fed_avg_gn"], 0, 1)))
+
+
+def test_a_style_silo_counts_its_private_steps_across_restarts(tmp_path):
+    plan = TrainingPlan(0, 2, 3, 2, private=PrivateSteps(1.0, most_steps=3, test_seed=0))
+    silo, spec, vector = opened_silo(tmp_path, plan=plan)
+    silo.open_session(spec)
+    silo.fit(spec.session, 1, vector)
+    again, _, _ = opened_silo(tmp_path)
+    again.open_session(spec)
+    with pytest.raises(SiloFailed, match="its privacy budget is spent: 3 of 3"):
+        again.fit(spec.session, 2, vector)
+
+
+def test_a_style_silo_masks_its_updates_where_the_session_asks_for_it():
+    silo, spec, _ = opened_silo(secure_threshold=2)
+    assert not silo.secure.is_secure(spec.session)
+    silo.open_session(spec)
+    assert silo.secure.is_secure(spec.session)
+
+
 def test_the_chosen_round_is_the_one_with_the_lowest_loss_and_keeps_its_own_model():
     choice, vector = Choice(), np.zeros(2, np.float32)
     for server_round, loss in enumerate([3.0, 1.0, 2.0, float("nan")]):
@@ -205,7 +271,6 @@ def test_the_chosen_round_is_the_one_with_the_lowest_loss_and_keeps_its_own_mode
 
 
 def test_bytes_of_an_exchange_count_every_message_up_and_every_copy_down():
-    assert pairs_of(["a", "b"]) == [("a", "b"), ("b", "a")]
     assert total_bytes({("a", "b"): 10, ("a", "c"): 10, ("b", "a"): 7, ("b", "c"): 7}) == 34 + 17
 
 

@@ -9,13 +9,18 @@ import torch
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.style_transfer.amplitude import AmplitudeBank, amplitude_bank, band_of, checked_bank, painted_with
 from ray_fed.style_transfer.conditioning import GrainMaps, turned
-from ray_fed.style_transfer.discriminators import new_discriminator
-from ray_fed.style_transfer.generators import GeneratorSpec, new_generator
-from ray_fed.style_transfer.grain_features import NO_BAND, NUM_FEATURES, GrainStatistics, best_band, measured
-from ray_fed.style_transfer.losses import discriminator_loss, feature_matching, generator_loss
-from ray_fed.style_transfer.memorisation import nearest_distances, probe_memorisation
-from ray_fed.style_transfer.synthesis import grey_l1, synthesise
-from ray_fed.style_transfer.training import PRESETS, GeneratorTraining, Pairs, style_plan
+from ray_fed.style_transfer.image_features import NO_BAND, NUM_FEATURES, GrainStatistics, best_band, measured
+from ray_fed.style_transfer.networks import GeneratorSpec, new_discriminator, new_generator
+from ray_fed.style_transfer.synthesis import grey_l1, nearest_distances, probe_memorisation, synthesise
+from ray_fed.style_transfer.training import (
+    PRESETS,
+    GeneratorTraining,
+    Pairs,
+    discriminator_loss,
+    feature_matching,
+    generator_loss,
+    style_plan,
+)
 
 SIZE = 32
 TINY = GeneratorSpec("unet", width=4, depth=2)

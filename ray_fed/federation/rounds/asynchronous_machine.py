@@ -1,4 +1,4 @@
-"""The rules of asynchronous rounds (FedBuff) as a state machine: events in, decisions out, as in rounds.py.
+"""The rules of asynchronous rounds (FedBuff) as a state machine: events in, decisions out, as in machine.py.
 
     silo        idle --asked--> working --answers--> working on the newest model, or idle while no round is open
                 any --died--> restarting --restarted--> working on the turn it was asked for
@@ -32,7 +32,7 @@ from ray_fed.federation.rounds.machine import (
 
 @dataclass
 class AsyncRoundMachine:
-    """Feeds on the events of rounds.py, in which `server_round` is a turn wherever a silo is concerned."""
+    """Feeds on the events of machine.py, in which `server_round` is a turn wherever a silo is concerned."""
 
     rules: RoundRules
     silos: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Contact sheets a silo draws at home: what styles look like on its labels, and what a network finds."""
+"""Contact sheets that a silo draws for itself: what styles look like on its labels, and what a network finds."""
 
 from collections.abc import Mapping
 
