@@ -25,8 +25,8 @@ import numpy as np
 from torch import nn
 from torch.nn import functional
 
-from pipelines.federate import SiloSpec, Training, federate
-from ray_fed.federation.task import LocalRows, Task
+from pipelines import Training, federate
+from ray_fed import LocalRows, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.randomness import generator
 

@@ -34,6 +34,7 @@ class Metric:
     unit: str
     """Unit of its values; "" for a pure number."""
     higher_is_better: bool
+    """Whether more of it is better."""
     digits: int
     """Decimals in tables."""
     label: str = ""
@@ -86,6 +87,12 @@ def reported(metrics: Iterable[Metric]) -> tuple[Metric, ...]:
     return tuple(metric for metric in known if not metric.is_detail) or known[:1]
 
 
+def in_one_line(values: Mapping[str, float], most: int = 6) -> str:
+    """Return "mae 0.1802, r2 0.9368" for a repr: four digits each, the first `most` of the values."""
+    shown = [f"{name} {value:.4g}" for name, value in list(values.items())[:most]]
+    return ", ".join([*shown, f"{len(values) - most} more"] if len(values) > most else shown)
+
+
 class Scores(Protocol):
     """Law: of(A ++ B) == of(A) + of(B) up to rounding, for any split of the samples."""
 
@@ -104,11 +111,16 @@ class MeanScores:
     """Metrics that are means over samples: loss, accuracy, intersection over union per image."""
 
     num_examples: int
+    """Samples behind the sums."""
     sums: Mapping[str, float]
+    """Metric -> sum of its values over the samples, in the metric's unit."""
+
+    def __repr__(self) -> str:
+        return f"MeanScores({self.num_examples} samples: {in_one_line(self.values())})"
 
     @classmethod
     def of(cls, per_sample: Mapping[str, np.ndarray]) -> "MeanScores":
-        """Add up arrays [samples]; all must have the same length."""
+        """Add up arrays [samples]; ValueError unless all have the same length."""
         lengths = {name: len(values) for name, values in per_sample.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"scores must have one value per sample, got {lengths}")
@@ -116,6 +128,7 @@ class MeanScores:
         return cls(next(iter(lengths.values()), 0), sums)
 
     def values(self) -> dict[str, float]:
+        """Return metric -> mean over the samples; NaN without any."""
         n = self.num_examples
         return {name: total / n if n else float("nan") for name, total in self.sums.items()}
 
@@ -154,10 +167,18 @@ class RegressionSums:
     """
 
     num_examples: int
+    """Rows behind the sums."""
     sum_absolute_error: float
+    """In the target's unit."""
     sum_squared_error: float
+    """In the square of the target's unit."""
     mean_target: float
+    """In the target's unit."""
     m2_target: float
+    """Sum of (y_true - mean_target)^2, in the square of the target's unit."""
+
+    def __repr__(self) -> str:
+        return f"RegressionSums({self.num_examples} rows: {in_one_line(self.values())})"
 
     @classmethod
     def of(cls, y_true: np.ndarray, y_pred: np.ndarray) -> "RegressionSums":
@@ -187,6 +208,7 @@ class RegressionSums:
         )
 
     def values(self) -> dict[str, float]:
+        """Return "mae" in the target's unit, "r2" without unit, "mse" in the unit's square; NaN without rows."""
         return {"mae": self.mae, "r2": self.r2, "mse": self.mse}
 
     @property

@@ -8,8 +8,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
-from pipelines.federate import SiloSpec, Training, federate
-from ray_fed.federation.torch_task import TorchTask
+from pipelines import Training, federate
+from ray_fed import SiloSpec, TorchTask
 
 
 def network() -> nn.Module:

@@ -47,6 +47,12 @@ class Agreement:
     joined: Mapping[str, str] = field(default_factory=dict)
     """Silo that was not there at the start -> when it came."""
 
+    def __repr__(self) -> str:
+        rows = sum(description.num_examples for description in self.silos.values())
+        scaled, test = "" if self.standardizer is None else ", standardised", "a" if self.test else "no"
+        silos = f"{len(self.silos)} silos, {rows:,} training rows{scaled}"
+        return f"Agreement({silos}, {self.layout.size:,} parameters and buffers, {test} common test set)"
+
 
 class Coordinator:
     """Runs jobs on a cohort. `training` names the silos whose rows define the scaler (a pooled baseline does not)."""

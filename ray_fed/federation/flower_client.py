@@ -57,10 +57,13 @@ class FlowerTask(Task):
     """
 
     client_fn: Callable[[Any], Any]
-    initial_parameters: Sequence[np.ndarray]
+    """Makes a client from a `ClientContext`, in the silo's process."""
+    initial_parameters: Sequence[np.ndarray] = field(repr=False)
+    """The arrays that travel, in the client's own types and shapes; ConfigError without a floating-point one."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Added to the config of every call, beside "server_round"; also the context's `run_config`."""
     standardises: bool = False  # type: ignore[assignment]
+    """The client scales its own data."""
     metrics: tuple[Metric, ...] = USUAL_METRICS  # type: ignore[assignment]
     """What the clients' `evaluate` may tell: "loss", and the numbers among its metrics. Name others here; a silo lets
     out no metric that its task has not named."""
@@ -90,6 +93,7 @@ class FlowerTask(Task):
         return nn.ParameterList([nn.Parameter(torch.from_numpy(np.atleast_1d(array))) for array in arrays])
 
     def agreement(self) -> Mapping[str, str]:
+        """Return the digest of names and shapes of the floating-point arrays."""
         return {"task": "flower", "parameters": Layout.of(self.model(0)).digest}
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:  # noqa: ARG002
@@ -105,6 +109,7 @@ class FlowerTask(Task):
         return FlowerTrainer(self, session, silo.name, samples.rows.context)
 
     def evaluate(self, trainer: Trainer, samples: Samples, vector: Vector) -> tuple[MeanScores, MeanScores]:  # noqa: ARG002
+        """Return no scores on training samples, and what the client's own `evaluate` tells."""
         assert isinstance(trainer, FlowerTrainer)
         scores = trainer.evaluate(vector)
         return MeanScores(0, dict.fromkeys(scores.sums, 0.0)), scores
@@ -118,7 +123,7 @@ class FlowerTask(Task):
         return client
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FlowerRows(LocalRows):
     """No rows: what a client is made from."""
 

@@ -47,9 +47,13 @@ class SessionSpec:
     """One training run inside the silos; a silo can hold several sessions side by side."""
 
     session: str
+    """Its name; that of the job."""
     plan: TrainingPlan
+    """What this silo does in it."""
     model_seed: int
+    """Seed of the initial weights, equal in all silos."""
     layout_digest: str
+    """Digest of the coordinator's layout; a silo with another one refuses the session."""
     kept_states: int = 6
     """After how many rounds the silo keeps its local state, the oldest making room (federation/silo_state.py)."""
     secure_threshold: int = 0
@@ -61,12 +65,17 @@ class Update:
     """A silo's answer to one round."""
 
     silo: str
+    """Name of the silo."""
     session: str
+    """Name of the session it belongs to."""
     server_round: int
+    """The round it answers, from 1."""
     vector: Vector = field(repr=False)
+    """float32 [layout.size, and optimiser state where the plan lets it travel]: the parameters after training."""
     num_examples: int
     """Rows seen in this round: whole epochs give n_c each, so alpha_c = n_c / n as in Guo et al. 2022, Eq. (1)."""
     num_steps: int
+    """Optimiser steps taken."""
     loss: float
     """Mean training loss over the round's steps, square of the target's unit."""
     seconds: float = field(default=0.0, compare=False)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class SiloSpec:
     """GPUs reserved for the silo's actor: 1 pins it to one, 0.25 shares one among four, 0 trains on CPU; None takes an
     even share of what its site has, at most 1."""
     num_cpus: float = 1.0
+    """CPUs reserved for it."""
     site: str = ""
     """Value of the node label `site` the silo must stand on; empty: anywhere."""
     state_folder: str = ""
@@ -52,15 +53,23 @@ class LocalRows:
     one entry per sample (graphs of different sizes).
     """
 
-    features: Any
+    features: Any = field(repr=False)
     """[num_examples, ...]; float64 [num_examples, num_features], finite, where the task standardises columns."""
-    targets: Any
+    targets: Any = field(repr=False)
     """[num_examples, ...]: numbers, classes or masks, as the task's loss wants them."""
-    held_out_features: Any
-    held_out_targets: Any
+    held_out_features: Any = field(repr=False)
+    """[num_held_out, ...]: samples to evaluate on, perhaps none."""
+    held_out_targets: Any = field(repr=False)
+    """[num_held_out, ...]."""
     unreadable: Mapping[str, int]
+    """Kind of reason -> number of rows that cannot be used; kinds carry no value of any row."""
     fingerprint: Mapping[str, object]
+    """Hash, rows and columns of the source, for the record of the run; leaves the silo."""
     agreement: Mapping[str, str]
+    """What this silo has of what all must agree on: compared with `Task.agreement`; leaves the silo."""
+
+    def __repr__(self) -> str:  # no value of a row: this may end in a log
+        return f"{type(self).__name__}({len(self.features)} samples, {len(self.held_out_features)} held out)"
 
 
 @dataclass(frozen=True)
@@ -68,14 +77,19 @@ class Samples:
     """A silo's samples as its trainers take them: standardised, on the silo's device. Shared by all its sessions."""
 
     rows: LocalRows
-    features: Any
+    """The samples as they were read."""
+    features: Any = field(repr=False)
     """Tensor [num_examples, ...] on the device, or what the task's own trainer takes."""
-    targets: Any
-    held_out_features: Any
+    targets: Any = field(repr=False)
+    """The same of the targets, as `target_tensor` makes them."""
+    held_out_features: Any = field(repr=False)
+    """Like `features`, of the held-out samples."""
 
 
 class Task(ABC):
     """What silos and coordinator have in common: how samples become arrays, which network, which loss.
+
+    Derived classes are frozen dataclasses: a task is pickled and travels to every silo.
 
     The four abstract methods are enough for a network that is trained by gradients on arrays. `prepare`, `trainer`,
     `evaluate` and `predictor` are there to be overridden by what is not: trees, graphs, a training loop of one's own.

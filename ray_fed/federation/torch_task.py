@@ -36,6 +36,7 @@ class TorchTask(Task):
     loss: Loss  # type: ignore[assignment]
     """(outputs, targets) -> mean loss, a 0-d tensor."""
     samples: Callable[[Any], tuple[Array, ...]]
+    """Reads what a silo's source names: (x, y) or (x, y, held_out_x, held_out_y), each [samples, ...]."""
     scores: Mapping[Any, SampleScore] = field(default_factory=dict)
     """More metrics besides the loss, each a mean over samples: {"accuracy": lambda out, y: out.argmax(1) == y}. A name
     alone is a pure number of which more is better; a `Metric` says its unit, direction and label."""
@@ -56,11 +57,13 @@ class TorchTask(Task):
         return LocalRows(x, y, held_out_x, held_out_y, {}, fingerprint, self.agreement())
 
     def model(self, seed: int) -> nn.Module:
+        """Return `network()`, made under `seed`; torch's global generator is left as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "initial weights"))
             return self.network()
 
     def agreement(self) -> Mapping[str, str]:
+        """Return the name of the task."""
         return {"task": self.name}
 
     @property

@@ -29,7 +29,9 @@ class Layout:
     """
 
     names: tuple[str, ...]
+    """Names of the tensors, in their order: parameters, then buffers."""
     shapes: tuple[tuple[int, ...], ...]
+    """Their shapes."""
     num_buffers: int = 0
     """How many of the last tensors are buffers."""
 
@@ -39,6 +41,9 @@ class Layout:
         travelling = floating_buffers(module) if buffers == "average" else {}
         named = [*module.named_parameters(), *travelling.items()]
         return cls(tuple(name for name, _ in named), tuple(tuple(tensor.shape) for _, tensor in named), len(travelling))
+
+    def __repr__(self) -> str:
+        return f"Layout({self.size} values in {len(self.names)} tensors, {self.num_buffers} of them buffers)"
 
     @cached_property
     def size(self) -> int:
@@ -56,12 +61,12 @@ class Layout:
         return hashlib.sha256(json.dumps([self.names, self.shapes, self.num_buffers]).encode()).hexdigest()
 
     def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Return tensors of the layout's shapes that share memory with `flat` [size]."""
+        """Return tensors of the layout's shapes that share memory with `flat` [size]; RuntimeError for another size."""
         sizes = [prod(shape) for shape in self.shapes]
         return [part.view(shape) for part, shape in zip(flat.split(sizes), self.shapes, strict=True)]
 
     def unflatten(self, vector: np.ndarray) -> dict[str, np.ndarray]:
-        """Return a name -> array mapping of copies, for files."""
+        """Return name -> copy of its part of `vector` [size], in its shape, for files."""
         parts = np.split(np.asarray(vector), np.cumsum([prod(shape) for shape in self.shapes])[:-1])
         return {
             name: part.reshape(shape).copy() for name, part, shape in zip(self.names, parts, self.shapes, strict=True)
@@ -122,7 +127,8 @@ def bind_buffers(module: nn.Module) -> torch.Tensor:
 
 
 def load_vector(module: nn.Module, vector: np.ndarray) -> nn.Module:
-    """Write a vector of `Layout.of(module)`, or its parameters alone, into the module; returns the module."""
+    """Write a vector of `Layout.of(module)` [size], or its parameters alone [num_parameters], into the module; returns
+    the module."""
     values = torch.from_numpy(np.array(vector, np.float32))
     tensors = [*module.parameters(), *floating_buffers(module).values()]
     with torch.no_grad():

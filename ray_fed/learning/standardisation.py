@@ -27,6 +27,9 @@ class ColumnMoments:
     mean: np.ndarray
     m2: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"ColumnMoments({self.num_examples} rows of {len(self.mean)} columns)"
+
     @classmethod
     def of(cls, values: np.ndarray) -> "ColumnMoments":
         """Return the moments of `values` [rows, num_columns]; rows must be finite."""
@@ -54,6 +57,9 @@ class Standardizer:
 
     mean: np.ndarray
     scale: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"Standardizer({len(self.mean)} columns)"
 
     @classmethod
     def from_moments(cls, moments: ColumnMoments) -> "Standardizer":

@@ -38,7 +38,8 @@ PORTION_VALUES = 1 << 22
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How one silo works through one training run: everything its steps depend on besides data and parameters."""
+    """How one silo works through one training run: everything its steps depend on besides data and parameters.
+    ConfigError for options that do not go together."""
 
     seed: int
     """Seed of the shuffles."""
@@ -49,6 +50,7 @@ class TrainingPlan:
     num_rounds: int
     """Exchanges in the whole run; the steps are dealt evenly over them."""
     learning_rate: float = 1e-3
+    """Of the silo's own optimiser."""
     optimizer: str = "adam"
     """adam | sgd"""
     optimizer_state: str = "keep"
@@ -76,6 +78,7 @@ class TrainingPlan:
 
     @property
     def total_steps(self) -> int:
+        """Steps of the silo in the whole run."""
         return self.epochs * self.steps_per_epoch
 
     def steps_of_round(self, server_round: int) -> range:
@@ -89,6 +92,7 @@ class FitResult:
     """What a stretch of local steps came to."""
 
     num_steps: int
+    """Optimiser steps taken."""
     num_examples: int
     """Rows seen, counted once per step they took part in."""
     mean_loss: float

@@ -31,24 +31,31 @@ class CrystalRows:
     """Which rows of which source a silo trains on: the `source` of its SiloSpec."""
 
     source: Source = field(default_factory=Source)
+    """Where the rows are; the embedded crystals by default."""
     part: StudyPart | None = None
     """In a study: the share of the source this silo plays. None takes every row."""
     test_fraction: float = 0.0
     """Without a common test set: share of formulas held out, the same formulas at every site."""
     split_seed: int = 0
+    """Seed of that choice of formulas, equal at every site."""
     target_is: str = ""
     """What the source's target column holds, by the owner's word, where its name does not show it."""
 
 
 @dataclass(frozen=True)
 class PropertyTask(Task):
-    """Predict one property per crystal with an MLP on element statistics and cell parameters."""
+    """Predict one property per crystal with an MLP on element statistics and cell parameters (Guo et al. 2022)."""
 
     features: str = "guo73"
+    """Name of the feature set: one of `make_featurizer`."""
     feature_options: tuple[tuple[str, object], ...] = ()
+    """(name, value) of its options."""
     hidden: tuple[int, ...] = (200, 200)
+    """Widths of the hidden layers."""
     target: str = "formation_energy_per_atom"
+    """The property, as all silos' columns must be named."""
     unit: str = "eV/atom"
+    """Unit of the property."""
 
     loss = staticmethod(functional.mse_loss)
 

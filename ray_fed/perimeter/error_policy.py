@@ -9,12 +9,11 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-import ray_fed
 from ray_fed import errors
 from ray_fed.errors import ConfigError, DataError, FedError, PerimeterRefused, SiloFailed
 from ray_fed.perimeter.policy import Policy
 
-OURS = Path(ray_fed.__file__).parent
+OURS = Path(errors.__file__).parent
 STANDARD_LIBRARY = Path(contextlib.__file__).parent
 KNOWN_MODULES = ("torch", "torch.cuda", "numpy.exceptions", "numpy.linalg", "pandas.errors")
 LONGEST = 2000

@@ -71,6 +71,10 @@ class ModelCard:
     id: str = ""
     """Hash of weights and card, without `created`; filled in by `save_model`."""
 
+    def __repr__(self) -> str:
+        made = f"{self.architecture.get('type')} on {self.descriptor.get('name')}"
+        return f"ModelCard({self.name}: {self.property} [{self.unit}], {made}, id {self.id[:12] or 'not saved'})"
+
     @classmethod
     def from_mapping(cls, values: Mapping[str, object]) -> "ModelCard":
         """Read a card; ConfigError names missing and unknown fields."""

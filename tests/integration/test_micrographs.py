@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.federate import Training, federate
+from pipelines import Training, federate
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import initial_vector
 from ray_fed.micrographs.segmentation_task import SegmentationTask

@@ -21,7 +21,7 @@ def test_a_tutorial_is_short_and_runs_from_anywhere(script, tmp_path):
 
 
 def test_the_own_model_on_actors_learns(ray_session):  # noqa: ARG001
-    from pipelines.federate import federate
+    from pipelines import federate
     from tests.unit.test_torch_task import SILOS, TASK, TRAINING
 
     on_actors = federate(TASK, SILOS, TRAINING)

@@ -11,9 +11,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from pipelines import cli, commands
+from pipelines import Training, cli, commands, federate
 from pipelines.cli import main
-from pipelines.federate import SiloSpec, Training, federate
+from ray_fed import SiloSpec
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator

@@ -3,11 +3,8 @@
 import numpy as np
 import pytest
 
-from pipelines.federate import Training, federate
-from ray_fed.errors import ConfigError, DataError
-from ray_fed.federation.flower_client import FlowerTask
-from ray_fed.federation.rounds.machine import RoundRules
-from ray_fed.federation.task import SiloSpec
+from pipelines import Training, federate
+from ray_fed import ConfigError, DataError, FlowerTask, RoundRules, SiloSpec
 
 INITIAL = [np.zeros((2, 1)), np.zeros(1, np.float32), np.array(0, np.int64)]
 """float64 weights, float32 bias, a counter without dimensions."""

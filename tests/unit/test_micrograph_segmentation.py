@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from pipelines import Training, federate
 from pipelines.cli import main
-from pipelines.federate import Training, federate
 from ray_fed.errors import ConfigError, DataError, SiloFailed
 from ray_fed.federation.messages import SessionSpec
 from ray_fed.federation.silo import Silo

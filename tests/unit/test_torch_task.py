@@ -8,11 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipelines.federate import Training, federate
-from ray_fed.errors import ConfigError, DataError
-from ray_fed.federation.task import SiloSpec
-from ray_fed.federation.torch_task import TorchTask
-from ray_fed.metrics import LOSS, MeanScores, Metric, merged
+from pipelines import Training, federate
+from ray_fed import ConfigError, DataError, MeanScores, Metric, SiloSpec, TorchTask
+from ray_fed.metrics import LOSS, merged
 
 
 def circles(source):

@@ -7,12 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.federate import Training, federate
-from ray_fed.federation.messages import SessionSpec
-from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
-from ray_fed.learning.layout import Layout, load_vector
-from ray_fed.learning.trainer import FitResult, LocalTrainer, TrainingPlan
-from ray_fed.metrics import RegressionSums
+from pipelines import Training, federate
+from ray_fed import (
+    FitResult,
+    Layout,
+    LocalRows,
+    RegressionSums,
+    Samples,
+    SessionSpec,
+    SiloSpec,
+    Task,
+    TrainingPlan,
+    load_vector,
+)
+from ray_fed.learning.trainer import LocalTrainer
 from ray_fed.randomness import generator
 
 COLUMNS = 4

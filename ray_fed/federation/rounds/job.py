@@ -9,6 +9,7 @@ from ray_fed.federation.messages import SiloDescription
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.strategies import FedAvg, LocalOnly, Models, State, Strategy
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.metrics import in_one_line
 from ray_fed.privacy.accounting import PrivacyAccount
 
 EPSILON = "privacy.epsilon"
@@ -64,13 +65,18 @@ class RoundRecord:
     """What happened in one round; round 0 is the evaluation of the initial parameters."""
 
     job: str
+    """Name of the job; "federated" for that of `pipelines.federate`."""
     kind: Literal["federated", "baseline"]
+    """A baseline exchanges nothing."""
     server_round: int
+    """Number of the round, from 0."""
     num_rounds: int
+    """Rounds of the whole job."""
     metrics: Mapping[str, float]
     """Flat: of an evaluation `<model>.<metric>` and `silo.<name>.<metric>`; of training `train_loss` and
     `silo.<name>.train_loss`. Depends on seed and data alone."""
     participants: tuple[str, ...]
+    """Silos whose updates went into the round's model, sorted."""
     failures: tuple[tuple[str, str], ...]
     """(silo, why it did not take part), sorted."""
     bytes_sent: int
@@ -87,6 +93,17 @@ class RoundRecord:
     """(silo, why) of those that died and were started again; one that redid its round leaves no other trace."""
     notes: tuple[Mapping[str, object], ...] = field(default=(), repr=False, compare=False)
     """For the coordinator's ledger: what was received, and the digest of each model."""
+
+    def __repr__(self) -> str:
+        silos = ", ".join(self.participants) if len(self.participants) <= 4 else f"{len(self.participants)} silos"
+        failed = f", {len(self.failures)} failed" if self.failures else ""
+        which = f"{self.job}, round {self.server_round} of {self.num_rounds}, by {silos or 'no silo'}{failed}"
+        return f"RoundRecord({which}: {self.main_metrics})"
+
+    @property
+    def main_metrics(self) -> str:
+        """The metrics of the models, in one line; those of single silos are in `metrics`."""
+        return in_one_line({name: value for name, value in self.metrics.items() if not name.startswith("silo.")})
 
 
 def state_bytes(record: RoundRecord) -> int:

@@ -20,7 +20,7 @@ from ray_fed.federation.messages import Arrived, Died, JoinRefused, Raised, Rest
 
 @dataclass(frozen=True)
 class RoundRules:
-    """When a round is good enough, in Flower's words."""
+    """When a round is good enough, in Flower's words. ConfigError for a value out of its range."""
 
     fraction_fit: float = 1.0
     """Share of the silos chosen in a round."""

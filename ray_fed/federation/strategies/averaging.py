@@ -36,20 +36,26 @@ def fed_avg(num_parameters: int, updates: Iterable[Update]) -> Vector:
 
 @dataclass(frozen=True)
 class FedAvg:
-    """One global model, the weighted mean of Eq. (1)."""
+    """One global model, the sample-weighted mean of the silos' parameters: McMahan et al. 2017, Algorithm 1; Guo et al.
+    2022, Eq. (1)."""
 
     name: str = "federated"
+    """Name of the model, first part of its metrics' names."""
 
     def start(self, initial: Vector, silos: Sequence[str]) -> State:  # noqa: ARG002
+        """Return the initial vector as the state."""
         return {self.name: initial}
 
     def dispatch(self, state: State, silos: Sequence[str]) -> Mapping[str, Vector]:
+        """Return the global model, for every silo."""
         return dict.fromkeys(silos, state[self.name])
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> State:
+        """Return the weighted mean (see `fed_avg`); UpdateRejected for an update that cannot be averaged."""
         return {self.name: fed_avg(len(state[self.name]), updates)}
 
     def models(self, state: State) -> Models:
+        """Return the one model."""
         return state
 
 

@@ -1,7 +1,7 @@
 """The Python API: one call federates a task over silos, in this process or on Ray."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Training:
-    """How every silo trains, and how often they meet."""
+    """How every silo trains, and how often they meet. ConfigError for a number that is not positive."""
 
     rounds: int = 10
     """Exchanges in the whole run."""
@@ -33,12 +33,15 @@ class Training:
     batch_size: int = 32
     """Samples of one local step of a silo."""
     learning_rate: float = 1e-3
+    """Of every silo's own optimiser."""
     optimizer: Literal["adam", "sgd"] = "adam"
+    """What the silos train with."""
     optimizer_state: Literal["keep", "reset", "average"] = "keep"
     """Adam's moments at an exchange."""
     buffers: Literal["average", "local", "recompute"] = "average"
     """BatchNorm's running statistics at an exchange."""
     seed: int = 0
+    """Of initial weights, shuffles and the choice of silos."""
 
     def __post_init__(self) -> None:
         for name in ("rounds", "epochs", "batch_size", "learning_rate"):
@@ -56,10 +59,18 @@ class Training:
 class Federated:
     """What came out: the trained network and what happened in each round."""
 
-    module: nn.Module = field(repr=False)
+    module: nn.Module
     """The network with the global parameters, on the CPU, in evaluation mode."""
-    records: tuple[RoundRecord, ...] = field(repr=False)
-    agreement: Agreement = field(repr=False)
+    records: tuple[RoundRecord, ...]
+    """One per round; the first is the evaluation of the initial parameters, round 0."""
+    agreement: Agreement
+    """What the silos said about themselves before training."""
+
+    def __repr__(self) -> str:
+        last = self.records[-1]
+        size = sum(parameter.numel() for parameter in self.module.parameters())
+        what = f"{len(self.agreement.silos)} silos, {last.server_round} rounds, {size:,} parameters"
+        return f"Federated({what}: {last.main_metrics})"
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -67,7 +78,7 @@ class Federated:
         return dict(self.records[-1].metrics)
 
     def history(self) -> "pd.DataFrame":
-        """Return one row per round: metrics, participants, failures, bytes."""
+        """Return one row per round, indexed by its number: metrics, participants, failures, bytes sent."""
         import pandas as pd
 
         rows = [
@@ -97,6 +108,8 @@ def federate(
 ) -> Federated:
     """Train one network over all silos; their samples stay where they are.
 
+    strategy: a name that `make_strategy` knows, or an object with the methods of `Strategy`.
+    rules: when a round counts; by default every silo takes part, and failures are gone on without.
     test: a common test set, published by its owner; without one, models are marked on the silos' held-out samples.
     cohort: "ray" makes every silo an actor on the cluster at `address` ("local" starts a private one, or uses the one
     this process is connected to); "local" keeps all silos in this process, with bit-equal results.
