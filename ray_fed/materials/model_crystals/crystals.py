@@ -32,8 +32,8 @@ Chem. 34, 4935 (1995); with several it is the sum over the binary compounds they
 constant serves all structures if six-coordinate radii are used: ions polarise where the site is lopsided, which makes
 up for a small Madelung constant. That is p = 0, where all polymorphs are equal; p = 1 is the rigid point-ion crystal.
 p = 1/4 has the lowest rms error over the known compounds (made by tests/golden/make_ionic_data.py; numbers in the JSON
-beside the table). Covalent bonding, crystal-field energies and dispersion are not in the model: compounds of soft or highly
-charged cations come out too weakly bound, by 1 eV/atom and more.
+beside the table). Covalent bonding, crystal-field energies and dispersion are not in the model: compounds of soft or
+highly charged cations come out too weakly bound, by 1 eV/atom and more.
 """
 
 import json
