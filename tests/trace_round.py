@@ -1,6 +1,6 @@
 """The product's files and functions that one federated round enters, silos behind their gates, in one process.
 
-python -m tests.trace_round        prints them; tests/unit/test_round_path.py holds their number
+python -m tests.trace_round        prints them; tests/unit/test_house.py holds their number
 """
 
 import functools
