@@ -6,7 +6,6 @@ A plain class on a `Cohort`; it never holds a row. Everything it reports about a
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import TypeVar
 
 import numpy as np
@@ -101,7 +100,7 @@ class Coordinator:
         )
         try:
             for record in self._rounds(job, after_round, state):
-                yield reduce(lambda known, observer: observer.round_ended(known, job), self.observers, record)
+                yield self._shown(record, job)
         finally:
             self.cohort.close_session(job.name, job.silos)
 
@@ -115,6 +114,14 @@ class Coordinator:
             for silo, message in messages.items():
                 observer.message_received(silo, message, session)
         return messages
+
+    def _shown(self, record: RoundRecord, job: Job) -> RoundRecord:
+        """Return the record as the observers leave it; ConfigError names one that returns none."""
+        for observer in self.observers:
+            record = observer.round_ended(record, job)
+            if not isinstance(record, RoundRecord):
+                raise ConfigError(f"{type(observer).__name__}.round_ended must return its record, not {record!r}")
+        return record
 
     def _rounds(self, job: Job, after_round: int, state: State | None) -> Iterator[RoundRecord]:
         initial = self._initial_vector(job)

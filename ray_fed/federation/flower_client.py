@@ -29,7 +29,9 @@ from ray_fed.metrics import LOSS, MeanScores, Metric, regression_metrics
 
 Arrays = list[np.ndarray]
 USUAL_METRICS = (
-    LOSS, *(Metric(name, "", True, 4) for name in ("accuracy", "precision", "recall", "f1", "auc")),
+    LOSS, *(Metric(name, "", True, 4) for name in ("accuracy", "precision", "recall", "f1", "auc", "score")),
+    *(Metric(name, "", True, 4) for name in ("iou", "mean_iou", "dice")),
+    *(Metric(name, "", False, 4) for name in ("cross_entropy", "perplexity", "error", "test_loss")),
     *regression_metrics(), Metric("rmse", "", False, 4, "RMSE"),
 )  # fmt: skip
 """What clients written for Flower usually tell."""

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ray_fed.config import require
 from ray_fed.errors import DataError
 from ray_fed.federation.task import LocalRows, SiloSpec, Task, target_tensor
 from ray_fed.learning.steps import Loss
@@ -44,6 +45,11 @@ class TorchTask(Task):
     """What all silos must agree on; silos with another name are refused."""
     standardises: bool = False  # type: ignore[assignment]
     """Standardise the columns of x [samples, columns] over all silos before training."""
+
+    def __post_init__(self) -> None:
+        names = [metric.name for metric in self.metrics]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        require(not twice, f"scores: metrics {twice} are there twice ('{LOSS.name}' is the task's loss); rename them")
 
     def load(self, spec: SiloSpec) -> LocalRows:
         """Call `samples`; DataError names the silo when what it returns cannot be used."""

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from ray_fed.errors import DataError, SiloFailed, SiloRefused, UpdateRejected
+from ray_fed.errors import ConfigError, DataError, SiloFailed, SiloRefused, UpdateRejected
 from ray_fed.federation.cohort import LocalCohort, busy_seconds
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.messages import SessionSpec, Update
-from ray_fed.federation.rounds.job import Job, local_job
+from ray_fed.federation.rounds.job import Job, Observer, local_job
 from ray_fed.federation.silo import MOST_SESSIONS, Silo
 from ray_fed.federation.strategies import FedAvg, fed_avg
 from ray_fed.federation.task import SiloSpec
@@ -162,6 +162,27 @@ def test_sessions_are_closed_after_a_job_even_when_it_breaks_off():
     assert ours.cohort.silos["silo-1"].sessions
     rounds.close()
     assert not ours.cohort.silos["silo-1"].sessions
+
+
+class Forgetful(Observer):
+    def round_ended(self, record, job):  # type: ignore[override]
+        pass
+
+
+class Breaking(Observer):
+    def message_received(self, silo, message, session="", server_round=0):  # noqa: ARG002
+        if server_round == 2:
+            raise OSError(28, "no space left")
+
+
+def test_an_observer_that_raises_or_keeps_the_record_stops_the_run():
+    for observer, error, said in ((Forgetful(), ConfigError, "Forgetful.round_ended"), (Breaking(), OSError, "space")):
+        ours = coordinator()
+        ours.observers = (observer,)
+        ours.agree()
+        with pytest.raises(error, match=said):
+            list(ours.run(job()))
+        assert not ours.cohort.silos["silo-1"].sessions
 
 
 def test_a_silo_holds_a_bounded_number_of_sessions_and_room_comes_with_closing():

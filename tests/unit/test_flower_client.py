@@ -56,6 +56,12 @@ def test_an_unchanged_client_is_federated_with_its_own_weights_and_metrics():
     assert "federated.note" not in result.metrics
 
 
+def test_what_clients_usually_tell_may_leave_a_silo_without_being_named():
+    usual = {"accuracy", "auc", "iou", "mean_iou", "dice", "cross_entropy", "perplexity", "error", "score", "test_loss"}
+    assert usual <= {metric.name for metric in TASK.metrics}
+    assert len({metric.name for metric in TASK.metrics}) == len(TASK.metrics)
+
+
 def test_the_first_round_is_the_mean_that_flower_computes():
     """FedAvg by hand: each client from zero, weighted by the examples it reports."""
     answers = [LineClient(i).fit([np.array(array) for array in INITIAL], {}) for i in range(3)]

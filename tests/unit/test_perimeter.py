@@ -272,7 +272,7 @@ class Studio(Silo):
         return {"spectra": self.spectra}
 
     def spectra(self):
-        self.rows  # noqa: B018 - an honest studio looks at its rows, too
+        self.rows  # noqa: B018 - an honest silo looks at its rows, too
         return Artifact(self.spec.name, "spectra", 60, dict(self.facts), np.frombuffer(self.made(), np.uint8))
 
     def made(self):

@@ -132,6 +132,12 @@ def test_silos_need_names_of_their_own():
         train(silos=[])
 
 
+def test_a_score_named_as_another_metric_is_refused_because_it_would_stand_in_its_place():
+    for scores in ({"loss": hit}, {"hits": hit, Metric("hits", "%", True, 1): hit}):
+        with pytest.raises(ConfigError, match=f"'{next(iter(scores))}'.* are there twice"):
+            replace(TASK, scores=scores)
+
+
 def test_mean_scores_of_parts_add_up_to_those_of_the_whole():
     values = np.random.default_rng(0).normal(size=30)
     parts = [MeanScores.of({"loss": values[:7]}), MeanScores.of({"loss": values[7:]})]
