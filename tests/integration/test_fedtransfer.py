@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from ray.exceptions import RayActorError
 
 from actors.federation import silo_actors
 from pipelines.cli import main
@@ -123,6 +124,9 @@ def test_a_silo_that_died_between_two_methods_starts_again_with_the_styles_it_re
 
     before = trained()
     ray.kill(standing.handles["iron"])
+    with pytest.raises(RayActorError):  # a kill takes its time
+        while True:
+            ray.get(standing.handles["iron"].__ray_ready__.remote())
     after = trained()
     assert [record.server_round for record in before] == [0, 1, 2]
     assert before == after
