@@ -16,7 +16,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayE
 from actors.placement import actor_options
 from actors.session import INLINE_VARIABLE, RAYS_INLINE_BYTES
 from actors.silo import Handle, SiloActor
-from ray_fed.errors import FedError, SiloFailed, SiloRefused
+from ray_fed.errors import FedError, PerimeterRefused, SiloFailed, SiloRefused
 from ray_fed.federation.cohort import said_by
 from ray_fed.federation.coordinator import check_agreement
 from ray_fed.federation.messages import (
@@ -233,14 +233,19 @@ class RayCohort:
     def evaluate(
         self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
     ) -> dict[str, dict[str, Metrics]]:
-        """A silo that dies now is left out here; the rules hear of it when it is asked next."""
+        """A silo that dies now is left out here; the rules hear of it when it is asked next. PerimeterRefused where a
+        silo's gate keeps its metrics, such as one that its task did not declare: they would be missing to the end."""
         put = _put_once(models.values())
         vectors = [put[id(vector)] for vector in models.values()]
         refs = {name: self.silos[name].evaluate.remote(session, tuple(models), *vectors) for name in silos}
         found = {}
         for name, ref in refs.items():
             with contextlib.suppress(RayError):
-                found[name] = ray.get(ref, timeout=self.answer_timeout)
+                try:
+                    found[name] = ray.get(ref, timeout=self.answer_timeout)
+                except RayTaskError as error:
+                    if isinstance(error.cause, PerimeterRefused):
+                        raise error.cause from None
         return found
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from ray_fed.errors import DataError
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
+from ray_fed.metrics import MeanScores
 from ray_fed.randomness import generator
 
 
@@ -52,6 +53,13 @@ class SyntheticTask(Task):
         y = np.square(x).sum(axis=1) + 0.1 * random.normal(size=len(x))
         n = wanted.num_rows
         return LocalRows(x[:n], y[:n], x[n:], y[n:], {}, {"num_rows": n}, self.agreement())
+
+
+class UndeclaredMetric(SyntheticTask):
+    """Tells a number that it did not announce."""
+
+    def score(self, targets: np.ndarray, outputs: np.ndarray) -> MeanScores:  # noqa: ARG002
+        return MeanScores(len(targets), {"surprise": 0.0})
 
 
 def silos(*sizes: int, held_out: int = 0) -> list[SiloSpec]:

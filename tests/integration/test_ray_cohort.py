@@ -9,13 +9,13 @@ from actors.cohort import RayCohort, value_of
 from actors.federation import federation
 from actors.placement import NodeOffer, actor_options, settle
 from actors.silo import SiloActor
-from ray_fed.errors import DataError, PlacementError, SiloRefused
+from ray_fed.errors import DataError, PerimeterRefused, PlacementError, SiloRefused
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.rounds.job import Job, local_job
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
-from tests.synthetic import DrawnRows, SyntheticTask, silos
+from tests.synthetic import DrawnRows, SyntheticTask, UndeclaredMetric, silos
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -63,7 +63,7 @@ def test_a_silo_that_disagrees_is_refused_by_name_on_the_driver():
         for name, says in [("one", "synthetic"), ("two", "other")]
     }
     coordinator = Coordinator(RayCohort(actors), SyntheticTask(), ["one", "two"])
-    with pytest.raises(SiloRefused, match="silo 'two' refused"):
+    with pytest.raises(SiloRefused, match=r"silo 'two' refused"):
         coordinator.agree()
 
 
@@ -134,5 +134,14 @@ def test_a_silo_stands_at_its_site():
 def test_a_silo_that_was_started_elsewhere_refuses_to_open_its_data():
     spec = replace(silos(30)[0], site="elsewhere")
     actor = SiloActor.options(num_cpus=0.1).remote(spec, SyntheticTask())
-    with pytest.raises(PlacementError, match="silo 'silo-1' belongs to site 'elsewhere' but was started at site 'lab'"):
+    with pytest.raises(
+        PlacementError, match=r"silo 'silo-1' belongs to site 'elsewhere' but was started at site 'lab'"
+    ):
         RayCohort({"silo-1": actor}).open()
+
+
+def test_a_metric_that_the_task_did_not_declare_ends_the_run_instead_of_being_lost():
+    with federation(silos(40, 60, 25, held_out=12), UndeclaredMetric(), None, NAMES) as placed:
+        placed.coordinator.agree()
+        with pytest.raises(PerimeterRefused, match=r"silo 'silo-1': metrics refused .*1 of 1 names are not allowed"):
+            list(placed.coordinator.run(job()))
