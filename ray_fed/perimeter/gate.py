@@ -15,7 +15,8 @@ import numpy as np
 
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.messages import MaskedUpdate, Update, Vector
-from ray_fed.perimeter.ledger import MessageDigest
+from ray_fed.perimeter.ledger import MessageDigest, bytes_of
+from ray_fed.perimeter.plain import plain
 from ray_fed.perimeter.policy import DECLARED, Policy
 
 SMALL_BYTES = 1 << 16
@@ -39,6 +40,8 @@ class Request:
     """Names of the models it was sent to evaluate, or to search in."""
     per_source: bool = False
     """Whether the answer to a search may hold the errors of single sources."""
+    is_known: bool = False
+    """Whether who asks has the rows already, and showed it."""
 
 
 class MessageKind(NamedTuple):
@@ -49,6 +52,8 @@ class MessageKind(NamedTuple):
     """(gate, message, request) -> the message rebuilt from its checked parts, or PerimeterRefused."""
     digest: Callable[[str, Any], MessageDigest]
     """(name of the kind, message) -> its line in a ledger."""
+    parts: tuple[type, ...] = ()
+    """Classes of ours that a message may hold."""
     answers_queries: bool = False
     """Whether a silo may answer one of its further queries with it (`Silo.queries`)."""
 
@@ -66,12 +71,22 @@ class Gate:
         """Names that a metric may have: those the owner lists; those that the silo's description declares are added."""
         self.sent = 0
         """Bytes that have left in this run."""
+        self._messages = tuple(
+            {cls for kind in kinds.values() for cls in (kind.message_class, *kind.parts)} - {dict, tuple}
+        )
         self._round: tuple[str, int] = ("", 0)
         self._sent_in_round, self._received = 0, 0
 
+    def taken(self, answer: Any) -> Any:
+        """Return an answer as plain data (plain.py): all that the other methods may be given. For use inside the
+        boundary."""
+        return plain(answer, self._messages)
+
     def admit(self, message: Any, request: Request) -> Any:
         """Return the message rebuilt from its checked parts; PerimeterRefused with the first reason why it stays
-        inside. Nothing given is changed."""
+        inside. Nothing given is changed.
+
+        A reason is a fixed phrase with limits of ours; never a value, a count or a name of the message."""
         rebuilt = self.inspect(message, request)
         self._count(self._size_of(rebuilt, request.kind), request)
         return rebuilt
@@ -98,7 +113,7 @@ class Gate:
         """Refuse a session whose updates alone would break the budget, before it begins."""
         planned, left = num_rounds * num_bytes, self.policy.max_bytes_per_run - self.sent
         reason = f"its {num_rounds} updates have {planned} bytes, {left} are left of max_bytes_per_run"
-        self.require(planned <= left, f"session '{session}'", reason)
+        self.require(planned <= left, f"session '{session}'", reason)  # the coordinator's own numbers
 
     def _count(self, size: int, request: Request) -> None:
         """Refuse what exceeds the budget of the round or of the run; count the rest."""
@@ -107,9 +122,10 @@ class Gate:
         self._received = max(self._received, 0 if request.vector is None else request.vector.nbytes)
         in_round, in_run = self._sent_in_round + size, self.sent + size
         allowed, in_run_allowed = self._budget(), self.policy.max_bytes_per_run
-        reason = f"{in_round} bytes in one round are more than the {allowed} allowed"
+        reason = f"its bytes in one round are more than the {allowed} allowed"
         self.require(in_round <= allowed, request.kind, reason)
-        self.require(in_run <= in_run_allowed, request.kind, f"{in_run} bytes, max_bytes_per_run={in_run_allowed}")
+        reason = f"with it more bytes would leave than max_bytes_per_run={in_run_allowed}"
+        self.require(in_run <= in_run_allowed, request.kind, reason)
         self._sent_in_round, self.sent = in_round, in_run
 
     def _budget(self) -> int:
@@ -122,7 +138,7 @@ class Gate:
     def _size_of(self, rebuilt: Any, kind: str) -> int:
         """Return the bytes of a message as its digest counts them, without hashing an update."""
         if isinstance(rebuilt, Update | MaskedUpdate):
-            return rebuilt.num_bytes
+            return bytes_of(rebuilt)
         return self.digest(rebuilt, kind).num_bytes
 
 

@@ -21,7 +21,7 @@ OTHER_LINES = (
 """Kinds of line that are no message that left."""
 UPDATES = ("update", "masked")
 """Kinds of message that belong to a round."""
-COMPARED = ("kind", "session", "sha256", "bytes", "num_examples")
+COMPARED = ("kind", "session", "sha256", "message_sha256", "bytes", "num_examples")
 
 
 @dataclass(frozen=True)
