@@ -94,8 +94,8 @@ def with_state_folder(setup: Setup, folder: Path, run: str) -> Setup:
 
 
 def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
-    """Let silos that are actors keep ledgers of the run, and the evaluator a log: those of a private cluster in `folder`, those of a cluster we
-    join beside their states, unless their owners' site files name another place."""
+    """Let silos that are actors keep ledgers of the run, and the evaluator a log: those of a private cluster in
+    `folder`, those of a cluster we join beside their states, unless their owners' site files name another place."""
     if setup.config.cohort == "local":
         return setup  # silos within one process have no boundary
 

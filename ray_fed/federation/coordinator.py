@@ -87,6 +87,7 @@ class Coordinator:
         """
         if job.secure_threshold:
             require_sums_only(job.strategy, job.max_norm)
+        self._metric_names = frozenset(metric.name for metric in self.task.metrics)
         module = self.task.model(job.model_seed)
         plans = {silo: local_plan(job.strategy, plan, module) for silo, plan in job.plans.items()}
         job = replace(job, plans=plans)
@@ -241,8 +242,8 @@ class Coordinator:
         self, job: Job, models: Models, silos: Sequence[str]
     ) -> tuple[dict[str, Mapping[str, Metrics]], Mapping[str, str]]:
         """Return what each silo told of the models, and silo -> why of those whose answer cannot be used."""
-        names = [metric.name for metric in self.task.metrics]
-        by_silo, failed = sound_metrics(self.cohort.evaluate(job.name, silos, models), models, names)
+        told = self.cohort.evaluate(job.name, silos, models)
+        by_silo, failed = sound_metrics(told, models, self._metric_names)
         return self._observed(by_silo, job.name), failed
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray_fed.errors import ConfigError, DataError, Failure, FedError, PerimeterRefused, SiloFailed
+from ray_fed.errors import ConfigError, DataError, FailureKind, FedError, PerimeterRefused, SiloFailed
 from ray_fed.federation.task import SiloSpec
 from ray_fed.perimeter.error_policy import class_name_of, gates_refusal, reduced_error
 from ray_fed.perimeter.gate import Gate, MessageKinds, Request
@@ -32,7 +32,7 @@ EgressBlock = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
-class Raised:
+class ErrorInstead:
     """An error of the silo's code, in the place of its answer."""
 
     error: FedError
@@ -101,7 +101,7 @@ class EgressBoundary:
         try:
             return read_site(self.spec.name, path), None
         except FedError as error:
-            return Site(Policy(), "", path or site_path()), ConfigError(str(error), failure=Failure.SITE_FILE_WRONG)
+            return Site(Policy(), "", path or site_path()), ConfigError(str(error), failure=FailureKind.SITE_FILE_WRONG)
 
     def _build(self, make: Callable[[], None]) -> None:
         """Find or make the key before foreign code runs, then let `make` build the silo."""
@@ -118,7 +118,7 @@ class EgressBoundary:
             self._key = SigningKey.at(key_path(self.spec, self.site))
 
     def _run(self, doing: str, call: Callable[[], Answer], is_blocked: bool = True) -> Answer:
-        """Run the silo's code; return its answer as plain data (plain.py). What it raises stays here; a FedError that
+        """Run the silo's code; return its answer as plain data. What it raises stays here; a FedError that
         may cross is raised in its place.
 
         All that touches an object of the task's happens while the ways out are closed: taking the answer apart,
@@ -130,8 +130,8 @@ class EgressBoundary:
             with self._block() if is_blocked else contextlib.nullcontext():
                 outcome = self._outcome(doing, call)
         except PerimeterRefused as refusal:  # the block's own: it has no words of the task's
-            outcome = Raised(self._refused(doing, refusal))
-        if isinstance(outcome, Raised):
+            outcome = ErrorInstead(self._refused(doing, refusal))
+        if isinstance(outcome, ErrorInstead):
             raise outcome.error
         return outcome
 
@@ -139,7 +139,7 @@ class EgressBoundary:
         try:
             return self.gate.taken(call())
         except BaseException as error:  # SystemExit and the like carry words, too
-            return Raised(self._error_for_coordinator(doing, error))
+            return ErrorInstead(self._error_for_coordinator(doing, error))
 
     def _check(self, doing: str, check: Callable[[], Answer], request: Request | None = None) -> Answer:
         """Run code of the gate on plain data; its refusals cross as they are: fixed phrases and limits."""
@@ -212,7 +212,7 @@ class SiloLog:
         try:
             self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise DataError(f"{self.path}: {error.strerror}; remove it", failure=Failure.NO_ROOM) from error
+            raise DataError(f"{self.path}: {error.strerror}; remove it", failure=FailureKind.NO_ROOM) from error
         _require_own(os.fstat(self._handle), stat.S_ISREG, self.path)
 
     def write(self, doing: str, error: BaseException) -> str:
@@ -240,7 +240,7 @@ def _require_own(found: os.stat_result, is_right_kind: Callable[[int], bool], pa
     is_one = stat.S_ISDIR(found.st_mode) or found.st_nlink == 1
     if not (is_own and is_one):
         remedy = "it must be this account's own, no link, and for no other to write; remove it or chmod go-w"
-        raise DataError(f"{path}: {remedy}", failure=Failure.NO_ROOM)
+        raise DataError(f"{path}: {remedy}", failure=FailureKind.NO_ROOM)
 
 
 def _rules(site: Site) -> dict[str, object]:

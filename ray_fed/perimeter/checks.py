@@ -37,16 +37,15 @@ from ray_fed.federation.norms import distance
 from ray_fed.federation.reasons import OTHER, kind_of
 from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.metrics import METRIC_NAME, MeanScores, RegressionSums, Scores
+from ray_fed.perimeter.error_policy import REFERENCE
 from ray_fed.perimeter.gate import Gate, MessageKind, MessageKinds, Request
-from ray_fed.perimeter.ledger import MessageDigest, message_digest, vector_digest
+from ray_fed.perimeter.ledger import MessageDigest, bytes_of, message_digest, vector_digest
 from ray_fed.perimeter.policy import DECLARED
 from ray_fed.privacy.compression import rebuilt
 
 NAME = METRIC_NAME
 HASH = re.compile(r"[0-9a-f]{16}|[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}")
 DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]{1,3})?")
-LONGEST_WORD = 64
-LONGEST_TEXT = 300
 MAX_ENTRIES = 128
 MAX_METRICS = 64
 MAX_DIMENSIONS = 16
@@ -57,6 +56,8 @@ MAX_FACT = 1e100
 SEARCHED_TEXT_BYTES = 1 << 16
 FEW_NUMBERS = 3
 """So many of the rows' numbers in one message are no chance."""
+ANOTHER = "another one, "
+"""Before the reference of a text that stays in the silo's log."""
 REPEATS_ROWS = "it repeats values of the silo's rows"
 
 
@@ -86,7 +87,11 @@ def plain_number(gate: Gate, kind: str, value: Any, what: str = "a value", limit
 def _require_message(gate: Gate, kind: str, message: Any, cls: type) -> None:
     reason = f"the answer must be of class {cls.__name__} and hold nothing but its fields"
     gate.require(type(message) is cls, kind, reason)
-    gate.require(getattr(message, "silo", gate.silo) == gate.silo, kind, "it is in the name of another silo")
+    gate.require(_is_text(getattr(message, "silo", gate.silo), gate.silo), kind, "it is in the name of another silo")
+
+
+def _is_text(value: Any, wanted: str) -> bool:
+    return type(value) is str and value == wanted
 
 
 # ---- updates
@@ -230,16 +235,31 @@ def check_description(gate: Gate, description: Any, request: Request) -> SiloDes
     counts = (description.num_examples, description.num_held_out, *unreadable.values())
     for count in counts:
         gate.require(is_count(count), "description", "counts of rows must be whole numbers, 0 or more")
-    agreement = {_name(gate, key): _text(gate, value) for key, value in _mapping(gate, description.agreement).items()}
-    device, metrics = description.device, _declared_metrics(gate, description.metrics)
+    agreement = _mapping(gate, description.agreement)
+    are_known = all(_is_agreed(key, value, request.agreement) for key, value in agreement.items())
+    gate.require(are_known, "description", "what all must agree on is not what its task asks for")
+    device, metrics = description.device, _declared_metrics(gate, description.metrics, request.metrics)
     is_device = type(device) is str and DEVICE.fullmatch(device) is not None
     gate.require(is_device, "description", "its device is none")
-    _check_texts(gate, [*agreement.values(), *metrics])
+    limit = gate.policy.max_description_bytes
+    num_bytes = bytes_of((agreement, metrics, description.fingerprint))
+    gate.require(num_bytes <= limit, "description", f"it has more bytes than max_description_bytes={limit}")
+    texts = [*agreement.values(), *metrics]
+    gate.require(gate.row_matcher.numbers_in(texts) < FEW_NUMBERS, "description", REPEATS_ROWS)
     gate.metrics |= frozenset(metrics)
     return SiloDescription(
         gate.silo, description.num_examples, description.num_held_out, _known_reasons(unreadable), agreement,
         checked_fingerprint(gate, description.fingerprint), device, metrics=metrics,
     )  # fmt: skip
+
+
+def _is_agreed(key: Any, value: Any, wanted: Mapping[str, str]) -> bool:
+    """Whether a text is the one that all must have, or stands for another one."""
+    if type(key) is not str or key not in wanted or type(value) is not str:
+        return False
+    return value == wanted[key] or (
+        value.startswith(ANOTHER) and REFERENCE.fullmatch(value[len(ANOTHER) :]) is not None
+    )
 
 
 def _known_reasons(counts: Mapping[str, int]) -> dict[str, int]:
@@ -250,20 +270,13 @@ def _known_reasons(counts: Mapping[str, int]) -> dict[str, int]:
     return dict(known)
 
 
-def _declared_metrics(gate: Gate, names: Any) -> tuple[str, ...]:
+def _declared_metrics(gate: Gate, names: Any, declared: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of metrics that may be told from now on: where the owner lists names, those among them."""
     fits = type(names) is tuple and len(names) <= MAX_METRICS
     gate.require(fits, "description", f"a tuple of at most {MAX_METRICS} names of metrics is wanted")
     found = tuple(_name(gate, name) for name in names)
+    gate.require(set(found) <= set(declared), "description", "it has a metric that its task does not declare")
     return found if DECLARED in gate.policy.metrics else tuple(name for name in found if name in gate.metrics)
-
-
-def _check_texts(gate: Gate, texts: list[str]) -> None:
-    """All texts together must be short, and must not hold numbers of the rows."""
-    limit = gate.policy.max_description_bytes
-    reason = f"it has more bytes of text than max_description_bytes={limit}"
-    gate.require(sum(len(text.encode()) for text in texts) <= limit, "description", reason)
-    gate.require(gate.row_matcher.numbers_in(texts) < FEW_NUMBERS, "description", REPEATS_ROWS)
 
 
 def _mapping(gate: Gate, value: Any) -> Mapping[Any, Any]:
@@ -276,16 +289,6 @@ def _name(gate: Gate, value: Any) -> str:
     fits = type(value) is str and NAME.fullmatch(value) is not None
     gate.require(fits, "description", "a name must be up to 64 letters, digits, '_', '.', '-'")
     return value
-
-
-def _text(gate: Gate, value: Any) -> str:
-    """Return a text as one short line of words. A long word is a code, unless it is a hash."""
-    gate.require(type(value) is str, "description", "a text is wanted")
-    text = "".join(letter if letter.isprintable() else " " for letter in value[:LONGEST_TEXT])
-    for word in re.split(r"[\s,;:()\[\]/|=]+", text):
-        fits = len(word) <= LONGEST_WORD or HASH.fullmatch(word) is not None
-        gate.require(fits, "description", f"a word has more than {LONGEST_WORD} characters")
-    return text
 
 
 def checked_fingerprint(gate: Gate, fingerprint: Any) -> dict[str, object]:
@@ -317,7 +320,7 @@ def digest_description(kind: str, description: SiloDescription) -> MessageDigest
 def check_artifact(gate: Gate, artifact: Any, request: Request) -> Artifact:
     """What a silo made from its rows and hands on as bytes, such as a generator or spectra."""
     _require_message(gate, "artifact", artifact, Artifact)
-    gate.require(artifact.what == request.session, "artifact", "it answers another question")
+    gate.require(_is_text(artifact.what, request.session), "artifact", "it answers another question")
     require_rows(gate, "artifact", artifact.num_examples)
     gate.require(is_plain_array(artifact.data, np.uint8), "artifact", "its data must be one row of bytes")
     data, facts = artifact.data, artifact.facts

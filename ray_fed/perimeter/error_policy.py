@@ -14,7 +14,7 @@ from ray_fed.perimeter.policy import Policy
 
 KNOWN_MODULES = ("torch", "torch.cuda", "numpy.exceptions", "numpy.linalg", "pandas.errors")
 LONGEST = 2000
-REFERENCE = re.compile(r"reference ([0-9a-f]{12}) in the log of silo '([^']+)'")
+REFERENCE = re.compile(r"reference ([0-9a-f]{12}) in the log of silo '([^']+)' at its owner's")
 """What an error says of its number and of whose log has the rest."""
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from ray_fed.errors import DataError, Failure
+from ray_fed.errors import DataError, FailureKind
 from ray_fed.federation.messages import (
     Artifact,
     GradientObservation,
@@ -28,7 +28,7 @@ from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
-from ray_fed.perimeter.checks import KINDS, kind_of_answer, require_audit
+from ray_fed.perimeter.checks import ANOTHER, KINDS, kind_of_answer, require_audit
 from ray_fed.perimeter.error_policy import place_of_words
 from ray_fed.perimeter.gate import Request
 from ray_fed.privacy.signing import SigningKey
@@ -59,7 +59,7 @@ class GuardedSilo(EgressBoundary):
 
     def open(self) -> SiloDescription:
         doing = "opening its data"
-        return self._release(doing, self._opened(doing, lambda: self.silo.open()), Request("description"))
+        return self._release(doing, *self._opened(doing, lambda: self.silo.open()))
 
     def moments(self) -> ColumnMoments:
         return self._run_and_release("computing moments", lambda: self.silo.moments(), Request("moments"))
@@ -78,10 +78,10 @@ class GuardedSilo(EgressBoundary):
 
     def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
         doing = "starting again"
-        said = self._opened(doing, lambda: self.silo.restore(standardizer, sessions))
+        said, request = self._opened(doing, lambda: self.silo.restore(standardizer, sessions))
         self._rounds |= {spec.session: 0 for spec in sessions}
         # It does not leave once more, but what it declares counts for this process, too.
-        self._check(doing, lambda: self.gate.inspect(said, Request("description")))
+        self._check(doing, lambda: self.gate.inspect(said, request))
 
     def close_session(self, session: str) -> None:
         self._run("closing a session", lambda: self.silo.close_session(session))
@@ -152,35 +152,40 @@ class GuardedSilo(EgressBoundary):
         self.gate.require(agrees, "layout", "it is not the digest of the layout agreed on")
         self.gate.check_plan(spec.session, spec.plan.num_rounds, cast(int, num_bytes))
 
-    def _opened(self, doing: str, call: Callable[[], SiloDescription]) -> SiloDescription:
-        """Let the silo open its data; return its description as plain data, with nothing that names or counts the
-        owner's few rows, and let the gate know the rows."""
+    def _opened(self, doing: str, call: Callable[[], SiloDescription]) -> tuple[SiloDescription, Request]:
+        """Let the silo open its data, and the gate know the rows; return the description as plain data, and what the
+        gate must hold it against."""
         # Asked before there are rows, so that none can be in it.
-        expected = self._run(doing, lambda: dict(self.silo.task.agreement()))
+        expected, metrics = self._run(doing, self._declared)
+        request = Request("description", agreement=expected, metrics=metrics)
         said = self._run(doing, call)
         self._run(doing, self._add_rows)
         if type(said) is not SiloDescription:
-            return said  # the gate refuses it
+            return said, request  # the gate refuses it
         self._require_enough_rows(doing, said)
-        return replace(said, agreement=self._compared(said.agreement, expected))
+        return replace(said, agreement=self._compared(said.agreement, expected)), request
+
+    def _declared(self) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Return what the task wants all to agree on, and the names of its metrics."""
+        agreement = {str(key): str(text) for key, text in self.silo.task.agreement().items()}
+        return agreement, tuple(str(metric.name) for metric in self.silo.task.metrics)
 
     def _require_enough_rows(self, doing: str, said: SiloDescription) -> None:
         """A source with one row that fits a question and one with none must look the same."""
         counts = (said.num_examples, said.num_held_out)
         if all(type(count) is int for count in counts) and sum(counts) < self.site.policy.min_examples:
-            error = DataError(f"{counts} rows for training and evaluation", failure=Failure.TOO_FEW_ROWS)
+            error = DataError(f"{counts} rows for training and evaluation", failure=FailureKind.TOO_FEW_ROWS)
             raise self._error_for_coordinator(doing, error)
 
-    def _compared(self, agreement: Any, expected: Any) -> Any:
+    def _compared(self, agreement: Any, expected: Mapping[str, str]) -> Any:
         """Return what all must agree on, each text only where it is the one that the task wants: others may be names of
-        the owner's."""
-        if type(agreement) is not dict or type(expected) is not dict:
+        the owner's, and stay in the log."""
+        if type(agreement) is not dict:
             return agreement
-        return {key: value if value == expected.get(key) else self._another(key, value)
-                for key, value in agreement.items()}  # fmt: skip
+        return {key: text if text == expected.get(key) else self._another(key, text) for key, text in agreement.items()}
 
-    def _another(self, key: Any, value: Any) -> str:
-        return f"another one, {place_of_words(self.spec.name, self.log.note(f'{key}: {value}'))}"
+    def _another(self, key: Any, text: Any) -> str:
+        return ANOTHER + place_of_words(self.spec.name, self.log.note(f"{key}: {text}"))
 
     def _add_rows(self) -> None:
         """Show the gate the rows, raw and as the network sees them, so that it knows them when it sees them again."""

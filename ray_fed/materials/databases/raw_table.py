@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ray_fed.errors import DataError, Failure, quoted
+from ray_fed.errors import DataError, FailureKind, quoted
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class RawTable:
 
     def __post_init__(self) -> None:
         if self.num_rows == 0:
-            raise DataError(f"{self.source} is empty: it has no rows", failure=Failure.FILE_EMPTY)
+            raise DataError(f"{self.source} is empty: it has no rows", failure=FailureKind.FILE_EMPTY)
         twice = [name for name in dict.fromkeys(self.columns) if self.columns.count(name) > 1]
         if twice:
             raise DataError(
-                f"{self.source} has more than one column named {twice[0]!r}; rename them", failure=Failure.COLUMN_TWICE
+                f"{self.source} has more than one column named {twice[0]!r}; rename them",
+                failure=FailureKind.COLUMN_TWICE,
             )
 
 
@@ -59,19 +60,21 @@ def reading(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file or folder; check the path", failure=Failure.FILE_MISSING) from error
+        raise DataError(f"{path}: no such file or folder; check the path", failure=FailureKind.FILE_MISSING) from error
     except PermissionError as error:
         raise DataError(
-            f"{path} may not be read by this user; check its permissions", failure=Failure.FILE_UNREADABLE
+            f"{path} may not be read by this user; check its permissions", failure=FailureKind.FILE_UNREADABLE
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8, or is it another kind of file?",
-            failure=Failure.FILE_DAMAGED,
+            failure=FailureKind.FILE_DAMAGED,
         ) from error
     except (  # raised again as a DataError that names the file: these are what readers raise at damaged bytes
         OSError, ValueError, EOFError, NotImplementedError, LookupError, TypeError, RecursionError, MemoryError,
         zlib.error, csv.Error,
     ) as error:  # fmt: skip
         message = quoted(str(error) or type(error).__name__)
-        raise DataError(f"{path} cannot be read, it may be damaged: {message}", failure=Failure.FILE_DAMAGED) from error
+        raise DataError(
+            f"{path} cannot be read, it may be damaged: {message}", failure=FailureKind.FILE_DAMAGED
+        ) from error
