@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ray_fed.errors import FailureKind, SiloFailed
+from ray_fed.errors import Fault, SiloFailed
 from ray_fed.federation.messages import Artifact, MaskedUpdate, SessionSpec, Update
 from ray_fed.privacy.secure_sum.member import Keys, SecureMember
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
@@ -90,4 +90,4 @@ class SecureClient:
 
     def _failure(self, server_round: int, reason: str) -> SiloFailed:
         doing = f"secure aggregation in round {server_round}"
-        return SiloFailed(self.silo, doing, reason, failure=FailureKind.MASKS_FAILED)
+        return SiloFailed(self.silo, doing, reason, failure=Fault.MASKS_FAILED)

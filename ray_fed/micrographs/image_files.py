@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_fed.errors import DataError, FailureKind
+from ray_fed.errors import DataError, Fault
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.polycrystals import boundary_mask
 from ray_fed.micrographs.tiles import SiloTiles
@@ -75,7 +75,7 @@ def _pixels(path: Path, who: str, keep_palette: bool = False) -> np.ndarray:
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(
             f"{who}: {path} cannot be read as an image ({' '.join(str(error).split())})",
-            failure=FailureKind.FILE_DAMAGED,
+            failure=Fault.FILE_DAMAGED,
         ) from error
     if frames > 1:
         raise DataError(f"{who}: {path} holds {frames} images; save each as a file of its own")
@@ -87,7 +87,7 @@ def _tiff(path: Path, who: str, refusal: Exception) -> np.ndarray:
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise DataError(
             f"{who}: {path} is no image that can be read; save it again as PNG or TIFF",
-            failure=FailureKind.FILE_DAMAGED,
+            failure=Fault.FILE_DAMAGED,
         ) from refusal
     import tifffile
 
@@ -96,7 +96,7 @@ def _tiff(path: Path, who: str, refusal: Exception) -> np.ndarray:
     except Exception as error:  # tifffile raises whatever its codecs raise
         raise DataError(
             f"{who}: {path} is no image that can be read ({' '.join(str(error).split())})",
-            failure=FailureKind.FILE_DAMAGED,
+            failure=Fault.FILE_DAMAGED,
         ) from refusal
     if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
         return pixels
@@ -283,19 +283,17 @@ def _files(folder: Path, given: str, usual: Sequence[str], who: str, what: str) 
     if not folder.is_dir():
         raise DataError(
             f"{who}: {folder} is not a folder; it should hold {' and '.join(('images/', 'labels/'))}",
-            failure=FailureKind.FILE_MISSING,
+            failure=Fault.FILE_MISSING,
         )
     there = [folder / name for name in ([given] if given else usual) if (folder / name).is_dir()]
     if not there:
         raise DataError(
             f"{who}: {folder} has no subfolder {given or ' or '.join(usual)}; name it with {what}=",
-            failure=FailureKind.FILE_MISSING,
+            failure=Fault.FILE_MISSING,
         )
     files = sorted(path for path in there[0].iterdir() if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise DataError(
-            f"{who}: {there[0]} holds no image files ({', '.join(SUFFIXES)})", failure=FailureKind.FILE_EMPTY
-        )
+        raise DataError(f"{who}: {there[0]} holds no image files ({', '.join(SUFFIXES)})", failure=Fault.FILE_EMPTY)
     found: dict[str, Path] = {}
     for path in files:
         if path.stem in found:
@@ -313,13 +311,13 @@ def _sources(folder: Path, stems: Sequence[str], pattern: str, who: str) -> dict
     with index.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"name", "source_image"} <= set(rows[0]):
-        raise DataError(f"{who}: {index} needs the columns name and source_image", failure=FailureKind.COLUMN_MISSING)
+        raise DataError(f"{who}: {index} needs the columns name and source_image", failure=Fault.COLUMN_MISSING)
     known = {row["name"]: row["source_image"] for row in rows}
     missing = [stem for stem in stems if stem not in known]
     if missing:
         raise DataError(
             f"{who}: {index} has no line for '{missing[0]}' ({len(missing)} such images); add them",
-            failure=FailureKind.COLUMN_MISSING,
+            failure=Fault.COLUMN_MISSING,
         )
     return {stem: known[stem] for stem in stems}
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray_fed.errors import ConfigError, DataError, FailureKind, FedError, PerimeterRefused, SiloFailed
+from ray_fed.errors import ConfigError, DataError, Fault, FedError, PerimeterRefused, SiloFailed
 from ray_fed.federation.task import SiloSpec
 from ray_fed.perimeter.error_policy import class_name_of, gates_refusal, reduced_error
 from ray_fed.perimeter.gate import Gate, MessageKinds, Request
@@ -101,7 +101,7 @@ class EgressBoundary:
         try:
             return read_site(self.spec.name, path), None
         except FedError as error:
-            return Site(Policy(), "", path or site_path()), ConfigError(str(error), failure=FailureKind.SITE_FILE_WRONG)
+            return Site(Policy(), "", path or site_path()), ConfigError(str(error), failure=Fault.SITE_FILE_WRONG)
 
     def _build(self, make: Callable[[], None]) -> None:
         """Find or make the key before foreign code runs, then let `make` build the silo."""
@@ -212,7 +212,7 @@ class SiloLog:
         try:
             self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise DataError(f"{self.path}: {error.strerror}; remove it", failure=FailureKind.NO_ROOM) from error
+            raise DataError(f"{self.path}: {error.strerror}; remove it", failure=Fault.NO_ROOM) from error
         _require_own(os.fstat(self._handle), stat.S_ISREG, self.path)
 
     def write(self, doing: str, error: BaseException) -> str:
@@ -240,7 +240,7 @@ def _require_own(found: os.stat_result, is_right_kind: Callable[[int], bool], pa
     is_one = stat.S_ISDIR(found.st_mode) or found.st_nlink == 1
     if not (is_own and is_one):
         remedy = "it must be this account's own, no link, and for no other to write; remove it or chmod go-w"
-        raise DataError(f"{path}: {remedy}", failure=FailureKind.NO_ROOM)
+        raise DataError(f"{path}: {remedy}", failure=Fault.NO_ROOM)
 
 
 def _rules(site: Site) -> dict[str, object]:

@@ -130,7 +130,7 @@ def test_names_of_metrics_count_among_the_bytes_of_a_description(site):
     site.write_text("perimeter: {max_description_bytes: 200}")
     opened(NamingTask())
     with pytest.raises(PerimeterRefused, match="max_description_bytes=200"):
-        opened(NamingTask(tuple(Metric(f"{i:02d}".join("ab") * 10, "", True, 2) for i in range(20))))
+        opened(NamingTask(declared=tuple(Metric(f"{i:02d}".join("ab") * 10, "", True, 2) for i in range(20))))
 
 
 @pytest.mark.parametrize("name", ["", "2nd", "a\n", "a/b", "é", "m" * 65, *RESERVED])

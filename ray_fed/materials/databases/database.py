@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ray_fed.errors import DataError, FailureKind, quoted
+from ray_fed.errors import DataError, Fault, quoted
 from ray_fed.materials.databases.columns import (
     LATTICE_ROLES,
     canonical_target,
@@ -102,9 +102,7 @@ def _open(source: Source) -> Database:
     frame = crystal_frame(table, source)
     if all(frame["reason"]):
         counted = "; ".join(f"{count} x {reason}" for reason, count in list(reason_counts(frame).items())[:5])
-        raise DataError(
-            f"{table.source} has no usable row of {len(frame)}: {counted}", failure=FailureKind.TOO_FEW_ROWS
-        )
+        raise DataError(f"{table.source} has no usable row of {len(frame)}: {counted}", failure=Fault.TOO_FEW_ROWS)
     name = canonical_target(source.target) if source.target else ""
     unit = source.unit or (unit_of_target(name) if name else "")
     return Database(frame, name, unit, _fingerprint(frame, f"{name} [{unit}]"))
@@ -116,7 +114,7 @@ def _embedded_table(source: Source) -> RawTable:
     if source.target is not None and canonical_target(source.target) != EMBEDDED_TARGET:
         raise DataError(
             f"the embedded data have no {source.target!r}; their only target is {EMBEDDED_TARGET!r}",
-            failure=FailureKind.COLUMN_MISSING,
+            failure=Fault.COLUMN_MISSING,
         )
     options = {} if source.rows is None else {"num_rows": source.rows}
     frame = make_model_crystals(**options, seed=source.seed)
@@ -226,12 +224,12 @@ def _chosen_positions(table: RawTable, source: Source) -> np.ndarray:
             there = counted_values(column)
             raise DataError(
                 f"{table.source}: where {name}={value!r} matches no row; the column holds: {there}",
-                failure=FailureKind.TOO_FEW_ROWS,
+                failure=Fault.TOO_FEW_ROWS,
             )
         chosen &= found
     if not chosen.any():
         conditions = " and ".join(f"{name}={value!r}" for name, value in source.where)
-        raise DataError(f"{table.source}: no row meets all of where {conditions}", failure=FailureKind.TOO_FEW_ROWS)
+        raise DataError(f"{table.source}: no row meets all of where {conditions}", failure=Fault.TOO_FEW_ROWS)
     return np.flatnonzero(chosen)[: source.rows]
 
 

@@ -31,7 +31,7 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from ray_fed.errors import FailureKind, SiloFailed
+from ray_fed.errors import Fault, SiloFailed
 from ray_fed.privacy.secure_sum import ring, shamir
 from ray_fed.privacy.secure_sum.masks import KEY_BYTES, add_mask, mask_key, public_key, shared_key
 from ray_fed.privacy.signing import SigningKey, is_signed
@@ -187,7 +187,7 @@ class SecureMember:
 
     def _failure(self, reason: str) -> SiloFailed:
         doing = f"secure aggregation in round {self.server_round}"
-        return SiloFailed(self.silo, doing, reason, failure=FailureKind.MASKS_FAILED)
+        return SiloFailed(self.silo, doing, reason, failure=Fault.MASKS_FAILED)
 
 
 def purpose(session: str, server_round: int, *what: str) -> bytes:
