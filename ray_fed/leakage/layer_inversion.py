@@ -57,7 +57,7 @@ def is_chain(observation: AttackObservation) -> bool:
     )
     known = all(isinstance(layer, (PatchConv2d, nn.Linear, nn.Flatten, *ACTIVATIONS)) for layer in layers)
     weighted = [layer for layer in layers if isinstance(layer, PatchConv2d | nn.Linear)]
-    single = knows.samples == 1 and knows.local_steps == 1
+    single = knows.batch_size == 1 and knows.local_steps == 1
     return bool(single and known and weighted and layers[-1] is weighted[-1] and _fits(weighted))
 
 
