@@ -37,11 +37,7 @@ def select_rows(frame: pd.DataFrame, num_rows: int, seed: int) -> np.ndarray:
 
 
 def split_rows(
-    frame: pd.DataFrame,
-    test_rows: int | None = None,
-    test_fraction: float | None = None,
-    how: str = "grouped",
-    seed: int = 0,
+    frame: pd.DataFrame, test_rows: int, how: str = "grouped", seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (train, test): all usable rows, divided.
 
@@ -49,32 +45,21 @@ def split_rows(
              as near to it as whole formulas allow; of two as near, the smaller one.
     random   rows one by one, as in Guo et al. 2022; always exact.
 
-    ConfigError unless exactly one of `test_rows` and `test_fraction` is given and both sides get a row.
+    ConfigError unless both sides get a row.
     """
     rows = usable_rows(frame)
-    wanted = _test_size(len(rows), test_rows, test_fraction)
+    if not 0 < test_rows < len(rows):
+        raise ConfigError(f"test_rows={test_rows} leaves no row for one side; there are {len(rows)} usable rows")
     random = generator(seed, "split", how)
     if how == "random":
         order = random.permutation(len(rows))
-        chosen = np.isin(np.arange(len(rows)), order[:wanted])
+        chosen = np.isin(np.arange(len(rows)), order[:test_rows])
     elif how == "grouped":
         groups = _numbered(composition_keys(frame["formula"].iloc[rows].tolist()))
-        chosen = choose_groups(np.bincount(groups), wanted, random)[groups]
+        chosen = choose_groups(np.bincount(groups), test_rows, random)[groups]
     else:
         raise ConfigError(f"split={how!r} must be grouped or random")
     return rows[~chosen], rows[chosen]
-
-
-def _test_size(num_rows: int, test_rows: int | None, test_fraction: float | None) -> int:
-    if (test_rows is None) == (test_fraction is None):
-        raise ConfigError(f"test_rows={test_rows} and test_fraction={test_fraction}: give exactly one of them")
-    wanted = int(test_rows or 0)
-    if test_fraction is not None:
-        wanted = round(num_rows * test_fraction) if 0 < test_fraction < 1 else 0
-    if not 0 < wanted < num_rows:
-        name, value = ("test_fraction", test_fraction) if test_fraction is not None else ("test_rows", test_rows)
-        raise ConfigError(f"{name}={value} leaves no row for one side; there are {num_rows} usable rows")
-    return wanted
 
 
 def choose_groups(sizes: np.ndarray, wanted: int, random: np.random.Generator) -> np.ndarray:
@@ -165,15 +150,12 @@ class Shares:
 def partition_rows(
     frame: pd.DataFrame,
     train_index: np.ndarray,
-    how: str = "size",
-    sizes: Sequence[int] | None = None,
-    num_silos: int | None = None,
+    how: str,
+    sizes: Sequence[int],
     seed: int = 0,
     alpha: float = 0.5,
 ) -> dict[str, np.ndarray]:
-    """Deal the rows `train_index` to silos: {"silo-1": rows, "silo-2": ...}, disjoint.
-
-    Either `sizes` (rows of each silo) or `num_silos` (equal shares of all rows) is given.
+    """Deal the rows `train_index` to silos of these sizes: {"silo-1": rows, "silo-2": ...}, disjoint.
 
     how               who gets what                                                          `sizes` are met
     size              any row, at random                                                     exactly
@@ -189,7 +171,7 @@ def partition_rows(
     Rows that sizes leave over stay with nobody. ConfigError where sizes sum to more than there are rows.
     """
     rows = _checked_rows(frame, train_index)
-    shares = _shares(len(rows), sizes, num_silos)
+    shares = _shares(len(rows), sizes)
     random = generator(seed, "partition", how)
     silo_of_row = _silo_of_each_row(frame.iloc[rows], how, shares, alpha, random)
     parts = {f"silo-{silo + 1}": rows[silo_of_row == silo] for silo in range(shares.num_silos)}
@@ -206,14 +188,7 @@ def _checked_rows(frame: pd.DataFrame, train_index: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _shares(num_rows: int, sizes: Sequence[int] | None, num_silos: int | None) -> Shares:
-    if (sizes is None) == (num_silos is None):
-        raise ConfigError(f"sizes={sizes} and num_silos={num_silos}: give exactly one of them")
-    if num_silos is not None:
-        if not 1 <= num_silos <= num_rows:
-            raise ConfigError(f"num_silos={num_silos} must lie between 1 and {num_rows}, the number of rows")
-        sizes = [num_rows // num_silos + (silo < num_rows % num_silos) for silo in range(num_silos)]
-    assert sizes is not None
+def _shares(num_rows: int, sizes: Sequence[int]) -> Shares:
     listed = ", ".join(map(str, sizes))
     if not sizes or min(sizes) < 1:
         raise ConfigError(f"sizes={listed or 'none'}: every silo needs 1 row or more; use fewer silos or more data")

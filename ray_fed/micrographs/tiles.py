@@ -9,7 +9,6 @@ import torch
 
 from ray_fed.errors import DataError
 from ray_fed.micrographs.micrograph_set import MicrographSet
-from ray_fed.micrographs.polycrystals import StyleName, polycrystal_set
 
 
 def augmented(
@@ -74,26 +73,6 @@ class TileSource(Protocol):
     def open(self, silo: str) -> SiloTiles:
         """Read or make the tiles; DataError names the silo and the file."""
         ...
-
-
-@dataclass(frozen=True)
-class PolycrystalTileSource:
-    """Synthetic polycrystals as a silo's own data: no files, the same on every machine."""
-
-    style: StyleName
-    seed: int = 0
-    size: int = 128
-    gap: float = 1.0
-    num_train: int = 64
-    num_validation: int = 16
-    first: int = 0
-    """Index of the first image; ranges that do not overlap are different data."""
-    spacing: float = 30.0
-
-    def open(self, silo: str) -> SiloTiles:
-        count = self.num_train + self.num_validation
-        tiles = polycrystal_set(self.style, self.seed, count, self.size, self.gap, self.first, self.spacing, silo)
-        return SiloTiles(tiles.subset(range(self.num_train)), tiles.subset(range(self.num_train, count)))
 
 
 @dataclass(frozen=True)

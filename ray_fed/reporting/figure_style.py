@@ -80,9 +80,12 @@ def as_label(name: object, width: int = 28, lines: int = 2) -> str:
     return drawn.replace("$", r"\$")
 
 
-def legend_outside(axes: "Axes", handles: Sequence[object], names: Sequence[str], **place: object) -> None:
-    """Add a legend whose entries may start with "_", which matplotlib takes for "hide this"."""
-    legend = axes.legend(handles, ["-"] * len(names), fontsize=TICK_SIZE, frameon=False, **place)  # type: ignore
+def legend_outside(axes: "Axes", handles: Sequence[object], names: Sequence[str], away: float = 1.02) -> None:
+    """Add a legend on the right, `away` widths of the axes from their left edge. Its entries may start with "_", which
+    matplotlib takes for "hide this"."""
+    legend = axes.legend(
+        handles, ["-"] * len(names), fontsize=TICK_SIZE, frameon=False, loc="center left", bbox_to_anchor=(away, 0.5)
+    )  # type: ignore
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(as_label(name))
 

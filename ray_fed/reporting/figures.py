@@ -299,7 +299,7 @@ def learning_curves_figure(
     dress(axes, grid="both")
     axes.set_xlabel(x_label, fontsize=LABEL_SIZE, color=INK)
     axes.set_ylabel(f"Test {as_label(metric.heading)}", fontsize=LABEL_SIZE, color=INK)
-    legend_outside(axes, lines, list(curves), loc="center left", bbox_to_anchor=(1.01, 0.5))
+    legend_outside(axes, lines, list(curves), away=1.01)
     return figure
 
 

@@ -6,7 +6,7 @@ Eq. 6  G* = min max     discriminator_loss for D, generator_loss for G, in turn
 Eq. 7  + ||y - G(x)||_1 l1_weight in StylePlan; the paper gives no factor, pix2pix takes 100
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -57,10 +57,6 @@ def _towards(kind: Adversary, logits: torch.Tensor, goal: float) -> torch.Tensor
     if kind == "least_squares":
         return functional.mse_loss(logits, goals)
     return functional.binary_cross_entropy_with_logits(logits, goals)
-
-
-EpochListener = Callable[[int, dict[str, float]], None]
-"""Told the number of the epoch, from 1 on, and its mean losses."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +120,11 @@ class Pairs:
     """float16 [n, 2, h, w], light and line, measured in the images."""
 
     @classmethod
-    def of(cls, images: np.ndarray, masks: np.ndarray, device: str = "cpu", search_bands: bool = True) -> "Pairs":
+    def of(cls, images: np.ndarray, masks: np.ndarray, device: str = "cpu") -> "Pairs":
         maps = GrainMaps.of(masks)
         fields, light = measured_fields(images, masks)
         even = images - light.numpy()
-        features, statistics = measured(even, maps.grains.numpy(), maps.shapes.numpy(), search_bands)
+        features, statistics = measured(even, maps.grains.numpy(), maps.shapes.numpy())
         there = GrainMaps(*(part.to(device) for part in (maps.boundary, maps.grains, maps.shapes)))
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
         return cls(there, pixels, torch.from_numpy(features).to(device), statistics, fields.half().to(device))
@@ -155,7 +151,7 @@ class GeneratorTraining:
         self.optimizers = [_adam(self.generator, plan), _adam(self.discriminator, plan)]
         self.draws = torch.Generator(device).manual_seed(derived_seed(seed, "generator inputs"))
 
-    def run(self, listen: EpochListener | None = None) -> tuple[nn.Module, list[dict[str, float]]]:
+    def run(self) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train for the plan's epochs."""
         history = []
         for epoch in range(1, self.plan.epochs + 1):
@@ -163,8 +159,6 @@ class GeneratorTraining:
             steps = [self.step(index, *symmetry) for index, symmetry in self._batches(epoch)]
             # Read once per epoch: a number per step would make a GPU wait for every one of them.
             history.append({name: float(torch.stack([step[name] for step in steps]).mean()) for name in steps[0]})
-            if listen:
-                listen(epoch, history[-1])
         return self.generator.eval(), history
 
     def step(self, index: torch.Tensor, quarter_turns: int = 0, mirrored: bool = False) -> dict[str, torch.Tensor]:
