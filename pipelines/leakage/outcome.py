@@ -155,16 +155,14 @@ class LeakageOutcome:
                     f"grid-{slug}", grid_figure(data, snapshots(self.config.budget), first, _clearest(first))
                 )
                 made[f"final-{slug}"] = self._save(f"final-{slug}", final_figure(data, first))
-        for quantity in ("mse", "loss"):
-            curves = {data: self._curves(data, quantity, methods) for data, methods in self.compared().items()}
-            curves = {data: lines for data, lines in curves.items() if lines}
-            if curves:
-                made[quantity] = self._save(quantity, curves_figure(curves, quantity))
-        phases = {
-            data: self._both(methods, group=COMPARE, data=self.data[data]) for data, methods in self.compared().items()
-        }
-        if any(phases.values()):
-            made["phase"] = self._save("phase", phase_figure({data: lines for data, lines in phases.items() if lines}))
+        phases = {data: lines for data, lines in self._curves().items() if lines}
+        for quantity in ("mse", "loss") if phases else ():
+            curves = {
+                data: {name: arrays[quantity] for name, arrays in lines.items()} for data, lines in phases.items()
+            }
+            made[quantity] = self._save(quantity, curves_figure(curves, quantity))
+        if phases:
+            made["phase"] = self._save("phase", phase_figure(phases))
         drawn = {
             (name, rate): arrays
             for name, rate in self.rates()
@@ -183,9 +181,10 @@ class LeakageOutcome:
             if arrays["mse"] is not None
         }
 
-    def _curves(self, data: str, quantity: str, methods: Mapping[str, MethodResult]) -> dict[str, np.ndarray]:
-        found = {name: self._stacked(quantity, group=COMPARE, data=self.data[data], attack=name) for name in methods}
-        return {name: values for name, values in found.items() if values is not None}
+    def _curves(self) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+        """Return data -> attack -> mse and loss of the main comparison."""
+        known = self.compared().items()
+        return {data: self._both(methods, group=COMPARE, data=self.data[data]) for data, methods in known}
 
     def _save(self, name: str, figure) -> Path:
         return save_figure(figure, self.directory.figures / f"{name}.png")
@@ -194,9 +193,9 @@ class LeakageOutcome:
         with EventLog(self.directory.tensorboard) as log:
             for name, path in figures.items():
                 log.image(name, path)
-            for data, methods in self.compared().items():
-                for name, values in self._curves(data, "mse", methods).items():
-                    middle = np.median(np.where(np.isfinite(values), values, 1e6), axis=0)
+            for data, methods in self._curves().items():
+                for name, arrays in methods.items():
+                    middle = np.median(np.where(np.isfinite(arrays["mse"]), arrays["mse"], 1e6), axis=0)
                     for evaluation in range(0, len(middle), max(1, len(middle) // 100)):
                         log.scalar(f"{_slug(data)}/mse/{name}", middle[evaluation], evaluation + 1)
 

@@ -31,7 +31,6 @@ class MethodResult:
     labels_right: float
     diverged: int
     median_psnr: float
-    median_ssim: float | None
     seconds: float
     """Per attack, on one core."""
 
@@ -52,7 +51,6 @@ def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
 def summarise(rows: Sequence[Row], seconds: Mapping[str, float]) -> MethodResult:
     """Sum up rows of one attack; `seconds` are those of each job, by key."""
     ran = [row for row in rows if "failed" not in row]
-    similar = [number(row, "ssim") for row in ran if row["ssim"] is not None]
     jobs = {str(row["job"]) for row in rows}
     spent = sum(seconds.get(job, 0.0) for job in jobs)
     return MethodResult(
@@ -65,7 +63,6 @@ def summarise(rows: Sequence[Row], seconds: Mapping[str, float]) -> MethodResult
         sum(number(row, "labels_right") for row in ran) / max(1, len(ran)),
         sum(bool(row["diverged"]) for row in ran),
         median([number(row, "psnr") for row in ran] or [float("nan")]),
-        median(similar) if similar else None,
         spent / max(1, len(rows)),
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ class Trial:
 
     def label(self) -> str:
         """What a person calls the point: "communication_frequency=0.25"."""
-        return ", ".join(f"{field}={_shown(value)}" for field, value in self.point) or "default"
+        return ", ".join(f"{field}={shown(value)}" for field, value in self.point) or "default"
 
 
 def configured(base: FormationEnergyConfig, trial: Trial) -> FormationEnergyConfig:
@@ -156,5 +156,6 @@ def _sweepable(field: str, where: str) -> Any:
     return hints[field]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as people read it."""
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -97,12 +97,11 @@ def label_counts(observations: Sequence[AttackObservation], rule: str = "closed_
 def _surrogate_outputs(observations: Sequence[AttackObservation]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean softmax output [n, num_classes] and mean sum of last features [n] for inputs around the middle."""
     knows = observations[0].knows
-    low, high = knows.value_range
     draw = torch.Generator().manual_seed(0)
     # Nearly constant inputs of different brightness: what an image looks like to a first guess.
     brightness = torch.rand(NUM_SURROGATES, *[1 for _ in knows.input_shape], generator=draw)
     noise = torch.rand(NUM_SURROGATES, *knows.input_shape, generator=draw)
-    inputs = (low + (high - low) * (0.75 * brightness + 0.25 * noise)).to(observations[0].parameters[0])
+    inputs = (0.75 * brightness + 0.25 * noise).to(observations[0].parameters[0])
     found = [_outputs_and_features(one, inputs) for one in observations]
     return torch.stack([mean for mean, _ in found]), torch.stack([total for _, total in found])
 

@@ -84,7 +84,7 @@ class Knowledge:
     """What the attacker knows besides the message. Nothing else about the samples reaches an attack."""
 
     input_shape: tuple[int, ...]
-    """Of one sample, e.g. (1, 28, 28)."""
+    """Of one sample, e.g. (1, 28, 28); its values lie in [0, 1]."""
     num_classes: int
     """Size of the label space; 1 for regression."""
     batch_size: int = 1
@@ -93,8 +93,6 @@ class Knowledge:
     """Local steps E between the parameters sent and those returned; each step sees the whole batch."""
     learning_rate: float | None = None
     """Of the local SGD steps; None: the message is a gradient."""
-    value_range: tuple[float, float] = (0.0, 1.0)
-    """Range of the inputs' values."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "local_steps"):

@@ -15,8 +15,7 @@ from ray_fed.leakage.optimizers import Adam, Lbfgs
 from ray_fed.randomness import derived_seed
 
 SPREAD, BATCH_SPREAD = 0.02, 0.2
-"""Standard deviation of a grey start, as a share of the value range, of one image and of each of a batch: images that
-start together stay together."""
+"""Standard deviation of a grey start, of one image and of each of a batch: images that start together stay together."""
 
 
 def start_inputs(observations: Sequence[AttackObservation], attack: Attack, seeds: Sequence[int]) -> list[torch.Tensor]:
@@ -46,9 +45,7 @@ def _noise(observation: AttackObservation, attack: Attack, seed: int) -> torch.T
     noise = torch.randn(knows.batch_size, *knows.input_shape, generator=draw)
     if attack.start == "normal":
         return noise
-    low, high = knows.value_range
-    spread = SPREAD if knows.batch_size == 1 else BATCH_SPREAD
-    return (low + high) / 2 + spread * (high - low) * noise
+    return 0.5 + (SPREAD if knows.batch_size == 1 else BATCH_SPREAD) * noise
 
 
 def _finite(wanted: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
@@ -103,7 +100,7 @@ def reconstruct(
         return _stage(observations, exact, budget, seeds, observer).result()
     smooth = _stage(observations, replace(exact, total_variation=weight), budget // 2, seeds, observer)
     spent = int(smooth.evaluations.max())
-    later = _later(observer, spent) if observer else None
+    later = (lambda evaluation, *values: observer(spent + evaluation, *values)) if observer else None
     run = _stage(observations, exact, budget - spent, seeds, later, smooth.variables)
     return replace(run.result(), evaluations=smooth.evaluations + run.evaluations)
 
@@ -121,7 +118,7 @@ def _stage(
     run = _Run(problem, budget, observer)
     if begin is None:
         begin = problem.encode(run.best_of(start_inputs(observations, attack, seeds), seeds), seeds)
-    run.drive(_optimizer(attack, begin, budget, observations[0].knows.value_range, problem))
+    run.drive(_optimizer(attack, begin, budget, problem))
     return run
 
 
@@ -129,10 +126,6 @@ def _suited(attack: Attack, observation: AttackObservation) -> Attack:
     """A clipped message has lost its length: an attack that may fits it."""
     clipped = any(name.startswith("clip") for name in observation.defences)
     return replace(attack, distance="scaled") if attack.fits_scale and clipped else attack
-
-
-def _later(observer: Observer, spent: int) -> Observer:
-    return lambda evaluation, *values: observer(spent + evaluation, *values)
 
 
 def with_restarts(
@@ -299,10 +292,8 @@ class _Run:
         return Reconstruction(inputs, labels, self.best, self.evaluations, diverged)
 
 
-def _optimizer(
-    attack: Attack, start: torch.Tensor, budget: int, bounds: tuple[float, float], problem: Problem
-) -> Lbfgs | Adam:
+def _optimizer(attack: Attack, start: torch.Tensor, budget: int, problem: Problem) -> Lbfgs | Adam:
     if attack.optimizer in ("lbfgs", "lbfgs_wolfe"):
         return Lbfgs(start, attack.learning_rate, attack.history, attack.optimizer == "lbfgs_wolfe")
-    clamp = bounds if attack.clamp and not problem.joint else None
+    clamp = (0.0, 1.0) if attack.clamp and not problem.joint else None
     return Adam(start, attack.learning_rate, attack.optimizer == "signed_adam", budget, clamp)

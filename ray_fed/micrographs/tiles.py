@@ -24,7 +24,7 @@ def augmented(
     flips = rng.integers(0, 2, len(images))
     both = torch.stack([images, masks], 1)
     both = torch.stack(
-        [_turned(tile, int(turn), bool(flip)) for tile, turn, flip in zip(both, turns, flips, strict=True)]
+        [turned(tile, int(turn), bool(flip)) for tile, turn, flip in zip(both, turns, flips, strict=True)]
     )
     images, masks = both[:, 0].contiguous(), both[:, 1].contiguous()
     for image in images:
@@ -33,9 +33,10 @@ def augmented(
     return images, masks
 
 
-def _turned(tile: torch.Tensor, quarter_turns: int, flip: bool) -> torch.Tensor:
-    tile = torch.rot90(tile, quarter_turns, (-2, -1)) if quarter_turns else tile
-    return tile.flip(-1) if flip else tile
+def turned(x: torch.Tensor, quarter_turns: int, mirrored: bool) -> torch.Tensor:
+    """Return [..., h, w] turned by quarters and mirrored: one of the eight symmetries of a square image."""
+    x = torch.rot90(x, quarter_turns, (-2, -1)) if quarter_turns % 4 else x
+    return x.flip(-1) if mirrored else x
 
 
 def _erase(image: torch.Tensor, rng: np.random.Generator) -> None:

@@ -14,6 +14,7 @@ g(r) = N(r, r + dr) / (4 pi r² dr rho)      N: mean number of neighbours of an 
 """
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -221,13 +222,9 @@ def formulas_of_smiles(smiles: Sequence[str]) -> list[str | None]:
 
     molecules = [_molecule(text) for text in smiles]
     # CalcMolFormula writes dummy atoms as "*" or "*2" and a charge at the end.
-    return [None if molecule is None else _plain_formula(CalcMolFormula(molecule)) for molecule in molecules]
-
-
-def _plain_formula(formula: str) -> str:
-    import re
-
-    return re.sub(r"\*\d*|[+-]\d*$", "", formula)
+    return [
+        None if molecule is None else re.sub(r"\*\d*|[+-]\d*$", "", CalcMolFormula(molecule)) for molecule in molecules
+    ]
 
 
 def _molecule(smiles: object) -> Any:

@@ -124,18 +124,15 @@ def _round_up(width: float) -> float:
 
 def _density(x: np.ndarray, y: np.ndarray, limits: tuple[float, float], cell: float) -> np.ndarray:
     """Return for each point how many points share its cell, smoothed over the neighbouring cells; [rows]."""
+    from scipy.ndimage import correlate1d
+
     edges = np.arange(limits[0] - 2 * cell, limits[1] + 3 * cell, cell)
     counts, _, _ = np.histogram2d(x, y, bins=(edges, edges))
-    smooth = _binomial_blur(_binomial_blur(counts).T).T
+    kernel = np.array([1, 2, 1]) / 4
+    smooth = correlate1d(correlate1d(counts, kernel, 0, mode="constant"), kernel, 1, mode="constant")
     column = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(edges) - 2)
     row = np.clip(np.searchsorted(edges, y, side="right") - 1, 0, len(edges) - 2)
     return smooth[column, row]
-
-
-def _binomial_blur(counts: np.ndarray) -> np.ndarray:
-    """Blur along the first axis with (1, 2, 1)/4."""
-    padded = np.pad(counts, ((1, 1), (0, 0)))
-    return (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
 
 
 def _density_norm(densities: Sequence[np.ndarray]):
@@ -170,13 +167,10 @@ def _parity_panel(axes: "Axes", panel: ParityPanel, pairs, density, limits, norm
     axes.locator_params(nbins=6)
     axes.set_title(as_label(letter + panel.title, width=30), fontsize=TITLE_SIZE, color=INK, loc="left")
     outside = int(((y < limits[0]) | (y > limits[1])).sum())
-    axes.text(0.045, 0.955, _scores(panel), transform=axes.transAxes, ha="left", va="top", fontsize=10, color=INK,
+    scores = "\n".join(_score(metric, value) for metric, value in panel.scores.items())
+    axes.text(0.045, 0.955, scores, transform=axes.transAxes, ha="left", va="top", fontsize=10, color=INK,
               linespacing=1.35, zorder=4)  # fmt: skip
     _note(axes, len(x), len(np.ravel(panel.y_true)) - len(x), outside)
-
-
-def _scores(panel: ParityPanel) -> str:
-    return "\n".join(_score(metric, value) for metric, value in panel.scores.items())
 
 
 def _score(metric: Metric, value: float) -> str:

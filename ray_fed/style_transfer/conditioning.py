@@ -160,9 +160,3 @@ def _measured(grains: np.ndarray, most: int) -> np.ndarray:
     safe = np.maximum(area, 1)
     row, column = (np.bincount(grains.ravel(), where.ravel(), most + 1) / safe for where in (rows, columns))
     return np.stack([row, column, np.maximum(np.sqrt(area / np.pi), 1.0)], 1).astype(np.float32)
-
-
-def turned(x: torch.Tensor, quarter_turns: int, mirrored: bool) -> torch.Tensor:
-    """Return [..., h, w] turned by quarters and mirrored: one of the eight symmetries of a square image."""
-    x = torch.rot90(x, quarter_turns, (-2, -1)) if quarter_turns % 4 else x
-    return x.flip(-1) if mirrored else x

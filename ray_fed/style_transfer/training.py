@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn import functional
 
 from ray_fed.config import require, unknown_name
+from ray_fed.micrographs.tiles import turned
 from ray_fed.randomness import derived_seed, generator
-from ray_fed.style_transfer.conditioning import GrainMaps, turned
+from ray_fed.style_transfer.conditioning import GrainMaps
 from ray_fed.style_transfer.image_features import GrainStatistics, measured, measured_fields
 from ray_fed.style_transfer.networks import Features, GeneratorSpec, new_discriminator, new_generator
 
@@ -216,10 +217,6 @@ def _halves(features: list, half: int) -> list[list[torch.Tensor]]:
 
 def autocast(device: torch.device, wanted: bool = True) -> AbstractContextManager:
     """Compute in bfloat16 where the device is faster that way: GPUs, and CPUs with matrix units for it."""
-    if wanted and (device.type == "cuda" or _has_bf16_units()):
+    if wanted and (device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
-
-
-def _has_bf16_units() -> bool:
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))

@@ -1,5 +1,6 @@
 """Micrographs: synthetic ones, folders of files, and splits by micrograph."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def test_masks_that_hold_something_else_than_0_and_1_are_refused():
 
 
 def test_pooled_tiles_know_their_silo_and_lose_a_pixel_size_that_is_not_common():
-    north, south = tiles_of(1, 1).renamed("north"), tiles_of(1).renamed("south")
+    north, south = replace(tiles_of(1, 1), name="north"), replace(tiles_of(1), name="south")
     pool = joined("all", [north, south])
     assert pool.sources == ("north/0", "north/1", "south/0")
     assert pool.pixel_size_um is None
