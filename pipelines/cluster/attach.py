@@ -44,8 +44,8 @@ def follow(directory: RunDirectory, wait: Callable[[], object]) -> Iterator[tupl
         history = directory.read_history()
         timing = directory.read_timing()
         for number in range(told, len(history)):
-            known: Mapping[str, Any] = timing[number] if number < len(timing) else {}
-            yield history[number], float(known.get("total", 0.0))
+            seconds: Any = timing[number].get("total", 0.0) if number < len(timing) else 0.0
+            yield history[number], float(seconds)
         told = len(history)
         if not is_worked_on:
             return

@@ -17,6 +17,7 @@ from pipelines.leakage.margins import Margin, margins
 from pipelines.leakage.margins import as_row as margin_row
 from pipelines.leakage.results import HEADER, HEADER_SAYS, MethodResult, Row, number, select, summarise, table_cells
 from pipelines.leakage.verdicts import ClaimVerdict, verdicts
+from ray_fed.leakage.fidelity import wilson_interval
 from ray_fed.leakage.observation import AttackObservation, Knowledge
 from ray_fed.leakage.study import drawn_images
 from ray_fed.leakage.tabular_study import TabularLeak
@@ -119,7 +120,7 @@ class LeakageOutcome:
         summary["attacks.failed"] = sum("failed" in row for row in self.rows)
         for data, methods in self.compared().items():
             for name, result in methods.items():
-                low, high = result.exact_interval
+                low, high = wilson_interval(result.exact, result.samples)
                 summary |= {
                     f"{data}.{name}.below_1e-2": result.near, f"{data}.{name}.below_1e-3": result.exact,
                     f"{data}.{name}.samples": result.samples, f"{data}.{name}.below_1e-3.low": low,

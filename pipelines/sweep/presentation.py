@@ -134,7 +134,10 @@ def _pareto(points: Sequence[PointSummary]) -> Any:
 def _heat(trials: Sequence[Trial], points: Sequence[PointSummary], varied: Sequence[str]) -> Any:
     places = {trial.label(): dict(trial.point) for trial in trials}
     ours = [(places[point.label], point) for point in points]
-    rows, columns = (sorted({place[field] for place, _ in ours}, key=_order) for field in (varied[1], varied[0]))
+    rows, columns = (
+        sorted({place[field] for place, _ in ours}, key=lambda one: (isinstance(one, str), one))
+        for field in (varied[1], varied[0])
+    )
     values = np.full((len(rows), len(columns)), np.nan)
     for place, point in ours:
         values[rows.index(place[varied[1]]), columns.index(place[varied[0]])] = point.mean
@@ -149,7 +152,3 @@ def _names(points: Sequence[PointSummary]) -> dict[str, str]:
 
 def _words(field: str) -> str:
     return field.replace("_", " ")
-
-
-def _order(value: Any) -> tuple[bool, Any]:
-    return isinstance(value, str), value

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from actors.federation import federation
@@ -83,7 +84,9 @@ def _write_beginning(sweep: Sweep, agreement: Agreement) -> None:
     directory, found = sweep.directory, fingerprints(agreement)
     if sweep.is_resumed:
         _check_data(directory, found)
-    directory.write_config(sweep.what_is_asked())
+    # All that is needed to take the sweep up again.
+    asked = {"command": sweep.command, "sweep": asdict(sweep.config), "base": asdict(sweep.setup.config)}
+    directory.write_config(asked)
     directory.write_environment({name: silo.device for name, silo in agreement.silos.items()})
     directory.write_data(found)
 

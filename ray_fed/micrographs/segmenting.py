@@ -57,13 +57,8 @@ LINES = (213, 94, 0)
 
 def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the micrograph uint8 [H, W] as RGB [H, W, 3] with the boundaries of `mask` [H, W] drawn as thin lines."""
-    painted = np.repeat(image[..., None], 3, 2)
-    painted[thinned(mask)] = LINES
-    return painted
-
-
-def thinned(mask: np.ndarray) -> np.ndarray:
-    """Return the middle lines of boundaries, bool [H, W]; loose ends stay."""
     from skimage.morphology import skeletonize
 
-    return skeletonize(mask > 0)
+    painted = np.repeat(image[..., None], 3, 2)
+    painted[skeletonize(mask > 0)] = LINES
+    return painted

@@ -7,7 +7,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from ray_fed.errors import DataError
 from ray_fed.micrographs.micrograph_set import MicrographSet
 
 
@@ -82,9 +81,7 @@ class SetSource:
 
     tiles: SiloTiles
 
-    def open(self, silo: str) -> SiloTiles:
-        if len(self.tiles.train) == 0:
-            raise DataError(f"silo '{silo}': no tiles to train on")
+    def open(self, silo: str) -> SiloTiles:  # noqa: ARG002
         return self.tiles
 
 

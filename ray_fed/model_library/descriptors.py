@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -140,10 +140,7 @@ class RadialDistribution(Descriptor):
     """Radial distribution function of a crystal (XenonPy's grid: 201 points to 20 Å)."""
 
     name: str = "rdf"
-
-    @property
-    def column(self) -> str:
-        return "numbers"
+    column: ClassVar = "numbers"
 
     def transform(self, frame: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
         return radial_distributions(frame)
@@ -160,10 +157,7 @@ class Fingerprint(Descriptor):
     """Bits of a molecule, from RDKit."""
 
     name: str
-
-    @property
-    def column(self) -> str:
-        return "smiles"
+    column: ClassVar = "smiles"
 
     def transform(self, frame: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
         generate = _bit_generator(self.name)

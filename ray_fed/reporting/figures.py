@@ -225,16 +225,14 @@ def _density_bar(figure: "Figure", beside: "list[Axes]", norm, cell: float, unit
 def bars_figure(
     names: Sequence[str],
     panels: Mapping[Metric, tuple[Sequence[float], Sequence[float] | None]],
-    highlight: str | Sequence[str] = ("federated",),
     repeats: int | None = None,
 ) -> "Figure":
     """Draw the metrics of each model side by side, error bars over seeds, values at the bars' ends.
 
     panels: metric -> (means, standard deviations), each [models]; None for them means one seed, NaN a model without a
-    value. The bars lie down: names of any length keep their line. `highlight` names the federated models.
+    value. The bars lie down: names of any length keep their line.
     """
-    chosen = {highlight} if isinstance(highlight, str) else set(highlight)
-    colours = [FEDERATED if name in chosen else POOLED if name == "pooled" else SILO for name in names]
+    colours = [{"federated": FEDERATED, "pooled": POOLED}.get(name, SILO) for name in names]
     figure = new_figure(max(6.0, 4.7 * len(panels)), 1.35 + 0.46 * len(names))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     spread = f", mean ± std of {repeats} seeds" if repeats and repeats > 1 else ""
@@ -245,7 +243,7 @@ def bars_figure(
     left.set_yticks(range(len(names)), [as_label(name, width=30) for name in names])
     left.invert_yaxis()
     for label, name in zip(left.get_yticklabels(), names, strict=True):
-        label.set_fontweight("bold" if name in chosen else "normal")
+        label.set_fontweight("bold" if name == "federated" else "normal")
     return figure
 
 
@@ -279,16 +277,14 @@ def learning_curves_figure(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     metric: Metric,
     x_label: str = "Communication round",
-    log_y: bool = True,
-    highlight: str | Sequence[str] = ("federated",),
 ) -> "Figure":
     """Draw one line per model: name -> (rounds or epochs, values of the metric); NaN leaves a gap. The axis is
     logarithmic for errors only, where they are above 0."""
     figure = new_figure(7.6, 4.2)
     axes = figure.subplots()
-    looks = _line_looks(list(curves), {highlight} if isinstance(highlight, str) else set(highlight))
+    looks = _line_looks(list(curves))
     lines = [_curve(axes, looks[name], x, y) for name, (x, y) in curves.items()]
-    if log_y and not metric.higher_is_better and any(np.any(np.asarray(y, np.float64) > 0) for _, y in curves.values()):
+    if not metric.higher_is_better and any(np.any(np.asarray(y, np.float64) > 0) for _, y in curves.values()):
         _log_scale(axes)
     dress(axes, grid="both")
     axes.set_xlabel(x_label, fontsize=LABEL_SIZE, color=INK)
@@ -297,15 +293,17 @@ def learning_curves_figure(
     return figure
 
 
-def _line_looks(names: Sequence[str], highlight: set[str]) -> dict[str, dict[str, object]]:
+def _line_looks(names: Sequence[str]) -> dict[str, dict[str, object]]:
     """Return name -> line properties: federated and pooled as in the bars, the others told by hue and dashes."""
-    others = [name for name in names if name not in highlight and name != "pooled"]
+    others = [name for name in names if name not in ("federated", "pooled")]
     looks: dict[str, dict[str, object]] = {
         name: {"color": LINE_COLOURS[i % len(LINE_COLOURS)], "linestyle": LINE_STYLES[i % len(LINE_STYLES)]}
         for i, name in enumerate(others)
     }
-    looks |= {name: {"color": FEDERATED, "linestyle": "-", "linewidth": 2.6, "zorder": 3} for name in highlight}
-    return looks | {"pooled": {"color": POOLED, "linestyle": "--", "linewidth": 2.2, "zorder": 4}}
+    return looks | {
+        "federated": {"color": FEDERATED, "linestyle": "-", "linewidth": 2.6, "zorder": 3},
+        "pooled": {"color": POOLED, "linestyle": "--", "linewidth": 2.2, "zorder": 4},
+    }
 
 
 def _curve(axes: "Axes", look: Mapping[str, object], x: Sequence[float], y: Sequence[float]):

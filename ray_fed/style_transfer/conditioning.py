@@ -78,7 +78,7 @@ class GrainMaps:
     @classmethod
     def of(cls, masks: np.ndarray, device: str = "cpu") -> "GrainMaps":
         """Measure labels uint8 [n, h, w], 1 = boundary; grains are 4-connected."""
-        grains = np.stack([_numbered(mask) for mask in masks])
+        grains = np.stack([ndimage.label(mask == 0)[0].astype(np.int32) for mask in masks])  # type: ignore[misc]
         most = int(grains.max())
         shapes = np.stack([_measured(grain, most) for grain in grains])
         return cls(*(torch.from_numpy(part).to(device) for part in (np.ascontiguousarray(masks), grains, shapes)))
@@ -145,12 +145,6 @@ class GrainMaps:
 def _spread(tables: torch.Tensor, grains: torch.Tensor) -> torch.Tensor:
     """Spread values per grain [..., grains] over the pixels [..., h, w]."""
     return tables.gather(-1, grains.flatten(-2)).view(grains.shape)
-
-
-def _numbered(mask: np.ndarray) -> np.ndarray:
-    """Return int32 [h, w]: the number of each pixel's grain, 0 on a boundary."""
-    grains, _ = ndimage.label(mask == 0)  # type: ignore[misc]
-    return grains.astype(np.int32)
 
 
 def _measured(grains: np.ndarray, most: int) -> np.ndarray:

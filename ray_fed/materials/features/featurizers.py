@@ -19,7 +19,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from ray_fed.errors import DataError
-from ray_fed.materials.features.feature_sets import FeatureSet, GuoFeatures, RichFeatures, checked
+from ray_fed.materials.features.feature_sets import FEATURE_SETS, FeatureSet, GuoFeatures, RichFeatures, checked
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +86,8 @@ class RichFeaturizer(CrystalFeaturizer, RichFeatures):
 
 
 FEATURIZERS: Mapping[str, tuple[type[CrystalFeaturizer], Mapping[str, object]]] = {
-    "guo73": (GuoFeaturizer, {}),
-    "guo65": (GuoFeaturizer, {"structure": "none"}),
-    "rich": (RichFeaturizer, {}),
-    "rich+structure": (RichFeaturizer, {"structure": "as_given"}),
+    name: (GuoFeaturizer if kind is GuoFeatures else RichFeaturizer, implied)
+    for name, (kind, implied) in FEATURE_SETS.items()
 }
 """Featurizers by name, with the options that the name implies."""
 
