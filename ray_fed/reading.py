@@ -110,9 +110,24 @@ def plain_within_bounds(value: Any, refuse_infinite: bool = True) -> Any:
     raise ValueError(f"it nests deeper than {MAX_DEPTH} levels")
 
 
+class _ShallowLoader(yaml.SafeLoader):
+    """Stops at the level that is too deep: PyYAML needs a time that grows with the square of the levels."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise ValueError(f"it nests deeper than {MAX_DEPTH} levels")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
 def _yaml_within_bounds(text: str | bytes) -> Any:
     """Return the value of a YAML text; what its aliases and merges come to is counted before they are carried out."""
-    loader = yaml.SafeLoader(text)
+    loader = _ShallowLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
