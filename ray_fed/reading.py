@@ -27,7 +27,7 @@ MAX_BITS = 64
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file to be read; OSError, also for what is no regular file: a pipe would make us wait, a device never end."""
+    """Open a file to be read; OSError, also for what is no regular file: a pipe would let us wait, a device not end."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -162,5 +162,3 @@ def _refuse_number(name: str) -> float:
 
 def _reason(error: Exception) -> str:
     return "it nests too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())[:200]
-
-

@@ -37,7 +37,7 @@ YAML = {
 
 @pytest.mark.parametrize("what", JSON)
 def test_bad_json_is_one_line(what):
-    with pytest.raises(DataError, match="^here is not the JSON it should be .*; get it again") as caught:
+    with pytest.raises(DataError, match=r"^here is not the JSON it should be .*; get it again") as caught:
         parse_json(JSON[what], "here")
     assert len(str(caught.value)) < 400
 
@@ -45,7 +45,7 @@ def test_bad_json_is_one_line(what):
 @pytest.mark.parametrize("what", YAML)
 def test_bad_yaml_is_one_line_and_costs_little_memory(what):
     tracemalloc.start()
-    with pytest.raises(DataError, match="^here is not the YAML it should be .*; was it edited"):
+    with pytest.raises(DataError, match=r"^here is not the YAML it should be .*; was it edited"):
         parse_yaml(YAML[what], "here")
     assert tracemalloc.get_traced_memory()[1] < 2**28
     tracemalloc.stop()
@@ -66,7 +66,7 @@ def test_a_device_a_pipe_and_a_folder_are_no_files(tmp_path, read):
     (tmp_path / "link").symlink_to("/dev/zero")
     for path in (tmp_path / "pipe", tmp_path / "link", tmp_path):
         before = time.monotonic()
-        with pytest.raises((DataError, OSError), match="no regular file|cannot be read"):
+        with pytest.raises((DataError, OSError), match=r"no regular file|cannot be read"):
             read(path)
         assert time.monotonic() - before < 60, "it would wait for ever"
 
