@@ -12,13 +12,13 @@
 
 Constructor arguments equal `Exception.args`, so an error that crosses a process boundary arrives as itself. Messages
 name the silo or the row, the value, and the next step. Words may name rows, columns and paths of an owner: across a
-silo's boundary only the error's `Fault` goes, one of a few fixed phrases.
+silo's boundary only the error's `Trouble` goes, one of a few fixed phrases.
 """
 
 from enum import Enum
 
 
-class Fault(Enum):
+class Trouble(Enum):
     """What went wrong, in words that hold nothing of an owner: all that an error in a silo says outside of it."""
 
     FILE_MISSING = "a file or folder is not there"
@@ -55,9 +55,9 @@ class FedError(Exception):
     """Base of the tree; `exit_code` is what the command line returns for it, `failure` what its words come to."""
 
     exit_code = 1
-    failure = Fault.CODE_FAILED
+    failure = Trouble.CODE_FAILED
 
-    def __init__(self, *args: object, failure: Fault | None = None):
+    def __init__(self, *args: object, failure: Trouble | None = None):
         super().__init__(*args)
         if failure is not None:  # kept among the instance's attributes, which pickling takes along
             self.failure = failure
@@ -67,14 +67,14 @@ class ConfigError(FedError, ValueError):
     """A configuration value is wrong: `ConfigError("learning_rate=-0.1 must be positive")`."""
 
     exit_code = 2
-    failure = Fault.OPTION_WRONG
+    failure = Trouble.OPTION_WRONG
 
 
 class DataError(FedError, ValueError):
     """A data source cannot be used: `DataError("silo 'mit': a.csv has no column 'formula'; it has: x, y")`."""
 
     exit_code = 2
-    failure = Fault.DATA_UNUSABLE
+    failure = Trouble.DATA_UNUSABLE
 
 
 class PlacementError(FedError):
@@ -119,7 +119,7 @@ class UpdateRejected(FedError):
 class PerimeterRefused(FedError):
     """The gate inside a silo did not let a message out. Args are (silo, kind of message, reason)."""
 
-    failure = Fault.REFUSED
+    failure = Trouble.REFUSED
 
     def __init__(self, silo: str, kind: str, reason: str):
         super().__init__(silo, kind, reason)
@@ -143,7 +143,7 @@ class QuorumLost(FedError):
 class SiloFailed(FedError):
     """A silo died or raised. Args are (silo, what it did, reason)."""
 
-    def __init__(self, silo: str, doing: str, reason: str, *, failure: Fault | None = None):
+    def __init__(self, silo: str, doing: str, reason: str, *, failure: Trouble | None = None):
         super().__init__(silo, doing, reason, failure=failure)
         self.silo = silo
 
@@ -154,19 +154,19 @@ class SiloFailed(FedError):
 
 
 FAILURES = (
-    (FileNotFoundError, Fault.FILE_MISSING), (NotADirectoryError, Fault.FILE_MISSING),
-    (ImportError, Fault.PACKAGE_MISSING), (MemoryError, Fault.OUT_OF_MEMORY),
-    (OSError, Fault.FILE_UNREADABLE), (LookupError, Fault.COLUMN_MISSING),
-    (OverflowError, Fault.VALUE_UNUSABLE), (ValueError, Fault.VALUE_UNUSABLE),
+    (FileNotFoundError, Trouble.FILE_MISSING), (NotADirectoryError, Trouble.FILE_MISSING),
+    (ImportError, Trouble.PACKAGE_MISSING), (MemoryError, Trouble.OUT_OF_MEMORY),
+    (OSError, Trouble.FILE_UNREADABLE), (LookupError, Trouble.COLUMN_MISSING),
+    (OverflowError, Trouble.VALUE_UNUSABLE), (ValueError, Trouble.VALUE_UNUSABLE),
 )  # fmt: skip
 """What the errors of others come to; the first that fits counts."""
 
 
-def failure_of(error: BaseException) -> Fault:
+def failure_of(error: BaseException) -> Trouble:
     """Return what an error comes to, without its words."""
     if isinstance(error, FedError):
-        return error.failure if type(error.failure) is Fault else Fault.CODE_FAILED
-    return next((failure for cls, failure in FAILURES if isinstance(error, cls)), Fault.CODE_FAILED)
+        return error.failure if type(error.failure) is Trouble else Trouble.CODE_FAILED
+    return next((failure for cls, failure in FAILURES if isinstance(error, cls)), Trouble.CODE_FAILED)
 
 
 def quoted(value: object) -> str:

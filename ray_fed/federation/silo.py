@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_fed.errors import Fault, SiloFailed
+from ray_fed.errors import SiloFailed, Trouble
 from ray_fed.federation.messages import MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.federation.secure_client import QUERIES as SECURE_QUERIES
 from ray_fed.federation.secure_client import SecureClient
@@ -63,7 +63,7 @@ class Silo:
     def rows(self) -> LocalRows:
         if self._rows is None:
             reason = "its data are not open yet; call open() first"
-            raise SiloFailed(self.spec.name, "answering", reason, failure=Fault.NOT_OPEN)
+            raise SiloFailed(self.spec.name, "answering", reason, failure=Trouble.NOT_OPEN)
         return self._rows
 
     def moments(self) -> ColumnMoments:
@@ -78,19 +78,19 @@ class Silo:
     def samples(self) -> Samples:
         if self._samples is None:
             reason = "its samples are not prepared yet; call prepare() first"
-            raise SiloFailed(self.spec.name, "answering", reason, failure=Fault.NOT_OPEN)
+            raise SiloFailed(self.spec.name, "answering", reason, failure=Trouble.NOT_OPEN)
         return self._samples
 
     def open_session(self, spec: SessionSpec) -> str:
         """Make the trainer of a session; returns the layout digest for comparison."""
         if spec.session not in self.sessions and len(self.sessions) >= MOST_SESSIONS:
             reason = f"it has {len(self.sessions)} open already, and that is the most; close one"
-            raise SiloFailed(self.spec.name, "opening a session", reason, failure=Fault.TOO_MANY_SESSIONS)
+            raise SiloFailed(self.spec.name, "opening a session", reason, failure=Trouble.TOO_MANY_SESSIONS)
         trainer = self.make_trainer(spec)
         digest = trainer.layout.digest
         if digest != spec.layout_digest:
-            reason = Fault.OTHER_NETWORK.value
-            raise SiloFailed(self.spec.name, "opening a session", reason, failure=Fault.OTHER_NETWORK)
+            reason = Trouble.OTHER_NETWORK.value
+            raise SiloFailed(self.spec.name, "opening a session", reason, failure=Trouble.OTHER_NETWORK)
         self.sessions[spec.session] = trainer
         if spec.plan.private:
             self._spent[spec.session] = Spent(spec.plan.private, self.spec.state_folder, self.spec.name, spec.session)
@@ -169,7 +169,7 @@ class Silo:
         queries = self.queries()
         if query not in queries:
             known = f"it knows {sorted(queries)}"
-            raise SiloFailed(self.spec.name, f"answering '{query}'", known, failure=Fault.UNKNOWN_QUERY)
+            raise SiloFailed(self.spec.name, f"answering '{query}'", known, failure=Trouble.UNKNOWN_QUERY)
         return queries[query](*given)
 
     def queries(self) -> Mapping[str, Callable[..., Any]]:
@@ -180,7 +180,7 @@ class Silo:
     def _session(self, session: str) -> Trainer:
         if session not in self.sessions:
             reason = f"no session '{session}'; open: {sorted(self.sessions)}"
-            raise SiloFailed(self.spec.name, "answering", reason, failure=Fault.NO_SESSION)
+            raise SiloFailed(self.spec.name, "answering", reason, failure=Trouble.NO_SESSION)
         return self.sessions[session]
 
 

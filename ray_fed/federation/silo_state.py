@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ray_fed.errors import DataError, Fault
+from ray_fed.errors import DataError, Trouble
 
 MAX_ROUNDS_APART = 12
 KEPT_BYTES = 1 << 27
@@ -99,7 +99,7 @@ class SiloState:
         except OSError as error:
             silo = self.path.parent.name
             raise DataError(
-                f"silo '{silo}': {self.path}: {error.strerror}; make room there", failure=Fault.NO_ROOM
+                f"silo '{silo}': {self.path}: {error.strerror}; make room there", failure=Trouble.NO_ROOM
             ) from error
         self._reserved.add(slot)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ray_fed.config import require
-from ray_fed.errors import DataError, Fault, failure_of
+from ray_fed.errors import DataError, Trouble, failure_of
 from ray_fed.federation.task import LocalRows, SiloSpec, Task, target_tensor
 from ray_fed.learning.steps import Loss
 from ray_fed.metrics import LOSS, MeanScores, Metric
@@ -93,7 +93,7 @@ def _four_arrays(found: object, silo: str) -> tuple[np.ndarray, ...]:
     if not isinstance(found, tuple) or len(found) not in (2, 4):
         raise DataError(
             f"silo '{silo}': samples() must return (x, y) or (x, y, held_out_x, held_out_y), not {_kind(found)}",
-            failure=Fault.WRONG_SHAPE,
+            failure=Trouble.WRONG_SHAPE,
         )
     arrays = [part.detach().cpu().numpy() if isinstance(part, torch.Tensor) else np.asarray(part) for part in found]
     arrays += [array[:0] for array in arrays[: 4 - len(arrays)]]
@@ -101,15 +101,15 @@ def _four_arrays(found: object, silo: str) -> tuple[np.ndarray, ...]:
         if len(x) != len(y):
             raise DataError(
                 f"silo '{silo}': samples() returned {len(x)} inputs for {len(y)} targets",
-                failure=Fault.WRONG_SHAPE,
+                failure=Trouble.WRONG_SHAPE,
             )
     if len(arrays[0]) == 0:
-        raise DataError(f"silo '{silo}': samples() returned no samples", failure=Fault.TOO_FEW_ROWS)
+        raise DataError(f"silo '{silo}': samples() returned no samples", failure=Trouble.TOO_FEW_ROWS)
     for array in arrays:
         bad = int((~np.isfinite(array)).sum()) if np.issubdtype(array.dtype, np.floating) else 0
         if bad:
             raise DataError(
-                f"silo '{silo}': samples() returned {bad} values that are not finite", failure=Fault.NOT_FINITE
+                f"silo '{silo}': samples() returned {bad} values that are not finite", failure=Trouble.NOT_FINITE
             )
     return tuple(arrays)
 

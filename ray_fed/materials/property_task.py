@@ -10,7 +10,7 @@ import pandas as pd
 from torch import nn
 from torch.nn import functional
 
-from ray_fed.errors import DataError, Fault
+from ray_fed.errors import DataError, Trouble
 from ray_fed.federation.reasons import counted_reasons
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
@@ -85,7 +85,7 @@ class PropertyTask(Task):
         if not isinstance(wanted, CrystalRows):
             raise DataError(
                 f"silo '{spec.name}': its source is {wanted!r}; a property task needs CrystalRows",
-                failure=Fault.OPTION_WRONG,
+                failure=Trouble.OPTION_WRONG,
             )
         database = open_database(wanted.source, spec.name)
         frame = wanted.part.take(database.frame) if wanted.part else database.frame
@@ -97,7 +97,7 @@ class PropertyTask(Task):
         if not train.any():
             raise DataError(
                 f"silo '{spec.name}': no usable row of {len(frame)}: {self._why(frame, reasons)}",
-                failure=Fault.TOO_FEW_ROWS,
+                failure=Trouble.TOO_FEW_ROWS,
             )
         targets = frame["target"].to_numpy(np.float64)
         held = f"{wanted.target_is or database.target_name} [{database.target_unit}]"
@@ -166,5 +166,5 @@ def _check_size(energies: np.ndarray, silo: str) -> None:
         raise DataError(
             f"silo '{silo}': most of its {EMBEDDED_TARGET} are beyond {LARGEST_FORMATION_ENERGY:g} eV/atom, which no "
             "formation energy is; are they in another unit? convert the column to eV/atom",
-            failure=Fault.WRONG_UNIT,
+            failure=Trouble.WRONG_UNIT,
         )

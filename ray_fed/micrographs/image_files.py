@@ -1,4 +1,4 @@
-"""A folder of micrographs and masks as a `MicrographSet`, and as the source of a silo.
+"""A folder of micrographs and masks as a `MicrographSet`.
 
 folder/images/a.png   folder/labels/a.png   folder/index.csv (optional: name, source_image)
 
@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_fed.errors import DataError, Fault
+from ray_fed.errors import DataError, Trouble
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.polycrystals import boundary_mask
-from ray_fed.micrographs.tiles import SiloTiles
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 COLOUR_SPACES = ("CMYK", "YCbCr", "LAB", "HSV")
@@ -75,7 +74,7 @@ def _pixels(path: Path, who: str, keep_palette: bool = False) -> np.ndarray:
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(
             f"{who}: {path} cannot be read as an image ({' '.join(str(error).split())})",
-            failure=Fault.FILE_DAMAGED,
+            failure=Trouble.FILE_DAMAGED,
         ) from error
     if frames > 1:
         raise DataError(f"{who}: {path} holds {frames} images; save each as a file of its own")
@@ -87,7 +86,7 @@ def _tiff(path: Path, who: str, refusal: Exception) -> np.ndarray:
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise DataError(
             f"{who}: {path} is no image that can be read; save it again as PNG or TIFF",
-            failure=Fault.FILE_DAMAGED,
+            failure=Trouble.FILE_DAMAGED,
         ) from refusal
     import tifffile
 
@@ -96,7 +95,7 @@ def _tiff(path: Path, who: str, refusal: Exception) -> np.ndarray:
     except Exception as error:  # tifffile raises whatever its codecs raise
         raise DataError(
             f"{who}: {path} is no image that can be read ({' '.join(str(error).split())})",
-            failure=Fault.FILE_DAMAGED,
+            failure=Trouble.FILE_DAMAGED,
         ) from refusal
     if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
         return pixels
@@ -244,56 +243,22 @@ class MicrographFolder:
         return MicrographSet(silo, all_tiles[:, 0].copy(), all_tiles[:, 1].copy(), owners, self.pixel_size_um)
 
 
-@dataclass(frozen=True)
-class FolderTileSource:
-    """`SiloSpec.source`: a folder, split by micrograph into training, validation and test tiles.
-
-    The same seed gives a silo and the evaluator of its test tiles the same split.
-    """
-
-    folder: MicrographFolder
-    validation: float = 0.15
-    """Share of the tiles that choose the round."""
-    test: float = 0.2
-    """Share of the tiles that are only looked at in the end; with folds, 1 / folds."""
-    folds: int = 0
-    """k-fold cross-validation over micrographs when above 0."""
-    fold: int = 0
-    """Which fold is the test set: 0..folds - 1."""
-    seed: int = 0
-    is_test: bool = False
-    """Return the test tiles (as training rows, for an evaluator) instead of the silo's."""
-
-    def open(self, silo: str) -> SiloTiles:
-        train, validation, test = self.parts(silo)
-        return SiloTiles(test, test.subset([])) if self.is_test else SiloTiles(train, validation)
-
-    def parts(self, silo: str) -> tuple[MicrographSet, MicrographSet, MicrographSet]:
-        """Return (train, validation, test); no micrograph is in two of them. DataError when there are too few."""
-        everything = self.folder.read(silo)
-        if not self.folds:
-            return everything.train_validation_test(self.validation, self.test, self.seed)
-        rest, test = everything.folds(self.folds, self.seed)[self.fold]
-        train, validation, _ = rest.train_validation_test(self.validation, 0.0, self.seed)
-        return train, validation, test
-
-
 def _files(folder: Path, given: str, usual: Sequence[str], who: str, what: str) -> dict[str, Path]:
     """Return stem -> file of the image files in a subfolder, sorted by name."""
     if not folder.is_dir():
         raise DataError(
             f"{who}: {folder} is not a folder; it should hold {' and '.join(('images/', 'labels/'))}",
-            failure=Fault.FILE_MISSING,
+            failure=Trouble.FILE_MISSING,
         )
     there = [folder / name for name in ([given] if given else usual) if (folder / name).is_dir()]
     if not there:
         raise DataError(
             f"{who}: {folder} has no subfolder {given or ' or '.join(usual)}; name it with {what}=",
-            failure=Fault.FILE_MISSING,
+            failure=Trouble.FILE_MISSING,
         )
     files = sorted(path for path in there[0].iterdir() if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise DataError(f"{who}: {there[0]} holds no image files ({', '.join(SUFFIXES)})", failure=Fault.FILE_EMPTY)
+        raise DataError(f"{who}: {there[0]} holds no image files ({', '.join(SUFFIXES)})", failure=Trouble.FILE_EMPTY)
     found: dict[str, Path] = {}
     for path in files:
         if path.stem in found:
@@ -311,13 +276,13 @@ def _sources(folder: Path, stems: Sequence[str], pattern: str, who: str) -> dict
     with index.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"name", "source_image"} <= set(rows[0]):
-        raise DataError(f"{who}: {index} needs the columns name and source_image", failure=Fault.COLUMN_MISSING)
+        raise DataError(f"{who}: {index} needs the columns name and source_image", failure=Trouble.COLUMN_MISSING)
     known = {row["name"]: row["source_image"] for row in rows}
     missing = [stem for stem in stems if stem not in known]
     if missing:
         raise DataError(
             f"{who}: {index} has no line for '{missing[0]}' ({len(missing)} such images); add them",
-            failure=Fault.COLUMN_MISSING,
+            failure=Trouble.COLUMN_MISSING,
         )
     return {stem: known[stem] for stem in stems}
 

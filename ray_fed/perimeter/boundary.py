@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ray_fed.errors import ConfigError, DataError, Fault, FedError, PerimeterRefused, SiloFailed
+from ray_fed.errors import ConfigError, DataError, FedError, PerimeterRefused, SiloFailed, Trouble
 from ray_fed.federation.task import SiloSpec
 from ray_fed.perimeter.error_policy import class_name_of, gates_refusal, reduced_error
 from ray_fed.perimeter.gate import Gate, MessageKinds, Request
@@ -74,11 +74,13 @@ class EgressBoundary:
     # ---- the ledger
 
     def collect_ledger(self) -> tuple[bytes, str, str] | None:
-        """Return (ledger, head, public key), signed up to the last line; None where there is no ledger, or its owner
-        keeps it."""
-        if self._ledger is None or not self.site.policy.hand_over_ledger:
+        """Return (ledger, head, public key), closed by a signed line that counts the others; None where there is no
+        ledger, or its owner keeps it."""
+        if self._ledger is None:
             return None
-        self._ledger.sign()
+        self._ledger.write_closing()
+        if not self.site.policy.hand_over_ledger:
+            return None
         return self._ledger.path.read_bytes(), self._ledger.head, self._ledger.public_key
 
     @property
@@ -101,7 +103,7 @@ class EgressBoundary:
         try:
             return read_site(self.spec.name, path), None
         except FedError as error:
-            return Site(Policy(), "", path or site_path()), ConfigError(str(error), failure=Fault.SITE_FILE_WRONG)
+            return Site(Policy(), "", path or site_path()), ConfigError(str(error), failure=Trouble.SITE_FILE_WRONG)
 
     def _build(self, make: Callable[[], None]) -> None:
         """Find or make the key before foreign code runs, then let `make` build the silo."""
@@ -212,7 +214,7 @@ class SiloLog:
         try:
             self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise DataError(f"{self.path}: {error.strerror}; remove it", failure=Fault.NO_ROOM) from error
+            raise DataError(f"{self.path}: {error.strerror}; remove it", failure=Trouble.NO_ROOM) from error
         _require_own(os.fstat(self._handle), stat.S_ISREG, self.path)
 
     def write(self, doing: str, error: BaseException) -> str:
@@ -240,7 +242,7 @@ def _require_own(found: os.stat_result, is_right_kind: Callable[[int], bool], pa
     is_one = stat.S_ISDIR(found.st_mode) or found.st_nlink == 1
     if not (is_own and is_one):
         remedy = "it must be this account's own, no link, and for no other to write; remove it or chmod go-w"
-        raise DataError(f"{path}: {remedy}", failure=Fault.NO_ROOM)
+        raise DataError(f"{path}: {remedy}", failure=Trouble.NO_ROOM)
 
 
 def _rules(site: Site) -> dict[str, object]:

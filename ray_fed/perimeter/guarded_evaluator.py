@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_fed.errors import DataError, Fault
+from ray_fed.errors import DataError, Trouble
 from ray_fed.federation.messages import MAX_SUM, Vector
 from ray_fed.federation.silo import Evaluator
 from ray_fed.federation.task import SiloSpec
@@ -109,5 +109,5 @@ class GuardedEvaluator(EgressBoundary):
         """Of a test set with too few rows, as of one with none, nothing is told."""
         count = found.get("num_examples") if type(found) is dict else None
         if type(count) is int and count < self.site.policy.min_examples:
-            error = DataError(f"{count} rows", failure=Fault.TOO_FEW_ROWS)
+            error = DataError(f"{count} rows", failure=Trouble.TOO_FEW_ROWS)
             raise self._error_for_coordinator(doing, error)

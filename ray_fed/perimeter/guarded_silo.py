@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import torch
 
-from ray_fed.errors import DataError, Fault
+from ray_fed.errors import DataError, Trouble
 from ray_fed.federation.messages import (
     Artifact,
     GradientObservation,
@@ -174,7 +174,7 @@ class GuardedSilo(EgressBoundary):
         """A source with one row that fits a question and one with none must look the same."""
         counts = (said.num_examples, said.num_held_out)
         if all(type(count) is int for count in counts) and sum(counts) < self.site.policy.min_examples:
-            error = DataError(f"{counts} rows for training and evaluation", failure=Fault.TOO_FEW_ROWS)
+            error = DataError(f"{counts} rows for training and evaluation", failure=Trouble.TOO_FEW_ROWS)
             raise self._error_for_coordinator(doing, error)
 
     def _compared(self, agreement: Any, expected: Mapping[str, str]) -> Any:

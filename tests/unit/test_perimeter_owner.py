@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ray_fed.errors import ConfigError, DataError, Fault, FedError, PerimeterRefused, SiloFailed
+from ray_fed.errors import ConfigError, DataError, FedError, PerimeterRefused, SiloFailed, Trouble
 from ray_fed.federation.silo import Silo
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.source import Source
@@ -98,7 +98,7 @@ def test_of_an_error_of_our_own_a_fixed_phrase_crosses_and_its_words_are_found_b
     boundary = guarded(tmp_path)
     with pytest.raises(SiloFailed, match="it has no session of that name") as raised:
         boundary.fit("x", 1, vector_of(boundary))
-    assert raised.value.failure is Fault.NO_SESSION
+    assert raised.value.failure is Trouble.NO_SESSION
     assert "open: []" not in str(raised.value)
     assert words_of(str(raised.value), [boundary.spec]) == [
         "SiloFailed: silo 'north' failed while answering: no session 'x'; open: []"
@@ -106,7 +106,7 @@ def test_of_an_error_of_our_own_a_fixed_phrase_crosses_and_its_words_are_found_b
     assert words_of(str(raised.value), [replace(boundary.spec, ledger_folder="")]) == []
 
 
-@pytest.mark.parametrize("failure", Fault)
+@pytest.mark.parametrize("failure", Trouble)
 def test_what_crosses_of_a_failure_holds_no_place_for_a_value(failure):
     assert re.fullmatch(r"[a-zA-Z ,;'_-]+", failure.value)
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ray_fed.errors import DataError, Fault, PerimeterRefused, SiloFailed
+from ray_fed.errors import DataError, PerimeterRefused, SiloFailed, Trouble
 from ray_fed.model_library.guarded_search import GuardedSearch
 from ray_fed.model_library.selection import Protocol, SourceFeatures, Target
 from ray_fed.model_library.silo_search import SearchingSilo, SiloErrors, SiloTarget
@@ -93,7 +93,7 @@ def test_the_owner_and_not_the_asker_decides_on_errors_of_single_sources(boundar
 
 
 def test_of_an_error_only_its_kind_leaves(boundary):
-    told = DataError("the target has 7 different materials; lower --rows", failure=Fault.TOO_FEW_ROWS)
+    told = DataError("the target has 7 different materials; lower --rows", failure=Trouble.TOO_FEW_ROWS)
     with pytest.raises(DataError, match="no usable rows, or fewer than") as raised:
         boundary.search(PROTOCOL, answering(DRAW, told))
     assert "7 different" not in str(raised.value)

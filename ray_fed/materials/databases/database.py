@@ -3,7 +3,7 @@ unusable rows with their reason.
 
     database = open_database(Source("../shared/datasets/mp_structures"), silo="mit")
     database.frame               one row per entry, unusable ones with a reason
-    database.reason_counts()     {"target is missing": 3}
+    reason_counts(frame)         {"target is missing": 3}
     database.fingerprint         a hash and counts: what may be disclosed about the source
 
 The crystal frame
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ray_fed.errors import DataError, Fault, quoted
+from ray_fed.errors import DataError, Trouble, quoted
 from ray_fed.materials.databases.columns import (
     LATTICE_ROLES,
     canonical_target,
@@ -73,10 +73,6 @@ class Database:
     fingerprint: dict[str, object]
     """sha256, num_rows, num_usable, num_columns: of the rows read, under the names of their columns and target."""
 
-    def reason_counts(self) -> dict[str, int]:
-        """Return reason -> number of rows, the commonest first; values of single rows are left out."""
-        return reason_counts(self.frame)
-
 
 def reason_counts(frame: pd.DataFrame) -> dict[str, int]:
     """Return reason -> number of rows, the commonest first, without what is in quotes: values of single rows."""
@@ -102,7 +98,7 @@ def _open(source: Source) -> Database:
     frame = crystal_frame(table, source)
     if all(frame["reason"]):
         counted = "; ".join(f"{count} x {reason}" for reason, count in list(reason_counts(frame).items())[:5])
-        raise DataError(f"{table.source} has no usable row of {len(frame)}: {counted}", failure=Fault.TOO_FEW_ROWS)
+        raise DataError(f"{table.source} has no usable row of {len(frame)}: {counted}", failure=Trouble.TOO_FEW_ROWS)
     name = canonical_target(source.target) if source.target else ""
     unit = source.unit or (unit_of_target(name) if name else "")
     return Database(frame, name, unit, _fingerprint(frame, f"{name} [{unit}]"))
@@ -114,7 +110,7 @@ def _embedded_table(source: Source) -> RawTable:
     if source.target is not None and canonical_target(source.target) != EMBEDDED_TARGET:
         raise DataError(
             f"the embedded data have no {source.target!r}; their only target is {EMBEDDED_TARGET!r}",
-            failure=Fault.COLUMN_MISSING,
+            failure=Trouble.COLUMN_MISSING,
         )
     options = {} if source.rows is None else {"num_rows": source.rows}
     frame = make_model_crystals(**options, seed=source.seed)
@@ -224,12 +220,12 @@ def _chosen_positions(table: RawTable, source: Source) -> np.ndarray:
             there = counted_values(column)
             raise DataError(
                 f"{table.source}: where {name}={value!r} matches no row; the column holds: {there}",
-                failure=Fault.TOO_FEW_ROWS,
+                failure=Trouble.TOO_FEW_ROWS,
             )
         chosen &= found
     if not chosen.any():
         conditions = " and ".join(f"{name}={value!r}" for name, value in source.where)
-        raise DataError(f"{table.source}: no row meets all of where {conditions}", failure=Fault.TOO_FEW_ROWS)
+        raise DataError(f"{table.source}: no row meets all of where {conditions}", failure=Trouble.TOO_FEW_ROWS)
     return np.flatnonzero(chosen)[: source.rows]
 
 

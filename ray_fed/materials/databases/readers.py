@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from ray_fed.errors import DataError, Fault, quoted
+from ray_fed.errors import DataError, Trouble, quoted
 from ray_fed.materials.databases.raw_table import RawTable, reading, table_of_columns
 from ray_fed.materials.databases.structure_folders import (
     PROPERTY_FILES,
@@ -41,10 +41,10 @@ def open_table(path: Path, target: str | None) -> RawTable:
         if not path.is_file():
             raise DataError(
                 f"{path}: {'neither a file nor a folder' if path.exists() else 'no such file or folder'}",
-                failure=Fault.FILE_MISSING,
+                failure=Trouble.FILE_MISSING,
             )
         if path.stat().st_size == 0:
-            raise DataError(f"{path} is an empty file", failure=Fault.FILE_EMPTY)
+            raise DataError(f"{path} is an empty file", failure=Trouble.FILE_EMPTY)
     if target is None and is_structure_file(path) and _reader(path) is not _open_json:
         return one_structure(path)
     return _required_reader(path)(path)
@@ -61,7 +61,7 @@ def _open_folder(folder: Path, target: str | None) -> RawTable:
     if len(tables) > 1:
         raise DataError(
             f"{folder} holds {len(tables)} data files ({_names(tables)}); give the path of one of them",
-            failure=Fault.FILE_UNKNOWN,
+            failure=Trouble.FILE_UNKNOWN,
         )
     if len(structures) == 1 and _reader(structures[0]):
         return open_table(structures[0], target)
@@ -71,11 +71,11 @@ def _open_folder(folder: Path, target: str | None) -> RawTable:
         raise DataError(
             f"{folder} has {len(structures)} structure files but no {' or '.join(PROPERTY_FILES)}; write one line per "
             "structure, without a header: id,target",
-            failure=Fault.FILE_MISSING,
+            failure=Trouble.FILE_MISSING,
         )
     raise DataError(
         f"{folder} holds no data; it needs one of: {', '.join(READERS)}, or {PROPERTY_FILES[0]}",
-        failure=Fault.FILE_EMPTY,
+        failure=Trouble.FILE_EMPTY,
     )
 
 
@@ -129,7 +129,7 @@ def _check_separator(path: Path, header: Sequence[str]) -> None:
         named = {"\t": "tabs"}.get(found, f"'{found}'")
         raise DataError(
             f"{path} separates its columns by {named}; save it with commas, and numbers with decimal points",
-            failure=Fault.FILE_UNKNOWN,
+            failure=Trouble.FILE_UNKNOWN,
         )
 
 
@@ -155,7 +155,7 @@ def _open_json(path: Path) -> RawTable:
     if not isinstance(content, dict):
         raise DataError(
             f"{path} holds a JSON {type(content).__name__}; it must be a list of entries, or columns",
-            failure=Fault.FILE_UNKNOWN,
+            failure=Trouble.FILE_UNKNOWN,
         )
     if _is_structure(content) or _is_structure(content.get("structure")):
         return _table_of_entries(path, [content])
@@ -194,7 +194,7 @@ def _table_of_json_columns(path: Path, content: dict[str, Any]) -> RawTable:
         keys = quoted(", ".join(content))
         raise DataError(
             f"{path} is JSON but neither a list of entries nor columns of a table; its keys: {keys}",
-            failure=Fault.FILE_UNKNOWN,
+            failure=Trouble.FILE_UNKNOWN,
         )
     rows = list(dict.fromkeys(row for column in values.values() for row in _keys(column)))
     columns = {name: [_at(column, row) for row in rows] for name, column in values.items()}
@@ -241,9 +241,9 @@ def _required_reader(path: Path) -> Callable[[Path], RawTable]:
     if is_structure_file(path):
         raise DataError(
             f"{path} is one structure; give the folder that holds it with {PROPERTY_FILES[0]} (id,target)",
-            failure=Fault.FILE_UNKNOWN,
+            failure=Trouble.FILE_UNKNOWN,
         )
     raise DataError(
         f"{path}: cannot tell what kind of file it is; its name must end in {', '.join(READERS)}",
-        failure=Fault.FILE_UNKNOWN,
+        failure=Trouble.FILE_UNKNOWN,
     )

@@ -9,7 +9,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from ray_fed.errors import DataError, Fault, quoted
+from ray_fed.errors import DataError, Trouble, quoted
 from ray_fed.materials.databases.raw_table import RawTable, reading, table_of_columns
 
 PROPERTY_FILES = ("id_prop.csv", "targets.csv")
@@ -62,7 +62,7 @@ def _structures_only(folder: Path, files: Sequence[Path]) -> RawTable:
     if not files:
         raise DataError(
             f"{folder} has no structure files ({', '.join(STRUCTURE_SUFFIXES)} or POSCAR*)",
-            failure=Fault.FILE_EMPTY,
+            failure=Trouble.FILE_EMPTY,
         )
     return _table(str(folder), {"id": [path.name for path in files]}, files, {})
 
@@ -76,10 +76,10 @@ def _rows(listed: Path) -> list[list[str]]:
     with reading(listed), listed.open(encoding="utf-8-sig", newline="") as file:
         rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(cell.strip() for cell in row)]
     if not rows:
-        raise DataError(f"{listed} is empty; it needs one line per structure: id,target", failure=Fault.FILE_EMPTY)
+        raise DataError(f"{listed} is empty; it needs one line per structure: id,target", failure=Trouble.FILE_EMPTY)
     if max(len(row) for row in rows) < 2:
         raise DataError(
-            f"{listed} has one column; it needs two, without a header: id,target", failure=Fault.COLUMN_MISSING
+            f"{listed} has one column; it needs two, without a header: id,target", failure=Trouble.COLUMN_MISSING
         )
     return rows
 
@@ -117,11 +117,11 @@ def structure_text(path: Path) -> str:
         if size > MAX_FILE_BYTES:
             raise DataError(
                 f"structure file {quoted(path.name)} is larger than {MAX_FILE_BYTES // 10**6} MB",
-                failure=Fault.FILE_UNREADABLE,
+                failure=Trouble.FILE_UNREADABLE,
             )
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise DataError(
             f"structure file {quoted(path.name)} cannot be read: {quoted(error.strerror)}",
-            failure=Fault.FILE_UNREADABLE,
+            failure=Trouble.FILE_UNREADABLE,
         ) from error

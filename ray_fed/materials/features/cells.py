@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ray_fed.errors import DataError, Fault, quoted
+from ray_fed.errors import DataError, Trouble, quoted
 from ray_fed.materials.features.composition import is_missing
 
 CELL_UNITS: Mapping[str, str] = {
@@ -77,7 +77,7 @@ def _columns_needed(frame: pd.DataFrame, form: str) -> dict[str, str]:
         if missing == ["num_atoms"]:
             remedy = "structure='normalised' needs the number of atoms in the cell; structure='as_given' does not"
         raise DataError(
-            f"the table has no column {', '.join(map(quoted, missing))}; {remedy}", failure=Fault.COLUMN_MISSING
+            f"the table has no column {', '.join(map(quoted, missing))}; {remedy}", failure=Trouble.COLUMN_MISSING
         )
     return names
 
