@@ -219,10 +219,11 @@ class SiloLog:
 
     def write(self, doing: str, error: BaseException) -> str:
         """Write down an error in full; return the number under which it can be found."""
-        return self.note(f"while {doing}\n{''.join(traceback.format_exception(error))}")
+        said = " ".join("".join(traceback.format_exception_only(error)).split())
+        return self.note(f"while {doing}: {said}\n{''.join(traceback.format_exception(error))}")
 
     def note(self, text: str) -> str:
-        """Write down a text; return the number under which it can be found."""
+        """Write down a text, whose first line says it all; return the number under which it can be found."""
         reference = secrets.token_hex(6)
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         os.write(self._handle, f"{stamp} reference {reference} {text}\n".encode("utf-8", "backslashreplace"))

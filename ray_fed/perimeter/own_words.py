@@ -5,14 +5,14 @@ anybody else sees where to ask.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from ray_fed.federation.task import SiloSpec
 from ray_fed.perimeter.boundary import LOG_FILE, file_name
 from ray_fed.perimeter.error_policy import REFERENCE
 
-ENTRY = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d reference ", re.MULTILINE)
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 LONGEST = 1000
 
 
@@ -24,17 +24,10 @@ def words_of(text: str, specs: Iterable[SiloSpec]) -> list[str]:
 
 
 def _words(folder: str, silo: str, reference: str) -> str:
-    for entry in _entries(Path(folder) / file_name(silo) / LOG_FILE) if folder else ():
-        if entry.startswith(reference):
-            said = [line for line in entry.splitlines() if line.strip()][-1]
-            plain = re.sub(r"^(?:\w+\.)*(\w+: )", r"\1", said)
-            return "".join(letter if letter.isprintable() else " " for letter in plain)[:LONGEST]
-    return ""
-
-
-def _entries(path: Path) -> Iterator[str]:
     try:
-        content = path.read_text(encoding="utf-8", errors="replace")
+        content = (Path(folder) / file_name(silo) / LOG_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return
-    yield from ENTRY.split(content)[1:]
+        return ""
+    entry = re.search(rf"^{STAMP} reference {reference} (.*)$", content, re.MULTILINE) if folder else None
+    said = re.sub(r": (?:\w+\.)+(\w+: )", r": \1", entry[1]) if entry else ""
+    return "".join(letter if letter.isprintable() else " " for letter in said)[:LONGEST]

@@ -68,7 +68,7 @@ class Policy:
     """Bytes of the description: names of columns, hash, reasons why rows cannot be used."""
     error_texts: Literal["none", "kind", "full"] = "kind"
     """What an error in the silo says outside of it: `none` only that it failed; `kind` its class and one of a few fixed
-    phrases (`ray_fed.errors.Fault`); `full` its own words, which may hold values, columns and paths. Each comes with
+    phrases (`ray_fed.errors.Trouble`); `full` its own words, which may hold values, columns and paths. Each comes with
     a number under which the silo's own log has all of it."""
     test_set: Literal["scores", "public"] = "scores"
     """What leaves of a test set that stands here: scores over all of it, or, where it is public, its true values and

@@ -101,7 +101,7 @@ def test_of_an_error_of_our_own_a_fixed_phrase_crosses_and_its_words_are_found_b
     assert raised.value.failure is Trouble.NO_SESSION
     assert "open: []" not in str(raised.value)
     assert words_of(str(raised.value), [boundary.spec]) == [
-        "SiloFailed: silo 'north' failed while answering: no session 'x'; open: []"
+        "while training round 1: SiloFailed: silo 'north' failed while answering: no session 'x'; open: []"
     ]
     assert words_of(str(raised.value), [replace(boundary.spec, ledger_folder="")]) == []
 
