@@ -11,6 +11,7 @@ folder                     with one of the files above and no other data file: t
 import csv
 import gzip
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ray_fed.materials.databases.structure_folders import (
     property_file,
     structure_files,
 )
-from ray_fed.reading import open_regular, parse_json, read_at_most, read_bounded
+from ray_fed.reading import open_regular, parse_json, plain_within_bounds, read_at_most, read_bounded
 
 MAX_TEXT_BYTES = 1 << 29
 """Of a table as text, unpacked; larger tables are kept as parquet."""
@@ -143,7 +144,7 @@ def _entry_or_none(line: str) -> Any:
 def _open_json(path: Path) -> RawTable:
     text = _text(path)
     with reading(path):
-        content = parse_json(text, path, "save it as a table again", finite=False)
+        content = plain_within_bounds(json.loads(text), refuse_infinite=False)
     if isinstance(content, list):
         return _table_of_entries(path, content)
     if not isinstance(content, dict):
