@@ -278,7 +278,7 @@ def _with_whole_paths(options: Mapping[str, object]) -> dict[str, object]:
     for name in ("data", "federation"):
         value = whole.get(name)
         if isinstance(value, str) and value != "embedded":
-            whole[name] = str(Path(value).expanduser().absolute())
+            whole[name] = str(Path(value).absolute())
     return whole
 
 

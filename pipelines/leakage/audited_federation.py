@@ -85,7 +85,7 @@ def chosen_silos(setup: Setup, silos: Sequence[str]) -> tuple[str, ...]:
 
 def check_allowed(policy: str | None, silos: Sequence[str]) -> None:
     """Raise a ConfigError naming the first silo whose owner's site file does not allow an audit, and the remedy."""
-    path = Path(policy).expanduser() if policy else site_path()
+    path = Path(policy) if policy else site_path()
     for silo in silos:
         if not read_site(silo, path).policy.audit:
             raise ConfigError(
