@@ -241,7 +241,7 @@ class RemoteFolder:
         import fsspec
 
         self.url = url
-        with _reaching(url):
+        with _reaching(url, ConfigError):
             self.files, self.root = fsspec.core.url_to_fs(url)
             is_file = self.files.isfile(self.root)
         if is_file:
@@ -279,7 +279,7 @@ class RemoteFolder:
 
 
 @contextlib.contextmanager
-def _reaching(place: str) -> Iterator[None]:
+def _reaching(place: str, raised: type[FedError] = DataError) -> Iterator[None]:
     """Turn whatever a file system raises into one error that names the place: each brings errors of its own."""
     try:
         yield
@@ -287,7 +287,7 @@ def _reaching(place: str) -> Iterator[None]:
         raise
     except Exception as error:
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise DataError(f"{place!r} cannot be used as a place for models ({said}); check its name") from error
+        raise raised(f"{place!r} is no place for models, or cannot be reached ({said}); check its name") from error
 
 
 def push(library: Library, url: str, ids: Sequence[str]) -> list[str]:
