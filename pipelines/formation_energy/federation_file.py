@@ -8,22 +8,33 @@ silos:
     where: {source: OQMD}
 test:                          # optional common test set, published by its owner
   data: /data/benchmark.csv
-training:                      # any option of `ray-fed formation-energy`
+training:                      # options of `ray-fed formation-energy`
   epochs: 100
+
+Such a file is often received from somebody else. It therefore names no code, no place to write to and no cluster: those
+are given on the command line.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from pipelines.formation_energy.config import FormationEnergyConfig
-from ray_fed.config import coerce, from_mapping, require, unknown_name
+from ray_fed.config import at_home, coerce, from_mapping, require, unknown_name
 from ray_fed.errors import ConfigError
+
+NOT_IN_FILE = {
+    "out": "it chooses where files are written",
+    "address": "it chooses the cluster that this installation's code goes to",
+}
+"""Options of the command line alone, and why."""
+STATE_FOLDER = "~/ray-fed/state"
+"""Below it, in the home of the account that runs the silo, are the folders that files name as `state`."""
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True)
@@ -47,9 +58,10 @@ class SiteEntry:
     num_cpus: float = 1.0
     """CPUs reserved for the silo."""
     state: str = ""
-    """Folder on the site's own disk for the silo's optimiser state during a run, so that a silo that is started again,
-    or a run that is resumed, goes on exactly; without one the silo goes on with fresh moments. One file per run and
-    round, the last few kept; nobody else reads them."""
+    """Name of a folder for the silo's optimiser state during a run, so that a silo that is started again, or a run that
+    is resumed, goes on exactly; without one the silo goes on with fresh moments. It stands in ~/ray-fed/state of the
+    account that runs the silo; any other place is for `--set silos.NAME.state=FOLDER`. One file per run and round, the
+    last few kept; nobody else reads them."""
 
     def __post_init__(self) -> None:
         where = self.where or {}
@@ -84,14 +96,17 @@ def read_federation(path: str, overrides: Sequence[str] = ()) -> FederationFile:
             raise ConfigError(f"{path}: {unknown_name('key', str(key), ['silos', 'test', 'training'])}")
     entries = content.get("silos")
     require(isinstance(entries, list) and bool(entries), f"{path}: 'silos' must be a list with at least one silo")
+    _confine_states(entries, path)
     _apply(overrides, content, path)
     silos = tuple(_entry(entry, f"{path}: silos[{number}]") for number, entry in enumerate(content["silos"]))
     _check_names(silos, path)
     test = _entry(content["test"], f"{path}: test") if content.get("test") else None
     training = content.get("training") or {}
     require(isinstance(training, Mapping), f"{path}: 'training' must be a mapping of options")
-    known = {field.name for field in fields(FormationEnergyConfig)} - {"federation", "data", "silos"}
-    for key in training:
+    known = {field.name for field in fields(FormationEnergyConfig)} - {"federation", "data", "silos", *NOT_IN_FILE}
+    for key, value in training.items():
+        alone = f"{path}: training: {key}={value!r} must not stand in a federation file: {NOT_IN_FILE.get(key)}"
+        require(key not in NOT_IN_FILE, f"{alone}; give --{key} on the command line")
         if key not in known:
             raise ConfigError(f"{path}: training: {unknown_name('key', str(key), known)}")
     return FederationFile(silos, test, training)
@@ -99,13 +114,15 @@ def read_federation(path: str, overrides: Sequence[str] = ()) -> FederationFile:
 
 def _yaml(path: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(at_home(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"federation={path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"federation={path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: it is nested deeper than any federation file") from error
     require(isinstance(content, dict), f"{path}: must be a mapping with the key 'silos'")
     return content
 
@@ -135,6 +152,20 @@ def _check_names(silos: Sequence[SiteEntry], path: str) -> None:
         require(
             names.count(name) == 1, f"{path}: silo name {name!r} occurs {names.count(name)} times; names must differ"
         )
+
+
+def _confine_states(entries: Sequence[Any], path: str) -> None:
+    """Put the folders that the file names where it may name some; ConfigError for any other place."""
+    for number, entry in enumerate(entries):
+        given = entry.get("state") if isinstance(entry, dict) else None
+        if not given:
+            continue
+        fits = isinstance(given, str) and PLAIN_NAME.fullmatch(given) is not None
+        refused = f"{path}: silos[{number}]: state={given!r} chooses where files are written"
+        name = entry.get("name")
+        remedy = f"give a plain name, for a folder in {STATE_FOLDER}, or --set silos.{name}.state=FOLDER"
+        require(fits, f"{refused}; {remedy} on the command line")
+        entry["state"] = f"{STATE_FOLDER}/{given}"
 
 
 def _apply(overrides: Sequence[str], content: dict[str, Any], path: str) -> None:

@@ -21,6 +21,7 @@ from pipelines.formation_energy.outcome import TrainingOutcome
 from pipelines.formation_energy.recorder import TrainingRecorder
 from pipelines.formation_energy.setup import Setup, jobs, resolve, with_ledgers, with_state_folder
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger, discard_unused, name_of_run, silos_folder
+from ray_fed.config import at_home
 from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.reporting.environment import software_versions
@@ -47,7 +48,8 @@ def run(options: dict[str, object], command: Sequence[str]) -> int:
     given = options.pop("site_overrides", [])
     assert isinstance(given, list)
     setup = resolve(_with_whole_paths(options), given)
-    directory = RunDirectory.create(setup.config.out, PIPELINE)
+    out = setup.config.out
+    directory = RunDirectory.create(at_home(out) if out else None, PIPELINE)
     checkpoint = Checkpoint(directory)
     setup = with_state_folder(setup, checkpoint.silo_state, directory.path.resolve().name)
     setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
@@ -278,7 +280,7 @@ def _with_whole_paths(options: Mapping[str, object]) -> dict[str, object]:
     for name in ("data", "federation"):
         value = whole.get(name)
         if isinstance(value, str) and value != "embedded":
-            whole[name] = str(Path(value).expanduser().absolute())
+            whole[name] = str(at_home(value).absolute())
     return whole
 
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
+from typing import get_type_hints
 
 from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.formation_energy.federation_file import FederationFile, SiteEntry, read_federation
-from ray_fed.config import from_mapping, require
+from ray_fed.config import at_home, coerce, require
 from ray_fed.errors import DataError
 from ray_fed.federation.messages import SiloDescription
 from ray_fed.federation.rounds.job import Job, local_job
@@ -67,9 +68,17 @@ def _resolved(options: dict[str, object], site_overrides: Sequence[str]) -> Setu
             raise from_set_without_federation(site_overrides[0])
         return _study(FormationEnergyConfig(**options))  # type: ignore[arg-type]
     file = read_federation(str(path), site_overrides)
-    in_file = vars(from_mapping(FormationEnergyConfig, file.training, f"{path}: training"))
-    config = FormationEnergyConfig(**{**{key: in_file[key] for key in file.training}, **options})  # type: ignore[arg-type]
-    return _sites(config, file)
+    return _sites(FormationEnergyConfig(**{**_options_of(file, str(path)), **options}), file)  # type: ignore[arg-type]
+
+
+def _options_of(file: FederationFile, path: str) -> dict[str, object]:
+    """Return the options that a federation file gives. Whoever wrote it may not choose the code that runs here."""
+    hints = get_type_hints(FormationEnergyConfig)
+    options = {key: coerce(value, hints[key], f"{path}: training: {key}") for key, value in file.training.items()}
+    strategy = options.get("strategy", "")
+    own = f"{path}: training: strategy={strategy!r} names code, which a federation file must not"
+    require(":" not in strategy, f"{own}; if you trust that code, remove the line and give --strategy {strategy}")
+    return options
 
 
 def from_set_without_federation(override: str) -> Exception:
@@ -108,7 +117,8 @@ def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
 
 
 def _study(config: FormationEnergyConfig) -> Setup:
-    source = _source(config, config.data, None, tuple(_condition(text) for text in config.where))
+    path = config.data if config.data == EMBEDDED else str(at_home(config.data))
+    source = _source(config, path, None, tuple(_condition(text) for text in config.where))
     if source.path == EMBEDDED:
         source = replace(source, rows=config.rows)
     if source.path != EMBEDDED and not Path(source.path).exists():
@@ -128,7 +138,7 @@ def _part(config: FormationEnergyConfig, source: Source, plan: StudyPlan, name: 
 
 
 def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
-    base = Path(str(config.federation)).resolve().parent
+    base = at_home(str(config.federation)).resolve().parent
     fraction = 0.0 if file.test else config.test_fraction
     silos = tuple(
         SiloSpec(
@@ -146,8 +156,8 @@ def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
 
 
 def _site_rows(config: FormationEnergyConfig, entry: SiteEntry, base: Path, test_fraction: float) -> CrystalRows:
-    """Relative paths of a federation file are relative to that file."""
-    path = entry.data if entry.data == EMBEDDED else str(base / entry.data)
+    """Relative paths of a federation file are relative to that file; `~` is the home of the account that runs the silo."""
+    path = entry.data if entry.data == EMBEDDED or entry.data.startswith("~") else str(base / entry.data)
     source = _source(config, path, entry.target, entry.conditions)
     if entry.unit:
         source = replace(source, unit=entry.unit)
@@ -157,7 +167,8 @@ def _site_rows(config: FormationEnergyConfig, entry: SiteEntry, base: Path, test
 
 
 def _source(config: FormationEnergyConfig, path: str, target: str | None, where: tuple[tuple[str, str], ...]) -> Source:
-    located = path if path == EMBEDDED else os.path.abspath(Path(path).expanduser())  # noqa: PTH100 (resolve() raises on a loop of links)
+    is_located = path == EMBEDDED or path.startswith("~")
+    located = path if is_located else os.path.abspath(path)  # noqa: PTH100 (resolve() raises on a loop of links)
     keep = (config.partition.removeprefix("column:"),) if config.partition.startswith("column:") else ()
     column = target or config.target
     unit = None if unit_of_target(column) != UNKNOWN_UNIT else ENERGY_UNIT

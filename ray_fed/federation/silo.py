@@ -181,7 +181,7 @@ class Silo:
 
 def make_silo(spec: SiloSpec, task: Task, device: str = "cpu") -> Silo:
     """Return the silo that does the task: its own kind, where it has one."""
-    own_kind = getattr(task, "silo", None)
+    own_kind, spec = getattr(task, "silo", None), spec.at_home()
     return own_kind(spec, device) if own_kind else Silo(spec, task, device)
 
 

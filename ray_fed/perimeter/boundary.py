@@ -43,13 +43,13 @@ class EgressBoundary:
         block: EgressBlock = contextlib.nullcontext,
         redirects_output: bool = False,
     ):
-        self.spec, self._block = spec, block
+        self.spec, self._block = spec.at_home(), block
         self._ledger: Ledger | None = None
         self._startup_error: FedError | None = None
         """Why the silo could not start: the answer to every question."""
         self.site = self._read_site()
         self.gate = Gate(spec.name, self.site.policy, kinds)
-        self.log = SiloLog(_log_folder(spec, self.site))
+        self.log = SiloLog(_log_folder(self.spec, self.site))
         if redirects_output:
             self.log.redirect_output()
         self._key: SigningKey | None = None

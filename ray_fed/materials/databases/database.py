@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ray_fed.config import at_home
 from ray_fed.errors import DataError, quoted
 from ray_fed.materials.databases.columns import (
     LATTICE_ROLES,
@@ -98,7 +99,8 @@ def open_database(source: Source, silo: str = "") -> Database:
 
 
 def _open(source: Source) -> Database:
-    table = _embedded_table(source) if source.path == EMBEDDED else open_table(Path(source.path), source.target)
+    path = at_home(source.path)  # here, where it is that of the silo's account
+    table = _embedded_table(source) if source.path == EMBEDDED else open_table(path, source.target)
     frame = crystal_frame(table, source)
     if all(frame["reason"]):
         counted = "; ".join(f"{count} x {reason}" for reason, count in list(reason_counts(frame).items())[:5])
