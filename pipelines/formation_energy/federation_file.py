@@ -95,7 +95,8 @@ def read_federation(path: str, overrides: Sequence[str] = ()) -> FederationFile:
         if key not in ("silos", "test", "training"):
             raise ConfigError(f"{path}: {unknown_name('key', str(key), ['silos', 'test', 'training'])}")
     entries = content.get("silos")
-    require(isinstance(entries, list) and bool(entries), f"{path}: 'silos' must be a list with at least one silo")
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{path}: 'silos' must be a list with at least one silo")
     _confine_states(entries, path)
     _apply(overrides, content, path)
     silos = tuple(_entry(entry, f"{path}: silos[{number}]") for number, entry in enumerate(content["silos"]))

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -161,6 +160,7 @@ def _train(request: RunRequest) -> TrainingOutcome:
     with launched(setup) as (coordinator, notices):
         agreement = coordinator.agree()
         changed = _changed_versions(request.directory) if request.is_resumed else []
+        notices = [*notices, *_untold(agreement)]
         for line in [*notices, *_unusable(agreement), *changed]:
             print(f"note: {line}", file=sys.stderr)
         _check_sizes(agreement)
@@ -215,6 +215,15 @@ def _unusable(agreement: Agreement) -> list[str]:
         if silo.unreadable:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted(silo.unreadable.items()))
             lines.append(f"silo '{name}': {sum(silo.unreadable.values())} rows not usable: {reasons}")
+    return lines
+
+
+def _untold(agreement: Agreement) -> list[str]:
+    """Say whose owner keeps its metrics, and what is then not known of the models."""
+    kept = [name for name, silo in agreement.silos.items() if not silo.metrics]
+    lines = [f"silo '{name}': its owner keeps its metrics; errors on its rows are not known" for name in kept]
+    if len(kept) == len(agreement.silos) and agreement.test is None:
+        lines += ["no silo tells metrics and there is no common test set: the models are trained, their errors unknown"]
     return lines
 
 

@@ -156,7 +156,7 @@ def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
 
 
 def _site_rows(config: FormationEnergyConfig, entry: SiteEntry, base: Path, test_fraction: float) -> CrystalRows:
-    """Relative paths of a federation file are relative to that file; `~` is the home of the account that runs the silo."""
+    """Relative paths of a federation file are relative to that file; `~` is the home of the silo's account."""
     path = entry.data if entry.data == EMBEDDED or entry.data.startswith("~") else str(base / entry.data)
     source = _source(config, path, entry.target, entry.conditions)
     if entry.unit:

@@ -4,7 +4,7 @@ A plain class on a `Cohort`; it never holds a row. Everything it reports about a
 (`RoundRecord.metrics`) or a time (`RoundRecord.seconds`), never both in one field.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -59,6 +59,8 @@ class Coordinator:
     def __init__(self, cohort: Cohort, task: Task, training: Sequence[str], observers: Sequence[Observer] = ()):
         self.cohort, self.task, self.training = cohort, task, tuple(training)
         self.observers = tuple(observers)
+        self._untold: set[str] = set()
+        """Silos whose owners keep their metrics."""
         module = task.model(0)
         self.layout = Layout.of(module)
         self._has_buffers = bool(floating_buffers(module))
@@ -66,12 +68,17 @@ class Coordinator:
     def agree(self) -> Agreement:
         """Open all silos, refuse those that disagree, standardise together."""
         silos = self._observed(self.cohort.open())
+        self.hear(silos.values())
         expected = self.task.agreement()
         for name, description in silos.items():
             check_agreement(name, description.agreement, expected)
         standardizer = self._standardizer([name for name in self.training if name in silos])
         self.cohort.prepare(standardizer)
         return Agreement(silos, standardizer, self.layout, self.cohort.test_fingerprint())
+
+    def hear(self, descriptions: Iterable[SiloDescription]) -> None:
+        """Remember which silos tell no metrics: they are not asked for any."""
+        self._untold |= {description.silo for description in descriptions if not description.metrics}
 
     def _standardizer(self, silos: Sequence[str]) -> Standardizer | None:
         if not self.task.standardises:
@@ -182,6 +189,7 @@ class Coordinator:
         self, job: Job, server_round: int, state: State, driver: RoundDriver, start: float, end: float
     ) -> RoundRecord:
         updates = sorted((update for _, update in driver.seen), key=lambda update: update.silo)
+        self.hear(driver.joined)
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
         models = job.strategy.models(state)
         if server_round % job.evaluate_every == 0 or server_round == job.num_rounds:
@@ -221,7 +229,8 @@ class Coordinator:
         # Silos that never pause would have to stop for it; the evaluator disturbs nobody.
         asks_silos = job.evaluate_silos and not isinstance(job.strategy, FedBuff)
         if test is None or asks_silos:
-            by_silo = self._observed(self.cohort.evaluate(job.name, silos, models), job.name)
+            asked = [silo for silo in silos if silo not in self._untold]
+            by_silo = self._observed(self.cohort.evaluate(job.name, asked, models), job.name)
             for silo in sorted(by_silo):
                 metrics |= _named(f"silo.{silo}", _own(by_silo[silo], silo))
             if test is None and by_silo:

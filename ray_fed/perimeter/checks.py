@@ -254,7 +254,7 @@ def check_description(gate: Gate, description: Any, request: Request) -> SiloDes
     unreadable = {_text(gate, reason): int(count) for reason, count in description.unreadable.items()}
     agreement = {_name(gate, key): _text(gate, value) for key, value in _mapping(gate, description.agreement).items()}
     device, node = _text(gate, description.device), _text(gate, description.node)
-    metrics = _declared_metrics(gate, description.metrics)
+    metrics = _declared_metrics(gate, description.metrics) if "metrics" in gate.policy.kinds else ()
     _check_texts(gate, [*unreadable, *agreement.values(), device, node, *metrics], fingerprint)
     gate.metrics |= frozenset(metrics)
     num_examples, num_held_out = map(int, counts[:2])

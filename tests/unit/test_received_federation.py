@@ -35,7 +35,7 @@ def received(tmp_path, monkeypatch):
 
 def test_it_names_no_code_of_the_current_folder(received):
     path = received({"strategy": "my_code:Mine"})
-    with pytest.raises(ConfigError, match="names code, which a federation file must not; .* give --strategy my_code"):
+    with pytest.raises(ConfigError, match=r"names code, which a federation file must not; .* give --strategy my_code"):
         resolve({"federation": path})
     assert not Path("ran").exists()
 
