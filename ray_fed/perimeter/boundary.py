@@ -42,12 +42,14 @@ class EgressBoundary:
         kinds: MessageKinds,
         block: EgressBlock = contextlib.nullcontext,
         redirects_output: bool = False,
+        site: Site | None = None,
     ):
+        """site: what its owner says, where that is known already; it is read from the owner's file if not given."""
         self.spec, self._block = spec.at_home(), block
         self._ledger: Ledger | None = None
         self._startup_error: FedError | None = None
         """Why the silo could not start: the answer to every question."""
-        self.site = self._read_site()
+        self.site = site or self._read_site()
         self.gate = Gate(spec.name, self.site.policy, kinds)
         self.log = SiloLog(_log_folder(self.spec, self.site))
         if redirects_output:
@@ -185,7 +187,7 @@ def key_path(spec: SiloSpec, site: Site) -> Path:
     """Return where a silo's key is: where the owner keeps ledgers, or else with the silo's states. It is not in what
     the coordinator collects."""
     folder = site.ledger_folder or spec.state_folder or spec.ledger_folder
-    return Path(folder) / _file_name(spec.name) / "signing.key"
+    return site.key_file or Path(folder) / _file_name(spec.name) / "signing.key"
 
 
 def _log_folder(spec: SiloSpec, site: Site) -> Path:

@@ -28,6 +28,7 @@ from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
 from ray_fed.perimeter.checks import KINDS, kind_of_answer, require_audit
 from ray_fed.perimeter.gate import Request
+from ray_fed.perimeter.policy import Site
 from ray_fed.privacy.signing import SigningKey
 
 
@@ -42,8 +43,9 @@ class GuardedSilo(EgressBoundary):
         make: Callable[[], Silo],
         block: EgressBlock = contextlib.nullcontext,
         redirects_output: bool = False,
+        site: Site | None = None,
     ):
-        super().__init__(spec, KINDS, block, redirects_output)
+        super().__init__(spec, KINDS, block, redirects_output, site)
         self._rounds: dict[str, int] = {}
         self._build(lambda: self._install(make()))
 

@@ -177,7 +177,7 @@ class Reasons:
 
 def crystal_frame(table: RawTable, source: Source) -> pd.DataFrame:
     """Return the crystal frame of a table (see `databases`). DataError where a column is missing or no row is left."""
-    roles = _roles(table)
+    roles = _roles(table, source.columns)
     wanted_target = target_column(table.columns, source.target, table.source) if source.target else None
     kept = [require_column(table.columns, name, table.source) for name in source.keep if name not in FRAME_COLUMNS]
     chosen = Selection(table, roles, _chosen_positions(table, source))
@@ -208,8 +208,8 @@ def _plain(column: pd.Series) -> pd.Series:
     return column if column.dtype.kind in "fiub" else column.astype(object).map(str).astype("str")
 
 
-def _roles(table: RawTable) -> dict[str, str]:
-    roles = find_roles(table.columns)
+def _roles(table: RawTable, allowed: Sequence[str]) -> dict[str, str]:
+    roles = find_roles([require_column(table.columns, name, table.source) for name in allowed] or table.columns)
     if not {"formula", "structure", "numbers"} & roles.keys():
         require_column(table.columns, "formula", f"{table.source} (formula, structure or atomic numbers are needed)")
     return roles
