@@ -166,6 +166,9 @@ class RayCohort:
                 return self._read(future, call)
         return None
 
+    def is_waiting(self) -> bool:
+        return bool(self._pending)
+
     def _read(self, future: Future, call: "PendingCall") -> SiloEvent:
         """Turn what came back into an answer; a dead process takes its other open calls with it."""
         name = call.silo
