@@ -4,7 +4,7 @@ The file is the one of ray_fed/perimeter/policy.py, with these keys besides `per
 
     name: north                       what the coordinator calls this site
     hub:
-      address: hub.example.org:7443   where this site dials out to; any field of `HubAddress`
+      address: hub.example.org:7443   where this site dials out to; any field of `HubEntry`
       key: 3fa1...                    hash of the hub's public key, as its owner reads it out
       tls: ~/ray-fed/tls              folder with ca.crt, node.crt and node.key
     datasets:
@@ -47,13 +47,15 @@ from ray_fed.perimeter.policy import (
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 HASH = re.compile(r"[0-9a-f]{64}")
 PORT = re.compile(r".+:[0-9]{1,5}")
+TASK_NAMES = ("property",)
+"""Built in: ray_fed/sites/tasks.py."""
 EMBEDDED = "embedded"
 """The source that needs no file: model crystals."""
 STATE_FOLDER, LEDGER_FOLDER = "~/ray-fed/state", "~/ray-fed/ledger"
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetColumn:
     """A column that may be learned."""
 
     column: str
@@ -70,7 +72,7 @@ class Dataset:
     """What a coordinator says."""
     source: str
     """File or folder on this machine, or 'embedded'; what the site's own tasks get as their source."""
-    targets: Mapping[str, Target]
+    targets: Mapping[str, TargetColumn]
     """Name by which others know a target -> the column, and its unit. Empty for tasks that need none."""
     columns: tuple[str, ...]
     """Columns that may be used as inputs; all that are understood if not given."""
@@ -84,13 +86,13 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class HubAddress:
+class HubEntry:
     """Where the site dials out to, and whom it expects there."""
 
     address: str = ""
     """HOST:PORT."""
     key: str = ""
-    """SHA-256 of the hub's public key, 64 digits; its owner's `ray-fed site key FOLDER` prints it."""
+    """SHA-256 of the hub's public key, 64 digits; its owner's `ray-fed site key TLS-FOLDER` prints it."""
     tls: str = "~/ray-fed/tls"
     """Folder with this site's node.crt and node.key, and the authority's ca.crt."""
     server_name: str = ""
@@ -149,7 +151,7 @@ class SiteFile:
 
     path: Path
     name: str
-    hub: HubAddress
+    hub: HubEntry
     datasets: Mapping[str, Dataset]
     tasks: tuple[str, ...]
     own_tasks: Mapping[str, OwnTask]
@@ -186,7 +188,7 @@ def read_site_file(path: Path | None = None) -> SiteFile:
     return SiteFile(
         path,
         reader.name(),
-        reader.section(HubAddress, "hub"),
+        reader.section(HubEntry, "hub"),
         reader.datasets(),
         reader.tasks(),
         {name: reader.section(OwnTask, "own_tasks", name) for name in reader.names("own_tasks")},
@@ -239,12 +241,12 @@ class _Reader:
         return values
 
     def tasks(self) -> tuple[str, ...]:
-        from ray_fed.sites.tasks import TASKS
-
         tasks = coerce(self.content.get("tasks", ()), tuple[str, ...], f"{self.path}: tasks")
         for name in tasks:
-            if name not in TASKS:
-                raise ConfigError(f"{self.path}: tasks: {unknown_name('task', name, TASKS)}; others go to own_tasks")
+            if name not in TASK_NAMES:
+                raise ConfigError(
+                    f"{self.path}: tasks: {unknown_name('task', name, TASK_NAMES)}; others go to own_tasks"
+                )
         return tasks
 
     def datasets(self) -> dict[str, Dataset]:
@@ -280,11 +282,11 @@ def _pairs(said: Mapping[str, Any], key: str, where: str) -> list[tuple[Any, Any
     return list(mapping_of(said.get(key), f"{where}: {key}").items())
 
 
-def _target(value: Any, where: str) -> Target:
+def _target(value: Any, where: str) -> TargetColumn:
     wanted = f"{where}: must be {{column: NAME, unit: UNIT}}, not {value!r}"
     fits = isinstance(value, Mapping) and set(value) == {"column", "unit"}
     require(fits and all(isinstance(part, str) and part for part in value.values()), wanted)
-    return Target(value["column"], value["unit"])
+    return TargetColumn(value["column"], value["unit"])
 
 
 def _conditions(value: Any, where: str) -> tuple[tuple[str, Any], ...]:
