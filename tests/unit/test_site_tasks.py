@@ -135,7 +135,7 @@ def test_the_hash_covers_every_source_file_of_the_package_and_their_names(instal
     assert source_hash(PACKAGE) != before
 
 
-def test_code_of_the_current_folder_is_not_installed(site, tmp_path, monkeypatch):
+def test_code_of_the_current_folder_is_not_installed(tmp_path, monkeypatch):
     (tmp_path / "here.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
