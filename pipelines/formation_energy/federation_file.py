@@ -6,6 +6,11 @@ silos:
     site: north                # node label; the silo starts nowhere else
     num_gpus: 1
     where: {source: OQMD}
+  - {name: south-lab, dataset: alloys, site: south}   # at a site that its owner runs (`ray-fed site start`)
+hub:                           # where such sites dial in, and which keys they have; any field of `HubSection`
+  listen: 0.0.0.0:7443
+  tls: certs/hub
+  sites: {south: 3fa1...}
 test:                          # optional common test set, published by its owner
   data: /data/benchmark.csv
 training:                      # options of `ray-fed formation-energy`
@@ -19,14 +24,18 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from pipelines.formation_energy.config import FormationEnergyConfig
+from pipelines.hub import HubSection
 from ray_fed.config import at_home, coerce, from_mapping, require, unknown_name
 from ray_fed.errors import ConfigError
 
+Section = TypeVar("Section")
+
+KEYS = ("silos", "hub", "test", "training")
 NOT_IN_FILE = {
     "out": "it chooses where files are written",
     "address": "it chooses the cluster that this installation's code goes to",
@@ -41,12 +50,17 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 class SiteEntry:
     """One silo, or the common test set, of a federation file."""
 
-    data: str
+    data: str = ""
     """File or folder on the site's own disk, or 'embedded'."""
+    dataset: str = ""
+    """Instead of `data`: name of a data set at a site that its owner runs, as the owner's site.yaml has it."""
+    filters: tuple[str, ...] = ()
+    """With `dataset`: names of conditions that the owner allows."""
     name: str = ""
     """Name of the silo in messages, tables and figures."""
     site: str = ""
-    """Value of the Ray node label `site` of the machines that hold the data; empty: anywhere."""
+    """Value of the Ray node label `site` of the machines that hold the data; empty: anywhere. With `dataset`: the name
+    of the site that has it."""
     target: str | None = None
     """The site's name for the column to learn; the pipeline's target if not given."""
     unit: str | None = None
@@ -70,6 +84,16 @@ class SiteEntry:
             value = getattr(self, name)
             fits = value is None or (isfinite(value) and value >= 0)
             require(fits, f"{name}={value} must be a finite number, 0 or more")
+        if self.dataset:
+            self._check_owned()
+        require(bool(self.dataset) or not self.filters, f"filters={self.filters} need dataset; give where with data")
+
+    def _check_owned(self) -> None:
+        """What the owner's file says is not for this one."""
+        require(bool(self.site), f"dataset={self.dataset!r} needs site: the name of the site that has it")
+        for name in ("data", "target", "unit", "where", "state", "num_gpus"):
+            unwanted = f"{name}={getattr(self, name)!r} goes with data; of a dataset, its owner's site.yaml says that"
+            require(not getattr(self, name), unwanted)
 
     @property
     def conditions(self) -> tuple[tuple[str, str], ...]:
@@ -83,6 +107,8 @@ class FederationFile:
     silos: tuple[SiteEntry, ...]
     test: SiteEntry | None
     training: Mapping[str, Any]
+    hub: HubSection | None = None
+    """None where no silo is at a site that its owner runs."""
 
 
 def read_federation(path: str, overrides: Sequence[str] = ()) -> FederationFile:
@@ -92,8 +118,8 @@ def read_federation(path: str, overrides: Sequence[str] = ()) -> FederationFile:
     """
     content = _yaml(path)
     for key in content:
-        if key not in ("silos", "test", "training"):
-            raise ConfigError(f"{path}: {unknown_name('key', str(key), ['silos', 'test', 'training'])}")
+        if key not in KEYS:
+            raise ConfigError(f"{path}: {unknown_name('key', str(key), KEYS)}")
     entries = content.get("silos")
     if not isinstance(entries, list) or not entries:
         raise ConfigError(f"{path}: 'silos' must be a list with at least one silo")
@@ -102,6 +128,7 @@ def read_federation(path: str, overrides: Sequence[str] = ()) -> FederationFile:
     silos = tuple(_entry(entry, f"{path}: silos[{number}]") for number, entry in enumerate(content["silos"]))
     _check_names(silos, path)
     test = _entry(content["test"], f"{path}: test") if content.get("test") else None
+    require(test is None or not test.dataset, f"{path}: test: dataset: a common test set is data of this side")
     training = content.get("training") or {}
     require(isinstance(training, Mapping), f"{path}: 'training' must be a mapping of options")
     known = {field.name for field in fields(FormationEnergyConfig)} - {"federation", "data", "silos", *NOT_IN_FILE}
@@ -110,7 +137,21 @@ def read_federation(path: str, overrides: Sequence[str] = ()) -> FederationFile:
         require(key not in NOT_IN_FILE, f"{alone}; give --{key} on the command line")
         if key not in known:
             raise ConfigError(f"{path}: training: {unknown_name('key', str(key), known)}")
-    return FederationFile(silos, test, training)
+    return FederationFile(silos, test, training, _hub(content.get("hub"), silos, path))
+
+
+def _hub(values: Any, silos: Sequence[SiteEntry], path: str) -> HubSection | None:
+    """Return the hub that the silos at sites need; ConfigError for a site whose key nobody has written down."""
+    owned = [silo for silo in silos if silo.dataset]
+    require(values is None or isinstance(values, Mapping), f"{path}: hub: must be a mapping, not {values!r}")
+    if not owned:
+        require(values is None, f"{path}: hub: no silo has a dataset at a site; leave the section out")
+        return None
+    hub = _section(HubSection, values or {}, f"{path}: hub")
+    for silo in owned:
+        missing = f"{path}: hub: sites: the key of site '{silo.site}' is missing"
+        require(silo.site in hub.pins, f"{missing}; its owner reads it out: `ray-fed site init` prints it")
+    return hub
 
 
 def _yaml(path: str) -> dict[str, Any]:
@@ -132,9 +173,14 @@ def _entry(values: Any, where: str) -> SiteEntry:
     require(isinstance(values, Mapping), f"{where}: must be a mapping with the keys name and data, not {values!r}")
     name = values.get("name")
     where = f"{where} ({name})" if name else where
-    require("data" in values, f"{where}: key 'data' is missing; give a path on the site's disk, or 'embedded'")
+    there = "data" in values or "dataset" in values
+    require(there, f"{where}: key 'data' is missing; give a path on the site's disk, or 'embedded', or a dataset")
+    return _section(SiteEntry, values, where)
+
+
+def _section(cls: type[Section], values: Mapping[str, Any], where: str) -> Section:
     try:
-        return from_mapping(SiteEntry, values, where)
+        return from_mapping(cls, values, where)
     except ConfigError as error:
         message = str(error)
         raise ConfigError(message if message.startswith(where) else f"{where}: {message}") from error

@@ -244,7 +244,7 @@ class TrainingOutcome:
         return self._save("bars", figure, f"{titles} of every model on the common test set.")
 
     def _curves(self) -> Figure | None:
-        names = ["federated", *(spec.name for spec in self.experiment.setup.members)]
+        names = ["federated", *self.experiment.setup.models]
         headline = self.experiment.metrics[0]
         curves = {name: self.experiment.curve(name, headline) for name in names}
         curves = {name: points for name, points in curves.items() if points[0]}

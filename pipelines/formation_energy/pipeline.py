@@ -155,8 +155,10 @@ def _carry_out(request: RunRequest) -> int:
 def _train(request: RunRequest) -> TrainingOutcome:
     """Train, and write the run directory whatever happens once the silos have agreed."""
     started, setup = time.perf_counter(), request.setup
-    where = "in this process" if setup.config.cohort == "local" else f"as Ray actors (address {setup.config.address})"
-    print(f"opening {len(setup.silos)} silos {where}", file=sys.stderr)
+    here = "in this process" if setup.config.cohort == "local" else f"as Ray actors (address {setup.config.address})"
+    away = f"{len(setup.sites)} of them at their owners' sites" if setup.sites else ""
+    where = ", ".join(part for part in (here if setup.silos else "", away) if part)
+    print(f"opening {len(setup.training)} silos {where}", file=sys.stderr)
     with launched(setup) as (coordinator, notices):
         agreement = coordinator.agree()
         changed = _changed_versions(request.directory) if request.is_resumed else []
@@ -172,7 +174,7 @@ def _train(request: RunRequest) -> TrainingOutcome:
             check_data(agreement, setup.founders if setup.config.late_silos else (), request.directory)
             agreement = rejoined(agreement, setup, request.directory)
             _check_silo_states(request)
-        ledger = CoordinatorLedger.of_run(request.directory, setup.silos[0].run, request.checkpoint.folder)
+        ledger = CoordinatorLedger.of_run(request.directory, setup.run, request.checkpoint.folder)
         with TrainingRecorder(setup, request.directory, ledger) as recorder:
             records = request.checkpoint.records() if request.is_resumed else []
             experiment = TrainingExperiment(setup, agreement, recorder, request.checkpoint, records, started=started)

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import get_type_hints
 
 from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.formation_energy.federation_file import FederationFile, SiteEntry, read_federation
+from pipelines.hub import HubSection
 from ray_fed.config import at_home, coerce, require
 from ray_fed.errors import DataError
 from ray_fed.federation.messages import SiloDescription
@@ -19,6 +20,8 @@ from ray_fed.materials.databases.columns import UNKNOWN_UNIT, canonical_target, 
 from ray_fed.materials.databases.source import EMBEDDED, Source
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
+from ray_fed.sites.tasks import FILTERS, PropertyOptions
+from ray_fed.sites.wire import Invitation
 
 POOLED = "pooled"
 ENERGY_UNIT = "eV/atom"
@@ -38,6 +41,14 @@ class Setup:
     pooled: SiloSpec | None
     """All training rows in one place; exists only in studies, where one source plays all silos."""
     test: SiloSpec | None
+    sites: tuple[tuple[str, Invitation], ...] = ()
+    """(site, what its silo is asked for) of silos at sites that their owners run."""
+    hub: HubSection | None = None
+    """Where these dial in."""
+    order: tuple[str, ...] = ()
+    """Names of all silos as their file lists them, where it does."""
+    run: str = ""
+    """Name of the run in ledgers; none is kept without one."""
     founders: tuple[str, ...] = ()
     """Silos that were there when the run began, once that is known: all of them, but for a run with late ones."""
 
@@ -47,7 +58,13 @@ class Setup:
 
     @property
     def training(self) -> tuple[str, ...]:
-        return tuple(spec.name for spec in self.silos)
+        """Names of the silos of the federation."""
+        return self.order or tuple(spec.name for spec in self.silos)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of all that trains a model of its own."""
+        return (*self.training, *([self.pooled.name] if self.pooled else []))
 
 
 def resolve(options: dict[str, object], site_overrides: Sequence[str] = ()) -> Setup:
@@ -56,7 +73,7 @@ def resolve(options: dict[str, object], site_overrides: Sequence[str] = ()) -> S
     ConfigError or DataError for anything that can be known to be wrong before a silo starts.
     """
     setup = _resolved(options, site_overrides)
-    wanted, there = setup.config.min_fit_clients, len(setup.silos)
+    wanted, there = setup.config.min_fit_clients, len(setup.training)
     require(wanted <= there, f"min_fit_clients={wanted} is more than the {there} silos there are")
     return setup
 
@@ -104,16 +121,17 @@ def with_state_folder(setup: Setup, folder: Path, run: str) -> Setup:
 
 def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
     """Let silos that are actors keep ledgers of the run: those of a private cluster in `folder`, those of a cluster we
-    join beside their states, unless their owners' site files name another place."""
-    if setup.config.cohort == "local":
-        return setup  # silos within one process have no boundary
+    join beside their states, unless their owners' site files name another place. Sites keep their own."""
+    setup = replace(setup, sites=tuple((site, replace(invited, run=run)) for site, invited in setup.sites))
+    if setup.config.cohort == "local":  # silos within one process have no boundary
+        return replace(setup, run=run if setup.sites else "")
 
     def settled(spec: SiloSpec) -> SiloSpec:
         place = str(folder.resolve()) if setup.config.address == "local" else spec.state_folder
         return replace(spec, run=run, ledger_folder=place)
 
     pooled = settled(setup.pooled) if setup.pooled else None
-    return replace(setup, silos=tuple(settled(spec) for spec in setup.silos), pooled=pooled)
+    return replace(setup, silos=tuple(settled(spec) for spec in setup.silos), pooled=pooled, run=run)
 
 
 def _study(config: FormationEnergyConfig) -> Setup:
@@ -150,9 +168,19 @@ def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
             entry.state,
         )
         for entry in file.silos
+        if not entry.dataset
     )
+    sites = tuple((entry.site, _invitation(config, entry, fraction)) for entry in file.silos if entry.dataset)
+    order = tuple(entry.name for entry in file.silos)
+    hub = replace(file.hub, tls=str(base / at_home(file.hub.tls))) if file.hub else None
     test = SiloSpec("test", _site_rows(config, file.test, base, 0.0), site=file.test.site) if file.test else None
-    return Setup(config, _task(config), silos, None, test)
+    return Setup(config, _task(config), silos, None, test, sites, hub, order)
+
+
+def _invitation(config: FormationEnergyConfig, entry: SiteEntry, test_fraction: float) -> Invitation:
+    """Return what a site is asked for: names and plain options."""
+    options = {**asdict(property_options(config)), **({FILTERS: entry.filters} if entry.filters else {})}
+    return Invitation("", entry.name, entry.dataset, "property", options, test_fraction, config.seed)
 
 
 def _site_rows(config: FormationEnergyConfig, entry: SiteEntry, base: Path, test_fraction: float) -> CrystalRows:
@@ -181,10 +209,16 @@ def _condition(text: str) -> tuple[str, str]:
 
 
 def _task(config: FormationEnergyConfig) -> PropertyTask:
-    options = (("impute", config.impute),) if config.features.startswith("guo") else ()
+    return property_options(config).task()
+
+
+def property_options(config: FormationEnergyConfig) -> PropertyOptions:
+    """Return all that is said of the task; every site that is invited rebuilds it from that."""
     known = unit_of_target(config.target)
     unit = ENERGY_UNIT if known == UNKNOWN_UNIT else known
-    return PropertyTask(config.features, options, config.hidden, canonical_target(config.target), unit)
+    return PropertyOptions(
+        config.features, config.impute, config.hidden, canonical_target(config.target), unit, config.symmetry
+    )
 
 
 def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job]:
@@ -209,7 +243,7 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     if not config.baselines:
         return [federated]
     # Alone, a silo fills the whole batch with its own rows, as the paper's single-client runs do.
-    there = [spec.name for spec in setup.members if spec.name in silos]
+    there = [name for name in setup.models if name in silos]
     alone = {name: _plan(config, silos[name].num_examples, seed) for name in there}
     num_rounds = min(shared.num_rounds, EVALUATIONS_PER_JOB)
     alone = {

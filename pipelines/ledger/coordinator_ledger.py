@@ -5,6 +5,7 @@ ledger/silos/<silo>/<run>.jsonl     each silo's own ledger, as it was handed ove
 """
 
 import json
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
@@ -29,7 +30,8 @@ def silos_folder(directory: RunDirectory) -> Path:
 
 
 def name_of_run(directory: RunDirectory) -> str:
-    """Return the name under which ledgers know a run: that of its folder and a random part; a resumed run keeps it."""
+    """Return the name under which ledgers know a run: that of its folder, in letters and digits, and a random part; a
+    resumed run keeps it."""
     path = coordinator_path(directory)
     if path.exists():
         first = path.read_bytes().split(b"\n", 1)[0]
@@ -37,7 +39,8 @@ def name_of_run(directory: RunDirectory) -> str:
             return str(json.loads(first)["run"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged in line 1; the run cannot be resumed with its ledger") from error
-    return f"{directory.path.resolve().name}-{secrets.token_hex(4)}"
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", directory.path.resolve().name).lstrip("_.-")[:100]
+    return f"{plain or 'run'}-{secrets.token_hex(4)}"
 
 
 def discard_unused(directory: RunDirectory) -> None:

@@ -77,8 +77,7 @@ def accepted(file: SiteFile, invitation: InvitationLike) -> Invited:
     """Return the silo that an invitation asks for. PerimeterRefused where the owner's file does not name what it asks
     for, or the options make no task."""
     for name in (invitation.silo, invitation.run):
-        if not PLAIN_NAME.fullmatch(name):
-            refuse("?", "a name in the invitation is none", "names of silos and runs are up to 128 letters and digits")
+        require_plain("?", name)
     silo = invitation.silo
     if invitation.dataset not in file.datasets:
         known = ", ".join(file.datasets)
@@ -96,6 +95,14 @@ def accepted(file: SiteFile, invitation: InvitationLike) -> Invited:
         run=invitation.run, ledger_folder=str(file.ledger_folder),
     )  # fmt: skip
     return Invited(spec, make_task, file.site_of(dataset), dataset)
+
+
+def require_plain(silo: str, name: str) -> None:
+    """Refuse a name of a silo, a run or a session that could lead elsewhere on this disk."""
+    if not PLAIN_NAME.fullmatch(name):
+        refuse(
+            silo, "a name that it was sent is none", f"{name[:200]!r}: up to 128 letters, digits, '_', '-', '.', '@'"
+        )
 
 
 def refuse(silo: str, phrase: str, detail: str) -> NoReturn:

@@ -73,8 +73,8 @@ REFUSED = {
     "an unknown feature set": ({"options": {"features": "mine"}}, "its options make no task at this site"),
     "a network that fills the memory": ({"options": {"hidden": (9**9,)}}, "its options make no task at this site"),
     "very many layers": ({"options": {"hidden": (16000,) * 60}}, "its options make no task at this site"),
-    "a run elsewhere": ({"run": "../../x"}, "a name in the invitation is none"),
-    "a silo elsewhere": ({"silo": "/root"}, "a name in the invitation is none"),
+    "a run elsewhere": ({"run": "../../x"}, "a name that it was sent is none"),
+    "a silo elsewhere": ({"silo": "/root"}, "a name that it was sent is none"),
 }
 
 
