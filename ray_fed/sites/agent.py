@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import grpc
 import grpc.aio
@@ -19,7 +20,7 @@ import torch
 
 from ray_fed.errors import ConfigError, FedError, SiloFailed
 from ray_fed.sites import link
-from ray_fed.sites.link import Certificates, Peer
+from ray_fed.sites.link import ByteBudget, Certificates, Peer
 from ray_fed.sites.wire import (
     FAILED,
     PROTOCOL,
@@ -29,6 +30,7 @@ from ray_fed.sites.wire import (
     AnyRequest,
     Ask,
     Encoded,
+    EndRequest,
     Header,
     Hello,
     HostLost,
@@ -50,12 +52,14 @@ _log = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 30.0
+SAY_EVERY = 20
+"""Failed tries with one reason are one line in the log, then one for so many."""
 WELCOME_SECONDS = 20.0
 MOST_SILOS = 64
 MOST_WAITING = 256
 """Calls that wait for their turn at one site; a hub that sends more has to wait."""
 MOST_KEPT = 1024
-"""Answers that are kept for a hub that does not acknowledge them."""
+"""Answers that are kept for a hub that does not acknowledge them; then nothing more is worked on."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class SiteAgent:
 
     make_host: Invitation -> SiloHost; raises ConfigError or PerimeterRefused where the owner's file does not allow it.
     end_host: frees what a host holds. executor: where hosts work; by default a thread for each silo.
-    most_request_bytes: arrays of one call.
+    most_bytes: of the arrays of calls that wait for their turn, and again of answers that are not acknowledged.
     """
 
     def __init__(
@@ -111,11 +115,11 @@ class SiteAgent:
         make_host: MakeHost,
         end_host: Callable[[SiloHost], None] = _nothing,
         executor: Executor | None = None,
-        most_request_bytes: int = 1 << 32,
+        most_bytes: int = 1 << 32,
     ):
         self.site, self.hub, self.own = site, hub, own
         self.incarnation = link.random_name()
-        self._make_host, self._end_host, self._most_request_bytes = make_host, end_host, most_request_bytes
+        self._make_host, self._end_host, self._most_bytes = make_host, end_host, most_bytes
         self._executor = executor or ThreadPoolExecutor(MOST_SILOS, f"site-{site}", _one_thread)
         self._loop = link.background_loop()
         self._known_hub, self._received = "", 0
@@ -126,7 +130,8 @@ class SiteAgent:
         self._kept: dict[int, tuple[Answer, Encoded]] = {}
         """Answers that the hub has not acknowledged."""
         self._outgoing: asyncio.Queue[int] = asyncio.Queue()
-        self._room = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._budget = ByteBudget(most_bytes)
         self._task: asyncio.Task[None] | None = None
         self._ended = threading.Event()
 
@@ -156,12 +161,13 @@ class SiteAgent:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._known_hub = ""
+        self._changed.set()
         await asyncio.gather(*self._end_places())
 
     # ---- connections
 
     async def _serve(self) -> None:
-        pause, said = FIRST_PAUSE_SECONDS, ""
+        pause, said, tries = FIRST_PAUSE_SECONDS, "", 0
         while True:
             try:
                 await self._connect()
@@ -176,7 +182,8 @@ class SiteAgent:
             except Exception as error:  # the agent outlives whatever happens to one connection
                 _log.exception("site '%s': a connection failed", self.site)
                 reason = type(error).__name__
-            if reason != said or pause >= LONGEST_PAUSE_SECONDS:
+            tries = 0 if reason != said else tries + 1
+            if tries % SAY_EVERY == 0:
                 _log.warning("site '%s': no connection to %s: %s; trying again", self.site, self.hub.address, reason)
             said = reason
             await asyncio.sleep(pause * random.uniform(0.7, 1.3))
@@ -234,6 +241,7 @@ class SiteAgent:
         """Another process of the hub: nothing that the last one asked for is wanted any more."""
         self._received, self._known_hub = 0, hub
         self._open, self._unwanted, self._kept = set(), set(), {}
+        self._changed.set()
         self._end_places()
 
     def _keep_only(self, wanted: set[int]) -> None:
@@ -255,25 +263,39 @@ class SiteAgent:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _read(self, stream: grpc.aio.StreamStreamCall) -> None:
-        while message := await link.receive(stream.read, self._admit):
+        while message := await self._received_message(stream):
             header, payload = message
-            for call in header.done:  # type: ignore[union-attr]  (_admit lets in no others)
+            assert isinstance(header, Ask | Acknowledge)
+            for call in header.done:
                 self._kept.pop(call, None)
-            if isinstance(header, Ask) and header.call > self._received:
-                self._received = header.call
+            self._changed.set()
+            if isinstance(header, Ask):
                 self._take(header, payload)
 
-    async def _admit(self, header: AnyHeader) -> None:
+    async def _received_message(self, stream: grpc.aio.StreamStreamCall) -> "tuple[AnyHeader, memoryview] | None":
+        """Return the next message; what was claimed for one that broke off is free again."""
+        claimed: list[int] = []
+        message = None
+        try:
+            message = await link.receive(stream.read, partial(self._admit, claimed))
+        finally:
+            if message is None:
+                self._budget.release(sum(claimed))
+        return message
+
+    async def _admit(self, claimed: list[int], header: AnyHeader) -> None:
         """Raise WireError for what no hub sends; wait while there is no room."""
         if not isinstance(header, Ask | Acknowledge):
             raise WireError("a message that is no call")
-        if header.num_bytes > self._most_request_bytes:
-            raise WireError(f"a call of {header.num_bytes} bytes, {self._most_request_bytes} are the most")
-        if len(self._kept) > MOST_KEPT:
-            raise WireError(f"no word that {len(self._kept)} answers have arrived")
-        while isinstance(header, Ask) and len(self._open) >= MOST_WAITING:
-            self._room.clear()
-            await self._room.wait()
+        if header.num_bytes > self._most_bytes:
+            raise WireError(f"a call of {header.num_bytes} bytes, {self._most_bytes} are the most")
+        if isinstance(header, Ask) and header.call <= self._received:
+            raise WireError("a call that was made before")
+        if isinstance(header, Ask):
+            while len(self._open) >= MOST_WAITING:
+                await self._change()
+            await self._budget.claim(header.num_bytes)
+            claimed.append(header.num_bytes)
 
     async def _write(self, stream: grpc.aio.StreamStreamCall, outgoing: "asyncio.Queue[int]") -> None:
         while True:
@@ -285,6 +307,7 @@ class SiteAgent:
 
     def _take(self, header: Ask, payload: memoryview) -> None:
         """Put a call in line behind those of its silo."""
+        self._received = header.call
         try:
             request: SiloRequest | WireError = decode(AnyRequest, header.body, payload)
         except WireError as error:
@@ -292,6 +315,7 @@ class SiteAgent:
         place = self._places.get(header.silo)
         if place is None:
             if len(self._places) >= MOST_SILOS:
+                self._budget.release(header.num_bytes)
                 raise WireError(f"calls of more than {MOST_SILOS} silos")
             place = self._places[header.silo] = _Place(header.silo)
             place.task = asyncio.create_task(self._work(place))
@@ -309,15 +333,27 @@ class SiteAgent:
                     return
                 continue
             hub, header, request = item
-            if hub != self._known_hub:
-                continue
-            answer = await self._loop.run_in_executor(self._executor, self._answer, place, header, request)
+            while hub == self._known_hub and self._keeps_too_much():
+                await self._change()
             if hub == self._known_hub:
-                self._keep(header.call, answer)
+                answer = await self._loop.run_in_executor(self._executor, self._answer, place, header, request)
+                if hub == self._known_hub:
+                    self._keep(header.call, answer)
+            del item, request
+            self._budget.release(header.num_bytes)
+            self._changed.set()
+
+    def _keeps_too_much(self) -> bool:
+        num_bytes = sum(encoded.num_bytes for _, encoded in self._kept.values())
+        return len(self._kept) >= MOST_KEPT or num_bytes > self._most_bytes
+
+    async def _change(self) -> None:
+        """Wait for one more answer, acknowledgement or hub."""
+        self._changed.clear()
+        await self._changed.wait()
 
     def _keep(self, call: int, answer: tuple[Answer, Encoded]) -> None:
         self._open.discard(call)
-        self._room.set()
         if call in self._unwanted:
             self._unwanted.discard(call)
             return
@@ -349,6 +385,8 @@ class SiteAgent:
     def _run(self, place: _Place, request: SiloRequest) -> object:
         if isinstance(request, InviteRequest):
             return self._invite(place, request.invitation)
+        if isinstance(request, EndRequest):
+            return self._end(place)
         if place.host is None:
             raise place.missing or SiloFailed(place.silo, request.doing, "its site has not been invited yet")
         try:

@@ -3,6 +3,7 @@
 The same contract as LocalCohort, and the same bits.
 """
 
+import contextlib
 import logging
 import queue
 import time
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ray_fed.config import require
 from ray_fed.errors import FedError, PerimeterRefused, SiloFailed, SiloRefused
 from ray_fed.federation.cohort import Cohort, said_by
 from ray_fed.federation.coordinator import check_agreement
@@ -33,7 +35,7 @@ from ray_fed.federation.messages import (
     Update,
     Vector,
 )
-from ray_fed.federation.rounds.machine import StartRules
+from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.task import Task
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.metrics import Scores
@@ -41,6 +43,7 @@ from ray_fed.sites.hub import Call, Hub, Lost, Outcome
 from ray_fed.sites.wire import (
     CloseSessionRequest,
     Encoded,
+    EndRequest,
     EvaluateRequest,
     FitRequest,
     Given,
@@ -62,9 +65,11 @@ from ray_fed.sites.wire import (
 
 _log = logging.getLogger(__name__)
 
-WAIT_FOR_SITES = StartRules(timeout=600.0)
-"""All sites are waited for; one that has not come by then is named, and the run does not begin."""
+SITES_WITHIN_SECONDS = 600.0
+"""Where no other time is given, all sites are waited for so long; one that has not come is named, and the run does not
+begin."""
 POLL_SECONDS = 0.001
+CLOSE_SECONDS = 10.0
 
 
 class TestSet(Protocol):
@@ -77,6 +82,10 @@ class TestSet(Protocol):
     def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]: ...
 
     def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]: ...
+
+
+def _nothing(_: str) -> None:
+    """Is done at the end of a call."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ class SiteCohort:
         task: Task,
         evaluator: TestSet | None = None,
         answer_timeout: float | None = None,
-        start: StartRules = WAIT_FOR_SITES,
+        start: StartRules = AT_ONCE,
     ):
         self.hub, self.task, self.evaluator, self.answer_timeout, self.start = (
             hub,
@@ -116,12 +125,16 @@ class SiteCohort:
             start,
         )
         self.silos = {silo.name: silo for silo in silos}
+        require(len(self.silos) == len(silos), f"silos must have different names: {[each.name for each in silos]}")
+        for silo in silos:
+            require(silo.site in hub.sites, f"silo '{silo.name}': the hub knows no site '{silo.site}'; name it there")
         self._sessions: dict[str, Mapping[str, SessionSpec]] = {}
         self._fingerprint: dict[str, object] | None = None
         self._standardizer: Standardizer | None = None
         self._absent: dict[str, str] = {}
+        self._opened: set[str] = set()
         self._lost: set[str] = set()
-        """Silos whose process is gone and whose restart was not asked for yet."""
+        """Silos whose process is gone and whose restart was not asked for yet. Written in the hub's thread, too."""
         self._waiting: dict[Call, str] = {}
         """Calls whose answers are events -> the session they belong to."""
         self._arrived: queue.SimpleQueue[tuple[Call | str, Outcome]] = queue.SimpleQueue()
@@ -132,23 +145,22 @@ class SiteCohort:
     # ---- before training
 
     def open(self) -> dict[str, SiloDescription]:
+        self._opened.clear()
         self._wait_for_sites()
         present = self._present()
         self._ask(present, lambda name: InviteRequest(self.silos[name].invitation))
-        descriptions = self._ask(present, lambda _: OpenRequest())
+        descriptions = self._ask(present, lambda _: OpenRequest(), self._opened.add)
         self._fingerprint = self.evaluator.open() if self.evaluator else None
         return descriptions
 
     def _wait_for_sites(self) -> None:
-        sites = [silo.site for silo in self.silos.values()]
-        missing = set(self.hub.wait_for(sites, self.start.timeout))
+        sites, start = [silo.site for silo in self.silos.values()], self.start
+        seconds = start.timeout if start.timeout or start.may_be_late else SITES_WITHIN_SECONDS
+        missing = set(self.hub.wait_for(sites, seconds))
         late = {name: silo.site for name, silo in self.silos.items() if silo.site in missing}
         for name, site in late.items():
-            if name not in self.start.may_be_late:
-                raise _not_there(name, site, self.start.timeout)
-        if late and len(self.silos) - len(late) < self.start.fewest:
-            name, site = next(iter(late.items()))
-            raise _not_there(name, site, self.start.timeout)
+            if name not in start.may_be_late or len(self.silos) - len(late) < start.fewest:
+                raise _not_there(name, site, seconds)
         self._absent = {name: f"its site '{site}' has not connected yet" for name, site in late.items()}
 
     def absent(self) -> dict[str, str]:
@@ -243,7 +255,8 @@ class SiteCohort:
     def _event(self, about: "Call | str", outcome: Outcome) -> SiloEvent | None:
         """Turn what came back into an event; None where nobody waits for it any more."""
         if isinstance(about, str):
-            return Died(about, outcome.reason) if isinstance(outcome, Lost) and self._is_loss(about) else None
+            assert isinstance(outcome, Lost)
+            return self._died(about, outcome.reason)
         self._used = about
         if self._waiting.pop(about, None) is None:
             return None
@@ -254,7 +267,7 @@ class SiteCohort:
             return self._restored(name, outcome)
         assert isinstance(request, FitRequest)
         if isinstance(outcome, Lost):
-            return Died(name, outcome.reason) if self._is_loss(name) else None
+            return None  # the note of the loss stands in line, too
         if isinstance(outcome, FedError):
             return Raised(name, request.server_round, said_by(outcome))
         assert isinstance(outcome, Update | MaskedUpdate)
@@ -263,18 +276,25 @@ class SiteCohort:
         except ValueError as error:
             return Raised(name, request.server_round, said_by(error))
 
-    def _is_loss(self, name: str) -> bool:
-        """Note that a silo is gone, with all it was asked; false where that is known."""
-        self._waiting = {call: session for call, session in self._waiting.items() if call.silo != name or not session}
-        if name in self._lost or name in self._absent or any(call.silo == name for call in self._waiting):
-            return False
-        self._lost.add(name)
-        return True
+    def _died(self, name: str, reason: str) -> SiloEvent | None:
+        """A silo is gone, with all it was asked for, unless it was started again meanwhile."""
+        if name not in self._lost:
+            return None
+        gone = [call for call, session in self._waiting.items() if call.silo == name and session]
+        self.hub.drop(gone)
+        for call in gone:
+            del self._waiting[call]
+        return Died(name, reason)
+
+    def _note_loss(self, name: str, reason: str) -> None:
+        """Put the loss of a silo in line, once; in any thread."""
+        if name in self._opened and name not in self._lost:
+            self._lost.add(name)
+            self._arrived.put((name, Lost(reason)))
 
     def _restored(self, name: str, outcome: Outcome) -> SiloEvent:
         if isinstance(outcome, Lost | FedError):
             said = outcome.reason if isinstance(outcome, Lost) else said_by(outcome)
-            self._lost.add(name)
             return Died(name, f"it could not be started again: {said}")
         return Restarted(name)
 
@@ -289,17 +309,19 @@ class SiteCohort:
         except SiloRefused as error:
             return self._refuse_join(name, str(error))
         del self._absent[name]
+        self._opened.add(name)
         return Restarted(name, outcome)
 
     def _refuse_join(self, name: str, reason: str) -> SiloEvent:
         self._absent[name] = f"it cannot join: {reason}"
+        self._send_and_forget(name, EndRequest())
         return JoinRefused(name, self._absent[name])
 
-    def _site_restarted(self, site: str, reason: str) -> None:
+    def _site_restarted(self, site: str, reason: str, invited: frozenset[str]) -> None:
         """In the hub's thread."""
         for name, silo in self.silos.items():
-            if silo.site == site:
-                self._arrived.put((name, Lost(reason)))
+            if silo.site == site and name not in invited:
+                self._note_loss(name, reason)
 
     def restart(self, silo: str) -> None:
         """Invite the silo again: its site makes a new host, which catches up."""
@@ -337,6 +359,13 @@ class SiteCohort:
         """Return one gradient for an audit; PerimeterRefused unless the silo's owner allows it."""
         return self._ask([silo], lambda _: ObserveRequest(vector, num_examples))[silo]
 
+    def close(self) -> None:
+        """Let the sites end the silos' hosts: after the run nothing of it is held there."""
+        there = [name for name in self.silos if self.hub.is_connected(self.silos[name].site)]
+        for future in [self._call(name, EndRequest()) for name in there]:
+            with contextlib.suppress(TimeoutError):
+                future.result(CLOSE_SECONDS)
+
     def collect_ledger(self, silo: str) -> tuple[bytes, str, str] | None:
         """Return (ledger, head, public key) of a silo; None where its owner keeps it."""
         copy: LedgerCopy | None = self._ask([silo], lambda _: LedgerRequest())[silo]
@@ -357,22 +386,39 @@ class SiteCohort:
         self._waiting[call] = session
 
     def _put(self, call: Call, outcome: Outcome) -> None:
+        """In the hub's thread."""
+        if isinstance(outcome, Lost) and isinstance(call.request, FitRequest):
+            self._note_loss(call.silo, outcome.reason)
+        elif isinstance(outcome, Lost):
+            self._lost.add(call.silo)  # the answer itself says so
         self._arrived.put((call, outcome))
 
-    def _call(self, name: str, request: SiloRequest, message: Encoded | None = None) -> "Future[Any]":
+    def _call(
+        self,
+        name: str,
+        request: SiloRequest,
+        message: Encoded | None = None,
+        at_end: Callable[[str], None] = _nothing,
+    ) -> "Future[Any]":
         """Make a call whose answer is waited for."""
         future: Future[Any] = Future()
-        on_end = partial(_settle, future)
+        on_end = partial(_settle, future, at_end)
         self.hub.ask(self.silos[name].site, name, request, on_end, message)
         return future
 
     def _send_and_forget(self, name: str, request: SiloRequest) -> None:
         self._call(name, request)
 
-    def _ask(self, names: Iterable[str], request_for: Callable[[str], SiloRequest]) -> dict[str, Any]:
-        """Put a request to all named silos at once; return their answers by name."""
+    def _ask(
+        self,
+        names: Iterable[str],
+        request_for: Callable[[str], SiloRequest],
+        at_end: Callable[[str], None] = _nothing,
+    ) -> dict[str, Any]:
+        """Put a request to all named silos at once; return their answers by name. at_end: called in the hub's thread
+        with the name, before it hears anything else of the silo's site."""
         requests = {name: request_for(name) for name in names}
-        futures = {name: self._call(name, request) for name, request in requests.items()}
+        futures = {name: self._call(name, request, at_end=at_end) for name, request in requests.items()}
         return {name: self._value(future, name, requests[name].doing, None) for name, future in futures.items()}
 
     def _answers_of(
@@ -401,7 +447,7 @@ class SiteCohort:
         if isinstance(outcome, FedError):
             raise outcome
         if isinstance(outcome, Lost):
-            self._arrived.put((silo, outcome))
+            self._note_loss(silo, outcome.reason)
             raise SiloFailed(silo, doing, outcome.reason)
         return outcome
 
@@ -410,7 +456,8 @@ def _left(limit: float | None) -> float | None:
     return None if limit is None else max(0.0, limit - time.monotonic())
 
 
-def _settle(future: "Future[Any]", _: Call, outcome: Outcome) -> None:
+def _settle(future: "Future[Any]", at_end: Callable[[str], None], call: Call, outcome: Outcome) -> None:
+    at_end(call.silo)
     future.set_result(outcome)
 
 

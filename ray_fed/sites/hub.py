@@ -12,7 +12,6 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +21,7 @@ import grpc.aio
 
 from ray_fed.errors import ConfigError, FedError
 from ray_fed.sites import link
-from ray_fed.sites.link import Certificates, Peer
+from ray_fed.sites.link import ByteBudget, Certificates, Peer
 from ray_fed.sites.wire import (
     ANSWERS,
     FAILED,
@@ -53,6 +52,9 @@ ACKNOWLEDGE_SECONDS = 0.1
 """An acknowledgement waits so long for a call that it can travel with."""
 SAY_AFTER_SECONDS = 10.0
 """A site that is waited for is named in the log after so long, then at ever longer intervals."""
+OUR_OWN_ENDS = (grpc.aio.AbortError, grpc.aio.BaseError)
+"""Refusals, and hang-ups: no failure of the hub."""
+RESTARTED = "its site's process was started again"
 UNCLAIMED_BYTES = 1 << 20
 """Answers up to this size need no claim."""
 
@@ -85,38 +87,6 @@ class Call:
     """Bytes of the hub's memory that its answer takes."""
 
 
-class _Budget:
-    """Bytes of answers that may be held at a time; who comes when it is spent waits in line. One always fits."""
-
-    def __init__(self, most: int):
-        self.most, self.held = most, 0
-        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    async def claim(self, num_bytes: int) -> None:
-        if self._line or not self._fits(num_bytes):
-            place = asyncio.get_running_loop().create_future()
-            self._line.append((num_bytes, place))
-            try:
-                await place
-            except asyncio.CancelledError:
-                if place.done() and not place.cancelled():
-                    self.release(num_bytes)
-                raise
-            return
-        self.held += num_bytes
-
-    def release(self, num_bytes: int) -> None:
-        self.held -= num_bytes
-        while self._line and (self._line[0][1].cancelled() or self._fits(self._line[0][0])):
-            wanted, place = self._line.popleft()
-            if not place.cancelled():
-                self.held += wanted
-                place.set_result(None)
-
-    def _fits(self, num_bytes: int) -> bool:
-        return self.held == 0 or self.held + num_bytes <= self.most
-
-
 @dataclass(eq=False)
 class _Connection:
     """A site's stream. `outgoing` wakes its writer: a call's number, or 0 for acknowledgements alone."""
@@ -140,7 +110,7 @@ class _Site:
     last_number: int = 0
     done: list[int] = field(default_factory=list)
     """To be acknowledged."""
-    listeners: list[Callable[[str], None]] = field(default_factory=list)
+    listeners: "list[Callable[[str, frozenset[str]], None]]" = field(default_factory=list)
     away_since: float = field(default_factory=time.monotonic)
     say_next: float = SAY_AFTER_SECONDS
     is_awaited: bool = False
@@ -164,7 +134,7 @@ class Hub:
         self.address, self.own, self.port = address, own, 0
         self.incarnation = link.random_name()
         self._sites = {name: _Site(name, pin) for name, pin in sites.items()}
-        self._budget = _Budget(most_bytes)
+        self._budget = ByteBudget(most_bytes)
         self._loop = link.background_loop()
         self._server: grpc.aio.Server | None = None
         self._changed = threading.Condition()
@@ -205,6 +175,9 @@ class Hub:
             self._saying.cancel()
             await self._server.stop(None)
             self._server = None
+        for site in self._sites.values():
+            for call in list(site.calls.values()):
+                self._end(site, call, Lost("the hub was closed"))
 
     # ---- what the coordinator's side calls, from any thread
 
@@ -226,8 +199,9 @@ class Hub:
             site.is_awaited = False
         return [site.name for site in wanted if site.connection is None]
 
-    def watch(self, site: str, listener: Callable[[str], None]) -> None:
-        """Let `listener` hear when the site is back in another process than before."""
+    def watch(self, site: str, listener: "Callable[[str, frozenset[str]], None]") -> None:
+        """Let `listener(why, silos)` hear, in the hub's thread, when the site is back in another process than before;
+        all its silos are lost but for these, whose invitation was not sent yet."""
         self._sites[site].listeners.append(listener)
 
     def ask(
@@ -302,6 +276,13 @@ class Hub:
             if site:
                 self._fail_all(site, reason)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, reason)
+        except Exception as error:
+            if not isinstance(
+                error, grpc.aio.AbortError | grpc.aio.BaseError
+            ):  # those are our own refusals, and hang-ups
+                _log.exception("the hub failed in a connection of site '%s'", site.name if site else "unknown")
+                await context.abort(grpc.StatusCode.INTERNAL, "the hub failed; its log says how")
+            raise
 
     async def _hello(self, context: grpc.aio.ServicerContext) -> Hello:
         try:
@@ -349,8 +330,10 @@ class Hub:
                 await before.task
 
     async def _converse(self, site: _Site, hello: Hello, context: grpc.aio.ServicerContext) -> None:
-        self._note_process(site, hello)
         received = hello.received if hello.hub == self.incarnation else 0
+        if received > site.last_number:
+            raise WireError(f"word of call {received}, which was never made")
+        self._note_process(site, hello)
         peer = Peer.of(b"".join(context.auth_context()["x509_pem_cert"]))
         wanted = tuple(number for number in site.calls if number <= received)
         welcome = Welcome(
@@ -388,9 +371,9 @@ class Hub:
             if isinstance(call.request, InviteRequest) and not call.was_sent:
                 invited.add(call.silo)
             if call.silo not in invited:
-                self._end(site, call, Lost("its site's process was started again"))
+                self._end(site, call, Lost(RESTARTED))
         for listener in site.listeners:
-            listener("its site's process was started again")
+            listener(RESTARTED, frozenset(invited))
 
     def _tell_changed(self) -> None:
         with self._changed:

@@ -15,6 +15,7 @@ import hashlib
 import os
 import struct
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,7 +39,9 @@ SERVICE, METHOD = "ray_fed.Hub", "Connect"
 CHUNK = 1 << 20
 MAX_FRAME_BYTES = CHUNK + 3 * MAX_BODY_BYTES
 STALL_SECONDS = 30.0
-"""A message whose next frame does not come for so long is broken off."""
+SLOWEST_BYTES_PER_SECOND = 1 << 16
+"""A message whose next frame does not come within STALL_SECONDS, or that comes more slowly than this, is broken off: it
+takes memory that others wait for."""
 KEEP_ALIVE_SECONDS = 20.0
 LENGTH = struct.Struct("<I")
 NOT_A_SITE = frozenset({"localhost"})
@@ -151,7 +154,12 @@ def channel_credentials(own: Certificates) -> grpc.ChannelCredentials:
 
 def server_options() -> list[tuple[str, Any]]:
     every = int(1000 * KEEP_ALIVE_SECONDS)
-    return [*_options(), ("grpc.http2.min_ping_interval_without_data_ms", every // 2), ("grpc.so_reuseport", 0)]
+    return [
+        *_options(),
+        ("grpc.http2.min_ping_interval_without_data_ms", every // 2),
+        ("grpc.max_concurrent_streams", 2),
+        ("grpc.so_reuseport", 0),
+    ]
 
 
 def channel_options(server_name: str = "", proxy: str = "") -> list[tuple[str, Any]]:
@@ -159,8 +167,8 @@ def channel_options(server_name: str = "", proxy: str = "") -> list[tuple[str, A
     http://HOST:PORT of an HTTP CONNECT proxy; empty: what grpc_proxy, https_proxy or http_proxy name."""
     named = [("grpc.ssl_target_name_override", server_name)] if server_name else []
     url = proxy if "://" in proxy else f"http://{proxy}"
-    backoff = [("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 5000)]
-    return [*_options(), *named, *backoff, *([("grpc.http_proxy", url)] if proxy else [])]
+    fresh = [("grpc.use_local_subchannel_pool", 1)]  # a new try waits for none that failed before
+    return [*_options(), *named, *fresh, *([("grpc.http_proxy", url)] if proxy else [])]
 
 
 def _options() -> list[tuple[str, Any]]:
@@ -227,17 +235,26 @@ async def receive(read: Read, admit: Admit) -> "tuple[AnyHeader, memoryview] | N
     rest = memoryview(first)[at:]
     if len(rest) == header.num_bytes:
         return header, rest
-    payload = np.empty(header.num_bytes, np.uint8).data  # pages that are never written cost nothing
-    filled = _fill(payload, 0, rest)
-    while filled < header.num_bytes:
-        try:
-            frame = await asyncio.wait_for(read(), STALL_SECONDS)
-        except TimeoutError:
-            raise WireError(f"a message broke off: no frame for {STALL_SECONDS:g} s") from None
+    try:
+        async with asyncio.timeout(STALL_SECONDS + header.num_bytes / SLOWEST_BYTES_PER_SECOND):
+            payload = await _payload(read, header.num_bytes, rest)
+    except TimeoutError:
+        raise WireError("a message that does not go on") from None
+    return None if payload is None else (header, payload)
+
+
+async def _payload(read: Read, num_bytes: int, first: memoryview) -> memoryview | None:
+    """Return a payload of several frames, None where the stream ends before it does."""
+    payload = np.empty(num_bytes, np.uint8).data  # pages that are never written cost nothing
+    filled = _fill(payload, 0, first)
+    while filled < num_bytes:
+        frame = await asyncio.wait_for(read(), STALL_SECONDS)
         if frame is EOF or frame is None:
             return None
+        if len(frame) != min(CHUNK, num_bytes - filled):
+            raise WireError("a frame of another length than its place has")
         filled = _fill(payload, filled, frame)
-    return header, payload
+    return payload
 
 
 def _read_header(frame: bytes) -> tuple[AnyHeader, int]:
@@ -253,10 +270,42 @@ def _read_header(frame: bytes) -> tuple[AnyHeader, int]:
 def _fill(payload: memoryview, filled: int, frame: "bytes | memoryview") -> int:
     """Write a frame into the payload; return how much of it is filled."""
     end = filled + len(frame)
-    if end > len(payload) or (filled and not len(frame)):
+    if end > len(payload):
         raise WireError("a payload of another length than its header says")
     payload[filled:end] = frame
     return end
+
+
+class ByteBudget:
+    """Bytes that may be held at a time; who comes when it is spent waits in line. One message always fits."""
+
+    def __init__(self, most: int):
+        self.most, self.held = most, 0
+        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    async def claim(self, num_bytes: int) -> None:
+        if self._line or not self._fits(num_bytes):
+            place = asyncio.get_running_loop().create_future()
+            self._line.append((num_bytes, place))
+            try:
+                await place
+            except asyncio.CancelledError:
+                if place.done() and not place.cancelled():
+                    self.release(num_bytes)
+                raise
+            return
+        self.held += num_bytes
+
+    def release(self, num_bytes: int) -> None:
+        self.held -= num_bytes
+        while self._line and (self._line[0][1].cancelled() or self._fits(self._line[0][0])):
+            wanted, place = self._line.popleft()
+            if not place.cancelled():
+                self.held += wanted
+                place.set_result(None)
+
+    def _fits(self, num_bytes: int) -> bool:
+        return self.held == 0 or self.held + num_bytes <= self.most
 
 
 def random_name() -> str:

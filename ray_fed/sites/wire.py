@@ -265,7 +265,8 @@ class QueryRequest(SiloRequest, frozen=True, tag="query"):
         return host.query(self.query, *(each.thing for each in self.given))
 
     def answer_limit(self) -> int:
-        return 1 << 28
+        arrays = (each.array.nbytes for each in self.given if each.array is not None)
+        return 4 * SMALL_ANSWER_BYTES + 4 * sum(arrays)
 
 
 class ObserveRequest(SiloRequest, frozen=True, tag="observe"):
@@ -279,6 +280,12 @@ class ObserveRequest(SiloRequest, frozen=True, tag="observe"):
 
     def answer_limit(self) -> int:
         return self.vector.nbytes + 1024
+
+
+class EndRequest(SiloRequest, frozen=True, tag="end"):
+    """End the silo's host: what it holds, such as a GPU, is free again."""
+
+    doing = "ending"
 
 
 class LedgerRequest(SiloRequest, frozen=True, tag="ledger"):
@@ -296,6 +303,7 @@ class LedgerRequest(SiloRequest, frozen=True, tag="ledger"):
 AnyRequest = (
     InviteRequest | OpenRequest | JoinRequest | MomentsRequest | PrepareRequest | OpenSessionRequest | RestoreRequest
     | CloseSessionRequest | FitRequest | EvaluateRequest | QueryRequest | ObserveRequest | LedgerRequest
+    | EndRequest
 )  # fmt: skip
 
 
