@@ -43,6 +43,9 @@ class SiloSpec:
     ledger_folder: str = ""
     """Folder on the silo's own disk for its ledger and its log, where its owner's site file names none; empty: it keeps
     no ledger."""
+    dataset: str = ""
+    """Name of the data set in its owner's file: what the owner's book counts by; empty: all rows of the machine are
+    one."""
 
 
 @dataclass(frozen=True)

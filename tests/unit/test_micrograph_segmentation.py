@@ -211,9 +211,11 @@ def test_fedbn_keeps_the_norms_of_each_silo_and_tests_with_them():
     silo = opened(source=tested, keep_local=names, buffers="local")
     vector = silo.fit("s", 1, initial_vector(TASK.model(0), "local")).vector
     scores = silo.evaluate("s", {"m": vector})["m"].held_out.values()
-    assert {scores["loss"], scores["map"]} == {scores["test_loss"], scores["test_map"]}
+    # The same tiles; the last binary digit of what is told is drawn for each name.
+    on_tests = [scores["test_loss"], scores["test_map"]]
+    assert [scores["loss"], scores["map"]] == pytest.approx(on_tests, rel=2**-7)
     reset = opened(source=tested, keep_local=names, buffers="local")
-    assert reset.evaluate("s", {"m": vector})["m"].held_out.values()["loss"] != scores["loss"]
+    assert reset.evaluate("s", {"m": vector})["m"].held_out.values()["loss"] != pytest.approx(scores["loss"], rel=2**-7)
 
 
 GROUP = replace(TASK, design=UNetDesign(widths=(8, 16), norm="group"))
