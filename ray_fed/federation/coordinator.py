@@ -26,6 +26,7 @@ from ray_fed.federation.strategies.buffered import TURNS
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout, floating_buffers, initial_vector
 from ray_fed.learning.standardisation import Standardizer, merge_moments
+from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.metrics import Scores, merged
 from ray_fed.randomness import generator
 
@@ -64,11 +65,14 @@ class Coordinator:
         module = task.model(0)
         self.layout = Layout.of(module)
         self._has_buffers = bool(floating_buffers(module))
+        self._num_examples: dict[str, int] = {}
+        """What the silos told when they opened their data."""
 
     def agree(self) -> Agreement:
         """Open all silos, refuse those that disagree, standardise together."""
         silos = self._observed(self.cohort.open())
         self.hear(silos.values())
+        self._num_examples = {name: description.num_examples for name, description in silos.items()}
         expected = self.task.agreement()
         for name, description in silos.items():
             check_agreement(name, description.agreement, expected)
@@ -96,6 +100,7 @@ class Coordinator:
             require_sums_only(job.strategy, job.max_norm)
         module = self.task.model(job.model_seed)
         plans = {silo: local_plan(job.strategy, plan, module) for silo, plan in job.plans.items()}
+        plans = {silo: self._with_public_count(silo, plan) for silo, plan in plans.items()}
         job = replace(job, plans=plans)
         layout = Layout.of(module, job.any_plan.buffers)
         digest, kept = layout.digest, num_slots_for(rounds_apart(STATE_BYTES_PER_VALUE * layout.size))
@@ -110,6 +115,15 @@ class Coordinator:
                 yield self._shown(record, job)
         finally:
             self.cohort.close_session(job.name, job.silos)
+
+    def _with_public_count(self, silo: str, plan: TrainingPlan) -> TrainingPlan:
+        """Return a private plan with the number of rows that the silo told; of a silo that is not there yet, with the
+        mean of the others'."""
+        if plan.private is None or plan.private.public_examples is not None or not self._num_examples:
+            return plan
+        mean = sum(self._num_examples.values()) // len(self._num_examples)
+        public = max(1, self._num_examples.get(silo, mean))
+        return replace(plan, private=replace(plan.private, public_examples=public))
 
     def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
         """Return (true, model -> predicted) on the common test set, None without one."""

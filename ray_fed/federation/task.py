@@ -44,6 +44,9 @@ class SiloSpec:
     ledger_folder: str = ""
     """Folder on the silo's own disk for its ledger and its log, where its owner's site file names none; empty: it keeps
     no ledger."""
+    dataset: str = ""
+    """Name of the data set in its owner's file: what the owner's book counts by; empty: all rows of the machine are
+    one."""
 
     def at_home(self) -> "SiloSpec":
         """Return the spec with `~` in its folders as the home of the account that this process runs under."""

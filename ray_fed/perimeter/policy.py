@@ -75,15 +75,49 @@ class Policy:
     source_errors: bool = False
     """Whether the answer to a search in a model library holds the error of every single source on the silo's rows. A
     thousand errors of known models on twenty rows are a thousand equations for twenty values."""
+    max_evaluations_per_run: int = 2500
+    """Models that a silo marks in one run, each part of each call counted: a run evaluates about 100 times."""
+    max_evaluations_per_dataset: int = 10_000
+    """The same for all runs on a data set together, whatever they are called. Counted in the owner's book, which needs
+    a folder that lasts (`ledger` in this file); without one a process counts from 0 when it starts."""
+    metric_bits: int = 7
+    """Binary digits after the first that a metric has at least; 7 are steps of 0.4 to 0.8 per cent. Of more than
+    128 `min_examples` rows it has more, until a step is as large as the share of `min_examples` rows."""
+    masks: Literal["allowed", "required"] = "allowed"
+    """`required`: what is learned from the rows leaves under the masks of secure aggregation or not at all, and only
+    with the partners named in this file."""
+    noise: Literal["allowed", "required"] = "allowed"
+    """`required`: updates leave with noise in every step (DP-SGD) or not at all, at least `min_noise_multiplier`."""
+    min_noise_multiplier: float = 1.0
+    """Least noise where noise is required, in units of the clip."""
+    max_clip: float | None = None
+    """Longest gradient of one row that may count in full, where noise is required; none leaves it to the run."""
+    epsilon_budget: float | None = None
+    """Largest epsilon that all runs on a data set may reach together, at `epsilon_delta`; noise is then required.
+    Counted in the owner's book, which needs a folder that lasts (`ledger` in this file)."""
+    epsilon_delta: float = 1e-5
+    """Chance that the promise of `epsilon_budget` does not hold: well below one over the number of rows."""
     hand_over_ledger: bool = True
     """Whether the coordinator gets a copy of the ledger at the end of a run. It holds no data."""
 
     def __post_init__(self) -> None:
-        for name in ("min_examples", "min_examples_per_update", "max_bytes_per_run", "max_description_bytes"):
+        for name in (
+            "min_examples", "min_examples_per_update", "max_bytes_per_run", "max_description_bytes", "metric_bits",
+            "max_evaluations_per_run", "max_evaluations_per_dataset",
+        ):  # fmt: skip
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be 1 or more")
-        for name in ("max_bytes_per_round", "max_update_norm"):
+        require(self.min_noise_multiplier > 0, f"min_noise_multiplier={self.min_noise_multiplier} must be above 0")
+        require(0 < self.epsilon_delta < 1, f"epsilon_delta={self.epsilon_delta} must lie between 0 and 1")
+        both = self.audit and (self.masks == "required" or self.needs_noise)
+        require(not both, "audit: true shows single gradients as they are, but masks or noise are required, too")
+        for name in ("max_bytes_per_round", "max_update_norm", "max_clip", "epsilon_budget"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name}={value} must be above 0, or none")
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether an update without noise stays inside: a budget is no budget where something leaves uncounted."""
+        return self.noise == "required" or self.epsilon_budget is not None
 
     @cached_property
     def version(self) -> str:
