@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -132,7 +132,7 @@ def _with_sites(
     assert members.hub is not None
     with listening(members.hub) as hub, contextlib.ExitStack() as stack:
         evaluator = Evaluator(members.test, members.task) if members.test and not members.silos else None
-        away = _site_cohort(hub, members, evaluator, answer_timeout, start)
+        away = stack.enter_context(contextlib.closing(_site_cohort(hub, members, evaluator, answer_timeout, start)))
         collect: dict[str, Collect] = dict.fromkeys(away.silos, away.collect_ledger)
         if not members.silos:
             yield HubCoordinator(away, members, collect), []
@@ -149,11 +149,10 @@ def _with_sites(
 def _site_cohort(
     hub, members: FederationSpec, evaluator, answer_timeout: float | None, start: StartRules
 ) -> "SiteCohort":
-    from ray_fed.sites.cohort import WAIT_FOR_SITES, SiteCohort, SiteSilo
+    from ray_fed.sites.cohort import SiteCohort, SiteSilo
 
-    waited = replace(start, timeout=start.timeout or WAIT_FOR_SITES.timeout)
     silos = [SiteSilo(site, invitation) for site, invitation in members.sites]
-    return SiteCohort(hub, silos, members.task, evaluator, answer_timeout, waited)
+    return SiteCohort(hub, silos, members.task, evaluator, answer_timeout, start)
 
 
 @contextlib.contextmanager

@@ -156,9 +156,10 @@ def _train(request: RunRequest) -> TrainingOutcome:
     """Train, and write the run directory whatever happens once the silos have agreed."""
     started, setup = time.perf_counter(), request.setup
     here = "in this process" if setup.config.cohort == "local" else f"as Ray actors (address {setup.config.address})"
-    away = f"{len(setup.sites)} of them at their owners' sites" if setup.sites else ""
-    where = ", ".join(part for part in (here if setup.silos else "", away) if part)
-    print(f"opening {len(setup.training)} silos {where}", file=sys.stderr)
+    if setup.sites:
+        there = f"{len(setup.sites)} of them at sites of their owners"
+        here = f"{there}, the others {here}" if setup.silos else "at sites of their owners"
+    print(f"opening {len(setup.training)} silos {here}", file=sys.stderr)
     with launched(setup) as (coordinator, notices):
         agreement = coordinator.agree()
         changed = _changed_versions(request.directory) if request.is_resumed else []

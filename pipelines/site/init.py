@@ -39,8 +39,7 @@ datasets:                        # a coordinator says these names, never a path,
 {datasets}
     # columns: [formula]         # inputs that may be used; all that are understood if not given
     # filters: {{pbe: {{functional: PBE}}}}   # conditions that may be asked for by name
-    # perimeter: {{min_examples: 50}}         # rules of this data set beside those below
-    # epsilon: 8                 # differential privacy that may be spent on it in all
+    # perimeter: {{min_examples: 50, epsilon_budget: 8}}   # rules of this data set beside those below
 
 tasks: [property]                # what may be trained
 # own_tasks: {{NAME: {{make: MODULE:FUNCTION, sha256: HASH}}}}   # installed code of your own

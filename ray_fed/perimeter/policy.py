@@ -167,10 +167,21 @@ def check_keys(content: Mapping[str, Any], path: Path) -> None:
 
 def policy_of(content: Mapping[str, Any], path: Path, own: Any, where: str) -> Policy:
     """Return the site's policy with what one silo or data set has of its `own`; `where` that stands."""
-    policy = from_mapping(Policy, mapping_of(content.get("perimeter"), f"{path}: perimeter"), f"{path}: perimeter")
+    of_site = _policy(mapping_of(content.get("perimeter"), f"{path}: perimeter"), f"{path}: perimeter")
     changes = mapping_of(own, where)
-    changed = from_mapping(Policy, changes, where)  # names the key that is wrong
-    return replace(policy, **{key: getattr(changed, key) for key in changes})
+    changed = _policy(changes, where)  # names the key that is wrong
+    try:
+        return replace(of_site, **{key: getattr(changed, key) for key in changes})
+    except ConfigError as error:
+        raise ConfigError(f"{where}: with what {path} says of the site: {error}") from error
+
+
+def _policy(values: Mapping[str, Any], where: str) -> Policy:
+    """Return a policy of some of its fields; whatever is wrong, the message begins with where they stand."""
+    try:
+        return from_mapping(Policy, values, where)
+    except ConfigError as error:
+        raise (error if str(error).startswith(where) else ConfigError(f"{where}: {error}")) from None
 
 
 def ledger_folder_of(content: Mapping[str, Any], path: Path) -> str:

@@ -13,7 +13,7 @@ The file is the one of ray_fed/perimeter/policy.py, with these keys besides `per
         targets: {formation_energy_per_atom: {column: e_form, unit: eV/atom}}
         columns: [formula, spacegroup_number]
         filters: {pbe: {functional: PBE}}
-        perimeter: {min_examples: 20}
+        perimeter: {min_examples: 20, epsilon_budget: 8}
     tasks: [property]                 of those in ray_fed/sites/tasks.py
     own_tasks: {graphs: {make: my_lab.graphs:make_task, sha256: 9b0c...}}
     device: {address: local, num_gpus: 1}
@@ -80,9 +80,7 @@ class Dataset:
     """Name of a condition that others may ask for -> (column, value) pairs; a coordinator has no conditions of its
     own."""
     policy: Policy
-    """What may leave: `perimeter` of the site, with what the data set has of its own."""
-    epsilon: float | None
-    """Differential privacy that may be spent on it in all: over runs, sweeps and coordinators."""
+    """What may leave: `perimeter` of the site, with what the data set has of its own, such as an `epsilon_budget`."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +255,7 @@ class _Reader:
 
     def _dataset(self, name: str) -> Dataset:
         where, said = f"{self.path}: datasets: {name}", self._under("datasets", name)
-        known = ("source", "targets", "columns", "filters", "perimeter", "epsilon")
+        known = ("source", "targets", "columns", "filters", "perimeter")
         for key in said:
             if key not in known:
                 raise ConfigError(f"{where}: {unknown_name('key', str(key), known)}")
@@ -268,7 +266,6 @@ class _Reader:
             coerce(said.get("columns") or (), tuple[str, ...], f"{where}: columns"),
             {str(key): _conditions(value, f"{where}: filters: {key}") for key, value in _pairs(said, "filters", where)},
             policy_of(self.content, self.path, said.get("perimeter"), f"{where}: perimeter"),
-            _epsilon(said.get("epsilon"), where),
         )
 
     def _source(self, said: Mapping[str, Any], where: str) -> str:
@@ -295,9 +292,3 @@ def _conditions(value: Any, where: str) -> tuple[tuple[str, Any], ...]:
     for column, wished in value.items():
         require(isinstance(column, str) and isinstance(wished, str | int | float | bool), wanted)
     return tuple(value.items())
-
-
-def _epsilon(value: Any, where: str) -> float | None:
-    epsilon = coerce(value, float | None, f"{where}: epsilon")
-    require(epsilon is None or (isfinite(epsilon) and epsilon > 0), f"{where}: epsilon={epsilon} must be above 0")
-    return epsilon

@@ -12,6 +12,7 @@ import yaml
 from pipelines.cli import main
 from ray_fed.deployment.certificates import Node, write_certificates
 from ray_fed.materials.model_crystals.crystals import make_model_crystals
+from ray_fed.privacy.signing import SigningKey
 from ray_fed.sites.link import Certificates
 from tests.commands import finished, start_ray_fed
 
@@ -113,8 +114,14 @@ def test_both_kinds_of_silos_in_one_file_give_the_same_bytes(consortium, port, l
         assert (out / name).read_bytes() == (local_run / name).read_bytes(), name
 
 
-def test_the_sites_ledgers_are_collected_and_agree_with_the_coordinators(consortium, site_run):
-    assert main(["ledger", "verify", str(site_run)]) == 0
+def test_the_sites_ledgers_are_collected_and_verified_by_the_keys_that_their_owners_read_out(
+    consortium, site_run, capsys
+):
+    assert main(["ledger", "verify", str(site_run)]) == 3
+    said = capsys.readouterr().out
+    keys = [f"coordinator={re.search('--key coordinator=([0-9a-f]{64})', said)[1]}"]
+    keys += [f"{site}-silo={SigningKey.at(consortium / site / 'ledger/signing.key').public}" for site in SITES]
+    assert main(["ledger", "verify", str(site_run), *(word for key in keys for word in ("--key", key))]) == 0
     for site in SITES:
         (kept,) = (consortium / site / "ledger" / f"{site}-silo").glob("sites-*.jsonl")
         assert (site_run / "ledger/silos" / f"{site}-silo" / kept.name).read_bytes() == kept.read_bytes()
