@@ -278,6 +278,7 @@ def _check_silo_states(request: RunRequest) -> None:
                 print(f"note: silo '{spec.name}' has no folder 'state'; it goes on with fresh moments", file=sys.stderr)
         return
     took_part = {silo for _, record in checkpoint.records() if record.job == job for silo in record.participants}
+    took_part &= {spec.name for spec in request.setup.silos}  # sites of their owners keep their own
     missing = sorted(silo for silo in took_part if not (checkpoint.silo_state / silo / f"{job}.states").exists())
     if missing:
         raise DataError(

@@ -4,8 +4,11 @@ import json
 import re
 import signal
 import socket
+import subprocess
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -67,20 +70,25 @@ def federation(folder: Path, port: int, sites=tuple(SITES), **changes) -> str:
 
 
 @pytest.fixture(scope="module")
-def port(consortium):
-    """The port of a hub for which both sites, served by their own processes, wait."""
+def served(consortium):
+    """Both sites, served by their own processes, which wait for a hub."""
     port = free_port()
     for site in SITES:
         assert init(consortium, site, port) == 0
-    served = [start_ray_fed("site", "start", "--file", f"{site}/site.yaml", folder=consortium) for site in SITES]
-    yield port
-    for process in served:
+    running = [start_ray_fed("site", "start", "--file", f"{site}/site.yaml", folder=consortium) for site in SITES]
+    yield port, dict(zip(SITES, running, strict=True))
+    for process in running:
         process.send_signal(signal.SIGINT)
-    ended = [finished(process) for process in served]
+    ended = [finished(process) for process in running]
     for site, process in zip(SITES, ended, strict=True):
         assert process.returncode == 0, process.stderr
         assert f"site '{site}' has ended: " in process.stderr
         assert "updates" in process.stderr
+
+
+@pytest.fixture(scope="module")
+def port(served):
+    return served[0]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +120,55 @@ def test_both_kinds_of_silos_in_one_file_give_the_same_bytes(consortium, port, l
     assert main(["formation-energy", "--federation", path, "--cohort", "local", "--out", str(out)]) == 0
     for name in ("history.jsonl", "models/federated.safetensors"):
         assert (out / name).read_bytes() == (local_run / name).read_bytes(), name
+
+
+LONG = {"epochs": 300, "rounds": 300, "baselines": False}
+
+
+def told(run: Path) -> list[dict]:
+    """Return the history without the bytes sent: a round that was done twice has sent more."""
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "bytes_sent"} for line in lines]
+
+
+def num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_silo(process: subprocess.Popen[str]) -> None:
+    """Kill the process that holds a site's silo, as an exhausted memory would."""
+    silos = [child for child in psutil.Process(process.pid).children(recursive=True) if "SiloActor" in child.name()]
+    assert len(silos) == 1
+    silos[0].kill()
+
+
+def test_a_silo_that_is_killed_and_a_coordinator_that_is_killed_and_resumed_change_no_byte(consortium, served):
+    port, sites = served
+    unbroken, out = consortium / "long-local", consortium / "long"
+    path = federation(consortium, 1, sites=(), **LONG)
+    assert main(["formation-energy", "--federation", path, "--cohort", "local", "--out", str(unbroken)]) == 0
+    path = federation(consortium, port, **LONG)
+    process = start_ray_fed("formation-energy", "--federation", path, "--out", str(out), folder=consortium)
+    wait_for(lambda: num_lines(out / "history.jsonl") > 40, process)
+    kill_silo(sites["north"])
+    wait_for(lambda: num_lines(out / "history.jsonl") > 120, process)
+    process.kill()
+    finished(process)
+    done = finished(start_ray_fed("resume", str(out), folder=consortium))
+    assert done.returncode == 0, done.stderr
+    model = "models/federated.safetensors"
+    assert (out / model).read_bytes() == (unbroken / model).read_bytes()
+    assert told(out) == told(unbroken)
+    restarts = [json.loads(line).get("restarts") for line in (out / "timing.jsonl").read_text().splitlines()]
+    assert [list(found) for found in restarts if found] == [["north-silo"]]
+
+
+def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.01)
 
 
 def test_the_sites_ledgers_are_collected_and_verified_by_the_keys_that_their_owners_read_out(
