@@ -50,7 +50,7 @@ def test_ray_and_local_cohorts_are_bit_equal(test, policy):
 
 def test_a_silo_that_cannot_open_its_data_raises_its_own_error_on_the_driver():
     specs = [*silos(20), SiloSpec("broken", DrawnRows(fail="rows.csv is empty"))]
-    with federation(specs, SyntheticTask(), None, ["silo-1"]) as placed, pytest.raises(DataError) as raised:
+    with pytest.raises(DataError) as raised, federation(specs, SyntheticTask(), None, ["silo-1"]) as placed:
         placed.coordinator.agree()
     said = str(raised.value)
     assert said.startswith("silo 'broken' failed while opening its data: its data cannot be used (DataError); ref")
