@@ -242,6 +242,7 @@ class Scoring:
         self.resolution = resolution or Resolution()
         arrays = (rows.targets, rows.held_out_targets)
         self._secret = secret_of(arrays, str(len(rows.features)), str(sorted(rows.fingerprint.items(), key=str)))
+        self._of_numbers = _are_numbers(rows.targets)
         self._marked: list[list[np.ndarray]] = []
 
     def scores(self, task: Task, trainer: Trainer, samples: Samples, vector: Vector) -> tuple[Scores, Scores]:
@@ -251,7 +252,7 @@ class Scoring:
         if self._is_probe([shown for one in outputs if len(shown := one_per_row(one)) >= self.resolution.fewest_rows]):
             return unscored(found[0]), unscored(found[1])
         train, held_out = (
-            self.resolution.released(scores, coin_of(self._secret, vector, part))
+            self.resolution.released(scores, coin_of(self._secret, vector, part), self._of_numbers)
             for part, scores in zip(PARTS, found, strict=True)
         )
         return train, held_out
@@ -269,6 +270,11 @@ class Scoring:
         while len(self._marked) > 1 and sum(part.size for one in self._marked for part in one) > REMEMBERED_VALUES:
             self._marked.pop(0)
         return False
+
+
+def _are_numbers(targets: object) -> bool:
+    """Tell whether each row's target is one real number."""
+    return isinstance(targets, np.ndarray) and targets.dtype.kind == "f" and targets.size == len(targets)
 
 
 @contextmanager

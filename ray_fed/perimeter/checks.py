@@ -32,7 +32,7 @@ from ray_fed.federation.messages import (
 )
 from ray_fed.federation.norms import distance
 from ray_fed.learning.standardisation import ColumnMoments
-from ray_fed.metrics import METRIC_NAME, MeanScores, RegressionSums, Resolution, Scores
+from ray_fed.metrics import METRIC_NAME, MeanScores, RegressionSums, Scores
 from ray_fed.perimeter.gate import Gate, MessageKind, MessageKinds, Request
 from ray_fed.perimeter.ledger import MessageDigest, text_digest, vector_digest
 from ray_fed.perimeter.policy import DECLARED
@@ -219,13 +219,12 @@ def _checked_scores(gate: Gate, scores: Any, request: Request) -> Scores:
         number = plain_number(gate, "metrics", value)
         return number if is_enough else 0.0
 
-    resolution = Resolution(gate.policy.min_examples, gate.policy.metric_bits)
     if isinstance(scores, MeanScores):
         _check_metric_names(gate, scores.sums)
         sums = {name: checked(value) for name, value in scores.sums.items()}
-        return resolution.released(MeanScores(int(count) * is_enough, sums))
+        return gate.resolution.released(MeanScores(int(count) * is_enough, sums))
     numbers = [getattr(scores, field.name) for field in fields(RegressionSums)[1:]]
-    return resolution.released(RegressionSums(int(count) * is_enough, *map(checked, numbers)))
+    return gate.resolution.released(RegressionSums(int(count) * is_enough, *map(checked, numbers)))
 
 
 def _check_metric_names(gate: Gate, sums: Any) -> None:

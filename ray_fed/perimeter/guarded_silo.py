@@ -26,7 +26,6 @@ from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
-from ray_fed.metrics import Resolution
 from ray_fed.perimeter.book import Book
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
 from ray_fed.perimeter.checks import KINDS, kind_of_answer, require_audit
@@ -57,7 +56,7 @@ class GuardedSilo(EgressBoundary):
 
     def _install(self, silo: Silo) -> None:
         silo.secure.sign_with(self._key or SigningKey.passing(), self.site.partners)
-        silo.resolution = Resolution(self.site.policy.min_examples, self.site.policy.metric_bits)
+        silo.resolution = self.site.policy.resolution
         self.silo = silo
 
     # ---- the calls of `Silo`
