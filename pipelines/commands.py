@@ -79,6 +79,13 @@ def _start_fork_server_to_measure(options: Mapping[str, Any]) -> None:
 
 RUN = argument("run_directory", metavar="RUN", help="folder of the run")
 RUN_OR_MODEL = argument("run_directory", metavar="RUN", help="folder of a run, or a .safetensors model file")
+KEY = argument(
+    "--key",
+    action="append",
+    default=[],
+    metavar="NAME=KEY",
+    help="public key of a silo, or of 'coordinator', as its owner told it (repeatable); else those in site.yaml count",
+)
 PREDICTIONS = argument("--out", default=None, help="CSV to write (default: FILE's name with .predictions.csv, here)")
 LIBRARY = argument("--library", default="library", help="folder of the library (default: library)")
 MODEL_ID = argument("id", help="id of a model, or its first digits")
@@ -297,9 +304,11 @@ COMMANDS = (
                 help="ledgers fetched from the silos themselves, SILO.jsonl or SILO/*.jsonl, instead of those handed "
                 "over (default: RUN/ledger/silos)",
             ),
+            KEY,
         ),
-        "Check chains and signatures of all ledgers of a run, and that every message the coordinator received is one "
-        "that its silo wrote down. Exit code 1 when anything is wrong.",
+        "Check chains, signatures, keys and completeness of all ledgers of a run, its model files, and that every "
+        "message the coordinator received is one that its silo wrote down. Exit code 0: verified; 1: something "
+        "contradicts; 3: nothing does, but something cannot be known, such as whose keys these are.",
     ),
     Command(
         "ledger trace",
@@ -309,6 +318,7 @@ COMMANDS = (
             RUN,
             argument("model", metavar="MODEL", help="a .safetensors file of this run, published anywhere"),
             argument("--rounds", type=int, default=5, metavar="INT", help="rounds to show in full (default: 5)"),
+            KEY,
         ),
         "Find a model in the coordinator's ledger by the hash of its weights, and go back to the first round: each "
         "update with its hash in the ledger of its silo.",

@@ -189,7 +189,7 @@ def _train(request: RunRequest) -> TrainingOutcome:
             except OSError as error:
                 _broken_off(outcome, "failed", str(error))
                 raise
-    outcome.finish("completed")
+    outcome.finish("completed", seal=ledger.end_run if ledger else None)
     shutil.rmtree(request.checkpoint.folder, ignore_errors=True)
     return outcome
 
