@@ -18,7 +18,7 @@ from ray_fed.federation.secure_client import SecureClient
 from ray_fed.federation.silo_state import SiloState
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.private_steps import Spent
-from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.learning.standardisation import ColumnMoments, Standardizer, without_rare
 from ray_fed.learning.trainer import Trainer
 from ray_fed.metrics import MeanScores, RegressionSums, Resolution, Scores, coin_of, secret_of
 from ray_fed.randomness import generator
@@ -73,8 +73,9 @@ class Silo:
         return self._rows
 
     def moments(self) -> ColumnMoments:
-        """Return count, mean and M2 of each feature column of the training rows."""
-        return ColumnMoments.of(self.rows.features)
+        """Return count, sum and sum of squares of each feature column of the training rows, without what fewer rows
+        alone have than a statistic needs."""
+        return ColumnMoments.of(without_rare(self.rows.features, self.resolution.fewest_rows))
 
     def prepare(self, standardizer: Standardizer | None) -> None:
         """Apply the federation's scaler, where the task has one, and put the samples on the device."""

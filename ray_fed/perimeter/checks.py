@@ -31,7 +31,7 @@ from ray_fed.federation.messages import (
     Vector,
 )
 from ray_fed.federation.norms import distance
-from ray_fed.learning.standardisation import ColumnMoments
+from ray_fed.learning.standardisation import SQUARE_DIGITS, SUM_DIGITS, ColumnMoments, carried
 from ray_fed.metrics import METRIC_NAME, MeanScores, RegressionSums, Scores
 from ray_fed.perimeter.gate import Gate, MessageKind, MessageKinds, Request
 from ray_fed.perimeter.ledger import MessageDigest, text_digest, vector_digest
@@ -179,18 +179,19 @@ def digest_masked_update(kind: str, message: MaskedUpdate) -> MessageDigest:
 def check_moments(gate: Gate, moments: Any, request: Request) -> ColumnMoments:
     _require_message(gate, request.kind, moments, ColumnMoments)
     require_rows(gate, "moments", moments.num_examples, behind="it, its owner's")
-    for name in ("mean", "m2"):
-        values = getattr(moments, name)
-        fits = is_plain_array(values, np.float64) and values.shape == moments.mean.shape
-        gate.require(fits, "moments", f"{name} must be one float64 per column")
-        gate.require(bool(np.isfinite(values).all()), "moments", f"{name} has values that are not finite")
-    gate.require(not gate.row_matcher.is_row(moments.mean), "moments", "the means repeat values of the silo's rows")
-    return ColumnMoments(int(moments.num_examples), moments.mean, moments.m2)
+    digits = moments.digits
+    fits = is_plain_array(digits, np.int64, 2) and digits.shape[1] == SUM_DIGITS + SQUARE_DIGITS
+    gate.require(fits, "moments", f"they must be int64 [columns, {SUM_DIGITS + SQUARE_DIGITS}]")
+    in_form = bool((np.abs(digits) < 1 << 60).all()) and np.array_equal(carried(digits), digits)
+    gate.require(in_form, "moments", "their digits are not in their canonical form")
+    found = ColumnMoments(int(moments.num_examples), digits.copy())
+    gate.require(not gate.row_matcher.is_row(found.mean), "moments", "the means repeat values of the silo's rows")
+    return found
 
 
 def digest_moments(kind: str, moments: ColumnMoments) -> MessageDigest:
-    digest = text_digest(kind, moments, ("mean", "m2"), moments.num_examples)
-    return replace(digest, num_bytes=moments.mean.nbytes + moments.m2.nbytes)
+    digest = text_digest(kind, moments, ("sums", "sums of squares"), moments.num_examples)
+    return replace(digest, num_bytes=moments.digits.nbytes)
 
 
 def check_metrics(gate: Gate, by_model: Any, request: Request) -> dict[str, Metrics]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ray_fed.federation.messages import (
@@ -31,6 +32,7 @@ from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
 from ray_fed.perimeter.checks import KINDS, kind_of_answer, require_audit
 from ray_fed.perimeter.gate import Request
 from ray_fed.perimeter.insistence import FEWER, Insistence
+from ray_fed.perimeter.told import ToldMoments, folder_of_told
 from ray_fed.privacy.signing import SigningKey
 
 
@@ -51,6 +53,7 @@ class GuardedSilo(EgressBoundary):
         folder = self.site.ledger_folder
         book = Book(Path(folder) if folder else None)
         self.insistence = Insistence(self.site, self.gate, book, spec.dataset)
+        self._told = ToldMoments(folder_of_told(folder, spec.dataset) if folder else None)
         self._num_marked = 0
         self._build(lambda: self._install(make()))
 
@@ -68,7 +71,9 @@ class GuardedSilo(EgressBoundary):
         return self._release(doing, description, Request("description"))
 
     def moments(self) -> ColumnMoments:
-        return self._run_and_release("computing moments", lambda: self.silo.moments(), Request("moments"))
+        moments = self._run("computing moments", lambda: self.gate.inspect(self.silo.moments(), Request("moments")))
+        moments = self._run("computing moments", lambda: self._told_before(moments))
+        return self._release("computing moments", moments, Request("moments"))
 
     def prepare(self, standardizer: Standardizer | None) -> None:
         self._run("standardising", lambda: self.silo.prepare(standardizer))
@@ -166,6 +171,16 @@ class GuardedSilo(EgressBoundary):
         else:
             return
         raise error_to_send
+
+    def _told_before(self, moments: ColumnMoments) -> ColumnMoments:
+        """Return the moments, or those that were told of nearly the same rows before (told.py)."""
+        rows, fewest = getattr(self.silo, "_rows", None), self.site.policy.min_examples
+        if not isinstance(getattr(rows, "features", None), np.ndarray):
+            return moments
+        try:
+            return self._told.answer(rows.features, moments, fewest)  # type: ignore[union-attr]
+        except ValueError as error:
+            raise self.gate.refusal("moments", str(error)) from None
 
     def _count_evaluation(self, num_models: int) -> None:
         """Refuse more models than may be marked; where the owner's book lasts, over all runs."""

@@ -8,6 +8,7 @@ from actors.session import session, set_private_token
 
 set_private_token()  # before anything imports Ray
 os.environ["RAY_OVERRIDE_LABELS"] = '{"site": "lab"}'
+os.environ["RAY_FED_TEST_NOISE"] = "3"  # the processes of the cluster inherit it, and that pytest runs
 
 import ray  # noqa: E402
 
