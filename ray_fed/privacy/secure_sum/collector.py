@@ -39,8 +39,13 @@ class SecureCollector:
         return sorted(set(self.partners) - set(self.survivors))
 
     def sum(self, shares: Mapping[str, Mapping[str, bytes]]) -> ExactWeightedSum:
-        """Return the exact sum. `shares`: silo that answered -> silo -> its share. ValueError when shares do not give
-        the keys that the silos announced: the sum would be noise."""
+        """Return the exact sum of masked vectors; see `unmasked`."""
+        total, weight = self.unmasked(shares)
+        return ring.decoded(total, weight, len(self.survivors))
+
+    def unmasked(self, shares: Mapping[str, Mapping[str, bytes]]) -> tuple[np.ndarray, int]:
+        """Return the sum of ring elements, uint64 [num_values, 2], and of weights. `shares`: silo that answered -> silo
+        -> its share. ValueError when shares do not give the keys that the silos announced: the sum would be noise."""
         number = {name: index for index, name in enumerate(sorted(self.roster), 1)}
         for name in self.survivors:
             seed = shamir.combine({number[giver]: given[name] for giver, given in shares.items()})
@@ -50,7 +55,7 @@ class SecureCollector:
         weight, overflow = (int(word) for word in self.total[-1])
         if overflow or not 0 < weight < 2**60:
             raise ValueError("the unmasked weight is no number of examples: a silo's mask does not fit its shares")
-        return ring.decoded(self.total[:-1], weight, len(self.survivors))
+        return self.total[:-1], weight
 
     def _drop(self, name: str, private: bytes) -> None:
         """Take away the masks that the survivors share with a silo that dropped out."""
