@@ -67,8 +67,8 @@ class LeakageConfig:
     address: str = "local"
     """Ray cluster: 'local' starts a private one; 'auto' or HOST:PORT joins a running one."""
     out: str | None = None
-    """Folder of the run; runs/leakage-DATE-TIME if not given. A broken-off run there with the same options is gone on
-    with."""
+    """Folder of the run; runs/leakage-DATE-TIME if not given. An interrupted run there with the same options is
+    resumed."""
 
     def __post_init__(self) -> None:
         from ray_fed.leakage.attacks import attack_named
