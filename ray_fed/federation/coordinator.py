@@ -20,6 +20,7 @@ from ray_fed.federation.rounds.driver import RoundDriver
 from ray_fed.federation.rounds.job import EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
 from ray_fed.federation.rounds.machine import RoundMachine
 from ray_fed.federation.rounds.secure_driver import SecureRoundDriver, require_sums_only
+from ray_fed.federation.rounds.secure_tally import masked_metrics, masked_moments
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart
 from ray_fed.federation.strategies import FedBuff, Models, State, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
@@ -66,20 +67,24 @@ class Coordinator:
         self._num_examples: dict[str, int] = {}
         """What the silos told when they opened their data."""
 
-    def agree(self) -> Agreement:
-        """Open all silos, refuse those that disagree, standardise together."""
+    def agree(self, secure_threshold: int = 0) -> Agreement:
+        """Open all silos, refuse those that disagree, standardise together; above 0, with moments that are added up
+        under masks of at least so many silos."""
         silos = self._observed(self.cohort.open())
         self._num_examples = {name: description.num_examples for name, description in silos.items()}
         expected = self.task.agreement()
         for name, description in silos.items():
             check_agreement(name, description.agreement, expected)
-        standardizer = self._standardizer([name for name in self.training if name in silos])
+        standardizer = self._standardizer([name for name in self.training if name in silos], secure_threshold)
         self.cohort.prepare(standardizer)
         return Agreement(silos, standardizer, self.layout, self.cohort.test_fingerprint())
 
-    def _standardizer(self, silos: Sequence[str]) -> Standardizer | None:
+    def _standardizer(self, silos: Sequence[str], secure_threshold: int) -> Standardizer | None:
         if not self.task.standardises:
             return None
+        if secure_threshold:
+            moments = masked_moments(self.cohort, silos, secure_threshold, self.observers)
+            return Standardizer.from_moments(moments)
         moments = self._observed(self.cohort.moments(silos))
         return Standardizer.from_moments(merge_moments(moments[name] for name in sorted(moments)))
 
@@ -199,7 +204,7 @@ class Coordinator:
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
         models = job.strategy.models(state)
         if server_round % job.evaluate_every == 0 or server_round == job.num_rounds:
-            metrics |= self._evaluation(job, models, driver.idle())
+            metrics |= self._evaluation(job, models, driver.idle(), server_round)
             if job.account:
                 metrics[EPSILON] = job.account.epsilon(job.noised_steps(server_round))
         compute = busy_seconds(start, [(at, update.seconds) for at, update in driver.seen])
@@ -226,15 +231,18 @@ class Coordinator:
             tuple(driver.restarts),
         )
 
-    def _evaluation(self, job: Job, models: Models, silos: Sequence[str]) -> dict[str, float]:
-        """Errors of each model on the common test set (else on all held-out rows) and on each silo's rows."""
+    def _evaluation(self, job: Job, models: Models, silos: Sequence[str], server_round: int) -> dict[str, float]:
+        """Errors of each model on the common test set (else on all held-out rows) and on each silo's rows; with masks,
+        none of single silos."""
         metrics: dict[str, float] = {}
         # Statistics that stay with the silos leave the global model without any: only silos can evaluate it.
         is_whole = job.any_plan.buffers == "average" or not self._has_buffers
         test = self.cohort.evaluate_test(models) if is_whole else None
         # Silos that never pause would have to stop for it; the evaluator disturbs nobody.
         asks_silos = job.evaluate_silos and not isinstance(job.strategy, FedBuff)
-        if test is None or asks_silos:
+        if job.secure_threshold:
+            test = test or self._on_held_out_rows(job, models, silos, server_round)
+        elif test is None or asks_silos:
             by_silo = self._observed(self.cohort.evaluate(job.name, silos, models), job.name)
             for silo in sorted(by_silo):
                 metrics |= _named(f"silo.{silo}", _own(by_silo[silo], silo))
@@ -243,6 +251,11 @@ class Coordinator:
         for model, scores in sorted((test or {}).items()):
             metrics |= _named(model, scores)
         return metrics
+
+    def _on_held_out_rows(self, job: Job, models: Models, silos: Sequence[str], server_round: int) -> dict[str, Scores]:
+        """Return each model's scores on the held-out rows of all silos together, added up under masks."""
+        found = masked_metrics(self.cohort, job, silos, models, server_round, self.observers)
+        return {model: held_out for model, (_, held_out) in found.items()}
 
 
 def check_agreement(silo: str, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:

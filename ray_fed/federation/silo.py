@@ -13,14 +13,16 @@ import torch
 
 from ray_fed.errors import SiloFailed
 from ray_fed.federation.messages import MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.secure_client import MASKED_METRICS, MASKED_MOMENTS, SecureClient
 from ray_fed.federation.secure_client import QUERIES as SECURE_QUERIES
-from ray_fed.federation.secure_client import SecureClient
 from ray_fed.federation.silo_state import SiloState
+from ray_fed.federation.tally import METRICS
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.private_steps import Spent
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer, without_rare
 from ray_fed.learning.trainer import Trainer
 from ray_fed.metrics import MeanScores, RegressionSums, Resolution, Scores, coin_of, secret_of
+from ray_fed.privacy.secure_sum.wire import of_bytes
 from ray_fed.randomness import generator
 
 MOST_SESSIONS = 64
@@ -54,7 +56,7 @@ class Silo:
     def open(self) -> SiloDescription:
         """Read and featurise the rows (DataError when that fails) and describe them."""
         rows = self._rows = self.task.load(self.spec)
-        self._scoring = None
+        self._scoring, self.secure.num_examples = None, len(rows.features)
         return SiloDescription(
             self.spec.name,
             len(rows.features),
@@ -171,6 +173,10 @@ class Silo:
 
     def query(self, query: str, *given: object) -> Any:
         """Answer one of the further queries of this kind of silo; SiloFailed for one it does not know."""
+        if query == MASKED_MOMENTS:
+            return self.secure.masked_moments(self.moments(), *given)  # type: ignore[arg-type]
+        if query == MASKED_METRICS:
+            return self.secure.masked_metrics(self.evaluate(*models_asked(given)), *given[:2])  # type: ignore[arg-type]
         if query in SECURE_QUERIES:
             return self.secure.answer(query, len(self.rows.features), *given)  # type: ignore[arg-type]
         queries = self.queries()
@@ -187,6 +193,12 @@ class Silo:
         if session not in self.sessions:
             raise SiloFailed(self.spec.name, "answering", f"no session '{session}'; open: {sorted(self.sessions)}")
         return self.sessions[session]
+
+
+def models_asked(given: tuple) -> tuple[str, dict[str, Vector]]:
+    """Return the session and the models of a question for masked metrics: (name of the sum, round, names, *vectors)."""
+    name, _, names, *vectors = given
+    return name.removesuffix(METRICS), dict(zip(of_bytes(names), vectors, strict=True))
 
 
 def make_silo(spec: SiloSpec, task: Task, device: str = "cpu") -> Silo:

@@ -23,7 +23,8 @@ from ray_fed.federation.messages import (
     Update,
     Vector,
 )
-from ray_fed.federation.silo import Silo
+from ray_fed.federation.secure_client import MASKED_METRICS, MASKED_MOMENTS
+from ray_fed.federation.silo import Silo, models_asked
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
@@ -71,8 +72,8 @@ class GuardedSilo(EgressBoundary):
         return self._release(doing, description, Request("description"))
 
     def moments(self) -> ColumnMoments:
-        moments = self._run("computing moments", lambda: self.gate.inspect(self.silo.moments(), Request("moments")))
-        moments = self._run("computing moments", lambda: self._told_before(moments))
+        self._run("computing moments", lambda: self.insistence.before_clear("moments"))
+        moments = self._run("computing moments", lambda: self._inspected_moments())
         return self._release("computing moments", moments, Request("moments"))
 
     def prepare(self, standardizer: Standardizer | None) -> None:
@@ -124,6 +125,7 @@ class GuardedSilo(EgressBoundary):
 
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
         request = Request("metrics", session, self._rounds.get(session, 0), models=tuple(models))
+        self._run("evaluating", lambda: self.insistence.before_clear("metrics", session))
         self._run("evaluating", lambda: self._count_evaluation(len(models)))
         return self._run_and_release("evaluating", lambda: self.silo.evaluate(session, models), request)
 
@@ -131,7 +133,8 @@ class GuardedSilo(EgressBoundary):
         """Put one of the further questions to the silo (`Silo.queries`)."""
         doing = f"answering '{query}'"
         self._run(doing, lambda: self.insistence.before_answer("artifact", query))
-        answer = self._run(doing, lambda: self.silo.query(query, *given))
+        asked = {MASKED_MOMENTS: self._masked_moments, MASKED_METRICS: self._masked_metrics}.get(query)
+        answer = self._run(doing, lambda: asked(*given) if asked else self.silo.query(query, *given))
         # Nothing was received that its size could be measured by: max_bytes_per_round and _per_run bound it.
         vector = answer.data if type(answer) is Artifact else None
         return self._release(doing, answer, Request(kind_of_answer(answer), query, vector=vector))
@@ -172,8 +175,20 @@ class GuardedSilo(EgressBoundary):
             return
         raise error_to_send
 
-    def _told_before(self, moments: ColumnMoments) -> ColumnMoments:
-        """Return the moments, or those that were told of nearly the same rows before (told.py)."""
+    def _masked_moments(self, name: str, server_round: int) -> Artifact:
+        return self.silo.secure.masked_moments(self._inspected_moments(), name, server_round)
+
+    def _masked_metrics(self, *given: Any) -> Artifact:
+        """Return the metrics under masks; checked before, as they would be in clear."""
+        session, models = models_asked(given)
+        self._count_evaluation(len(models))
+        request = Request("metrics", session, self._rounds.get(session, 0), models=tuple(models))
+        metrics = self.gate.inspect(self.silo.evaluate(session, models), request)
+        return self.silo.secure.masked_metrics(metrics, *given[:2])
+
+    def _inspected_moments(self) -> ColumnMoments:
+        """Return the moments, checked, or those that were told of nearly the same rows before (told.py)."""
+        moments = self.gate.inspect(self.silo.moments(), Request("moments"))
         rows, fewest = getattr(self.silo, "_rows", None), self.site.policy.min_examples
         if not isinstance(getattr(rows, "features", None), np.ndarray):
             return moments
