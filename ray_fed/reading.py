@@ -47,7 +47,7 @@ def read_bounded(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
             raise OSError(0, str(error), str(path)) from error
 
 
-def read_at_most(file: IO[bytes], max_bytes: int) -> bytes:
+def read_at_most(file: IO[bytes] | gzip.GzipFile, max_bytes: int) -> bytes:
     """Return what is left of a file; ValueError when that is longer than `max_bytes`. In parts: `read` sets aside all
     the memory that it is allowed."""
     content = bytearray()

@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 from ray_fed.config import at_home, coerce, from_mapping, require, unknown_name
 from ray_fed.errors import ConfigError
+from ray_fed.metrics import Resolution
 from ray_fed.perimeter.owner_file import read_owned
 
 SITE_VARIABLE = "RAY_FED_SITE"
@@ -82,14 +83,16 @@ class Policy:
     source_errors: bool = False
     """Whether the answer to a search in a model library holds the error of every single source on the silo's rows. A
     thousand errors of known models on twenty rows are a thousand equations for twenty values."""
-    max_evaluations_per_run: int = 2500
+    max_evaluations_per_run: int = 1000
     """Models that a silo marks in one run, each part of each call counted: a run evaluates about 100 times."""
     max_evaluations_per_dataset: int = 10_000
     """The same for all runs on a data set together, whatever they are called. Counted in the owner's book, which needs
     a folder that lasts (`ledger` in this file); without one a process counts from 0 when it starts."""
     metric_bits: int = 7
-    """Binary digits after the first that a metric has at least; 7 are steps of 0.4 to 0.8 per cent. Of more than
-    128 `min_examples` rows it has more, until a step is as large as the share of `min_examples` rows."""
+    """Binary digits after the first that a metric has at least; 7 are steps of 0.4 to 0.8 per cent. It has more where
+    a step is then still as large as the share of `min_examples` rows: from 128 times `min_examples` rows on."""
+    metric_bits_of_numbers: int = 3
+    """The same where the target of each row is one number (a regression): sums of errors can be solved for numbers."""
     masks: Literal["allowed", "required"] = "allowed"
     """`required`: what is learned from the rows leaves under the masks of secure aggregation or not at all, and only
     with the partners named in this file."""
@@ -110,7 +113,7 @@ class Policy:
     def __post_init__(self) -> None:
         for name in (
             "min_examples", "min_examples_per_update", "max_bytes_per_run", "max_description_bytes", "metric_bits",
-            "max_evaluations_per_run", "max_evaluations_per_dataset",
+            "metric_bits_of_numbers", "max_evaluations_per_run", "max_evaluations_per_dataset",
         ):  # fmt: skip
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be 1 or more")
         require(self.min_noise_multiplier > 0, f"min_noise_multiplier={self.min_noise_multiplier} must be above 0")
@@ -120,6 +123,11 @@ class Policy:
         for name in ("max_bytes_per_round", "max_update_norm", "max_clip", "epsilon_budget"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name}={value} must be above 0, or none")
+
+    @property
+    def resolution(self) -> Resolution:
+        """How exactly metrics are told."""
+        return Resolution(self.min_examples, self.metric_bits, self.metric_bits_of_numbers)
 
     @property
     def needs_noise(self) -> bool:
