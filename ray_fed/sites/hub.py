@@ -112,7 +112,7 @@ class _Site:
     """To be acknowledged."""
     listeners: "list[Callable[[str, frozenset[str]], None]]" = field(default_factory=list)
     away_since: float = field(default_factory=time.monotonic)
-    say_next: float = SAY_AFTER_SECONDS
+    times_said: int = 0
     is_awaited: bool = False
 
     def is_entitled(self, peer: Peer) -> bool:
@@ -356,7 +356,7 @@ class Hub:
         finally:
             writer.cancel()
             if site.connection is connection:
-                site.connection, site.away_since, site.say_next = None, time.monotonic(), SAY_AFTER_SECONDS
+                site.connection, site.away_since, site.times_said = None, time.monotonic(), 0
             self._tell_changed()
             _log.info("site '%s' is disconnected", site.name)
 
@@ -447,9 +447,9 @@ class Hub:
         while True:
             await asyncio.sleep(1.0)
             for site in self._sites.values():
-                away = time.monotonic() - site.away_since
-                if site.connection is None and (site.calls or site.is_awaited) and away >= site.say_next:
-                    site.say_next *= 3
+                away, is_needed = time.monotonic() - site.away_since, site.calls or site.is_awaited
+                if site.connection is None and is_needed and away >= SAY_AFTER_SECONDS * 3**site.times_said:
+                    site.times_said += 1
                     remedy = "its owner starts it with `ray-fed site start`"
                     _log.warning("waiting for site '%s': not connected for %.0f s; %s", site.name, away, remedy)
 

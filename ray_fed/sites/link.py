@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its words on each hang-up; ours name the site
 import grpc
 import grpc.aio
 import numpy as np
