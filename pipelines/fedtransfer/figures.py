@@ -95,8 +95,7 @@ def losses_figure(lines: Sequence[Mapping[str, Any]], silos: Sequence[str]) -> "
         axis.yaxis.set_minor_formatter("{x:.1g}")
         dress(axis, "both")
     axes[0].set_ylabel("weighted cross-entropy", fontsize=LABEL_SIZE)
-    legend_outside(axes[-1], list(handles.values()), [METHODS[name].title for name in handles],
-                   loc="center left", bbox_to_anchor=(1.02, 0.5))  # fmt: skip
+    legend_outside(axes[-1], list(handles.values()), [METHODS[name].title for name in handles])
     return figure
 
 

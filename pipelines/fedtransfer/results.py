@@ -51,9 +51,6 @@ class ModelResult:
     cells: Mapping[tuple[str, str], Cell]
     """(silo whose test set it is, or GLOBAL; name of a metric) -> values."""
 
-    def mean(self, silo: str, metric: str) -> float:
-        return self.cells[silo, metric].mean
-
     @property
     def headline(self) -> Cell:
         return self.cells[GLOBAL, HEADLINE.name]

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
@@ -53,14 +53,17 @@ class TrainingOutcome:
         self._summarise("running", "")
         self.directory.write_summary(self.summary)  # type: ignore[arg-type]
 
-    def finish(self, status: str, reason: str = "") -> None:
-        """Write everything that the experiment has got so far."""
+    def finish(self, status: str, reason: str = "", seal: Callable[[], None] | None = None) -> None:
+        """Write everything that the experiment has got so far. `seal` is called when all files but the summary are
+        there."""
         self._summarise(status, reason)
         if status != "completed":  # the smallest file first: the disk may be full
             self.directory.write_summary(self.summary)  # type: ignore[arg-type]
         if "federated" in self.experiment.models:
             self._save_model()
         self._report(self._figures())
+        if seal:
+            seal()
         # Last: a run whose summary says "completed" has everything else.
         self._summarise(status, reason)
         self.directory.write_summary(self.summary)  # type: ignore[arg-type]

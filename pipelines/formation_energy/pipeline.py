@@ -189,7 +189,7 @@ def _train(request: RunRequest) -> TrainingOutcome:
             except OSError as error:
                 _broken_off(outcome, "failed", str(error))
                 raise
-    outcome.finish("completed")
+    outcome.finish("completed", seal=ledger.end_run if ledger else None)
     shutil.rmtree(request.checkpoint.folder, ignore_errors=True)
     return outcome
 
@@ -278,7 +278,7 @@ def _with_whole_paths(options: Mapping[str, object]) -> dict[str, object]:
     for name in ("data", "federation"):
         value = whole.get(name)
         if isinstance(value, str) and value != "embedded":
-            whole[name] = str(Path(value).expanduser().absolute())
+            whole[name] = str(Path(value).absolute())
     return whole
 
 

@@ -40,7 +40,7 @@ class TrainingRecorder:
         with contextlib.ExitStack() as closing:  # one that cannot be written must not keep the others from closing
             for log in self.logs.values():
                 closing.callback(log.close)
-            if self.ledger:
+            if self.ledger and error:  # that of a run that came this far is closed with its model files
                 closing.callback(self.ledger.close)
             closing.callback(self.progress.close)
 

@@ -1,20 +1,20 @@
 """results.jsonl: one line per trial that is over, in the order in which they ended; a later line of a trial counts."""
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from pipelines.sweep.outcomes import TrialOutcome
+from ray_fed.reading import parse_json
 from ray_fed.reporting.writing import to_json
 
 
 def append(path: Path, outcome: TrialOutcome) -> None:
     """Add a line in one write."""
     with path.open("ab", buffering=0) as file:
-        file.write(to_json(outcome.row()) + b"\n")
+        file.write(to_json(outcome) + b"\n")
 
 
 def read(path: Path) -> list[TrialOutcome]:
@@ -37,7 +37,7 @@ def mend(path: Path) -> None:
 
 def columns(outcomes: Sequence[TrialOutcome]) -> dict[str, list[Any]]:
     """Return column -> values in the order of the trials, for a CSV file: a column per metric, by its name."""
-    rows = [outcome.row() for outcome in sorted(outcomes, key=lambda outcome: outcome.number)]
+    rows = [asdict(outcome) for outcome in sorted(outcomes, key=lambda outcome: outcome.number)]
     measured = [row.pop("metrics") for row in rows]
     names = dict.fromkeys(name for values in measured for name in values)
     taken = rows[0] if rows else {}
@@ -52,7 +52,7 @@ def _whole_lines(content: bytes) -> list[bytes]:
 
 
 def _outcome(line: bytes) -> TrialOutcome:
-    values: dict[str, Any] = json.loads(line)
+    values: dict[str, Any] = parse_json(line, "a line of results.jsonl", "start the sweep again in another folder")
     whole: dict[str, Any] = {key: math.nan if value is None else value for key, value in values.items()}
     whole["metrics"] = {key: math.nan if value is None else value for key, value in whole.get("metrics", {}).items()}
     if "loss" in whole:  # of a sweep that wrote its metrics beside the rest, and the training loss as `loss`

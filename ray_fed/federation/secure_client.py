@@ -10,7 +10,7 @@ from ray_fed.privacy.secure_sum.member import Keys, SecureMember
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 from ray_fed.privacy.signing import SigningKey
 
-QUERIES = frozenset({"secure_keys", "secure_shares", "secure_deliver", "secure_agree", "secure_unmask"})
+QUERIES = frozenset({"secure_keys", "secure_shares", "secure_deliver", "secure_show", "secure_agree", "secure_unmask"})
 
 
 class SecureClient:
@@ -50,6 +50,7 @@ class SecureClient:
         """Return the silo's part of a phase."""
         answers = {
             "secure_keys": self._keys, "secure_shares": self._shares, "secure_deliver": self._deliver,
+            "secure_show": self._show,
             "secure_agree": self._agree, "secure_unmask": self._unmask,
         }  # fmt: skip
         return Artifact(self.silo, query, num_examples, {}, as_bytes(answers[query](session, server_round, *given)))
@@ -70,11 +71,14 @@ class SecureClient:
         for name, value in of_bytes(told).items():
             kind, _, silo = name.partition(".")
             keys.setdefault(silo, {})[kind] = value
-        return self._member(session, server_round).shares({silo: Keys(**parts) for silo, parts in keys.items()})
+        roster = {silo: Keys.of_parts(parts) for silo, parts in keys.items()}
+        return self._member(session, server_round).shares(roster)
 
     def _deliver(self, session: str, server_round: int, shares: np.ndarray) -> dict[str, bytes]:
-        self._member(session, server_round).deliver(of_bytes(shares))
-        return {}
+        return self._member(session, server_round).deliver(of_bytes(shares))
+
+    def _show(self, session: str, server_round: int, complaints: np.ndarray) -> dict[str, bytes]:
+        return self._member(session, server_round).show(of_bytes(complaints))
 
     def _agree(self, session: str, server_round: int, names: np.ndarray) -> dict[str, bytes]:
         return {"signature": self._member(session, server_round).agree(list(of_bytes(names)))}

@@ -1,4 +1,4 @@
-"""A folder of micrographs and masks as a `MicrographSet`, and as the source of a silo.
+"""A folder of micrographs and masks as a `MicrographSet`.
 
 folder/images/a.png   folder/labels/a.png   folder/index.csv (optional: name, source_image)
 
@@ -7,7 +7,9 @@ owner or beyond doubt; never guessed.
 """
 
 import csv
+import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +19,11 @@ import numpy as np
 from ray_fed.errors import DataError
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.polycrystals import boundary_mask
-from ray_fed.micrographs.tiles import SiloTiles
+from ray_fed.reading import open_regular
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+MAX_PIXELS = 1 << 26
+"""Of one image, 8192 x 8192: a file of a megabyte can claim a thousand times as many; reading takes 24 bytes each."""
 COLOUR_SPACES = ("CMYK", "YCbCr", "LAB", "HSV")
 """Pillow's modes whose channels are not red, green and blue."""
 
@@ -66,17 +70,28 @@ def _pixels(path: Path, who: str, keep_palette: bool = False) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
-            frames = getattr(image, "n_frames", 1)
+        with warnings.catch_warnings(), open_regular(path) as file, Image.open(file) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the next lines have a bound of their own
+            _require_one_image(getattr(image, "n_frames", 1), image.size, f"{who}: {path}")
             converted = image.mode in COLOUR_SPACES or (image.mode in ("P", "PA") and not keep_palette)
-            pixels = np.asarray(image.convert("RGB") if converted else image)
+            return np.asarray(image.convert("RGB") if converted else image)
     except UnidentifiedImageError as error:
         return _tiff(path, who, error)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{who}: {path} cannot be read as an image ({' '.join(str(error).split())})") from error
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises whatever its codecs raise
+        raise DataError(f"{who}: {path} cannot be read as an image ({_in_a_line(error)})") from error
+
+
+def _require_one_image(frames: int, size: Sequence[int], where: str) -> None:
     if frames > 1:
-        raise DataError(f"{who}: {path} holds {frames} images; save each as a file of its own")
-    return pixels
+        raise DataError(f"{where} holds {frames} images; save each as a file of its own")
+    if math.prod(size) > MAX_PIXELS:
+        raise DataError(f"{where} has {' x '.join(map(str, size))} pixels, more than {MAX_PIXELS:,}; cut it into parts")
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _tiff(path: Path, who: str, refusal: Exception) -> np.ndarray:
@@ -86,9 +101,14 @@ def _tiff(path: Path, who: str, refusal: Exception) -> np.ndarray:
     import tifffile
 
     try:
-        pixels = tifffile.imread(path)
+        with open_regular(path) as file, tifffile.TiffFile(file) as tiff:
+            shape = tiff.pages.first.shape
+            _require_one_image(len(tiff.pages), shape[:2], f"{who}: {path}")
+            pixels = tiff.asarray()
+    except DataError:
+        raise
     except Exception as error:  # tifffile raises whatever its codecs raise
-        raise DataError(f"{who}: {path} is no image that can be read ({' '.join(str(error).split())})") from refusal
+        raise DataError(f"{who}: {path} is no image that can be read ({_in_a_line(error)})") from refusal
     if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
         return pixels
     raise DataError(f"{who}: {path} has the shape {pixels.shape}; one image [H, W] or [H, W, 3] is needed")
@@ -233,40 +253,6 @@ class MicrographFolder:
         all_tiles = np.concatenate(list(tiles.values()))
         owners = tuple(sources[stem] for stem, cut in tiles.items() for _ in cut)
         return MicrographSet(silo, all_tiles[:, 0].copy(), all_tiles[:, 1].copy(), owners, self.pixel_size_um)
-
-
-@dataclass(frozen=True)
-class FolderTileSource:
-    """`SiloSpec.source`: a folder, split by micrograph into training, validation and test tiles.
-
-    The same seed gives a silo and the evaluator of its test tiles the same split.
-    """
-
-    folder: MicrographFolder
-    validation: float = 0.15
-    """Share of the tiles that choose the round."""
-    test: float = 0.2
-    """Share of the tiles that are only looked at in the end; with folds, 1 / folds."""
-    folds: int = 0
-    """k-fold cross-validation over micrographs when above 0."""
-    fold: int = 0
-    """Which fold is the test set: 0..folds - 1."""
-    seed: int = 0
-    is_test: bool = False
-    """Return the test tiles (as training rows, for an evaluator) instead of the silo's."""
-
-    def open(self, silo: str) -> SiloTiles:
-        train, validation, test = self.parts(silo)
-        return SiloTiles(test, test.subset([])) if self.is_test else SiloTiles(train, validation)
-
-    def parts(self, silo: str) -> tuple[MicrographSet, MicrographSet, MicrographSet]:
-        """Return (train, validation, test); no micrograph is in two of them. DataError when there are too few."""
-        everything = self.folder.read(silo)
-        if not self.folds:
-            return everything.train_validation_test(self.validation, self.test, self.seed)
-        rest, test = everything.folds(self.folds, self.seed)[self.fold]
-        train, validation, _ = rest.train_validation_test(self.validation, 0.0, self.seed)
-        return train, validation, test
 
 
 def _files(folder: Path, given: str, usual: Sequence[str], who: str, what: str) -> dict[str, Path]:

@@ -60,11 +60,13 @@ class EgressBoundary:
     # ---- the ledger
 
     def collect_ledger(self) -> tuple[bytes, str, str] | None:
-        """Return (ledger, head, public key), signed up to the last line; None where there is no ledger, or its owner
-        keeps it."""
-        if self._ledger is None or not self.site.policy.hand_over_ledger:
+        """Return (ledger, head, public key), closed by a signed line that counts the others; None where there is no
+        ledger, or its owner keeps it."""
+        if self._ledger is None:
             return None
-        self._ledger.sign()
+        self._ledger.write_closing()
+        if not self.site.policy.hand_over_ledger:
+            return None
         return self._ledger.path.read_bytes(), self._ledger.head, self._ledger.public_key
 
     @property

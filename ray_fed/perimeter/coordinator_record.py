@@ -62,7 +62,12 @@ class CoordinatorRecord(Observer):
 
 
 def _received(silo: str, message: object, session: str, server_round: int) -> Note:
-    facts = {**digest_of(message).facts(), "session": session, "round": server_round}
+    """Return the note of a message; of one that is none, that it came: the coordinator itself refuses it by name."""
+    try:
+        digest = digest_of(message)
+    except Exception:  # a foreign object may raise anything when it is looked at
+        return {"kind": "malformed", "silo": silo, "session": session, "round": server_round}
+    facts = {**digest.facts(), "session": session, "round": server_round}
     return {"kind": "received", "silo": silo, "message": facts}
 
 
@@ -70,7 +75,7 @@ def _models(record: RoundRecord, job: Job, task: Task) -> Note:
     models = job.strategy.models(record.state) if record.state is not None else record.models or {}
     note: dict[str, object] = {
         "kind": "model", "session": job.name, "round": record.server_round, "strategy": type(job.strategy).__name__,
-        "participants": list(record.participants),
+        "num_rounds": job.num_rounds, "participants": list(record.participants),
         "models": {name: vector_digest(vector) for name, vector in models.items()},
     }  # fmt: skip
     if record.server_round == job.num_rounds:

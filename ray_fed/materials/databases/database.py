@@ -3,7 +3,7 @@ unusable rows with their reason.
 
     database = open_database(Source("../shared/datasets/mp_structures"), silo="mit")
     database.frame               one row per entry, unusable ones with a reason
-    database.reason_counts()     {"target is missing": 3}
+    reason_counts(frame)         {"target is missing": 3}
     database.fingerprint         sha256, rows, columns: what may be disclosed about the source
 
 The crystal frame
@@ -72,10 +72,6 @@ class Database:
     target_unit: str
     fingerprint: dict[str, object]
     """sha256, num_rows, num_usable, columns, source, target: plain values."""
-
-    def reason_counts(self) -> dict[str, int]:
-        """Return reason -> number of rows, the commonest first; values of single rows are left out."""
-        return reason_counts(self.frame)
 
 
 def reason_counts(frame: pd.DataFrame) -> dict[str, int]:

@@ -28,6 +28,10 @@ from ray_fed.materials.databases.structure_folders import (
     property_file,
     structure_files,
 )
+from ray_fed.reading import open_regular, parse_json, plain_within_bounds, read_at_most, read_bounded
+
+MAX_TEXT_BYTES = 1 << 29
+"""Of a table as text, unpacked; larger tables are kept as parquet."""
 
 
 def open_table(path: Path, target: str | None) -> RawTable:
@@ -89,8 +93,10 @@ def _open_parquet(path: Path) -> RawTable:
 
 def _text(path: Path) -> str:
     with reading(path):
-        content = path.read_bytes()
-        return (gzip.decompress(content) if path.suffix.lower() == ".gz" else content).decode("utf-8-sig")
+        if path.suffix.lower() != ".gz":
+            return read_bounded(path, MAX_TEXT_BYTES).decode("utf-8-sig")
+        with open_regular(path) as packed, gzip.open(packed) as file:
+            return read_at_most(file, MAX_TEXT_BYTES).decode("utf-8-sig")
 
 
 def _open_csv(path: Path) -> RawTable:
@@ -130,15 +136,15 @@ def _open_json_lines(path: Path) -> RawTable:
 def _entry_or_none(line: str) -> Any:
     """Return the line's object; a line that is none becomes None, which is counted as an unreadable row."""
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
+        return parse_json(line, "the line", finite=False)
+    except DataError:
         return None
 
 
 def _open_json(path: Path) -> RawTable:
     text = _text(path)
     with reading(path):
-        content = json.loads(text)
+        content = plain_within_bounds(json.loads(text), refuse_infinite=False)
     if isinstance(content, list):
         return _table_of_entries(path, content)
     if not isinstance(content, dict):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ray_fed.errors import DataError, quoted
 from ray_fed.materials.databases.raw_table import RawTable, reading, table_of_columns
+from ray_fed.reading import read_bounded
 
 PROPERTY_FILES = ("id_prop.csv", "targets.csv")
 STRUCTURE_SUFFIXES = (".cif", ".vasp", ".poscar", ".json")
@@ -108,9 +109,6 @@ def _table(source: str, columns: dict[str, list], paths: Sequence[Path | None], 
 def structure_text(path: Path) -> str:
     """Return the text of a structure file; DataError, without the folder's name, where it cannot be read."""
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise DataError(f"structure file {quoted(path.name)} is larger than {MAX_FILE_BYTES // 10**6} MB")
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_bounded(path, MAX_FILE_BYTES).decode("utf-8", "replace")
     except OSError as error:
         raise DataError(f"structure file {quoted(path.name)} cannot be read: {quoted(error.strerror)}") from error
