@@ -94,8 +94,8 @@ def with_state_folder(setup: Setup, folder: Path, run: str) -> Setup:
 
 
 def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
-    """Let silos that are actors keep ledgers of the run: those of a private cluster in `folder`, those of a cluster we
-    join beside their states, unless their owners' site files name another place."""
+    """Let silos that are actors keep ledgers of the run, and the evaluator a log: those of a private cluster in
+    `folder`, those of a cluster we join beside their states, unless their owners' site files name another place."""
     if setup.config.cohort == "local":
         return setup  # silos within one process have no boundary
 
@@ -104,7 +104,8 @@ def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
         return replace(spec, run=run, ledger_folder=place)
 
     pooled = settled(setup.pooled) if setup.pooled else None
-    return replace(setup, silos=tuple(settled(spec) for spec in setup.silos), pooled=pooled)
+    test = setup.test and replace(setup.test, log_folder=settled(setup.test).ledger_folder)
+    return replace(setup, silos=tuple(settled(spec) for spec in setup.silos), pooled=pooled, test=test)
 
 
 def _study(config: FormationEnergyConfig) -> Setup:
@@ -118,9 +119,8 @@ def _study(config: FormationEnergyConfig) -> Setup:
     )
     silos = [_part(config, source, plan, f"silo-{number}") for number in range(1, len(config.silos) + 1)]
     pooled = _part(config, source, plan, POOLED) if config.baselines else None
-    return Setup(
-        config, _task(config), tuple(silos), pooled, replace(_part(config, source, plan, "test"), num_gpus=0.0)
-    )
+    test = replace(_part(config, source, plan, "test"), num_gpus=0.0)
+    return Setup(config, _task(config), tuple(silos), pooled, _held(test, _task(config)))
 
 
 def _part(config: FormationEnergyConfig, source: Source, plan: StudyPlan, name: str) -> SiloSpec:
@@ -142,7 +142,12 @@ def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
         for entry in file.silos
     )
     test = SiloSpec("test", _site_rows(config, file.test, base, 0.0), site=file.test.site) if file.test else None
-    return Setup(config, _task(config), silos, None, test)
+    return Setup(config, _task(config), silos, None, test and _held(test, _task(config)))
+
+
+def _held(test: SiloSpec, task: PropertyTask) -> SiloSpec:
+    """Return the test set's specification with what shows that its files are here, too, if they are."""
+    return replace(test, possession=task.possession(test.source))
 
 
 def _site_rows(config: FormationEnergyConfig, entry: SiteEntry, base: Path, test_fraction: float) -> CrystalRows:

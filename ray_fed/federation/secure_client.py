@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ray_fed.errors import SiloFailed
+from ray_fed.errors import SiloFailed, Trouble
 from ray_fed.federation.messages import Artifact, MaskedUpdate, SessionSpec, Update
 from ray_fed.privacy.secure_sum.member import Keys, SecureMember
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
@@ -93,4 +93,5 @@ class SecureClient:
         return member
 
     def _failure(self, server_round: int, reason: str) -> SiloFailed:
-        return SiloFailed(self.silo, f"secure aggregation in round {server_round}", reason)
+        doing = f"secure aggregation in round {server_round}"
+        return SiloFailed(self.silo, doing, reason, failure=Trouble.MASKS_FAILED)
