@@ -536,7 +536,7 @@ def test_events_of_a_lost_silo_come_once():
         cohort.prepare(None)
         first.stop()
         second.start()
-        wait_until(lambda: hub.is_connected("site-1"))
+        wait_until(cohort.is_waiting)
         assert cohort.next_event(20) == Died("silo-1", "its site's process was started again")
         assert cohort.next_event(0.3) is None
         cohort.restart("silo-1")
