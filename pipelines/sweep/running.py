@@ -43,6 +43,7 @@ def run_left(sweep: Sweep) -> None:
         carry_by_value(instance)
     with federation(setup.members, setup.task, setup.test, setup.training, setup.config.round_timeout) as standing:
         agreement = standing.coordinator.agree()
+        _check_metrics(agreement)
         for line in standing.notices:
             print(f"note: {line}", file=sys.stderr)
         for trial in sweep.left:
@@ -89,6 +90,15 @@ def _write_beginning(sweep: Sweep, agreement: Agreement) -> None:
     directory.write_config(asked)
     directory.write_environment({name: silo.device for name, silo in agreement.silos.items()})
     directory.write_data(found)
+
+
+def _check_metrics(agreement: Agreement) -> None:
+    """DataError where nobody tells how good a model is."""
+    if agreement.test is None and not any(silo.metrics for silo in agreement.silos.values()):
+        raise DataError(
+            "no silo tells metrics (their owners' site.yaml: kinds), so trials cannot be compared; a common test set "
+            "would do, or ask the owners"
+        )
 
 
 def _check_data(directory: RunDirectory, found: list[dict[str, object]]) -> None:

@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from ray_fed.config import at_home
 from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.learning.layout import floating_buffers
 from ray_fed.learning.standardisation import Standardizer
@@ -48,6 +49,14 @@ class SiloSpec:
     possession: str = ""
     """What `Task.possession` gave for a test set's source where it is asked for, if it is there, too: who shows that it
     has the same rows may see them."""
+    dataset: str = ""
+    """Name of the data set in its owner's file: what the owner's book counts by; empty: all rows of the machine are
+    one."""
+
+    def at_home(self) -> "SiloSpec":
+        """Return the spec with `~` in its folders as the home of the account that this process runs under."""
+        folders = {name: getattr(self, name) for name in ("state_folder", "ledger_folder", "log_folder")}
+        return replace(self, **{name: str(at_home(folder)) if folder else "" for name, folder in folders.items()})
 
 
 @dataclass(frozen=True)

@@ -52,16 +52,18 @@ class EgressBoundary:
         block: EgressBlock = contextlib.nullcontext,
         redirects_output: bool = False,
         site_file: Path | None = None,
+        site: Site | None = None,
     ):
-        """site_file: the owner's, where it is not the one of this process's environment."""
-        self.spec, self._block = spec, block
+        """site_file: the owner's, where it is not the one of this process's environment. site: what it says, where that
+        is known already."""
+        self.spec, self._block = spec.at_home(), block
         self._ledger: Ledger | None = None
         self._startup_error: FedError | None = None
         """Why the silo could not start: the answer to every question."""
         self._key: SigningKey | None = None
-        self.site, wrong = self._read_site(site_file)
+        self.site, wrong = (site, None) if site else self._read_site(site_file)
         self.gate = Gate(spec.name, self.site.policy, kinds)
-        self.log, no_log = _opened_log(spec, self.site)
+        self.log, no_log = _opened_log(self.spec, self.site)
         for doing, error in (("reading its owner's site file", wrong), ("opening its log", no_log)):
             if error is not None:
                 self._startup_error = self._error_for_coordinator(doing, error)
@@ -260,7 +262,7 @@ def key_path(spec: SiloSpec, site: Site) -> Path:
     """Return where a silo's key is: where the owner keeps ledgers, or else with the silo's states. It is not in what
     the coordinator collects."""
     folder = site.ledger_folder or spec.state_folder or spec.ledger_folder
-    return Path(folder) / file_name(spec.name) / "signing.key"
+    return site.key_file or Path(folder) / file_name(spec.name) / "signing.key"
 
 
 def _opened_log(spec: SiloSpec, site: Site) -> tuple[SiloLog, Exception | None]:

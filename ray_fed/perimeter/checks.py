@@ -36,7 +36,7 @@ from ray_fed.federation.messages import (
 from ray_fed.federation.norms import distance
 from ray_fed.federation.reasons import OTHER, kind_of
 from ray_fed.learning.standardisation import ColumnMoments
-from ray_fed.metrics import METRIC_NAME, MeanScores, RegressionSums, Scores
+from ray_fed.metrics import METRIC_NAME, MeanScores, RegressionSums, Resolution, Scores
 from ray_fed.perimeter.error_policy import REFERENCE
 from ray_fed.perimeter.gate import Gate, MessageKind, MessageKinds, Request
 from ray_fed.perimeter.ledger import MessageDigest, bytes_of, message_digest, vector_digest
@@ -198,7 +198,7 @@ def _checked_metrics(gate: Gate, metrics: Any, request: Request) -> Metrics:
 
 
 def checked_scores(gate: Gate, scores: Any, request: Request) -> Scores:
-    """Sums over too few rows leave as sums over none."""
+    """Sums over too few rows leave as sums over none, all others with the digits that their owner allows."""
     known = type(scores) in (RegressionSums, MeanScores)
     gate.require(known, "metrics", "they must be RegressionSums or MeanScores")
     _require_message(gate, request.kind, scores, type(scores))
@@ -209,9 +209,10 @@ def checked_scores(gate: Gate, scores: Any, request: Request) -> Scores:
         _check_metric_names(gate, scores.sums)
     checked = {name: plain_number(gate, "metrics", value) for name, value in scores_numbers(scores).items()}
     shown = checked if is_enough else dict.fromkeys(checked, 0.0)
+    resolution = Resolution(gate.policy.min_examples, gate.policy.metric_bits)
     if isinstance(scores, MeanScores):
-        return MeanScores(count * is_enough, shown)
-    return RegressionSums(count * is_enough, **shown)
+        return resolution.released(MeanScores(count * is_enough, shown))
+    return resolution.released(RegressionSums(count * is_enough, **shown))
 
 
 def _check_metric_names(gate: Gate, sums: Any) -> None:
@@ -238,7 +239,9 @@ def check_description(gate: Gate, description: Any, request: Request) -> SiloDes
     agreement = _mapping(gate, description.agreement)
     are_known = all(_is_agreed(key, value, request.agreement) for key, value in agreement.items())
     gate.require(are_known, "description", "what all must agree on is not what its task asks for")
-    device, metrics = description.device, _declared_metrics(gate, description.metrics, request.metrics)
+    tells_metrics = "metrics" in gate.policy.kinds
+    metrics = _declared_metrics(gate, description.metrics, request.metrics) if tells_metrics else ()
+    device = description.device
     is_device = type(device) is str and DEVICE.fullmatch(device) is not None
     gate.require(is_device, "description", "its device is none")
     limit = gate.policy.max_description_bytes

@@ -27,10 +27,14 @@ from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.metrics import Resolution
+from ray_fed.perimeter.book import Book
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
 from ray_fed.perimeter.checks import ANOTHER, KINDS, kind_of_answer, require_audit
 from ray_fed.perimeter.error_policy import place_of_words
 from ray_fed.perimeter.gate import Request
+from ray_fed.perimeter.insistence import FEWER, Insistence
+from ray_fed.perimeter.policy import Site
 from ray_fed.privacy.signing import SigningKey
 
 
@@ -46,13 +50,19 @@ class GuardedSilo(EgressBoundary):
         block: EgressBlock = contextlib.nullcontext,
         redirects_output: bool = False,
         site_file: Path | None = None,
+        site: Site | None = None,
     ):
-        super().__init__(spec, KINDS, block, redirects_output, site_file)
+        super().__init__(spec, KINDS, block, redirects_output, site_file, site)
         self._rounds: dict[str, int] = {}
+        folder = self.site.ledger_folder
+        book = Book(Path(folder) if folder else None)
+        self.insistence = Insistence(self.site, self.gate, book, spec.dataset)
+        self._num_marked = 0
         self._build(lambda: self._install(make()))
 
     def _install(self, silo: Silo) -> None:
         silo.secure.sign_with(self._key or SigningKey.passing(), self.site.partners)
+        silo.resolution = Resolution(self.site.policy.min_examples, self.site.policy.metric_bits)
         self.silo = silo
 
     # ---- the calls of `Silo`
@@ -69,16 +79,24 @@ class GuardedSilo(EgressBoundary):
         self._run("showing the gate its rows", self._add_rows)
 
     def open_session(self, spec: SessionSpec) -> str:
-        """PerimeterRefused when the planned updates would break the budget of the run."""
+        """PerimeterRefused when its updates would leave otherwise than the owner wants (insistence.py), or the planned
+        ones would break the budget of the run."""
         doing = "opening a session"
-        digest, num_bytes = self._run(doing, lambda: self._open_session(spec))
+        self._check(doing, lambda: self.insistence.open(spec))
+        digest, num_bytes, trainer = self._run(doing, lambda: self._open_session(spec))
+        self._check(doing, lambda: self.insistence.trained_by(trainer))
         self._rounds[spec.session] = 0
         self._check(doing, lambda: self._check_session(spec, digest, num_bytes))
         return spec.layout_digest
 
     def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
         doing = "starting again"
+        for spec in sessions:
+            self._check(doing, lambda spec=spec: self.insistence.open(spec))
         said, request = self._opened(doing, lambda: self.silo.restore(standardizer, sessions))
+        for spec in sessions:
+            trainer = self._run(doing, lambda spec=spec: self._trainer_of(spec.session))
+            self._check(doing, lambda trainer=trainer: self.insistence.trained_by(trainer))
         self._rounds |= {spec.session: 0 for spec in sessions}
         # It does not leave once more, but what it declares counts for this process, too.
         self._check(doing, lambda: self.gate.inspect(said, request))
@@ -86,18 +104,21 @@ class GuardedSilo(EgressBoundary):
     def close_session(self, session: str) -> None:
         self._run("closing a session", lambda: self.silo.close_session(session))
         self._rounds.pop(session, None)
+        self.insistence.priced.pop(session, None)
         if self._ledger:
             self._ledger.sign()
 
     def fit(self, session: str, server_round: int, vector: Vector) -> Update | MaskedUpdate:
         doing = f"training round {server_round}"
-        update, is_secure = self._run(doing, lambda: self._fit(session, server_round, vector))
+        if session in self.insistence.priced:
+            self._check(doing, lambda: self.insistence.before_fit(session, server_round))
+        update = self._run(doing, lambda: self.silo.fit(session, server_round, vector))
         self._rounds[session] = server_round
         request = Request("update", session, server_round, vector)
-        if not is_secure:
+        if session not in self.insistence.masked:
             return self._release(doing, update, request)
         inspected = self._check(doing, lambda: self.gate.inspect(update, request), request)
-        masked = self._run(doing, lambda: self.silo.leaving(inspected))
+        masked = self._run(doing, lambda: self.silo.secure.masked(inspected))
         return self._release(doing, masked, replace(request, kind="masked"))
 
     def leaving(self, update: Update | MaskedUpdate) -> Update | MaskedUpdate:
@@ -106,11 +127,13 @@ class GuardedSilo(EgressBoundary):
 
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
         request = Request("metrics", session, self._rounds.get(session, 0), models=tuple(models))
+        self._check("evaluating", lambda: self._count_evaluation(len(models)), request)
         return self._run_and_release("evaluating", lambda: self.silo.evaluate(session, models), request)
 
     def query(self, query: str, *given: Any) -> Any:
         """Put one of the further questions to the silo (`Silo.queries`)."""
         doing = f"answering '{query}'"
+        self._check(doing, lambda: self.insistence.before_answer("artifact", query))
         answer = self._run(doing, lambda: self.silo.query(query, *given))
         # Nothing was received that its size could be measured by: max_bytes_per_round and _per_run bound it.
         vector = answer.data if type(answer) is Artifact else None
@@ -121,14 +144,10 @@ class GuardedSilo(EgressBoundary):
         unless the owner says `audit: true`."""
         doing, request = "showing a gradient", Request("observation", vector=vector)
         self._check(doing, lambda: require_audit(self.gate), request)
+        self._check(doing, lambda: self.insistence.before_answer("observation", ""), request)
         return self._run_and_release(doing, lambda: self._gradient(vector, num_examples), request)
 
     # ---- what the calls are made of
-
-    def _fit(self, session: str, server_round: int, vector: Vector) -> tuple[Update, bool]:
-        """Return the update, and whether it leaves under masks."""
-        update = self.silo.fit(session, server_round, vector)
-        return update, session in self.silo.secure_sessions
 
     def _gradient(self, vector: Vector, num_examples: int) -> GradientObservation:
         """Return the gradient of the task's loss over the silo's first rows, at parameters [num_parameters]."""
@@ -140,17 +159,31 @@ class GuardedSilo(EgressBoundary):
         gradient = torch.cat([part.reshape(-1) for part in parts])
         return GradientObservation(silo.spec.name, num_examples, gradient.cpu().numpy())
 
-    def _open_session(self, spec: SessionSpec) -> tuple[str, int]:
-        """Return what the silo answers, and the bytes of one update."""
+    def _open_session(self, spec: SessionSpec) -> tuple[str, int, str]:
+        """Return what the silo answers, the bytes of one update, and the module of what trains."""
         digest = self.silo.open_session(spec)
         trainer = self.silo.sessions.get(spec.session)
-        return digest, 0 if trainer is None else 4 * trainer.layout.size
+        return digest, 0 if trainer is None else 4 * trainer.layout.size, self._trainer_of(spec.session)
+
+    def _trainer_of(self, session: str) -> str:
+        """Return the module of the class that trains in a session; "" where nothing does."""
+        trainer = self.silo.sessions.get(session)
+        return "" if trainer is None else str(type(trainer).__module__)
 
     def _check_session(self, spec: SessionSpec, digest: object, num_bytes: object) -> None:
         """The answer is what the coordinator sent, or none."""
         agrees = type(digest) is str and digest == spec.layout_digest and type(num_bytes) is int
         self.gate.require(agrees, "layout", "it is not the digest of the layout agreed on")
         self.gate.check_plan(spec.session, spec.plan.num_rounds, cast(int, num_bytes))
+
+    def _count_evaluation(self, num_models: int) -> None:
+        """Refuse more models than may be marked; where the owner's book lasts, over all runs."""
+        self._num_marked += num_models
+        most = self.site.policy.max_evaluations_per_run
+        reason = f"{self._num_marked} models in one run; max_evaluations_per_run={most}; {FEWER}"
+        self.gate.require(self._num_marked <= most, "metrics", reason)
+        if self.site.ledger_folder:
+            self.insistence.before_evaluation(self.spec.run, num_models)
 
     def _opened(self, doing: str, call: Callable[[], SiloDescription]) -> tuple[SiloDescription, Request]:
         """Let the silo open its data, and the gate know the rows; return the description as plain data, and what the

@@ -189,6 +189,7 @@ def read_card(content: bytes, where: object) -> ModelCard:
         raise DataError(f"{where} is not a model card ({' '.join(str(error).split())}); get the model again") from error
     if digest != card.id:
         raise DataError(
-            f"{where}: the card was changed after it was written (its hash is not its id, {str(card.id)[:16]}...); get it again"
+            f"{where}: the card was changed after it was written (its hash is not its id, {str(card.id)[:16]}...); "
+            "get it again"
         )
     return card
