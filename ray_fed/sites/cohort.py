@@ -16,17 +16,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from ray_fed.config import require
-from ray_fed.errors import FedError, PerimeterRefused, SiloFailed, SiloRefused
+from ray_fed.errors import FedError, SiloFailed, SiloRefused
 from ray_fed.federation.cohort import Cohort, said_by
 from ray_fed.federation.coordinator import check_agreement
 from ray_fed.federation.messages import (
     Arrived,
     Artifact,
     Died,
+    Evaluations,
     GradientObservation,
     JoinRefused,
     MaskedUpdate,
-    Metrics,
     Raised,
     Restarted,
     SessionSpec,
@@ -343,17 +343,18 @@ class SiteCohort:
 
     # ---- other questions
 
-    def evaluate(
-        self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
-    ) -> dict[str, dict[str, Metrics]]:
-        """A silo that is lost now is left out here; the rules hear of it when it is asked next. PerimeterRefused where
-        a silo's gate keeps its metrics, such as one that its task did not declare: they would be missing to the end."""
+    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> Evaluations:
+        """A silo that is lost now is left out here; the rules hear of it when it is asked next."""
         request = EvaluateRequest(session, tuple(models), tuple(models.values()))
-        return self._answers_of(dict.fromkeys(silos, request), raises=(PerimeterRefused,))
+        return self._answers_of(dict.fromkeys(silos, request))
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
         asked = {name: QueryRequest(query, tuple(map(Given.of, parts))) for name, parts in given.items()}
-        return self._answers_of(asked)
+        answers = self._answers_of(asked)
+        for answer in answers.values():
+            if isinstance(answer, Raised):
+                _log.warning("no answer: %s", answer.reason)
+        return {name: answer for name, answer in answers.items() if not isinstance(answer, Raised)}
 
     def observe(self, silo: str, vector: Vector, num_examples: int) -> GradientObservation:
         """Return one gradient for an audit; PerimeterRefused unless the silo's owner allows it."""
@@ -421,20 +422,18 @@ class SiteCohort:
         futures = {name: self._call(name, request, at_end=at_end) for name, request in requests.items()}
         return {name: self._value(future, name, requests[name].doing, None) for name, future in futures.items()}
 
-    def _answers_of(
-        self, requests: Mapping[str, SiloRequest], raises: tuple[type[FedError], ...] = ()
-    ) -> dict[str, Any]:
-        """Put requests; return the answers of those that gave one. A request that many get is encoded once."""
+    def _answers_of(self, requests: Mapping[str, SiloRequest]) -> dict[str, Any]:
+        """Put requests; return silo -> answer, or what it raised instead, without those that are lost. A request that
+        many get is encoded once."""
         encoded = {id(request): encode(request) for request in requests.values()}
         futures = {name: self._call(name, request, encoded[id(request)]) for name, request in requests.items()}
         answers = {}
         for name, future in futures.items():
             try:
                 answers[name] = self._value(future, name, requests[name].doing)
-            except raises:
-                raise
             except FedError as error:
-                _log.warning("no answer: %s", error)
+                if name not in self._lost:
+                    answers[name] = Raised(name, 0, said_by(error))
         return answers
 
     def _value(self, future: "Future[Any]", silo: str, doing: str, timeout: float | None = -1.0) -> Any:
@@ -519,9 +518,7 @@ class JoinedCohort:
     def restart(self, silo: str) -> None:
         self._of[silo].restart(silo)
 
-    def evaluate(
-        self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
-    ) -> dict[str, dict[str, Metrics]]:
+    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> Evaluations:
         shares = self._shares(dict.fromkeys(silos))
         return _united(cohort.evaluate(session, share, models) for cohort, share in shares)
 
