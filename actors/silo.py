@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 import ray
 
 from actors.egress_block import egress_block
@@ -99,6 +100,10 @@ class SiloActor:
     def query(self, query: str, *given: Any) -> Artifact:
         """What is given may be refs of other silos' artifacts: Ray brings them here, past everybody else."""
         return self.silo.query(query, *given)
+
+    @ray.method
+    def receive_model(self, weights: np.ndarray, card: np.ndarray) -> None:
+        self.silo.receive_model(weights, card)
 
     @ray.method
     def collect_ledger(self) -> tuple[bytes, str, str] | None:
