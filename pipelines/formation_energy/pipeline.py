@@ -23,6 +23,7 @@ from pipelines.ledger.coordinator_ledger import CoordinatorLedger, discard_unuse
 from ray_fed.config import at_home
 from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.federation.coordinator import Agreement
+from ray_fed.perimeter.own_words import words_of
 from ray_fed.reporting.environment import software_versions
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned, paths_table, results_table
@@ -250,8 +251,10 @@ def _missed(experiment: TrainingExperiment) -> list[str]:
     for record in rounds:
         reasons = dict(record.failures) | reasons
     took_part = {silo: sum(silo in record.participants for record in rounds) for silo in reasons}
+    specs = experiment.setup.members
     return [
-        f"silo '{silo}' took part in {took_part[silo]} of {len(rounds)} rounds: {reason}"
+        f"silo '{silo}' took part in {took_part[silo]} of {len(rounds)} rounds: "
+        + "; ".join([reason, *words_of(reason, specs)])
         for silo, reason in reasons.items()
     ]
 

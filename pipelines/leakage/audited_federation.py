@@ -1,6 +1,5 @@
 """The silos of a run or a federation file, opened in this process as their owners allow."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from ray_fed.leakage.replay import RecordedUpdate, Recording, recording_cohort
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.materials.property_task import PropertyTask
 from ray_fed.metrics import Metric, Scores, merged
+from ray_fed.perimeter.chain import read_chain
 from ray_fed.perimeter.ledger import vector_digest
 from ray_fed.perimeter.policy import read_site, site_path
 from ray_fed.reporting.model_files import load_model
@@ -94,7 +94,7 @@ def chosen_silos(setup: Setup, silos: Sequence[str]) -> tuple[str, ...]:
 
 def check_allowed(policy: str | None, silos: Sequence[str]) -> None:
     """Raise a ConfigError naming the first silo whose owner's site file does not allow an audit, and the remedy."""
-    path = Path(policy).expanduser() if policy else site_path()
+    path = Path(policy) if policy else site_path()
     for silo in silos:
         if not read_site(silo, path).policy.audit:
             raise ConfigError(
@@ -138,10 +138,10 @@ def same_as_received(target: str, job: Job, recorded: Sequence[RecordedUpdate]) 
         return None
     mine = {(one.update.silo, one.update.server_round): vector_digest(one.update.vector) for one in recorded}
     received = {}
-    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-        message = line.get("message") or {}
-        key = (line.get("silo"), message.get("round"))
-        if line.get("kind") == "received" and message.get("session") == job.name and key in mine:
+    for line in read_chain(path).of_kind("received"):
+        message = line["message"]
+        key = (line["silo"], message["round"])
+        if message["session"] == job.name and key in mine:
             received[key] = message["sha256"]
     return sum(mine[key] == digest for key, digest in received.items()), len(received)
 

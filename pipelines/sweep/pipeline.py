@@ -55,7 +55,7 @@ def _with_defaults(base: Mapping[str, Any], preset: str) -> dict[str, Any]:
     whole = {**PRESET_DEFAULTS.get(preset, {}), "baselines": False, **base}
     for name in ("data", "federation"):
         if isinstance(whole.get(name), str) and whole[name] != "embedded":
-            whole[name] = str(Path(whole[name]).expanduser().absolute())
+            whole[name] = str(Path(whole[name]).absolute())
     return whole
 
 

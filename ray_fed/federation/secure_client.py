@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ray_fed.errors import SiloFailed
+from ray_fed.errors import SiloFailed, Trouble
 from ray_fed.federation.messages import Artifact, MaskedUpdate, SessionSpec, Update
 from ray_fed.privacy.secure_sum.member import Keys, SecureMember
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 from ray_fed.privacy.signing import SigningKey
 
-QUERIES = frozenset({"secure_keys", "secure_shares", "secure_deliver", "secure_agree", "secure_unmask"})
+QUERIES = frozenset({"secure_keys", "secure_shares", "secure_deliver", "secure_show", "secure_agree", "secure_unmask"})
 
 
 class SecureClient:
@@ -52,6 +52,7 @@ class SecureClient:
         """Return the silo's part of a phase."""
         answers = {
             "secure_keys": self._keys, "secure_shares": self._shares, "secure_deliver": self._deliver,
+            "secure_show": self._show,
             "secure_agree": self._agree, "secure_unmask": self._unmask,
         }  # fmt: skip
         return Artifact(self.silo, query, num_examples, {}, as_bytes(answers[query](session, server_round, *given)))
@@ -73,11 +74,14 @@ class SecureClient:
         for name, value in of_bytes(told).items():
             kind, _, silo = name.partition(".")
             keys.setdefault(silo, {})[kind] = value
-        return self._member(session, server_round).shares({silo: Keys(**parts) for silo, parts in keys.items()})
+        roster = {silo: Keys.of_parts(parts) for silo, parts in keys.items()}
+        return self._member(session, server_round).shares(roster)
 
     def _deliver(self, session: str, server_round: int, shares: np.ndarray) -> dict[str, bytes]:
-        self._member(session, server_round).deliver(of_bytes(shares))
-        return {}
+        return self._member(session, server_round).deliver(of_bytes(shares))
+
+    def _show(self, session: str, server_round: int, complaints: np.ndarray) -> dict[str, bytes]:
+        return self._member(session, server_round).show(of_bytes(complaints))
 
     def _agree(self, session: str, server_round: int, names: np.ndarray) -> dict[str, bytes]:
         return {"signature": self._member(session, server_round).agree(list(of_bytes(names)))}
@@ -92,4 +96,5 @@ class SecureClient:
         return member
 
     def _failure(self, server_round: int, reason: str) -> SiloFailed:
-        return SiloFailed(self.silo, f"secure aggregation in round {server_round}", reason)
+        doing = f"secure aggregation in round {server_round}"
+        return SiloFailed(self.silo, doing, reason, failure=Trouble.MASKS_FAILED)

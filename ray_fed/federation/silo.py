@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ray_fed.errors import SiloFailed
+from ray_fed.errors import SiloFailed, Trouble
 from ray_fed.federation.messages import MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.federation.secure_client import QUERIES as SECURE_QUERIES
 from ray_fed.federation.secure_client import SecureClient
@@ -69,7 +69,8 @@ class Silo:
     @property
     def rows(self) -> LocalRows:
         if self._rows is None:
-            raise SiloFailed(self.spec.name, "answering", "its data are not open yet; call open() first")
+            reason = "its data are not open yet; call open() first"
+            raise SiloFailed(self.spec.name, "answering", reason, failure=Trouble.NOT_OPEN)
         return self._rows
 
     def moments(self) -> ColumnMoments:
@@ -83,18 +84,20 @@ class Silo:
     @property
     def samples(self) -> Samples:
         if self._samples is None:
-            raise SiloFailed(self.spec.name, "answering", "its samples are not prepared yet; call prepare() first")
+            reason = "its samples are not prepared yet; call prepare() first"
+            raise SiloFailed(self.spec.name, "answering", reason, failure=Trouble.NOT_OPEN)
         return self._samples
 
     def open_session(self, spec: SessionSpec) -> str:
         """Make the trainer of a session; returns the layout digest for comparison."""
         if spec.session not in self.sessions and len(self.sessions) >= MOST_SESSIONS:
             reason = f"it has {len(self.sessions)} open already, and that is the most; close one"
-            raise SiloFailed(self.spec.name, "opening a session", reason)
+            raise SiloFailed(self.spec.name, "opening a session", reason, failure=Trouble.TOO_MANY_SESSIONS)
         trainer = self.make_trainer(spec)
         digest = trainer.layout.digest
         if digest != spec.layout_digest:
-            raise SiloFailed(self.spec.name, "opening a session", "its network differs from the coordinator's")
+            reason = Trouble.OTHER_NETWORK.value
+            raise SiloFailed(self.spec.name, "opening a session", reason, failure=Trouble.OTHER_NETWORK)
         self.sessions[spec.session] = trainer
         if spec.plan.private:
             self._spent[spec.session] = Spent(spec.plan.private, self.spec.state_folder, self.spec.name, spec.session)
@@ -174,7 +177,8 @@ class Silo:
             return self.secure.answer(query, len(self.rows.features), *given)  # type: ignore[arg-type]
         queries = self.queries()
         if query not in queries:
-            raise SiloFailed(self.spec.name, f"answering '{query}'", f"it knows {sorted(queries)}")
+            known = f"it knows {sorted(queries)}"
+            raise SiloFailed(self.spec.name, f"answering '{query}'", known, failure=Trouble.UNKNOWN_QUERY)
         return queries[query](*given)
 
     def queries(self) -> Mapping[str, Callable[..., Any]]:
@@ -184,7 +188,8 @@ class Silo:
 
     def _session(self, session: str) -> Trainer:
         if session not in self.sessions:
-            raise SiloFailed(self.spec.name, "answering", f"no session '{session}'; open: {sorted(self.sessions)}")
+            reason = f"no session '{session}'; open: {sorted(self.sessions)}"
+            raise SiloFailed(self.spec.name, "answering", reason, failure=Trouble.NO_SESSION)
         return self.sessions[session]
 
 

@@ -100,7 +100,12 @@ class CoordinatorRecord(Observer):
 
 
 def _received(silo: str, message: object, session: str, server_round: int) -> Note:
-    facts = {**digest_of(message).facts(), "session": session, "round": server_round}
+    """Return the note of a message; of one that is none, that it came: the coordinator itself refuses it by name."""
+    try:
+        digest = digest_of(message)
+    except Exception:  # a foreign object may raise anything when it is looked at
+        return {"kind": "malformed", "silo": silo, "session": session, "round": server_round}
+    facts = {**digest.facts(), "session": session, "round": server_round}
     return {"kind": "received", "silo": silo, "message": facts}
 
 

@@ -12,14 +12,15 @@
 
 A site that its owner runs (`ray-fed site start`) has further keys in the same file: ray_fed/sites/site_file.py.
 
-The file is `site.yaml` in the folder that RAY_FED_SITE names, or in ~/.config/ray-fed. Nothing that a coordinator sends
-is read into it, so a coordinator cannot widen it. With a file that cannot be read, or that another account can write,
-nothing leaves.
+The file is `site.yaml` in the folder that RAY_FED_SITE names, or in .config/ray-fed of the account's home. Nothing that
+a coordinator sends is read into it, so a coordinator cannot widen it; in an actor, not even by an environment variable
+(actors/silo.py). With a file that cannot be read, or that another account can write, nothing leaves.
 """
 
 import hashlib
 import json
 import os
+import pwd
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -32,13 +33,15 @@ from ray_fed.errors import ConfigError
 from ray_fed.perimeter.owner_file import read_owned
 
 SITE_VARIABLE = "RAY_FED_SITE"
-SITE_FOLDER = "~/.config/ray-fed"
+SITE_FOLDER = ".config/ray-fed"
 SITE_FILE = "site.yaml"
 AGENT_KEYS = ("name", "hub", "datasets", "tasks", "own_tasks", "device", "state")
 """Of a site that its owner runs."""
 SITE_KEYS = ("ledger", "perimeter", "silos", "partners", "receive_models", *AGENT_KEYS)
 PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
-KINDS = ("description", "moments", "update", "masked", "metrics", "artifact", "observation", "search")
+KINDS = (
+    "description", "moments", "update", "masked", "metrics", "artifact", "observation", "search", "predictions",
+)  # fmt: skip
 """Kinds of message that leave a silo if its owner says nothing. Any other kind leaves only where the owner lists it."""
 DECLARED = "declared"
 """Among the names of metrics: those that a task declares when it opens its data."""
@@ -67,9 +70,13 @@ class Policy:
     """Bytes that may leave in one run."""
     max_description_bytes: int = 1 << 16
     """Bytes of the description: names of columns, hash, reasons why rows cannot be used."""
-    error_texts: Literal["own", "none", "all"] = "own"
-    """Whose error messages cross word for word: those this package raises in its own code, none, or all. Of others the
-    kind and the place cross; the words stay in the silo's own log."""
+    error_texts: Literal["none", "kind", "full"] = "kind"
+    """What an error in the silo says outside of it: `none` only that it failed; `kind` its class and one of a few fixed
+    phrases (`ray_fed.errors.Trouble`); `full` its own words, which may hold values, columns and paths. Each comes with
+    a number under which the silo's own log has all of it."""
+    test_set: Literal["scores", "public"] = "scores"
+    """What leaves of a test set that stands here: scores over all of it, or, where it is public, its true values and
+    single predictions, too. Whoever shows that it has the same files already gets both anyway."""
     audit: bool = False
     """Whether the silo's messages may be replayed and attacked by `ray-fed audit`, and single gradients leave as
     observations to be attacked elsewhere."""
@@ -143,9 +150,18 @@ class Site:
     """The key of a site that its owner runs: one for all its silos. Elsewhere each has its own."""
 
 
-def site_path() -> Path:
-    """Return where this machine's site file is expected."""
-    return Path(os.environ.get(SITE_VARIABLE) or SITE_FOLDER).expanduser() / SITE_FILE
+def site_path(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return where this account's site file is expected, by the given environment. The home is the account's, whatever
+    HOME says."""
+    named = environment.get(SITE_VARIABLE)
+    return (Path(named).expanduser() if named else _home() / SITE_FOLDER) / SITE_FILE
+
+
+def _home() -> Path:
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:  # an account without an entry, as in some containers
+        return Path.home()
 
 
 def read_site(silo: str, path: Path | None = None) -> Site:
