@@ -4,6 +4,7 @@ A name may stand for a device without end, a pipe that nobody writes to, or a fo
 interpreter gives up, hold numbers of a million digits, or values that refer to one another until they fill the memory.
 """
 
+import gzip
 import itertools
 import json
 import math

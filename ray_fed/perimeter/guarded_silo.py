@@ -36,6 +36,7 @@ from ray_fed.perimeter.error_policy import place_of_words
 from ray_fed.perimeter.gate import Request
 from ray_fed.perimeter.insistence import FEWER, Insistence
 from ray_fed.perimeter.policy import Site
+from ray_fed.perimeter.received_model import keep_model
 from ray_fed.perimeter.told import ToldMoments, folder_of_told
 from ray_fed.privacy.signing import SigningKey
 
@@ -153,7 +154,18 @@ class GuardedSilo(EgressBoundary):
         self._check(doing, lambda: self.insistence.before_answer("observation", ""), request)
         return self._run_and_release(doing, lambda: self._gradient(vector, num_examples), request)
 
+    def receive_model(self, weights: np.ndarray, card: np.ndarray) -> None:
+        """Keep the final model of a run as a file of the owner's, who says where (`receive_models`); PerimeterRefused
+        where the owner takes none."""
+        self._run("taking the final model", lambda: self._keep_model(weights, card), is_blocked=False)
+
     # ---- what the calls are made of
+
+    def _keep_model(self, weights: np.ndarray, card: np.ndarray) -> None:
+        folder = self.site.model_folder
+        self.gate.require(folder is not None, "model", "its owner takes no models")
+        assert folder is not None
+        keep_model(folder, weights, card)
 
     def _gradient(self, vector: Vector, num_examples: int) -> GradientObservation:
         """Return the gradient of the task's loss over the silo's first rows, at parameters [num_parameters]."""

@@ -1,6 +1,7 @@
 """What the owner of a silo lets out of it: a file on the owner's machine, read inside the silo's process.
 
     ledger: /var/lib/ray-fed         where this site's silos keep their ledgers and keys
+    receive_models: ~/models         where the final models of runs are put; without it none is taken
     perimeter:                       for every silo of this site; any field of `Policy`
       min_examples: 20
     silos:
@@ -35,9 +36,9 @@ from ray_fed.perimeter.owner_file import read_owned
 SITE_VARIABLE = "RAY_FED_SITE"
 SITE_FOLDER = ".config/ray-fed"
 SITE_FILE = "site.yaml"
-AGENT_KEYS = ("name", "hub", "datasets", "tasks", "own_tasks", "device", "state", "receive_models")
+AGENT_KEYS = ("name", "hub", "datasets", "tasks", "own_tasks", "device", "state")
 """Of a site that its owner runs."""
-SITE_KEYS = ("ledger", "perimeter", "silos", "partners", *AGENT_KEYS)
+SITE_KEYS = ("ledger", "perimeter", "silos", "partners", "receive_models", *AGENT_KEYS)
 PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
 KINDS = (
     "description", "moments", "update", "masked", "metrics", "artifact", "observation", "search", "predictions",
@@ -151,6 +152,8 @@ class Site:
     """The file, whether or not it exists."""
     partners: Mapping[str, str] = field(default_factory=dict)
     """Silo -> its public key, 64 hexadecimal digits."""
+    model_folder: Path | None = None
+    """Where final models of runs are kept; None takes none."""
     key_file: Path | None = None
     """The key of a site that its owner runs: one for all its silos. Elsewhere each has its own."""
 
@@ -179,7 +182,8 @@ def read_site(silo: str, path: Path | None = None) -> Site:
     check_keys(content, path)
     silos = mapping_of(content.get("silos"), f"{path}: silos")
     policy = policy_of(content, path, silos.get(silo), f"{path}: silos: {silo}")
-    return Site(policy, ledger_folder_of(content, path), path, partners_of(content, path))
+    models = model_folder_of(content, path)
+    return Site(policy, ledger_folder_of(content, path), path, partners_of(content, path), models)
 
 
 def check_keys(content: Mapping[str, Any], path: Path) -> None:
@@ -211,6 +215,11 @@ def _policy(values: Mapping[str, Any], where: str) -> Policy:
 def ledger_folder_of(content: Mapping[str, Any], path: Path) -> str:
     folder = coerce(content.get("ledger", ""), str, f"{path}: ledger")
     return str(at_home(folder)) if folder else ""
+
+
+def model_folder_of(content: Mapping[str, Any], path: Path) -> Path | None:
+    folder = coerce(content.get("receive_models") or "", str, f"{path}: receive_models")
+    return at_home(folder) if folder else None
 
 
 def partners_of(content: Mapping[str, Any], path: Path) -> dict[str, str]:

@@ -58,6 +58,7 @@ from ray_fed.sites.wire import (
     OpenSessionRequest,
     PrepareRequest,
     QueryRequest,
+    ReceiveModelRequest,
     RestoreRequest,
     SiloRequest,
     encode,
@@ -371,6 +372,10 @@ class SiteCohort:
         """Return (ledger, head, public key) of a silo; None where its owner keeps it."""
         copy: LedgerCopy | None = self._ask([silo], lambda _: LedgerRequest())[silo]
         return (copy.lines.tobytes(), copy.head, copy.public_key) if copy else None
+
+    def receive_model(self, silo: str, weights: np.ndarray, card: np.ndarray) -> None:
+        """Hand a final model to a silo; PerimeterRefused where its owner takes none."""
+        self._ask([silo], lambda _: ReceiveModelRequest(weights, card))
 
     def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
         return self.evaluator.evaluate(models) if self.evaluator else None
