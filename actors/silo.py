@@ -105,6 +105,10 @@ class SiloActor:
         return self.silo.query(query, *given)
 
     @ray.method
+    def receive_model(self, weights: np.ndarray, card: np.ndarray) -> None:
+        self.silo.receive_model(weights, card)
+
+    @ray.method
     def collect_ledger(self) -> tuple[bytes, str, str] | None:
         return self.silo.collect_ledger()
 

@@ -403,6 +403,7 @@ COMMANDS = (
             argument("--proxy", default=None, metavar="HOST:PORT", help="HTTP CONNECT proxy on the way out"),
             argument("--ledger", default="~/ray-fed/ledger", metavar="FOLDER", help="where ledgers and log are kept"),
             argument("--state", default="~/ray-fed/state", metavar="FOLDER", help="where optimiser states are kept"),
+            argument("--receive-models", default=None, metavar="FOLDER", help="take the final models of runs, into it"),
         ),
         "Write a commented site.yaml that only this account can read, make the site's signing key, and print what the "
         "coordinator must know. What is not given is asked for.",

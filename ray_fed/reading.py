@@ -4,6 +4,7 @@ A name may stand for a device without end, a pipe that nobody writes to, or a fo
 interpreter gives up, hold numbers of a million digits, or values that refer to one another until they fill the memory.
 """
 
+import gzip
 import itertools
 import json
 import math
@@ -47,7 +48,7 @@ def read_bounded(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
             raise OSError(0, str(error), str(path)) from error
 
 
-def read_at_most(file: IO[bytes], max_bytes: int) -> bytes:
+def read_at_most(file: IO[bytes] | gzip.GzipFile, max_bytes: int) -> bytes:
     """Return what is left of a file; ValueError when that is longer than `max_bytes`. In parts: `read` sets aside all
     the memory that it is allowed."""
     content = bytearray()

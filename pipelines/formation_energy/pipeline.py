@@ -184,6 +184,8 @@ def _train(request: RunRequest) -> TrainingOutcome:
             outcome.begin()
             try:
                 experiment.train(coordinator)
+                for line in outcome.share_model(coordinator) if setup.config.share_model else []:
+                    print(f"note: {line}", file=sys.stderr)
                 recorder.collect(coordinator)
             except KeyboardInterrupt:
                 _broken_off(outcome, "interrupted", "")
