@@ -56,7 +56,7 @@ WALL = """table inet wall {{
 }}
 """
 ACCOUNTS = {"owner": 5001, "raysvc": 5002}
-"""Accounts that every host has beside root, by their numbers: who owns the data, and who runs services for everybody."""
+"""Accounts of every host beside root, by their numbers: who owns the data, and who runs services for everybody."""
 NAMESPACES = ("--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc")
 
 
