@@ -38,6 +38,7 @@ from ray_fed.metrics import Scores
 
 Value = TypeVar("Value")
 
+COLLECT_SECONDS = 60.0
 RESTORE_SECONDS = 120.0
 """A new process imports torch and reads the silo's data before it can answer."""
 
@@ -166,6 +167,9 @@ class RayCohort:
                 return self._read(future, call)
         return None
 
+    def is_waiting(self) -> bool:
+        return bool(self._pending)
+
     def _read(self, future: Future, call: "PendingCall") -> SiloEvent:
         """Turn what came back into an answer; a dead process takes its other open calls with it."""
         name = call.silo
@@ -255,6 +259,11 @@ class RayCohort:
             with contextlib.suppress(RayError):
                 answers[name] = ray.get(ref, timeout=self.answer_timeout)
         return answers
+
+    def collect_ledger(self, silo: str) -> tuple[bytes, str, str] | None:
+        """Return (ledger, head, public key) of a silo; None where its owner keeps it."""
+        ref = self.silos[silo].collect_ledger.remote()
+        return value_of(ref, silo, "handing over its ledger", COLLECT_SECONDS)
 
     def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
         return value_of(self.evaluator.evaluate.remote(models), "test", "evaluating") if self.evaluator else None

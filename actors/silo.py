@@ -1,7 +1,7 @@
 """A silo and an evaluator with a mailbox around them: one actor each, on the node that holds the data."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import ray
@@ -18,11 +18,12 @@ from ray_fed.federation.messages import (
     Update,
     Vector,
 )
-from ray_fed.federation.silo import Evaluator, make_silo
+from ray_fed.federation.silo import Evaluator, Silo, make_silo
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.metrics import Scores
 from ray_fed.perimeter.guarded_silo import GuardedSilo
+from ray_fed.perimeter.policy import Site
 
 Handle: TypeAlias = Any
 """A handle of one of the actors; Ray's stubs cannot name the proxy of a decorated class."""
@@ -35,13 +36,18 @@ class SiloActor:
     Nothing the silo's code returns, raises or prints leaves this process but through `GuardedSilo`.
     """
 
-    def __init__(self, spec: SiloSpec, task: Task):
+    def __init__(self, spec: SiloSpec, task: Task | Callable[[], Task], site: Site | None = None):
+        """task: or what makes it, here. site: what the owner says, where this process was started by the owner."""
         self.name = spec.name
         _one_thread()
         stand_at_site(spec)
         device = reserved_device()
         blocked = functools.partial(egress_block, spec.name)
-        self.silo = GuardedSilo(spec, lambda: make_silo(spec, task, device), blocked, redirects_output=True)
+
+        def make() -> Silo:
+            return make_silo(spec, task if isinstance(task, Task) else task(), device)
+
+        self.silo = GuardedSilo(spec, make, blocked, redirects_output=True, site=site)
 
     def __repr__(self) -> str:
         return f"Silo({self.name})"

@@ -35,6 +35,7 @@ from ray_fed.perimeter.checks import digest_of
 from ray_fed.perimeter.coordinator_record import CoordinatorRecord
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.perimeter.ledger import vector_digest
+from ray_fed.privacy.signing import SigningKey
 from ray_fed.randomness import generator
 from ray_fed.reporting.run_directory import RunDirectory
 
@@ -143,7 +144,7 @@ def rounds_per_second(rounds: int, turns: int, folder: str) -> tuple[Rates, Rate
     carry_by_value(task)
     directory = RunDirectory(Path(folder) / "run")
     directory.path.mkdir()
-    ledger = CoordinatorLedger(directory, "r", Path(folder))
+    ledger = CoordinatorLedger(directory, "r", SigningKey.at(Path(folder) / "coordinator.key"))
     with (
         federation(specs(f"{folder}/without", ""), task, None, NAMES) as without,
         federation(specs(f"{folder}/with", "r"), task, None, NAMES) as with_ledgers,
@@ -193,7 +194,7 @@ def in_one_process(rounds: int, turns: int, folder: str) -> tuple[list[float], l
     task, found = Drawn(), ([], [])
     directory = RunDirectory(Path(folder) / "one")
     directory.path.mkdir()
-    ledger = CoordinatorLedger(directory, "r", Path(folder))
+    ledger = CoordinatorLedger(directory, "r", SigningKey.at(Path(folder) / "coordinator.key"))
     sides = []
     for run, place in (("", f"{folder}/one-without"), ("r", f"{folder}/one-with")):
         cohort = LocalCohort(specs(place, run), task)

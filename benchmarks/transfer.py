@@ -6,12 +6,14 @@ OMP_NUM_THREADS=1 python benchmarks/transfer.py LIB ../shared/datasets OUT [refr
 
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
-from pipelines.model_library.figures import histogram_figure, map_figure, matrix_figure, neurons_figure
+from pipelines.model_library.figures import CV, DIRECT, HELD_OUT, label_axes
 from ray_fed.model_library import predictors
 from ray_fed.model_library.cards import correlation
 from ray_fed.model_library.descriptors import make_descriptor
@@ -22,7 +24,7 @@ from ray_fed.model_library.selection import Protocol, draw_rows
 from ray_fed.model_library.store import Library
 from ray_fed.model_library.transfer import target_and_sources
 from ray_fed.randomness import generator
-from ray_fed.reporting.figure_style import save_figure
+from ray_fed.reporting.figure_style import LABEL_SIZE, TICK_SIZE, as_label, new_figure, save_figure
 
 NETWORKS, DRAWS = 6, 20
 OTHERS = ("pi1070", "dielectric")
@@ -139,6 +141,63 @@ def main() -> None:
         start = time.perf_counter()
         part(library, tables, out)
         print(f"  {time.perf_counter() - start:.0f} s", flush=True)
+
+
+# ---- figures
+
+
+def neurons_figure(layers: Sequence[np.ndarray], name: str) -> Figure:
+    """Return heat maps of hidden layers, rows sorted by the property by the caller (Fig. 2c)."""
+    figure = new_figure(2.3 * len(layers), 3.4)
+    for number, (axes, layer) in enumerate(zip(np.atleast_1d(figure.subplots(1, len(layers))), layers, strict=True), 1):
+        spread = layer.std(0)
+        scaled = (layer - layer.mean(0)) / np.where(spread > 0, spread, 1)
+        order = np.argsort([np.corrcoef(column, np.arange(len(layer)))[0, 1] if column.std() else 0
+                            for column in scaled.T])  # fmt: skip
+        axes.imshow(scaled[:, order], aspect="auto", cmap="coolwarm", vmin=-2.5, vmax=2.5, interpolation="nearest")
+        axes.set_yticks([])
+        label_axes(axes, f"layer {number}", f"{layer.shape[1]} neurons", f"rows by rising {as_label(name)}"
+               if number == 1 else "")  # fmt: skip
+    return figure
+
+
+def map_figure(points: np.ndarray, names: Sequence[str], title: str) -> Figure:
+    """Return a two-dimensional map of descriptors coloured by data set (Fig. 6b)."""
+    figure = new_figure(5.2, 4.4)
+    axes = figure.subplots()
+    for name, colour in zip(dict.fromkeys(names), (HELD_OUT, CV, DIRECT, "#009e73"), strict=False):
+        chosen = np.array([other == name for other in names])
+        axes.scatter(*points[chosen].T, s=6, color=colour, alpha=0.6, linewidths=0, label=as_label(name))
+    label_axes(axes, title, "t-SNE 1", "t-SNE 2")
+    axes.legend(fontsize=TICK_SIZE, frameon=False, markerscale=2)
+    return figure
+
+
+def matrix_figure(values: np.ndarray, sources: Sequence[str], targets: Sequence[str]) -> Figure:
+    """Return the transferability matrix: held-out MAE over that of the direct model; blue helps, red hurts."""
+    figure = new_figure(2.6 + 0.34 * len(sources), 2.4 + 0.3 * len(targets))
+    axes = figure.subplots()
+    change = 100 * (values - 1)
+    image = axes.imshow(change, cmap="RdBu_r", vmin=-40, vmax=40, aspect="auto")
+    axes.set_xticks(range(len(sources)), [as_label(name, 40, 1) for name in sources], rotation=90, fontsize=7)
+    axes.set_yticks(range(len(targets)), [as_label(name, 40, 1) for name in targets], fontsize=7)
+    axes.set_xlabel("source property", fontsize=LABEL_SIZE)
+    axes.set_ylabel("target property", fontsize=LABEL_SIZE)
+    bar = figure.colorbar(image, ax=axes, shrink=0.8)
+    bar.set_label("held-out MAE against no transfer, %", fontsize=TICK_SIZE)
+    return figure
+
+
+def histogram_figure(values: Mapping[str, np.ndarray], label: str) -> Figure:
+    """Return overlaid histograms (Fig. 5c)."""
+    figure = new_figure(5.2, 3.6)
+    axes = figure.subplots()
+    edges = np.histogram_bin_edges(np.concatenate(list(values.values())), 18).tolist()
+    for (name, series), colour in zip(values.items(), (HELD_OUT, CV, DIRECT), strict=False):
+        axes.hist(series, edges, color=colour, alpha=0.6, label=as_label(name))
+    label_axes(axes, "", label, "materials")
+    axes.legend(fontsize=TICK_SIZE, frameon=False)
+    return figure
 
 
 if __name__ == "__main__":

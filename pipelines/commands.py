@@ -79,9 +79,19 @@ def _start_fork_server_to_measure(options: Mapping[str, Any]) -> None:
 
 RUN = argument("run_directory", metavar="RUN", help="folder of the run")
 RUN_OR_MODEL = argument("run_directory", metavar="RUN", help="folder of a run, or a .safetensors model file")
+KEY = argument(
+    "--key",
+    action="append",
+    default=[],
+    metavar="NAME=KEY",
+    help="public key of a silo, or of 'coordinator', as its owner told it (repeatable); else those in site.yaml count",
+)
 PREDICTIONS = argument("--out", default=None, help="CSV to write (default: FILE's name with .predictions.csv, here)")
 LIBRARY = argument("--library", default="library", help="folder of the library (default: library)")
 MODEL_ID = argument("id", help="id of a model, or its first digits")
+SITE_FILE = argument(
+    "--file", default=None, help="the owner's file (default: site.yaml in RAY_FED_SITE, or in ~/.config/ray-fed)"
+)
 CATALOGUE = "pipelines.model_library.catalogue"
 PLACE = "folder, or any URL that fsspec knows"
 
@@ -297,9 +307,11 @@ COMMANDS = (
                 help="ledgers fetched from the silos themselves, SILO.jsonl or SILO/*.jsonl, instead of those handed "
                 "over (default: RUN/ledger/silos)",
             ),
+            KEY,
         ),
-        "Check chains and signatures of all ledgers of a run, and that every message the coordinator received is one "
-        "that its silo wrote down. Exit code 1 when anything is wrong.",
+        "Check chains, signatures, keys and completeness of all ledgers of a run, its model files, and that every "
+        "message the coordinator received is one that its silo wrote down. Exit code 0: verified; 1: something "
+        "contradicts; 3: nothing does, but something cannot be known, such as whose keys these are.",
     ),
     Command(
         "ledger trace",
@@ -309,6 +321,7 @@ COMMANDS = (
             RUN,
             argument("model", metavar="MODEL", help="a .safetensors file of this run, published anywhere"),
             argument("--rounds", type=int, default=5, metavar="INT", help="rounds to show in full (default: 5)"),
+            KEY,
         ),
         "Find a model in the coordinator's ledger by the hash of its weights, and go back to the first round: each "
         "update with its hash in the ledger of its silo.",
@@ -357,6 +370,67 @@ COMMANDS = (
         ),
         "Make a private certificate authority, once, and a folder with certificate and key for each machine, to be "
         "brought there as ~/ray-fed/tls. The authority's key stays where it was made.",
+    ),
+    Command(
+        "site",
+        "a site of your own: what others may do with its data, and the connection that it dials out",
+        description="Serve data of this machine to a coordinator elsewhere, under rules of your own.",
+    ),
+    Command(
+        "site init",
+        "write this site's file, and print what the coordinator must know",
+        "pipelines.site.init:run",
+        (
+            SITE_FILE,
+            argument("--name", default=None, help="name of this site, as the coordinator will call it"),
+            argument("--hub", default=None, metavar="HOST:PORT", help="the coordinator's hub"),
+            argument("--hub-key", default=None, metavar="HASH", help="of the hub's public key, as its owner says"),
+            argument(
+                "--dataset", action="append", default=[], metavar="NAME=FILE", help="a data set by a name (repeatable)"
+            ),
+            argument(
+                "--target",
+                action="append",
+                default=[],
+                metavar="NAME=COLUMN:UNIT",
+                help="a column that may be learned, by a name, with its unit (repeatable)",
+            ),
+            argument("--tls", default="~/ray-fed/tls", metavar="FOLDER", help="ca.crt, node.crt and node.key"),
+            argument("--proxy", default=None, metavar="HOST:PORT", help="HTTP CONNECT proxy on the way out"),
+            argument("--ledger", default="~/ray-fed/ledger", metavar="FOLDER", help="where ledgers and log are kept"),
+            argument("--state", default="~/ray-fed/state", metavar="FOLDER", help="where optimiser states are kept"),
+        ),
+        "Write a commented site.yaml that only this account can read, make the site's signing key, and print what the "
+        "coordinator must know. What is not given is asked for.",
+    ),
+    Command(
+        "site check",
+        "try everything that a run will need: data, certificate, hub, GPU",
+        "pipelines.site.check:run",
+        (SITE_FILE,),
+        "Open the data sets, look at the certificate, and reach the hub through the proxy without beginning anything. "
+        "Exit code 1 when something would keep a run from working.",
+    ),
+    Command(
+        "site start",
+        "serve this site until Ctrl-C",
+        "pipelines.site.start:run",
+        (SITE_FILE,),
+        "Dial out to the hub, for ever, and train on this machine what the site's file allows.",
+    ),
+    Command(
+        "site key",
+        "print the hash of a machine's public key, for the other side to pin",
+        "pipelines.site.key:run",
+        (
+            argument(
+                "folder",
+                nargs="?",
+                default="~/ray-fed/tls",
+                metavar="FOLDER",
+                help="with node.crt and node.key",
+            ),
+        ),
     ),
     Command(
         "doctor",

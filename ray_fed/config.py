@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ray_fed.errors import ConfigError
@@ -182,6 +183,15 @@ def _help(field: Field, documentation: str) -> str:
     default = None if field.default is MISSING else field.default
     shown = ",".join(map(str, default)) or "none" if isinstance(default, tuple) else default
     return f"{documentation} (default: {shown})".replace("%", "%%")
+
+
+def at_home(path: str) -> Path:
+    """Return a path with `~` as the home of the account that this process runs under; ConfigError for a home that is
+    not there."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: there is no such home; ~/ is that of this account") from error
 
 
 def require(condition: bool, message: str) -> None:

@@ -21,12 +21,9 @@ class Measurement:
         return self.rate / self.reference
 
 
-HEADING = ("what", "way", "rate", "", "ratio")
-
-
 def cells(measurements: Sequence[Measurement]) -> list[tuple[str, ...]]:
     """Return a table; what is measured is named in the first row of its group only."""
-    rows: list[tuple[str, ...]] = [HEADING]
+    rows: list[tuple[str, ...]] = [("what", "way", "rate", "", "ratio")]
     before = ""
     for one in measurements:
         what = "" if one.what == before else one.what

@@ -44,15 +44,12 @@ def follow(directory: RunDirectory, wait: Callable[[], object]) -> Iterator[tupl
         history = directory.read_history()
         timing = directory.read_timing()
         for number in range(told, len(history)):
-            yield history[number], _seconds(timing[number]) if number < len(timing) else 0.0
+            seconds: Any = timing[number].get("total", 0.0) if number < len(timing) else 0.0
+            yield history[number], float(seconds)
         told = len(history)
         if not is_worked_on:
             return
         wait()
-
-
-def _seconds(timing: Mapping[str, Any]) -> float:
-    return float(timing.get("total", 0.0))
 
 
 def has_worker(path: Path) -> bool:
@@ -116,13 +113,9 @@ class Screen:
         }
 
 
-def _summary(directory: RunDirectory) -> dict[str, Any]:
-    return dict(directory.read_summary()) if directory.summary_path.is_file() else {}
-
-
 def _conclusion(directory: RunDirectory, metrics: Sequence[Metric]) -> int:
     """Say how it ended."""
-    summary = _summary(directory)
+    summary = dict(directory.read_summary()) if directory.summary_path.is_file() else {}
     status = summary.get("status", "running")
     if status == "completed":
         results = results_from_summary(summary, metrics)

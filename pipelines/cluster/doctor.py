@@ -67,7 +67,7 @@ def _of_places(silos: Sequence[SiloSpec]) -> list[Finding]:
 def software_table(nodes: Sequence[NodeReport]) -> str:
     """Return one line per node: where it stands and what is installed."""
     header = ["node", "address", "site", "ray-fed", "ray", "torch", "python", "tables"]
-    rows = [[*_place(node), *_of(node.machine, _versions, 5)] for node in nodes]
+    rows = [[node.name, node.address, node.site or UNKNOWN, *_of(node.machine, _versions, 5)] for node in nodes]
     return aligned([header, *rows], rule=True)
 
 
@@ -76,10 +76,6 @@ def machine_table(nodes: Sequence[NodeReport]) -> str:
     header = ["node", "GPUs", "shm GB", "disk GB", "token", "TLS", "clock ms", "round trip ms", "to MB/s", "from MB/s"]
     rows = [[node.name, f"{node.num_gpus:g}", *_of(node.machine, _room, 4), *_of(node.link, _way, 4)] for node in nodes]
     return aligned([header, *rows], right=(1, 2, 3, 6, 7, 8, 9), rule=True)
-
-
-def _place(node: NodeReport) -> list[str]:
-    return [node.name, node.address, node.site or UNKNOWN]
 
 
 def _of(known: Known | None, cells: Callable[[Known], list[str]], width: int) -> list[str]:

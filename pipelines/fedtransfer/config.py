@@ -1,7 +1,7 @@
 """Every choice of `ray-fed fedtransfer`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from pipelines.update_options import Coding, UpdateOptions
@@ -190,8 +190,3 @@ def same_results(config: FedTransferConfig) -> dict[str, object]:
         "out", "cohort", "address", "num_gpus", "round_timeout", "preset", "methods", "repeats", "num_folds",
     )  # fmt: skip
     return {field.name: getattr(config, field.name) for field in fields(config) if field.name not in changes_nothing}
-
-
-def without_oracle(config: FedTransferConfig) -> FedTransferConfig:
-    """Return the configuration for real micrographs, for which there is no true renderer."""
-    return replace(config, methods=tuple(name for name in config.methods if name != "oracle"))

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.fedtransfer.config import FedTransferConfig
 from pipelines.fedtransfer.results import silo_losses, validation_losses
-from pipelines.fedtransfer.setup import codecs_needed, job_of, named_data
+from pipelines.fedtransfer.setup import job_of, named_data
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.job import EPSILON, Job, RoundRecord
 from ray_fed.metrics import LOSS
@@ -101,7 +101,7 @@ class FedTransferExperiment:
 
     def exchange(self) -> None:
         """Algorithm 1, lines 10-17: every generator to every other silo, once per codec."""
-        for codec in codecs_needed(self.methods):
+        for codec in dict.fromkeys(method.codec for method in self.methods.values() if method.needs_generators):
             started = time.perf_counter()
             sent = self.federation.exchange(self.silos, "style", "take_style", codec)
             self.federation.query(self.silos, "paint_styles", codec)

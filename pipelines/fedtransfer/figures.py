@@ -45,7 +45,7 @@ def bars_figure(results: Sequence[ModelResult], silos: Sequence[str]) -> "Figure
             if metric.unit and all(cell.mean > 0 for cell in cells):
                 _bits_axis(axis, min(cell.mean for cell in cells))
             else:
-                axis.set_xlim(left=0)
+                axis.set_xlim(0, max(axis.get_xlim()[1], 0) or 1)  # bars may all be 0, or no numbers
             better = f"{'higher' if metric.higher_is_better else 'lower'} is better"
             scale = f"{metric.unit}, by factors; " if metric.unit else ""
             axis.set_xlabel(f"{metric.title} ({scale}{better})", fontsize=TICK_SIZE)
@@ -95,8 +95,7 @@ def losses_figure(lines: Sequence[Mapping[str, Any]], silos: Sequence[str]) -> "
         axis.yaxis.set_minor_formatter("{x:.1g}")
         dress(axis, "both")
     axes[0].set_ylabel("weighted cross-entropy", fontsize=LABEL_SIZE)
-    legend_outside(axes[-1], list(handles.values()), [METHODS[name].title for name in handles],
-                   loc="center left", bbox_to_anchor=(1.02, 0.5))  # fmt: skip
+    legend_outside(axes[-1], list(handles.values()), [METHODS[name].title for name in handles])
     return figure
 
 

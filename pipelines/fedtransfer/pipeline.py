@@ -4,10 +4,11 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.fedtransfer.config import FedTransferConfig, resolved, same_results, without_oracle
+from pipelines.fedtransfer.config import FedTransferConfig, resolved, same_results
 from pipelines.fedtransfer.experiment import FedTransferExperiment, Line
 from pipelines.fedtransfer.outcome import FedTransferOutcome
 from pipelines.fedtransfer.results import GLOBAL, header, table_rows, verdicts
@@ -33,7 +34,8 @@ def run(options: Mapping[str, Any], command: Sequence[str]) -> int:
     """Run all stages; prints progress to stderr and tables to stdout, returns the exit code."""
     config = resolved(options)
     if not is_embedded(config):
-        config = without_oracle(config)
+        # Of real micrographs there is no true renderer.
+        config = replace(config, methods=tuple(name for name in config.methods if name != "oracle"))
     # What is wrong with the options is said before anything starts.
     check_methods(config)
     for fold in range(config.num_folds):

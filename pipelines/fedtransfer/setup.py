@@ -1,6 +1,5 @@
 """From options to silos, task and training plans."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,11 +171,6 @@ def job_of(config: FedTransferConfig, method: Method, fold: int, seed: int) -> J
         secure_threshold=config.threshold(len(silos)),
         kind="federated" if method.is_federated else "baseline",
     )  # fmt: skip
-
-
-def codecs_needed(methods: Mapping[str, Method]) -> list[str]:
-    """Return the codecs in which generators must travel, each once."""
-    return list(dict.fromkeys(method.codec for method in methods.values() if method.needs_generators))
 
 
 def session_names(config: FedTransferConfig) -> list[str]:

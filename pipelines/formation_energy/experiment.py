@@ -31,10 +31,9 @@ class TrainingListener(Protocol):
 @contextlib.contextmanager
 def launched(setup: Setup) -> Iterator[tuple[CoordinatorLike, list[str]]]:
     """Yield the coordinator of the setup's cohort, and notices for the user."""
-    config, members = (
-        setup.config,
-        FederationSpec(setup.members, setup.task, setup.test, setup.founders or setup.training),
-    )
+    config = setup.config
+    founders = setup.founders or setup.training
+    members = FederationSpec(setup.members, setup.task, setup.test, founders, setup.sites, setup.hub, setup.run)
     unused = config.cohort == "local" and config.num_gpus
     carried, start = [config.make_strategy()], start_rules(setup)
     with launching.launched(members, config.cohort, config.address, config.round_timeout, carried, start) as (

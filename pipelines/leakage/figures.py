@@ -78,8 +78,7 @@ def curves_figure(curves: Mapping[str, Mapping[str, np.ndarray]], quantity: str)
         axis.set_xlabel("gradient evaluations", fontsize=LABEL_SIZE)
         dress(axis, "both")
     panels[0].set_ylabel(LABELS[quantity], fontsize=LABEL_SIZE)
-    legend_outside(panels[-1], list(drawn.values()), [_name(name) for name in drawn],
-                   loc="center left", bbox_to_anchor=(1.02, 0.5))  # fmt: skip
+    legend_outside(panels[-1], list(drawn.values()), [_name(name) for name in drawn])
     return figure
 
 
@@ -101,8 +100,7 @@ def phase_figure(curves: Mapping[str, Mapping[str, Arrays]]) -> "Figure":
         axis.set_xlabel(LABELS["loss"], fontsize=LABEL_SIZE)
         dress(axis, "both")
     panels[0].set_ylabel(LABELS["mse"], fontsize=LABEL_SIZE)
-    legend_outside(panels[-1], list(drawn.values()), [_name(name) for name in drawn],
-                   loc="center left", bbox_to_anchor=(1.02, 0.5))  # fmt: skip
+    legend_outside(panels[-1], list(drawn.values()), [_name(name) for name in drawn])
     return figure
 
 
@@ -125,8 +123,7 @@ def rates_figure(curves: Mapping[tuple[str, float], Arrays]) -> "Figure":
         axis.set_title(as_label(_name(name)), fontsize=TITLE_SIZE)
     for axis in panels[1]:
         axis.set_xlabel("gradient evaluations", fontsize=LABEL_SIZE)
-    legend_outside(panels[0][-1], list(lines.values()), [f"step size {rate:g}" for rate in rates],
-                   loc="center left", bbox_to_anchor=(1.02, 0.5))  # fmt: skip
+    legend_outside(panels[0][-1], list(lines.values()), [f"step size {rate:g}" for rate in rates])
     return figure
 
 

@@ -17,6 +17,7 @@ from pipelines.leakage.margins import Margin, margins
 from pipelines.leakage.margins import as_row as margin_row
 from pipelines.leakage.results import HEADER, HEADER_SAYS, MethodResult, Row, number, select, summarise, table_cells
 from pipelines.leakage.verdicts import ClaimVerdict, verdicts
+from ray_fed.leakage.fidelity import wilson_interval
 from ray_fed.leakage.observation import AttackObservation, Knowledge
 from ray_fed.leakage.study import drawn_images
 from ray_fed.leakage.tabular_study import TabularLeak
@@ -119,7 +120,7 @@ class LeakageOutcome:
         summary["attacks.failed"] = sum("failed" in row for row in self.rows)
         for data, methods in self.compared().items():
             for name, result in methods.items():
-                low, high = result.exact_interval
+                low, high = wilson_interval(result.exact, result.samples)
                 summary |= {
                     f"{data}.{name}.below_1e-2": result.near, f"{data}.{name}.below_1e-3": result.exact,
                     f"{data}.{name}.samples": result.samples, f"{data}.{name}.below_1e-3.low": low,
@@ -155,16 +156,14 @@ class LeakageOutcome:
                     f"grid-{slug}", grid_figure(data, snapshots(self.config.budget), first, _clearest(first))
                 )
                 made[f"final-{slug}"] = self._save(f"final-{slug}", final_figure(data, first))
-        for quantity in ("mse", "loss"):
-            curves = {data: self._curves(data, quantity, methods) for data, methods in self.compared().items()}
-            curves = {data: lines for data, lines in curves.items() if lines}
-            if curves:
-                made[quantity] = self._save(quantity, curves_figure(curves, quantity))
-        phases = {
-            data: self._both(methods, group=COMPARE, data=self.data[data]) for data, methods in self.compared().items()
-        }
-        if any(phases.values()):
-            made["phase"] = self._save("phase", phase_figure({data: lines for data, lines in phases.items() if lines}))
+        phases = {data: lines for data, lines in self._curves().items() if lines}
+        for quantity in ("mse", "loss") if phases else ():
+            curves = {
+                data: {name: arrays[quantity] for name, arrays in lines.items()} for data, lines in phases.items()
+            }
+            made[quantity] = self._save(quantity, curves_figure(curves, quantity))
+        if phases:
+            made["phase"] = self._save("phase", phase_figure(phases))
         drawn = {
             (name, rate): arrays
             for name, rate in self.rates()
@@ -183,9 +182,10 @@ class LeakageOutcome:
             if arrays["mse"] is not None
         }
 
-    def _curves(self, data: str, quantity: str, methods: Mapping[str, MethodResult]) -> dict[str, np.ndarray]:
-        found = {name: self._stacked(quantity, group=COMPARE, data=self.data[data], attack=name) for name in methods}
-        return {name: values for name, values in found.items() if values is not None}
+    def _curves(self) -> dict[str, dict[str, dict[str, np.ndarray]]]:
+        """Return data -> attack -> mse and loss of the main comparison."""
+        known = self.compared().items()
+        return {data: self._both(methods, group=COMPARE, data=self.data[data]) for data, methods in known}
 
     def _save(self, name: str, figure) -> Path:
         return save_figure(figure, self.directory.figures / f"{name}.png")
@@ -194,9 +194,9 @@ class LeakageOutcome:
         with EventLog(self.directory.tensorboard) as log:
             for name, path in figures.items():
                 log.image(name, path)
-            for data, methods in self.compared().items():
-                for name, values in self._curves(data, "mse", methods).items():
-                    middle = np.median(np.where(np.isfinite(values), values, 1e6), axis=0)
+            for data, methods in self._curves().items():
+                for name, arrays in methods.items():
+                    middle = np.median(np.where(np.isfinite(arrays["mse"]), arrays["mse"], 1e6), axis=0)
                     for evaluation in range(0, len(middle), max(1, len(middle) // 100)):
                         log.scalar(f"{_slug(data)}/mse/{name}", middle[evaluation], evaluation + 1)
 

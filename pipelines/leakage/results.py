@@ -17,8 +17,6 @@ class MethodResult:
     attack: str
     attacks: int
     """Attacks that ran."""
-    failed: int
-    """Attacks that could not run, e.g. for want of an output bias."""
     samples: int
     near: int
     """Samples with a mean squared error below 1e-2."""
@@ -31,17 +29,8 @@ class MethodResult:
     labels_right: float
     diverged: int
     median_psnr: float
-    median_ssim: float | None
     seconds: float
     """Per attack, on one core."""
-
-    @property
-    def near_interval(self) -> tuple[float, float]:
-        return wilson_interval(self.near, self.samples)
-
-    @property
-    def exact_interval(self) -> tuple[float, float]:
-        return wilson_interval(self.exact, self.samples)
 
 
 def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
@@ -52,11 +41,10 @@ def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
 def summarise(rows: Sequence[Row], seconds: Mapping[str, float]) -> MethodResult:
     """Sum up rows of one attack; `seconds` are those of each job, by key."""
     ran = [row for row in rows if "failed" not in row]
-    similar = [number(row, "ssim") for row in ran if row["ssim"] is not None]
     jobs = {str(row["job"]) for row in rows}
     spent = sum(seconds.get(job, 0.0) for job in jobs)
     return MethodResult(
-        str(rows[0]["attack"]), len(ran), len(rows) - len(ran),
+        str(rows[0]["attack"]), len(ran),
         sum(int(number(row, "samples")) for row in ran),
         sum(int(number(row, "near")) for row in ran),
         sum(int(number(row, "exact")) for row in ran),
@@ -65,7 +53,6 @@ def summarise(rows: Sequence[Row], seconds: Mapping[str, float]) -> MethodResult
         sum(number(row, "labels_right") for row in ran) / max(1, len(ran)),
         sum(bool(row["diverged"]) for row in ran),
         median([number(row, "psnr") for row in ran] or [float("nan")]),
-        median(similar) if similar else None,
         spent / max(1, len(rows)),
     )  # fmt: skip
 
@@ -87,8 +74,8 @@ def table_cells(result: MethodResult) -> list[str]:
     if result.attacks == 0:
         return [result.attack, "could not run", *["–"] * 8]
     return [
-        result.attack, _rate(result.near, result.samples, result.near_interval),
-        _rate(result.exact, result.samples, result.exact_interval), f"{result.median_mse:.0e}",
+        result.attack, _rate(result.near, result.samples), _rate(result.exact, result.samples),
+        f"{result.median_mse:.0e}",
         _count(result.to_near), _count(result.to_exact), f"{result.labels_right:.0%}",
         f"{result.diverged / result.attacks:.0%}", f"{result.median_psnr:.1f}", f"{result.seconds:.2f}",
     ]  # fmt: skip
@@ -102,8 +89,8 @@ HEADER_SAYS = (
 )
 
 
-def _rate(successes: int, trials: int, interval: tuple[float, float]) -> str:
-    low, high = interval
+def _rate(successes: int, trials: int) -> str:
+    low, high = wilson_interval(successes, trials)
     return f"{successes}/{trials} [{100 * low:.0f},{100 * high:.0f}]"
 
 

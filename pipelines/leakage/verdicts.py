@@ -56,11 +56,7 @@ def _labels(labels: Sequence[LabelResult]) -> Iterator[ClaimVerdict]:
 
 def _against_l2(compared: Results) -> Iterator[ClaimVerdict]:
     for name, what in (("wdlg", "as published"), ("wdlg_best", "in the best variant found")):
-        pairs = {
-            data: (methods[name], methods["idlg"])
-            for data, methods in compared.items()
-            if name in methods and "idlg" in methods
-        }
+        pairs = _beside_idlg(compared, name)
         if pairs:
             wins = [data for data, (ours, theirs) in pairs.items() if _is_higher(_exact(ours), _exact(theirs))]
             said = "; ".join(
@@ -75,11 +71,7 @@ def _against_l2(compared: Results) -> Iterator[ClaimVerdict]:
 
 
 def _stability(compared: Results) -> Iterator[ClaimVerdict]:
-    pairs = {
-        data: (methods["wdlg"], methods["idlg"])
-        for data, methods in compared.items()
-        if "wdlg" in methods and "idlg" in methods
-    }
+    pairs = _beside_idlg(compared, "wdlg")
     if pairs:
         calmer = [data for data, (a, b) in pairs.items() if _is_higher(_diverged(b), _diverged(a))]
         said = "diverged, WDLG : iDLG; " + "; ".join(
@@ -88,6 +80,11 @@ def _stability(compared: Results) -> Iterator[ClaimVerdict]:
         yield ClaimVerdict(
             "The Wasserstein distance solves the exploding gradient (Sec. 4.2)", _degree(calmer, pairs), said
         )
+
+
+def _beside_idlg(compared: Results, name: str) -> dict[str, tuple[MethodResult, MethodResult]]:
+    """Return data -> (results of an attack, of iDLG) where both ran."""
+    return {data: (found[name], found["idlg"]) for data, found in compared.items() if {name, "idlg"} <= found.keys()}
 
 
 def _exact(result: MethodResult) -> tuple[int, int]:

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from ray_fed.perimeter.verification import Chain
+from ray_fed.perimeter.chain import Chain
 
 EVENTS = re.compile(r"events\.out\.tfevents\.\d+\.(?P<process>.+\.\d+)\.\d+")
 

@@ -5,24 +5,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.ledger.verify import read_ledgers
+from pipelines.ledger.verify import examined, exit_code, read_ledgers
 from ray_fed.errors import DataError
 from ray_fed.perimeter.ledger import tensors_digest
-from ray_fed.perimeter.verification import Contribution, Origin, compare, lineage, origin_of
+from ray_fed.perimeter.lineage import Contribution, Origin, lineage, origin_of
 from ray_fed.reporting.model_files import load_model
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned
 
 
 def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
-    """Print where a model was written down, and its updates; returns 0, or 1 when the ledgers have problems.
+    """Print where a model was written down, and its updates; returns what `ray-fed ledger verify` does.
 
     DataError for a model that was not made in this run.
     """
     path, model, rounds = options["run_directory"], options["model"], options["rounds"]
     directory = RunDirectory.open(path)
     coordinator, silos = read_ledgers(directory)
-    comparison = compare(coordinator, silos)
+    comparison = examined(directory, coordinator, silos, options["key"])
     digest = model_digest(Path(model))
     origin = origin_of(coordinator, digest)
     if origin is None:
@@ -31,9 +31,10 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     print(f"{model}\n  weights sha256 {digest}\n  is {_origin_text(origin)}")
     print(_counts_text(contributions))
     _show([each for each in contributions if each.server_round > origin.server_round - rounds])
-    if comparison.problems:
-        print(f"NOT verified: {len(comparison.problems)} problems; see ray-fed ledger verify {path}")
-    return 1 if comparison.problems else 0
+    if comparison.problems or comparison.unknown:
+        found = f"{len(comparison.problems)} problems, {len(comparison.unknown)} things that cannot be known"
+        print(f"NOT verified: {found}; see ray-fed ledger verify {path}")
+    return exit_code(comparison)
 
 
 def model_digest(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from statistics import mean, stdev
 from typing import Any
 
@@ -60,9 +60,6 @@ class TrialOutcome:
     def value(self, metric: Metric) -> float:
         """Return what the model comes to; NaN where it was not measured."""
         return self.metrics.get(metric.name, math.nan)
-
-    def row(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

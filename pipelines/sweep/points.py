@@ -38,7 +38,7 @@ class Trial:
 
     def label(self) -> str:
         """What a person calls the point: "communication_frequency=0.25"."""
-        return ", ".join(f"{field}={_shown(value)}" for field, value in self.point) or "default"
+        return ", ".join(f"{field}={shown(value)}" for field, value in self.point) or "default"
 
 
 def configured(base: FormationEnergyConfig, trial: Trial) -> FormationEnergyConfig:
@@ -70,7 +70,9 @@ def swept_fields(trials: Sequence[Trial]) -> list[str]:
 def _points(sweep: SweepConfig, base: FormationEnergyConfig) -> list[tuple[tuple[str, Any], ...]]:
     given = [_grid(text) for text in joined(sweep.grid)]
     ranges = [_range(text) for text in sweep.sample]
-    _check_once([field for field, _ in given] + [field for field, *_ in ranges])
+    names = [field for field, *_ in (*given, *ranges)]
+    for name in names:
+        require(names.count(name) == 1, f"{name} is given more than once in --grid and --sample; write all values once")
     grids = _preset(sweep.preset) | dict(given)
     combined = [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
     draws = range(sweep.samples) if ranges else range(1)
@@ -88,11 +90,6 @@ def joined(texts: Sequence[str]) -> list[str]:
         else:
             found.append(text)
     return found
-
-
-def _check_once(names: Sequence[str]) -> None:
-    for name in names:
-        require(names.count(name) == 1, f"{name} is given more than once in --grid and --sample; write all values once")
 
 
 def _preset(name: str) -> dict[str, tuple[Any, ...]]:
@@ -156,5 +153,6 @@ def _sweepable(field: str, where: str) -> Any:
     return hints[field]
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a value as people read it."""
     return f"{value:g}" if isinstance(value, float) else str(value)

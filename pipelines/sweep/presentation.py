@@ -10,7 +10,7 @@ from pipelines.sweep import figures as draw
 from pipelines.sweep import results_file
 from pipelines.sweep.advice import recommendation
 from pipelines.sweep.outcomes import PointSummary, TrialOutcome, best_of, pareto_front, summaries, table
-from pipelines.sweep.points import Trial, swept_fields
+from pipelines.sweep.points import Trial, shown, swept_fields
 from ray_fed.metrics import Metric
 from ray_fed.reporting.figures import save_figure
 from ray_fed.reporting.report import Block, Figure, Paragraph, Section, Table, write_report
@@ -102,11 +102,12 @@ def _figures(directory: RunDirectory, trials: Sequence[Trial], points: Sequence[
     made.append(("pareto", _pareto(known), f"{title} against bytes sent; no point beats those joined by the line."))
     if len(varied) == 2:
         made.append(("heat", _heat(trials, known, varied), f"Mean {title} over both fields."))
-    return [_saved(directory, *each) for each in made]
+    return [Figure(save_figure(drawn, directory.figures / f"{name}.png"), caption) for name, drawn, caption in made]
 
 
 def _comparisons(points: Sequence[PointSummary], varied: Sequence[str]) -> list[tuple[str, Any, str]]:
-    names, x_label, objective = _names(points), _title(varied), points[0].objective
+    names, objective = _names(points), points[0].objective
+    x_label = ", ".join(map(_words, varied)).capitalize()
     said = "Guo et al. 2022, Fig. 5): box of quartiles, every run a dot"
     reached = {names[point.label]: list(point.reached.values()) for point in points}
     boxes = draw.boxes_figure(reached, objective, x_label)
@@ -133,16 +134,15 @@ def _pareto(points: Sequence[PointSummary]) -> Any:
 def _heat(trials: Sequence[Trial], points: Sequence[PointSummary], varied: Sequence[str]) -> Any:
     places = {trial.label(): dict(trial.point) for trial in trials}
     ours = [(places[point.label], point) for point in points]
-    rows, columns = (sorted({place[field] for place, _ in ours}, key=_order) for field in (varied[1], varied[0]))
+    rows, columns = (
+        sorted({place[field] for place, _ in ours}, key=lambda one: (isinstance(one, str), one))
+        for field in (varied[1], varied[0])
+    )
     values = np.full((len(rows), len(columns)), np.nan)
     for place, point in ours:
         values[rows.index(place[varied[1]]), columns.index(place[varied[0]])] = point.mean
     labels = (_words(varied[0]), _words(varied[1]), f"mean {points[0].objective.title}")
-    return draw.heat_figure([_text(row) for row in rows], [_text(column) for column in columns], values, labels)
-
-
-def _saved(directory: RunDirectory, name: str, figure: Any, caption: str) -> Figure:
-    return Figure(save_figure(figure, directory.figures / f"{name}.png"), caption)
+    return draw.heat_figure([shown(row) for row in rows], [shown(column) for column in columns], values, labels)
 
 
 def _names(points: Sequence[PointSummary]) -> dict[str, str]:
@@ -150,17 +150,5 @@ def _names(points: Sequence[PointSummary]) -> dict[str, str]:
     return {p.label: ", ".join(part.partition("=")[2] for part in p.label.split(", ")) for p in points}
 
 
-def _title(varied: Sequence[str]) -> str:
-    return ", ".join(map(_words, varied)).capitalize()
-
-
 def _words(field: str) -> str:
     return field.replace("_", " ")
-
-
-def _order(value: Any) -> tuple[bool, Any]:
-    return isinstance(value, str), value
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

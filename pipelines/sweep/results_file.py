@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ray_fed.reporting.writing import to_json
 def append(path: Path, outcome: TrialOutcome) -> None:
     """Add a line in one write."""
     with path.open("ab", buffering=0) as file:
-        file.write(to_json(outcome.row()) + b"\n")
+        file.write(to_json(outcome) + b"\n")
 
 
 def read(path: Path) -> list[TrialOutcome]:
@@ -37,7 +37,7 @@ def mend(path: Path) -> None:
 
 def columns(outcomes: Sequence[TrialOutcome]) -> dict[str, list[Any]]:
     """Return column -> values in the order of the trials, for a CSV file: a column per metric, by its name."""
-    rows = [outcome.row() for outcome in sorted(outcomes, key=lambda outcome: outcome.number)]
+    rows = [asdict(outcome) for outcome in sorted(outcomes, key=lambda outcome: outcome.number)]
     measured = [row.pop("metrics") for row in rows]
     names = dict.fromkeys(name for values in measured for name in values)
     taken = rows[0] if rows else {}

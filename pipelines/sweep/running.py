@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from actors.federation import federation
@@ -21,24 +21,19 @@ from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.writing import to_plain
 
 
-class LeaseKeeper:
-    """Passes on what is heard of trials, and ends each one's lease of the silos when it is over: a trial whose process
-    was killed, or that a scheduler stopped, may leave its session behind. A silo that died is started again."""
+class LeaseKeeper(Watcher):
+    """A watcher that ends each trial's lease of the silos when it is over: a trial whose process was killed, or that a
+    scheduler stopped, may leave its session behind. A silo that died is started again."""
 
-    def __init__(self, watcher: Watcher, silos: SharedSilos):
-        self.watcher, self.silos = watcher, silos
-
-    def on_trial_start(self, number: int) -> None:
-        self.watcher.on_trial_start(number)
-
-    def on_trial_report(self, number: int, report: Mapping[str, Any]) -> None:
-        self.watcher.on_trial_report(number, report)
+    def __init__(self, silos: SharedSilos, *watched: Any):
+        super().__init__(*watched)
+        self.silos_lent = silos
 
     def on_trial_end(self, number: int, reason: str) -> None:
-        self.silos.end_lease(self.watcher.trials[number].name)
-        self.watcher.on_trial_end(number, reason)
-        for silo, why in (self.silos.mend() if reason else {}).items():
-            self.watcher.progress.note(f"note: silo '{silo}' could not be started again: {why}")
+        self.silos_lent.end_lease(self.trials[number].name)
+        super().on_trial_end(number, reason)
+        for silo, why in (self.silos_lent.mend() if reason else {}).items():
+            self.progress.note(f"note: silo '{silo}' could not be started again: {why}")
 
 
 def run_left(sweep: Sweep) -> None:
@@ -48,6 +43,7 @@ def run_left(sweep: Sweep) -> None:
         carry_by_value(instance)
     with federation(setup.members, setup.task, setup.test, setup.training, setup.config.round_timeout) as standing:
         agreement = standing.coordinator.agree()
+        _check_metrics(agreement)
         for line in standing.notices:
             print(f"note: {line}", file=sys.stderr)
         for trial in sweep.left:
@@ -63,8 +59,8 @@ def _run(sweep: Sweep, shared: Shared, silos: SharedSilos) -> None:
         return configured(sweep.setup.config, trial).epochs
 
     progress = SweepProgress(sweep.trials, sweep.objective, sweep.config.concurrent, sweep.done)
-    watcher = Watcher(
-        sweep.trials, epochs, sweep.results_path, sweep.directory.tensorboard, progress, sweep.done,
+    watcher = LeaseKeeper(
+        silos, sweep.trials, epochs, sweep.results_path, sweep.directory.tensorboard, progress, sweep.done,
         sweep.setup.training, sweep.metrics,
     )  # fmt: skip
     tune_folder = sweep.directory.path / "tune"
@@ -73,7 +69,7 @@ def _run(sweep: Sweep, shared: Shared, silos: SharedSilos) -> None:
             work,
             [{"number": trial.number, "point": list(trial.point), "seed": trial.seed} for trial in sweep.left],
             shared,
-            LeaseKeeper(watcher, silos),
+            watcher,
             folder=tune_folder,
             scheduler=sweep.config.scheduler,
             concurrent=sweep.config.concurrent,
@@ -89,9 +85,20 @@ def _write_beginning(sweep: Sweep, agreement: Agreement) -> None:
     directory, found = sweep.directory, fingerprints(agreement)
     if sweep.is_resumed:
         _check_data(directory, found)
-    directory.write_config(sweep.what_is_asked())
+    # All that is needed to take the sweep up again.
+    asked = {"command": sweep.command, "sweep": asdict(sweep.config), "base": asdict(sweep.setup.config)}
+    directory.write_config(asked)
     directory.write_environment({name: silo.device for name, silo in agreement.silos.items()})
     directory.write_data(found)
+
+
+def _check_metrics(agreement: Agreement) -> None:
+    """DataError where nobody tells how good a model is."""
+    if agreement.test is None and not any(silo.metrics for silo in agreement.silos.values()):
+        raise DataError(
+            "no silo tells metrics (their owners' site.yaml: kinds), so trials cannot be compared; a common test set "
+            "would do, or ask the owners"
+        )
 
 
 def _check_data(directory: RunDirectory, found: list[dict[str, object]]) -> None:

@@ -1,6 +1,6 @@
 """What a sweep has to do, how far it came, and where it is kept."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.formation_energy.setup import Setup
@@ -42,7 +42,3 @@ class Sweep:
     @property
     def results_path(self) -> Path:
         return self.directory.path / "results.jsonl"
-
-    def what_is_asked(self) -> dict[str, object]:
-        """Return config.yaml: all that is needed to take the sweep up again."""
-        return {"command": self.command, "sweep": asdict(self.config), "base": asdict(self.setup.config)}

@@ -95,7 +95,7 @@ class Watcher:
 
     def _values(self, trial: Trial) -> dict[str, Any]:
         point = dict(trial.point)
-        return {**{field: _plain(point[field]) for field in self._fields}, "seed": trial.seed}
+        return {**{field: point[field] for field in self._fields}, "seed": trial.seed}
 
     def _final(self, outcome: TrialOutcome) -> dict[str, float]:
         return {
@@ -104,7 +104,3 @@ class Watcher:
             "sweep/seconds_compute": outcome.seconds_compute,
             "sweep/seconds_communicate": outcome.seconds_communicate,
         }
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, bool | int | float) else str(value)

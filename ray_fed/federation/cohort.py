@@ -61,6 +61,10 @@ class Cohort(Protocol):
         """Wait for the next answer of any silo; None when none came within `timeout` seconds."""
         ...
 
+    def is_waiting(self) -> bool:
+        """Whether an event is still to come: without one, `next_event` returns at once."""
+        ...
+
     def restart(self, silo: str) -> None:
         """Start a silo again from its specification; a `Restarted` or `Died` answer follows."""
         ...
@@ -140,6 +144,9 @@ class LocalCohort:
             return Arrived(name, server_round, silo.leaving(silo.fit(session, server_round, vector)))
         except Exception as error:
             return Raised(name, server_round, said_by(error))
+
+    def is_waiting(self) -> bool:
+        return bool(self._asked or self._back)
 
     def restart(self, silo: str) -> None:
         self.silos[silo] = make_silo(self._specs[silo], self._task)

@@ -39,7 +39,7 @@ class SiloDescription:
     device: str
     node: str = ""
     metrics: tuple[str, ...] = ()
-    """Names that its evaluations may tell."""
+    """Names that its evaluations may tell; none where its owner keeps them: it is then not asked for any."""
 
 
 @dataclass(frozen=True)

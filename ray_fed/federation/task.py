@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from ray_fed.config import at_home
 from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.learning.layout import floating_buffers
 from ray_fed.learning.standardisation import Standardizer
@@ -43,6 +44,14 @@ class SiloSpec:
     ledger_folder: str = ""
     """Folder on the silo's own disk for its ledger and its log, where its owner's site file names none; empty: it keeps
     no ledger."""
+    dataset: str = ""
+    """Name of the data set in its owner's file: what the owner's book counts by; empty: all rows of the machine are
+    one."""
+
+    def at_home(self) -> "SiloSpec":
+        """Return the spec with `~` in its folders as the home of the account that this process runs under."""
+        state, ledger = (str(at_home(folder)) if folder else "" for folder in (self.state_folder, self.ledger_folder))
+        return replace(self, state_folder=state, ledger_folder=ledger)
 
 
 @dataclass(frozen=True)

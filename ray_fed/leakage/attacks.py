@@ -15,7 +15,7 @@ from typing import Literal
 from ray_fed.config import require, unknown_name
 from ray_fed.leakage.distances import SinkhornSettings
 
-Optimizer = Literal["lbfgs", "lbfgs_wolfe", "adam", "signed_adam", "descent"]
+Optimizer = Literal["lbfgs", "lbfgs_wolfe", "adam", "signed_adam"]
 Start = Literal["normal", "grey", "layers"]
 
 
@@ -31,10 +31,8 @@ class Attack:
     start: Start = "grey"
     """normal: N(0, 1); grey: the middle of the value range with a little noise; layers: inverted layer by layer where
     the network is a chain, else grey."""
-    spread: float = 0.02
-    """Standard deviation of a grey start, as a share of the value range. Images of one batch must start apart."""
     distance: str = "l2"
-    """l2 | relative | scaled | cosine | sorted | rows"""
+    """l2 | scaled | cosine | sorted | rows"""
     sinkhorn: SinkhornSettings = field(default_factory=SinkhornSettings)
     """Options of distance=rows."""
     total_variation: float = 0.0
@@ -47,8 +45,6 @@ class Attack:
     learning_rate: float = 1.0
     history: int = 50
     """Pairs L-BFGS remembers."""
-    box: bool = False
-    """Optimise through a sigmoid that keeps inputs inside the value range."""
     tolerance: float = 0.0
     """Stop when the objective falls below this share of its value for a message of zeros; float32 ends near 1e-13."""
     clamp: bool = False

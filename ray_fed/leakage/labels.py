@@ -66,10 +66,10 @@ def infer_labels(observations: Sequence[AttackObservation], rule: str = "closed_
             f"label rule bias_sign needs a bias in the output layer '{gradients.layer}', and its gradient in the "
             "message; there is none: use row_sign (iDLG) or closed_form"
         )
-    if first.knows.samples == 1:
+    if first.knows.batch_size == 1:
         signed = gradients.rows.sum(2) if gradients.bias is None or rule == "row_sign" else gradients.bias
         return signed.argmin(1, keepdim=True)
-    return _classes_of_counts(label_counts(observations, rule), first.knows.samples)
+    return _classes_of_counts(label_counts(observations, rule), first.knows.batch_size)
 
 
 def label_steps(num_classes: int, num_features: int) -> dict[str, int]:
@@ -85,7 +85,7 @@ def label_counts(observations: Sequence[AttackObservation], rule: str = "closed_
     classes that are surely there; the rest goes one by one to the class that is short of most.
     """
     first, gradients = observations[0], output_gradients(observations)
-    samples = first.knows.samples
+    samples = first.knows.batch_size
     expected, features = _surrogate_outputs(observations)
     if gradients.bias is not None and rule != "row_sign":
         slope, certain = gradients.bias, gradients.bias < 0
@@ -97,12 +97,11 @@ def label_counts(observations: Sequence[AttackObservation], rule: str = "closed_
 def _surrogate_outputs(observations: Sequence[AttackObservation]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean softmax output [n, num_classes] and mean sum of last features [n] for inputs around the middle."""
     knows = observations[0].knows
-    low, high = knows.value_range
     draw = torch.Generator().manual_seed(0)
     # Nearly constant inputs of different brightness: what an image looks like to a first guess.
     brightness = torch.rand(NUM_SURROGATES, *[1 for _ in knows.input_shape], generator=draw)
     noise = torch.rand(NUM_SURROGATES, *knows.input_shape, generator=draw)
-    inputs = (low + (high - low) * (0.75 * brightness + 0.25 * noise)).to(observations[0].parameters[0])
+    inputs = (0.75 * brightness + 0.25 * noise).to(observations[0].parameters[0])
     found = [_outputs_and_features(one, inputs) for one in observations]
     return torch.stack([mean for mean, _ in found]), torch.stack([total for _, total in found])
 

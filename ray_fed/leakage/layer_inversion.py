@@ -57,7 +57,7 @@ def is_chain(observation: AttackObservation) -> bool:
     )
     known = all(isinstance(layer, (PatchConv2d, nn.Linear, nn.Flatten, *ACTIVATIONS)) for layer in layers)
     weighted = [layer for layer in layers if isinstance(layer, PatchConv2d | nn.Linear)]
-    single = knows.samples == 1 and knows.local_steps == 1
+    single = knows.batch_size == 1 and knows.local_steps == 1
     return bool(single and known and weighted and layers[-1] is weighted[-1] and _fits(weighted))
 
 
@@ -88,8 +88,7 @@ def invert_layers(observations: Sequence[AttackObservation]) -> torch.Tensor:
             values, delta = values.reshape(-1, *shape), delta.reshape(-1, *shape)
         else:
             known = ACTIVATIONS[type(layer)](values, delta)
-    low, high = first.knows.value_range
-    return values.reshape(-1, 1, *first.knows.input_shape).clamp(low, high).to(first.message[0].dtype)
+    return values.reshape(-1, 1, *first.knows.input_shape).clamp(0.0, 1.0).to(first.message[0].dtype)
 
 
 def _input_shapes(observation: AttackObservation) -> list[tuple[int, ...]]:
@@ -105,9 +104,8 @@ def _input_shapes(observation: AttackObservation) -> list[tuple[int, ...]]:
 
 def _middle(observation: AttackObservation, place: int) -> float:
     """Return the guess for what nothing determines: the middle of the inputs' range, or of a sigmoid's."""
-    low, high = observation.knows.value_range
     sigmoids = any(isinstance(layer, nn.Sigmoid) for layer in observation.network.modules())
-    return (low + high) / 2 if place == 0 else 0.5 * sigmoids
+    return 0.5 if place == 0 else 0.5 * sigmoids
 
 
 def _linear(

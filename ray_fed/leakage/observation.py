@@ -84,7 +84,7 @@ class Knowledge:
     """What the attacker knows besides the message. Nothing else about the samples reaches an attack."""
 
     input_shape: tuple[int, ...]
-    """Of one sample, e.g. (1, 28, 28)."""
+    """Of one sample, e.g. (1, 28, 28); its values lie in [0, 1]."""
     num_classes: int
     """Size of the label space; 1 for regression."""
     batch_size: int = 1
@@ -93,20 +93,11 @@ class Knowledge:
     """Local steps E between the parameters sent and those returned; each step sees the whole batch."""
     learning_rate: float | None = None
     """Of the local SGD steps; None: the message is a gradient."""
-    value_range: tuple[float, float] = (0.0, 1.0)
-    """Range of the inputs' values."""
-    num_silos: int = 1
-    """Silos in the sum, if secure aggregation shows only the sum."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "local_steps", "num_silos"):
+        for name in ("batch_size", "local_steps"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
         require(self.local_steps == 1 or self.learning_rate is not None, "local_steps > 1 needs learning_rate")
-
-    @property
-    def samples(self) -> int:
-        """Samples in the message, over all silos that were summed."""
-        return self.batch_size * self.num_silos
 
 
 @dataclass(frozen=True)
@@ -137,10 +128,9 @@ class AttackObservation:
         """Return the threat model in one sentence."""
         knows = self.knows
         sent = "one gradient" if knows.learning_rate is None else f"an update after {knows.local_steps} local SGD steps"
-        whose = f"the sum over {knows.num_silos} silos of " if knows.num_silos > 1 else ""
         defended = f", defended by {' + '.join(self.defences)}" if self.defences else ""
         return (
-            f"honest-but-curious coordinator: sees {whose}{sent} (batch of {knows.batch_size}{defended}) and the "
+            f"honest-but-curious coordinator: sees {sent} (batch of {knows.batch_size}{defended}) and the "
             f"parameters it sent; knows network, loss, input shape {knows.input_shape}, label space "
             f"{knows.num_classes} and batch size; sees no sample, label or statistics"
         )
@@ -169,8 +159,8 @@ def check_samples(inputs: torch.Tensor, labels: torch.Tensor, knows: Knowledge, 
     shape, wanted = tuple(inputs.shape[1:]), knows.input_shape
     if shape != wanted:
         raise DataError(f"image of size {shape}, the network takes {wanted}; crop or resize it")
-    require(len(inputs) == len(labels) == knows.samples, f"{len(inputs)} images, {len(labels)} labels, batch of "
-            f"{knows.samples}: the three must agree")  # fmt: skip
+    require(len(inputs) == len(labels) == knows.batch_size, f"{len(inputs)} images, {len(labels)} labels, batch of "
+            f"{knows.batch_size}: the three must agree")  # fmt: skip
     if loss == "cross_entropy" and not bool(((labels >= 0) & (labels < knows.num_classes)).all()):
         raise DataError(
             f"label {int(labels.max() if labels.max() >= knows.num_classes else labels.min())} is out of range; "

@@ -1,4 +1,4 @@
-"""Optimisers for many problems at once, each with its own state: L-BFGS, Adam and gradient descent.
+"""Optimisers for many problems at once, each with its own state: L-BFGS and Adam.
 
 All have the ask-and-tell interface: `points` are where values and gradients are needed, `tell` takes them. One call is
 one evaluation of every problem that is still running.
@@ -306,16 +306,3 @@ class Adam:
     def _rate(self) -> float:
         passed = sum(self.steps > point * self.budget for point in DECAY_POINTS) if self.budget else 0
         return self.learning_rate * 0.1**passed
-
-
-class GradientDescent:
-    """x <- x - eta df/dx: the update of the paper's Algorithm 1."""
-
-    def __init__(self, start: torch.Tensor, learning_rate: float):
-        self.points, self.learning_rate = start.clone(), learning_rate
-        self.finished = torch.zeros(len(start), dtype=torch.bool, device=start.device)
-
-    def tell(self, values: torch.Tensor, gradients: torch.Tensor) -> None:
-        """Take values [n] and gradients [n, size] at `points`."""
-        self.finished |= ~torch.isfinite(values) | ~torch.isfinite(gradients).all(1)
-        self.points = torch.where(self.finished[:, None], self.points, self.points - self.learning_rate * gradients)

@@ -11,11 +11,11 @@ from ray_fed.leakage.distances import Distance, make_distance, total_variation
 from ray_fed.leakage.labels import infer_labels
 from ray_fed.leakage.layer_inversion import invert_layers, is_chain
 from ray_fed.leakage.observation import AttackObservation, StackedNetwork, stack
-from ray_fed.leakage.optimizers import Adam, GradientDescent, Lbfgs
+from ray_fed.leakage.optimizers import Adam, Lbfgs
 from ray_fed.randomness import derived_seed
 
-BATCH_SPREAD = 0.2
-"""Spread of a grey start for batches: images that start together stay together."""
+SPREAD, BATCH_SPREAD = 0.02, 0.2
+"""Standard deviation of a grey start, of one image and of each of a batch: images that start together stay together."""
 
 
 def start_inputs(observations: Sequence[AttackObservation], attack: Attack, seeds: Sequence[int]) -> list[torch.Tensor]:
@@ -42,12 +42,10 @@ def _inverted(observations: Sequence[AttackObservation], otherwise: torch.Tensor
 def _noise(observation: AttackObservation, attack: Attack, seed: int) -> torch.Tensor:
     knows = observation.knows
     draw = torch.Generator().manual_seed(derived_seed(seed, "start of an attack"))
-    noise = torch.randn(knows.samples, *knows.input_shape, generator=draw)
+    noise = torch.randn(knows.batch_size, *knows.input_shape, generator=draw)
     if attack.start == "normal":
         return noise
-    low, high = knows.value_range
-    spread = attack.spread if knows.samples == 1 else max(attack.spread, BATCH_SPREAD)
-    return (low + high) / 2 + spread * (high - low) * noise
+    return 0.5 + (SPREAD if knows.batch_size == 1 else BATCH_SPREAD) * noise
 
 
 def _finite(wanted: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
@@ -95,14 +93,14 @@ def reconstruct(
     require(budget >= 1, f"budget={budget} must be at least 1 gradient evaluation")
     require(len(seeds) == len(observations) > 0, f"{len(seeds)} seeds for {len(observations)} observations")
     knows = observations[0].knows
-    is_smoothed = knows.samples >= SMOOTHED_BATCH and len(knows.input_shape) == 3
+    is_smoothed = knows.batch_size >= SMOOTHED_BATCH and len(knows.input_shape) == 3
     weight = attack.batch_total_variation if is_smoothed else 0.0
     exact = _suited(replace(attack, batch_total_variation=0.0), observations[0])
     if not weight or budget < 2:
         return _stage(observations, exact, budget, seeds, observer).result()
     smooth = _stage(observations, replace(exact, total_variation=weight), budget // 2, seeds, observer)
     spent = int(smooth.evaluations.max())
-    later = _later(observer, spent) if observer else None
+    later = (lambda evaluation, *values: observer(spent + evaluation, *values)) if observer else None
     run = _stage(observations, exact, budget - spent, seeds, later, smooth.variables)
     return replace(run.result(), evaluations=smooth.evaluations + run.evaluations)
 
@@ -120,7 +118,7 @@ def _stage(
     run = _Run(problem, budget, observer)
     if begin is None:
         begin = problem.encode(run.best_of(start_inputs(observations, attack, seeds), seeds), seeds)
-    run.drive(_optimizer(attack, begin, budget, observations[0].knows.value_range, problem))
+    run.drive(_optimizer(attack, begin, budget, problem))
     return run
 
 
@@ -128,10 +126,6 @@ def _suited(attack: Attack, observation: AttackObservation) -> Attack:
     """A clipped message has lost its length: an attack that may fits it."""
     clipped = any(name.startswith("clip") for name in observation.defences)
     return replace(attack, distance="scaled") if attack.fits_scale and clipped else attack
-
-
-def _later(observer: Observer, spent: int) -> Observer:
-    return lambda evaluation, *values: observer(spent + evaluation, *values)
 
 
 def with_restarts(
@@ -180,7 +174,7 @@ class Problem:
         self.labels = None if self.joint else infer_labels(observations, attack.labels)
         nothing = [torch.zeros_like(part) for part in self.seen]
         self.enough = attack.tolerance * self.distance(nothing, self.seen)
-        self.inputs_shape = (self.knows.samples, *self.knows.input_shape)
+        self.inputs_shape = (self.knows.batch_size, *self.knows.input_shape)
         self.size = int(torch.Size(self.inputs_shape).numel())
 
     def __len__(self) -> int:
@@ -189,15 +183,12 @@ class Problem:
     def _output_shape(self) -> tuple[int, ...]:
         like = self.network.parameters[0]
         with torch.no_grad():
-            zeros = like.new_zeros(1, self.knows.samples, *self.knows.input_shape)
+            zeros = like.new_zeros(1, self.knows.batch_size, *self.knows.input_shape)
             return tuple(self.network.select(torch.tensor([0], device=like.device)).outputs(zeros).shape[1:])
 
     def encode(self, inputs: torch.Tensor, seeds: Sequence[int]) -> torch.Tensor:
         """Return variables [n, size] for first guesses of the inputs; label logits start as N(0, 1) (DLG)."""
         flat = inputs.flatten(1)
-        if self.attack.box:
-            low, high = self.knows.value_range
-            flat = torch.logit(((flat - low) / (high - low)).clamp(0.01, 0.99))
         if not self.joint:
             return flat
         shape = self.output_shape
@@ -209,9 +200,6 @@ class Problem:
     def decode(self, variables: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return inputs [k, samples, ...] and, if optimised, labels as soft classes or targets [k, samples, ...]."""
         inputs = variables[:, : self.size].reshape(-1, *self.inputs_shape)
-        if self.attack.box:
-            low, high = self.knows.value_range
-            inputs = low + (high - low) * torch.sigmoid(inputs)
         if not self.joint:
             return inputs, None
         free = variables[:, self.size :].reshape(len(variables), *self.output_shape)
@@ -251,7 +239,7 @@ class _Run:
         chosen = torch.nan_to_num(values, nan=torch.inf).argmin(0)
         return torch.stack(list(candidates))[chosen, torch.arange(len(chosen), device=chosen.device)]
 
-    def drive(self, optimizer: "Lbfgs | Adam | GradientDescent") -> None:
+    def drive(self, optimizer: Lbfgs | Adam) -> None:
         """Evaluate until every problem has finished or spent the budget."""
         values = torch.zeros(len(self.problem), device=self.active.device)
         gradients = torch.zeros_like(optimizer.points)
@@ -304,12 +292,8 @@ class _Run:
         return Reconstruction(inputs, labels, self.best, self.evaluations, diverged)
 
 
-def _optimizer(
-    attack: Attack, start: torch.Tensor, budget: int, bounds: tuple[float, float], problem: Problem
-) -> Lbfgs | Adam | GradientDescent:
+def _optimizer(attack: Attack, start: torch.Tensor, budget: int, problem: Problem) -> Lbfgs | Adam:
     if attack.optimizer in ("lbfgs", "lbfgs_wolfe"):
         return Lbfgs(start, attack.learning_rate, attack.history, attack.optimizer == "lbfgs_wolfe")
-    if attack.optimizer == "descent":
-        return GradientDescent(start, attack.learning_rate)
-    clamp = bounds if attack.clamp and not problem.joint else None
+    clamp = (0.0, 1.0) if attack.clamp and not problem.joint else None
     return Adam(start, attack.learning_rate, attack.optimizer == "signed_adam", budget, clamp)

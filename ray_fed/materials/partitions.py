@@ -6,7 +6,6 @@ the frame (int64, ascending), and only usable ones are dealt (`reason == ""`).
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -37,11 +36,7 @@ def select_rows(frame: pd.DataFrame, num_rows: int, seed: int) -> np.ndarray:
 
 
 def split_rows(
-    frame: pd.DataFrame,
-    test_rows: int | None = None,
-    test_fraction: float | None = None,
-    how: str = "grouped",
-    seed: int = 0,
+    frame: pd.DataFrame, test_rows: int, how: str = "grouped", seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (train, test): all usable rows, divided.
 
@@ -49,32 +44,21 @@ def split_rows(
              as near to it as whole formulas allow; of two as near, the smaller one.
     random   rows one by one, as in Guo et al. 2022; always exact.
 
-    ConfigError unless exactly one of `test_rows` and `test_fraction` is given and both sides get a row.
+    ConfigError unless both sides get a row.
     """
     rows = usable_rows(frame)
-    wanted = _test_size(len(rows), test_rows, test_fraction)
+    if not 0 < test_rows < len(rows):
+        raise ConfigError(f"test_rows={test_rows} leaves no row for one side; there are {len(rows)} usable rows")
     random = generator(seed, "split", how)
     if how == "random":
         order = random.permutation(len(rows))
-        chosen = np.isin(np.arange(len(rows)), order[:wanted])
+        chosen = np.isin(np.arange(len(rows)), order[:test_rows])
     elif how == "grouped":
         groups = _numbered(composition_keys(frame["formula"].iloc[rows].tolist()))
-        chosen = choose_groups(np.bincount(groups), wanted, random)[groups]
+        chosen = choose_groups(np.bincount(groups), test_rows, random)[groups]
     else:
         raise ConfigError(f"split={how!r} must be grouped or random")
     return rows[~chosen], rows[chosen]
-
-
-def _test_size(num_rows: int, test_rows: int | None, test_fraction: float | None) -> int:
-    if (test_rows is None) == (test_fraction is None):
-        raise ConfigError(f"test_rows={test_rows} and test_fraction={test_fraction}: give exactly one of them")
-    wanted = int(test_rows or 0)
-    if test_fraction is not None:
-        wanted = round(num_rows * test_fraction) if 0 < test_fraction < 1 else 0
-    if not 0 < wanted < num_rows:
-        name, value = ("test_fraction", test_fraction) if test_fraction is not None else ("test_rows", test_rows)
-        raise ConfigError(f"{name}={value} leaves no row for one side; there are {num_rows} usable rows")
-    return wanted
 
 
 def choose_groups(sizes: np.ndarray, wanted: int, random: np.random.Generator) -> np.ndarray:
@@ -146,34 +130,15 @@ def _uniform(seed: int, key: str) -> float:
 # Partitions
 
 
-@dataclass(frozen=True)
-class Shares:
-    """How many rows each silo is to get, and how many may stay with none.
-
-    sizes   rows per silo
-    spare   rows left over
-    """
-
-    sizes: tuple[int, ...]
-    spare: int
-
-    @property
-    def num_silos(self) -> int:
-        return len(self.sizes)
-
-
 def partition_rows(
     frame: pd.DataFrame,
     train_index: np.ndarray,
-    how: str = "size",
-    sizes: Sequence[int] | None = None,
-    num_silos: int | None = None,
+    how: str,
+    sizes: Sequence[int],
     seed: int = 0,
     alpha: float = 0.5,
 ) -> dict[str, np.ndarray]:
-    """Deal the rows `train_index` to silos: {"silo-1": rows, "silo-2": ...}, disjoint.
-
-    Either `sizes` (rows of each silo) or `num_silos` (equal shares of all rows) is given.
+    """Deal the rows `train_index` to silos of these sizes: {"silo-1": rows, "silo-2": ...}, disjoint.
 
     how               who gets what                                                          `sizes` are met
     size              any row, at random                                                     exactly
@@ -189,10 +154,10 @@ def partition_rows(
     Rows that sizes leave over stay with nobody. ConfigError where sizes sum to more than there are rows.
     """
     rows = _checked_rows(frame, train_index)
-    shares = _shares(len(rows), sizes, num_silos)
+    sizes = _checked_sizes(len(rows), sizes)
     random = generator(seed, "partition", how)
-    silo_of_row = _silo_of_each_row(frame.iloc[rows], how, shares, alpha, random)
-    parts = {f"silo-{silo + 1}": rows[silo_of_row == silo] for silo in range(shares.num_silos)}
+    silo_of_row = _silo_of_each_row(frame.iloc[rows], how, sizes, alpha, random)
+    parts = {f"silo-{silo + 1}": rows[silo_of_row == silo] for silo in range(len(sizes))}
     empty = [name for name, part in parts.items() if not len(part)]
     if empty:
         raise ConfigError(f"partition={how!r} leaves no row for {empty[0]}; use fewer silos or another partition")
@@ -206,44 +171,37 @@ def _checked_rows(frame: pd.DataFrame, train_index: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _shares(num_rows: int, sizes: Sequence[int] | None, num_silos: int | None) -> Shares:
-    if (sizes is None) == (num_silos is None):
-        raise ConfigError(f"sizes={sizes} and num_silos={num_silos}: give exactly one of them")
-    if num_silos is not None:
-        if not 1 <= num_silos <= num_rows:
-            raise ConfigError(f"num_silos={num_silos} must lie between 1 and {num_rows}, the number of rows")
-        sizes = [num_rows // num_silos + (silo < num_rows % num_silos) for silo in range(num_silos)]
-    assert sizes is not None
+def _checked_sizes(num_rows: int, sizes: Sequence[int]) -> tuple[int, ...]:
     listed = ", ".join(map(str, sizes))
     if not sizes or min(sizes) < 1:
         raise ConfigError(f"sizes={listed or 'none'}: every silo needs 1 row or more; use fewer silos or more data")
     if sum(sizes) > num_rows:
         raise ConfigError(f"sizes={listed} sum to {sum(sizes)} rows, but only {num_rows} training rows are available")
-    return Shares(tuple(int(size) for size in sizes), num_rows - sum(sizes))
+    return tuple(int(size) for size in sizes)
 
 
 NO_SILO = -1
 
 
 def _silo_of_each_row(
-    frame: pd.DataFrame, how: str, shares: Shares, alpha: float, random: np.random.Generator
+    frame: pd.DataFrame, how: str, sizes: Sequence[int], alpha: float, random: np.random.Generator
 ) -> np.ndarray:
     """Return the silo of each row of `frame`, int64 [n], from 0; -1 for nobody."""
     formulas = frame["formula"].tolist()
     if how == "size":
-        return _dealt(random.permutation(len(frame)), shares)
+        return _dealt(random.permutation(len(frame)), sizes)
     if how == "sorted_target":
-        return _dealt(_sorted_by_target(frame, shares, random), shares)
+        return _dealt(_sorted_by_target(frame, sizes, random), sizes)
     if how == "dirichlet":
-        return _by_mixtures(_target_bins(frame), shares, alpha, random)
+        return _by_mixtures(_target_bins(frame), sizes, alpha, random)
     if how == "dirichlet:anion":
-        return _by_mixtures(_numbered(anion_classes(formulas)), shares, alpha, random)
+        return _by_mixtures(_numbered(anion_classes(formulas)), sizes, alpha, random)
     if how == "chemical_system":
-        return _by_whole_groups(_numbered(chemical_systems(formulas)), shares, random)
+        return _by_whole_groups(_numbered(chemical_systems(formulas)), sizes, random)
     if how == "anion":
-        return _one_silo_per_group(anion_classes(formulas), how, shares)
+        return _one_silo_per_group(anion_classes(formulas), how, sizes)
     if how.startswith("column:"):
-        return _one_silo_per_group(_values_of(frame, how), how, shares)
+        return _one_silo_per_group(_values_of(frame, how), how, sizes)
     raise ConfigError(f"partition={how!r} must be one of {', '.join(PARTITIONS)}")
 
 
@@ -254,17 +212,17 @@ def _values_of(frame: pd.DataFrame, how: str) -> list[str]:
     return frame[name].astype(str).tolist()
 
 
-def _dealt(order: np.ndarray, shares: Shares) -> np.ndarray:
+def _dealt(order: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     """Deal rows to silos in the given order, silo-1 first."""
     silos = np.full(len(order), NO_SILO)
-    silos[order[: sum(shares.sizes)]] = np.repeat(np.arange(shares.num_silos), shares.sizes)
+    silos[order[: sum(sizes)]] = np.repeat(np.arange(len(sizes)), sizes)
     return silos
 
 
-def _sorted_by_target(frame: pd.DataFrame, shares: Shares, random: np.random.Generator) -> np.ndarray:
+def _sorted_by_target(frame: pd.DataFrame, sizes: Sequence[int], random: np.random.Generator) -> np.ndarray:
     """Return the rows by ascending target; spare rows, drawn at random from all, come last."""
-    drawn = random.permutation(len(frame))
-    spare, used = np.sort(drawn[: shares.spare]), np.sort(drawn[shares.spare :])
+    drawn, num_spare = random.permutation(len(frame)), len(frame) - sum(sizes)
+    spare, used = np.sort(drawn[:num_spare]), np.sort(drawn[num_spare:])
     by_target = np.argsort(frame["target"].to_numpy(np.float64)[used], kind="stable")
     return np.concatenate((used[by_target], spare))
 
@@ -275,7 +233,7 @@ def _target_bins(frame: pd.DataFrame) -> np.ndarray:
     return ranks * min(TARGET_BINS, len(frame)) // len(frame)
 
 
-def _by_mixtures(classes: np.ndarray, shares: Shares, alpha: float, random: np.random.Generator) -> np.ndarray:
+def _by_mixtures(classes: np.ndarray, sizes: Sequence[int], alpha: float, random: np.random.Generator) -> np.ndarray:
     """Deal rows so that silo k draws them from the classes in proportions q_k ~ Dir(alpha, ..., alpha).
 
     Hsu, Qi and Brown, arXiv 1909.06335 (2019), with a uniform prior: no row is dealt twice; a class that is used up
@@ -285,11 +243,11 @@ def _by_mixtures(classes: np.ndarray, shares: Shares, alpha: float, random: np.r
     if not (np.isfinite(alpha) and alpha > 0):
         raise ConfigError(f"alpha={alpha} must be positive and finite")
     piles = [random.permutation(np.flatnonzero(classes == one)).tolist() for one in range(int(classes.max()) + 1)]
-    mixtures = random.dirichlet(np.full(len(piles), alpha), size=shares.num_silos)
+    mixtures = random.dirichlet(np.full(len(piles), alpha), size=len(sizes))
     silos = np.full(len(classes), NO_SILO)
     # The silo that draws last gets what others left, so who is last is drawn too.
-    for silo in random.permutation(shares.num_silos).tolist():
-        for pile, count in zip(piles, _drawn_counts(piles, mixtures[silo], shares.sizes[silo], random), strict=True):
+    for silo in random.permutation(len(sizes)).tolist():
+        for pile, count in zip(piles, _drawn_counts(piles, mixtures[silo], sizes[silo], random), strict=True):
             silos[pile[len(pile) - count :]] = silo
             del pile[len(pile) - count :]
     return silos
@@ -309,33 +267,33 @@ def _drawn_counts(
     return taken.tolist()
 
 
-def _by_whole_groups(groups: np.ndarray, shares: Shares, random: np.random.Generator) -> np.ndarray:
+def _by_whole_groups(groups: np.ndarray, sizes: Sequence[int], random: np.random.Generator) -> np.ndarray:
     """Give whole groups, the largest first, each to the silo that still lacks most rows; "nobody" is one more silo."""
     counts = np.bincount(groups)
     order = random.permutation(len(counts))
     order = order[np.argsort(-counts[order], kind="stable")]
-    lacking = np.array([*shares.sizes, shares.spare], np.int64)
+    lacking = np.array([*sizes, len(groups) - sum(sizes)], np.int64)
     silo_of_group = np.empty(len(counts), np.int64)
     for group in order.tolist():
         silo = int(np.argmax(lacking))
-        silo_of_group[group] = silo if silo < shares.num_silos else NO_SILO
+        silo_of_group[group] = silo if silo < len(sizes) else NO_SILO
         lacking[silo] -= counts[group]
     return silo_of_group[groups]
 
 
-def _one_silo_per_group(labels: Sequence[str], how: str, shares: Shares) -> np.ndarray:
+def _one_silo_per_group(labels: Sequence[str], how: str, sizes: Sequence[int]) -> np.ndarray:
     """Give each group of equal labels one silo, the largest first; join the two smallest while they are too many."""
     names, counts = np.unique(np.array(labels, dtype=str), return_counts=True)
-    if len(names) < shares.num_silos:
+    if len(names) < len(sizes):
         listed = ", ".join(f"{name} ({count})" for name, count in zip(names, counts, strict=True))
         raise ConfigError(
-            f"partition={how!r} finds {len(names)} groups ({listed}) for {shares.num_silos} silos; "
+            f"partition={how!r} finds {len(names)} groups ({listed}) for {len(sizes)} silos; "
             f"use at most {len(names)} silos"
         )
     merged = [(int(count), [name]) for name, count in zip(names.tolist(), counts, strict=True)]
     while True:
         merged.sort(key=lambda group: (-group[0], group[1]))
-        if len(merged) == shares.num_silos:
+        if len(merged) == len(sizes):
             break
         (small, joined), (smaller, more) = merged.pop(), merged.pop()
         merged.append((small + smaller, sorted(joined + more)))

@@ -37,9 +37,8 @@ class StudyPlan:
             chosen = select_rows(frame, self.rows, self.seed)
         subset = frame.iloc[chosen].reset_index(drop=True)
         train, test = split_rows(subset, test_rows=self._test_rows(len(subset)), how=self.split, seed=self.seed)
-        parts = partition_rows(
-            subset, train, how=self.partition, sizes=self._sizes(len(train)), seed=self.seed, alpha=self.alpha
-        )
+        sizes = self._sizes(len(train))
+        parts = partition_rows(subset, train, self.partition, sizes, self.seed, self.alpha)
         everything = {"test": test, "pooled": train, **parts}
         return {name: np.sort(chosen[index]) for name, index in everything.items()}
 

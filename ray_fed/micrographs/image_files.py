@@ -1,4 +1,4 @@
-"""A folder of micrographs and masks as a `MicrographSet`, and as the source of a silo.
+"""A folder of micrographs and masks as a `MicrographSet`.
 
 folder/images/a.png   folder/labels/a.png   folder/index.csv (optional: name, source_image)
 
@@ -17,7 +17,6 @@ import numpy as np
 from ray_fed.errors import DataError
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.polycrystals import boundary_mask
-from ray_fed.micrographs.tiles import SiloTiles
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 COLOUR_SPACES = ("CMYK", "YCbCr", "LAB", "HSV")
@@ -233,40 +232,6 @@ class MicrographFolder:
         all_tiles = np.concatenate(list(tiles.values()))
         owners = tuple(sources[stem] for stem, cut in tiles.items() for _ in cut)
         return MicrographSet(silo, all_tiles[:, 0].copy(), all_tiles[:, 1].copy(), owners, self.pixel_size_um)
-
-
-@dataclass(frozen=True)
-class FolderTileSource:
-    """`SiloSpec.source`: a folder, split by micrograph into training, validation and test tiles.
-
-    The same seed gives a silo and the evaluator of its test tiles the same split.
-    """
-
-    folder: MicrographFolder
-    validation: float = 0.15
-    """Share of the tiles that choose the round."""
-    test: float = 0.2
-    """Share of the tiles that are only looked at in the end; with folds, 1 / folds."""
-    folds: int = 0
-    """k-fold cross-validation over micrographs when above 0."""
-    fold: int = 0
-    """Which fold is the test set: 0..folds - 1."""
-    seed: int = 0
-    is_test: bool = False
-    """Return the test tiles (as training rows, for an evaluator) instead of the silo's."""
-
-    def open(self, silo: str) -> SiloTiles:
-        train, validation, test = self.parts(silo)
-        return SiloTiles(test, test.subset([])) if self.is_test else SiloTiles(train, validation)
-
-    def parts(self, silo: str) -> tuple[MicrographSet, MicrographSet, MicrographSet]:
-        """Return (train, validation, test); no micrograph is in two of them. DataError when there are too few."""
-        everything = self.folder.read(silo)
-        if not self.folds:
-            return everything.train_validation_test(self.validation, self.test, self.seed)
-        rest, test = everything.folds(self.folds, self.seed)[self.fold]
-        train, validation, _ = rest.train_validation_test(self.validation, 0.0, self.seed)
-        return train, validation, test
 
 
 def _files(folder: Path, given: str, usual: Sequence[str], who: str, what: str) -> dict[str, Path]:

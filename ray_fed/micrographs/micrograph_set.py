@@ -52,9 +52,6 @@ class MicrographSet:
         sources = tuple(self.sources[i] for i in rows)
         return replace(self, images=self.images[rows], masks=self.masks[rows], sources=sources)
 
-    def renamed(self, name: str) -> "MicrographSet":
-        return replace(self, name=name)
-
     def folds(self, k: int, seed: int) -> list[tuple["MicrographSet", "MicrographSet"]]:
         """Return k pairs (rest, held-out fold); every tile is held out once, all tiles of a source together.
 

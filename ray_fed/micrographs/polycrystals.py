@@ -182,6 +182,8 @@ def drawn(grains: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndar
 
 def _lines(grains: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndarray:
     """Return how much darker the boundaries make each pixel; depth varies along them, and in places fades to 0."""
+    from scipy.special import erfinv
+
     size = len(grains)
     least, most = style.line_depth
     edges = _edges(grains).astype(np.float32)
@@ -192,15 +194,9 @@ def _lines(grains: np.ndarray, style: Style, rng: np.random.Generator) -> np.nda
     depth = least + (most - least) * np.clip(0.5 + 0.5 * smooth_field(rng, size, 4 + size // 16), 0, 1)
     if style.fading > 0:
         # A unit normal field lies below -z over a share Phi(-z) of the image; the ramp makes the fading gradual.
-        threshold = float(np.sqrt(2) * _inverse_erf(1 - 2 * style.fading))
+        threshold = float(np.sqrt(2) * float(erfinv(1 - 2 * style.fading)))
         depth *= np.clip(2.0 * (smooth_field(rng, size, 4 + size // 16) + threshold) + 0.2, 0.1, 1.0)
     return edges * depth
-
-
-def _inverse_erf(value: float) -> float:
-    from scipy.special import erfinv
-
-    return float(erfinv(value))
 
 
 def _twins(grains: np.ndarray, style: Style, rng: np.random.Generator) -> np.ndarray:

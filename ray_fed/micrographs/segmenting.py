@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from scipy import ndimage
 
 from ray_fed.micrographs.unet import UNet
 
@@ -52,44 +51,14 @@ def _taper(tile: int, overlap: int) -> np.ndarray:
     return np.outer(ramp, ramp).astype(np.float32)
 
 
-FOUND = (0, 114, 178)
-"""Blue: boundary in both."""
-MISSED = (213, 94, 0)
-"""Vermilion: true boundary that the prediction lacks; grains merge there."""
-INVENTED = (240, 228, 66)
-"""Yellow: predicted boundary where there is none; a grain is split there."""
+LINES = (213, 94, 0)
+"""Vermilion."""
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = MISSED) -> np.ndarray:
+def overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Return the micrograph uint8 [H, W] as RGB [H, W, 3] with the boundaries of `mask` [H, W] drawn as thin lines."""
-    painted = np.repeat(image[..., None], 3, 2)
-    painted[thinned(mask)] = colour
-    return painted
-
-
-def error_map(image: np.ndarray, predicted: np.ndarray, true: np.ndarray, tolerance: int = 2) -> np.ndarray:
-    """Return RGB [H, W, 3]: boundary found, missed and invented over the paled image.
-
-    A line that lies within `tolerance` pixels of one in the other map counts as found.
-    """
-    near_true, near_predicted = _dilated(true, tolerance), _dilated(predicted, tolerance)
-    painted = np.repeat((128 + image[..., None] // 2).astype(np.uint8), 3, 2)
-    lines, true_lines = thinned(predicted), thinned(true)
-    for where, colour in (
-        (lines & near_true, FOUND),
-        (lines & ~near_true, INVENTED),
-        (true_lines & ~near_predicted, MISSED),
-    ):
-        painted[_dilated(where, 1)] = colour
-    return painted
-
-
-def thinned(mask: np.ndarray) -> np.ndarray:
-    """Return the middle lines of boundaries, bool [H, W]; loose ends stay."""
     from skimage.morphology import skeletonize
 
-    return skeletonize(mask > 0)
-
-
-def _dilated(mask: np.ndarray, pixels: int) -> np.ndarray:
-    return ndimage.binary_dilation(mask > 0, np.ones((3, 3), bool), iterations=pixels)
+    painted = np.repeat(image[..., None], 3, 2)
+    painted[skeletonize(mask > 0)] = LINES
+    return painted

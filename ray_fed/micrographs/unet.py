@@ -129,12 +129,9 @@ def seeded_unet(design: UNetDesign, seed: int) -> UNet:
 def _double(before: int, after: int, design: UNetDesign) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (before, after):
-        layers += [nn.Conv2d(channels, after, 3, padding=1, bias=False), _norm(after, design), nn.ReLU(inplace=True)]
+        norm = nn.BatchNorm2d(after) if design.norm == "batch" else nn.GroupNorm(design.groups, after)
+        layers += [nn.Conv2d(channels, after, 3, padding=1, bias=False), norm, nn.ReLU(inplace=True)]
     return nn.Sequential(*layers)
-
-
-def _norm(channels: int, design: UNetDesign) -> nn.Module:
-    return nn.BatchNorm2d(channels) if design.norm == "batch" else nn.GroupNorm(design.groups, channels)
 
 
 def _padded(x: torch.Tensor, multiple: int) -> torch.Tensor:

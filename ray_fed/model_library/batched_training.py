@@ -48,8 +48,6 @@ class Schedule:
     """Seed of the order of rows; the same for every network, so that a network never depends on its neighbours."""
     device: str = "cpu"
     """"cpu" or "cuda"."""
-    stack_parameters: int | None = None
-    """Parameters of one stack; by device if not given."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,10 @@ def train_pyramids(rows: TrainingRows, pyramids: Sequence[Pyramid], schedule: Sc
     Every network ends as it would alone, up to rounding: same initial weights, same mini-batches, same optimiser, same
     stopping rule.
     """
-    data = _Tensors.of(rows, schedule)
+    data, budget = _Tensors(rows, schedule), STACK_PARAMETERS[torch.device(schedule.device).type]
     trained: list[TrainedPyramid | None] = [None] * len(pyramids)
     with torch.no_grad():
-        for stack in stacks(pyramids, rows.inputs.shape[1], _budget(schedule)):
+        for stack in stacks(pyramids, rows.inputs.shape[1], budget):
             results = _train_stack([pyramids[at] for at in stack], data, schedule)
             for at, result in zip(stack, results, strict=True):
                 trained[at] = result
@@ -103,28 +101,13 @@ def _padded_size(pyramids: Sequence[Pyramid], num_features: int) -> int:
     return Pyramid(hidden, 1.0, 1, 0).num_parameters(num_features)
 
 
-def _budget(schedule: Schedule) -> int:
-    return schedule.stack_parameters or STACK_PARAMETERS[torch.device(schedule.device).type]
-
-
-@dataclass(frozen=True)
 class _Tensors:
-    inputs: torch.Tensor
-    targets: torch.Tensor
-    validation_inputs: torch.Tensor
-    validation_targets: torch.Tensor
+    """The rows on the schedule's device, float32; targets [rows, 1]."""
 
-    @classmethod
-    def of(cls, rows: TrainingRows, schedule: Schedule) -> "_Tensors":
-        def tensor(values: np.ndarray) -> torch.Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=schedule.device)
-
-        return cls(
-            tensor(rows.inputs),
-            tensor(rows.targets).reshape(-1, 1),
-            tensor(rows.validation_inputs),
-            tensor(rows.validation_targets).reshape(-1, 1),
-        )
+    def __init__(self, rows: TrainingRows, schedule: Schedule):
+        values = (torch.tensor(part, dtype=torch.float32, device=schedule.device) for part in vars(rows).values())
+        self.inputs, targets, self.validation_inputs, validation_targets = values
+        self.targets, self.validation_targets = targets[:, None], validation_targets[:, None]
 
     def batches(self, schedule: Schedule, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yield the mini-batches of an epoch: every row once."""

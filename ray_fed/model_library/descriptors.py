@@ -14,11 +14,12 @@ g(r) = N(r, r + dr) / (4 pi r² dr rho)      N: mean number of neighbours of an 
 """
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -139,10 +140,7 @@ class RadialDistribution(Descriptor):
     """Radial distribution function of a crystal (XenonPy's grid: 201 points to 20 Å)."""
 
     name: str = "rdf"
-
-    @property
-    def column(self) -> str:
-        return "numbers"
+    column: ClassVar = "numbers"
 
     def transform(self, frame: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
         return radial_distributions(frame)
@@ -159,10 +157,7 @@ class Fingerprint(Descriptor):
     """Bits of a molecule, from RDKit."""
 
     name: str
-
-    @property
-    def column(self) -> str:
-        return "smiles"
+    column: ClassVar = "smiles"
 
     def transform(self, frame: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
         generate = _bit_generator(self.name)
@@ -221,13 +216,9 @@ def formulas_of_smiles(smiles: Sequence[str]) -> list[str | None]:
 
     molecules = [_molecule(text) for text in smiles]
     # CalcMolFormula writes dummy atoms as "*" or "*2" and a charge at the end.
-    return [None if molecule is None else _plain_formula(CalcMolFormula(molecule)) for molecule in molecules]
-
-
-def _plain_formula(formula: str) -> str:
-    import re
-
-    return re.sub(r"\*\d*|[+-]\d*$", "", formula)
+    return [
+        None if molecule is None else re.sub(r"\*\d*|[+-]\d*$", "", CalcMolFormula(molecule)) for molecule in molecules
+    ]
 
 
 def _molecule(smiles: object) -> Any:

@@ -253,9 +253,6 @@ def _example(name: str) -> str:
     return {"TEXT": "= band_gap", "REAL": "< 0.5", "INTEGER": "> 100", "BOOL": "= true"}[FIELDS[name].kind]
 
 
-SQL_TYPES = {"BOOL": "INTEGER"}
-
-
 class Index:
     """The SQLite file of a library."""
 
@@ -274,7 +271,9 @@ class Index:
 
     def create(self) -> None:
         """Make an empty index in the place of any other."""
-        columns = ", ".join(f'"{name}" {SQL_TYPES.get(field.kind, field.kind)}' for name, field in FIELDS.items())
+        columns = ", ".join(
+            f'"{name}" {"INTEGER" if field.kind == "BOOL" else field.kind}' for name, field in FIELDS.items()
+        )
         with self._connection() as connection:
             connection.execute("DROP TABLE IF EXISTS models")
             connection.execute(f'CREATE TABLE models ({columns}, PRIMARY KEY ("id"))')
@@ -310,14 +309,6 @@ class Index:
         with self._connection() as connection:
             found = connection.execute(f'SELECT DISTINCT "{field_name(name)}" FROM models')
             return sorted(str(row[0]) for row in found if row[0] is not None)
-
-    def count(self, query: str = "") -> int:
-        """Return how many rows answer a query."""
-        parsed = self._checked(query)
-        with self._connection() as connection:
-            return connection.execute(
-                f"SELECT COUNT(*) FROM models WHERE {parsed.where}", parsed.parameters
-            ).fetchone()[0]
 
     def query(self, text: str = "", columns: Sequence[str] | None = None, failures: bool = False) -> pd.DataFrame:
         """Return the models that answer a query, one a row.

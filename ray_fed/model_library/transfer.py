@@ -1,7 +1,7 @@
 """From a library and a target table to frozen features of many sources.
 
-`FrozenFeaturizer` takes the hidden layers of a trained network, before or after their activation (Yamada et al. 2019,
-Fig. 1: "a subnetwork other than the output layer is used as a feature extractor").
+`FrozenFeaturizer` takes the hidden layers of a trained network, before their activation (Yamada et al. 2019, Fig. 1: "a
+subnetwork other than the output layer is used as a feature extractor").
 """
 
 from collections import defaultdict
@@ -21,24 +21,18 @@ from ray_fed.reporting.model_files import ModelCard
 
 
 class FrozenFeaturizer(TransformerMixin, BaseEstimator):
-    """Raw features of the model's descriptor in, activations of its hidden layers out; nothing is learned.
+    """Raw features of the model's descriptor in, linear outputs of its hidden layers (before ReLU, as in XenonPy) out;
+    nothing is learned.
 
     model       (arrays, card) as `Library.load` returns them; method mlp
     layers      hidden layers counted from the output as XenonPy does: -1 is the last hidden layer, "all" takes all
-    activated   after ReLU; False (XenonPy's way): the linear output before it
 
     >>> FrozenFeaturizer(library.load("ab12"), layers=(-1, -2)).fit_transform(features)
     """
 
-    def __init__(
-        self,
-        model: tuple[Mapping[str, np.ndarray], ModelCard],
-        layers: Sequence[int] | str = (-1,),
-        activated: bool = False,
-    ):
+    def __init__(self, model: tuple[Mapping[str, np.ndarray], ModelCard], layers: Sequence[int] | str = (-1,)):
         self.model = model
         self.layers = layers
-        self.activated = activated
 
     def fit(self, X: object = None, y: object = None) -> "FrozenFeaturizer":  # noqa: ARG002
         """Check the options; nothing is learned from X."""
@@ -59,8 +53,7 @@ class FrozenFeaturizer(TransformerMixin, BaseEstimator):
         predictors.check_width(card, X)
         inputs = predictors.standardised(arrays, card, np.asarray(X))
         hidden = predictors.forward(arrays, inputs)[:-1]
-        chosen = [hidden[position] for position in self._positions()]
-        return np.hstack([np.maximum(layer, 0) for layer in chosen] if self.activated else chosen)
+        return np.hstack([hidden[position] for position in self._positions()])
 
     def get_feature_names_out(self, input_features: object = None) -> np.ndarray:  # noqa: ARG002
         """Return names such as "L(-1)_3": layer counted from the output, unit from 1; object array [units]."""

@@ -42,14 +42,16 @@ class EgressBoundary:
         kinds: MessageKinds,
         block: EgressBlock = contextlib.nullcontext,
         redirects_output: bool = False,
+        site: Site | None = None,
     ):
-        self.spec, self._block = spec, block
+        """site: what its owner says, where that is known already; it is read from the owner's file if not given."""
+        self.spec, self._block = spec.at_home(), block
         self._ledger: Ledger | None = None
         self._startup_error: FedError | None = None
         """Why the silo could not start: the answer to every question."""
-        self.site = self._read_site()
+        self.site = site or self._read_site()
         self.gate = Gate(spec.name, self.site.policy, kinds)
-        self.log = SiloLog(_log_folder(spec, self.site))
+        self.log = SiloLog(_log_folder(self.spec, self.site))
         if redirects_output:
             self.log.redirect_output()
         self._key: SigningKey | None = None
@@ -60,11 +62,13 @@ class EgressBoundary:
     # ---- the ledger
 
     def collect_ledger(self) -> tuple[bytes, str, str] | None:
-        """Return (ledger, head, public key), signed up to the last line; None where there is no ledger, or its owner
-        keeps it."""
-        if self._ledger is None or not self.site.policy.hand_over_ledger:
+        """Return (ledger, head, public key), closed by a signed line that counts the others; None where there is no
+        ledger, or its owner keeps it."""
+        if self._ledger is None:
             return None
-        self._ledger.sign()
+        self._ledger.write_closing()
+        if not self.site.policy.hand_over_ledger:
+            return None
         return self._ledger.path.read_bytes(), self._ledger.head, self._ledger.public_key
 
     @property
@@ -185,7 +189,7 @@ def key_path(spec: SiloSpec, site: Site) -> Path:
     """Return where a silo's key is: where the owner keeps ledgers, or else with the silo's states. It is not in what
     the coordinator collects."""
     folder = site.ledger_folder or spec.state_folder or spec.ledger_folder
-    return Path(folder) / _file_name(spec.name) / "signing.key"
+    return site.key_file or Path(folder) / _file_name(spec.name) / "signing.key"
 
 
 def _log_folder(spec: SiloSpec, site: Site) -> Path:

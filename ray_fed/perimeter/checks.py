@@ -32,7 +32,7 @@ from ray_fed.federation.messages import (
 )
 from ray_fed.federation.norms import distance
 from ray_fed.learning.standardisation import ColumnMoments
-from ray_fed.metrics import METRIC_NAME, MeanScores, RegressionSums, Scores
+from ray_fed.metrics import METRIC_NAME, MeanScores, RegressionSums, Resolution, Scores
 from ray_fed.perimeter.gate import Gate, MessageKind, MessageKinds, Request
 from ray_fed.perimeter.ledger import MessageDigest, text_digest, vector_digest
 from ray_fed.perimeter.policy import DECLARED
@@ -207,7 +207,7 @@ def _checked_metrics(gate: Gate, metrics: Any, request: Request) -> Metrics:
 
 
 def _checked_scores(gate: Gate, scores: Any, request: Request) -> Scores:
-    """Sums over too few rows leave as sums over none."""
+    """Sums over too few rows leave as sums over none, all others with the digits that their owner allows."""
     known = type(scores) in (RegressionSums, MeanScores)
     gate.require(known, "metrics", "they must be RegressionSums or MeanScores")
     _require_message(gate, request.kind, scores, type(scores))
@@ -219,11 +219,13 @@ def _checked_scores(gate: Gate, scores: Any, request: Request) -> Scores:
         number = plain_number(gate, "metrics", value)
         return number if is_enough else 0.0
 
+    resolution = Resolution(gate.policy.min_examples, gate.policy.metric_bits)
     if isinstance(scores, MeanScores):
         _check_metric_names(gate, scores.sums)
-        return MeanScores(int(count) * is_enough, {name: checked(value) for name, value in scores.sums.items()})
+        sums = {name: checked(value) for name, value in scores.sums.items()}
+        return resolution.released(MeanScores(int(count) * is_enough, sums))
     numbers = [getattr(scores, field.name) for field in fields(RegressionSums)[1:]]
-    return RegressionSums(int(count) * is_enough, *map(checked, numbers))
+    return resolution.released(RegressionSums(int(count) * is_enough, *map(checked, numbers)))
 
 
 def _check_metric_names(gate: Gate, sums: Any) -> None:
@@ -254,7 +256,7 @@ def check_description(gate: Gate, description: Any, request: Request) -> SiloDes
     unreadable = {_text(gate, reason): int(count) for reason, count in description.unreadable.items()}
     agreement = {_name(gate, key): _text(gate, value) for key, value in _mapping(gate, description.agreement).items()}
     device, node = _text(gate, description.device), _text(gate, description.node)
-    metrics = _declared_metrics(gate, description.metrics)
+    metrics = _declared_metrics(gate, description.metrics) if "metrics" in gate.policy.kinds else ()
     _check_texts(gate, [*unreadable, *agreement.values(), device, node, *metrics], fingerprint)
     gate.metrics |= frozenset(metrics)
     num_examples, num_held_out = map(int, counts[:2])

@@ -7,6 +7,7 @@ other way has a method here.
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +26,13 @@ from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.metrics import Resolution
+from ray_fed.perimeter.book import Book
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
 from ray_fed.perimeter.checks import KINDS, kind_of_answer, require_audit
 from ray_fed.perimeter.gate import Request
+from ray_fed.perimeter.insistence import FEWER, Insistence
+from ray_fed.perimeter.policy import Site
 from ray_fed.privacy.signing import SigningKey
 
 
@@ -42,13 +47,19 @@ class GuardedSilo(EgressBoundary):
         make: Callable[[], Silo],
         block: EgressBlock = contextlib.nullcontext,
         redirects_output: bool = False,
+        site: Site | None = None,
     ):
-        super().__init__(spec, KINDS, block, redirects_output)
+        super().__init__(spec, KINDS, block, redirects_output, site)
         self._rounds: dict[str, int] = {}
+        folder = self.site.ledger_folder
+        book = Book(Path(folder) if folder else None)
+        self.insistence = Insistence(self.site, self.gate, book, spec.dataset)
+        self._num_marked = 0
         self._build(lambda: self._install(make()))
 
     def _install(self, silo: Silo) -> None:
         silo.secure.sign_with(self._key or SigningKey.passing(), self.site.partners)
+        silo.resolution = Resolution(self.site.policy.min_examples, self.site.policy.metric_bits)
         self.silo = silo
 
     # ---- the calls of `Silo`
@@ -67,14 +78,20 @@ class GuardedSilo(EgressBoundary):
         self._register_rows()
 
     def open_session(self, spec: SessionSpec) -> str:
-        """PerimeterRefused when the planned updates would break the budget of the run."""
+        """PerimeterRefused when its updates would leave otherwise than the owner wants (insistence.py), or the planned
+        ones would break the budget of the run."""
+        self._run("opening a session", lambda: self.insistence.open(spec))
         digest = self._run("opening a session", lambda: self.silo.open_session(spec))
         self._rounds[spec.session] = 0
         self._check_session(spec, digest)
         return spec.layout_digest
 
     def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
+        for spec in sessions:
+            self._run("starting again", lambda spec=spec: self.insistence.open(spec))
         said = self._run("starting again", lambda: self.silo.restore(standardizer, sessions))
+        for spec in sessions:
+            self._run("starting again", lambda spec=spec: self._require_our_trainer(spec.session))
         self._rounds |= {spec.session: 0 for spec in sessions}
         self._register_rows()
         # It does not leave once more, but what it declares counts for this process, too.
@@ -83,17 +100,20 @@ class GuardedSilo(EgressBoundary):
     def close_session(self, session: str) -> None:
         self._run("closing a session", lambda: self.silo.close_session(session))
         self._rounds.pop(session, None)
+        self.insistence.priced.pop(session, None)
         if self._ledger:
             self._ledger.sign()
 
     def fit(self, session: str, server_round: int, vector: Vector) -> Update | MaskedUpdate:
         doing = f"training round {server_round}"
-        update, is_secure = self._run(doing, lambda: self._fit(session, server_round, vector))
+        if session in self.insistence.priced:
+            self._run(doing, lambda: self.insistence.before_fit(session, server_round))
+        update = self._run(doing, lambda: self.silo.fit(session, server_round, vector))
         self._rounds[session] = server_round
         request = Request("update", session, server_round, vector)
-        if not is_secure:
+        if session not in self.insistence.masked:
             return self._release(doing, update, request)
-        masked = self._run(doing, lambda: self.silo.leaving(self.gate.inspect(update, request)))
+        masked = self._run(doing, lambda: self.silo.secure.masked(self.gate.inspect(update, request)))
         return self._release(doing, masked, replace(request, kind="masked"))
 
     def leaving(self, update: Update | MaskedUpdate) -> Update | MaskedUpdate:
@@ -102,11 +122,13 @@ class GuardedSilo(EgressBoundary):
 
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
         request = Request("metrics", session, self._rounds.get(session, 0), models=tuple(models))
+        self._run("evaluating", lambda: self._count_evaluation(len(models)))
         return self._run_and_release("evaluating", lambda: self.silo.evaluate(session, models), request)
 
     def query(self, query: str, *given: Any) -> Any:
         """Put one of the further questions to the silo (`Silo.queries`)."""
         doing = f"answering '{query}'"
+        self._run(doing, lambda: self.insistence.before_answer("artifact", query))
         answer = self._run(doing, lambda: self.silo.query(query, *given))
         # Nothing was received that its size could be measured by: max_bytes_per_round and _per_run bound it.
         vector = answer.data if type(answer) is Artifact else None
@@ -116,14 +138,10 @@ class GuardedSilo(EgressBoundary):
         """Return the gradient over the silo's first rows at `vector`, for attacks on it elsewhere; PerimeterRefused
         unless the owner says `audit: true`."""
         request = Request("observation", vector=vector)
+        self._run("showing a gradient", lambda: self.insistence.before_answer("observation", ""))
         return self._run_and_release("showing a gradient", lambda: self._gradient(vector, num_examples), request)
 
     # ---- what the calls are made of
-
-    def _fit(self, session: str, server_round: int, vector: Vector) -> tuple[Update, bool]:
-        """Return the update, and whether it leaves under masks."""
-        update = self.silo.fit(session, server_round, vector)
-        return update, session in self.silo.secure_sessions
 
     def _gradient(self, vector: Vector, num_examples: int) -> GradientObservation:
         """Return the gradient of the task's loss over the silo's first rows, at parameters [num_parameters]; nothing is
@@ -141,6 +159,7 @@ class GuardedSilo(EgressBoundary):
         """The answer is what the coordinator sent, or none."""
         trainer = self.silo.sessions.get(spec.session)
         try:
+            self._require_our_trainer(spec.session)
             agrees = type(digest) is str and digest == spec.layout_digest
             self.gate.require(agrees, "layout", "it is not the digest of the layout agreed on")
             if trainer is not None:
@@ -150,6 +169,18 @@ class GuardedSilo(EgressBoundary):
         else:
             return
         raise error_to_send
+
+    def _count_evaluation(self, num_models: int) -> None:
+        """Refuse more models than may be marked; where the owner's book lasts, over all runs."""
+        self._num_marked += num_models
+        most = self.site.policy.max_evaluations_per_run
+        reason = f"{self._num_marked} models in one run; max_evaluations_per_run={most}; {FEWER}"
+        self.gate.require(self._num_marked <= most, "metrics", reason)
+        if self.site.ledger_folder:
+            self.insistence.before_evaluation(self.spec.run, num_models)
+
+    def _require_our_trainer(self, session: str) -> None:
+        self.insistence.trained_by(self.silo.sessions.get(session))
 
     def _register_rows(self) -> None:
         """Show the gate the rows, raw and as the network sees them, so that it knows them when it sees them again."""

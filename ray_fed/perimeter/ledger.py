@@ -4,11 +4,14 @@
     {"number": 2, "previous": "<SHA-256 of line 1>", "kind": "update", ...}
     {"number": 3, "previous": "<SHA-256 of line 2>", "kind": "signature", "signature": ...}
 
+    {"number": 9, "previous": "<SHA-256 of line 8>", "kind": "closing", "lines": 8, "messages": ..., "rounds": ...}
+
 `previous` is the SHA-256 of the line before, so a line that is changed, dropped, added or moved breaks the chain right
 there. A signature line signs itself without the signature, so its own `previous` and with it everything above: after
 every `SIGN_EVERY` lines, and whenever the writer calls `sign`. Lines are written with one system call each, so a killed
 process leaves whole lines only; a machine that loses its power may leave a torn one. It is cut off, and the next line
-says how many bytes were.
+says how many bytes were. A closing line, signed, counts what stands above it: a ledger without one at its end goes on,
+or was cut.
 
 The line of a message is its `MessageDigest`. Sender and receiver compute it from the message itself, so that both ends
 can be compared; no value of a row is in it.
@@ -18,20 +21,28 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ray_fed.errors import DataError
 from ray_fed.privacy.signing import SigningKey
+from ray_fed.reading import parse_json
 
-FORMAT = "ray-fed ledger 1"
+FORMAT_NAME = "ray-fed ledger"
+FORMAT_VERSION = 2
+"""Ledgers of version 1 have no closing line."""
+FORMAT = f"{FORMAT_NAME} {FORMAT_VERSION}"
 SIGN_EVERY = 64
 """A signature costs 30 µs, a line less than 20: one signature for so many lines is lost in the noise."""
 GENESIS = "0" * 64
+CLOSING = "closing"
+"""Kind of the line that counts all lines above it."""
 _JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 """Made once: `json.dumps` makes one for every line."""
 
@@ -101,6 +112,30 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | str) else repr(value)
 
 
+class LedgerCounts:
+    """What the lines of a ledger come to; writer and reader count alike."""
+
+    def __init__(self) -> None:
+        self.lines, self.bytes = 0, 0
+        self.messages: Counter[str] = Counter()
+        """Kind -> lines."""
+        self.rounds: dict[str, int] = {}
+        """Session -> its last round."""
+
+    def add(self, facts: Mapping[str, Any]) -> None:
+        """Count one line."""
+        self.lines += 1
+        self.bytes += facts.get("bytes") or 0
+        self.messages[facts["kind"]] += 1
+        session = facts.get("session")
+        if session:
+            self.rounds[session] = max(self.rounds.get(session, 0), facts.get("round") or 0)
+
+    def facts(self) -> dict[str, object]:
+        """Return the counts as a closing line has them."""
+        return {"lines": self.lines, "messages": dict(self.messages), "rounds": dict(self.rounds)}
+
+
 class Ledger:
     """The writer of one file. Opening an existing file continues its chain."""
 
@@ -113,7 +148,7 @@ class Ledger:
         sign_every: int = SIGN_EVERY,
     ):
         self.path, self._key, self._clock, self._sign_every = path, key, clock, sign_every
-        self.number, self.head, self.total, self._unsigned = 0, GENESIS, 0, 0
+        self.head, self.counts, self._unsigned, self._closed_at = GENESIS, LedgerCounts(), 0, 0
         path.parent.mkdir(exist_ok=True, mode=0o700)  # a folder further up that was removed stays removed
         torn = self._continue()
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -126,10 +161,19 @@ class Ledger:
     def public_key(self) -> str:
         return self._key.public
 
+    @property
+    def number(self) -> int:
+        """Number of the last line."""
+        return self.counts.lines
+
+    @property
+    def total(self) -> int:
+        """Bytes of all messages."""
+        return self.counts.bytes
+
     def write(self, facts: Mapping[str, object]) -> int:
         """Append a line and return its number. `total` grows by the line's `bytes`."""
         number = self._write(self._framed(facts))
-        self.total += int(facts.get("bytes") or 0)  # type: ignore[call-overload]
         self._unsigned += 1
         if self._unsigned >= self._sign_every:
             self.sign()
@@ -141,7 +185,8 @@ class Ledger:
     def _write(self, framed: Mapping[str, object]) -> int:
         line = to_line(framed)
         self._append(line + b"\n")
-        self.number, self.head = self.number + 1, line_digest(line)
+        self.counts.add(framed)
+        self.head = line_digest(line)
         return self.number
 
     def _append(self, line: bytes) -> None:
@@ -160,6 +205,13 @@ class Ledger:
         self._write({**framed, "signature": self._key.sign(to_line(framed))})
         self._unsigned = 0
 
+    def write_closing(self, facts: Mapping[str, object] = MappingProxyType({})) -> None:
+        """Count the lines so far in a signed one, with further facts; nothing where the last such line still holds."""
+        if self._closed_at != self.number:
+            self.write({"kind": CLOSING, **self.counts.facts(), **facts})
+            self.sign()
+            self._closed_at = self.number
+
     def close(self) -> None:
         """Sign and let go of the file."""
         if self._handle >= 0:
@@ -177,11 +229,12 @@ class Ledger:
             os.truncate(self.path, whole)
         lines = content[:whole].splitlines()
         try:
-            self.total = sum(int(json.loads(line).get("bytes") or 0) for line in lines)
-        except (ValueError, AttributeError, TypeError) as error:
+            for line in lines:
+                self.counts.add(parse_json(line, self.path))
+        except (DataError, KeyError, AttributeError, TypeError) as error:
             raise DataError(f"{self.path} is damaged ({error}); move it away to have a new one begun") from error
         if lines:
-            self.number, self.head = len(lines), line_digest(lines[-1])
+            self.head = line_digest(lines[-1])
         return len(content) - whole
 
 

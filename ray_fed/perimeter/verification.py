@@ -1,59 +1,19 @@
-"""Reads ledgers: says what is wrong with them, and from which updates a model was made.
+"""Compares the ledgers of a run: what contradicts, and what nobody can know from them."""
 
-It needs nothing but the files: anybody can verify.
-"""
-
-import json
+import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from ray_fed.errors import DataError
-from ray_fed.perimeter.ledger import GENESIS, line_digest, to_line
-from ray_fed.privacy.signing import is_signed
+from ray_fed.perimeter.chain import Chain, Line
 
-Line = Mapping[str, Any]
-OTHER_LINES = (
-    "opening", "reopening", "signature", "refused", "error", "session", "handed over", "received", "model",
-)  # fmt: skip
-"""Kinds of line that are no message that left."""
 UPDATES = ("update", "masked")
 """Kinds of message that belong to a round."""
 COMPARED = ("kind", "session", "sha256", "bytes", "num_examples")
-
-
-@dataclass(frozen=True)
-class Chain:
-    """One ledger as it was read, and what is wrong with it."""
-
-    path: Path
-    lines: tuple[Line, ...]
-    heads: tuple[str, ...]
-    """SHA-256 of each line."""
-    problems: tuple[str, ...]
-    unsigned: int
-    """Last lines that no signature covers: a writer that was killed leaves some."""
-
-    @property
-    def writer(self) -> str:
-        return str(self.lines[0].get("writer", "")) if self.lines else ""
-
-    @property
-    def public_key(self) -> str:
-        return str(self.lines[0].get("public_key", "")) if self.lines else ""
-
-    def of_kind(self, kind: str) -> list[Line]:
-        return [line for line in self.lines if line["kind"] == kind]
-
-    @property
-    def run(self) -> str:
-        return str(self.lines[0].get("run", "")) if self.lines else ""
-
-    def messages(self) -> list[Line]:
-        """Return the lines of messages that left."""
-        return [line for line in self.lines if line["kind"] not in OTHER_LINES]
+COORDINATOR = "coordinator"
+BUFFERED = "FedBuff"
+"""Its updates belong to the rounds they were begun in, not to those they went into."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +21,9 @@ class LedgerComparison:
     """What the comparison of a run's ledgers found."""
 
     problems: tuple[str, ...]
+    """What contradicts: somebody changed, dropped or added something."""
+    unknown: tuple[str, ...] = ()
+    """What the ledgers leave open: a forger could have done it and nothing would look different."""
     compared: Mapping[str, int] = field(default_factory=dict)
     """Silo -> messages that both sides have with the same hash."""
     not_received: Mapping[str, int] = field(default_factory=dict)
@@ -68,81 +31,84 @@ class LedgerComparison:
     coordinator."""
 
 
-def read_chain(path: Path, public_key: str = "") -> Chain:
-    """Read a ledger and check its chain and signatures, against `public_key` where it is known from elsewhere.
-
-    DataError when the file cannot be read at all; anything else that is wrong is in `problems`, with its line.
-    """
-    try:
-        raw = path.read_bytes().splitlines()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); was the ledger handed over?") from error
-    lines, heads, problems = [], [], []
-    previous, signed, key = GENESIS, 0, public_key
-    for number, text in enumerate(raw, start=1):
-        line = _parsed(text)
-        if line is None:
-            problems.append(f"line {number} is not a line of a ledger")
-            break
-        key = key or str(line.get("public_key", ""))
-        problems += [f"line {number}: {problem}" for problem in _line_problems(line, number, previous, key)]
-        if to_line(line) != text:
-            problems.append(f"line {number} is not written as a ledger writes it")
-        previous = line_digest(text)
-        lines.append(line)
-        heads.append(previous)
-        signed = number if line["kind"] == "signature" else signed
-    if not lines:
-        problems.append("it is empty")
-    return Chain(path, tuple(lines), tuple(heads), tuple(problems), len(lines) - signed)
+Finding = tuple[bool, str]
+"""(whether it contradicts, or else is something unknown; what)."""
 
 
-def _parsed(text: bytes) -> dict[str, Any] | None:
-    try:
-        line = json.loads(text, parse_constant=_refuse_number)
-    except (ValueError, RecursionError):
-        return None
-    fits = isinstance(line, dict) and {"number", "previous", "kind"} <= set(line)
-    return line if fits else None
+def compare(
+    coordinator: Chain, silos: Sequence[Chain], keys: Mapping[str, str] | None = None, run_completed: bool = False
+) -> LedgerComparison:
+    """Check each ledger, that it is by the key known of its writer, that it is whole, and that both sides agree.
 
-
-def _refuse_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
-
-
-def _line_problems(line: Line, number: int, previous: str, key: str) -> Iterator[str]:
-    if line["number"] != number:
-        yield f"it has the number {line['number']}: lines were dropped, added or moved"
-    if line["previous"] != previous:
-        yield "it does not follow from the line before: one of the two was changed, or lines were dropped or moved"
-    if line.get("public_key", key) != key:
-        yield "it was written with another key than the first line"
-    if line["kind"] == "signature":
-        signed = to_line({name: value for name, value in line.items() if name != "signature"})
-        if not is_signed(signed, str(line.get("signature")), key):
-            yield f"its signature is not by the key {key[:16]}..."
-
-
-def compare(coordinator: Chain, silos: Sequence[Chain]) -> LedgerComparison:
-    """Check that what the coordinator says it received is what the silos say they sent, line by line.
-
+    keys: writer -> public key, known from elsewhere than these files. run_completed: the run folder says so.
     Every message received must have left its silo, with the same kind, session, round, bytes, rows and SHA-256.
     """
-    problems = [f"{chain.path.name}: {problem}" for chain in (coordinator, *silos) for problem in chain.problems]
-    by_name = {chain.writer: chain for chain in silos}
+    by_name = {chain.writer: chain for chain in reversed(silos)}
+    received, sent = _received(coordinator), {silo: _sent(chain) for silo, chain in by_name.items()}
+    both = [silo for silo in sorted(received) if silo in by_name]
+    findings = [
+        *_own_problems((coordinator, *silos)),
+        *_other_writers(coordinator, silos),
+        *_seconds(silos),
+        *(each for silo in both for each in _unmatched(silo, received[silo], sent[silo])),
+        *_missing(coordinator, received, by_name),
+        *(each for chain in silos for each in _problems_with_the_collected(coordinator, chain)),
+        *_round_problems(coordinator),
+        *_key_findings((coordinator, *silos), keys or {}),
+        *_endings(coordinator, silos, run_completed),
+    ]
+    return LedgerComparison(
+        tuple(text for contradicts, text in findings if contradicts),
+        tuple(text for contradicts, text in findings if not contradicts),
+        {silo: len(received[silo]) for silo in both},
+        {silo: sum(sent[silo].values()) for silo in both},
+    )
+
+
+def _own_problems(chains: Sequence[Chain]) -> Iterator[Finding]:
+    for chain in chains:
+        yield from ((True, f"{chain.path}: {problem}") for problem in chain.problems)
+
+
+def _other_writers(coordinator: Chain, silos: Sequence[Chain]) -> Iterator[Finding]:
+    """Yield ledgers that stand in another's place."""
+    if coordinator.lines and coordinator.writer != COORDINATOR:
+        yield True, f"{coordinator.path}: written by '{coordinator.writer}', not by the coordinator"
+    for chain in silos:
+        if chain.writer == COORDINATOR:
+            yield True, f"{chain.path}: written by the coordinator, not by a silo"
+
+
+def _seconds(silos: Sequence[Chain]) -> Iterator[Finding]:
+    """Yield ledgers of a silo that has one already."""
+    first: dict[str, Chain] = {}
+    for chain in silos:
+        if chain.writer in first:
+            yield True, f"{chain.path}: a second ledger of silo '{chain.writer}', beside {first[chain.writer].path}"
+        first.setdefault(chain.writer, chain)
+
+
+def _missing(coordinator: Chain, received: Mapping[str, Sequence[Line]], found: Collection[str]) -> Iterator[Finding]:
+    """Yield silos without a ledger: taken away if it was handed over, else perhaps kept by its owner."""
+    collected = {line["silo"] for line in coordinator.of_kind("handed over")}
+    for silo in sorted({*received, *collected} - set(found)):
+        count = len(received.get(silo, ()))
+        if silo in collected:
+            yield True, f"silo '{silo}': {count} messages were received, its ledger is missing"
+        else:
+            yield (
+                False,
+                f"silo '{silo}': its ledger was not handed over, so its {count} messages are the coordinator's word "
+                "alone; ask its owner for it, and give --silo-ledgers",
+            )
+
+
+def _received(coordinator: Chain) -> dict[str, list[Line]]:
+    """Return silo -> the messages that the coordinator says it sent, with the number of their line."""
     received: dict[str, list[Line]] = {}
     for line in coordinator.of_kind("received"):
-        received.setdefault(str(line["silo"]), []).append(line["message"] | {"number": line["number"]})
-    compared, not_received = {}, {}
-    for silo, messages in sorted(received.items()):
-        if silo not in by_name:
-            problems.append(f"silo '{silo}': {len(messages)} messages were received, its ledger is missing")
-            continue
-        sent = Counter(_compared_fields(line) for line in by_name[silo].messages())
-        problems += [f"silo '{silo}': {text}" for text in _unmatched(messages, sent)]
-        compared[silo], not_received[silo] = len(messages), sum(sent.values())
-    problems += [text for chain in silos for text in _problems_with_the_collected(coordinator, chain)]
-    return LedgerComparison(tuple(problems), compared, not_received)
+        received.setdefault(line["silo"], []).append(line["message"] | {"number": line["number"]})
+    return received
 
 
 def _compared_fields(line: Line) -> tuple[Any, ...]:
@@ -151,94 +117,121 @@ def _compared_fields(line: Line) -> tuple[Any, ...]:
     return (numbered, *(line.get(name) for name in COMPARED))
 
 
-def _unmatched(messages: Sequence[Line], sent: Counter) -> Iterator[str]:
+def _sent(silo: Chain) -> Counter[tuple[Any, ...]]:
+    return Counter(_compared_fields(line) for line in silo.messages())
+
+
+def _unmatched(silo: str, messages: Sequence[Line], sent: Counter[tuple[Any, ...]]) -> Iterator[Finding]:
     """Yield what was received and never sent; takes what matches out of `sent`."""
     for message in messages:
         key = _compared_fields(message)
         if sent[key] > 0:
             sent[key] -= 1
         else:
-            yield (
-                f"coordinator's line {message['number']}: the {message['kind']} of session '{message['session']}', "
-                f"round {message['round']} (sha256 {str(message['sha256'])[:12]}...) never left the silo"
-            )
+            which = f"session '{message['session']}', round {message['round']} (sha256 {message['sha256'][:12]}...)"
+            where = f"silo '{silo}': coordinator's line {message['number']}"
+            yield True, f"{where}: the {message['kind']} of {which} never left the silo"
 
 
-def _problems_with_the_collected(coordinator: Chain, silo: Chain) -> Iterator[str]:
+def _problems_with_the_collected(coordinator: Chain, silo: Chain) -> Iterator[Finding]:
     """Yield where a ledger is not the one that the coordinator collected: it wrote down key and head of each."""
+    whose = f"silo '{silo.writer}': the ledger"
     if silo.run != coordinator.run:
-        yield f"silo '{silo.writer}': the ledger is of run '{silo.run}', not of '{coordinator.run}'"
-    for line in coordinator.of_kind("handed over"):
-        if line["silo"] == silo.writer:
-            if line["silo_key"] != silo.public_key:
-                yield f"silo '{silo.writer}': the ledger is signed with another key than the one handed over"
-            if line["head"] not in silo.heads:
-                yield f"silo '{silo.writer}': the ledger is not the one handed over, or its last lines were dropped"
+        yield True, f"{whose} is of run '{silo.run}', not of '{coordinator.run}'"
+    collected = [line for line in coordinator.of_kind("handed over") if line["silo"] == silo.writer]
+    for line in collected:
+        if line["silo_key"] != silo.public_key:
+            yield True, f"{whose} is signed with another key than the one handed over"
+        if line["head"] not in silo.heads:
+            yield True, f"{whose} is not the one handed over, or its last lines were dropped"
+        elif line is collected[-1] and coordinator.closing is not None and line["head"] != silo.heads[-1]:
+            yield True, f"{whose} has lines that were added after it was handed over"
 
 
-# ---- from a model back to the updates that made it
+# ---- whose word it is
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The line of the coordinator's ledger in which a model was written down."""
-
-    model: str
-    session: str
-    server_round: int
-    strategy: str
-    number: int
-    """Number of the line."""
-
-
-class Contribution(NamedTuple):
-    """One update that went into a model."""
-
-    server_round: int
-    silo: str
-    num_examples: int | None
-    """None under masks: the coordinator does not know it."""
-    norm: float | None
-    sha256: str
-    line: int | None
-    """Number of the line in its silo's ledger; None where it is not there."""
+def _key_findings(chains: Sequence[Chain], keys: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield ledgers by another key than their writer's, and those by a key that nobody vouched for."""
+    for chain in chains:
+        known, found, whose = keys.get(chain.writer), chain.public_key, f"ledger of '{chain.writer}'"
+        if known is None:
+            yield (
+                False,
+                f"{whose}: signed by a key that nobody vouched for, so whoever held these files could have written it "
+                f"anew; if its owner names the same key, give --key {chain.writer}={found}",
+            )
+        elif known != found:
+            yield True, f"{whose}: signed by the key {found[:16]}..., its owner's is {known[:16]}..."
 
 
-def origin_of(coordinator: Chain, digest: str) -> Origin | None:
-    """Return where the model with this hash of its named tensors was written down; None where it was not."""
-    for line in reversed(coordinator.of_kind("model")):
-        for model, found in line.get("tensors", {}).items():
-            if found == digest:
-                return Origin(model, line["session"], line["round"], line["strategy"], line["number"])
-    return None
+# ---- whether everything is there
 
 
-def lineage(coordinator: Chain, silos: Sequence[Chain], origin: Origin) -> list[Contribution]:
-    """Return the updates of all rounds up to the model's, oldest first, the last time each round was done.
+def _endings(coordinator: Chain, silos: Sequence[Chain], run_completed: bool) -> Iterator[Finding]:
+    """Yield ledgers that do not end with a closing line."""
+    over = coordinator.closing is not None or run_completed
+    collected = {line["silo"] for line in coordinator.of_kind("handed over")}
+    for chain in (coordinator, *silos):
+        if chain.closing is not None or not chain.lines:
+            continue
+        whose = f"ledger of '{chain.writer}'"
+        if chain.version < 2:
+            yield False, f"{whose}: written by version 1: completeness cannot be checked"
+        elif over and (chain is coordinator or chain.writer in collected):
+            yield (
+                True,
+                f"{whose}: the run is over and its closing line is missing: lines were dropped or added at its end",
+            )
+        else:
+            yield False, f"{whose}: no closing line: the run did not end, or the last lines were dropped"
 
-    A run that was resumed may have done a round twice; what counts is what was received before the round's last model.
-    """
-    sent = {(chain.writer, line["sha256"]): line["number"] for chain in silos for line in chain.messages()}
-    rounds: dict[int, list[Contribution]] = {}
-    pending: dict[int, dict[str, Line]] = {}
-    for line in coordinator.lines[: origin.number]:
+
+def _round_problems(coordinator: Chain) -> Iterator[Finding]:
+    """Yield what the coordinator's own ledger lacks: rounds of a job, which runs from 0 to the number it says, and
+    updates of who took part in one."""
+    arrived: set[tuple[str, int, str]] = set()
+    jobs: dict[str, list[Line]] = {}
+    for line in coordinator.lines:
         if line["kind"] == "received" and line["message"]["kind"] in UPDATES:
-            message = line["message"]
-            if message["session"] == origin.session:
-                pending.setdefault(message["round"], {})[line["silo"]] = message
-        elif line["kind"] == "model" and line["session"] == origin.session:
-            received = pending.pop(line["round"], {})
-            took_part = [silo for silo in _makers(line, origin) if silo in received]
-            rounds[line["round"]] = [_contribution(line["round"], silo, received[silo], sent) for silo in took_part]
-    return [each for server_round in sorted(rounds) for each in rounds[server_round]]
+            arrived.add((line["message"]["session"], line["message"]["round"], line["silo"]))
+        elif line["kind"] == "model":
+            jobs.setdefault(line["session"], []).append(line)
+            yield from _without_update(line, arrived)
+    if coordinator.closing is not None:
+        for session, lines in jobs.items():
+            yield from _missing_rounds(session, lines)
 
 
-def _makers(line: Line, origin: Origin) -> list[str]:
-    """The silos behind a model: all that took part, or the one whose own model it is."""
-    own_models = line["strategy"] == "LocalOnly"
-    return [silo for silo in line["participants"] if silo == origin.model] if own_models else list(line["participants"])
+def _without_update(model: Line, arrived: Collection[tuple[str, int, str]]) -> Iterator[Finding]:
+    session, number = model["session"], model["round"]
+    for silo in model["participants"] if number and model["strategy"] != BUFFERED else ():
+        if (session, number, silo) not in arrived:
+            where = f"coordinator's line {model['number']}"
+            yield True, f"{where}: silo '{silo}' took part in round {number} of '{session}' without an update"
 
 
-def _contribution(server_round: int, silo: str, message: Line, sent: dict[tuple[str, str], int]) -> Contribution:
-    line = sent.get((silo, message["sha256"]))
-    return Contribution(server_round, silo, message["num_examples"], message["norm"], message["sha256"], line)
+def _missing_rounds(session: str, models: Sequence[Line]) -> Iterator[Finding]:
+    length = max(line.get("num_rounds", 0) for line in models)
+    done = {line["round"] for line in models if line["round"] <= length}
+    if len(done) <= length:
+        first = next(number for number in itertools.count() if number not in done)
+        yield (
+            True,
+            f"ledger of '{COORDINATOR}': {length + 1 - len(done)} of {length} rounds of '{session}' are missing, the "
+            f"first is {first}",
+        )
+
+
+def file_problems(coordinator: Chain, found: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is wrong with the run's model files; `found` maps their names to the SHA-256 of what they hold now."""
+    if coordinator.closing is None:
+        return
+    signed = coordinator.closing.get("files", {})
+    for name in sorted({*signed, *found}):
+        if name not in found:
+            yield f"{name}: the closing line names this file, and it is missing"
+        elif name not in signed:
+            yield f"{name}: no file of the run when it ended"
+        elif signed[name] != found[name]:
+            yield f"{name}: changed since the run ended: sha256 is {found[name][:16]}..., signed {signed[name][:16]}..."

@@ -1,6 +1,7 @@
 """How every figure looks: fonts, colours, names as labels. No pyplot and no global settings of matplotlib."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -73,16 +74,18 @@ def as_label(name: object, width: int = 28, lines: int = 2) -> str:
     Dollar signs start no formula; letters without a glyph become boxes instead of warnings.
     """
     printable = "".join(letter if letter.isprintable() else " " for letter in str(name))
-    wrapped = _wrap(" ".join(printable.split()), width)
+    wrapped = textwrap.wrap(" ".join(printable.split()), width)
     if len(wrapped) > lines:
         wrapped = [*wrapped[: lines - 1], wrapped[lines - 1][: width - 1].rstrip(" ,;") + "…"]
     drawn = "".join(letter if letter == "\n" or _has_glyph(letter) else MISSING_LETTER for letter in "\n".join(wrapped))
     return drawn.replace("$", r"\$")
 
 
-def legend_outside(axes: "Axes", handles: Sequence[object], names: Sequence[str], **place: object) -> None:
-    """Add a legend whose entries may start with "_", which matplotlib takes for "hide this"."""
-    legend = axes.legend(handles, ["-"] * len(names), fontsize=TICK_SIZE, frameon=False, **place)  # type: ignore
+def legend_outside(axes: "Axes", handles: Sequence[object], names: Sequence[str], away: float = 1.02) -> None:
+    """Add a legend on the right, `away` widths of the axes from their left edge. Its entries may start with "_", which
+    matplotlib takes for "hide this"."""
+    style = {"fontsize": TICK_SIZE, "frameon": False, "loc": "center left", "bbox_to_anchor": (away, 0.5)}
+    legend = axes.legend(handles, ["-"] * len(names), **style)  # type: ignore[arg-type]
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_text(as_label(name))
 
@@ -90,12 +93,6 @@ def legend_outside(axes: "Axes", handles: Sequence[object], names: Sequence[str]
 def font_family() -> list[str]:
     """Return the installed ones of FALLBACK_FONTS; matplotlib looks a letter up in each in turn."""
     return [name for name, _ in _fonts()]
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    import textwrap
-
-    return textwrap.wrap(text, width) or [""]
 
 
 @cache

@@ -124,18 +124,15 @@ def _round_up(width: float) -> float:
 
 def _density(x: np.ndarray, y: np.ndarray, limits: tuple[float, float], cell: float) -> np.ndarray:
     """Return for each point how many points share its cell, smoothed over the neighbouring cells; [rows]."""
+    from scipy.ndimage import correlate1d
+
     edges = np.arange(limits[0] - 2 * cell, limits[1] + 3 * cell, cell)
     counts, _, _ = np.histogram2d(x, y, bins=(edges, edges))
-    smooth = _binomial_blur(_binomial_blur(counts).T).T
+    kernel = np.array([1, 2, 1]) / 4
+    smooth = correlate1d(correlate1d(counts, kernel, 0, mode="constant"), kernel, 1, mode="constant")
     column = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(edges) - 2)
     row = np.clip(np.searchsorted(edges, y, side="right") - 1, 0, len(edges) - 2)
     return smooth[column, row]
-
-
-def _binomial_blur(counts: np.ndarray) -> np.ndarray:
-    """Blur along the first axis with (1, 2, 1)/4."""
-    padded = np.pad(counts, ((1, 1), (0, 0)))
-    return (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
 
 
 def _density_norm(densities: Sequence[np.ndarray]):
@@ -170,13 +167,10 @@ def _parity_panel(axes: "Axes", panel: ParityPanel, pairs, density, limits, norm
     axes.locator_params(nbins=6)
     axes.set_title(as_label(letter + panel.title, width=30), fontsize=TITLE_SIZE, color=INK, loc="left")
     outside = int(((y < limits[0]) | (y > limits[1])).sum())
-    axes.text(0.045, 0.955, _scores(panel), transform=axes.transAxes, ha="left", va="top", fontsize=10, color=INK,
+    scores = "\n".join(_score(metric, value) for metric, value in panel.scores.items())
+    axes.text(0.045, 0.955, scores, transform=axes.transAxes, ha="left", va="top", fontsize=10, color=INK,
               linespacing=1.35, zorder=4)  # fmt: skip
     _note(axes, len(x), len(np.ravel(panel.y_true)) - len(x), outside)
-
-
-def _scores(panel: ParityPanel) -> str:
-    return "\n".join(_score(metric, value) for metric, value in panel.scores.items())
 
 
 def _score(metric: Metric, value: float) -> str:
@@ -231,16 +225,14 @@ def _density_bar(figure: "Figure", beside: "list[Axes]", norm, cell: float, unit
 def bars_figure(
     names: Sequence[str],
     panels: Mapping[Metric, tuple[Sequence[float], Sequence[float] | None]],
-    highlight: str | Sequence[str] = ("federated",),
     repeats: int | None = None,
 ) -> "Figure":
     """Draw the metrics of each model side by side, error bars over seeds, values at the bars' ends.
 
     panels: metric -> (means, standard deviations), each [models]; None for them means one seed, NaN a model without a
-    value. The bars lie down: names of any length keep their line. `highlight` names the federated models.
+    value. The bars lie down: names of any length keep their line.
     """
-    chosen = {highlight} if isinstance(highlight, str) else set(highlight)
-    colours = [FEDERATED if name in chosen else POOLED if name == "pooled" else SILO for name in names]
+    colours = [{"federated": FEDERATED, "pooled": POOLED}.get(name, SILO) for name in names]
     figure = new_figure(max(6.0, 4.7 * len(panels)), 1.35 + 0.46 * len(names))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     spread = f", mean ± std of {repeats} seeds" if repeats and repeats > 1 else ""
@@ -251,7 +243,7 @@ def bars_figure(
     left.set_yticks(range(len(names)), [as_label(name, width=30) for name in names])
     left.invert_yaxis()
     for label, name in zip(left.get_yticklabels(), names, strict=True):
-        label.set_fontweight("bold" if name in chosen else "normal")
+        label.set_fontweight("bold" if name == "federated" else "normal")
     return figure
 
 
@@ -285,33 +277,33 @@ def learning_curves_figure(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     metric: Metric,
     x_label: str = "Communication round",
-    log_y: bool = True,
-    highlight: str | Sequence[str] = ("federated",),
 ) -> "Figure":
     """Draw one line per model: name -> (rounds or epochs, values of the metric); NaN leaves a gap. The axis is
     logarithmic for errors only, where they are above 0."""
     figure = new_figure(7.6, 4.2)
     axes = figure.subplots()
-    looks = _line_looks(list(curves), {highlight} if isinstance(highlight, str) else set(highlight))
+    looks = _line_looks(list(curves))
     lines = [_curve(axes, looks[name], x, y) for name, (x, y) in curves.items()]
-    if log_y and not metric.higher_is_better and any(np.any(np.asarray(y, np.float64) > 0) for _, y in curves.values()):
+    if not metric.higher_is_better and any(np.any(np.asarray(y, np.float64) > 0) for _, y in curves.values()):
         _log_scale(axes)
     dress(axes, grid="both")
     axes.set_xlabel(x_label, fontsize=LABEL_SIZE, color=INK)
     axes.set_ylabel(f"Test {as_label(metric.heading)}", fontsize=LABEL_SIZE, color=INK)
-    legend_outside(axes, lines, list(curves), loc="center left", bbox_to_anchor=(1.01, 0.5))
+    legend_outside(axes, lines, list(curves), away=1.01)
     return figure
 
 
-def _line_looks(names: Sequence[str], highlight: set[str]) -> dict[str, dict[str, object]]:
+def _line_looks(names: Sequence[str]) -> dict[str, dict[str, object]]:
     """Return name -> line properties: federated and pooled as in the bars, the others told by hue and dashes."""
-    others = [name for name in names if name not in highlight and name != "pooled"]
+    others = [name for name in names if name not in ("federated", "pooled")]
     looks: dict[str, dict[str, object]] = {
         name: {"color": LINE_COLOURS[i % len(LINE_COLOURS)], "linestyle": LINE_STYLES[i % len(LINE_STYLES)]}
         for i, name in enumerate(others)
     }
-    looks |= {name: {"color": FEDERATED, "linestyle": "-", "linewidth": 2.6, "zorder": 3} for name in highlight}
-    return looks | {"pooled": {"color": POOLED, "linestyle": "--", "linewidth": 2.2, "zorder": 4}}
+    return looks | {
+        "federated": {"color": FEDERATED, "linestyle": "-", "linewidth": 2.6, "zorder": 3},
+        "pooled": {"color": POOLED, "linestyle": "--", "linewidth": 2.2, "zorder": 4},
+    }
 
 
 def _curve(axes: "Axes", look: Mapping[str, object], x: Sequence[float], y: Sequence[float]):

@@ -6,7 +6,7 @@ The card carries the hash of the weights and its own: weights and card that do n
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -79,8 +79,7 @@ class ModelCard:
     def from_mapping(cls, values: Mapping[str, object]) -> "ModelCard":
         """Read a card; ConfigError names missing and unknown fields."""
         known = {item.name for item in fields(cls)}
-        required = {"name", "property", "unit", "descriptor", "feature_names", "architecture", "hyperparameters",
-                    "seed", "data", "split", "metrics"}  # fmt: skip
+        required = {item.name for item in fields(cls) if item.default is item.default_factory is MISSING}
         unknown, missing = sorted(set(values) - known), sorted(required - set(values))
         if unknown or missing:
             raise ConfigError(f"model card: unknown fields {unknown}, missing fields {missing}; see ModelCard")

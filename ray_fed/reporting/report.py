@@ -120,8 +120,7 @@ class Figure:
 
     path: Path
     caption: str
-    """What is seen, with units; also the text for readers who cannot see it, unless `alt` says more."""
-    alt: str = ""
+    """What is seen, with units; also the text for readers who cannot see it."""
 
 
 Block = Paragraph | Note | Code | Table | Figure
@@ -337,9 +336,9 @@ def _numeric_columns(table: Table) -> frozenset[int]:
 
 
 def _figure(figure: Figure) -> str:
-    alt = _escaped(figure.alt or figure.caption)
-    image = f'<img alt="{alt}" src="data:image/png;base64,{_embedded(figure.path)}">'
-    return f"<figure>{image}<figcaption>{_escaped(figure.caption)}</figcaption></figure>"
+    said = _escaped(figure.caption)
+    image = f'<img alt="{said}" src="data:image/png;base64,{_embedded(figure.path)}">'
+    return f"<figure>{image}<figcaption>{said}</figcaption></figure>"
 
 
 def _embedded(path: Path) -> str:

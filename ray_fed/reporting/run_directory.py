@@ -39,6 +39,14 @@ class RunDirectory:
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
+        self.config_path, self.environment_path = self.path / "config.yaml", self.path / "environment.json"
+        self.metrics_path, self.data_path = self.path / "metrics.json", self.path / "data.json"
+        self.history_path, self.timing_path = self.path / "history.jsonl", self.path / "timing.jsonl"
+        self.summary_path, self.report_path = self.path / "summary.json", self.path / "report.html"
+        self.models, self.figures = self.path / "models", self.path / "figures"
+        """Folders; made when the first file is saved."""
+        self.tensorboard = self.path / "tensorboard"
+        """Folder to give to `tensorboard --logdir`."""
         self._made: list[Path] = []
 
     def __repr__(self) -> str:
@@ -79,54 +87,6 @@ class RunDirectory:
         for folder in sorted(self.path.rglob("*"), reverse=True):
             folder.rmdir()
         return _remove_empty(self._made)
-
-    # ---- places
-
-    @property
-    def config_path(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def environment_path(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def metrics_path(self) -> Path:
-        return self.path / "metrics.json"
-
-    @property
-    def data_path(self) -> Path:
-        return self.path / "data.json"
-
-    @property
-    def history_path(self) -> Path:
-        return self.path / "history.jsonl"
-
-    @property
-    def timing_path(self) -> Path:
-        return self.path / "timing.jsonl"
-
-    @property
-    def summary_path(self) -> Path:
-        return self.path / "summary.json"
-
-    @property
-    def report_path(self) -> Path:
-        return self.path / "report.html"
-
-    @property
-    def models(self) -> Path:
-        """Folder of the models; made when the first is saved."""
-        return self.path / "models"
-
-    @property
-    def figures(self) -> Path:
-        return self.path / "figures"
-
-    @property
-    def tensorboard(self) -> Path:
-        """Folder to give to `tensorboard --logdir`."""
-        return self.path / "tensorboard"
 
     # ---- writing
 

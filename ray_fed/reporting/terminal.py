@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 from ray_fed.metrics import TRAIN_LOSS, Metric, reported
@@ -44,9 +43,7 @@ class RoundProgress:
     def __enter__(self) -> "RoundProgress":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def start(self, total: int, description: str) -> None:
@@ -71,7 +68,8 @@ class RoundProgress:
         if self._live and self._task is not None:
             rounds = f"{self._done}/{self._total}"
             self._live.update(self._task, completed=self._done, figures=self._figures(" "), rounds=rounds)
-        elif not self._live and self._due():
+        # another tenth of the rounds is done
+        elif not self._live and (self._done >= self._total or 10 * (self._done - self._told) >= self._total):
             self._tell()
 
     def note(self, text: str) -> None:
@@ -107,10 +105,6 @@ class RoundProgress:
         )
         progress.start()
         return progress
-
-    def _due(self) -> bool:
-        """Whether another tenth of the rounds is done."""
-        return self._done >= self._total or 10 * (self._done - self._told) >= self._total
 
     def _tell(self) -> None:
         self._told = self._done

@@ -78,7 +78,7 @@ class GrainMaps:
     @classmethod
     def of(cls, masks: np.ndarray, device: str = "cpu") -> "GrainMaps":
         """Measure labels uint8 [n, h, w], 1 = boundary; grains are 4-connected."""
-        grains = np.stack([_numbered(mask) for mask in masks])
+        grains = np.stack([ndimage.label(mask == 0)[0].astype(np.int32) for mask in masks])  # type: ignore[misc]
         most = int(grains.max())
         shapes = np.stack([_measured(grain, most) for grain in grains])
         return cls(*(torch.from_numpy(part).to(device) for part in (np.ascontiguousarray(masks), grains, shapes)))
@@ -147,12 +147,6 @@ def _spread(tables: torch.Tensor, grains: torch.Tensor) -> torch.Tensor:
     return tables.gather(-1, grains.flatten(-2)).view(grains.shape)
 
 
-def _numbered(mask: np.ndarray) -> np.ndarray:
-    """Return int32 [h, w]: the number of each pixel's grain, 0 on a boundary."""
-    grains, _ = ndimage.label(mask == 0)  # type: ignore[misc]
-    return grains.astype(np.int32)
-
-
 def _measured(grains: np.ndarray, most: int) -> np.ndarray:
     """Return float32 [most + 1, 3]: centre row, centre column, radius of each grain; radius 1 where there is none."""
     rows, columns = np.indices(grains.shape)
@@ -160,9 +154,3 @@ def _measured(grains: np.ndarray, most: int) -> np.ndarray:
     safe = np.maximum(area, 1)
     row, column = (np.bincount(grains.ravel(), where.ravel(), most + 1) / safe for where in (rows, columns))
     return np.stack([row, column, np.maximum(np.sqrt(area / np.pi), 1.0)], 1).astype(np.float32)
-
-
-def turned(x: torch.Tensor, quarter_turns: int, mirrored: bool) -> torch.Tensor:
-    """Return [..., h, w] turned by quarters and mirrored: one of the eight symmetries of a square image."""
-    x = torch.rot90(x, quarter_turns, (-2, -1)) if quarter_turns % 4 else x
-    return x.flip(-1) if mirrored else x

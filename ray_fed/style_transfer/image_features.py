@@ -76,9 +76,7 @@ class GrainStatistics:
         return torch.stack([level, *normal, self.offset_spread * offset, width, band_level], 2)
 
 
-def measured(
-    images: np.ndarray, grains: np.ndarray, shapes: np.ndarray, search_bands: bool = True
-) -> tuple[np.ndarray, GrainStatistics]:
+def measured(images: np.ndarray, grains: np.ndarray, shapes: np.ndarray) -> tuple[np.ndarray, GrainStatistics]:
     """Return the features float32 [n, grains + 1, NUM_FEATURES] of a silo's own images, and their statistics.
 
     images: [n, h, w], grey values 0..255; grains: int32 [n, h, w]; shapes: float32 [n, grains + 1, 3] as in GrainMaps.
@@ -92,7 +90,7 @@ def measured(
         for number in range(1, shape.shape[0]):
             pixels = order[bounds[number] : bounds[number + 1]]
             if len(pixels):
-                is_searched = search_bands and len(pixels) >= LEAST_PIXELS
+                is_searched = len(pixels) >= LEAST_PIXELS
                 features[place, number] = _of_grain(image, pixels, shape[number], is_searched)
                 searched += is_searched
     there = shapes[..., 2] > 1

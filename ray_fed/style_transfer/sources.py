@@ -24,11 +24,6 @@ class Parts(NamedTuple):
 class MicrographSource(Protocol):
     """What a SiloSpec of FedTransfer points to."""
 
-    @property
-    def style(self) -> StyleName | None:
-        """Which embedded style the images have; None for real ones."""
-        ...
-
     def parts(self, silo: str) -> Parts:
         """Open the micrographs; DataError names the silo."""
         ...
@@ -75,7 +70,6 @@ class SplitFolderSource:
 
     folder: MicrographFolder
     split: Split = Split()
-    style: None = None
 
     def parts(self, silo: str) -> Parts:
         split, everything = self.split, self.folder.read(silo)
@@ -95,7 +89,6 @@ class PooledSource:
 
     members: tuple[tuple[str, MicrographSource], ...]
     """(silo, its source)."""
-    style: None = None
 
     def parts(self, silo: str) -> Parts:
         opened = [source.parts(name) for name, source in self.members]

@@ -19,8 +19,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ray_fed.micrographs.tiles import turned
 from ray_fed.randomness import derived_seed
-from ray_fed.style_transfer.conditioning import GrainMaps, turned
+from ray_fed.style_transfer.conditioning import GrainMaps
 from ray_fed.style_transfer.image_features import GrainStatistics, drawn_fields
 from ray_fed.style_transfer.networks import GeneratorSpec
 from ray_fed.style_transfer.training import Pairs, autocast

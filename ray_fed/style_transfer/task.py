@@ -262,7 +262,7 @@ class StyleSilo(Silo):
         else:
             others: dict[str, StyleName] = {name: style for name, style in task.styles if name != self.spec.name}
             painted = self.style_models.rendered(others, task.gap, index, own_seed)
-        sets = [dataclasses.replace(train, images=images).renamed(sender) for sender, images in painted.items()]
+        sets = [dataclasses.replace(train, images=images, name=sender) for sender, images in painted.items()]
         return joined(self.spec.name, sets)
 
     def _answer(self, what: str, facts: Mapping[str, float], data: np.ndarray = NOTHING) -> Artifact:

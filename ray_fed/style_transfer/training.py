@@ -6,7 +6,7 @@ Eq. 6  G* = min max     discriminator_loss for D, generator_loss for G, in turn
 Eq. 7  + ||y - G(x)||_1 l1_weight in StylePlan; the paper gives no factor, pix2pix takes 100
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn import functional
 
 from ray_fed.config import require, unknown_name
+from ray_fed.micrographs.tiles import turned
 from ray_fed.randomness import derived_seed, generator
-from ray_fed.style_transfer.conditioning import GrainMaps, turned
+from ray_fed.style_transfer.conditioning import GrainMaps
 from ray_fed.style_transfer.image_features import GrainStatistics, measured, measured_fields
 from ray_fed.style_transfer.networks import Features, GeneratorSpec, new_discriminator, new_generator
 
@@ -57,10 +58,6 @@ def _towards(kind: Adversary, logits: torch.Tensor, goal: float) -> torch.Tensor
     if kind == "least_squares":
         return functional.mse_loss(logits, goals)
     return functional.binary_cross_entropy_with_logits(logits, goals)
-
-
-EpochListener = Callable[[int, dict[str, float]], None]
-"""Told the number of the epoch, from 1 on, and its mean losses."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +121,11 @@ class Pairs:
     """float16 [n, 2, h, w], light and line, measured in the images."""
 
     @classmethod
-    def of(cls, images: np.ndarray, masks: np.ndarray, device: str = "cpu", search_bands: bool = True) -> "Pairs":
+    def of(cls, images: np.ndarray, masks: np.ndarray, device: str = "cpu") -> "Pairs":
         maps = GrainMaps.of(masks)
         fields, light = measured_fields(images, masks)
         even = images - light.numpy()
-        features, statistics = measured(even, maps.grains.numpy(), maps.shapes.numpy(), search_bands)
+        features, statistics = measured(even, maps.grains.numpy(), maps.shapes.numpy())
         there = GrainMaps(*(part.to(device) for part in (maps.boundary, maps.grains, maps.shapes)))
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(device)
         return cls(there, pixels, torch.from_numpy(features).to(device), statistics, fields.half().to(device))
@@ -155,7 +152,7 @@ class GeneratorTraining:
         self.optimizers = [_adam(self.generator, plan), _adam(self.discriminator, plan)]
         self.draws = torch.Generator(device).manual_seed(derived_seed(seed, "generator inputs"))
 
-    def run(self, listen: EpochListener | None = None) -> tuple[nn.Module, list[dict[str, float]]]:
+    def run(self) -> tuple[nn.Module, list[dict[str, float]]]:
         """Train for the plan's epochs."""
         history = []
         for epoch in range(1, self.plan.epochs + 1):
@@ -163,8 +160,6 @@ class GeneratorTraining:
             steps = [self.step(index, *symmetry) for index, symmetry in self._batches(epoch)]
             # Read once per epoch: a number per step would make a GPU wait for every one of them.
             history.append({name: float(torch.stack([step[name] for step in steps]).mean()) for name in steps[0]})
-            if listen:
-                listen(epoch, history[-1])
         return self.generator.eval(), history
 
     def step(self, index: torch.Tensor, quarter_turns: int = 0, mirrored: bool = False) -> dict[str, torch.Tensor]:
@@ -222,10 +217,6 @@ def _halves(features: list, half: int) -> list[list[torch.Tensor]]:
 
 def autocast(device: torch.device, wanted: bool = True) -> AbstractContextManager:
     """Compute in bfloat16 where the device is faster that way: GPUs, and CPUs with matrix units for it."""
-    if wanted and (device.type == "cuda" or _has_bf16_units()):
+    if wanted and (device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()
-
-
-def _has_bf16_units() -> bool:
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))

@@ -248,8 +248,17 @@ def finished(tmp_path_factory, ray_session):  # noqa: ARG001
     return folder
 
 
+def pins(run):
+    """The keys of a private run's writers, as if their owners had told them: they are gone with the run."""
+    paths = [run / "ledger" / "coordinator.jsonl", *run.glob("ledger/silos/*/*.jsonl")]
+    openings = [json.loads(path.read_bytes().splitlines()[0]) for path in paths]
+    return [f"--key={opening['writer']}={opening['public_key']}" for opening in openings]
+
+
 def test_the_ledgers_of_a_run_are_verified(finished, capsys):
-    assert cli.main(["ledger", "verify", str(finished)]) == 0
+    assert cli.main(["ledger", "verify", str(finished)]) == 3
+    assert "signed by a key that nobody vouched for" in capsys.readouterr().out
+    assert cli.main(["ledger", "verify", str(finished), *pins(finished)]) == 0
     said = capsys.readouterr().out
     assert "verified: " in said
     assert "NOT" not in said
@@ -258,7 +267,8 @@ def test_the_ledgers_of_a_run_are_verified(finished, capsys):
 
 
 def test_a_published_model_is_traced_to_the_updates_that_made_it(finished, capsys):
-    assert cli.main(["ledger", "trace", str(finished), str(finished / "models" / "federated.safetensors")]) == 0
+    model = finished / "models" / "federated.safetensors"
+    assert cli.main(["ledger", "trace", str(finished), str(model), *pins(finished)]) == 0
     said = capsys.readouterr().out
     assert "is 'federated' of job 'federated-0', round 2, made by FedAvg" in said
     assert "from 4 updates (silo-1 2, silo-2 2); 4 of them stand in their silos' ledgers" in said
@@ -271,8 +281,9 @@ def test_ledgers_hold_what_leaves_under_masks_and_in_fewer_bytes(tmp_path, capsy
     folder = tmp_path / "run"
     sizes = ["--silos", "60,50,40", "--epochs", "8", "--baselines", "false"]
     assert cli.main(["formation-energy", *sizes, *option, "--out", str(folder)]) == 0
-    assert cli.main(["ledger", "verify", str(folder)]) == 0
-    assert cli.main(["ledger", "trace", str(folder), str(folder / "models" / "federated.safetensors")]) == 0
+    assert cli.main(["ledger", "verify", str(folder), *pins(folder)]) == 0
+    model = folder / "models" / "federated.safetensors"
+    assert cli.main(["ledger", "trace", str(folder), str(model), *pins(folder)]) == 0
     assert "from 6 updates (silo-1 2, silo-2 2, silo-3 2); 6 of them stand" in capsys.readouterr().out
     [path] = folder.glob("ledger/silos/silo-1/*.jsonl")
     assert [json.loads(line)["kind"] for line in path.read_text().splitlines()].count(kind) == 2
@@ -283,7 +294,7 @@ def test_a_changed_line_of_a_run_is_found(finished, tmp_path, capsys):
     for path in finished.glob("ledger/silos/*/*.jsonl"):
         (copies / path.parent.name).mkdir(parents=True)
         (copies / path.parent.name / path.name).write_bytes(path.read_bytes())
-    assert cli.main(["ledger", "verify", str(finished), "--silo-ledgers", str(copies)]) == 0
+    assert cli.main(["ledger", "verify", str(finished), *pins(finished), "--silo-ledgers", str(copies)]) == 0
     [path] = copies.glob("silo-2/*.jsonl")
     lines = path.read_bytes().splitlines(keepends=True)
     changed = [line.replace(b'"kind":"update"', b'"kind":"metrics"') for line in lines]
@@ -297,7 +308,7 @@ def test_a_tensorboard_text_that_a_task_writes_into_the_run_is_found(finished, t
     """Ray cannot prevent it where silo and run share a disk: the file itself is the trace."""
     run = tmp_path / "copy"
     shutil.copytree(finished, run)
-    assert cli.main(["ledger", "verify", str(run)]) == 0
+    assert cli.main(["ledger", "verify", str(run), *pins(run)]) == 0
     [folder] = [path for path in (run / "tensorboard").iterdir() if path.name.startswith("federated")]
     actor, vector = standing(HostileTask(way="tensorboard", folder=str(folder)), tmp_path)
     ray.get(actor.fit.remote("s", 1, vector))

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ray_fed.errors import DataError
-from ray_fed.materials.databases.database import open_database
+from ray_fed.materials.databases.database import open_database, reason_counts
 from ray_fed.materials.databases.source import Source
 from tests.crystal_files import ROCKSALT, TARGET, WURTZITE, csv_file, table, text_file
 
@@ -73,7 +73,7 @@ def test_a_row_that_cannot_be_used_stays_with_its_reason(tmp_path, change, reaso
 def test_the_first_reason_stays_and_values_are_not_counted(tmp_path):
     rows = [{**ROCKSALT, TARGET: text} for text in ("high", "low", "", "-2.0")]
     database = open_database(Source(csv_file(tmp_path, *rows)))
-    assert database.reason_counts() == {"target is not a number": 2, "target is missing": 1}
+    assert reason_counts(database.frame) == {"target is not a number": 2, "target is missing": 1}
     assert database.fingerprint["num_rows"] == 4
     assert database.fingerprint["num_usable"] == 1
 
@@ -87,7 +87,7 @@ def test_a_torn_csv_row_and_a_torn_json_line_are_reasons(tmp_path):
     ]
     lines = [json.dumps({"formula": "NaCl", TARGET: -2}), '{"formula": "KC', "7", "[" * 100_000]
     path = text_file(tmp_path, "torn.jsonl", "\n".join(lines))
-    assert open_database(Source(path)).reason_counts() == {"entry is not a JSON object": 3}
+    assert reason_counts(open_database(Source(path)).frame) == {"entry is not a JSON object": 3}
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ray_fed.leakage.optimizers import Adam, GradientDescent, Lbfgs
+from ray_fed.leakage.optimizers import Adam, Lbfgs
 
 
 def bowl(x: torch.Tensor) -> torch.Tensor:
@@ -149,9 +149,3 @@ def test_signed_adam_decays_its_step_over_the_budget():
         optimizer.steps += 1
         rates.append(optimizer._rate())
     assert rates == pytest.approx([1.0] * 3 + [0.1] * 2 + [0.01] * 2 + [0.001])
-
-
-def test_gradient_descent_takes_the_papers_step():
-    optimizer = GradientDescent(torch.tensor([[1.0, 2.0]]), 0.5)
-    optimizer.tell(torch.ones(1), torch.tensor([[2.0, -2.0]]))
-    assert optimizer.points.tolist() == [[0.0, 3.0]]

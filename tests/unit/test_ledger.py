@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,25 +11,16 @@ from hypothesis import strategies as st
 
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger, name_of_run
 from ray_fed.errors import DataError
-from ray_fed.federation.cohort import LocalCohort
-from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.messages import Update
-from ray_fed.federation.rounds.job import Job
-from ray_fed.federation.silo import Silo
-from ray_fed.federation.strategies import FedAvg
 from ray_fed.learning.layout import Layout
-from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.perimeter.chain import read_chain
 from ray_fed.perimeter.checks import digest_of
-from ray_fed.perimeter.coordinator_record import CollectedLedgers, CoordinatorRecord, SiloLedger
-from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.perimeter.ledger import GENESIS, Ledger, canonical_text, tensors_digest, vector_digest
-from ray_fed.perimeter.verification import compare, lineage, origin_of, read_chain
+from ray_fed.perimeter.lineage import lineage, origin_of
+from ray_fed.perimeter.verification import compare
 from ray_fed.privacy.signing import SigningKey, is_signed
-from ray_fed.reporting.run_directory import RunDirectory
-from tests.synthetic import SyntheticTask, silos
-
-PLAN = TrainingPlan(seed=0, epochs=6, steps_per_epoch=4, num_rounds=3, learning_rate=0.01)
-NAMES = ("silo-1", "silo-2")
+from tests.ledgers import NAMES, finished_run, ledger_of, write_anew
+from tests.synthetic import SyntheticTask
 
 
 def ledger_at(folder, lines=10, sign_every=4):
@@ -163,8 +153,9 @@ def test_a_chain_that_was_made_to_fit_again_fails_at_its_signatures(tmp_path):
 
 def test_a_ledger_signed_anew_with_another_key_is_not_the_one_known(tmp_path):
     path = ledger_at(tmp_path)
-    other = SigningKey.at(tmp_path / "other.key")
-    assert read_chain(path, other.public).problems != ()
+    chain, other = read_chain(path), SigningKey.at(tmp_path / "other.key")
+    assert not any("signed by the key" in text for text in compare(chain, [], {"north": chain.public_key}).problems)
+    assert any("signed by the key" in text for text in compare(chain, [], {"north": other.public}).problems)
 
 
 def test_lines_dropped_at_the_end_are_seen_as_unsigned_or_by_the_head(tmp_path):
@@ -254,25 +245,7 @@ def test_the_digest_of_tensors_does_not_depend_on_their_order():
 def ledgers(tmp_path, monkeypatch):
     """A run directory with the ledgers of a small federation, and the records of its rounds."""
     monkeypatch.setenv("RAY_FED_SITE", str(tmp_path / "site"))
-    directory, task = RunDirectory(tmp_path / "run"), SyntheticTask()
-    directory.path.mkdir()
-    run = name_of_run(directory)
-    specs = [replace(spec, run=run, ledger_folder=str(tmp_path / "silos")) for spec in silos(40, 60, held_out=12)]
-    cohort = LocalCohort(specs, task)
-    boundaries = {spec.name: GuardedSilo(spec, lambda spec=spec: Silo(spec, task)) for spec in specs}
-    cohort.silos = boundaries
-    coordinator = Coordinator(cohort, task, NAMES, [CoordinatorRecord(task)])
-    coordinator.agree()
-    job = Job("federated", NAMES, dict.fromkeys(NAMES, PLAN), 0, FedAvg())
-    records = list(coordinator.run(job))
-    ledger = CoordinatorLedger(directory, run, tmp_path / "keys")
-    for record in records:
-        ledger.write(record.notes)
-    ledger.add_silo_ledgers(
-        CollectedLedgers({name: SiloLedger(*boundary.collect_ledger()) for name, boundary in boundaries.items()})
-    )
-    ledger.close()
-    return directory, records
+    return finished_run(tmp_path)
 
 
 def sides(directory):
@@ -331,15 +304,9 @@ def test_a_model_that_was_changed_by_one_bit_is_not_found(ledgers):
 
 
 def forged(directory, silo, change):
-    """Change lines of a ledger, with the chain and all signatures made anew by the owner of the key."""
-    [path] = directory.path.glob(f"ledger/silos/{silo}/*.jsonl")
+    """Change lines of a ledger, with chain, counts and all signatures made anew by the owner of the key."""
     key = SigningKey.at(directory.path.parent / "silos" / silo / "signing.key")
-    lines = [line for line in map(json.loads, path.read_text().splitlines()) if line["kind"] != "signature"]
-    path.unlink()
-    again = Ledger(path, key, {name: lines[0][name] for name in ("writer", "run")})
-    for line in change(lines[1:]):
-        again.write({name: value for name, value in line.items() if name not in ("number", "previous", "time")})
-    again.close()
+    write_anew(ledger_of(directory, silo), lambda lines: [lines[0], *change(lines[1:-2]), *lines[-2:]], key)
 
 
 def with_update(**changes):
@@ -387,8 +354,8 @@ def test_a_ledger_of_another_run_is_a_problem(ledgers, tmp_path):
 def test_a_resumed_run_keeps_its_name_and_its_chain(ledgers, tmp_path):
     directory, _ = ledgers
     name = name_of_run(directory)
-    ledger = CoordinatorLedger(directory, name, tmp_path / "keys")
-    ledger.write([{"kind": "model", "session": "federated", "round": 3, "models": {}}])
+    ledger = CoordinatorLedger(directory, name, SigningKey.at(tmp_path / "coordinator.key"))
+    ledger.write([{"kind": "model", "session": "f", "round": 3, "strategy": "s", "participants": [], "models": {}}])
     ledger.close()
     coordinator, _ = sides(directory)
     assert coordinator.problems == ()

@@ -1,5 +1,6 @@
 """Micrographs: synthetic ones, folders of files, and splits by micrograph."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy import ndimage
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.micrographs.agreement import agreement
-from ray_fed.micrographs.image_files import FolderTileSource, MaskMeaning, MicrographFolder, read_grey
+from ray_fed.micrographs.image_files import MaskMeaning, MicrographFolder, read_grey
 from ray_fed.micrographs.micrograph_set import MicrographSet, joined
 from ray_fed.micrographs.polycrystals import STYLES, boundary_mask, grains_of, polycrystal_set, render, style_at
 
@@ -81,7 +82,7 @@ def test_masks_that_hold_something_else_than_0_and_1_are_refused():
 
 
 def test_pooled_tiles_know_their_silo_and_lose_a_pixel_size_that_is_not_common():
-    north, south = tiles_of(1, 1).renamed("north"), tiles_of(1).renamed("south")
+    north, south = replace(tiles_of(1, 1), name="north"), replace(tiles_of(1), name="south")
     pool = joined("all", [north, south])
     assert pool.sources == ("north/0", "north/1", "south/0")
     assert pool.pixel_size_um is None
@@ -268,17 +269,6 @@ def test_index_csv_or_a_pattern_tells_which_crops_belong_together(tmp_path):
     (root / "index.csv").write_text("name,source_image\nx_1,p\n")
     with pytest.raises(DataError, match=r"no line for 'x_2' \(2 such images\)"):
         read(root)
-
-
-def test_the_silo_and_its_examiner_see_the_two_sides_of_one_split(tmp_path):
-    root = silo_folder(tmp_path, {str(number): lines() for number in range(10)})
-    folder = MicrographFolder(str(root))
-    for fold in range(5):
-        own = FolderTileSource(folder, folds=5, fold=fold).open("lab")
-        test = FolderTileSource(folder, folds=5, fold=fold, is_test=True).open("lab").train
-        sources = [*own.train.sources, *own.validation.sources, *test.sources]
-        assert sorted(sources) == sorted(map(str, range(10)))
-        assert len(test) == 2
 
 
 def test_missing_and_broken_files_are_named(tmp_path):

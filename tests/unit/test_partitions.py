@@ -158,21 +158,11 @@ def test_large_groups_are_in_the_test_set_as_often_as_their_share():
     assert 150 < large < 250
 
 
-def test_a_fraction_is_rounded_to_rows():
-    frame = frame_of([f"Na{1 + at}Cl" for at in range(10)])
-    assert len(split_rows(frame, test_fraction=0.26)[1]) == 3
-    assert len(split_rows(frame, test_fraction=0.24, how="random")[1]) == 2
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give exactly one of them"),
-        ({"test_rows": 1, "test_fraction": 0.1}, "give exactly one of them"),
         ({"test_rows": 0}, "test_rows=0 leaves no row for one side; there are 3 usable rows"),
         ({"test_rows": 3}, "test_rows=3 leaves no row"),
-        ({"test_fraction": 1.0}, "test_fraction=1.0 leaves no row"),
-        ({"test_fraction": float("nan")}, "test_fraction=nan leaves no row"),
         ({"test_rows": 1, "how": "fair"}, "split='fair' must be grouped or random"),
         ({"test_rows": 1}, "at least two different formulas; use split=random"),
     ],
@@ -236,12 +226,16 @@ def test_parts_are_disjoint_and_have_the_sizes_asked_for(deal, how, seed, alpha)
     assert set(dealt) <= set(train)
 
 
+def equal_sizes(num_rows: int, num_silos: int) -> list[int]:
+    return [num_rows // num_silos + (silo < num_rows % num_silos) for silo in range(num_silos)]
+
+
 @given(deals(), st.sampled_from((*EXACT, "anion", "chemical_system", "column:formula")), SEEDS, st.integers(1, 3))
 def test_parts_of_a_number_of_silos_cover_all_training_rows(deal, how, seed, num_silos):
     frame, train, _ = deal
     message, parts = "", {}
     try:
-        parts = partition_rows(frame, train, how, num_silos=num_silos, seed=seed)
+        parts = partition_rows(frame, train, how, equal_sizes(len(train), num_silos), seed=seed)
     except ConfigError as error:
         message = str(error)
     if message:
@@ -305,17 +299,17 @@ def test_a_large_chemical_system_is_placed_before_small_ones_fill_the_silos():
 def test_anion_classes_go_to_silos_by_size_and_the_smallest_are_joined():
     formulas = ["MgO"] * 5 + ["NaCl"] * 4 + ["ZnS"] * 3 + ["GaN"] * 2 + ["Ni3Al"]
     frame, rows = frame_of(formulas), np.arange(15)
-    five = partition_rows(frame, rows, "anion", num_silos=5)
+    five = partition_rows(frame, rows, "anion", [3] * 5)
     assert [sorted(set(frame["formula"].iloc[part])) for part in five.values()] == [
         ["MgO"], ["NaCl"], ["ZnS"], ["GaN"], ["Ni3Al"],
     ]  # fmt: skip
-    three = partition_rows(frame, rows, "anion", num_silos=3)
+    three = partition_rows(frame, rows, "anion", [5] * 3)
     # other (1) joins pnictide (2), then both join chalcogenide (3).
     assert [sorted(set(frame["formula"].iloc[part])) for part in three.values()] == [
         ["GaN", "Ni3Al", "ZnS"], ["MgO"], ["NaCl"],
     ]  # fmt: skip
     with pytest.raises(ConfigError, match=r"finds 5 groups \(chalcogenide \(3\), .* for 6 silos; use at most 5 silos"):
-        partition_rows(frame, rows, "anion", num_silos=6)
+        partition_rows(frame, rows, "anion", equal_sizes(15, 6))
 
 
 def test_a_column_of_the_source_deals_by_database():
@@ -327,7 +321,7 @@ def test_a_column_of_the_source_deals_by_database():
         "silo-3": [3],
     }
     with pytest.raises(ConfigError, match=r"the frame has no column 'db'; it has: formula, target, reason, source"):
-        partition_rows(frame, np.arange(6), "column:db", num_silos=2)
+        partition_rows(frame, np.arange(6), "column:db", [3, 3])
 
 
 def shares_of_bins(frame: pd.DataFrame, parts: dict[str, np.ndarray]) -> np.ndarray:
@@ -339,7 +333,7 @@ def shares_of_bins(frame: pd.DataFrame, parts: dict[str, np.ndarray]) -> np.ndar
 def test_a_small_alpha_gives_each_silo_few_kinds_of_rows_and_a_large_one_gives_all():
     frame = frame_of(["NaCl"] * 4000)
     shares = {
-        alpha: shares_of_bins(frame, partition_rows(frame, np.arange(4000), "dirichlet", num_silos=4, alpha=alpha))
+        alpha: shares_of_bins(frame, partition_rows(frame, np.arange(4000), "dirichlet", [1000] * 4, alpha=alpha))
         for alpha in (0.05, 0.5, 1000.0)
     }
     assert shares[0.05].mean() > 0.35 > shares[0.5].mean() > 0.15 > shares[1000.0].mean()
@@ -347,34 +341,26 @@ def test_a_small_alpha_gives_each_silo_few_kinds_of_rows_and_a_large_one_gives_a
 
 def test_sizes_of_the_paper_are_dealt_at_random():
     frame = frame_of(["NaCl"] * 10_000)
-    parts = partition_rows(frame, np.arange(10_000), sizes=(1000, 2000, 3000, 4000))
+    parts = partition_rows(frame, np.arange(10_000), "size", (1000, 2000, 3000, 4000))
     assert [len(part) for part in parts.values()] == [1000, 2000, 3000, 4000]
     # Means of 1,000 to 4,000 standard normal targets: within five standard errors of 0.
     assert all(abs(frame["target"].iloc[part].mean()) < 5 / np.sqrt(len(part)) for part in parts.values())
 
 
-def test_equal_shares_differ_by_one_row_at_most():
-    parts = partition_rows(frame_of(["NaCl"] * 11), np.arange(11), num_silos=3)
-    assert [len(part) for part in parts.values()] == [4, 4, 3]
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "give exactly one of them"),
-        ({"sizes": (1,), "num_silos": 1}, "give exactly one of them"),
         ({"sizes": (3, 4)}, "sizes=3, 4 sum to 7 rows, but only 6 training rows are available"),
         ({"sizes": ()}, "sizes=none: every silo needs 1 row or more"),
         ({"sizes": (3, 0)}, "sizes=3, 0: every silo needs 1 row or more"),
-        ({"num_silos": 7}, "num_silos=7 must lie between 1 and 6"),
-        ({"num_silos": 2, "how": "taste"}, "partition='taste' must be one of size, anion, chemical_system"),
-        ({"num_silos": 2, "how": "dirichlet", "alpha": 0.0}, "alpha=0.0 must be positive"),
-        ({"num_silos": 2, "how": "chemical_system"}, "leaves no row for silo-2; use fewer silos"),
+        ({"sizes": (3, 3), "how": "taste"}, "partition='taste' must be one of size, anion, chemical_system"),
+        ({"sizes": (3, 3), "how": "dirichlet", "alpha": 0.0}, "alpha=0.0 must be positive"),
+        ({"sizes": (3, 3), "how": "chemical_system"}, "leaves no row for silo-2; use fewer silos"),
     ],
 )
 def test_an_impossible_partition_is_a_config_error(options, message):
     with pytest.raises(ConfigError) as caught:
-        partition_rows(frame_of(["NaCl"] * 6), np.arange(6), **options)
+        partition_rows(frame_of(["NaCl"] * 6), np.arange(6), **({"how": "size"} | options))
     assert message in str(caught.value)
 
 
@@ -387,7 +373,7 @@ frame = pd.DataFrame({"formula": formulas, "target": np.arange(144.0) % 7, "reas
 train, test = split_rows(frame, test_rows=30, seed=3)
 print(select_rows(frame, 5, 1), test, hash_split(formulas, 0.2, 0).nonzero())
 for how in ("size", "anion", "chemical_system", "sorted_target", "dirichlet", "dirichlet:anion", "column:source"):
-    print(how, partition_rows(frame, train, how, num_silos=3, seed=4))
+    print(how, partition_rows(frame, train, how, [38] * 3, seed=4))
 """
 
     def printed(hash_seed: str) -> str:
@@ -402,6 +388,6 @@ for how in ("size", "anion", "chemical_system", "sorted_target", "dirichlet", "d
 def test_a_split_and_a_partition_stay_the_same_from_version_to_version():
     frame = frame_of([formula for formula in FORMULAS for _ in range(2)])
     train, test = split_rows(frame, test_rows=6, seed=0)
-    parts = partition_rows(frame, train, sizes=(6, 12), seed=0)
+    parts = partition_rows(frame, train, "size", (6, 12), seed=0)
     assert test.tolist() == [2, 3, 10, 11, 12, 13]
     assert parts["silo-1"].tolist() == [6, 8, 14, 15, 18, 23]

@@ -124,7 +124,7 @@ def hostile_report(run: RunDirectory) -> Page:
     run.write_data([{"name": evil, "rows": 1000, "sha256": "ab" * 32}, {"name": "b", evil: 1}])
     run.write_environment({evil: "cpu"})
     summary = summary_of_a_study() | {f"silo.{evil}.mae": 0.5, evil: evil}
-    blocks = [Paragraph(evil), Note(evil), Code(evil), Table([evil], [[evil]], evil), Figure(png, evil, '" onload="x')]
+    blocks = [Paragraph(evil), Note(evil), Code(evil), Table([evil], [[evil]], evil), Figure(png, f'{evil}" onload="x')]
     path = write_report(
         run, evil, summary, [Section(evil, blocks), Section(evil, [], folded=True)], subtitle=evil, command=evil,
         unreadable={evil: {evil: 3}}, warnings=[evil], provenance=evil,

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from ray_fed.errors import ConfigError, DataError
+from ray_fed.micrographs.tiles import turned
 from ray_fed.style_transfer.amplitude import AmplitudeBank, amplitude_bank, band_of, checked_bank, painted_with
-from ray_fed.style_transfer.conditioning import GrainMaps, turned
+from ray_fed.style_transfer.conditioning import GrainMaps
 from ray_fed.style_transfer.image_features import NO_BAND, NUM_FEATURES, GrainStatistics, best_band, measured
 from ray_fed.style_transfer.networks import GeneratorSpec, new_discriminator, new_generator
 from ray_fed.style_transfer.synthesis import grey_l1, nearest_distances, probe_memorisation, synthesise

@@ -3,7 +3,7 @@ unusable rows with their reason.
 
     database = open_database(Source("../shared/datasets/mp_structures"), silo="mit")
     database.frame               one row per entry, unusable ones with a reason
-    database.reason_counts()     {"target is missing": 3}
+    reason_counts(frame)         {"target is missing": 3}
     database.fingerprint         sha256, rows, columns: what may be disclosed about the source
 
 The crystal frame
@@ -23,12 +23,12 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ray_fed.config import at_home
 from ray_fed.errors import DataError, quoted
 from ray_fed.materials.databases.columns import (
     LATTICE_ROLES,
@@ -73,10 +73,6 @@ class Database:
     fingerprint: dict[str, object]
     """sha256, num_rows, num_usable, columns, source, target: plain values."""
 
-    def reason_counts(self) -> dict[str, int]:
-        """Return reason -> number of rows, the commonest first; values of single rows are left out."""
-        return reason_counts(self.frame)
-
 
 def reason_counts(frame: pd.DataFrame) -> dict[str, int]:
     """Return reason -> number of rows, the commonest first, without what is in quotes: values of single rows."""
@@ -98,7 +94,8 @@ def open_database(source: Source, silo: str = "") -> Database:
 
 
 def _open(source: Source) -> Database:
-    table = _embedded_table(source) if source.path == EMBEDDED else open_table(Path(source.path), source.target)
+    path = at_home(source.path)  # here, where it is that of the silo's account
+    table = _embedded_table(source) if source.path == EMBEDDED else open_table(path, source.target)
     frame = crystal_frame(table, source)
     if all(frame["reason"]):
         counted = "; ".join(f"{count} x {reason}" for reason, count in list(reason_counts(frame).items())[:5])
@@ -176,7 +173,7 @@ class Reasons:
 
 def crystal_frame(table: RawTable, source: Source) -> pd.DataFrame:
     """Return the crystal frame of a table (see `databases`). DataError where a column is missing or no row is left."""
-    roles = _roles(table)
+    roles = _roles(table, source.columns)
     wanted_target = target_column(table.columns, source.target, table.source) if source.target else None
     kept = [require_column(table.columns, name, table.source) for name in source.keep if name not in FRAME_COLUMNS]
     chosen = Selection(table, roles, _chosen_positions(table, source))
@@ -207,8 +204,8 @@ def _plain(column: pd.Series) -> pd.Series:
     return column if column.dtype.kind in "fiub" else column.astype(object).map(str).astype("str")
 
 
-def _roles(table: RawTable) -> dict[str, str]:
-    roles = find_roles(table.columns)
+def _roles(table: RawTable, allowed: Sequence[str]) -> dict[str, str]:
+    roles = find_roles([require_column(table.columns, name, table.source) for name in allowed] or table.columns)
     if not {"formula", "structure", "numbers"} & roles.keys():
         require_column(table.columns, "formula", f"{table.source} (formula, structure or atomic numbers are needed)")
     return roles

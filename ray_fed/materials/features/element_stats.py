@@ -46,10 +46,6 @@ def _mean(moments: Moments) -> np.ndarray:
     return np.clip(moments.mean, moments.minimum, moments.maximum)
 
 
-def _range(moments: Moments) -> np.ndarray:
-    return moments.maximum - moments.minimum
-
-
 def _variance(moments: Moments) -> np.ndarray:
     """Reliability-weighted unbiased variance S W / (W² - sum of w²); 0 for a single element, as matminer has it."""
     several = moments.pairs > 0
@@ -57,16 +53,12 @@ def _variance(moments: Moments) -> np.ndarray:
     return moments.scatter * factor
 
 
-def _std_dev(moments: Moments) -> np.ndarray:
-    return np.sqrt(_variance(moments))
-
-
 STATISTICS: Mapping[str, Callable[[Moments], np.ndarray]] = {
     "minimum": lambda moments: moments.minimum,
     "maximum": lambda moments: moments.maximum,
-    "range": _range,
+    "range": lambda moments: moments.maximum - moments.minimum,
     "mean": _mean,
-    "std_dev": _std_dev,
+    "std_dev": lambda moments: np.sqrt(_variance(moments)),
     "variance": _variance,
     "sum": lambda moments: moments.mean * moments.total,
     "population_variance": lambda moments: moments.scatter / moments.total,

@@ -19,8 +19,9 @@ import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -64,7 +65,7 @@ class FeatureSet(ABC):
 
     structure: str
     missing_count: bool
-    _citation_keys: tuple[str, ...] = ()
+    _citation_keys: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def _element_columns(self) -> StatisticColumns:
@@ -146,6 +147,7 @@ class FeatureSet(ABC):
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
+@dataclass(eq=False, repr=False)
 class GuoFeatures(FeatureSet):
     """The 73 features of Guo et al. 2022; with impute="matminer" the first 65 equal matminer's preset "matminer".
 
@@ -158,28 +160,20 @@ class GuoFeatures(FeatureSet):
     missing_count  add a column: for how many of the 13 properties a value had to be imputed
     """
 
-    _citation_keys = ("guo2022", "ward2018", "ong2013")
+    _citation_keys: ClassVar = ("guo2022", "ward2018", "ong2013")
 
-    def __init__(
-        self,
-        impute: str = "median",
-        spread: str = "std",
-        modulus: str = "bulk",
-        block: str = "matminer",
-        structure: str = "as_given",
-        missing_count: bool = False,
-    ):
-        self.impute = impute
-        self.spread = spread
-        self.modulus = modulus
-        self.block = block
-        self.structure = structure
-        self.missing_count = missing_count
+    impute: str = "median"
+    spread: str = "std"
+    modulus: str = "bulk"
+    block: str = "matminer"
+    structure: str = "as_given"
+    missing_count: bool = False
 
     def _element_columns(self) -> StatisticColumns:
         return guo_columns(self.impute, self.spread, self.modulus, self.block)
 
 
+@dataclass(eq=False, repr=False)
 class RichFeatures(FeatureSet):
     """Every property of a table of elements: the shipped one (48 of XenonPy's 58), or your own.
 
@@ -190,21 +184,13 @@ class RichFeatures(FeatureSet):
     table          path of a CSV file, first column the symbol; None: the shipped table
     """
 
-    _citation_keys = ("yamada2019", "mendeleev", "ong2013")
+    _citation_keys: ClassVar = ("yamada2019", "mendeleev", "ong2013")
 
-    def __init__(
-        self,
-        statistics: str = "xenonpy",
-        impute: str = "median",
-        structure: str = "none",
-        missing_count: bool = False,
-        table: str | Path | None = None,
-    ):
-        self.statistics = statistics
-        self.impute = impute
-        self.structure = structure
-        self.missing_count = missing_count
-        self.table = table
+    statistics: str = "xenonpy"
+    impute: str = "median"
+    structure: str = "none"
+    missing_count: bool = False
+    table: str | Path | None = None
 
     def _element_columns(self) -> StatisticColumns:
         return rich_columns(self.statistics, self.impute, self.table)

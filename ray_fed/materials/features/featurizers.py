@@ -1,17 +1,11 @@
-"""Featurizers: the feature sets as scikit-learn transformers, with matminer's names as well.
-
-    name             columns   what
-    guo73            65 + 8    Guo et al. 2022: 13 element properties x 5 statistics, and the cell
-    guo65            65        the same without the cell: formulas are enough
-    rich             240       48 of XenonPy's 58 element properties x its 5 statistics
-    rich+structure   240 + 8   the same and the cell
+"""Featurizers: the feature sets of feature_sets.py as scikit-learn transformers, with matminer's names as well.
 
     >>> featurizer = make_featurizer("guo65")
     >>> X, reasons = featurizer.transform_with_reasons(["Fe2O3", "Xx2O3"])
     >>> X.shape, reasons[1]
     ((2, 65), "unknown element 'Xx' in 'Xx2O3'")
 
-`fit` only checks the options. The numbers come from feature_sets.py.
+`fit` only checks the options.
 """
 
 import logging
@@ -25,7 +19,7 @@ import pandas as pd
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from ray_fed.errors import DataError
-from ray_fed.materials.features.feature_sets import FeatureSet, GuoFeatures, RichFeatures, checked
+from ray_fed.materials.features.feature_sets import FEATURE_SETS, FeatureSet, GuoFeatures, RichFeatures, checked
 
 logger = logging.getLogger(__name__)
 
@@ -92,10 +86,8 @@ class RichFeaturizer(CrystalFeaturizer, RichFeatures):
 
 
 FEATURIZERS: Mapping[str, tuple[type[CrystalFeaturizer], Mapping[str, object]]] = {
-    "guo73": (GuoFeaturizer, {}),
-    "guo65": (GuoFeaturizer, {"structure": "none"}),
-    "rich": (RichFeaturizer, {}),
-    "rich+structure": (RichFeaturizer, {"structure": "as_given"}),
+    name: (GuoFeaturizer if kind is GuoFeatures else RichFeaturizer, implied)
+    for name, (kind, implied) in FEATURE_SETS.items()
 }
 """Featurizers by name, with the options that the name implies."""
 
