@@ -20,7 +20,6 @@ from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.perimeter.coordinator_record import CollectedLedgers, CoordinatorRecord, SiloLedger
 
-COLLECT_SECONDS = 60.0
 BATCH_SECONDS = 0.2
 """Records of a thousand rounds a second must not mean a thousand messages a second to the driver."""
 
@@ -73,10 +72,10 @@ class CoordinatorActor:
     def collect_ledgers(self) -> CollectedLedgers:
         """Fetch the silos' ledgers; one that is gone, or whose owner keeps its ledger, is left out."""
         found = {}
-        present = {name: silo for name, silo in self.cohort.silos.items() if name not in self.cohort.absent()}
-        for name, silo in present.items():
+        present = [name for name in self.cohort.silos if name not in self.cohort.absent()]
+        for name in present:
             with contextlib.suppress(FedError):
-                said = value_of(silo.collect_ledger.remote(), name, "handing over its ledger", COLLECT_SECONDS)
+                said = self.cohort.collect_ledger(name)
                 found |= {name: SiloLedger(*said)} if said else {}
         return CollectedLedgers(found, self.record.take() if self.record else ())
 

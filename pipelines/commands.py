@@ -93,6 +93,9 @@ KEY = argument(
 PREDICTIONS = place("--out", default=None, help="CSV to write (default: FILE's name with .predictions.csv, here)")
 LIBRARY = place("--library", default="library", help="folder of the library (default: library)")
 MODEL_ID = argument("id", help="id of a model, or its first digits")
+SITE_FILE = argument(
+    "--file", default=None, help="the owner's file (default: site.yaml in RAY_FED_SITE, or in ~/.config/ray-fed)"
+)
 CATALOGUE = "pipelines.model_library.catalogue"
 PLACE = "folder, or any URL that fsspec knows"
 
@@ -371,6 +374,67 @@ COMMANDS = (
         ),
         "Make a private certificate authority, once, and a folder with certificate and key for each machine, to be "
         "brought there as ~/ray-fed/tls. The authority's key stays where it was made.",
+    ),
+    Command(
+        "site",
+        "a site of your own: what others may do with its data, and the connection that it dials out",
+        description="Serve data of this machine to a coordinator elsewhere, under rules of your own.",
+    ),
+    Command(
+        "site init",
+        "write this site's file, and print what the coordinator must know",
+        "pipelines.site.init:run",
+        (
+            SITE_FILE,
+            argument("--name", default=None, help="name of this site, as the coordinator will call it"),
+            argument("--hub", default=None, metavar="HOST:PORT", help="the coordinator's hub"),
+            argument("--hub-key", default=None, metavar="HASH", help="of the hub's public key, as its owner says"),
+            argument(
+                "--dataset", action="append", default=[], metavar="NAME=FILE", help="a data set by a name (repeatable)"
+            ),
+            argument(
+                "--target",
+                action="append",
+                default=[],
+                metavar="NAME=COLUMN:UNIT",
+                help="a column that may be learned, by a name, with its unit (repeatable)",
+            ),
+            argument("--tls", default="~/ray-fed/tls", metavar="FOLDER", help="ca.crt, node.crt and node.key"),
+            argument("--proxy", default=None, metavar="HOST:PORT", help="HTTP CONNECT proxy on the way out"),
+            argument("--ledger", default="~/ray-fed/ledger", metavar="FOLDER", help="where ledgers and log are kept"),
+            argument("--state", default="~/ray-fed/state", metavar="FOLDER", help="where optimiser states are kept"),
+        ),
+        "Write a commented site.yaml that only this account can read, make the site's signing key, and print what the "
+        "coordinator must know. What is not given is asked for.",
+    ),
+    Command(
+        "site check",
+        "try everything that a run will need: data, certificate, hub, GPU",
+        "pipelines.site.check:run",
+        (SITE_FILE,),
+        "Open the data sets, look at the certificate, and reach the hub through the proxy without beginning anything. "
+        "Exit code 1 when something would keep a run from working.",
+    ),
+    Command(
+        "site start",
+        "serve this site until Ctrl-C",
+        "pipelines.site.start:run",
+        (SITE_FILE,),
+        "Dial out to the hub, for ever, and train on this machine what the site's file allows.",
+    ),
+    Command(
+        "site key",
+        "print the hash of a machine's public key, for the other side to pin",
+        "pipelines.site.key:run",
+        (
+            argument(
+                "folder",
+                nargs="?",
+                default="~/ray-fed/tls",
+                metavar="FOLDER",
+                help="with node.crt and node.key",
+            ),
+        ),
     ),
     Command(
         "doctor",

@@ -1,20 +1,28 @@
-"""Puts a federation into this process or onto Ray, for the duration of a block."""
+"""Puts a federation into this process, onto Ray, or behind a hub that its sites dial, for the duration of a block."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
 
-from ray_fed.federation.cohort import LocalCohort
+from pipelines.hub import HubSection, listening
+from ray_fed.errors import FedError
+from ray_fed.federation.cohort import Cohort, LocalCohort
 from ray_fed.federation.coordinator import Agreement, Coordinator
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
+from ray_fed.federation.silo import Evaluator
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task
-from ray_fed.perimeter.coordinator_record import CollectedLedgers
+from ray_fed.perimeter.coordinator_record import CollectedLedgers, CoordinatorRecord, SiloLedger
+
+if TYPE_CHECKING:
+    from ray_fed.sites.cohort import SiteCohort
+    from ray_fed.sites.wire import Invitation
 
 
 class CoordinatorLike(Protocol):
@@ -46,6 +54,12 @@ class FederationSpec:
     """The evaluator's samples, if there is a common test set."""
     training: Sequence[str]
     """The silos whose rows define the scaler."""
+    sites: Sequence[tuple[str, "Invitation"]] = ()
+    """(site, what its silo is asked for) of silos at sites that their owners run."""
+    hub: HubSection | None = None
+    """Where these dial in."""
+    run: str = ""
+    """Name of the run in ledgers; none is kept without one."""
 
 
 @contextlib.contextmanager
@@ -63,6 +77,10 @@ def launched(
     and must travel with them.
     """
     silos, task, test, training = members.silos, members.task, members.test, members.training
+    if members.sites:
+        with _with_sites(members, cohort, address, answer_timeout, start) as standing:
+            yield standing
+        return
     if cohort == "local":
         yield InProcessCoordinator(LocalCohort(silos, task, test), task, training), []
         return
@@ -75,3 +93,82 @@ def launched(
             carry_by_value(instance)
         with federation(silos, task, test, training, answer_timeout, start) as standing:
             yield standing.coordinator, standing.notices
+
+
+# ---- with sites: the coordinator works in this process, where the hub is
+
+
+Collect = Callable[[str], tuple[bytes, str, str] | None]
+"""Silo -> its ledger, head and public key; None where its owner keeps it."""
+
+
+class HubCoordinator(Coordinator):
+    """A coordinator beside a hub, of silos at sites and perhaps others."""
+
+    def __init__(self, cohort: Cohort, members: FederationSpec, collect: Mapping[str, Collect]):
+        """collect: by silo, of those that keep a ledger."""
+        self._notes = CoordinatorRecord(members.task) if members.run else None
+        self._collect = collect
+        super().__init__(cohort, members.task, members.training, [self._notes] if self._notes else [])
+
+    def collect_ledgers(self) -> CollectedLedgers:
+        """Fetch the silos' ledgers; one that is gone, or whose owner keeps its ledger, is left out."""
+        found = {}
+        for name, collect in self._collect.items():
+            with contextlib.suppress(FedError):
+                said = None if name in self.cohort.absent() else collect(name)
+                found |= {name: SiloLedger(*said)} if said else {}
+        return CollectedLedgers(found, self._notes.take() if self._notes else ())
+
+
+@contextlib.contextmanager
+def _with_sites(
+    members: FederationSpec, cohort: str, address: str, answer_timeout: float | None, start: StartRules
+) -> Iterator[tuple[CoordinatorLike, list[str]]]:
+    """Yield a coordinator in this process: of the silos behind the hub alone, or together with those of this side."""
+    from ray_fed.sites.cohort import JoinedCohort
+
+    torch.set_num_threads(1)  # sums over several threads differ in the last bits; silo actors have one, too
+    assert members.hub is not None
+    with listening(members.hub) as hub, contextlib.ExitStack() as stack:
+        evaluator = Evaluator(members.test, members.task) if members.test and not members.silos else None
+        away = stack.enter_context(contextlib.closing(_site_cohort(hub, members, evaluator, answer_timeout, start)))
+        collect: dict[str, Collect] = dict.fromkeys(away.silos, away.collect_ledger)
+        if not members.silos:
+            yield HubCoordinator(away, members, collect), []
+            return
+        if cohort == "local":
+            here: Cohort = LocalCohort(members.silos, members.task, members.test)
+            notices: list[str] = []
+        else:
+            here, notices, of_actors = stack.enter_context(_on_ray(members, address, answer_timeout, start))
+            collect |= of_actors
+        yield HubCoordinator(JoinedCohort([here, away]), members, collect), notices
+
+
+def _site_cohort(
+    hub, members: FederationSpec, evaluator, answer_timeout: float | None, start: StartRules
+) -> "SiteCohort":
+    from ray_fed.sites.cohort import SiteCohort, SiteSilo
+
+    silos = [SiteSilo(site, invitation) for site, invitation in members.sites]
+    return SiteCohort(hub, silos, members.task, evaluator, answer_timeout, start)
+
+
+@contextlib.contextmanager
+def _on_ray(
+    members: FederationSpec, address: str, answer_timeout: float | None, start: StartRules
+) -> Iterator[tuple[Cohort, list[str], dict[str, Collect]]]:
+    """Yield the silos of this side as actors, notices, and how their ledgers are collected."""
+    from actors.session import carry_by_value, session
+
+    with session(address, sum(spec.num_cpus for spec in members.silos) + 1):
+        from actors.cohort import RayCohort
+        from actors.federation import silo_actors
+
+        carry_by_value(members.task)
+        with silo_actors(members.silos, members.task, members.test, answer_timeout, start) as actors:
+            cohort = RayCohort(
+                actors.handles, actors.evaluator, actors.specs, members.task, answer_timeout, actors.absent
+            )
+            yield cohort, actors.notices, dict.fromkeys(cohort.silos, cohort.collect_ledger)

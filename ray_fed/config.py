@@ -212,6 +212,15 @@ def _help(field: Field, documentation: str) -> str:
     return f"{documentation} (default: {shown})".replace("%", "%%")
 
 
+def at_home(path: str) -> Path:
+    """Return a path with `~` as the home of the account that this process runs under; ConfigError for a home that is
+    not there."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: there is no such home; ~/ is that of this account") from error
+
+
 def require(condition: bool, message: str) -> None:
     """Raise ConfigError(message) unless `condition`."""
     if not condition:

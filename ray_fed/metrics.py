@@ -1,8 +1,10 @@
-"""What an evaluation of a model comes to: metrics, and sums over samples that add up across silos."""
+"""What an evaluation of a model comes to: metrics, sums over samples that add up across silos, and how exactly these
+are told."""
 
+import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -225,3 +227,102 @@ class RegressionSums:
     def r2(self) -> float:
         """Coefficient of determination; NaN when the targets do not vary."""
         return 1.0 - self.sum_squared_error / self.m2_target if self.m2_target > 0 else float("nan")
+
+
+# ---- how exactly a silo tells what a model comes to on its rows
+#
+# Exact sums over rows are equations for the rows: from enough of them every target can be solved for. So a mean leaves
+# with few binary digits, and whether the last one is rounded up or down is drawn; the chance is such that the mean of
+# many draws is right. Plain rounding would not do: by moving a model a little at a time one finds the very place where
+# a rounded number jumps, and that place is exact.
+#
+# The coin is a keyed hash of model and metric, and the key is made from the silo's targets: who knows the rows (every
+# cohort, for the same rows) finds the same coin, who does not know them cannot foretell it. Asking again for the same
+# model gives the same answer; asking for very many models nearly like it averages the coins, so their number is
+# bounded by the silo's owner (`max_evaluations_per_run`, ray_fed/perimeter/policy.py).
+
+FEWEST_ROWS = 5
+"""Rows behind a statistic, and rows whose share is as fine as a released mean, unless the owner says otherwise."""
+LEAST_BITS = 7
+"""Binary digits after the first that a mean has at least: steps of 0.4 to 0.8 per cent."""
+
+ABOUT_TARGETS = ("mean_target", "m2_target")
+"""What depends on no model: one coin for all models."""
+
+Coin = Callable[[str], float]
+"""Name of a number -> where it is rounded, from 0 (down) to 1 (up)."""
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The digits of what is released."""
+
+    fewest_rows: int = FEWEST_ROWS
+    least_bits: int = LEAST_BITS
+
+    def bits(self, num_rows: int) -> int:
+        """Return the binary digits after the first of a mean over so many rows: steps as large as the share of
+        `fewest_rows` of them, but not coarser than `least_bits`."""
+        return max(self.least_bits, (num_rows // self.fewest_rows).bit_length() - 1)
+
+    def released(self, scores: Scores, coin: Coin | None = None) -> Scores:
+        """Return the scores with means of few digits. Without a coin to the nearest step, which leaves what was
+        released as it is. What is neither `RegressionSums` nor `MeanScores` is refused at the gate, and returned here.
+        """
+        coin, n = coin or _nearest, scores.num_examples
+        if n == 0:
+            return scores
+        bits = self.bits(n)
+        if type(scores) is MeanScores:
+            means = {name: on_grid(total / n, bits, coin(name)) for name, total in scores.sums.items()}
+            return MeanScores(n, {name: n * mean for name, mean in means.items()})
+        if type(scores) is RegressionSums:
+            return _regression(scores, bits, coin)
+        return scores
+
+
+def on_grid(value: float, bits: int, up: float, like: float | None = None) -> float:
+    """Return a multiple of 2^-bits of the largest power of two in `like` (in the value itself, if not given), the one
+    below value + `up` steps. Exact: the step is a power of two."""
+    size = abs(value if like is None else like)
+    if size == 0 or not (math.isfinite(size) and math.isfinite(value)):
+        return value
+    step = math.ldexp(1.0, max(math.frexp(size)[1] - 1 - bits, -1022))
+    return math.floor(value / step + up) * step if abs(value) < step * 2.0**52 else value
+
+
+def secret_of(arrays: Sequence[object], *others: str) -> bytes:
+    """Return a key made from a silo's own arrays, and from texts where it has none."""
+    digest = hashlib.blake2b(repr(others).encode())
+    for array in arrays:
+        if isinstance(array, np.ndarray) and array.dtype != object:
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()
+
+
+def coin_of(secret: bytes, vector: np.ndarray, part: str) -> Coin:
+    """Return the coins of one model on one part of the rows; what depends on no model has one coin for all."""
+    model = hashlib.blake2b(np.ascontiguousarray(vector).data).digest()
+
+    def coin(name: str) -> float:
+        about = b"" if name in ABOUT_TARGETS else model
+        drawn = hashlib.blake2b(about + f"{part}.{name}".encode(), key=secret, digest_size=8).digest()
+        return int.from_bytes(drawn, "little") / 2.0**64
+
+    return coin
+
+
+def _nearest(name: str) -> float:  # noqa: ARG001
+    return 0.5
+
+
+def _regression(scores: RegressionSums, bits: int, coin: Coin) -> RegressionSums:
+    """The mean of the targets has steps of their standard deviation's size: targets far from zero are not all alike."""
+    n = scores.num_examples
+    absolute, squared, variance = (
+        n * on_grid(getattr(scores, name) / n, bits, coin(name))
+        for name in ("sum_absolute_error", "sum_squared_error", "m2_target")
+    )
+    spread = math.sqrt(max(0.0, variance) / n) or None
+    mean = on_grid(scores.mean_target, bits, coin("mean_target"), spread)
+    return RegressionSums(n, absolute, squared, mean, variance)

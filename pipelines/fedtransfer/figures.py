@@ -45,7 +45,7 @@ def bars_figure(results: Sequence[ModelResult], silos: Sequence[str]) -> "Figure
             if metric.unit and all(cell.mean > 0 for cell in cells):
                 _bits_axis(axis, min(cell.mean for cell in cells))
             else:
-                axis.set_xlim(left=0)
+                axis.set_xlim(0, max(axis.get_xlim()[1], 0) or 1)  # bars may all be 0, or no numbers
             better = f"{'higher' if metric.higher_is_better else 'lower'} is better"
             scale = f"{metric.unit}, by factors; " if metric.unit else ""
             axis.set_xlabel(f"{metric.title} ({scale}{better})", fontsize=TICK_SIZE)

@@ -123,7 +123,8 @@ class TrainingOutcome:
         silos = {name: agreement.silos[name] for name in setup.training if name in agreement.silos}
         total = sum(silo.num_examples for silo in silos.values())
         counts = {f"silo.{name}.num_examples": silo.num_examples for name, silo in silos.items()}
-        test = agreement.test["num_examples"] if agreement.test else sum(s.num_held_out for s in silos.values())
+        held_out = sum(silo.num_held_out for silo in silos.values() if silo.metrics)
+        test = agreement.test["num_examples"] if agreement.test else held_out
         return {
             **counts,
             "federated.num_examples": total,
@@ -155,7 +156,8 @@ class TrainingOutcome:
     def _card(self) -> ModelCard:
         setup, config = self.experiment.setup, self.experiment.setup.config
         featurizer = setup.task.featurizer()
-        first = {m.name: self.experiment.finals(m)["federated"][0] for m in self.experiment.metrics}
+        finals = {metric.name: self.experiment.finals(metric) for metric in self.experiment.metrics}
+        first = {name: values["federated"][0] for name, values in finals.items() if "federated" in values}
         return ModelCard(
             name="federated",
             property=setup.task.target,
@@ -245,7 +247,7 @@ class TrainingOutcome:
         return self._save("bars", figure, f"{titles} of every model on the common test set.")
 
     def _curves(self) -> Figure | None:
-        names = ["federated", *(spec.name for spec in self.experiment.setup.members)]
+        names = ["federated", *self.experiment.setup.models]
         headline = self.experiment.metrics[0]
         curves = {name: self.experiment.curve(name, headline) for name in names}
         curves = {name: points for name, points in curves.items() if points[0]}

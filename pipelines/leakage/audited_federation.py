@@ -8,6 +8,7 @@ import numpy as np
 
 from pipelines.formation_energy.setup import POOLED, Setup, jobs, resolve
 from pipelines.ledger.coordinator_ledger import coordinator_path
+from ray_fed.config import require
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
@@ -61,7 +62,15 @@ class AuditedFederation:
 
 
 def setup_of(target: str) -> Setup:
-    """Return the setup of a run or of a federation file."""
+    """Return the setup of a run or of a federation file. ConfigError where silos are at sites of their owners: nobody
+    else replays what they send."""
+    setup = _setup_of(target)
+    alone = "an audit opens the data; each owner can audit a federation file that names the own data alone"
+    require(not setup.sites, f"{target}: has silos at sites of their owners, and {alone}")
+    return setup
+
+
+def _setup_of(target: str) -> Setup:
     path = Path(target)
     if path.is_file():
         return resolve({"federation": str(path.absolute())})

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ray_fed.errors import SiloFailed
+from ray_fed.errors import SiloFailed, Trouble
 from ray_fed.federation.messages import Artifact, MaskedUpdate, SessionSpec, Update
 from ray_fed.privacy.secure_sum.member import Keys, SecureMember
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
@@ -20,6 +20,8 @@ class SecureClient:
         self.silo = silo
         self._thresholds: dict[str, int] = {}
         self._members: dict[str, SecureMember] = {}
+        self._last_round: dict[str, int] = {}
+        """Session -> the last round that keys were made for; kept when the session is closed, or opened again."""
         self._signer = SigningKey.passing()
         self._partners: Mapping[str, str] = {}
 
@@ -58,9 +60,10 @@ class SecureClient:
     def _keys(self, session: str, server_round: int) -> dict[str, bytes]:
         if not self.is_secure(session):
             raise self._failure(server_round, f"session '{session}' was not opened for it")
-        before = self._members.get(session)
-        if before is not None and before.server_round >= server_round:
-            raise self._failure(server_round, "keys are made once a round, and rounds go on")
+        if self._last_round.get(session, -1) >= server_round:
+            reason = "keys are made once a round, and rounds go on, also when a session is opened again"
+            raise self._failure(server_round, f"{reason}; give it another name")
+        self._last_round[session] = server_round
         threshold = self._thresholds[session]
         member = SecureMember(self.silo, session, server_round, threshold, self._signer, self._partners)
         self._members[session] = member
@@ -93,4 +96,5 @@ class SecureClient:
         return member
 
     def _failure(self, server_round: int, reason: str) -> SiloFailed:
-        return SiloFailed(self.silo, f"secure aggregation in round {server_round}", reason)
+        doing = f"secure aggregation in round {server_round}"
+        return SiloFailed(self.silo, doing, reason, failure=Trouble.MASKS_FAILED)

@@ -4,12 +4,14 @@ The evaluator, who holds the common test set, stands beside it.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 
-from ray_fed.errors import SiloFailed
+from ray_fed.errors import SiloFailed, Trouble
 from ray_fed.federation.messages import MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
 from ray_fed.federation.secure_client import QUERIES as SECURE_QUERIES
 from ray_fed.federation.secure_client import SecureClient
@@ -18,7 +20,8 @@ from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.private_steps import Spent
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.trainer import Trainer
-from ray_fed.metrics import Scores
+from ray_fed.metrics import MeanScores, RegressionSums, Resolution, Scores, coin_of, secret_of
+from ray_fed.randomness import generator
 
 MOST_SESSIONS = 64
 """Each holds a network and its optimiser: a coordinator that forgets to close them must not fill the silo's memory."""
@@ -39,6 +42,9 @@ class Silo:
         self.secure = SecureClient(spec.name)
         self.secure_sessions: set[str] = set()
         """Those whose updates leave under masks only."""
+        self.resolution = Resolution()
+        """How exactly its evaluations are told."""
+        self._scoring: Scoring | None = None
         self._rows: LocalRows | None = None
         self._samples: Samples | None = None
 
@@ -48,6 +54,7 @@ class Silo:
     def open(self) -> SiloDescription:
         """Read and featurise the rows (DataError when that fails) and describe them."""
         rows = self._rows = self.task.load(self.spec)
+        self._scoring = None
         return SiloDescription(
             self.spec.name,
             len(rows.features),
@@ -62,7 +69,8 @@ class Silo:
     @property
     def rows(self) -> LocalRows:
         if self._rows is None:
-            raise SiloFailed(self.spec.name, "answering", "its data are not open yet; call open() first")
+            reason = "its data are not open yet; call open() first"
+            raise SiloFailed(self.spec.name, "answering", reason, failure=Trouble.NOT_OPEN)
         return self._rows
 
     def moments(self) -> ColumnMoments:
@@ -76,18 +84,20 @@ class Silo:
     @property
     def samples(self) -> Samples:
         if self._samples is None:
-            raise SiloFailed(self.spec.name, "answering", "its samples are not prepared yet; call prepare() first")
+            reason = "its samples are not prepared yet; call prepare() first"
+            raise SiloFailed(self.spec.name, "answering", reason, failure=Trouble.NOT_OPEN)
         return self._samples
 
     def open_session(self, spec: SessionSpec) -> str:
         """Make the trainer of a session; returns the layout digest for comparison."""
         if spec.session not in self.sessions and len(self.sessions) >= MOST_SESSIONS:
             reason = f"it has {len(self.sessions)} open already, and that is the most; close one"
-            raise SiloFailed(self.spec.name, "opening a session", reason)
+            raise SiloFailed(self.spec.name, "opening a session", reason, failure=Trouble.TOO_MANY_SESSIONS)
         trainer = self.make_trainer(spec)
         digest = trainer.layout.digest
         if digest != spec.layout_digest:
-            raise SiloFailed(self.spec.name, "opening a session", "its network differs from the coordinator's")
+            reason = Trouble.OTHER_NETWORK.value
+            raise SiloFailed(self.spec.name, "opening a session", reason, failure=Trouble.OTHER_NETWORK)
         self.sessions[spec.session] = trainer
         if spec.plan.private:
             self._spent[spec.session] = Spent(spec.plan.private, self.spec.state_folder, self.spec.name, spec.session)
@@ -152,10 +162,12 @@ class Silo:
         return self.secure.masked(update) if update.session in self.secure_sessions else update
 
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
-        """Return each model's errors on the silo's training and held-out rows, as sums."""
+        """Return each model's errors on the silo's training and held-out rows, as sums of few digits; see `Scoring`
+        for models that are not marked."""
         trainer, samples = self._session(session), self.samples
+        scoring = self._scoring = self._scoring or Scoring(self.rows, self.resolution)
         return {
-            name: Metrics(self.spec.name, *self.task.evaluate(trainer, samples, vector))
+            name: Metrics(self.spec.name, *scoring.scores(self.task, trainer, samples, vector))
             for name, vector in models.items()
         }
 
@@ -165,7 +177,8 @@ class Silo:
             return self.secure.answer(query, len(self.rows.features), *given)  # type: ignore[arg-type]
         queries = self.queries()
         if query not in queries:
-            raise SiloFailed(self.spec.name, f"answering '{query}'", f"it knows {sorted(queries)}")
+            known = f"it knows {sorted(queries)}"
+            raise SiloFailed(self.spec.name, f"answering '{query}'", known, failure=Trouble.UNKNOWN_QUERY)
         return queries[query](*given)
 
     def queries(self) -> Mapping[str, Callable[..., Any]]:
@@ -175,13 +188,14 @@ class Silo:
 
     def _session(self, session: str) -> Trainer:
         if session not in self.sessions:
-            raise SiloFailed(self.spec.name, "answering", f"no session '{session}'; open: {sorted(self.sessions)}")
+            reason = f"no session '{session}'; open: {sorted(self.sessions)}"
+            raise SiloFailed(self.spec.name, "answering", reason, failure=Trouble.NO_SESSION)
         return self.sessions[session]
 
 
 def make_silo(spec: SiloSpec, task: Task, device: str = "cpu") -> Silo:
     """Return the silo that does the task: its own kind, where it has one."""
-    own_kind = getattr(task, "silo", None)
+    own_kind, spec = getattr(task, "silo", None), spec.at_home()
     return own_kind(spec, device) if own_kind else Silo(spec, task, device)
 
 
@@ -208,3 +222,101 @@ class Evaluator:
     def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return (true values [rows], model -> predictions [rows]) for parity plots, in the target's unit."""
         return self.rows.targets, {name: self._predict(vector, self.features)[:, 0] for name, vector in models.items()}
+
+
+# ---- evaluations of models on the silo's own rows
+
+NEARLY_EQUAL = 2.0**-18
+"""Outputs nearer to each other, in units of the largest, are the same: float32 has 2^-24."""
+NEARLY_NOTHING = 2.0**-8
+"""A change smaller than this part of the largest one is none."""
+REMEMBERED_VALUES = 1 << 24
+"""Outputs of models marked before: 64 MiB. The oldest are forgotten."""
+PARTS = ("train", "held out")
+
+
+class Scoring:
+    """Marks models on a silo's rows without becoming an oracle for them.
+
+    Not marked, NaN for every metric, is a probe: a model that tells the rows apart in fewer groups than a statistic
+    needs rows (a constant, a step), or that differs from a model marked before in fewer rows than that. What is marked
+    is told with few digits (`ray_fed.metrics.Resolution`).
+    """
+
+    def __init__(self, rows: LocalRows, resolution: Resolution | None = None):
+        self.resolution = resolution or Resolution()
+        arrays = (rows.targets, rows.held_out_targets)
+        self._secret = secret_of(arrays, str(len(rows.features)), str(sorted(rows.fingerprint.items(), key=str)))
+        self._marked: list[list[np.ndarray]] = []
+
+    def scores(self, task: Task, trainer: Trainer, samples: Samples, vector: Vector) -> tuple[Scores, Scores]:
+        """Return what `task.evaluate` finds, as it may be told; NaN for a probe."""
+        with recorded_outputs(trainer) as outputs:
+            found = task.evaluate(trainer, samples, vector)
+        if self._is_probe([shown for one in outputs if len(shown := one_per_row(one)) >= self.resolution.fewest_rows]):
+            return unscored(found[0]), unscored(found[1])
+        train, held_out = (
+            self.resolution.released(scores, coin_of(self._secret, vector, part))
+            for part, scores in zip(PARTS, found, strict=True)
+        )
+        return train, held_out
+
+    def _is_probe(self, parts: list[np.ndarray]) -> bool:
+        """Tell whether outputs [rows] of each part are a probe's; remember those that are not."""
+        few = self.resolution.fewest_rows
+        if any(num_groups(part) < few for part in parts):
+            return True
+        for before in self._marked:
+            for old, new in zip(before, parts, strict=False):
+                if len(old) == len(new) and 0 < num_changed(old, new) < few:
+                    return True
+        self._marked.append(parts)
+        while len(self._marked) > 1 and sum(part.size for one in self._marked for part in one) > REMEMBERED_VALUES:
+            self._marked.pop(0)
+        return False
+
+
+@contextmanager
+def recorded_outputs(trainer: Trainer) -> Iterator[list[torch.Tensor]]:
+    """Lend a list into which goes whatever the trainer predicts meanwhile."""
+    outputs, predict = [], trainer.predict
+
+    def recording(features: object, vector: Vector) -> torch.Tensor:
+        outputs.append(predict(features, vector))
+        return outputs[-1]
+
+    trainer.predict = recording  # type: ignore[method-assign]
+    try:
+        yield outputs
+    finally:
+        del trainer.predict
+
+
+def one_per_row(outputs: torch.Tensor) -> np.ndarray:
+    """Return one number for each row's outputs, float32 [rows]: a fixed mixture of them, so that rows whose outputs
+    differ have different numbers."""
+    table = outputs.detach().cpu().reshape(len(outputs), int(np.prod(outputs.shape[1:]))).numpy().astype(np.float64)
+    weights = generator(0, "one number per row").normal(size=table.shape[1]) if table.shape[1] > 1 else np.ones(1)
+    return (table @ weights).astype(np.float32)
+
+
+def num_groups(outputs: np.ndarray) -> int:
+    """Return how many different values there are among outputs [rows]."""
+    size = float(np.abs(outputs).max())
+    if size == 0 or not np.isfinite(size):
+        return 1
+    return len(np.unique(np.rint(outputs / (size * NEARLY_EQUAL))))
+
+
+def num_changed(old: np.ndarray, new: np.ndarray) -> int:
+    """Return in how many rows outputs [rows] differ."""
+    change = np.abs(new - old)
+    largest = float(change.max())
+    return int((change > NEARLY_NOTHING * largest).sum()) if largest > 0 else 0
+
+
+def unscored(scores: Scores) -> Scores:
+    """Return scores of the same rows, without a number among them."""
+    if isinstance(scores, MeanScores):
+        return MeanScores(scores.num_examples, dict.fromkeys(scores.sums, np.nan))
+    return RegressionSums(scores.num_examples, *[np.nan] * 4) if isinstance(scores, RegressionSums) else scores

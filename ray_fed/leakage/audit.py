@@ -65,7 +65,7 @@ class TrainingChange:
         if self.sgd:
             changes |= {"optimizer": "sgd", "optimizer_state": "keep"}
         if self.dp:
-            changes["private"] = PrivateSteps(noise_for(self.dp, 1 / per_epoch, total), test_seed=0)
+            changes["private"] = PrivateSteps(noise_for(self.dp, 1 / per_epoch, total))
         if self.compression:
             changes["compression"] = self.compression
         return {name: replace(plan, **changes) for name, plan in plans.items()}  # type: ignore[arg-type]

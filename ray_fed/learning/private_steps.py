@@ -10,11 +10,14 @@ Abadi et al. 2016, Algorithm 1, with torch.func instead of hooks, and in closed 
     C       clip                        loss per parameter
     z       noise_multiplier            dimensionless
     q       1 / plan.steps_per_epoch    dimensionless
+    n       public_examples             examples
     q n     expected_batch              examples
 
 One example more or less changes the sum by at most C. The optimiser, momentum and averaging come after the noise and
-cost nothing further. What epsilon counts is what the *parameters* tell of one training example. Not covered: the
-number of rows, and the means and variances of the feature columns from which the federation's scaler is made.
+cost nothing further. q and n are the plan's, the same for a silo with one example more or less: n is the number of rows
+that the silo told when it opened its data, and that number is public. What epsilon counts is what the *parameters* tell
+of one training example. Not covered: that number of rows, and the means and variances of the feature columns from which
+the federation's scaler is made.
 """
 
 import json
@@ -26,7 +29,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from ray_fed.config import require
-from ray_fed.errors import SiloFailed
+from ray_fed.errors import SiloFailed, Trouble
 from ray_fed.learning.dense_clipping import DenseClippedSum, clipping_scale
 from ray_fed.learning.steps import DenseReluMseGradient, Loss
 from ray_fed.privacy.noise import NoiseSource
@@ -46,15 +49,23 @@ class PrivateSteps:
     """Longest gradient of one example that counts in full (2-norm)."""
     most_steps: int | None = None
     """Steps after which the silo answers no more; restarted rounds count again, because their noise was another."""
-    test_seed: int | None = None
-    """Repeatable noise, for tests alone: it protects nothing. None takes the operating system's randomness."""
+    public_examples: int | None = None
+    """Number of the silo's rows, as everybody knows it: divides the noised sum, and weighs the update. The coordinator
+    fills in what the silo told when it opened its data."""
 
     def __post_init__(self) -> None:
         require(self.noise_multiplier > 0, f"noise_multiplier={self.noise_multiplier} must be positive")
         require(self.clip > 0, f"clip={self.clip} must be positive")
+        known = self.public_examples
+        require(known is None or known > 0, f"public_examples={known} must be 1 or more")
 
-    def source(self, silo: str) -> NoiseSource:
-        return NoiseSource.secret() if self.test_seed is None else NoiseSource.repeatable(self.test_seed, silo)
+    @property
+    def num_examples(self) -> int:
+        """The public number of rows; ConfigError where the plan has none: the true one must not show in the noise."""
+        known = self.public_examples
+        require(known is not None, f"public_examples={known}: private steps need a number of rows that is public")
+        assert known is not None
+        return known
 
 
 class PrivateGradient:
@@ -120,7 +131,7 @@ class Spent:
         most = self.private.most_steps
         if most is not None and self.steps + num_steps > most:
             reason = f"its privacy budget is spent: {self.steps} of {most} private steps are taken"
-            raise SiloFailed(self.silo, "training", reason)
+            raise SiloFailed(self.silo, "training", reason, failure=Trouble.BUDGET_SPENT)
         self.steps += num_steps
         if self.path:
             write_atomically(self.path, json.dumps({"steps": self.steps}).encode())

@@ -30,6 +30,7 @@ from ray_fed.learning.steps import (
     gradient_for,
 )
 from ray_fed.privacy.compression import Compression, decode
+from ray_fed.privacy.noise import NoiseSource
 from ray_fed.randomness import derived_seed, generator
 
 PORTION_VALUES = 1 << 22
@@ -172,8 +173,8 @@ class LocalTrainer:
     def _gradient(self) -> Gradient:
         if self.plan.private is None:
             return gradient_for(self.module, self.loss, self.flat_gradient)
-        self._noise = self.plan.private.source(self.silo)
-        batch = len(self.features) / self.plan.steps_per_epoch
+        self._noise = NoiseSource.of_process(self.silo)
+        batch = self.plan.private.num_examples / self.plan.steps_per_epoch
         return PrivateGradient(self.module, self.loss, self.flat_gradient, self.plan.private, batch, self._noise)
 
     def fit_round(self, vector: np.ndarray, server_round: int) -> tuple[np.ndarray, FitResult]:
@@ -195,8 +196,8 @@ class LocalTrainer:
                 loss_sum += self.step(x, y)
         for term in self.terms:
             term.finish(len(steps))
-        if self.plan.private:  # how many rows chance took is as secret as which
-            num_examples = max(1, len(self.features) * len(steps) // self.plan.steps_per_epoch)
+        if self.plan.private:  # how many rows chance took is as secret as which, and as how many there are
+            num_examples = max(1, self.plan.private.num_examples * len(steps) // self.plan.steps_per_epoch)
         mean_loss = float(loss_sum) / max(1, len(steps))
         self.own_values.copy_(self.flat[self._own])
         return self.vector(), FitResult(len(steps), num_examples, mean_loss)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ray_fed.errors import DataError
+from ray_fed.errors import DataError, Trouble
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.polycrystals import boundary_mask
 from ray_fed.reading import open_picture, open_regular, require_few_pixels
@@ -75,7 +75,8 @@ def _pixels(path: Path, who: str, keep_palette: bool = False) -> np.ndarray:
     except DataError:
         raise
     except Exception as error:  # Pillow raises whatever its codecs raise
-        raise DataError(f"{who}: {path} cannot be read as an image ({_in_a_line(error)})") from error
+        reason = f"{who}: {path} cannot be read as an image ({_in_a_line(error)})"
+        raise DataError(reason, failure=Trouble.FILE_DAMAGED) from error
 
 
 def _require_one_image(frames: int, where: str) -> None:
@@ -90,7 +91,10 @@ def _in_a_line(error: Exception) -> str:
 def _tiff(path: Path, who: str, refusal: Exception) -> np.ndarray:
     """Read what Pillow has no mode for, such as RGB of 16 bits."""
     if path.suffix.lower() not in (".tif", ".tiff"):
-        raise DataError(f"{who}: {path} is no image that can be read; save it again as PNG or TIFF") from refusal
+        raise DataError(
+            f"{who}: {path} is no image that can be read; save it again as PNG or TIFF",
+            failure=Trouble.FILE_DAMAGED,
+        ) from refusal
     import tifffile
 
     try:
@@ -101,7 +105,8 @@ def _tiff(path: Path, who: str, refusal: Exception) -> np.ndarray:
     except DataError:
         raise
     except Exception as error:  # tifffile raises whatever its codecs raise
-        raise DataError(f"{who}: {path} is no image that can be read ({_in_a_line(error)})") from refusal
+        reason = f"{who}: {path} is no image that can be read ({_in_a_line(error)})"
+        raise DataError(reason, failure=Trouble.FILE_DAMAGED) from refusal
     if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
         return pixels
     raise DataError(f"{who}: {path} has the shape {pixels.shape}; one image [H, W] or [H, W, 3] is needed")
@@ -251,13 +256,19 @@ class MicrographFolder:
 def _files(folder: Path, given: str, usual: Sequence[str], who: str, what: str) -> dict[str, Path]:
     """Return stem -> file of the image files in a subfolder, sorted by name."""
     if not folder.is_dir():
-        raise DataError(f"{who}: {folder} is not a folder; it should hold {' and '.join(('images/', 'labels/'))}")
+        raise DataError(
+            f"{who}: {folder} is not a folder; it should hold {' and '.join(('images/', 'labels/'))}",
+            failure=Trouble.FILE_MISSING,
+        )
     there = [folder / name for name in ([given] if given else usual) if (folder / name).is_dir()]
     if not there:
-        raise DataError(f"{who}: {folder} has no subfolder {given or ' or '.join(usual)}; name it with {what}=")
+        raise DataError(
+            f"{who}: {folder} has no subfolder {given or ' or '.join(usual)}; name it with {what}=",
+            failure=Trouble.FILE_MISSING,
+        )
     files = sorted(path for path in there[0].iterdir() if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise DataError(f"{who}: {there[0]} holds no image files ({', '.join(SUFFIXES)})")
+        raise DataError(f"{who}: {there[0]} holds no image files ({', '.join(SUFFIXES)})", failure=Trouble.FILE_EMPTY)
     found: dict[str, Path] = {}
     for path in files:
         if path.stem in found:
@@ -275,11 +286,14 @@ def _sources(folder: Path, stems: Sequence[str], pattern: str, who: str) -> dict
     with index.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"name", "source_image"} <= set(rows[0]):
-        raise DataError(f"{who}: {index} needs the columns name and source_image")
+        raise DataError(f"{who}: {index} needs the columns name and source_image", failure=Trouble.COLUMN_MISSING)
     known = {row["name"]: row["source_image"] for row in rows}
     missing = [stem for stem in stems if stem not in known]
     if missing:
-        raise DataError(f"{who}: {index} has no line for '{missing[0]}' ({len(missing)} such images); add them")
+        raise DataError(
+            f"{who}: {index} has no line for '{missing[0]}' ({len(missing)} such images); add them",
+            failure=Trouble.COLUMN_MISSING,
+        )
     return {stem: known[stem] for stem in stems}
 
 

@@ -5,6 +5,7 @@ is there or not. A model is (epsilon, delta)-private if no observer's odds betwe
 exp(epsilon), except with probability delta.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -52,8 +53,24 @@ class PrivacyAccount:
         return low
 
 
-@lru_cache(maxsize=4096)
+Mechanism = tuple[float, float]
+"""(noise multiplier, sampling probability) of one noised step."""
+
+
+def composed_epsilon(steps: Mapping[Mechanism, int], delta: float) -> float:
+    """Return epsilon after steps of several kinds together: of several sessions, runs, or points of a sweep. Renyi
+    divergences add up, whoever chose the next step by looking at the last."""
+    return _composed(tuple(sorted((mechanism, count) for mechanism, count in steps.items() if count)), delta)
+
+
 def _epsilon(noise_multiplier: float, probability: float, num_steps: int, delta: float) -> float:
+    return _composed((((noise_multiplier, probability), num_steps),), delta)
+
+
+@lru_cache(maxsize=4096)
+def _composed(steps: tuple[tuple[Mechanism, int], ...], delta: float) -> float:
+    if not steps:
+        return 0.0
     try:
         import dp_accounting
         from dp_accounting.rdp import RdpAccountant
@@ -61,9 +78,10 @@ def _epsilon(noise_multiplier: float, probability: float, num_steps: int, delta:
         raise ConfigError(
             "differential privacy needs the package dp-accounting to count epsilon; pip install 'ray-fed[privacy]'"
         ) from error
-    event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise_multiplier)
-    if probability < 1:
-        event = dp_accounting.PoissonSampledDpEvent(probability, event)
     accountant = RdpAccountant(ORDERS)
-    accountant.compose(event, num_steps)
+    for (noise_multiplier, probability), num_steps in steps:
+        event: dp_accounting.DpEvent = dp_accounting.GaussianDpEvent(noise_multiplier)
+        if probability < 1:
+            event = dp_accounting.PoissonSampledDpEvent(probability, event)
+        accountant.compose(event, num_steps)
     return float(accountant.get_epsilon(delta))

@@ -14,6 +14,9 @@ import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 
+from ray_fed.config import require
+
+TEST_NOISE = "RAY_FED_TEST_NOISE"
 KEY_BYTES = 32
 BLOCK = 1 << 15
 
@@ -30,6 +33,17 @@ class NoiseSource:
     def secret(cls) -> "NoiseSource":
         """Return a source that nobody can repeat: its key comes from the operating system and is kept nowhere."""
         return cls(os.urandom(KEY_BYTES))
+
+    @classmethod
+    def of_process(cls, *purpose: str | int) -> "NoiseSource":
+        """Return a secret source; in a process that pytest started and gave RAY_FED_TEST_NOISE a number, a repeatable
+        one. No message and no option says so, only who starts the process. ConfigError where that is not a test."""
+        seed = os.environ.get(TEST_NOISE)
+        if seed is None:
+            return cls.secret()
+        unset = f"{TEST_NOISE} is set outside of a test: whoever knows it could take the noise away; unset it"
+        require("PYTEST_VERSION" in os.environ, unset)
+        return cls.repeatable(int(seed), *purpose)
 
     @classmethod
     def repeatable(cls, seed: int, *purpose: str | int) -> "NoiseSource":

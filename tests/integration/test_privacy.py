@@ -33,7 +33,7 @@ def comparable(found):
 @pytest.mark.usefixtures("ray_session")
 def test_codes_and_noise_leave_silo_actors_as_they_leave_silos_in_this_process():
     plans = [replace(PLAN, compression=Compression(method, 0.1)) for method in METHODS]
-    plans.append(replace(PLAN, private=PrivateSteps(1.0, test_seed=3)))
+    plans.append(replace(PLAN, private=PrivateSteps(1.0)))
     local = records(Coordinator(LocalCohort(SPECS, SyntheticTask()), SyntheticTask(), NAMES), plans)
     with federation(SPECS, SyntheticTask(), None, NAMES) as standing:
         far = records(standing.coordinator, plans)

@@ -1,6 +1,6 @@
 """DP-SGD, silo-level noise and their account: the mechanism by statistics, the code by hand-computed cases."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import nn
 from ray_fed.errors import ConfigError, SiloFailed
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.messages import Update
+from ray_fed.federation.messages import SessionSpec, Update
 from ray_fed.federation.rounds.job import EPSILON, Job
 from ray_fed.federation.strategies import DPFedAvg
 from ray_fed.federation.strategies.private import CLIP
@@ -20,10 +20,10 @@ from ray_fed.learning.layout import bind
 from ray_fed.learning.private_steps import PrivateGradient, PrivateSteps, Spent, chosen_rows
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
 from ray_fed.privacy.accounting import PrivacyAccount
-from ray_fed.privacy.noise import BLOCK, NoiseSource
+from ray_fed.privacy.noise import BLOCK, TEST_NOISE, NoiseSource
 from tests.synthetic import SyntheticTask, silos
 
-PRIVATE = PrivateSteps(1.0, clip=0.5, test_seed=7)
+PRIVATE = PrivateSteps(1.0, clip=0.5, public_examples=60)
 PLAN = TrainingPlan(seed=0, epochs=4, steps_per_epoch=4, num_rounds=4, optimizer="sgd", private=PRIVATE)
 
 
@@ -162,13 +162,38 @@ def test_private_training_tells_neither_its_loss_nor_how_many_rows_chance_took()
     assert (result.mean_loss, result.num_examples) == (0.0, 60)
 
 
-def test_private_training_repeats_itself_with_a_test_seed_only():
+def test_private_training_repeats_itself_only_in_a_process_that_was_started_for_a_test(monkeypatch):
     vector = trainer().vector()
+    secret = [trainer().fit(vector, range(4))[0].tobytes() for _ in range(2)]
+    monkeypatch.setenv(TEST_NOISE, "7")
     ours = [trainer().fit(vector, range(4))[0].tobytes() for _ in range(2)]
-    secret = replace(PLAN, private=replace(PRIVATE, test_seed=None))
-    theirs = [trainer(secret).fit(vector, range(4))[0].tobytes() for _ in range(2)]
     assert ours[0] == ours[1]
-    assert theirs[0] != theirs[1]
+    assert secret[0] != secret[1]
+    monkeypatch.delenv("PYTEST_VERSION")
+    with pytest.raises(ConfigError, match="RAY_FED_TEST_NOISE is set outside of a test"):
+        trainer()
+
+
+def test_nothing_that_a_coordinator_sends_can_ask_for_noise_that_repeats_itself():
+    for cls in (PrivateSteps, TrainingPlan, SessionSpec, DPFedAvg):
+        assert not [field.name for field in fields(cls) if "test" in field.name or "noise_seed" in field.name]
+
+
+def test_neither_noise_nor_weight_depends_on_how_many_rows_there_are():
+    """One row more or less showed in the length of the noise alone, when the divisor was the silo's own count."""
+    plan = replace(PLAN, learning_rate=1.0, private=replace(PRIVATE, noise_multiplier=1e4))
+    moves = {count: trainer(plan, count) for count in (60, 120)}
+    lengths, weights = {}, {}
+    for count, one in moves.items():
+        vector, result = one.fit(one.vector(), range(400))
+        lengths[count], weights[count] = float(np.std(vector)), result.num_examples
+    assert lengths[120] / lengths[60] == pytest.approx(1.0, abs=0.7)  # a divisor of its own would give 1 / 2 or less
+    assert weights[120] == weights[60] == 60 * 400 // 4
+
+
+def test_private_steps_without_a_public_number_of_rows_are_refused():
+    with pytest.raises(ConfigError, match="private steps need a number of rows"):
+        trainer(replace(PLAN, private=replace(PRIVATE, public_examples=None)))
 
 
 def test_a_neighbouring_data_set_cannot_be_told_apart_better_than_epsilon_allows():
@@ -210,7 +235,7 @@ def moved(strategy, updates, size=2):
 
 
 def test_moves_are_clipped_and_averaged_with_equal_weights():
-    strategy = DPFedAvg(noise_multiplier=1e-9, clip=5.0, test_seed=1)
+    strategy = DPFedAvg(noise_multiplier=1e-9, clip=5.0)
     state = moved(strategy, [update("a", [30, 40]), update("b", [0, -1])])
     np.testing.assert_allclose(state["federated"], [1.5, 1.5], atol=1e-6)
 
@@ -224,14 +249,15 @@ def test_the_noise_of_the_aggregate_hides_one_silo():
 
 
 def test_a_silo_that_fails_does_not_raise_the_weight_of_the_others():
-    strategy = DPFedAvg(noise_multiplier=1e-9, clip=5.0, test_seed=1)
+    strategy = DPFedAvg(noise_multiplier=1e-9, clip=5.0)
     state = strategy.start(np.zeros(2, np.float32), ["a", "b"])
     np.testing.assert_allclose(strategy.aggregate(state, [update("a", [3, 4])])["federated"], [1.5, 2], atol=1e-6)
 
 
-def test_the_adaptive_clip_finds_the_quantile_of_the_norms():
+def test_the_adaptive_clip_finds_the_quantile_of_the_norms(monkeypatch):
     """Andrew et al. 2021: with gamma = 0.5 the clip settles at the median of the norms."""
-    strategy = DPFedAvg(noise_multiplier=0.5, clip=100.0, target_quantile=0.5, test_seed=2)
+    monkeypatch.setenv(TEST_NOISE, "2")
+    strategy = DPFedAvg(noise_multiplier=0.5, clip=100.0, target_quantile=0.5)
     norms = np.linspace(1, 9, 81)
     state = strategy.start(np.zeros(2, np.float32), [str(number) for number in range(81)])
     clips = []

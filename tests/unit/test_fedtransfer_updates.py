@@ -145,11 +145,11 @@ def test_a_code_shortens_updates_and_the_report_says_so(finished):
 def test_another_strategy_ends_in_another_model(finished):
     plain = finished(PLAIN)
     summary, lines, report, _ = finished(
-        "--methods=fed_avg,fed_bn", "--strategy=fed_adam", "--strategy-options=eta=0.01"
+        "--methods=fed_avg,fed_bn", "--strategy=fed_adam", "--strategy-options=eta=0.1"
     )
     assert lines[0]["losses"] != plain[1][0]["losses"]
     assert lines[1]["losses"] == plain[1][1]["losses"]  # FedBN brings its own
-    assert "combined by fed_adam (eta=0.01)" in report
+    assert "combined by fed_adam (eta=0.1)" in report
     assert summary["status"] == "completed"
 
 

@@ -244,7 +244,7 @@ def test_a_style_silo_opens_no_more_sessions_than_any_other(monkeypatch):
 
 
 def test_a_style_silo_counts_its_private_steps_across_restarts(tmp_path):
-    plan = TrainingPlan(0, 2, 3, 2, private=PrivateSteps(1.0, most_steps=3, test_seed=0))
+    plan = TrainingPlan(0, 2, 3, 2, private=PrivateSteps(1.0, most_steps=3, public_examples=6))
     silo, spec, vector = opened_silo(tmp_path, plan=plan)
     silo.open_session(spec)
     silo.fit(spec.session, 1, vector)

@@ -101,7 +101,8 @@ def test_columns_can_be_standardised_over_all_silos():
 
     plain = train(replace(TASK, samples=shifted)).metrics["federated.accuracy"]
     scaled = train(replace(TASK, samples=shifted, standardises=True)).metrics["federated.accuracy"]
-    assert scaled > 0.85 > plain
+    assert scaled > 0.85
+    assert np.isnan(plain) or plain < 0.85  # all outputs alike: not marked
 
 
 def _raises(source):  # noqa: ARG001

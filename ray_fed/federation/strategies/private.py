@@ -53,8 +53,6 @@ class DPFedAvg(OneModel):
     """How fast the clip adapts; the paper's value."""
     count_noise: float | None = None
     """Noise of the count of unclipped silos; a twentieth of the silos, as in the paper, but at least 0.75 z."""
-    test_seed: int | None = None
-    """Repeatable noise, for tests alone: it protects nothing. None takes the operating system's randomness."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,18 +72,13 @@ class DPFedAvg(OneModel):
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> State:
         model, clip, num_silos = state[self.name], float(state[CLIP][0]), int(state[SILOS][0])
-        source = self._source(model)
+        source = NoiseSource.of_process(model.tobytes().hex()[:64])
         counted = _Counted(updates, model, clip)
         mean = plain_mean(counted.clipped(), len(model))
         total = np.subtract(mean, model, dtype=np.float64) * counted.num_updates
         total += source.normal(len(model)) * (self._move_noise(num_silos) * clip)
         moved = rounded_model(model + total / num_silos, f"lower noise_multiplier={self.noise_multiplier}")
         return {**state, self.name: moved, CLIP: np.array([self._next_clip(clip, counted, num_silos, source)])}
-
-    def _source(self, model: Vector) -> NoiseSource:
-        if self.test_seed is None:
-            return NoiseSource.secret()
-        return NoiseSource.repeatable(self.test_seed, model.tobytes().hex()[:64])
 
     def _sigma_b(self, num_silos: int) -> float:
         return self.count_noise or max(num_silos / 20, 0.75 * self.noise_multiplier)

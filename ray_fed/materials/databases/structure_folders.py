@@ -9,7 +9,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from ray_fed.errors import DataError, quoted
+from ray_fed.errors import DataError, Trouble, quoted
 from ray_fed.materials.databases.raw_table import RawTable, reading, table_of_columns
 from ray_fed.reading import read_bounded
 
@@ -61,7 +61,10 @@ def open_structure_folder(folder: Path, target: str | None) -> RawTable:
 
 def _structures_only(folder: Path, files: Sequence[Path]) -> RawTable:
     if not files:
-        raise DataError(f"{folder} has no structure files ({', '.join(STRUCTURE_SUFFIXES)} or POSCAR*)")
+        raise DataError(
+            f"{folder} has no structure files ({', '.join(STRUCTURE_SUFFIXES)} or POSCAR*)",
+            failure=Trouble.FILE_EMPTY,
+        )
     return _table(str(folder), {"id": [path.name for path in files]}, files, {})
 
 
@@ -74,9 +77,11 @@ def _rows(listed: Path) -> list[list[str]]:
     with reading(listed), listed.open(encoding="utf-8-sig", newline="") as file:
         rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(cell.strip() for cell in row)]
     if not rows:
-        raise DataError(f"{listed} is empty; it needs one line per structure: id,target")
+        raise DataError(f"{listed} is empty; it needs one line per structure: id,target", failure=Trouble.FILE_EMPTY)
     if max(len(row) for row in rows) < 2:
-        raise DataError(f"{listed} has one column; it needs two, without a header: id,target")
+        raise DataError(
+            f"{listed} has one column; it needs two, without a header: id,target", failure=Trouble.COLUMN_MISSING
+        )
     return rows
 
 
@@ -111,4 +116,7 @@ def structure_text(path: Path) -> str:
     try:
         return read_bounded(path, MAX_FILE_BYTES).decode("utf-8", "replace")
     except OSError as error:
-        raise DataError(f"structure file {quoted(path.name)} cannot be read: {quoted(error.strerror)}") from error
+        raise DataError(
+            f"structure file {quoted(path.name)} cannot be read: {quoted(error.strerror)}",
+            failure=Trouble.FILE_UNREADABLE,
+        ) from error
