@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from pipelines.formation_energy.federation_file import read_federation
 from ray_fed.errors import DataError, FedError
 from ray_fed.leakage.images import load_images
 from ray_fed.learning.layout import Layout, initial_vector
@@ -442,6 +443,32 @@ def test_a_hostile_file_in_a_library_is_one_line(library, content):
     assert "x.json" in refused(library.reindex)
     (library.path / "library.json").write_bytes(content)
     assert "library" in refused(lambda: Library.open(library.path))
+
+
+# ---- received federation files
+
+
+FEDERATIONS = {
+    "lists in lists": b"[" * 50_000,
+    "levels": b"a:\n" + b"".join(b" " * n + b"a:\n" for n in range(1, 200)),
+    "aliases that multiply": b"a: &a [x]\n"
+    + b"".join(b"%c: &%c [%s]\n" % (98 + n, 98 + n, b", ".join([b"*%c" % (97 + n)] * 9)) for n in range(20)),
+    "an object of Python": b"silos: !!python/object/apply:os.getcwd []",
+    "a number of 5,000 digits": b"silos: " + b"9" * 5000,
+    "no text": b"\xff\xfe\x00",
+    "2 MB": b"#" * 2**21,
+    "a date of month 13": b"silos: 2026-13-01",
+}
+
+
+@pytest.mark.parametrize("what", FEDERATIONS)
+def test_a_hostile_federation_file_is_one_line(tmp_path, what):
+    assert "f.yaml" in refused(lambda: read_federation(str(written(tmp_path / "f.yaml", FEDERATIONS[what]))))
+
+
+@pytest.mark.parametrize("make", [pipe, lambda path: linked(path, "/dev/zero"), sparse])
+def test_a_federation_file_that_is_none_is_one_line(tmp_path, make):
+    assert "cannot be read" in refused(lambda: read_federation(str(make(tmp_path / "f.yaml"))))
 
 
 # ---- run folders
