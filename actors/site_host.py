@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
@@ -70,6 +71,9 @@ class ActorHost:
 
     def observe(self, vector: Vector, num_examples: int) -> GradientObservation:
         return self._answer(self.actor.observe.remote(vector, num_examples), "showing a gradient")
+
+    def receive_model(self, weights: np.ndarray, card: np.ndarray) -> None:
+        self._answer(self.actor.receive_model.remote(weights, card), "taking the final model")
 
     def collect_ledger(self) -> tuple[bytes, str, str] | None:
         return self._answer(self.actor.collect_ledger.remote(), "handing over its ledger")

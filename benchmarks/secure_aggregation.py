@@ -18,6 +18,7 @@ from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.federation.rounds.secure_driver import default_threshold
 from ray_fed.privacy.secure_sum.collector import SecureCollector
 from ray_fed.privacy.secure_sum.member import SecureMember
+from ray_fed.privacy.secure_sum.sealed import SealedShares
 
 MOST_MASKED = 1
 """Silos that really mask where all of them would take minutes; the sum is checked where all of them do."""
@@ -44,9 +45,10 @@ def one_round(num_silos: int, num_parameters: int, num_dropped: int, exact: bool
     roster = {name: watch("keys", member.keys) for name, member in members.items()}
     shares = {name: watch("shares", member.shares, roster) for name, member in members.items()}
     for name, member in members.items():
-        member.deliver({giver: shares[giver][name] for giver in names if giver != name})
+        watch("shares", member.deliver, {giver: shares[giver][name] for giver in names if giver != name})
     survivors = names[: num_silos - num_dropped]
-    collector = SecureCollector("bench", 1, num_parameters, roster, names)
+    sealed = {giver: {to: SealedShares.of_bytes(text) for to, text in shares[giver].items()} for giver in names}
+    collector = SecureCollector("bench", 1, num_parameters, roster, names, sealed)
     masking = masked_sum(watch, collector, members, survivors, num_parameters, exact)
     signed = {name: watch("unmask", members[name].agree, survivors) for name in survivors}
     given = {name: watch("unmask", members[name].unmask, signed) for name in survivors}

@@ -23,6 +23,7 @@ from pipelines.ledger.coordinator_ledger import CoordinatorLedger, discard_unuse
 from ray_fed.config import at_home
 from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.federation.coordinator import Agreement
+from ray_fed.perimeter.own_words import words_of
 from ray_fed.reporting.environment import software_versions
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned, paths_table, results_table
@@ -156,9 +157,10 @@ def _train(request: RunRequest) -> TrainingOutcome:
     """Train, and write the run directory whatever happens once the silos have agreed."""
     started, setup = time.perf_counter(), request.setup
     here = "in this process" if setup.config.cohort == "local" else f"as Ray actors (address {setup.config.address})"
-    away = f"{len(setup.sites)} of them at their owners' sites" if setup.sites else ""
-    where = ", ".join(part for part in (here if setup.silos else "", away) if part)
-    print(f"opening {len(setup.training)} silos {where}", file=sys.stderr)
+    if setup.sites:
+        there = f"{len(setup.sites)} of them at sites of their owners"
+        here = f"{there}, the others {here}" if setup.silos else "at sites of their owners"
+    print(f"opening {len(setup.training)} silos {here}", file=sys.stderr)
     with launched(setup) as (coordinator, notices):
         agreement = coordinator.agree()
         changed = _changed_versions(request.directory) if request.is_resumed else []
@@ -182,6 +184,8 @@ def _train(request: RunRequest) -> TrainingOutcome:
             outcome.begin()
             try:
                 experiment.train(coordinator)
+                for line in outcome.share_model(coordinator) if setup.config.share_model else []:
+                    print(f"note: {line}", file=sys.stderr)
                 recorder.collect(coordinator)
             except KeyboardInterrupt:
                 _broken_off(outcome, "interrupted", "")
@@ -247,8 +251,10 @@ def _missed(experiment: TrainingExperiment) -> list[str]:
     for record in rounds:
         reasons = dict(record.failures) | reasons
     took_part = {silo: sum(silo in record.participants for record in rounds) for silo in reasons}
+    specs = experiment.setup.members
     return [
-        f"silo '{silo}' took part in {took_part[silo]} of {len(rounds)} rounds: {reason}"
+        f"silo '{silo}' took part in {took_part[silo]} of {len(rounds)} rounds: "
+        + "; ".join([reason, *words_of(reason, specs)])
         for silo, reason in reasons.items()
     ]
 
@@ -277,6 +283,7 @@ def _check_silo_states(request: RunRequest) -> None:
                 print(f"note: silo '{spec.name}' has no folder 'state'; it goes on with fresh moments", file=sys.stderr)
         return
     took_part = {silo for _, record in checkpoint.records() if record.job == job for silo in record.participants}
+    took_part &= {spec.name for spec in request.setup.silos}  # sites of their owners keep their own
     missing = sorted(silo for silo in took_part if not (checkpoint.silo_state / silo / f"{job}.states").exists())
     if missing:
         raise DataError(

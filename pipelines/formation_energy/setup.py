@@ -120,8 +120,9 @@ def with_state_folder(setup: Setup, folder: Path, run: str) -> Setup:
 
 
 def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
-    """Let silos that are actors keep ledgers of the run: those of a private cluster in `folder`, those of a cluster we
-    join beside their states, unless their owners' site files name another place. Sites keep their own."""
+    """Let silos that are actors keep ledgers of the run, and the evaluator a log: those of a private cluster in
+    `folder`, those of a cluster we join beside their states, unless their owners' site files name another place. Sites
+    keep their own."""
     setup = replace(setup, sites=tuple((site, replace(invited, run=run)) for site, invited in setup.sites))
     if setup.config.cohort == "local":  # silos within one process have no boundary
         return replace(setup, run=run if setup.sites else "")
@@ -131,7 +132,9 @@ def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
         return replace(spec, run=run, ledger_folder=place)
 
     pooled = settled(setup.pooled) if setup.pooled else None
-    return replace(setup, silos=tuple(settled(spec) for spec in setup.silos), pooled=pooled, run=run)
+    test = setup.test and replace(setup.test, log_folder=settled(setup.test).ledger_folder)
+    silos = tuple(settled(spec) for spec in setup.silos)
+    return replace(setup, silos=silos, pooled=pooled, test=test, run=run)
 
 
 def _study(config: FormationEnergyConfig) -> Setup:
@@ -146,9 +149,8 @@ def _study(config: FormationEnergyConfig) -> Setup:
     )
     silos = [_part(config, source, plan, f"silo-{number}") for number in range(1, len(config.silos) + 1)]
     pooled = _part(config, source, plan, POOLED) if config.baselines else None
-    return Setup(
-        config, _task(config), tuple(silos), pooled, replace(_part(config, source, plan, "test"), num_gpus=0.0)
-    )
+    test = replace(_part(config, source, plan, "test"), num_gpus=0.0)
+    return Setup(config, _task(config), tuple(silos), pooled, _held(test, _task(config)))
 
 
 def _part(config: FormationEnergyConfig, source: Source, plan: StudyPlan, name: str) -> SiloSpec:
@@ -174,7 +176,12 @@ def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
     order = tuple(entry.name for entry in file.silos)
     hub = replace(file.hub, tls=str(base / at_home(file.hub.tls))) if file.hub else None
     test = SiloSpec("test", _site_rows(config, file.test, base, 0.0), site=file.test.site) if file.test else None
-    return Setup(config, _task(config), silos, None, test, sites, hub, order)
+    return Setup(config, _task(config), silos, None, test and _held(test, _task(config)), sites, hub, order)
+
+
+def _held(test: SiloSpec, task: PropertyTask) -> SiloSpec:
+    """Return the test set's specification with what shows that its files are here, too, if they are."""
+    return replace(test, possession=task.possession(test.source))
 
 
 def _invitation(config: FormationEnergyConfig, entry: SiteEntry, test_fraction: float) -> Invitation:

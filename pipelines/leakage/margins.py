@@ -23,8 +23,8 @@ class Margin:
     later: int
     """Images that the other brought below 1e-3 in fewer evaluations, or alone."""
     fold: float
-    """Median over images of the other's evaluations to 1e-3 over ours; an attack that never came there counts with its
-    whole budget, so that this is a lower bound."""
+    """The other's evaluations to 1e-3 divided by ours, median over images. An attack that never gets there counts with
+    its whole budget, so this is a lower bound."""
 
     @property
     def gain(self) -> float:
@@ -68,7 +68,7 @@ def _margin(
 
 
 def _evaluations(rows: Sequence[Row]) -> dict[int, float]:
-    """Return problem -> evaluations to 1e-3, infinite where it never came there."""
+    """Return problem -> evaluations to 1e-3, infinite where it never got there."""
     ran = (row for row in rows if "failed" not in row)
     return {int(number(row, "problem")): number(row, f"evaluations_to_{EXACT}") or float("inf") for row in ran}
 

@@ -24,7 +24,8 @@ class MethodResult:
     """Samples with a mean squared error below 1e-3."""
     median_mse: float
     to_near: float | None
-    """Median evaluations to 1e-2 over all attacks, those that never came there last; None when that is most of them."""
+    """Median number of evaluations until the error is below 1e-2. Attacks that never get there count as infinite;
+    None when the median is one of them."""
     to_exact: float | None
     labels_right: float
     diverged: int

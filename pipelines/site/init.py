@@ -39,8 +39,7 @@ datasets:                        # a coordinator says these names, never a path,
 {datasets}
     # columns: [formula]         # inputs that may be used; all that are understood if not given
     # filters: {{pbe: {{functional: PBE}}}}   # conditions that may be asked for by name
-    # perimeter: {{min_examples: 50}}         # rules of this data set beside those below
-    # epsilon: 8                 # differential privacy that may be spent on it in all
+    # perimeter: {{min_examples: 50, epsilon_budget: 8}}   # rules of this data set beside those below
 
 tasks: [property]                # what may be trained
 # own_tasks: {{NAME: {{make: MODULE:FUNCTION, sha256: HASH}}}}   # installed code of your own
@@ -52,7 +51,7 @@ perimeter:                       # what may leave; all rules are in ray_fed/peri
 # partners: {{SITE: KEY}}          # keys of the other sites, for sums under masks
 ledger: {ledger}                 # what left, line by line, signed; and this site's log
 state: {state}                   # optimiser states during a run
-# receive_models: ~/ray-fed/models   # take the final models of runs, into this folder
+{models}   # where the final models of runs are put
 device:
   address: local                 # a Ray of this site's own; HOST:PORT or auto for the institution's
   # num_gpus: 1                  # for each silo; an even share of what there is if not given
@@ -106,10 +105,12 @@ def _content(found: Mapping[str, Any]) -> str:
         f"  {_quoted(name)}:\n    source: {_quoted(_source(place))}\n    targets: {json.dumps(targets)}"
         for name, place in sets
     ]
+    models = found["receive_models"]
     proxy = f"  proxy: {_quoted(found['proxy'])}" if found["proxy"] else "  # proxy: HOST:PORT"
     return TEMPLATE.format(
         name=_quoted(found["name"]), address=_quoted(found["hub"]), key=_quoted(found["hub_key"]),
         tls=_quoted(found["tls"]), proxy=proxy, datasets="\n".join(written),
+        models=f"receive_models: {_quoted(models)}" if models else "# receive_models: ~/ray-fed/models",
         ledger=_quoted(found["ledger"]), state=_quoted(found["state"]),
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from actors.federation import federation
 from actors.session import carry_by_value
 from actors.shared_silos import SharedSilos
 from actors.tuning import run_trials
-from pipelines.formation_energy.membership import fingerprints
+from pipelines.formation_energy.membership import fingerprints, is_same_source
 from pipelines.sweep.points import Trial, configured
 from pipelines.sweep.progress import SweepProgress
 from pipelines.sweep.sweep import Sweep
@@ -104,5 +104,5 @@ def _check_metrics(agreement: Agreement) -> None:
 def _check_data(directory: RunDirectory, found: list[dict[str, object]]) -> None:
     """Trials of one table must have seen the same rows: DataError names the silo whose data changed."""
     for before, now in zip(directory.read_data(), to_plain(found), strict=True):  # type: ignore[arg-type]
-        if before != now:
+        if not is_same_source(before, now):
             raise DataError(f"silo '{before['silo']}': its data changed since the sweep began; start a new sweep")

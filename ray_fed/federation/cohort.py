@@ -13,6 +13,7 @@ from ray_fed.errors import FedError
 from ray_fed.federation.messages import (
     Arrived,
     Artifact,
+    Evaluations,
     Metrics,
     Raised,
     Restarted,
@@ -69,10 +70,8 @@ class Cohort(Protocol):
         """Start a silo again from its specification; a `Restarted` or `Died` answer follows."""
         ...
 
-    def evaluate(
-        self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
-    ) -> dict[str, dict[str, Metrics]]:
-        """Return silo -> model -> metrics, of those silos that answered."""
+    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> Evaluations:
+        """Return silo -> model -> metrics, or what it raised instead, of those silos that answered."""
         ...
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
@@ -154,10 +153,14 @@ class LocalCohort:
         self.silos[silo].restore(self._standardizer, specs)
         self._back.append(silo)
 
-    def evaluate(
-        self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
-    ) -> dict[str, dict[str, Metrics]]:
-        return {name: self.silos[name].evaluate(session, models) for name in silos}
+    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> Evaluations:
+        return {name: self._evaluated(session, name, models) for name in silos}
+
+    def _evaluated(self, session: str, name: str, models: Mapping[str, Vector]) -> Mapping[str, Metrics] | Raised:
+        try:
+            return self.silos[name].evaluate(session, models)
+        except Exception as error:
+            return Raised(name, 0, said_by(error))
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
         answers = {}

@@ -33,6 +33,14 @@ class SinkhornSettings:
     """Most Sinkhorn iterations."""
     threshold: float = 0.1
     """Stop when sum |u - u_old| falls below this."""
+    power: float = 2.0
+    """p of the cost sum_k |a_ik - b_jk|^p."""
+    anchor: float = 0.0
+    """Added to the cost off the identity pairing (point sets of equal size): large values forbid other pairings."""
+    unrolled: bool = True
+    """Differentiate through the iterations; no: treat the plan as constant (envelope theorem)."""
+    debias: bool = False
+    """Subtract half the distances of each set to itself, so that equal sets have distance 0 (Sinkhorn divergence)."""
 
     def __post_init__(self) -> None:
         require(self.epsilon > 0, f"epsilon={self.epsilon} must be positive")
@@ -45,8 +53,25 @@ PointSets = tuple[torch.Tensor, torch.Tensor]
 
 def transport_costs(pairs: Sequence[PointSets], settings: SinkhornSettings) -> list[torch.Tensor]:
     """Return WD [n] of each pair (left [n, p, d], right [n, q, d]); p, q and d may differ from pair to pair."""
-    costs = [cost_matrix(left, right) for left, right in pairs]
-    return [(plan * cost).sum(dim=(1, 2)) for plan, cost in zip(_plans(costs, settings), costs, strict=True)]
+    if not settings.debias:
+        return _transport_costs(pairs, settings)
+    within = _transport_costs([(side, side) for pair in pairs for side in pair], settings)
+    between = _transport_costs(pairs, settings)
+    return [cost - (a + b) / 2 for cost, a, b in zip(between, within[::2], within[1::2], strict=True)]
+
+
+def _transport_costs(pairs: Sequence[PointSets], settings: SinkhornSettings) -> list[torch.Tensor]:
+    costs = [cost_matrix(left, right, settings.power) for left, right in pairs]
+    shaped = [_anchored(cost, settings) for cost in costs]
+    plans = _plans([cost if settings.unrolled else cost.detach() for cost in shaped], settings)
+    return [(plan * cost).sum(dim=(1, 2)) for plan, cost in zip(plans, costs, strict=True)]
+
+
+def _anchored(cost: torch.Tensor, settings: SinkhornSettings) -> torch.Tensor:
+    if not settings.anchor:
+        return cost
+    require(cost.shape[1] == cost.shape[2], "an anchored transport needs point sets of equal size")
+    return cost + settings.anchor * (1 - torch.eye(cost.shape[1], dtype=cost.dtype, device=cost.device))
 
 
 def _plans(costs: Sequence[torch.Tensor], settings: SinkhornSettings) -> list[torch.Tensor]:
@@ -62,10 +87,12 @@ def _plans(costs: Sequence[torch.Tensor], settings: SinkhornSettings) -> list[to
     return plans
 
 
-def cost_matrix(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Return C [n, p, q], C_ij = sum_k (a_ik - b_jk)^2."""
-    # Expanding the square would cancel near the solution, where differences are all that matters.
-    return (left[:, :, None] - right[:, None]).square().sum(-1)
+def cost_matrix(left: torch.Tensor, right: torch.Tensor, power: float) -> torch.Tensor:
+    """Return C [n, p, q], C_ij = sum_k |a_ik - b_jk|^power."""
+    if power == 2:
+        # Expanding the square would cancel near the solution, where differences are all that matters.
+        return (left[:, :, None] - right[:, None]).square().sum(-1)
+    return (left[:, :, None] - right[:, None]).abs().pow(power).sum(-1)
 
 
 def transport_plan(cost: torch.Tensor, settings: SinkhornSettings) -> torch.Tensor:
@@ -100,6 +127,15 @@ Distance = Callable[[Tensors, Tensors], torch.Tensor]
 def squared_error(virtual: Tensors, seen: Tensors) -> torch.Tensor:
     """sum ||g' - g||^2 over all parameters (Zhu et al. 2019, Eq. 4; Zhao et al. 2020, Eq. 7)."""
     return sum_of((a - b).flatten(1).square().sum(1) for a, b in zip(virtual, seen, strict=True))
+
+
+def relative_error(virtual: Tensors, seen: Tensors) -> torch.Tensor:
+    """The squared error of each layer over its squared norm: layers with small gradients count as much as others."""
+    parts = []
+    for a, b in zip(virtual, seen, strict=True):
+        norm = b.flatten(1).square().sum(1)
+        parts.append((a - b).flatten(1).square().sum(1) / norm.clamp_min(torch.finfo(norm.dtype).tiny))
+    return sum_of(parts)
 
 
 def cosine(virtual: Tensors, seen: Tensors) -> torch.Tensor:
@@ -149,6 +185,7 @@ def make_distance(name: str, settings: SinkhornSettings | None = None) -> Distan
 
 DISTANCES: dict[str, Distance] = {
     "l2": squared_error,
+    "relative": relative_error,
     "cosine": cosine,
     "scaled": scaled_error,
     "sorted": sorted_entries,

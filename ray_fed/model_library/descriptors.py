@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -140,7 +140,7 @@ class RadialDistribution(Descriptor):
     """Radial distribution function of a crystal (XenonPy's grid: 201 points to 20 Å)."""
 
     name: str = "rdf"
-    column: ClassVar = "numbers"
+    column = "numbers"  # pyright: ignore[reportAssignmentType]
 
     def transform(self, frame: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
         return radial_distributions(frame)
@@ -157,7 +157,7 @@ class Fingerprint(Descriptor):
     """Bits of a molecule, from RDKit."""
 
     name: str
-    column: ClassVar = "smiles"
+    column = "smiles"  # pyright: ignore[reportAssignmentType]
 
     def transform(self, frame: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
         generate = _bit_generator(self.name)

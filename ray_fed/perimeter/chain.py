@@ -16,7 +16,8 @@ from ray_fed.reading import bounded_lines, parse_json
 
 Line = Mapping[str, Any]
 OTHER_LINES = (
-    "opening", "reopening", "signature", CLOSING, "refused", "error", "session", "handed over", "received", "model",
+    "opening", "reopening", "signature", CLOSING, "refused", "error", "session", "handed over", "received", "malformed",
+    "model",
 )  # fmt: skip
 """Kinds of line that are no message that left."""
 MAX_LINE_BYTES = 1 << 22

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from ray_fed.federation.messages import SessionSpec
 from ray_fed.federation.secure_client import QUERIES as SECURE_QUERIES
 from ray_fed.learning.private_steps import PrivateSteps
-from ray_fed.learning.trainer import Trainer, TrainingPlan
+from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.perimeter.book import Book
 from ray_fed.perimeter.gate import Gate
-from ray_fed.perimeter.policy import Site
+from ray_fed.perimeter.policy import COORDINATOR, Site
 
 IN_SITE_FILE = "in its owner's site.yaml"
 FEWER = "evaluate less often (evaluate_every), or let the owner allow more in site.yaml"
@@ -43,9 +43,9 @@ class Insistence:
             self.gate.require(self.book.lasts, "session", folder)
             self.priced[spec.session] = spec.plan
 
-    def trained_by(self, trainer: Trainer | None) -> None:
-        """Refuse a trainer of somebody's own where noise is required: only ours are known to add it."""
-        ours = trainer is not None and type(trainer).__module__.startswith("ray_fed.")
+    def trained_by(self, module: str) -> None:
+        """Refuse a trainer of somebody's own module where noise is required: only ours are known to add it."""
+        ours = module.startswith("ray_fed.")
         reason = f"noise: required {IN_SITE_FILE}, and its task trains in a way of its own, without noise that is known"
         self.gate.require(ours or not self.site.policy.needs_noise, "session", reason)
 
@@ -67,6 +67,13 @@ class Insistence:
         )
         self.gate.require(not found, "metrics", f"{found}; {FEWER}")
 
+    def before_clear(self, kind: str, session: str = "") -> None:
+        """Refuse statistics of this silo alone where they are to leave under masks, with the updates."""
+        reason = "its session has masks: they leave under masks, too"
+        self.gate.require(session not in self.masked, kind, reason)
+        reason = f"masks: required {IN_SITE_FILE}, and they would leave in clear"
+        self.gate.require(self.site.policy.masks != "required", kind, reason)
+
     def before_answer(self, kind: str, query: str) -> None:
         """Refuse a further question, or a gradient, whose answer would leave in clear or without noise."""
         policy = self.site.policy
@@ -84,7 +91,7 @@ class Insistence:
             reason = f"it has no masks; {wanted}; ask for it with --secure-aggregation yes"
             self.gate.require(has_masks, "session", reason)
             reason = f"{wanted} names no partners: a coordinator could invent them; name their public keys there"
-            self.gate.require(bool(self.site.partners), "session", reason)
+            self.gate.require(bool(set(self.site.partners) - {COORDINATOR}), "session", reason)
         if has_masks:
             self.masked.add(spec.session)
 

@@ -1,24 +1,27 @@
 """What the owner of a silo lets out of it: a file on the owner's machine, read inside the silo's process.
 
     ledger: /var/lib/ray-fed         where this site's silos keep their ledgers and keys
+    receive_models: ~/models         where the final models of runs are put; without it none is taken
     perimeter:                       for every silo of this site; any field of `Policy`
       min_examples: 20
     silos:
       north-institute:               for one silo; these fields count before those of the site
         max_bytes_per_run: 2000000000
     partners:                        the other silos' public keys (`ray-fed ledger key SILO` at theirs); with any named,
-      south-institute: 3fa1...       secure aggregation masks with these silos only
+      south-institute: 3fa1...       secure aggregation masks with these silos only; by these keys, and by that of
+      coordinator: 77c0...           the coordinator, `ray-fed ledger verify` knows who signed
 
 A site that its owner runs (`ray-fed site start`) has further keys in the same file: ray_fed/sites/site_file.py.
 
-The file is `site.yaml` in the folder that RAY_FED_SITE names, or in ~/.config/ray-fed. Nothing that a coordinator sends
-is read into it, so a coordinator cannot widen it. With a file that cannot be read, or that another account can write,
-nothing leaves.
+The file is `site.yaml` in the folder that RAY_FED_SITE names, or in .config/ray-fed of the account's home. Nothing that
+a coordinator sends is read into it, so a coordinator cannot widen it; in an actor, not even by an environment variable
+(actors/silo.py). With a file that cannot be read, or that another account can write, nothing leaves.
 """
 
 import hashlib
 import json
 import os
+import pwd
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -28,16 +31,21 @@ from typing import Any, Literal
 
 from ray_fed.config import at_home, coerce, from_mapping, require, unknown_name
 from ray_fed.errors import ConfigError
+from ray_fed.metrics import Resolution
 from ray_fed.perimeter.owner_file import read_owned
 
+COORDINATOR = "coordinator"
+"""Its name among the partners, and as a writer of ledgers."""
 SITE_VARIABLE = "RAY_FED_SITE"
-SITE_FOLDER = "~/.config/ray-fed"
+SITE_FOLDER = ".config/ray-fed"
 SITE_FILE = "site.yaml"
-AGENT_KEYS = ("name", "hub", "datasets", "tasks", "own_tasks", "device", "state", "receive_models")
+AGENT_KEYS = ("name", "hub", "datasets", "tasks", "own_tasks", "device", "state")
 """Of a site that its owner runs."""
-SITE_KEYS = ("ledger", "perimeter", "silos", "partners", *AGENT_KEYS)
+SITE_KEYS = ("ledger", "perimeter", "silos", "partners", "receive_models", *AGENT_KEYS)
 PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
-KINDS = ("description", "moments", "update", "masked", "metrics", "artifact", "observation", "search")
+KINDS = (
+    "description", "moments", "update", "masked", "metrics", "artifact", "observation", "search", "predictions",
+)  # fmt: skip
 """Kinds of message that leave a silo if its owner says nothing. Any other kind leaves only where the owner lists it."""
 DECLARED = "declared"
 """Among the names of metrics: those that a task declares when it opens its data."""
@@ -66,23 +74,29 @@ class Policy:
     """Bytes that may leave in one run."""
     max_description_bytes: int = 1 << 16
     """Bytes of the description: names of columns, hash, reasons why rows cannot be used."""
-    error_texts: Literal["own", "none", "all"] = "own"
-    """Whose error messages cross word for word: those this package raises in its own code, none, or all. Of others the
-    kind and the place cross; the words stay in the silo's own log."""
+    error_texts: Literal["none", "kind", "full"] = "kind"
+    """What an error in the silo says outside of it: `none` only that it failed; `kind` its class and one of a few fixed
+    phrases (`ray_fed.errors.Trouble`); `full` its own words, which may hold values, columns and paths. Each comes with
+    a number under which the silo's own log has all of it."""
+    test_set: Literal["scores", "public"] = "scores"
+    """What leaves of a test set that stands here: scores over all of it, or, where it is public, its true values and
+    single predictions, too. Whoever shows that it has the same files already gets both anyway."""
     audit: bool = False
     """Whether the silo's messages may be replayed and attacked by `ray-fed audit`, and single gradients leave as
     observations to be attacked elsewhere."""
     source_errors: bool = False
     """Whether the answer to a search in a model library holds the error of every single source on the silo's rows. A
     thousand errors of known models on twenty rows are a thousand equations for twenty values."""
-    max_evaluations_per_run: int = 2500
+    max_evaluations_per_run: int = 1000
     """Models that a silo marks in one run, each part of each call counted: a run evaluates about 100 times."""
     max_evaluations_per_dataset: int = 10_000
     """The same for all runs on a data set together, whatever they are called. Counted in the owner's book, which needs
     a folder that lasts (`ledger` in this file); without one a process counts from 0 when it starts."""
     metric_bits: int = 7
-    """Binary digits after the first that a metric has at least; 7 are steps of 0.4 to 0.8 per cent. Of more than
-    128 `min_examples` rows it has more, until a step is as large as the share of `min_examples` rows."""
+    """Binary digits after the first that a metric has at least; 7 are steps of 0.4 to 0.8 per cent. It has more where
+    a step is then still as large as the share of `min_examples` rows: from 128 times `min_examples` rows on."""
+    metric_bits_of_numbers: int = 3
+    """The same where the target of each row is one number (a regression): sums of errors can be solved for numbers."""
     masks: Literal["allowed", "required"] = "allowed"
     """`required`: what is learned from the rows leaves under the masks of secure aggregation or not at all, and only
     with the partners named in this file."""
@@ -103,7 +117,7 @@ class Policy:
     def __post_init__(self) -> None:
         for name in (
             "min_examples", "min_examples_per_update", "max_bytes_per_run", "max_description_bytes", "metric_bits",
-            "max_evaluations_per_run", "max_evaluations_per_dataset",
+            "metric_bits_of_numbers", "max_evaluations_per_run", "max_evaluations_per_dataset",
         ):  # fmt: skip
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be 1 or more")
         require(self.min_noise_multiplier > 0, f"min_noise_multiplier={self.min_noise_multiplier} must be above 0")
@@ -113,6 +127,11 @@ class Policy:
         for name in ("max_bytes_per_round", "max_update_norm", "max_clip", "epsilon_budget"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name}={value} must be above 0, or none")
+
+    @property
+    def resolution(self) -> Resolution:
+        """How exactly metrics are told."""
+        return Resolution(self.min_examples, self.metric_bits, self.metric_bits_of_numbers)
 
     @property
     def needs_noise(self) -> bool:
@@ -136,13 +155,24 @@ class Site:
     """The file, whether or not it exists."""
     partners: Mapping[str, str] = field(default_factory=dict)
     """Silo -> its public key, 64 hexadecimal digits."""
+    model_folder: Path | None = None
+    """Where final models of runs are kept; None takes none."""
     key_file: Path | None = None
     """The key of a site that its owner runs: one for all its silos. Elsewhere each has its own."""
 
 
-def site_path() -> Path:
-    """Return where this machine's site file is expected."""
-    return Path(os.environ.get(SITE_VARIABLE) or SITE_FOLDER).expanduser() / SITE_FILE
+def site_path(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return where this account's site file is expected, by the given environment. The home is the account's, whatever
+    HOME says."""
+    named = environment.get(SITE_VARIABLE)
+    return (Path(named).expanduser() if named else _home() / SITE_FOLDER) / SITE_FILE
+
+
+def _home() -> Path:
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:  # an account without an entry, as in some containers
+        return Path.home()
 
 
 def read_site(silo: str, path: Path | None = None) -> Site:
@@ -155,7 +185,8 @@ def read_site(silo: str, path: Path | None = None) -> Site:
     check_keys(content, path)
     silos = mapping_of(content.get("silos"), f"{path}: silos")
     policy = policy_of(content, path, silos.get(silo), f"{path}: silos: {silo}")
-    return Site(policy, ledger_folder_of(content, path), path, partners_of(content, path))
+    models = model_folder_of(content, path)
+    return Site(policy, ledger_folder_of(content, path), path, partners_of(content, path), models)
 
 
 def check_keys(content: Mapping[str, Any], path: Path) -> None:
@@ -167,15 +198,31 @@ def check_keys(content: Mapping[str, Any], path: Path) -> None:
 
 def policy_of(content: Mapping[str, Any], path: Path, own: Any, where: str) -> Policy:
     """Return the site's policy with what one silo or data set has of its `own`; `where` that stands."""
-    policy = from_mapping(Policy, mapping_of(content.get("perimeter"), f"{path}: perimeter"), f"{path}: perimeter")
+    of_site = _policy(mapping_of(content.get("perimeter"), f"{path}: perimeter"), f"{path}: perimeter")
     changes = mapping_of(own, where)
-    changed = from_mapping(Policy, changes, where)  # names the key that is wrong
-    return replace(policy, **{key: getattr(changed, key) for key in changes})
+    changed = _policy(changes, where)  # names the key that is wrong
+    try:
+        return replace(of_site, **{key: getattr(changed, key) for key in changes})
+    except ConfigError as error:
+        raise ConfigError(f"{where}: with what {path} says of the site: {error}") from error
+
+
+def _policy(values: Mapping[str, Any], where: str) -> Policy:
+    """Return a policy of some of its fields; whatever is wrong, the message begins with where they stand."""
+    try:
+        return from_mapping(Policy, values, where)
+    except ConfigError as error:
+        raise (error if str(error).startswith(where) else ConfigError(f"{where}: {error}")) from None
 
 
 def ledger_folder_of(content: Mapping[str, Any], path: Path) -> str:
     folder = coerce(content.get("ledger", ""), str, f"{path}: ledger")
     return str(at_home(folder)) if folder else ""
+
+
+def model_folder_of(content: Mapping[str, Any], path: Path) -> Path | None:
+    folder = coerce(content.get("receive_models") or "", str, f"{path}: receive_models")
+    return at_home(folder) if folder else None
 
 
 def partners_of(content: Mapping[str, Any], path: Path) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What the owner of a site says, in `site.yaml`: the names by which others may speak of data, and what may come of it.
 
-The file is the one of ray_fed/perimeter/policy.py, with these keys besides `perimeter`, `partners` and `ledger`:
+The file is the one of ray_fed/perimeter/policy.py, with these keys besides `perimeter`, `partners`, `ledger` and
+`receive_models`:
 
     name: north                       what the coordinator calls this site
     hub:
@@ -13,12 +14,11 @@ The file is the one of ray_fed/perimeter/policy.py, with these keys besides `per
         targets: {formation_energy_per_atom: {column: e_form, unit: eV/atom}}
         columns: [formula, spacegroup_number]
         filters: {pbe: {functional: PBE}}
-        perimeter: {min_examples: 20}
+        perimeter: {min_examples: 20, epsilon_budget: 8}
     tasks: [property]                 of those in ray_fed/sites/tasks.py
     own_tasks: {graphs: {make: my_lab.graphs:make_task, sha256: 9b0c...}}
     device: {address: local, num_gpus: 1}
     state: ~/ray-fed/state            optimiser states during a run
-    receive_models: ~/ray-fed/models  where final models are put; without it none is taken
 
 It belongs to the account that runs the site, mode 0600. Nothing that a coordinator sends is read into it.
 """
@@ -39,6 +39,7 @@ from ray_fed.perimeter.policy import (
     check_keys,
     ledger_folder_of,
     mapping_of,
+    model_folder_of,
     partners_of,
     policy_of,
     site_path,
@@ -80,9 +81,7 @@ class Dataset:
     """Name of a condition that others may ask for -> (column, value) pairs; a coordinator has no conditions of its
     own."""
     policy: Policy
-    """What may leave: `perimeter` of the site, with what the data set has of its own."""
-    epsilon: float | None
-    """Differential privacy that may be spent on it in all: over runs, sweeps and coordinators."""
+    """What may leave: `perimeter` of the site, with what the data set has of its own, such as an `epsilon_budget`."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +164,8 @@ class SiteFile:
 
     def site_of(self, dataset: Dataset) -> Site:
         """Return what the boundary of a silo on that data set must know."""
-        return Site(dataset.policy, str(self.ledger_folder), self.path, self.partners, self.key_file)
+        folder = str(self.ledger_folder)
+        return Site(dataset.policy, folder, self.path, self.partners, self.model_folder, self.key_file)
 
     @property
     def key_file(self) -> Path:
@@ -195,7 +195,7 @@ def read_site_file(path: Path | None = None) -> SiteFile:
         partners_of(content, path),
         at_home(ledger_folder_of(content, path) or LEDGER_FOLDER),
         at_home(reader.text("state", STATE_FOLDER)),
-        at_home(reader.text("receive_models", "")) if content.get("receive_models") else None,
+        model_folder_of(content, path),
         reader.section(Device, "device"),
     )
 
@@ -257,7 +257,7 @@ class _Reader:
 
     def _dataset(self, name: str) -> Dataset:
         where, said = f"{self.path}: datasets: {name}", self._under("datasets", name)
-        known = ("source", "targets", "columns", "filters", "perimeter", "epsilon")
+        known = ("source", "targets", "columns", "filters", "perimeter")
         for key in said:
             if key not in known:
                 raise ConfigError(f"{where}: {unknown_name('key', str(key), known)}")
@@ -268,7 +268,6 @@ class _Reader:
             coerce(said.get("columns") or (), tuple[str, ...], f"{where}: columns"),
             {str(key): _conditions(value, f"{where}: filters: {key}") for key, value in _pairs(said, "filters", where)},
             policy_of(self.content, self.path, said.get("perimeter"), f"{where}: perimeter"),
-            _epsilon(said.get("epsilon"), where),
         )
 
     def _source(self, said: Mapping[str, Any], where: str) -> str:
@@ -295,9 +294,3 @@ def _conditions(value: Any, where: str) -> tuple[tuple[str, Any], ...]:
     for column, wished in value.items():
         require(isinstance(column, str) and isinstance(wished, str | int | float | bool), wanted)
     return tuple(value.items())
-
-
-def _epsilon(value: Any, where: str) -> float | None:
-    epsilon = coerce(value, float | None, f"{where}: epsilon")
-    require(epsilon is None or (isfinite(epsilon) and epsilon > 0), f"{where}: epsilon={epsilon} must be above 0")
-    return epsilon

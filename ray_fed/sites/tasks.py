@@ -92,7 +92,7 @@ def accepted(file: SiteFile, invitation: InvitationLike) -> Invited:
         refuse(silo, "its options make no task at this site", str(error))
     spec = SiloSpec(
         silo, source, file.device.num_gpus, file.device.num_cpus, state_folder=str(file.state_folder / invitation.run),
-        run=invitation.run, ledger_folder=str(file.ledger_folder),
+        run=invitation.run, ledger_folder=str(file.ledger_folder), dataset=dataset.name,
     )  # fmt: skip
     return Invited(spec, make_task, file.site_of(dataset), dataset)
 

@@ -4,14 +4,19 @@ import json
 import re
 import signal
 import socket
+import subprocess
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
 from pipelines.cli import main
 from ray_fed.deployment.certificates import Node, write_certificates
 from ray_fed.materials.model_crystals.crystals import make_model_crystals
+from ray_fed.privacy.signing import SigningKey
+from ray_fed.reporting.model_files import load_model
 from ray_fed.sites.link import Certificates
 from tests.commands import finished, start_ray_fed
 
@@ -47,6 +52,7 @@ def init(folder: Path, site: str, port: int) -> int:
         "--hub-key", key_of(folder, "hub"), "--dataset", f"alloys={folder / site}.csv",
         "--target", f"{TARGET}={TARGET}:eV/atom", "--tls", str(folder / "tls" / site),
         "--ledger", str(folder / site / "ledger"), "--state", str(folder / site / "state"),
+        *(["--receive-models", str(folder / "models")] if site == "north" else []),
     ])  # fmt: skip
 
 
@@ -66,20 +72,25 @@ def federation(folder: Path, port: int, sites=tuple(SITES), **changes) -> str:
 
 
 @pytest.fixture(scope="module")
-def port(consortium):
-    """The port of a hub for which both sites, served by their own processes, wait."""
+def served(consortium):
+    """Both sites, served by their own processes, which wait for a hub."""
     port = free_port()
     for site in SITES:
         assert init(consortium, site, port) == 0
-    served = [start_ray_fed("site", "start", "--file", f"{site}/site.yaml", folder=consortium) for site in SITES]
-    yield port
-    for process in served:
+    running = [start_ray_fed("site", "start", "--file", f"{site}/site.yaml", folder=consortium) for site in SITES]
+    yield port, dict(zip(SITES, running, strict=True))
+    for process in running:
         process.send_signal(signal.SIGINT)
-    ended = [finished(process) for process in served]
+    ended = [finished(process) for process in running]
     for site, process in zip(SITES, ended, strict=True):
         assert process.returncode == 0, process.stderr
         assert f"site '{site}' has ended: " in process.stderr
         assert "updates" in process.stderr
+
+
+@pytest.fixture(scope="module")
+def port(served):
+    return served[0]
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +103,8 @@ def local_run(consortium):
 
 @pytest.fixture(scope="module")
 def site_run(consortium, port):
-    out = consortium / "sites"
-    assert main(["formation-energy", "--federation", federation(consortium, port), "--out", str(out)]) == 0
+    out, path = consortium / "sites", federation(consortium, port)
+    assert main(["formation-energy", "--federation", path, "--out", str(out), "--share-model", "yes"]) == 0
     return out
 
 
@@ -113,11 +124,76 @@ def test_both_kinds_of_silos_in_one_file_give_the_same_bytes(consortium, port, l
         assert (out / name).read_bytes() == (local_run / name).read_bytes(), name
 
 
-def test_the_sites_ledgers_are_collected_and_agree_with_the_coordinators(consortium, site_run):
-    assert main(["ledger", "verify", str(site_run)]) == 0
+LONG = {"epochs": 300, "rounds": 300, "baselines": False}
+
+
+def told(run: Path) -> list[dict]:
+    """Return the history without the bytes sent: a round that was done twice has sent more."""
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "bytes_sent"} for line in lines]
+
+
+def num_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_silo(process: subprocess.Popen[str]) -> None:
+    """Kill the process that holds a site's silo, as an exhausted memory would."""
+    silos = [child for child in psutil.Process(process.pid).children(recursive=True) if "SiloActor" in child.name()]
+    assert len(silos) == 1
+    silos[0].kill()
+
+
+def test_a_silo_that_is_killed_and_a_coordinator_that_is_killed_and_resumed_change_no_byte(consortium, served):
+    port, sites = served
+    unbroken, out = consortium / "long-local", consortium / "long"
+    path = federation(consortium, 1, sites=(), **LONG)
+    assert main(["formation-energy", "--federation", path, "--cohort", "local", "--out", str(unbroken)]) == 0
+    path = federation(consortium, port, **LONG)
+    process = start_ray_fed("formation-energy", "--federation", path, "--out", str(out), folder=consortium)
+    wait_for(lambda: num_lines(out / "history.jsonl") > 40, process)
+    kill_silo(sites["north"])
+    wait_for(lambda: num_lines(out / "history.jsonl") > 120, process)
+    process.kill()
+    finished(process)
+    done = finished(start_ray_fed("resume", str(out), folder=consortium))
+    assert done.returncode == 0, done.stderr
+    model = "models/federated.safetensors"
+    assert (out / model).read_bytes() == (unbroken / model).read_bytes()
+    assert told(out) == told(unbroken)
+    restarts = [json.loads(line).get("restarts") for line in (out / "timing.jsonl").read_text().splitlines()]
+    assert [list(found) for found in restarts if found] == [["north-silo"]]
+
+
+def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(0.01)
+
+
+def test_the_sites_ledgers_are_collected_and_verified_by_the_keys_that_their_owners_read_out(
+    consortium, site_run, capsys
+):
+    assert main(["ledger", "verify", str(site_run)]) == 3
+    said = capsys.readouterr().out
+    keys = [f"coordinator={re.search('--key coordinator=([0-9a-f]{64})', said)[1]}"]
+    keys += [f"{site}-silo={SigningKey.at(consortium / site / 'ledger/signing.key').public}" for site in SITES]
+    assert main(["ledger", "verify", str(site_run), *(word for key in keys for word in ("--key", key))]) == 0
     for site in SITES:
         (kept,) = (consortium / site / "ledger" / f"{site}-silo").glob("sites-*.jsonl")
         assert (site_run / "ledger/silos" / f"{site}-silo" / kept.name).read_bytes() == kept.read_bytes()
+
+
+def test_an_owner_who_takes_models_has_the_runs_with_its_card_and_nobody_else_has(consortium, site_run):
+    (kept,) = (consortium / "models").glob("*.safetensors")
+    assert kept.read_bytes() == (site_run / "models/federated.safetensors").read_bytes()
+    assert load_model(kept)[1].id == load_model(site_run / "models/federated")[1].id
+    assert {path.stat().st_mode & 0o777 for path in (consortium / "models").iterdir()} == {0o600}
+    summary = json.loads((site_run / "summary.json").read_text())
+    assert [summary[f"silo.{site}-silo.has_model"] for site in SITES] == [True, False]
+    assert "silo &#x27;south-silo&#x27; did not take the model" in (site_run / "report.html").read_text()
 
 
 def test_the_site_keeps_its_states_and_its_log_to_its_owner(consortium, site_run):  # noqa: ARG001

@@ -32,7 +32,9 @@ def layers(seed: int, n: int = 2) -> list[torch.Tensor]:
     return [points(seed, n, 4, 3), points(seed + 1, n, 4)]
 
 
-ALL = [*DISTANCES.items(), ("rows", make_distance("rows", FINE))]
+ALL = [*DISTANCES.items(), ("rows", make_distance("rows", FINE)),
+       ("rows debiased", make_distance("rows", SinkhornSettings(1.0, 300, 1e-10, debias=True))),
+       ("rows anchored", make_distance("rows", SinkhornSettings(1.0, 300, 1e-10, anchor=2.0)))]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "distance"), ALL, ids=[name for name, _ in ALL])
@@ -77,9 +79,11 @@ def test_two_points_are_transported_by_the_plan_solved_by_hand():
     assert float(transport_costs([(line, line)], FINE)[0][0]) == pytest.approx(2 * off, abs=1e-12)
 
 
-def test_the_entropic_distance_of_equal_sets_is_positive():
+def test_entropic_distance_of_equal_sets_is_positive_and_debiasing_removes_it():
     set_ = points(6, 2, 5, 3)
     assert bool((transport_costs([(set_, set_)], FINE)[0] > 0.01).all())
+    debiased = SinkhornSettings(1.0, 300, 1e-10, debias=True)
+    assert transport_costs([(set_, set_)], debiased)[0].abs().max() < 1e-12
 
 
 def test_each_problem_stops_by_its_own_threshold():
@@ -88,6 +92,12 @@ def test_each_problem_stops_by_its_own_threshold():
     together = transport_plan(cost, rough)
     for number in range(2):
         torch.testing.assert_close(together[number], transport_plan(cost[number : number + 1], rough)[0])
+
+
+def test_a_large_anchor_pairs_every_point_with_itself():
+    a, b = points(8, 1, 4, 2), points(9, 1, 4, 2)
+    anchored = transport_costs([(a, b)], SinkhornSettings(0.1, 500, 1e-9, anchor=1e3))[0]
+    torch.testing.assert_close(anchored, (a - b).square().sum(2).mean(1))
 
 
 def test_sorted_entries_is_the_exact_distance_of_pot_on_a_line():

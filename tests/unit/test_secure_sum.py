@@ -14,7 +14,8 @@ from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.privacy.secure_sum import ring, shamir
 from ray_fed.privacy.secure_sum.collector import SecureCollector
 from ray_fed.privacy.secure_sum.masks import add_mask, public_key, shared_key
-from ray_fed.privacy.secure_sum.member import SecureMember
+from ray_fed.privacy.secure_sum.member import Keys, SecureMember, _complaint, _signed_keys
+from ray_fed.privacy.secure_sum.sealed import SealedShares
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 
 VECTORS = drawn.arrays(np.float32, 7, elements=st.floats(-1e6, 1e6, width=32))
@@ -132,6 +133,10 @@ def test_anything_else_on_the_wire_is_refused(text):
 NAMES = ("a", "b", "c", "d", "e")
 
 
+def unsealed(shares):
+    return {giver: {to: SealedShares.of_bytes(text) for to, text in given.items()} for giver, given in shares.items()}
+
+
 class Round:
     """All five silos and the coordinator in one round; `gone` names silos that drop out before a phase."""
 
@@ -151,7 +156,7 @@ class Round:
         delivered = self.there(shares, "deliver")
         for name in delivered:
             self.members[name].deliver({giver: shares[giver][name] for giver in shares if giver != name})
-        self.collector = SecureCollector("s", 1, 11, roster, sorted(shares))
+        self.collector = SecureCollector("s", 1, 11, roster, sorted(shares), unsealed(shares))
         self.masked = {}
         for name in self.there(delivered, "masked"):
             self.masked[name] = self.members[name].masked(self.vectors[name], self.weights[name])
@@ -347,27 +352,98 @@ def all_signed(members):
     return {name: member.agree(list(NAMES)) for name, member in members.items()}
 
 
-def test_shares_that_were_changed_on_their_way_are_not_opened():
+def dealt():
     members, roster = fresh()
-    shares = {name: member.shares(roster) for name, member in members.items()}
-    mine = {giver: shares[giver]["a"] for giver in "bcde"}
-    members["a"].deliver(mine | {"b": mine["b"][:-1] + bytes([mine["b"][-1] ^ 1])})
-    for name in "bcde":
-        members[name].deliver({giver: shares[giver][name] for giver in NAMES if giver != name})
-    for member in members.values():
-        member.masked(np.zeros(3, np.float32), 1)
+    return members, {name: member.shares(roster) for name, member in members.items()}
+
+
+def to(receiver, shares):
+    return {giver: given[receiver] for giver, given in shares.items() if giver != receiver}
+
+
+def test_shares_that_were_changed_on_their_way_are_refused():
+    members, shares = dealt()
+    mine = to("a", shares)
+    for position in (0, 70, 130, -1):
+        changed = bytearray(mine["b"])
+        changed[position] ^= 1
+        with pytest.raises(SiloFailed, match="'b' are not what that silo sent"):
+            members["a"].deliver(mine | {"b": bytes(changed)})
     with pytest.raises(SiloFailed, match="'b' are not what that silo sent"):
-        members["a"].unmask(all_signed(members))
+        members["a"].deliver(mine | {"b": mine["b"][:-1]})
 
 
-def test_shares_meant_for_another_silo_are_not_opened():
-    members, roster = fresh()
-    shares = {name: member.shares(roster) for name, member in members.items()}
-    mine = {giver: shares[giver]["a"] for giver in "bcde"} | {"c": shares["c"]["b"]}
-    members["a"].deliver(mine)
-    for name in "bcde":
-        members[name].deliver({giver: shares[giver][name] for giver in NAMES if giver != name})
-    for member in members.values():
-        member.masked(np.zeros(3, np.float32), 1)
+def test_shares_meant_for_another_silo_are_refused():
+    members, shares = dealt()
     with pytest.raises(SiloFailed, match="'c' are not what"):
-        members["a"].unmask(all_signed(members))
+        members["a"].deliver(to("a", shares) | {"c": shares["c"]["b"]})
+
+
+def sealed_badly(dealer, receiver, how):
+    """What a silo signs for another one, and what no silo can open, or is not what its hashes say."""
+    way, both = dealer._way(dealer.silo, receiver), dealer._dealt[receiver][1]
+    if how == "noise":
+        return SealedShares.signed(dealer.signer, way, both, bytes(148)).to_bytes()
+    ciphertext = dealer._cipher(receiver, dealer.silo, receiver).encrypt(bytes(12), both[::-1], None)
+    return SealedShares.signed(dealer.signer, way, both, ciphertext).to_bytes()
+
+
+@pytest.mark.parametrize("how", ["noise", "other shares than it says"])
+def test_a_receiver_names_the_sender_of_shares_that_do_not_open(how):
+    members, shares = dealt()
+    shares["d"]["a"] = sealed_badly(members["d"], "a", how)
+    complaints = members["a"].deliver(to("a", shares))
+    assert set(complaints) == {"d"}
+    keys = members["b"].roster["a"]
+    assert keys.have_complained("d", shares["d"]["a"], complaints["d"], "s", 1)
+    assert not keys.have_complained("c", shares["d"]["a"], complaints["d"], "s", 1)
+
+
+def test_shares_are_shown_to_none_but_who_signed_that_they_do_not_open():
+    members, shares = dealt()
+    genuine = bytes.fromhex(members["a"].signer.sign(_complaint("s", 1, "b", shares["b"]["a"])))
+    assert members["b"].show({"a": genuine}) == {"a": members["b"]._dealt["a"][1]}
+    for wanted in ({"c": genuine}, {"a": bytes(64)}, {"b": genuine}, {"f": genuine}):
+        with pytest.raises(SiloFailed, match=r"did not complain|complains that has no shares"):
+            members["b"].show(wanted)
+    of_others = bytes.fromhex(members["a"].signer.sign(_complaint("s", 1, "b", shares["b"]["c"])))
+    with pytest.raises(SiloFailed, match="did not complain"):
+        members["b"].show({"a": of_others})
+
+
+def test_a_list_of_silos_gets_shorter_and_only_before_the_update():
+    members, shares = dealt()
+    mine = to("a", shares)
+    fewer = {name: mine[name] for name in "bcd"}
+    members["a"].deliver(mine)
+    members["a"].deliver(fewer)
+    assert set(members["a"].inbox) == set("abcd")
+    with pytest.raises(SiloFailed, match="not in the roster"):
+        members["a"].deliver(mine)
+    with pytest.raises(SiloFailed, match="2 silos are fewer than 3"):
+        members["a"].deliver({"b": mine["b"]})
+    members["a"].masked(np.zeros(3, np.float32), 1)
+    with pytest.raises(SiloFailed, match="before its update"):
+        members["a"].deliver(fewer)
+
+
+@pytest.mark.parametrize("channel", [bytes(32), b"", bytes(31), (1).to_bytes(32, "little")])
+def test_keys_of_low_order_or_another_length_are_not_used(channel):
+    members, roster = fresh()
+    signer = members["b"].signer
+    signed = bytes.fromhex(signer.sign(_signed_keys("b", "s", 1, channel, roster["b"].mask)))
+    keys = Keys(channel, roster["b"].mask, bytes.fromhex(signer.public), signed)
+    assert keys.are_of("b", "s", 1)
+    assert not keys.are_usable
+    with pytest.raises(SiloFailed, match="a public key of silo 'b' is none"):
+        members["a"].shares(roster | {"b": keys})
+
+
+def test_wrong_shares_take_no_mask_off():
+    ours = Round()
+    ours.run()
+    first, second = (Round() for _ in range(2))
+    for each, change in ((first, bytes(66)), (second, b"")):
+        unmask = each.members["a"].unmask
+        each.members["a"].unmask = lambda signed, unmask=unmask, change=change: dict.fromkeys(unmask(signed), change)
+        assert each.run().mean().tobytes() == ours.plain("abcde").mean().tobytes()

@@ -20,8 +20,7 @@ GOOD = {
             "source": "data/alloys.csv",
             "targets": {"formation_energy_per_atom": {"column": "e_form", "unit": "eV/atom"}},
             "filters": {"pbe": {"functional": "PBE"}},
-            "perimeter": {"min_examples": 30},
-            "epsilon": 4,
+            "perimeter": {"min_examples": 30, "epsilon_budget": 4},
         }
     },
     "tasks": ["property"],
@@ -49,7 +48,7 @@ def test_it_says_names_and_what_they_stand_for(write, tmp_path, monkeypatch):
     assert alloys.source == str(tmp_path / "data/alloys.csv")
     assert alloys.targets == {"formation_energy_per_atom": TargetColumn("e_form", "eV/atom")}
     assert alloys.filters == {"pbe": (("functional", "PBE"),)}
-    assert alloys.epsilon == 4.0
+    assert alloys.policy.epsilon_budget == 4.0
     assert (file.name, file.tasks, file.device.address) == ("north", ("property",), "local")
     assert file.model_folder == tmp_path / "home/models"
     assert file.hub.tls_folder == tmp_path / "home/ray-fed/tls"
@@ -86,7 +85,10 @@ def test_every_built_in_task_that_may_be_named_can_be_rebuilt():
             "targets: e: must be {column: NAME, unit: UNIT}",
         ),
         ({"datasets": {"a": {"source": "x", "filters": {"f": "PBE"}}}}, "filters: f: must be a mapping of columns"),
-        ({"datasets": {"a": {"source": "x", "epsilon": 0}}}, "datasets: a: epsilon=0.0 must be above 0"),
+        (
+            {"datasets": {"a": {"source": "x", "perimeter": {"epsilon_budget": 0}}}},
+            "epsilon_budget=0.0 must be above 0",
+        ),
         ({"datasets": {"a": {"source": "x", "perimeter": {"min_example": 1}}}}, "perimeter: unknown key 'min_example'"),
         ({"hub": {"address": "hub"}}, "hub: address='hub' must be HOST:PORT"),
         ({"hub": {"address": "hub:1", "key": "12"}}, "hub: key='12' must be the hash of the hub's key"),

@@ -1,4 +1,7 @@
-"""The coordinator's part in secure aggregation: it adds masked updates, then takes the masks off the sum."""
+"""The coordinator's part in secure aggregation: it adds masked updates, then takes the masks off the sum.
+
+It knows by their hashes which shares are those that were dealt (sealed.py): with wrong ones it takes no mask off.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +12,8 @@ from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.privacy.secure_sum import ring, shamir
 from ray_fed.privacy.secure_sum.masks import add_mask, mask_key, public_key, shared_key
 from ray_fed.privacy.secure_sum.member import Keys, purpose
+from ray_fed.privacy.secure_sum.sealed import OF_MASK, OF_SEED, SealedShares
+from ray_fed.privacy.secure_sum.shamir import SHARE_BYTES
 
 
 @dataclass
@@ -23,6 +28,10 @@ class SecureCollector:
     """U_1: the public keys handed around."""
     partners: Sequence[str]
     """U_2: the silos whose shares were handed around; all masks are between them."""
+    sealed: Mapping[str, Mapping[str, SealedShares]] = field(default_factory=dict)
+    """Silo -> receiver -> the shares it dealt, as they travelled."""
+    shown: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    """Silo -> receiver that could not open its shares -> both of them, as the silo showed them."""
     survivors: list[str] = field(default_factory=list)
     """U_3: the silos whose masked update is in the sum."""
 
@@ -38,19 +47,37 @@ class SecureCollector:
     def dropped(self) -> list[str]:
         return sorted(set(self.partners) - set(self.survivors))
 
+    def is_genuine(self, name: str, giver: str, share: bytes) -> bool:
+        """Tell whether a share of the secret that is wanted of silo `name` is the one it dealt to `giver`."""
+        return self.sealed[name][giver].name(share, self._wanted(name))
+
     def sum(self, shares: Mapping[str, Mapping[str, bytes]]) -> ExactWeightedSum:
-        """Return the exact sum. `shares`: silo that answered -> silo -> its share. ValueError when shares do not give
-        the keys that the silos announced: the sum would be noise."""
-        number = {name: index for index, name in enumerate(sorted(self.roster), 1)}
+        """Return the exact sum. `shares`: silo that answered -> silo -> its share. ValueError when those that are as
+        they were dealt are too few, or do not give the keys that the silos announced: the sum would be noise."""
         for name in self.survivors:
-            seed = shamir.combine({number[giver]: given[name] for giver, given in shares.items()})
+            seed = self._secret(name, shares)
             add_mask(self.total, mask_key(seed, purpose(self.session, self.server_round, "own")), is_added=False)
         for name in self.dropped:
-            self._drop(name, shamir.combine({number[giver]: given[name] for giver, given in shares.items()}))
+            self._drop(name, self._secret(name, shares))
         weight, overflow = (int(word) for word in self.total[-1])
         if overflow or not 0 < weight < 2**60:
             raise ValueError("the unmasked weight is no number of examples: a silo's mask does not fit its shares")
         return ring.decoded(self.total[:-1], weight, len(self.survivors))
+
+    def _wanted(self, name: str) -> int:
+        return OF_SEED if name in self.survivors else OF_MASK
+
+    def _secret(self, name: str, shares: Mapping[str, Mapping[str, bytes]]) -> bytes:
+        """Put the secret of a silo together from the shares that are those it dealt."""
+        number = {each: index for index, each in enumerate(sorted(self.roster), 1)}
+        start = SHARE_BYTES * self._wanted(name)
+        shown = {giver: both[start : start + SHARE_BYTES] for giver, both in self.shown.get(name, {}).items()}
+        given = shown | {giver: theirs[name] for giver, theirs in shares.items() if name in theirs}
+        genuine = {number[giver]: share for giver, share in given.items() if self.is_genuine(name, giver, share)}
+        try:
+            return shamir.combine(genuine)
+        except ValueError as error:
+            raise ValueError(f"silo '{name}': {error}") from error
 
     def _drop(self, name: str, private: bytes) -> None:
         """Take away the masks that the survivors share with a silo that dropped out."""

@@ -5,6 +5,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ray_fed.reading import parse_json
+
+MAX_BYTES = 1 << 26
+"""Of one message: what ten thousand silos tell one another at a time, with room."""
+
 
 def as_bytes(content: Mapping[str, bytes]) -> np.ndarray:
     """Return short byte strings by name as one uint8 array."""
@@ -14,10 +19,9 @@ def as_bytes(content: Mapping[str, bytes]) -> np.ndarray:
 
 def of_bytes(data: np.ndarray) -> dict[str, bytes]:
     """Return what `as_bytes` was given; ValueError for anything else."""
-    content = json.loads(np.asarray(data, np.uint8).tobytes())
-    if not isinstance(content, dict):
-        raise ValueError("a mapping of names to bytes is wanted")
-    try:
-        return {str(name): bytes.fromhex(value) for name, value in content.items()}
-    except TypeError as error:
-        raise ValueError("bytes are written as hexadecimal text") from error
+    if type(data) is not np.ndarray or data.dtype != np.uint8 or data.ndim != 1 or data.nbytes > MAX_BYTES:
+        raise ValueError(f"a row of at most {MAX_BYTES:,} bytes is wanted")
+    content = parse_json(data.tobytes(), "the message", "the sender must speak the same version")
+    if not isinstance(content, dict) or not all(isinstance(value, str) for value in content.values()):
+        raise ValueError("a mapping of names to hexadecimal text is wanted")
+    return {name: bytes.fromhex(value) for name, value in content.items()}
