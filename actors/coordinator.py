@@ -46,8 +46,8 @@ class CoordinatorActor:
         self.coordinator = Coordinator(self.cohort, task, training, [self.record] if self.record else [])
 
     @ray.method
-    def agree(self) -> Agreement:
-        return self.coordinator.agree()
+    def agree(self, secure_threshold: int = 0) -> Agreement:
+        return self.coordinator.agree(secure_threshold)
 
     # Without backpressure the coordinator would run ahead of a driver that is slow or stopped, past what a checkpoint
     # on the driver's disk and the few states on the silos' disks can bring together again.
@@ -112,8 +112,8 @@ class RemoteCoordinator:
         """every_state: see `CoordinatorActor.run`."""
         self.actor, self.every_state = actor, every_state
 
-    def agree(self) -> Agreement:
-        return value_of(self.actor.agree.remote(), "coordinator", "agreeing with the silos")
+    def agree(self, secure_threshold: int = 0) -> Agreement:
+        return value_of(self.actor.agree.remote(secure_threshold), "coordinator", "agreeing with the silos")
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
         # A generator of refs; the stubs know single ones.

@@ -225,8 +225,8 @@ def test_moments_of_fewer_rows_than_the_owner_wants_are_refused(tmp_path, site):
 
 
 def test_a_row_as_means_is_refused_whatever_count_it_claims(tmp_path):
-    def one_row(rows, moments):
-        return ColumnMoments(1000, rows.features[7].copy(), np.zeros_like(moments.m2))
+    def one_row(rows, _):
+        return ColumnMoments.of(np.repeat(rows.features[7:8], 1000, axis=0))
 
     error = refusal(tmp_path, hostile("moments", one_row), method="moments")
     assert "means repeat values" in str(error)
