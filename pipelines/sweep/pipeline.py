@@ -96,8 +96,7 @@ def _begun(directory: RunDirectory, strategy: str | None) -> Sweep:
         told: Any = directory.read_config()
         config = SweepConfig(**{key: _as_option(value) for key, value in told["sweep"].items()})
         base = {key: _as_option(value) for key, value in told["base"].items() if key != "out"}
-        for named in _strategies(config, base):
-            require_own_code(named, strategy if ":" in named else None, directory.config_path)
+        require_own_code(base.get("strategy"), strategy, directory.config_path)
         setup, trials = _resolved(config, base)
         done = tuple(o for o in results_file.read(directory.path / "results.jsonl") if o.status != "failed")
     except FedError:
@@ -106,12 +105,6 @@ def _begun(directory: RunDirectory, strategy: str | None) -> Sweep:
         said = f"{type(error).__name__}: {error}"
         raise DataError(f"{directory.path} is not a sweep that can go on ({said}); give the folder of one") from error
     return Sweep(config, setup, trials, directory, str(told["command"]), done, is_resumed=True)
-
-
-def _strategies(config: SweepConfig, base: Mapping[str, Any]) -> list[str]:
-    """Return the strategies that the trials of a sweep name."""
-    varied = [text.removeprefix("strategy=").split(",") for text in config.grid if text.startswith("strategy=")]
-    return [str(base.get("strategy", "")), *(name for names in varied for name in names)]
 
 
 def _as_option(value: Any) -> Any:

@@ -89,7 +89,11 @@ def test_it_is_no_deeper_than_a_parser_can_go(received):
 
 
 RUN = {"command": "ray-fed", "set": [], "silos": [5], "communication_frequency": 1.0, "strategy": "my_code:Mine"}
-SWEEP = {"command": "ray-fed", "sweep": {"grid": ["strategy=my_code:Mine"]}, "base": {"baselines": False}}
+SWEEP = {
+    "command": "ray-fed",
+    "sweep": {"grid": ["epochs=1,2"]},
+    "base": {"baselines": False, "strategy": "my_code:Mine"},
+}
 FOLDERS = {
     "resume": (("resume", "run"), RUN),
     "audit": (("audit", "run"), RUN),
