@@ -1,6 +1,5 @@
 """What a run leaves behind: lines, tables, figures, TensorBoard, report."""
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -221,7 +220,7 @@ class FedTransferOutcome:
         )
         codecs = [
             [silo, codec, f"{told[f'codec.{codec}.bytes']:,.0f}",
-             f"{told['codec.fp32.bytes'] / told[f'codec.{codec}.bytes']:.2f}", _decibel(told.get(f"codec.{codec}.psnr_db", math.inf))]
+             f"{told['codec.fp32.bytes'] / told[f'codec.{codec}.bytes']:.2f}", _decibel(told.get(f"codec.{codec}.psnr_db"))]
             for silo, told in facts.items() for codec in CODECS
         ]  # fmt: skip
         blocks: list[Block] = [
