@@ -76,7 +76,8 @@ class CoordinatorActor:
         for name in present:
             with contextlib.suppress(FedError):
                 said = self.cohort.collect_ledger(name)
-                found |= {name: SiloLedger(*said)} if said else {}
+                ledger = SiloLedger.handed_over(name, said)
+                found |= {name: ledger} if ledger else {}
         return CollectedLedgers(found, self.record.take() if self.record else ())
 
 

@@ -117,7 +117,8 @@ class HubCoordinator(Coordinator):
         for name, collect in self._collect.items():
             with contextlib.suppress(FedError):
                 said = None if name in self.cohort.absent() else collect(name)
-                found |= {name: SiloLedger(*said)} if said else {}
+                ledger = SiloLedger.handed_over(name, said)
+                found |= {name: ledger} if ledger else {}
         return CollectedLedgers(found, self._notes.take() if self._notes else ())
 
 

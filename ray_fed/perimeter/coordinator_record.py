@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
+from ray_fed.errors import SiloFailed
 from ray_fed.federation.rounds.job import Job, Observer, RoundRecord
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout
+from ray_fed.perimeter.chain import MAX_LEDGER_BYTES
 from ray_fed.perimeter.checks import digest_of
 from ray_fed.perimeter.ledger import tensors_digest, vector_digest
+from ray_fed.perimeter.policy import PUBLIC_KEY
 
 Note = Mapping[str, object]
 """One line to be, without number, time and chain."""
@@ -26,6 +29,18 @@ class SiloLedger:
     head: str
     """SHA-256 of its last line."""
     public_key: str
+
+    @classmethod
+    def handed_over(cls, silo: str, said: object) -> "SiloLedger | None":
+        """Return what a silo handed over, None where its owner keeps it; SiloFailed names a silo that says anything
+        else. What stands in the ledger is looked at where it is verified."""
+        if said is None:
+            return None
+        content, head, key = said if type(said) is tuple and len(said) == 3 else (None, None, None)
+        is_ledger = type(content) is bytes and len(content) <= MAX_LEDGER_BYTES
+        if not is_ledger or not all(type(text) is str and PUBLIC_KEY.fullmatch(text) for text in (head, key)):
+            raise SiloFailed(silo, "handing over its ledger", "it handed over something else")
+        return cls(content, head, key)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
