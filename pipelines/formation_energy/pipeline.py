@@ -157,7 +157,7 @@ def _train(request: RunRequest) -> TrainingOutcome:
     where = "in this process" if setup.config.cohort == "local" else f"as Ray actors (address {setup.config.address})"
     print(f"opening {len(setup.silos)} silos {where}", file=sys.stderr)
     with launched(setup) as (coordinator, notices):
-        agreement = coordinator.agree()
+        agreement = coordinator.agree(setup.config.threshold(len(setup.training)))
         changed = _changed_versions(request.directory) if request.is_resumed else []
         for line in [*notices, *_unusable(agreement), *changed]:
             print(f"note: {line}", file=sys.stderr)
