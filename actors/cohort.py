@@ -16,15 +16,15 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayE
 from actors.placement import actor_options
 from actors.session import INLINE_VARIABLE, RAYS_INLINE_BYTES
 from actors.silo import Handle, SiloActor
-from ray_fed.errors import FedError, PerimeterRefused, SiloFailed, SiloRefused
+from ray_fed.errors import FedError, SiloFailed, SiloRefused
 from ray_fed.federation.cohort import said_by
 from ray_fed.federation.coordinator import check_agreement
 from ray_fed.federation.messages import (
     Arrived,
     Artifact,
     Died,
+    Evaluations,
     JoinRefused,
-    Metrics,
     Raised,
     Restarted,
     SessionSpec,
@@ -38,6 +38,7 @@ from ray_fed.metrics import Scores
 
 Value = TypeVar("Value")
 
+COLLECT_SECONDS = 60.0
 RESTORE_SECONDS = 120.0
 """A new process imports torch and reads the silo's data before it can answer."""
 
@@ -166,6 +167,9 @@ class RayCohort:
                 return self._read(future, call)
         return None
 
+    def is_waiting(self) -> bool:
+        return bool(self._pending)
+
     def _read(self, future: Future, call: "PendingCall") -> SiloEvent:
         """Turn what came back into an answer; a dead process takes its other open calls with it."""
         name = call.silo
@@ -230,11 +234,8 @@ class RayCohort:
         ref = self.silos[silo].restore.remote(self._standardizer, sessions)
         self._expect(ref, PendingCall(silo, 0, is_restore=True))
 
-    def evaluate(
-        self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
-    ) -> dict[str, dict[str, Metrics]]:
-        """A silo that dies now is left out here; the rules hear of it when it is asked next. PerimeterRefused where a
-        silo's gate keeps its metrics, such as one that its task did not declare: they would be missing to the end."""
+    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> Evaluations:
+        """A silo that dies now is left out here; the rules hear of it when it is asked next."""
         put = _put_once(models.values())
         vectors = [put[id(vector)] for vector in models.values()]
         refs = {name: self.silos[name].evaluate.remote(session, tuple(models), *vectors) for name in silos}
@@ -244,8 +245,7 @@ class RayCohort:
                 try:
                     found[name] = ray.get(ref, timeout=self.answer_timeout)
                 except RayTaskError as error:
-                    if isinstance(error.cause, PerimeterRefused):
-                        raise error.cause from None
+                    found[name] = Raised(name, 0, said_by(error.cause))
         return found
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
@@ -255,6 +255,16 @@ class RayCohort:
             with contextlib.suppress(RayError):
                 answers[name] = ray.get(ref, timeout=self.answer_timeout)
         return answers
+
+    def collect_ledger(self, silo: str) -> tuple[bytes, str, str] | None:
+        """Return (ledger, head, public key) of a silo; None where its owner keeps it."""
+        ref = self.silos[silo].collect_ledger.remote()
+        return value_of(ref, silo, "handing over its ledger", COLLECT_SECONDS)
+
+    def receive_model(self, silo: str, weights: np.ndarray, card: np.ndarray) -> None:
+        """Hand a final model to a silo; PerimeterRefused where its owner takes none."""
+        ref = self.silos[silo].receive_model.remote(weights, card)
+        value_of(ref, silo, "taking the final model", COLLECT_SECONDS)
 
     def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
         return value_of(self.evaluator.evaluate.remote(models), "test", "evaluating") if self.evaluator else None

@@ -1,6 +1,5 @@
 """The coordinator as an actor, and the driver's end of the line to it."""
 
-import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,16 +10,14 @@ import ray
 
 from actors.cohort import RayCohort, value_of
 from actors.silo import Handle
-from ray_fed.errors import FedError
 from ray_fed.federation.coordinator import Agreement, Coordinator
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord, state_bytes
 from ray_fed.federation.silo_state import rounds_apart
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task
-from ray_fed.perimeter.coordinator_record import CollectedLedgers, CoordinatorRecord, SiloLedger
+from ray_fed.perimeter.coordinator_record import CollectedLedgers, CoordinatorRecord, collected, handed_over
 
-COLLECT_SECONDS = 60.0
 BATCH_SECONDS = 0.2
 """Records of a thousand rounds a second must not mean a thousand messages a second to the driver."""
 
@@ -71,14 +68,17 @@ class CoordinatorActor:
 
     @ray.method
     def collect_ledgers(self) -> CollectedLedgers:
-        """Fetch the silos' ledgers; one that is gone, or whose owner keeps its ledger, is left out."""
-        found = {}
-        present = {name: silo for name, silo in self.cohort.silos.items() if name not in self.cohort.absent()}
-        for name, silo in present.items():
-            with contextlib.suppress(FedError):
-                said = value_of(silo.collect_ledger.remote(), name, "handing over its ledger", COLLECT_SECONDS)
-                found |= {name: SiloLedger(*said)} if said else {}
-        return CollectedLedgers(found, self.record.take() if self.record else ())
+        """See `collected`."""
+        return collected(self._keepers(), self.record)
+
+    @ray.method
+    def hand_over_model(self, weights: np.ndarray, card: np.ndarray) -> dict[str, str]:
+        """See `handed_over`."""
+        return handed_over(self._keepers(), weights, card)
+
+    def _keepers(self) -> dict[str, RayCohort]:
+        absent = self.cohort.absent()
+        return {name: self.cohort for name in self.cohort.silos if name not in absent}
 
 
 def batches(records: Iterator[RoundRecord], seconds: float = BATCH_SECONDS) -> Iterator[list[RoundRecord]]:
@@ -123,6 +123,9 @@ class RemoteCoordinator:
 
     def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
         return value_of(self.actor.predict_test.remote(models), "coordinator", "predicting the test set")
+
+    def hand_over_model(self, weights: np.ndarray, card: np.ndarray) -> dict[str, str]:
+        return value_of(self.actor.hand_over_model.remote(weights, card), "coordinator", "handing the model over")
 
     def collect_ledgers(self) -> CollectedLedgers:
         return value_of(self.actor.collect_ledgers.remote(), "coordinator", "collecting the ledgers")

@@ -12,6 +12,7 @@ from actors import placement
 from actors.cohort import value_of
 from actors.coordinator import CoordinatorActor, RemoteCoordinator
 from actors.silo import EvaluatorActor, Handle, SiloActor
+from actors.silo_logs import readable_logs
 from ray_fed.errors import PlacementError
 from ray_fed.federation.messages import Artifact, SiloDescription
 from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
@@ -63,18 +64,20 @@ def silo_actors(
     machine: their actors stand in line, which is also how an autoscaler learns of them.
     """
     settled, notices, awaited = _settled(specs, start)
-    silos = SiloActors(settled, task, notices, answer_timeout)
-    try:
-        for spec in settled:
-            silos.start(spec)
-        silos.evaluator = (
-            EvaluatorActor.options(**placement.evaluator_options(test)).remote(test, task) if test else None
-        )
-        _wait_for_places({name: silo for name, silo in silos.handles.items() if name not in awaited})
-        silos.absent = _absent({name: silos.handles[name] for name in awaited}, settled, start)
-        yield silos
-    finally:
-        _kill([*silos.handles.values(), *([silos.evaluator] if silos.evaluator else [])])
+    with readable_logs([*settled, *([test] if test else [])]) as logged:
+        settled, test = logged[: len(settled)], logged[-1] if test else None
+        silos = SiloActors(settled, task, notices, answer_timeout)
+        try:
+            for spec in settled:
+                silos.start(spec)
+            silos.evaluator = (
+                EvaluatorActor.options(**placement.evaluator_options(test)).remote(test, task) if test else None
+            )
+            _wait_for_places({name: silo for name, silo in silos.handles.items() if name not in awaited})
+            silos.absent = _absent({name: silos.handles[name] for name in awaited}, settled, start)
+            yield silos
+        finally:
+            _kill([*silos.handles.values(), *([silos.evaluator] if silos.evaluator else [])])
 
 
 class SiloActors:

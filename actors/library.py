@@ -11,7 +11,8 @@ import ray
 from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from actors.egress_block import egress_block
+from actors.egress_block import ClosedEgress, lifted
+from actors.owned import owned, owners_site_file
 from ray_fed.errors import FedError
 from ray_fed.model_library.building import BuildJob, BuildResult, run_job
 from ray_fed.model_library.cards import PackedModel
@@ -75,11 +76,13 @@ def draws(target: Target, sources: SourceFeatures, head: str, protocol: Protocol
 
 
 @ray.remote(num_cpus=0)
+@owned
 class LibrarySilo:
     """`SearchingSilo` behind its boundary. The table is opened here; models come in, errors go out."""
 
     def __init__(self, name: str, target: SiloTarget):
-        self.silo = GuardedSearch(name, target, functools.partial(egress_block, name), redirects_output=True)
+        block = ClosedEgress(name)
+        self.silo = GuardedSearch(name, target, block, redirects_output=True, site_file=owners_site_file())
 
     @ray.method
     def take(self, models: list[PackedModel], layers: str) -> int:
@@ -95,8 +98,9 @@ def _searched_here(
 ) -> list[SiloErrors | FedError]:
     """Search in tasks pinned to this node: the features of the silo's rows never leave its object store."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    stored, task = ray.put(prepared), _search.options(scheduling_strategy=here)
-    return ray.get([task.remote(stored, head, protocol, number, per_source) for number in range(count)])
+    with lifted():
+        stored, task = ray.put(prepared), _search.options(scheduling_strategy=here)
+        return ray.get([task.remote(stored, head, protocol, number, per_source) for number in range(count)])
 
 
 @ray.remote(num_cpus=1)

@@ -26,6 +26,7 @@ RAYS_INLINE_BYTES = 100 * 1024
 OUR_INLINE_BYTES = 2 << 20
 """In a cluster of our own: the vector of half a million parameters still travels inside (twice as fast per round)."""
 
+_started_here = False
 PACKAGES = ("ray_fed", "actors", "pipelines")
 """The code that travels to a cluster we join; data never do."""
 
@@ -61,9 +62,12 @@ def session(address: str = "local", num_cpus: float = 0, num_gpus: int | None = 
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise PlacementError(f"no Ray cluster at address {address!r}: {first_line}{_remedy(first_line)}") from error
         _restore(handlers)
+        global _started_here
+        _started_here = address == "local"
         try:
             yield
         finally:
+            _started_here = False
             ray.shutdown()
 
 
@@ -76,6 +80,11 @@ def set_private_token() -> None:
     if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def is_private() -> bool:
+    """Whether this process is connected to a cluster that it started for itself."""
+    return _is_connected() and _started_here
 
 
 def _is_connected() -> bool:

@@ -1,12 +1,14 @@
 """A silo and an evaluator with a mailbox around them: one actor each, on the node that holds the data."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 import ray
 
-from actors.egress_block import egress_block
+from actors.egress_block import ClosedEgress
+from actors.owned import owned, owners_site_file
 from ray_fed.errors import PlacementError
 from ray_fed.federation.messages import (
     Artifact,
@@ -18,30 +20,38 @@ from ray_fed.federation.messages import (
     Update,
     Vector,
 )
-from ray_fed.federation.silo import Evaluator, make_silo
+from ray_fed.federation.silo import Evaluator, Silo, make_silo
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.metrics import Scores
+from ray_fed.perimeter.guarded_evaluator import GuardedEvaluator
 from ray_fed.perimeter.guarded_silo import GuardedSilo
+from ray_fed.perimeter.policy import Site
 
 Handle: TypeAlias = Any
 """A handle of one of the actors; Ray's stubs cannot name the proxy of a decorated class."""
 
 
 @ray.remote
+@owned
 class SiloActor:
     """`Silo` behind its boundary. The device is read here, inside the actor, after Ray has reserved it.
 
     Nothing the silo's code returns, raises or prints leaves this process but through `GuardedSilo`.
     """
 
-    def __init__(self, spec: SiloSpec, task: Task):
+    def __init__(self, spec: SiloSpec, task: Task | Callable[[], Task], site: Site | None = None):
+        """task: or what makes it, here. site: what the owner says, where this process was started by the owner."""
         self.name = spec.name
         _one_thread()
         stand_at_site(spec)
         device = reserved_device()
-        blocked = functools.partial(egress_block, spec.name)
-        self.silo = GuardedSilo(spec, lambda: make_silo(spec, task, device), blocked, redirects_output=True)
+        block = ClosedEgress(spec.name)
+
+        def make() -> Silo:
+            return make_silo(spec, task if isinstance(task, Task) else task(), device)
+
+        self.silo = GuardedSilo(spec, make, block, redirects_output=True, site_file=owners_site_file(), site=site)
 
     def __repr__(self) -> str:
         return f"Silo({self.name})"
@@ -95,33 +105,41 @@ class SiloActor:
         return self.silo.query(query, *given)
 
     @ray.method
+    def receive_model(self, weights: np.ndarray, card: np.ndarray) -> None:
+        self.silo.receive_model(weights, card)
+
+    @ray.method
     def collect_ledger(self) -> tuple[bytes, str, str] | None:
         return self.silo.collect_ledger()
 
 
 @ray.remote
+@owned
 class EvaluatorActor:
-    """`Evaluator` behind messages."""
+    """`Evaluator` behind its owner's boundary, like a silo's."""
 
     def __init__(self, spec: SiloSpec, task: Task):
         _one_thread()
-        self.evaluator = Evaluator(spec, task)
+        stand_at_site(spec)
+        block = ClosedEgress(spec.name)
+        make = functools.partial(Evaluator, spec, task)
+        self.silo = GuardedEvaluator(spec, make, block, redirects_output=True, site_file=owners_site_file())
 
     @ray.method
     def open(self) -> dict[str, object]:
-        return self.evaluator.open()
+        return self.silo.open()
 
     @ray.method
     def prepare(self, standardizer: Standardizer | None) -> None:
-        self.evaluator.prepare(standardizer)
+        self.silo.prepare(standardizer)
 
     @ray.method
     def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
-        return self.evaluator.evaluate(models)
+        return self.silo.evaluate(models)
 
     @ray.method
-    def predict(self, models: Mapping[str, Vector]):
-        return self.evaluator.predict(models)
+    def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return self.silo.predict(models)
 
 
 def reserved_device() -> str:

@@ -61,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         command, options, prog = _parse(arguments)
         return command.carry_out(options, ("ray-fed", *arguments))
     except FedError as error:
-        print(f"{prog}: error: {_one_line(error)}", file=sys.stderr)
+        # What a silo's log on this disk says of it comes with it as notes.
+        print(f"{prog}: error: {_one_line('; '.join([str(error), *_notes_of(error)]))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
@@ -120,6 +121,10 @@ def _join_named_cluster(options: dict[str, Any], chosen: argparse.ArgumentParser
 
 def _as_interrupt(signum: int, frame: object) -> NoReturn:  # noqa: ARG001
     raise KeyboardInterrupt
+
+
+def _notes_of(error: BaseException) -> list[str]:
+    return list(getattr(error, "__notes__", ()))
 
 
 def _one_line(error: BaseException | str) -> str:

@@ -13,8 +13,12 @@ from importlib import import_module
 from operator import methodcaller
 from typing import Any
 
+from ray_fed.config import path_option
+
 argument = partial(methodcaller, "add_argument")
 """One positional argument or option, as argparse takes them."""
+place = partial(argument, type=path_option)
+"""One that names a file or folder of this machine, or a URL."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,8 @@ def _start_fork_server_to_measure(options: Mapping[str, Any]) -> None:
         _start_fork_server(options)
 
 
-RUN = argument("run_directory", metavar="RUN", help="folder of the run")
-RUN_OR_MODEL = argument("run_directory", metavar="RUN", help="folder of a run, or a .safetensors model file")
+RUN = place("run_directory", metavar="RUN", help="folder of the run")
+RUN_OR_MODEL = place("run_directory", metavar="RUN", help="folder of a run, or a .safetensors model file")
 KEY = argument(
     "--key",
     action="append",
@@ -86,9 +90,12 @@ KEY = argument(
     metavar="NAME=KEY",
     help="public key of a silo, or of 'coordinator', as its owner told it (repeatable); else those in site.yaml count",
 )
-PREDICTIONS = argument("--out", default=None, help="CSV to write (default: FILE's name with .predictions.csv, here)")
-LIBRARY = argument("--library", default="library", help="folder of the library (default: library)")
+PREDICTIONS = place("--out", default=None, help="CSV to write (default: FILE's name with .predictions.csv, here)")
+LIBRARY = place("--library", default="library", help="folder of the library (default: library)")
 MODEL_ID = argument("id", help="id of a model, or its first digits")
+SITE_FILE = argument(
+    "--file", default=None, help="the owner's file (default: site.yaml in RAY_FED_SITE, or in ~/.config/ray-fed)"
+)
 CATALOGUE = "pipelines.model_library.catalogue"
 PLACE = "folder, or any URL that fsspec knows"
 
@@ -125,7 +132,7 @@ COMMANDS = (
         "pipelines.formation_energy.predict:run",
         (
             RUN_OR_MODEL,
-            argument(
+            place(
                 "file", metavar="FILE", help="CSV/parquet/JSON table, folder of CIF/POSCAR files, or a structure file"
             ),
             PREDICTIONS,
@@ -146,7 +153,7 @@ COMMANDS = (
         "what the messages of your own federation give away",
         "pipelines.leakage.audit_pipeline:run",
         (
-            argument("target", metavar="RUN|FEDERATION", help="folder of a run, or a federation file"),
+            place("target", metavar="RUN|FEDERATION", help="folder of a run, or a federation file"),
             "pipelines.leakage.audit_config:AuditConfig",
         ),
         "Replay, inside the silos, what a coordinator receives in a run or a federation, attack it, and say per silo "
@@ -158,7 +165,7 @@ COMMANDS = (
         "pipelines.sweep.pipeline:run",
         (
             argument("pipeline", nargs="?", default="formation-energy", choices=["formation-energy"]),
-            argument("--resume", metavar="RUN", default=None, help="go on with a sweep that was broken off"),
+            place("--resume", metavar="RUN", default=None, help="go on with a sweep that was broken off"),
             "pipelines.sweep.config:SweepConfig",
             "pipelines.formation_energy.config:FormationEnergyConfig",
         ),
@@ -181,7 +188,7 @@ COMMANDS = (
         "build, query, move and transfer on embedded data, in under 3 minutes",
         "pipelines.model_library.demo:demo",
         (
-            argument("--out", default=None, help="folder (default: runs/library-demo-DATE-TIME)"),
+            place("--out", default=None, help="folder (default: runs/library-demo-DATE-TIME)"),
             argument(
                 "--address",
                 default=argparse.SUPPRESS,
@@ -197,7 +204,7 @@ COMMANDS = (
             LIBRARY,
             argument("query", nargs="?", default="", help="conditions; all models if not given"),
             argument("--columns", default=None, help="comma-separated fields; XenonPy's names are understood"),
-            argument("--csv", default=None, metavar="FILE", help="write the answer to a CSV file"),
+            place("--csv", default=None, metavar="FILE", help="write the answer to a CSV file"),
             argument("--failures", action="store_true", help="also list models that failed, with their reason"),
         ),
     ),
@@ -214,7 +221,7 @@ COMMANDS = (
         f"{CATALOGUE}:push",
         (
             LIBRARY,
-            argument("to", help=PLACE),
+            place("to", help=PLACE),
             argument("query", nargs="?", default="", help="which models; all if not given"),
         ),
     ),
@@ -224,7 +231,7 @@ COMMANDS = (
         f"{CATALOGUE}:pull",
         (
             LIBRARY,
-            argument("origin", help=PLACE),
+            place("origin", help=PLACE),
             argument("ids", nargs="*", help="ids, or their first digits; all models if none are given"),
         ),
     ),
@@ -233,7 +240,7 @@ COMMANDS = (
         "library diff",
         "list the models that only one of two libraries has",
         f"{CATALOGUE}:diff",
-        (LIBRARY, argument("other", help=PLACE)),
+        (LIBRARY, place("other", help=PLACE)),
     ),
     Command("library reindex", "make the index again from the cards", f"{CATALOGUE}:reindex", (LIBRARY,)),
     Command("library deprecate", "mark a model as superseded", f"{CATALOGUE}:deprecate", (LIBRARY, MODEL_ID)),
@@ -244,16 +251,16 @@ COMMANDS = (
         (
             LIBRARY,
             MODEL_ID,
-            argument("file", metavar="FILE", help="CSV, parquet or JSON with a column formula or smiles"),
+            place("file", metavar="FILE", help="CSV, parquet or JSON with a column formula or smiles"),
             PREDICTIONS,
-            argument("--element-table", default=None, help="for models on xenon290"),
+            place("--element-table", default=None, help="for models on xenon290"),
         ),
     ),
     Command(
         "library add",
         "put a model of a run (federated, with its record) into the library",
         f"{CATALOGUE}:add",
-        (LIBRARY, argument("model", help="folder of a run, or the .safetensors file of one of its models")),
+        (LIBRARY, place("model", help="folder of a run, or the .safetensors file of one of its models")),
     ),
     Command(
         "segment",
@@ -261,7 +268,7 @@ COMMANDS = (
         "pipelines.segmentation.pipeline:run",
         (
             RUN_OR_MODEL,
-            argument("images", metavar="IMAGE", nargs="+", help="image files or folders of images"),
+            place("images", metavar="IMAGE", nargs="+", help="image files or folders of images"),
             "pipelines.segmentation.config:SegmentConfig",
         ),
         "Write, for each image, its boundary mask and an overlay, and for all a table of grains and one of fields, "
@@ -297,7 +304,7 @@ COMMANDS = (
         "pipelines.ledger.verify:run",
         (
             RUN,
-            argument(
+            place(
                 "--silo-ledgers",
                 metavar="FOLDER",
                 default=None,
@@ -316,7 +323,7 @@ COMMANDS = (
         "pipelines.ledger.trace:run",
         (
             RUN,
-            argument("model", metavar="MODEL", help="a .safetensors file of this run, published anywhere"),
+            place("model", metavar="MODEL", help="a .safetensors file of this run, published anywhere"),
             argument("--rounds", type=int, default=5, metavar="INT", help="rounds to show in full (default: 5)"),
             KEY,
         ),
@@ -355,10 +362,10 @@ COMMANDS = (
                 metavar="NAME=ADDRESS[,ADDRESS]",
                 help="machines, with all addresses others reach them by; none: only the authority is made",
             ),
-            argument("--out", default="certs", metavar="FOLDER", help="where the folders are made (default: certs)"),
+            place("--out", default="certs", metavar="FOLDER", help="where the folders are made (default: certs)"),
             argument("--days", type=int, default=365, metavar="INT", help="how long they count (default: 365)"),
             argument("--renew", action="store_true", help="replace certificates and keys that are there"),
-            argument(
+            place(
                 "--authority",
                 default=None,
                 metavar="FOLDER",
@@ -367,6 +374,68 @@ COMMANDS = (
         ),
         "Make a private certificate authority, once, and a folder with certificate and key for each machine, to be "
         "brought there as ~/ray-fed/tls. The authority's key stays where it was made.",
+    ),
+    Command(
+        "site",
+        "a site of your own: what others may do with its data, and the connection that it dials out",
+        description="Serve data of this machine to a coordinator elsewhere, under rules of your own.",
+    ),
+    Command(
+        "site init",
+        "write this site's file, and print what the coordinator must know",
+        "pipelines.site.init:run",
+        (
+            SITE_FILE,
+            argument("--name", default=None, help="name of this site, as the coordinator will call it"),
+            argument("--hub", default=None, metavar="HOST:PORT", help="the coordinator's hub"),
+            argument("--hub-key", default=None, metavar="HASH", help="of the hub's public key, as its owner says"),
+            argument(
+                "--dataset", action="append", default=[], metavar="NAME=FILE", help="a data set by a name (repeatable)"
+            ),
+            argument(
+                "--target",
+                action="append",
+                default=[],
+                metavar="NAME=COLUMN:UNIT",
+                help="a column that may be learned, by a name, with its unit (repeatable)",
+            ),
+            argument("--tls", default="~/ray-fed/tls", metavar="FOLDER", help="ca.crt, node.crt and node.key"),
+            argument("--proxy", default=None, metavar="HOST:PORT", help="HTTP CONNECT proxy on the way out"),
+            argument("--ledger", default="~/ray-fed/ledger", metavar="FOLDER", help="where ledgers and log are kept"),
+            argument("--state", default="~/ray-fed/state", metavar="FOLDER", help="where optimiser states are kept"),
+            argument("--receive-models", default=None, metavar="FOLDER", help="take the final models of runs, into it"),
+        ),
+        "Write a commented site.yaml that only this account can read, make the site's signing key, and print what the "
+        "coordinator must know. What is not given is asked for.",
+    ),
+    Command(
+        "site check",
+        "try everything that a run will need: data, certificate, hub, GPU",
+        "pipelines.site.check:run",
+        (SITE_FILE,),
+        "Open the data sets, look at the certificate, and reach the hub through the proxy without beginning anything. "
+        "Exit code 1 when something would keep a run from working.",
+    ),
+    Command(
+        "site start",
+        "serve this site until Ctrl-C",
+        "pipelines.site.start:run",
+        (SITE_FILE,),
+        "Dial out to the hub, for ever, and train on this machine what the site's file allows.",
+    ),
+    Command(
+        "site key",
+        "print the hash of a machine's public key, for the other side to pin",
+        "pipelines.site.key:run",
+        (
+            argument(
+                "folder",
+                nargs="?",
+                default="~/ray-fed/tls",
+                metavar="FOLDER",
+                help="with node.crt and node.key",
+            ),
+        ),
     ),
     Command(
         "doctor",
@@ -381,7 +450,7 @@ COMMANDS = (
         "attach",
         "show the progress of a run that was started elsewhere or lost its terminal",
         "pipelines.cluster.attach:run",
-        (argument("run_directory", metavar="RUN", help="folder of the run, on the machine that keeps it"),),
+        (place("run_directory", metavar="RUN", help="folder of the run, on the machine that keeps it"),),
         "Show the rounds of a run as they come, until it ends. Ctrl-C leaves the run alone.",
     ),
 )

@@ -1,7 +1,8 @@
 """Configuration as frozen dataclasses: one class gives the defaults, the checks, the YAML keys and the --help text.
 
 A string under a field is its documentation. Field types understood on the command line: str, int, float, bool,
-`X | None`, `tuple[X, ...]` (comma-separated) and `Literal[...]` (choices).
+`X | None`, `tuple[X, ...]` (comma-separated), `Literal[...]` (choices) and `PathText`, in which `~` is the home of
+who gave it.
 """
 
 import argparse
@@ -13,11 +14,33 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ray_fed.errors import ConfigError
 
 Config = TypeVar("Config")
+PathText = Annotated[str, "path"]
+"""A place on this machine's disk, or a word that stands for one ('embedded'), or a URL."""
+
+
+def path_text(text: str) -> str:
+    """Return a place with `~` as the home folder it stands for; also in NAME=~/place. ConfigError for nobody's home."""
+    name, equals, place = ("", "", text) if text.startswith("~") else text.partition("=")
+    if not place.startswith("~"):
+        return text
+    try:
+        return name + equals + str(Path(place).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"{text!r}: there is no home folder of that name; write the path in full") from error
+
+
+def path_option(text: str) -> str:
+    """Return what `path_text` does, with its reason for argparse."""
+    try:
+        return path_text(text)
+    except ConfigError as error:  # a ValueError, for which argparse has a message of its own
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def field_documentation(cls: type) -> dict[str, str]:
@@ -55,7 +78,7 @@ def from_mapping(cls: type[Config], values: Mapping[str, Any], where: str) -> Co
         if key not in known:
             error = unknown_name("key", str(key), known)
             raise ConfigError(f"{where}: {error}")
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     return cls(**{key: coerce(value, hints[key], f"{where}: {key}") for key, value in values.items()})
 
 
@@ -63,12 +86,16 @@ def coerce(value: Any, annotation: Any, name: str) -> Any:
     """Return `value` (a YAML value or a command-line string) as the annotated type; ConfigError says what was wrong."""
     try:
         return _coerced(value, annotation)
+    except ConfigError as error:
+        raise ConfigError(f"{name}: {error}") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{name}={value!r} must be {describe_type(annotation)}") from error
 
 
 def _coerced(value: Any, annotation: Any) -> Any:
     origin, args = get_origin(annotation), get_args(annotation)
+    if annotation == PathText:
+        return path_text(_coerced(value, str))
     if origin in (types.UnionType, typing.Union):
         return _coerced_union(value, args)
     if origin is tuple:
@@ -129,7 +156,8 @@ def describe_type(annotation: Any) -> str:
         return f"a comma-separated list, each {describe_type(args[0])}"
     if origin is Literal:
         return " | ".join(repr(arg) for arg in args)
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
+    words = {int: "a whole number", float: "a number", str: "text", PathText: "a path", bool: "true or false"}
+    words[type(None)] = "none"
     return words.get(annotation, str(annotation))
 
 
@@ -139,7 +167,7 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
     `cls.OPTION_GROUPS`, if there, maps the first field of a group to the group's title. A field whose metadata hold
     'repeatable', the placeholder of its value, gathers what it is given each time, in a list.
     """
-    docs, hints, target = field_documentation(cls), get_type_hints(cls), parser
+    docs, hints, target = field_documentation(cls), get_type_hints(cls, include_extras=True), parser
     groups: Mapping[str, str] = getattr(cls, "OPTION_GROUPS", {})
     for field in fields(cls):
         if field.name in groups:
@@ -173,7 +201,7 @@ def _metavar(annotation: Any) -> str:
         return "|".join(dict.fromkeys(_metavar(arg) for arg in args if arg is not type(None)))
     if origin is tuple:
         return f"{_metavar(args[0])},..."
-    return {int: "INT", float: "NUMBER", bool: "BOOL"}.get(annotation, "TEXT")
+    return {int: "INT", float: "NUMBER", bool: "BOOL", PathText: "PATH"}.get(annotation, "TEXT")
 
 
 def _help(field: Field, documentation: str) -> str:
@@ -182,6 +210,15 @@ def _help(field: Field, documentation: str) -> str:
     default = None if field.default is MISSING else field.default
     shown = ",".join(map(str, default)) or "none" if isinstance(default, tuple) else default
     return f"{documentation} (default: {shown})".replace("%", "%%")
+
+
+def at_home(path: str) -> Path:
+    """Return a path with `~` as the home of the account that this process runs under; ConfigError for a home that is
+    not there."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: there is no such home; ~/ is that of this account") from error
 
 
 def require(condition: bool, message: str) -> None:

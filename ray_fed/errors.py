@@ -11,26 +11,70 @@
     └── SiloFailed         a silo died or raised while it worked                        exit code 1
 
 Constructor arguments equal `Exception.args`, so an error that crosses a process boundary arrives as itself. Messages
-name the silo or the row, the value, and the next step.
+name the silo or the row, the value, and the next step. Words may name rows, columns and paths of an owner: across a
+silo's boundary only the error's `Trouble` goes, one of a few fixed phrases.
 """
+
+from enum import Enum
+
+
+class Trouble(Enum):
+    """What went wrong, in words that hold nothing of an owner: all that an error in a silo says outside of it."""
+
+    FILE_MISSING = "a file or folder is not there"
+    FILE_UNREADABLE = "a file cannot be read"
+    FILE_UNKNOWN = "a file is of an unknown kind"
+    FILE_DAMAGED = "a file is damaged"
+    FILE_EMPTY = "a file or folder holds no data"
+    NO_ROOM = "a file cannot be written"
+    COLUMN_MISSING = "a column or a name is missing"
+    COLUMN_TWICE = "a column is there twice"
+    NOT_A_NUMBER = "a value is not a number"
+    NOT_FINITE = "a value is not finite"
+    VALUE_UNUSABLE = "a value cannot be used"
+    WRONG_SHAPE = "an array has the wrong shape or length"
+    WRONG_UNIT = "the values seem to be in another unit"
+    TOO_FEW_ROWS = "no usable rows, or fewer than its owner's min_examples"
+    DATA_UNUSABLE = "its data cannot be used"
+    OPTION_WRONG = "an option is wrong"
+    SITE_FILE_WRONG = "its owner's site file is wrong"
+    NOT_OPEN = "its data are not open and prepared yet"
+    NO_SESSION = "it has no session of that name"
+    TOO_MANY_SESSIONS = "it has as many sessions open as it can; close one"
+    OTHER_NETWORK = "its network differs from the coordinator's"
+    UNKNOWN_QUERY = "it does not know this question"
+    BUDGET_SPENT = "its budget is spent"
+    MASKS_FAILED = "its part of secure aggregation failed"
+    REFUSED = "its gate refused"
+    PACKAGE_MISSING = "a package is missing or cannot be imported"
+    OUT_OF_MEMORY = "it ran out of memory"
+    CODE_FAILED = "its code failed"
 
 
 class FedError(Exception):
-    """Base of the tree; `exit_code` is what the command line returns for it."""
+    """Base of the tree; `exit_code` is what the command line returns for it, `failure` what its words come to."""
 
     exit_code = 1
+    failure = Trouble.CODE_FAILED
+
+    def __init__(self, *args: object, failure: Trouble | None = None):
+        super().__init__(*args)
+        if failure is not None:  # kept among the instance's attributes, which pickling takes along
+            self.failure = failure
 
 
 class ConfigError(FedError, ValueError):
     """A configuration value is wrong: `ConfigError("learning_rate=-0.1 must be positive")`."""
 
     exit_code = 2
+    failure = Trouble.OPTION_WRONG
 
 
 class DataError(FedError, ValueError):
     """A data source cannot be used: `DataError("silo 'mit': a.csv has no column 'formula'; it has: x, y")`."""
 
     exit_code = 2
+    failure = Trouble.DATA_UNUSABLE
 
 
 class PlacementError(FedError):
@@ -75,6 +119,8 @@ class UpdateRejected(FedError):
 class PerimeterRefused(FedError):
     """The gate inside a silo did not let a message out. Args are (silo, kind of message, reason)."""
 
+    failure = Trouble.REFUSED
+
     def __init__(self, silo: str, kind: str, reason: str):
         super().__init__(silo, kind, reason)
 
@@ -97,14 +143,30 @@ class QuorumLost(FedError):
 class SiloFailed(FedError):
     """A silo died or raised. Args are (silo, what it did, reason)."""
 
-    def __init__(self, silo: str, doing: str, reason: str):
-        super().__init__(silo, doing, reason)
+    def __init__(self, silo: str, doing: str, reason: str, *, failure: Trouble | None = None):
+        super().__init__(silo, doing, reason, failure=failure)
         self.silo = silo
 
     def __str__(self) -> str:
         silo, doing, reason = self.args
         who = {"coordinator": "the coordinator", "test": "the common test set's evaluator"}.get(silo, f"silo '{silo}'")
         return f"{who} failed while {doing}: {reason}"
+
+
+FAILURES = (
+    (FileNotFoundError, Trouble.FILE_MISSING), (NotADirectoryError, Trouble.FILE_MISSING),
+    (ImportError, Trouble.PACKAGE_MISSING), (MemoryError, Trouble.OUT_OF_MEMORY),
+    (OSError, Trouble.FILE_UNREADABLE), (LookupError, Trouble.COLUMN_MISSING),
+    (OverflowError, Trouble.VALUE_UNUSABLE), (ValueError, Trouble.VALUE_UNUSABLE),
+)  # fmt: skip
+"""What the errors of others come to; the first that fits counts."""
+
+
+def failure_of(error: BaseException) -> Trouble:
+    """Return what an error comes to, without its words."""
+    if isinstance(error, FedError):
+        return error.failure if type(error.failure) is Trouble else Trouble.CODE_FAILED
+    return next((failure for cls, failure in FAILURES if isinstance(error, cls)), Trouble.CODE_FAILED)
 
 
 def quoted(value: object) -> str:

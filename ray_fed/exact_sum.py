@@ -42,6 +42,8 @@ class ExactWeightedSum:
     num_summands: int = 0
     num_shifts: int = 0
     """How often SHIFT is in the integers."""
+    bound: float = 0.0
+    """No |sum| is larger than that of the largest |n * w| of each summand."""
     high: np.ndarray = field(init=False, repr=False)
     low: np.ndarray = field(init=False, repr=False)
 
@@ -58,6 +60,7 @@ class ExactWeightedSum:
             # 24 + 29 bits: the product with a weight < 2^29 is exact
             add(part, np.multiply(vector[part], weight / HIGH_UNIT, dtype=np.float64))
         self.num_shifts += add == self._add_shifted
+        self.bound += peak * weight
         self.total_weight += weight
         self.num_summands += 1
         if self.num_summands % NORMALISE_EVERY == 0:
@@ -99,12 +102,14 @@ class ExactWeightedSum:
         """Return the sum whose `parts` these are."""
         total = cls(len(high), total_weight, num_summands)
         total.high, total.low = high, low
+        total.bound = float(np.abs(high).max(initial=0)) * HIGH_UNIT
         return total
 
     def merge(self, other: "ExactWeightedSum") -> None:
         """Add the summands of another sum of the same length."""
         for mine, theirs in zip(self.parts(), other.parts(), strict=True):
             mine += theirs
+        self.bound += other.bound
         self.total_weight += other.total_weight
         self.num_summands += other.num_summands
 
@@ -115,7 +120,7 @@ class ExactWeightedSum:
         if not 0 < weight < 2**29:
             raise ValueError(f"weight {weight} is not between 1 and 2^29")
         peak = max(float(vector.max(initial=0)), -float(vector.min(initial=0)))  # NaN compares false below
-        if not (peak * weight < UPDATE_LIMIT and peak * (self.total_weight + weight) < LIMIT):
+        if not (peak * weight < UPDATE_LIMIT and self.bound + peak * weight < LIMIT):
             bad = np.flatnonzero(~np.isfinite(vector))
             what = (
                 f"{len(bad)} values are not finite (first at {bad[0]})" if len(bad) else f"|value| {peak:.3g} too large"

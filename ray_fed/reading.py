@@ -4,6 +4,7 @@ A name may stand for a device without end, a pipe that nobody writes to, or a fo
 interpreter gives up, hold numbers of a million digits, or values that refer to one another until they fill the memory.
 """
 
+import gzip
 import itertools
 import json
 import math
@@ -11,7 +12,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import yaml
 
@@ -20,6 +21,7 @@ from ray_fed.errors import DataError
 MAX_TEXT_BYTES = 1 << 26
 MAX_YAML_BYTES = 1 << 20
 """PyYAML reads about a megabyte in a few seconds; what people write by hand is a thousandth of it."""
+PART_BYTES = 1 << 22
 MAX_DEPTH = 60
 MAX_YAML_VALUES = 200_000
 MAX_BITS = 64
@@ -38,10 +40,23 @@ def open_regular(path: Path) -> BinaryIO:
 def read_bounded(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
     """Return the content of a regular file; OSError for one that cannot be read or is longer than `max_bytes`."""
     with open_regular(path) as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise OSError(0, f"it is longer than {max_bytes:,} bytes", str(path))
-    return content
+        try:
+            if os.fstat(file.fileno()).st_size > max_bytes:
+                raise ValueError(f"it is longer than {max_bytes:,} bytes")
+            return read_at_most(file, max_bytes)
+        except ValueError as error:
+            raise OSError(0, str(error), str(path)) from error
+
+
+def read_at_most(file: IO[bytes] | gzip.GzipFile, max_bytes: int) -> bytes:
+    """Return what is left of a file; ValueError when that is longer than `max_bytes`. In parts: `read` sets aside all
+    the memory that it is allowed."""
+    content = bytearray()
+    while part := file.read(min(PART_BYTES, max_bytes + 1 - len(content))):
+        content += part
+        if len(content) > max_bytes:
+            raise ValueError(f"it is longer than {max_bytes:,} bytes")
+    return bytes(content)
 
 
 def bounded_lines(path: Path, max_line: int, max_bytes: int) -> Iterator[bytes]:
@@ -56,14 +71,16 @@ def bounded_lines(path: Path, max_line: int, max_bytes: int) -> Iterator[bytes]:
                 return
 
 
-def parse_json(text: str | bytes, where: object, remedy: str = "get it again from where it came") -> Any:
+def parse_json(
+    text: str | bytes, where: object, remedy: str = "get it again from where it came", finite: bool = True
+) -> Any:
     """Return the value of a JSON text; DataError says where it stands and what is wrong with it.
 
-    Refused besides what is no JSON: NaN and infinities, also as 1e999, more than 60 levels, whole numbers of more than
-    64 bits.
+    Refused besides what is no JSON: more than 60 levels, whole numbers of more than 64 bits and, if `finite`, NaN and
+    infinities, also as 1e999.
     """
     try:
-        return plain_within_bounds(json.loads(text, parse_constant=_refuse_number))
+        return plain_within_bounds(json.loads(text, parse_constant=_refuse_number if finite else None), finite)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not the JSON it should be ({_reason(error)}); {remedy}") from error
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ray_fed.config import require
+from ray_fed.config import PathText, require
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,7 @@ class DoctorConfig:
 
     address: str = "auto"
     """Ray cluster: 'auto' finds the one this machine belongs to; HOST:PORT; 'local' starts a private one."""
-    federation: str | None = None
+    federation: PathText | None = None
     """Federation file whose silos must find their site, their GPUs and their data."""
     megabytes: float = 8.0
     """Size of the messages that are timed, in MB; 8 is a model of two million parameters."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from pipelines.update_options import Coding, UpdateOptions
-from ray_fed.config import require, unknown_name
+from ray_fed.config import PathText, require, unknown_name
 
 DEFAULT_METHODS = (
     "separate", "central", "fed_avg", "fed_avg_gn", "fed_bn", "amplitude", "transfer_fp32", "transfer_int8",
@@ -27,7 +27,7 @@ class FedTransferConfig(UpdateOptions):
     preset: Literal["default", "quick", "paper"] = "default"
     """default: all of Tables 2-3 at 96x96, three seeds, in under 15 minutes on two cores; quick: a look in under two
     minutes; paper: 400x400, 560 images per silo, 20 rounds, 5 folds, for a GPU. Options given besides it count."""
-    data: tuple[str, ...] = ("austenite", "iron")
+    data: tuple[PathText, ...] = ("austenite", "iron")
     """Silos: embedded styles (austenite, iron), or folders of micrographs with masks; NAME=FOLDER names a silo."""
     masks: tuple[str, ...] = ()
     """What numbers in a folder's masks mean, where they are not 0 and 1 or 255: NAME=boundary:2,
@@ -120,7 +120,7 @@ class FedTransferConfig(UpdateOptions):
     """ray: every silo is an actor; local: one after another in this process, same results."""
     address: str = "local"
     """Ray cluster: 'local' starts a private one; 'auto' or HOST:PORT joins a running one."""
-    out: str | None = None
+    out: PathText | None = None
     """Folder of the run; runs/fedtransfer-DATE-TIME if not given. An interrupted run there with the same options is
     resumed."""
 

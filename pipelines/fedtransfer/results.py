@@ -200,7 +200,8 @@ def validation_losses(record: RoundRecord, silos: Iterable[str]) -> dict[str, fl
         if silo not in found:
             reason = (
                 "it told no validation loss, by which a round is chosen: it died in the evaluation (start again, "
-                "finished stages are kept), or has fewer validation tiles than its owner's min_examples (give it more)"
+                "finished stages are kept), has fewer validation tiles than its owner's min_examples (give it more), "
+                "or its owner's site.yaml keeps metrics (kinds)"
             )
             raise SiloFailed(silo, f"evaluating round {record.server_round}", reason)
     return {silo: found[silo] for silo in silos}

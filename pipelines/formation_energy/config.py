@@ -11,7 +11,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pipelines.update_options import Coding, UpdateOptions
-from ray_fed.config import require, unknown_name
+from ray_fed.config import PathText, require, unknown_name
 
 if TYPE_CHECKING:
     from ray_fed.federation.rounds.machine import RoundRules
@@ -30,7 +30,7 @@ class FormationEnergyConfig(UpdateOptions):
         "seed": "run",
     }
 
-    data: str = "embedded"
+    data: PathText = "embedded"
     """What the silos are cut from: 'embedded' (model crystals, no download), a parquet/CSV/JSON file, or a folder of
     CIF/POSCAR files with id_prop.csv."""
     target: str = "formation_energy_per_atom"
@@ -46,7 +46,7 @@ class FormationEnergyConfig(UpdateOptions):
     """Missing element properties: median over the elements (log10 first where marked), or matminer's mean."""
     symmetry: Literal["given", "spglib", "moyopy"] = "given"
     """Space group: the number given in the data, else spglib; or always computed by spglib or moyopy."""
-    federation: str | None = None
+    federation: PathText | None = None
     """YAML file of real sites (silos, sites, sources, GPUs); replaces --data and --silos."""
     silos: tuple[int, ...] = (1000, 2000, 3000, 4000)
     """Training rows of each silo; scaled in proportion when the data have more or fewer."""
@@ -127,6 +127,8 @@ class FormationEnergyConfig(UpdateOptions):
     secure_threshold: int | None = None
     """Silos that must answer for a sum to be shown, and that together could unmask one; more than half, two thirds if
     not given."""
+    share_model: bool = False
+    """Hand the final model with its card to the owner of every silo whose site file takes one (receive_models)."""
     seed: int = 0
     """Seed of split, initial weights and shuffles."""
     repeats: int = 1
@@ -138,7 +140,7 @@ class FormationEnergyConfig(UpdateOptions):
     not given. A cluster without GPUs trains on CPU and says so once."""
     address: str = "local"
     """Ray cluster: 'local' starts a private one; 'auto' or HOST:PORT joins a running one."""
-    out: str | None = None
+    out: PathText | None = None
     """Folder of the run; runs/formation-energy-DATE-TIME if not given."""
 
     def __post_init__(self) -> None:

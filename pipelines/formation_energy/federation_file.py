@@ -6,36 +6,61 @@ silos:
     site: north                # node label; the silo starts nowhere else
     num_gpus: 1
     where: {source: OQMD}
+  - {name: south-lab, dataset: alloys, site: south}   # at a site that its owner runs (`ray-fed site start`)
+hub:                           # where such sites dial in, and which keys they have; any field of `HubSection`
+  listen: 0.0.0.0:7443
+  tls: certs/hub
+  sites: {south: 3fa1...}
 test:                          # optional common test set, published by its owner
   data: /data/benchmark.csv
-training:                      # any option of `ray-fed formation-energy`
+training:                      # options of `ray-fed formation-energy`
   epochs: 100
+
+Such a file is often received from somebody else. It therefore names no code, no place to write to and no cluster: those
+are given on the command line.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import isfinite
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from pipelines.formation_energy.config import FormationEnergyConfig
-from ray_fed.config import coerce, from_mapping, require, unknown_name
+from pipelines.hub import HubSection
+from ray_fed.config import at_home, coerce, from_mapping, require, unknown_name
 from ray_fed.errors import ConfigError
+
+Section = TypeVar("Section")
+
+KEYS = ("silos", "hub", "test", "training")
+NOT_IN_FILE = {
+    "out": "it chooses where files are written",
+    "address": "it chooses the cluster that this installation's code goes to",
+}
+"""Options of the command line alone, and why."""
+STATE_FOLDER = "~/ray-fed/state"
+"""Below it, in the home of the account that runs the silo, are the folders that files name as `state`."""
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 @dataclass(frozen=True)
 class SiteEntry:
     """One silo, or the common test set, of a federation file."""
 
-    data: str
+    data: str = ""
     """File or folder on the site's own disk, or 'embedded'."""
+    dataset: str = ""
+    """Instead of `data`: name of a data set at a site that its owner runs, as the owner's site.yaml has it."""
+    filters: tuple[str, ...] = ()
+    """With `dataset`: names of conditions that the owner allows."""
     name: str = ""
     """Name of the silo in messages, tables and figures."""
     site: str = ""
-    """Value of the Ray node label `site` of the machines that hold the data; empty: anywhere."""
+    """Value of the Ray node label `site` of the machines that hold the data; empty: anywhere. With `dataset`: the name
+    of the site that has it."""
     target: str | None = None
     """The site's name for the column to learn; the pipeline's target if not given."""
     unit: str | None = None
@@ -47,9 +72,10 @@ class SiteEntry:
     num_cpus: float = 1.0
     """CPUs reserved for the silo."""
     state: str = ""
-    """Folder on the site's own disk for the silo's optimiser state during a run, so that a silo that is started again,
-    or a run that is resumed, goes on exactly; without one the silo goes on with fresh moments. One file per run and
-    round, the last few kept; nobody else reads them."""
+    """Name of a folder for the silo's optimiser state during a run, so that a silo that is started again, or a run that
+    is resumed, goes on exactly; without one the silo goes on with fresh moments. It stands in ~/ray-fed/state of the
+    account that runs the silo; any other place is for `--set silos.NAME.state=FOLDER`. One file per run and round, the
+    last few kept; nobody else reads them."""
 
     def __post_init__(self) -> None:
         where = self.where or {}
@@ -58,6 +84,16 @@ class SiteEntry:
             value = getattr(self, name)
             fits = value is None or (isfinite(value) and value >= 0)
             require(fits, f"{name}={value} must be a finite number, 0 or more")
+        if self.dataset:
+            self._check_owned()
+        require(bool(self.dataset) or not self.filters, f"filters={self.filters} need dataset; give where with data")
+
+    def _check_owned(self) -> None:
+        """What the owner's file says is not for this one."""
+        require(bool(self.site), f"dataset={self.dataset!r} needs site: the name of the site that has it")
+        for name in ("data", "target", "unit", "where", "state", "num_gpus"):
+            unwanted = f"{name}={getattr(self, name)!r} goes with data; of a dataset, its owner's site.yaml says that"
+            require(not getattr(self, name), unwanted)
 
     @property
     def conditions(self) -> tuple[tuple[str, str], ...]:
@@ -71,6 +107,8 @@ class FederationFile:
     silos: tuple[SiteEntry, ...]
     test: SiteEntry | None
     training: Mapping[str, Any]
+    hub: HubSection | None = None
+    """None where no silo is at a site that its owner runs."""
 
 
 def read_federation(path: str, overrides: Sequence[str] = ()) -> FederationFile:
@@ -80,32 +118,53 @@ def read_federation(path: str, overrides: Sequence[str] = ()) -> FederationFile:
     """
     content = _yaml(path)
     for key in content:
-        if key not in ("silos", "test", "training"):
-            raise ConfigError(f"{path}: {unknown_name('key', str(key), ['silos', 'test', 'training'])}")
+        if key not in KEYS:
+            raise ConfigError(f"{path}: {unknown_name('key', str(key), KEYS)}")
     entries = content.get("silos")
-    require(isinstance(entries, list) and bool(entries), f"{path}: 'silos' must be a list with at least one silo")
+    if not isinstance(entries, list) or not entries:
+        raise ConfigError(f"{path}: 'silos' must be a list with at least one silo")
+    _confine_states(entries, path)
     _apply(overrides, content, path)
     silos = tuple(_entry(entry, f"{path}: silos[{number}]") for number, entry in enumerate(content["silos"]))
     _check_names(silos, path)
     test = _entry(content["test"], f"{path}: test") if content.get("test") else None
+    require(test is None or not test.dataset, f"{path}: test: dataset: a common test set is data of this side")
     training = content.get("training") or {}
     require(isinstance(training, Mapping), f"{path}: 'training' must be a mapping of options")
-    known = {field.name for field in fields(FormationEnergyConfig)} - {"federation", "data", "silos"}
-    for key in training:
+    known = {field.name for field in fields(FormationEnergyConfig)} - {"federation", "data", "silos", *NOT_IN_FILE}
+    for key, value in training.items():
+        alone = f"{path}: training: {key}={value!r} must not stand in a federation file: {NOT_IN_FILE.get(key)}"
+        require(key not in NOT_IN_FILE, f"{alone}; give --{key} on the command line")
         if key not in known:
             raise ConfigError(f"{path}: training: {unknown_name('key', str(key), known)}")
-    return FederationFile(silos, test, training)
+    return FederationFile(silos, test, training, _hub(content.get("hub"), silos, path))
+
+
+def _hub(values: Any, silos: Sequence[SiteEntry], path: str) -> HubSection | None:
+    """Return the hub that the silos at sites need; ConfigError for a site whose key nobody has written down."""
+    owned = [silo for silo in silos if silo.dataset]
+    require(values is None or isinstance(values, Mapping), f"{path}: hub: must be a mapping, not {values!r}")
+    if not owned:
+        require(values is None, f"{path}: hub: no silo has a dataset at a site; leave the section out")
+        return None
+    hub = _section(HubSection, values or {}, f"{path}: hub")
+    for silo in owned:
+        missing = f"{path}: hub: sites: the key of site '{silo.site}' is missing"
+        require(silo.site in hub.pins, f"{missing}; its owner reads it out: `ray-fed site init` prints it")
+    return hub
 
 
 def _yaml(path: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(at_home(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"federation={path}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"federation={path}: cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: it is nested deeper than any federation file") from error
     require(isinstance(content, dict), f"{path}: must be a mapping with the key 'silos'")
     return content
 
@@ -114,9 +173,14 @@ def _entry(values: Any, where: str) -> SiteEntry:
     require(isinstance(values, Mapping), f"{where}: must be a mapping with the keys name and data, not {values!r}")
     name = values.get("name")
     where = f"{where} ({name})" if name else where
-    require("data" in values, f"{where}: key 'data' is missing; give a path on the site's disk, or 'embedded'")
+    there = "data" in values or "dataset" in values
+    require(there, f"{where}: key 'data' is missing; give a path on the site's disk, or 'embedded', or a dataset")
+    return _section(SiteEntry, values, where)
+
+
+def _section(cls: type[Section], values: Mapping[str, Any], where: str) -> Section:
     try:
-        return from_mapping(SiteEntry, values, where)
+        return from_mapping(cls, values, where)
     except ConfigError as error:
         message = str(error)
         raise ConfigError(message if message.startswith(where) else f"{where}: {message}") from error
@@ -135,6 +199,20 @@ def _check_names(silos: Sequence[SiteEntry], path: str) -> None:
         require(
             names.count(name) == 1, f"{path}: silo name {name!r} occurs {names.count(name)} times; names must differ"
         )
+
+
+def _confine_states(entries: Sequence[Any], path: str) -> None:
+    """Put the folders that the file names where it may name some; ConfigError for any other place."""
+    for number, entry in enumerate(entries):
+        given = entry.get("state") if isinstance(entry, dict) else None
+        if not given:
+            continue
+        fits = isinstance(given, str) and PLAIN_NAME.fullmatch(given) is not None
+        refused = f"{path}: silos[{number}]: state={given!r} chooses where files are written"
+        name = entry.get("name")
+        remedy = f"give a plain name, for a folder in {STATE_FOLDER}, or --set silos.{name}.state=FOLDER"
+        require(fits, f"{refused}; {remedy} on the command line")
+        entry["state"] = f"{STATE_FOLDER}/{given}"
 
 
 def _apply(overrides: Sequence[str], content: dict[str, Any], path: str) -> None:

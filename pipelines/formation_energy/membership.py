@@ -56,7 +56,7 @@ def rejoined(agreement: Agreement, setup: Setup, directory: RunDirectory) -> Agr
 
 
 def fingerprints(agreement: Agreement) -> list[dict[str, object]]:
-    """Return what may be told about each silo's source, and the test set's: hash, rows, columns; and who came late."""
+    """Return what may be told about each silo's source, and the test set's: a hash, counts; and who came late."""
     silos = [{"silo": name, **silo.fingerprint, **_joined(agreement, name)} for name, silo in agreement.silos.items()]
     return [*silos, *([{"silo": "test", **agreement.test}] if agreement.test else [])]
 
@@ -72,8 +72,16 @@ def check_data(agreement: Agreement, founders: Sequence[str], directory: RunDire
     may_differ = {*then, *now} - {*founders, "test"} if founders else set()
     for silo in dict.fromkeys([*then, *now]):
         is_late = silo in may_differ and not (silo in now and silo in then)
-        if now.get(silo) != then.get(silo) and not is_late:
+        if not is_same_source(then.get(silo), now.get(silo)) and not is_late:
             raise DataError(f"silo '{silo}': its data changed since the run began; start a new run")
+
+
+def is_same_source(then: Mapping[str, object] | None, now: Mapping[str, object] | None) -> bool:
+    """Compare what both tell: runs of earlier versions told names besides hashes and counts."""
+    if then is None or now is None:
+        return then == now
+    common = then.keys() & now.keys() - {"sample", "tile"}
+    return bool(common) and all(then[key] == now[key] for key in common)
 
 
 def _source(entry: object) -> dict[str, object]:

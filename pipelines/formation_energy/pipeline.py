@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -21,8 +20,10 @@ from pipelines.formation_energy.outcome import TrainingOutcome
 from pipelines.formation_energy.recorder import TrainingRecorder
 from pipelines.formation_energy.setup import Setup, jobs, resolve, with_ledgers, with_state_folder
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger, discard_unused, name_of_run, silos_folder
+from ray_fed.config import at_home
 from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.federation.coordinator import Agreement
+from ray_fed.perimeter.own_words import words_of
 from ray_fed.reporting.environment import software_versions
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned, paths_table, results_table
@@ -47,7 +48,8 @@ def run(options: dict[str, object], command: Sequence[str]) -> int:
     given = options.pop("site_overrides", [])
     assert isinstance(given, list)
     setup = resolve(_with_whole_paths(options), given)
-    directory = RunDirectory.create(setup.config.out, PIPELINE)
+    out = setup.config.out
+    directory = RunDirectory.create(at_home(out) if out else None, PIPELINE)
     checkpoint = Checkpoint(directory)
     setup = with_state_folder(setup, checkpoint.silo_state, directory.path.resolve().name)
     setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
@@ -154,11 +156,15 @@ def _carry_out(request: RunRequest) -> int:
 def _train(request: RunRequest) -> TrainingOutcome:
     """Train, and write the run directory whatever happens once the silos have agreed."""
     started, setup = time.perf_counter(), request.setup
-    where = "in this process" if setup.config.cohort == "local" else f"as Ray actors (address {setup.config.address})"
-    print(f"opening {len(setup.silos)} silos {where}", file=sys.stderr)
+    here = "in this process" if setup.config.cohort == "local" else f"as Ray actors (address {setup.config.address})"
+    if setup.sites:
+        there = f"{len(setup.sites)} of them at sites of their owners"
+        here = f"{there}, the others {here}" if setup.silos else "at sites of their owners"
+    print(f"opening {len(setup.training)} silos {here}", file=sys.stderr)
     with launched(setup) as (coordinator, notices):
         agreement = coordinator.agree(setup.config.threshold(len(setup.training)))
         changed = _changed_versions(request.directory) if request.is_resumed else []
+        notices = [*notices, *_untold(agreement)]
         for line in [*notices, *_unusable(agreement), *changed]:
             print(f"note: {line}", file=sys.stderr)
         _check_sizes(agreement)
@@ -170,7 +176,7 @@ def _train(request: RunRequest) -> TrainingOutcome:
             check_data(agreement, setup.founders if setup.config.late_silos else (), request.directory)
             agreement = rejoined(agreement, setup, request.directory)
             _check_silo_states(request)
-        ledger = CoordinatorLedger.of_run(request.directory, setup.silos[0].run, request.checkpoint.folder)
+        ledger = CoordinatorLedger.of_run(request.directory, setup.run, request.checkpoint.folder)
         with TrainingRecorder(setup, request.directory, ledger) as recorder:
             records = request.checkpoint.records() if request.is_resumed else []
             experiment = TrainingExperiment(setup, agreement, recorder, request.checkpoint, records, started=started)
@@ -178,6 +184,8 @@ def _train(request: RunRequest) -> TrainingOutcome:
             outcome.begin()
             try:
                 experiment.train(coordinator)
+                for line in outcome.share_model(coordinator) if setup.config.share_model else []:
+                    print(f"note: {line}", file=sys.stderr)
                 recorder.collect(coordinator)
             except KeyboardInterrupt:
                 _broken_off(outcome, "interrupted", "")
@@ -216,6 +224,15 @@ def _unusable(agreement: Agreement) -> list[str]:
     return lines
 
 
+def _untold(agreement: Agreement) -> list[str]:
+    """Say whose owner keeps its metrics, and what is then not known of the models."""
+    kept = [name for name, silo in agreement.silos.items() if not silo.metrics]
+    lines = [f"silo '{name}': its owner keeps its metrics; errors on its rows are not known" for name in kept]
+    if len(kept) == len(agreement.silos) and agreement.test is None:
+        lines += ["no silo tells metrics and there is no common test set: the models are trained, their errors unknown"]
+    return lines
+
+
 def _changed_versions(directory: RunDirectory) -> list[str]:
     """Say which packages are not those that the run began with: the same bytes can then not be promised."""
     packages = directory.read_environment().get("packages") if directory.environment_path.is_file() else None
@@ -234,8 +251,10 @@ def _missed(experiment: TrainingExperiment) -> list[str]:
     for record in rounds:
         reasons = dict(record.failures) | reasons
     took_part = {silo: sum(silo in record.participants for record in rounds) for silo in reasons}
+    specs = experiment.setup.members
     return [
-        f"silo '{silo}' took part in {took_part[silo]} of {len(rounds)} rounds: {reason}"
+        f"silo '{silo}' took part in {took_part[silo]} of {len(rounds)} rounds: "
+        + "; ".join([reason, *words_of(reason, specs)])
         for silo, reason in reasons.items()
     ]
 
@@ -264,6 +283,7 @@ def _check_silo_states(request: RunRequest) -> None:
                 print(f"note: silo '{spec.name}' has no folder 'state'; it goes on with fresh moments", file=sys.stderr)
         return
     took_part = {silo for _, record in checkpoint.records() if record.job == job for silo in record.participants}
+    took_part &= {spec.name for spec in request.setup.silos}  # sites of their owners keep their own
     missing = sorted(silo for silo in took_part if not (checkpoint.silo_state / silo / f"{job}.states").exists())
     if missing:
         raise DataError(
@@ -278,7 +298,7 @@ def _with_whole_paths(options: Mapping[str, object]) -> dict[str, object]:
     for name in ("data", "federation"):
         value = whole.get(name)
         if isinstance(value, str) and value != "embedded":
-            whole[name] = str(Path(value).expanduser().absolute())
+            whole[name] = str(at_home(value).absolute())
     return whole
 
 

@@ -31,7 +31,7 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     path = Path(options["out"] or f"{Path(file).name}.predictions.csv")
     check_place(path, Path(file))
     arrays, card = load_model(model_path(options["run_directory"], options["model"]))
-    database = open_database(Source(path=str(Path(file).expanduser().absolute()), target=None))
+    database = open_database(Source(path=str(Path(file).absolute()), target=None))
     table = predict_table(database.frame, arrays, card)
     write_atomically(path, table.to_csv(index=False).encode())
     reasons = [reason for reason in table["reason"] if reason]

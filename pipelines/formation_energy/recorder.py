@@ -117,9 +117,9 @@ class TrainingRecorder:
         if record.kind == "federated":
             self._log_federated(self._run(f"federated-seed-{seed}"), record)
             return
-        for model in self.setup.members:
-            name = model.name if model is self.setup.pooled else f"{model.name}-alone"
-            curves = self._curves(record, model.name, f"silo.{model.name}.{TRAIN_LOSS}", global_tag)
+        for model in self.setup.models:
+            name = model if model not in self.setup.training else f"{model}-alone"
+            curves = self._curves(record, model, f"silo.{model}.{TRAIN_LOSS}", global_tag)
             self._run(f"{name}-seed-{seed}").scalars(curves, record.server_round)
 
     def _log_federated(self, log: EventLog, record: RoundRecord) -> None:

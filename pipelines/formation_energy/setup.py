@@ -2,13 +2,15 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
+from typing import get_type_hints
 
 from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.formation_energy.federation_file import FederationFile, SiteEntry, read_federation
-from ray_fed.config import from_mapping, require
+from pipelines.hub import HubSection
+from ray_fed.config import at_home, coerce, require
 from ray_fed.errors import DataError
 from ray_fed.federation.messages import SiloDescription
 from ray_fed.federation.rounds.job import Job, local_job
@@ -18,6 +20,8 @@ from ray_fed.materials.databases.columns import UNKNOWN_UNIT, canonical_target, 
 from ray_fed.materials.databases.source import EMBEDDED, Source
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
+from ray_fed.sites.tasks import FILTERS, PropertyOptions
+from ray_fed.sites.wire import Invitation
 
 POOLED = "pooled"
 ENERGY_UNIT = "eV/atom"
@@ -37,6 +41,14 @@ class Setup:
     pooled: SiloSpec | None
     """All training rows in one place; exists only in studies, where one source plays all silos."""
     test: SiloSpec | None
+    sites: tuple[tuple[str, Invitation], ...] = ()
+    """(site, what its silo is asked for) of silos at sites that their owners run."""
+    hub: HubSection | None = None
+    """Where these dial in."""
+    order: tuple[str, ...] = ()
+    """Names of all silos as their file lists them, where it does."""
+    run: str = ""
+    """Name of the run in ledgers; none is kept without one."""
     founders: tuple[str, ...] = ()
     """Silos that were there when the run began, once that is known: all of them, but for a run with late ones."""
 
@@ -46,7 +58,13 @@ class Setup:
 
     @property
     def training(self) -> tuple[str, ...]:
-        return tuple(spec.name for spec in self.silos)
+        """Names of the silos of the federation."""
+        return self.order or tuple(spec.name for spec in self.silos)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of all that trains a model of its own."""
+        return (*self.training, *([self.pooled.name] if self.pooled else []))
 
 
 def resolve(options: dict[str, object], site_overrides: Sequence[str] = ()) -> Setup:
@@ -55,7 +73,7 @@ def resolve(options: dict[str, object], site_overrides: Sequence[str] = ()) -> S
     ConfigError or DataError for anything that can be known to be wrong before a silo starts.
     """
     setup = _resolved(options, site_overrides)
-    wanted, there = setup.config.min_fit_clients, len(setup.silos)
+    wanted, there = setup.config.min_fit_clients, len(setup.training)
     require(wanted <= there, f"min_fit_clients={wanted} is more than the {there} silos there are")
     return setup
 
@@ -67,9 +85,17 @@ def _resolved(options: dict[str, object], site_overrides: Sequence[str]) -> Setu
             raise from_set_without_federation(site_overrides[0])
         return _study(FormationEnergyConfig(**options))  # type: ignore[arg-type]
     file = read_federation(str(path), site_overrides)
-    in_file = vars(from_mapping(FormationEnergyConfig, file.training, f"{path}: training"))
-    config = FormationEnergyConfig(**{**{key: in_file[key] for key in file.training}, **options})  # type: ignore[arg-type]
-    return _sites(config, file)
+    return _sites(FormationEnergyConfig(**{**_options_of(file, str(path)), **options}), file)  # type: ignore[arg-type]
+
+
+def _options_of(file: FederationFile, path: str) -> dict[str, object]:
+    """Return the options that a federation file gives. Whoever wrote it may not choose the code that runs here."""
+    hints = get_type_hints(FormationEnergyConfig)
+    options = {key: coerce(value, hints[key], f"{path}: training: {key}") for key, value in file.training.items()}
+    strategy = options.get("strategy", "")
+    own = f"{path}: training: strategy={strategy!r} names code, which a federation file must not"
+    require(":" not in strategy, f"{own}; if you trust that code, remove the line and give --strategy {strategy}")
+    return options
 
 
 def from_set_without_federation(override: str) -> Exception:
@@ -94,21 +120,26 @@ def with_state_folder(setup: Setup, folder: Path, run: str) -> Setup:
 
 
 def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
-    """Let silos that are actors keep ledgers of the run: those of a private cluster in `folder`, those of a cluster we
-    join beside their states, unless their owners' site files name another place."""
-    if setup.config.cohort == "local":
-        return setup  # silos within one process have no boundary
+    """Let silos that are actors keep ledgers of the run, and the evaluator a log: those of a private cluster in
+    `folder`, those of a cluster we join beside their states, unless their owners' site files name another place. Sites
+    keep their own."""
+    setup = replace(setup, sites=tuple((site, replace(invited, run=run)) for site, invited in setup.sites))
+    if setup.config.cohort == "local":  # silos within one process have no boundary
+        return replace(setup, run=run if setup.sites else "")
 
     def settled(spec: SiloSpec) -> SiloSpec:
         place = str(folder.resolve()) if setup.config.address == "local" else spec.state_folder
         return replace(spec, run=run, ledger_folder=place)
 
     pooled = settled(setup.pooled) if setup.pooled else None
-    return replace(setup, silos=tuple(settled(spec) for spec in setup.silos), pooled=pooled)
+    test = setup.test and replace(setup.test, log_folder=settled(setup.test).ledger_folder)
+    silos = tuple(settled(spec) for spec in setup.silos)
+    return replace(setup, silos=silos, pooled=pooled, test=test, run=run)
 
 
 def _study(config: FormationEnergyConfig) -> Setup:
-    source = _source(config, config.data, None, tuple(_condition(text) for text in config.where))
+    path = config.data if config.data == EMBEDDED else str(at_home(config.data))
+    source = _source(config, path, None, tuple(_condition(text) for text in config.where))
     if source.path == EMBEDDED:
         source = replace(source, rows=config.rows)
     if source.path != EMBEDDED and not Path(source.path).exists():
@@ -118,9 +149,8 @@ def _study(config: FormationEnergyConfig) -> Setup:
     )
     silos = [_part(config, source, plan, f"silo-{number}") for number in range(1, len(config.silos) + 1)]
     pooled = _part(config, source, plan, POOLED) if config.baselines else None
-    return Setup(
-        config, _task(config), tuple(silos), pooled, replace(_part(config, source, plan, "test"), num_gpus=0.0)
-    )
+    test = replace(_part(config, source, plan, "test"), num_gpus=0.0)
+    return Setup(config, _task(config), tuple(silos), pooled, _held(test, _task(config)))
 
 
 def _part(config: FormationEnergyConfig, source: Source, plan: StudyPlan, name: str) -> SiloSpec:
@@ -128,7 +158,7 @@ def _part(config: FormationEnergyConfig, source: Source, plan: StudyPlan, name: 
 
 
 def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
-    base = Path(str(config.federation)).resolve().parent
+    base = at_home(str(config.federation)).resolve().parent
     fraction = 0.0 if file.test else config.test_fraction
     silos = tuple(
         SiloSpec(
@@ -140,14 +170,29 @@ def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
             entry.state,
         )
         for entry in file.silos
+        if not entry.dataset
     )
+    sites = tuple((entry.site, _invitation(config, entry, fraction)) for entry in file.silos if entry.dataset)
+    order = tuple(entry.name for entry in file.silos)
+    hub = replace(file.hub, tls=str(base / at_home(file.hub.tls))) if file.hub else None
     test = SiloSpec("test", _site_rows(config, file.test, base, 0.0), site=file.test.site) if file.test else None
-    return Setup(config, _task(config), silos, None, test)
+    return Setup(config, _task(config), silos, None, test and _held(test, _task(config)), sites, hub, order)
+
+
+def _held(test: SiloSpec, task: PropertyTask) -> SiloSpec:
+    """Return the test set's specification with what shows that its files are here, too, if they are."""
+    return replace(test, possession=task.possession(test.source))
+
+
+def _invitation(config: FormationEnergyConfig, entry: SiteEntry, test_fraction: float) -> Invitation:
+    """Return what a site is asked for: names and plain options."""
+    options = {**asdict(property_options(config)), **({FILTERS: entry.filters} if entry.filters else {})}
+    return Invitation("", entry.name, entry.dataset, "property", options, test_fraction, config.seed)
 
 
 def _site_rows(config: FormationEnergyConfig, entry: SiteEntry, base: Path, test_fraction: float) -> CrystalRows:
-    """Relative paths of a federation file are relative to that file."""
-    path = entry.data if entry.data == EMBEDDED else str(base / entry.data)
+    """Relative paths of a federation file are relative to that file; `~` is the home of the silo's account."""
+    path = entry.data if entry.data == EMBEDDED or entry.data.startswith("~") else str(base / entry.data)
     source = _source(config, path, entry.target, entry.conditions)
     if entry.unit:
         source = replace(source, unit=entry.unit)
@@ -157,7 +202,8 @@ def _site_rows(config: FormationEnergyConfig, entry: SiteEntry, base: Path, test
 
 
 def _source(config: FormationEnergyConfig, path: str, target: str | None, where: tuple[tuple[str, str], ...]) -> Source:
-    located = path if path == EMBEDDED else os.path.abspath(Path(path).expanduser())  # noqa: PTH100 (resolve() raises on a loop of links)
+    is_located = path == EMBEDDED or path.startswith("~")
+    located = path if is_located else os.path.abspath(path)  # noqa: PTH100 (resolve() raises on a loop of links)
     keep = (config.partition.removeprefix("column:"),) if config.partition.startswith("column:") else ()
     column = target or config.target
     unit = None if unit_of_target(column) != UNKNOWN_UNIT else ENERGY_UNIT
@@ -170,10 +216,16 @@ def _condition(text: str) -> tuple[str, str]:
 
 
 def _task(config: FormationEnergyConfig) -> PropertyTask:
-    options = (("impute", config.impute),) if config.features.startswith("guo") else ()
+    return property_options(config).task()
+
+
+def property_options(config: FormationEnergyConfig) -> PropertyOptions:
+    """Return all that is said of the task; every site that is invited rebuilds it from that."""
     known = unit_of_target(config.target)
     unit = ENERGY_UNIT if known == UNKNOWN_UNIT else known
-    return PropertyTask(config.features, options, config.hidden, canonical_target(config.target), unit)
+    return PropertyOptions(
+        config.features, config.impute, config.hidden, canonical_target(config.target), unit, config.symmetry
+    )
 
 
 def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job]:
@@ -198,7 +250,7 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     if not config.baselines:
         return [federated]
     # Alone, a silo fills the whole batch with its own rows, as the paper's single-client runs do.
-    there = [spec.name for spec in setup.members if spec.name in silos]
+    there = [name for name in setup.models if name in silos]
     alone = {name: _plan(config, silos[name].num_examples, seed) for name in there}
     num_rounds = min(shared.num_rounds, EVALUATIONS_PER_JOB)
     alone = {

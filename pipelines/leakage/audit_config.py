@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ray_fed.config import require
+from ray_fed.config import PathText, require
 
 if TYPE_CHECKING:
     from ray_fed.leakage.audit import TrainingChange
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class AuditConfig:
     """What the messages of a federation's silos give away, replayed inside the silos."""
 
-    policy: str | None = None
+    policy: PathText | None = None
     """The data owner's site file on this machine; the one of `RAY_FED_SITE`, else ~/.config/ray-fed/site.yaml, if not
     given. It must say 'audit: true' for a silo whose messages are replayed and attacked: nothing is allowed by
     default."""
@@ -39,7 +39,7 @@ class AuditConfig:
     max_leak: float | None = None
     """Largest allowed share of a silo's records, 0 to 1, that one of its messages as the federation is set up may give
     away; an audit that finds more ends with exit code 1. Not checked if not given."""
-    out: str | None = None
+    out: PathText | None = None
     """Folder of the audit; runs/audit-DATE-TIME if not given."""
 
     def __post_init__(self) -> None:

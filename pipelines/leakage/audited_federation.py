@@ -1,6 +1,5 @@
 """The silos of a run or a federation file, opened in this process as their owners allow."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 
 from pipelines.formation_energy.setup import POOLED, Setup, jobs, resolve
 from pipelines.ledger.coordinator_ledger import coordinator_path
+from ray_fed.config import require
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
@@ -19,6 +19,7 @@ from ray_fed.leakage.replay import RecordedUpdate, Recording, recording_cohort
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.materials.property_task import PropertyTask
 from ray_fed.metrics import Metric, Scores, merged
+from ray_fed.perimeter.chain import read_chain
 from ray_fed.perimeter.ledger import vector_digest
 from ray_fed.perimeter.policy import read_site, site_path
 from ray_fed.reporting.model_files import load_model
@@ -61,7 +62,15 @@ class AuditedFederation:
 
 
 def setup_of(target: str) -> Setup:
-    """Return the setup of a run or of a federation file."""
+    """Return the setup of a run or of a federation file. ConfigError where silos are at sites of their owners: nobody
+    else replays what they send."""
+    setup = _setup_of(target)
+    alone = "an audit opens the data; each owner can audit a federation file that names the own data alone"
+    require(not setup.sites, f"{target}: has silos at sites of their owners, and {alone}")
+    return setup
+
+
+def _setup_of(target: str) -> Setup:
     path = Path(target)
     if path.is_file():
         return resolve({"federation": str(path.absolute())})
@@ -85,7 +94,7 @@ def chosen_silos(setup: Setup, silos: Sequence[str]) -> tuple[str, ...]:
 
 def check_allowed(policy: str | None, silos: Sequence[str]) -> None:
     """Raise a ConfigError naming the first silo whose owner's site file does not allow an audit, and the remedy."""
-    path = Path(policy).expanduser() if policy else site_path()
+    path = Path(policy) if policy else site_path()
     for silo in silos:
         if not read_site(silo, path).policy.audit:
             raise ConfigError(
@@ -129,10 +138,10 @@ def same_as_received(target: str, job: Job, recorded: Sequence[RecordedUpdate]) 
         return None
     mine = {(one.update.silo, one.update.server_round): vector_digest(one.update.vector) for one in recorded}
     received = {}
-    for line in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
-        message = line.get("message") or {}
-        key = (line.get("silo"), message.get("round"))
-        if line.get("kind") == "received" and message.get("session") == job.name and key in mine:
+    for line in read_chain(path).of_kind("received"):
+        message = line["message"]
+        key = (line["silo"], message["round"])
+        if message["session"] == job.name and key in mine:
             received[key] = message["sha256"]
     return sum(mine[key] == digest for key, digest in received.items()), len(received)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ray_fed.config import require
+from ray_fed.config import PathText, require
 
 Study = Literal["compare", "learning_rate", "labels", "networks", "batch", "defence", "tabular"]
 
@@ -19,7 +19,7 @@ class LeakageConfig:
         "seed": "run",
     }
 
-    data: tuple[str, ...] = ("digits", "faces", "photos")
+    data: tuple[PathText, ...] = ("digits", "faces", "photos")
     """Image sets: digits (8x8), faces (25x25), photos (32x32 colour), which need no download; an .npz with arrays
     images and labels; or a folder of pictures with one subfolder per class."""
     images: int = 32
@@ -66,7 +66,7 @@ class LeakageConfig:
     """ray: tasks on all cores; local: one after another in this process, same results."""
     address: str = "local"
     """Ray cluster: 'local' starts a private one; 'auto' or HOST:PORT joins a running one."""
-    out: str | None = None
+    out: PathText | None = None
     """Folder of the run; runs/leakage-DATE-TIME if not given. An interrupted run there with the same options is
     resumed."""
 

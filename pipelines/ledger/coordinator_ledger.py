@@ -5,6 +5,7 @@ ledger/silos/<silo>/<run>.jsonl     each silo's own ledger, as it was handed ove
 """
 
 import hashlib
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
@@ -35,7 +36,8 @@ def silos_folder(directory: RunDirectory) -> Path:
 
 
 def name_of_run(directory: RunDirectory) -> str:
-    """Return the name under which ledgers know a run: that of its folder and a random part; a resumed run keeps it."""
+    """Return the name under which ledgers know a run: that of its folder, in letters and digits, and a random part; a
+    resumed run keeps it."""
     path = coordinator_path(directory)
     if path.exists():
         first = next(bounded_lines(path, MAX_LINE_BYTES, MAX_LINE_BYTES), b"")
@@ -43,7 +45,8 @@ def name_of_run(directory: RunDirectory) -> str:
             return str(parse_json(first, path)["run"])
         except (DataError, KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged in line 1; the run cannot be resumed with its ledger") from error
-    return f"{directory.path.resolve().name}-{secrets.token_hex(4)}"
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", directory.path.resolve().name).lstrip("_.-")[:100]
+    return f"{plain or 'run'}-{secrets.token_hex(4)}"
 
 
 def discard_unused(directory: RunDirectory) -> None:

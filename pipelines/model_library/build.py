@@ -74,7 +74,7 @@ def tables_of(source: str, target: str | None, unit: str | None, name: str | Non
     """Return the properties of 'embedded', of a folder of data sets, or of a table of your own."""
     if source == "embedded":
         return embedded_tables()
-    path = Path(source).expanduser()
+    path = Path(source)
     if path.is_file():
         if not target or not unit:
             raise ConfigError(f"{source} is a table of your own: name its column and unit with --target and --unit")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from ray_fed.config import require
+from ray_fed.config import PathText, require
 
 if TYPE_CHECKING:
     from ray_fed.model_library.selection import Protocol
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 class BuildConfig:
     """Train many models with random hyperparameters over properties x descriptors x methods."""
 
-    library: str = "library"
+    library: PathText = "library"
     """Folder of the library; made if there is none, filled up if there is."""
-    source: str = "embedded"
+    source: PathText = "embedded"
     """'embedded' (model crystals, no file), a folder with the project's open data sets, or a table of your own (CSV,
     parquet, JSON with a column 'formula' or 'smiles'); --target and --unit go with a table."""
     target: str | None = None
@@ -29,7 +29,7 @@ class BuildConfig:
     descriptors: tuple[str, ...] = ("guo65", "rich")
     """guo65, guo73, rich, rich+structure, xenon290, rdf; for molecules morgan, features, atom_pairs, torsions, paths,
     maccs. A descriptor is used for every property whose table it can read."""
-    element_table: str | None = None
+    element_table: PathText | None = None
     """CSV of element properties for xenon290 (XenonPy's elements_completed)."""
     networks: int = 64
     """Pyramid networks per property and descriptor."""
@@ -68,7 +68,7 @@ class BuildConfig:
 class TransferConfig:
     """Transfer from a library to a small target, by the paper's protocol and by an honest one, side by side."""
 
-    library: str = "library"
+    library: PathText = "library"
     """Folder of the library."""
     sources: str = "method = mlp limit 1000"
     """Query that chooses the source models."""
@@ -76,7 +76,7 @@ class TransferConfig:
     """Also use sources of the target's property from other data sets; they may hold the same materials."""
     same_dataset: bool = False
     """Also use sources of other properties of the target's own data set: they have seen the same materials."""
-    source: str = "embedded"
+    source: PathText = "embedded"
     """Where the target property comes from; as for build."""
     target: str = "model_pnictides/formation_energy"
     """Target property, data set, or DATASET/PROPERTY; with a table of your own: its column."""
@@ -101,11 +101,11 @@ class TransferConfig:
     """Shuffled targets per study for the permutation baseline."""
     max_held_out: int = 1000
     """Held-out rows that are predicted."""
-    element_table: str | None = None
+    element_table: PathText | None = None
     """As for build."""
     seed: int = 0
     """Seed of draws, folds and permutations."""
-    out: str | None = None
+    out: PathText | None = None
     """Run directory (default: runs/library-transfer-DATE-TIME)."""
     address: str = "local"
     """Ray cluster for the draws."""

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from ray_fed.config import require
+from ray_fed.config import PathText, require
 
 
 @dataclass(frozen=True)
 class SegmentConfig:
     """How micrographs are segmented and what is written."""
 
-    out: str = "segmented"
+    out: PathText = "segmented"
     """Folder for masks, overlays and tables; made if it is not there, never written into if it holds something."""
     model: str = ""
     """Which model of the run; may be left out if the run has one, or one named fedtransfer."""

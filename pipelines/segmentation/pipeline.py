@@ -133,7 +133,7 @@ def _write_png(path: Path, pixels: np.ndarray) -> None:
 
 def _named(images: Sequence[str]) -> dict[str, Path]:
     """Return name -> file; a folder stands for the image files in it. DataError for nothing, or one name twice."""
-    paths = [path for given in images for path in _files(Path(given).expanduser())]
+    paths = [path for given in images for path in _files(Path(given))]
     found: dict[str, Path] = {}
     for path in paths:
         if path.stem in found:
@@ -163,7 +163,7 @@ def _model_path(run_directory: str, model: str) -> Path:
 
 
 def _new_folder(out: str) -> Path:
-    path = Path(out).expanduser()
+    path = Path(out)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ConfigError(f"out={out} is not an empty folder; give another one")
     return path

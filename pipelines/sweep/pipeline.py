@@ -56,12 +56,14 @@ def _with_defaults(base: Mapping[str, Any], preset: str) -> dict[str, Any]:
     whole = {**PRESET_DEFAULTS.get(preset, {}), "baselines": False, **base}
     for name in ("data", "federation"):
         if isinstance(whole.get(name), str) and whole[name] != "embedded":
-            whole[name] = str(Path(whole[name]).expanduser().absolute())
+            whole[name] = str(Path(whole[name]).absolute())
     return whole
 
 
 def _resolved(config: SweepConfig, base: Mapping[str, Any]) -> tuple[Setup, tuple[Trial, ...]]:
     setup = replace(resolve(dict(base)), pooled=None)
+    alone = "trials share silo actors of one cluster; run ray-fed formation-energy once for each setting"
+    require(not setup.sites, f"federation={setup.config.federation}: has sites of their owners, and {alone}")
     require(setup.config.cohort == "ray", "cohort=local: trials of a sweep share silo actors; leave --cohort ray")
     require(not setup.config.baselines, "baselines=True: trials train no baselines; use ray-fed formation-energy")
     objective_of(setup.task.metrics, config.objective)  # a name that the task does not have is refused before any run

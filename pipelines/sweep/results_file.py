@@ -1,6 +1,5 @@
 """results.jsonl: one line per trial that is over, in the order in which they ended; a later line of a trial counts."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.sweep.outcomes import TrialOutcome
+from ray_fed.reading import parse_json
 from ray_fed.reporting.writing import to_json
 
 
@@ -52,7 +52,7 @@ def _whole_lines(content: bytes) -> list[bytes]:
 
 
 def _outcome(line: bytes) -> TrialOutcome:
-    values: dict[str, Any] = json.loads(line)
+    values: dict[str, Any] = parse_json(line, "a line of results.jsonl", "start the sweep again in another folder")
     whole: dict[str, Any] = {key: math.nan if value is None else value for key, value in values.items()}
     whole["metrics"] = {key: math.nan if value is None else value for key, value in whole.get("metrics", {}).items()}
     if "loss" in whole:  # of a sweep that wrote its metrics beside the rest, and the training loss as `loss`

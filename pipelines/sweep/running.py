@@ -9,7 +9,7 @@ from actors.federation import federation
 from actors.session import carry_by_value
 from actors.shared_silos import SharedSilos
 from actors.tuning import run_trials
-from pipelines.formation_energy.membership import fingerprints
+from pipelines.formation_energy.membership import fingerprints, is_same_source
 from pipelines.sweep.points import Trial, configured
 from pipelines.sweep.privacy import privacy_of, write_privacy
 from pipelines.sweep.progress import SweepProgress
@@ -45,6 +45,7 @@ def run_left(sweep: Sweep) -> None:
     with federation(setup.members, setup.task, setup.test, setup.training, setup.config.round_timeout) as standing:
         thresholds = (configured(setup.config, trial).threshold(len(setup.training)) for trial in sweep.left)
         agreement = standing.coordinator.agree(max(thresholds, default=0))
+        _check_metrics(agreement)
         for line in standing.notices:
             print(f"note: {line}", file=sys.stderr)
         jobs = [job_of(setup, agreement.silos, trial) for trial in sweep.trials]  # what is wrong is said at once
@@ -96,8 +97,17 @@ def _write_beginning(sweep: Sweep, agreement: Agreement) -> None:
     directory.write_data(found)
 
 
+def _check_metrics(agreement: Agreement) -> None:
+    """DataError where nobody tells how good a model is."""
+    if agreement.test is None and not any(silo.metrics for silo in agreement.silos.values()):
+        raise DataError(
+            "no silo tells metrics (their owners' site.yaml: kinds), so trials cannot be compared; a common test set "
+            "would do, or ask the owners"
+        )
+
+
 def _check_data(directory: RunDirectory, found: list[dict[str, object]]) -> None:
     """Trials of one table must have seen the same rows: DataError names the silo whose data changed."""
     for before, now in zip(directory.read_data(), to_plain(found), strict=True):  # type: ignore[arg-type]
-        if before != now:
+        if not is_same_source(before, now):
             raise DataError(f"silo '{before['silo']}': its data changed since the sweep began; start a new sweep")

@@ -56,6 +56,7 @@ def work(config: Mapping[str, Any], shared: Shared) -> Generator[dict[str, Any],
     job = job_of(shared.setup, shared.descriptions, trial)
     cohort = RayCohort(read_board(shared.board), shared.evaluator, answer_timeout=job.rules.round_timeout)
     coordinator = Coordinator(cohort, shared.setup.task, job.silos)
+    coordinator.hear(shared.descriptions.values())
     return trial_reports(coordinator.run(job), job, shared.setup.task.metrics, shared.objective)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ray_fed.config import at_home
 from ray_fed.deployment.certificates import days_left
 from ray_fed.errors import ConfigError
 from ray_fed.materials.features.elements import TABLE_NAMES, load_table
@@ -60,7 +61,7 @@ def describe_machine(paths: Sequence[str] = (), ask_torch: bool = False) -> Mach
         _certificate_days() if has_tls else None,
         len(gpu_names()),
         _torch_has_gpu() if ask_torch else None,
-        tuple(path for path in paths if not os.access(path, os.R_OK)),
+        tuple(path for path in paths if not os.access(at_home(path), os.R_OK)),
     )
 
 

@@ -13,6 +13,7 @@ from ray_fed.errors import FedError
 from ray_fed.federation.messages import (
     Arrived,
     Artifact,
+    Evaluations,
     Metrics,
     Raised,
     Restarted,
@@ -61,14 +62,16 @@ class Cohort(Protocol):
         """Wait for the next answer of any silo; None when none came within `timeout` seconds."""
         ...
 
+    def is_waiting(self) -> bool:
+        """Whether an event is still to come: without one, `next_event` returns at once."""
+        ...
+
     def restart(self, silo: str) -> None:
         """Start a silo again from its specification; a `Restarted` or `Died` answer follows."""
         ...
 
-    def evaluate(
-        self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
-    ) -> dict[str, dict[str, Metrics]]:
-        """Return silo -> model -> metrics, of those silos that answered."""
+    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> Evaluations:
+        """Return silo -> model -> metrics, or what it raised instead, of those silos that answered."""
         ...
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
@@ -141,16 +144,23 @@ class LocalCohort:
         except Exception as error:
             return Raised(name, server_round, said_by(error))
 
+    def is_waiting(self) -> bool:
+        return bool(self._asked or self._back)
+
     def restart(self, silo: str) -> None:
         self.silos[silo] = make_silo(self._specs[silo], self._task)
         specs = [silos[silo] for silos in self._sessions.values() if silo in silos]
         self.silos[silo].restore(self._standardizer, specs)
         self._back.append(silo)
 
-    def evaluate(
-        self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
-    ) -> dict[str, dict[str, Metrics]]:
-        return {name: self.silos[name].evaluate(session, models) for name in silos}
+    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> Evaluations:
+        return {name: self._evaluated(session, name, models) for name in silos}
+
+    def _evaluated(self, session: str, name: str, models: Mapping[str, Vector]) -> Mapping[str, Metrics] | Raised:
+        try:
+            return self.silos[name].evaluate(session, models)
+        except Exception as error:
+            return Raised(name, 0, said_by(error))
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
         answers = {}

@@ -4,16 +4,16 @@ A plain class on a `Cohort`; it never holds a row. Everything it reports about a
 (`RoundRecord.metrics`) or a time (`RoundRecord.seconds`), never both in one field.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
 
 from ray_fed.config import require
-from ray_fed.errors import ConfigError, SiloRefused
+from ray_fed.errors import ConfigError, QuorumLost, SiloRefused
 from ray_fed.federation.cohort import Cohort, busy_seconds, now
-from ray_fed.federation.messages import Guard, Metrics, SessionSpec, SiloDescription, Vector
+from ray_fed.federation.messages import Guard, Metrics, SessionSpec, SiloDescription, Vector, sound_metrics
 from ray_fed.federation.rounds.asynchronous_driver import AsyncRoundDriver
 from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
 from ray_fed.federation.rounds.driver import RoundDriver
@@ -61,6 +61,8 @@ class Coordinator:
     def __init__(self, cohort: Cohort, task: Task, training: Sequence[str], observers: Sequence[Observer] = ()):
         self.cohort, self.task, self.training = cohort, task, tuple(training)
         self.observers = tuple(observers)
+        self._untold: set[str] = set()
+        """Silos whose owners keep their metrics."""
         module = task.model(0)
         self.layout = Layout.of(module)
         self._has_buffers = bool(floating_buffers(module))
@@ -71,6 +73,7 @@ class Coordinator:
         """Open all silos, refuse those that disagree, standardise together; above 0, with moments that are added up
         under masks of at least so many silos."""
         silos = self._observed(self.cohort.open())
+        self.hear(silos.values())
         self._num_examples = {name: description.num_examples for name, description in silos.items()}
         expected = self.task.agreement()
         for name, description in silos.items():
@@ -78,6 +81,10 @@ class Coordinator:
         standardizer = self._standardizer([name for name in self.training if name in silos], secure_threshold)
         self.cohort.prepare(standardizer)
         return Agreement(silos, standardizer, self.layout, self.cohort.test_fingerprint())
+
+    def hear(self, descriptions: Iterable[SiloDescription]) -> None:
+        """Remember which silos tell no metrics: they are not asked for any."""
+        self._untold |= {description.silo for description in descriptions if not description.metrics}
 
     def _standardizer(self, silos: Sequence[str], secure_threshold: int) -> Standardizer | None:
         if not self.task.standardises:
@@ -96,6 +103,7 @@ class Coordinator:
         """
         if job.secure_threshold:
             require_sums_only(job.strategy, job.max_norm)
+        self._metric_names = frozenset(metric.name for metric in self.task.metrics)
         module = self.task.model(job.model_seed)
         plans = {silo: local_plan(job.strategy, plan, module) for silo, plan in job.plans.items()}
         plans = {silo: self._with_public_count(silo, plan) for silo, plan in plans.items()}
@@ -159,7 +167,8 @@ class Coordinator:
             yield self._record(job, server_round, state, driver, start, now())
 
     def _driver(self, job: Job, after_round: int, state: State) -> RoundDriver:
-        guard, strategy = Guard(job.max_norm), job.strategy
+        strategy = job.strategy
+        guard = Guard(job.max_norm, getattr(strategy, "least_steps", 0))
         absent = self.cohort.absent()
         if isinstance(strategy, FedBuff):
             require(not absent, f"silos {sorted(absent)} are not there yet: with FedBuff all must be from the start")
@@ -201,10 +210,15 @@ class Coordinator:
         self, job: Job, server_round: int, state: State, driver: RoundDriver, start: float, end: float
     ) -> RoundRecord:
         updates = sorted((update for _, update in driver.seen), key=lambda update: update.silo)
+        self.hear(driver.joined)
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
-        models = job.strategy.models(state)
+        models, failures = job.strategy.models(state), driver.failures
         if server_round % job.evaluate_every == 0 or server_round == job.num_rounds:
-            metrics |= self._evaluation(job, models, driver.idle(), server_round)
+            found, failed = self._evaluation(job, models, driver.idle(), server_round)
+            if failed and not job.rules.accept_failures:
+                raise QuorumLost(server_round, "; ".join(f"silo '{silo}': {failed[silo]}" for silo in sorted(failed)))
+            metrics |= found
+            failures = tuple(sorted({**failed, **dict(failures)}.items()))
             if job.account:
                 metrics[EPSILON] = job.account.epsilon(job.noised_steps(server_round))
         compute = busy_seconds(start, [(at, update.seconds) for at, update in driver.seen])
@@ -222,7 +236,7 @@ class Coordinator:
             job.num_rounds,
             metrics,
             tuple(dict.fromkeys(update.silo for update in updates)),
-            driver.failures,
+            failures,
             driver.num_bytes,
             seconds,
             models if server_round == job.num_rounds else None,
@@ -231,26 +245,38 @@ class Coordinator:
             tuple(driver.restarts),
         )
 
-    def _evaluation(self, job: Job, models: Models, silos: Sequence[str], server_round: int) -> dict[str, float]:
-        """Errors of each model on the common test set (else on all held-out rows) and on each silo's rows; with masks,
-        none of single silos."""
+    def _evaluation(
+        self, job: Job, models: Models, silos: Sequence[str], server_round: int
+    ) -> tuple[dict[str, float], Mapping[str, str]]:
+        """Return the errors of each model on the common test set (else on all held-out rows) and on each silo's rows,
+        with masks none of single silos; and silo -> why of those that told none that can be used."""
         metrics: dict[str, float] = {}
+        failed: Mapping[str, str] = {}
         # Statistics that stay with the silos leave the global model without any: only silos can evaluate it.
         is_whole = job.any_plan.buffers == "average" or not self._has_buffers
         test = self.cohort.evaluate_test(models) if is_whole else None
         # Silos that never pause would have to stop for it; the evaluator disturbs nobody.
         asks_silos = job.evaluate_silos and not isinstance(job.strategy, FedBuff)
+        asked = [silo for silo in silos if silo not in self._untold]
         if job.secure_threshold:
-            test = test or self._on_held_out_rows(job, models, silos, server_round)
+            test = test or self._on_held_out_rows(job, models, asked, server_round)
         elif test is None or asks_silos:
-            by_silo = self._observed(self.cohort.evaluate(job.name, silos, models), job.name)
+            by_silo, failed = self._silos_metrics(job, models, asked)
             for silo in sorted(by_silo):
                 metrics |= _named(f"silo.{silo}", _own(by_silo[silo], silo))
             if test is None and by_silo:
                 test = {model: merged(by_silo[silo][model].held_out for silo in sorted(by_silo)) for model in models}
         for model, scores in sorted((test or {}).items()):
             metrics |= _named(model, scores)
-        return metrics
+        return metrics, failed
+
+    def _silos_metrics(
+        self, job: Job, models: Models, silos: Sequence[str]
+    ) -> tuple[dict[str, Mapping[str, Metrics]], Mapping[str, str]]:
+        """Return what each silo told of the models, and silo -> why of those whose answer cannot be used."""
+        told = self.cohort.evaluate(job.name, silos, models)
+        by_silo, failed = sound_metrics(told, models, self._metric_names)
+        return self._observed(by_silo, job.name), failed
 
     def _on_held_out_rows(self, job: Job, models: Models, silos: Sequence[str], server_round: int) -> dict[str, Scores]:
         """Return each model's scores on the held-out rows of all silos together, added up under masks."""

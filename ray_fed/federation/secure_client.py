@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ray_fed.errors import SiloFailed
+from ray_fed.errors import SiloFailed, Trouble
 from ray_fed.federation.messages import Artifact, MaskedUpdate, Metrics, SessionSpec, Update
 from ray_fed.federation.tally import METRICS, MOMENTS, names_of, numbers_of_metrics, numbers_of_moments
 from ray_fed.learning.standardisation import ColumnMoments
@@ -140,4 +140,5 @@ class SecureClient:
         return member
 
     def _failure(self, server_round: int, reason: str) -> SiloFailed:
-        return SiloFailed(self.silo, f"secure aggregation in round {server_round}", reason)
+        doing = f"secure aggregation in round {server_round}"
+        return SiloFailed(self.silo, doing, reason, failure=Trouble.MASKS_FAILED)

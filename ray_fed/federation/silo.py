@@ -11,8 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ray_fed.errors import SiloFailed
-from ray_fed.federation.messages import MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.errors import SiloFailed, Trouble
+from ray_fed.federation.messages import (
+    MaskedUpdate,
+    Metrics,
+    SessionSpec,
+    SiloDescription,
+    Update,
+    Vector,
+    unmarked,
+)
 from ray_fed.federation.secure_client import MASKED_METRICS, MASKED_MOMENTS, SecureClient
 from ray_fed.federation.secure_client import QUERIES as SECURE_QUERIES
 from ray_fed.federation.silo_state import SiloState
@@ -21,7 +29,7 @@ from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.private_steps import Spent
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer, without_rare
 from ray_fed.learning.trainer import Trainer
-from ray_fed.metrics import MeanScores, RegressionSums, Resolution, Scores, coin_of, secret_of
+from ray_fed.metrics import Resolution, Scores, coin_of, secret_of
 from ray_fed.privacy.secure_sum.wire import of_bytes
 from ray_fed.randomness import generator
 
@@ -71,7 +79,8 @@ class Silo:
     @property
     def rows(self) -> LocalRows:
         if self._rows is None:
-            raise SiloFailed(self.spec.name, "answering", "its data are not open yet; call open() first")
+            reason = "its data are not open yet; call open() first"
+            raise SiloFailed(self.spec.name, "answering", reason, failure=Trouble.NOT_OPEN)
         return self._rows
 
     def moments(self) -> ColumnMoments:
@@ -86,18 +95,20 @@ class Silo:
     @property
     def samples(self) -> Samples:
         if self._samples is None:
-            raise SiloFailed(self.spec.name, "answering", "its samples are not prepared yet; call prepare() first")
+            reason = "its samples are not prepared yet; call prepare() first"
+            raise SiloFailed(self.spec.name, "answering", reason, failure=Trouble.NOT_OPEN)
         return self._samples
 
     def open_session(self, spec: SessionSpec) -> str:
         """Make the trainer of a session; returns the layout digest for comparison."""
         if spec.session not in self.sessions and len(self.sessions) >= MOST_SESSIONS:
             reason = f"it has {len(self.sessions)} open already, and that is the most; close one"
-            raise SiloFailed(self.spec.name, "opening a session", reason)
+            raise SiloFailed(self.spec.name, "opening a session", reason, failure=Trouble.TOO_MANY_SESSIONS)
         trainer = self.make_trainer(spec)
         digest = trainer.layout.digest
         if digest != spec.layout_digest:
-            raise SiloFailed(self.spec.name, "opening a session", "its network differs from the coordinator's")
+            reason = Trouble.OTHER_NETWORK.value
+            raise SiloFailed(self.spec.name, "opening a session", reason, failure=Trouble.OTHER_NETWORK)
         self.sessions[spec.session] = trainer
         if spec.plan.private:
             self._spent[spec.session] = Spent(spec.plan.private, self.spec.state_folder, self.spec.name, spec.session)
@@ -181,7 +192,8 @@ class Silo:
             return self.secure.answer(query, len(self.rows.features), *given)  # type: ignore[arg-type]
         queries = self.queries()
         if query not in queries:
-            raise SiloFailed(self.spec.name, f"answering '{query}'", f"it knows {sorted(queries)}")
+            known = f"it knows {sorted(queries)}"
+            raise SiloFailed(self.spec.name, f"answering '{query}'", known, failure=Trouble.UNKNOWN_QUERY)
         return queries[query](*given)
 
     def queries(self) -> Mapping[str, Callable[..., Any]]:
@@ -191,7 +203,8 @@ class Silo:
 
     def _session(self, session: str) -> Trainer:
         if session not in self.sessions:
-            raise SiloFailed(self.spec.name, "answering", f"no session '{session}'; open: {sorted(self.sessions)}")
+            reason = f"no session '{session}'; open: {sorted(self.sessions)}"
+            raise SiloFailed(self.spec.name, "answering", reason, failure=Trouble.NO_SESSION)
         return self.sessions[session]
 
 
@@ -203,7 +216,7 @@ def models_asked(given: tuple) -> tuple[str, dict[str, Vector]]:
 
 def make_silo(spec: SiloSpec, task: Task, device: str = "cpu") -> Silo:
     """Return the silo that does the task: its own kind, where it has one."""
-    own_kind = getattr(task, "silo", None)
+    own_kind, spec = getattr(task, "silo", None), spec.at_home()
     return own_kind(spec, device) if own_kind else Silo(spec, task, device)
 
 
@@ -263,7 +276,7 @@ class Scoring:
         with recorded_outputs(trainer) as outputs:
             found = task.evaluate(trainer, samples, vector)
         if self._is_probe([shown for one in outputs if len(shown := one_per_row(one)) >= self.resolution.fewest_rows]):
-            return unscored(found[0]), unscored(found[1])
+            return unmarked(found[0]), unmarked(found[1])
         train, held_out = (
             self.resolution.released(scores, coin_of(self._secret, vector, part), self._of_numbers)
             for part, scores in zip(PARTS, found, strict=True)
@@ -327,10 +340,3 @@ def num_changed(old: np.ndarray, new: np.ndarray) -> int:
     change = np.abs(new - old)
     largest = float(change.max())
     return int((change > NEARLY_NOTHING * largest).sum()) if largest > 0 else 0
-
-
-def unscored(scores: Scores) -> Scores:
-    """Return scores of the same rows, without a number among them."""
-    if isinstance(scores, MeanScores):
-        return MeanScores(scores.num_examples, dict.fromkeys(scores.sums, np.nan))
-    return RegressionSums(scores.num_examples, *[np.nan] * 4) if isinstance(scores, RegressionSums) else scores

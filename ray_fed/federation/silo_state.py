@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ray_fed.errors import DataError
+from ray_fed.errors import DataError, Trouble
 
 MAX_ROUNDS_APART = 12
 KEPT_BYTES = 1 << 27
@@ -98,7 +98,9 @@ class SiloState:
                 os.posix_fallocate(file.fileno(), *self._places[slot])
         except OSError as error:
             silo = self.path.parent.name
-            raise DataError(f"silo '{silo}': {self.path}: {error.strerror}; make room there") from error
+            raise DataError(
+                f"silo '{silo}': {self.path}: {error.strerror}; make room there", failure=Trouble.NO_ROOM
+            ) from error
         self._reserved.add(slot)
 
     def _open(self, state: Mapping[str, torch.Tensor], is_needed: bool = False) -> None:

@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from ray_fed.config import at_home
 from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.learning.layout import floating_buffers
 from ray_fed.learning.standardisation import Standardizer
@@ -43,9 +44,19 @@ class SiloSpec:
     ledger_folder: str = ""
     """Folder on the silo's own disk for its ledger and its log, where its owner's site file names none; empty: it keeps
     no ledger."""
+    log_folder: str = ""
+    """Folder on the silo's own disk for its log, where it has none for a ledger; empty: among temporary files."""
+    possession: str = ""
+    """What `Task.possession` gave for a test set's source where it is asked for, if it is there, too: who shows that it
+    has the same rows may see them."""
     dataset: str = ""
     """Name of the data set in its owner's file: what the owner's book counts by; empty: all rows of the machine are
     one."""
+
+    def at_home(self) -> "SiloSpec":
+        """Return the spec with `~` in its folders as the home of the account that this process runs under."""
+        folders = {name: getattr(self, name) for name in ("state_folder", "ledger_folder", "log_folder")}
+        return replace(self, **{name: str(at_home(folder)) if folder else "" for name, folder in folders.items()})
 
 
 @dataclass(frozen=True)
@@ -129,6 +140,11 @@ class Task(ABC):
         """Return what an evaluation tells: sums over samples, none of them alone. Default: MAE, R² and MSE of one
         output [rows, 1] against targets [rows], in the target's unit."""
         return RegressionSums.of(targets, outputs[:, 0])
+
+    def possession(self, source: object) -> str:  # noqa: ARG002
+        """Return what only somebody can know who has the files of a source, "" where nobody has shown that it does:
+        whoever says it of a test set may see single predictions. Default: nobody does."""
+        return ""
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:
         """Return the rows as a trainer takes them. Default: tensors on the device."""

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ray_fed.config import require
-from ray_fed.errors import DataError
+from ray_fed.errors import DataError, Trouble, failure_of
 from ray_fed.federation.task import LocalRows, SiloSpec, Task, target_tensor
 from ray_fed.learning.steps import Loss
 from ray_fed.metrics import LOSS, MeanScores, Metric
@@ -56,10 +56,10 @@ class TorchTask(Task):
         try:
             found = self.samples(spec.source)
         except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"silo '{spec.name}': {type(error).__name__}: {' '.join(str(error).split())}") from error
+            text = f"silo '{spec.name}': {type(error).__name__}: {' '.join(str(error).split())}"
+            raise DataError(text, failure=failure_of(error)) from error
         x, y, held_out_x, held_out_y = _four_arrays(found, spec.name)
-        shape = " x ".join(map(str, x.shape[1:])) or "one number"
-        fingerprint = {"rows": len(x), "sample": shape, "hash": _digest(x, y)}
+        fingerprint = {"rows": len(x), "sample": list(x.shape[1:]), "hash": _digest(x, y)}
         return LocalRows(x, y, held_out_x, held_out_y, {}, fingerprint, self.agreement())
 
     def model(self, seed: int) -> nn.Module:
@@ -92,19 +92,25 @@ class TorchTask(Task):
 def _four_arrays(found: object, silo: str) -> tuple[np.ndarray, ...]:
     if not isinstance(found, tuple) or len(found) not in (2, 4):
         raise DataError(
-            f"silo '{silo}': samples() must return (x, y) or (x, y, held_out_x, held_out_y), not {_kind(found)}"
+            f"silo '{silo}': samples() must return (x, y) or (x, y, held_out_x, held_out_y), not {_kind(found)}",
+            failure=Trouble.WRONG_SHAPE,
         )
     arrays = [part.detach().cpu().numpy() if isinstance(part, torch.Tensor) else np.asarray(part) for part in found]
     arrays += [array[:0] for array in arrays[: 4 - len(arrays)]]
     for x, y in (arrays[:2], arrays[2:]):
         if len(x) != len(y):
-            raise DataError(f"silo '{silo}': samples() returned {len(x)} inputs for {len(y)} targets")
+            raise DataError(
+                f"silo '{silo}': samples() returned {len(x)} inputs for {len(y)} targets",
+                failure=Trouble.WRONG_SHAPE,
+            )
     if len(arrays[0]) == 0:
-        raise DataError(f"silo '{silo}': samples() returned no samples")
+        raise DataError(f"silo '{silo}': samples() returned no samples", failure=Trouble.TOO_FEW_ROWS)
     for array in arrays:
         bad = int((~np.isfinite(array)).sum()) if np.issubdtype(array.dtype, np.floating) else 0
         if bad:
-            raise DataError(f"silo '{silo}': samples() returned {bad} values that are not finite")
+            raise DataError(
+                f"silo '{silo}': samples() returned {bad} values that are not finite", failure=Trouble.NOT_FINITE
+            )
     return tuple(arrays)
 
 

@@ -29,7 +29,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from ray_fed.config import require
-from ray_fed.errors import SiloFailed
+from ray_fed.errors import SiloFailed, Trouble
 from ray_fed.learning.dense_clipping import DenseClippedSum, clipping_scale
 from ray_fed.learning.steps import DenseReluMseGradient, Loss
 from ray_fed.privacy.noise import NoiseSource
@@ -131,7 +131,7 @@ class Spent:
         most = self.private.most_steps
         if most is not None and self.steps + num_steps > most:
             reason = f"its privacy budget is spent: {self.steps} of {most} private steps are taken"
-            raise SiloFailed(self.silo, "training", reason)
+            raise SiloFailed(self.silo, "training", reason, failure=Trouble.BUDGET_SPENT)
         self.steps += num_steps
         if self.path:
             write_atomically(self.path, json.dumps({"steps": self.steps}).encode())

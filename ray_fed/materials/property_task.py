@@ -1,8 +1,7 @@
 """The task of multi-source training: a network from crystal features to one property (Guo et al. 2022)."""
 
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import pandas as pd
 from torch import nn
 from torch.nn import functional
 
-from ray_fed.errors import DataError
+from ray_fed.errors import DataError, Trouble
+from ray_fed.federation.reasons import counted_reasons
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.materials.databases.database import open_database
@@ -22,6 +22,7 @@ from ray_fed.materials.lattices import CELL_COLUMNS
 from ray_fed.materials.partitions import hash_split
 from ray_fed.materials.study import StudyPart
 
+FEWEST_ENERGIES = 20
 LARGEST_FORMATION_ENERGY = 20.0
 """In eV/atom. The most stable compounds lie near -4.5; a value beyond this is in kJ/mol, meV or another unit."""
 
@@ -82,7 +83,10 @@ class PropertyTask(Task):
         """
         wanted = spec.source
         if not isinstance(wanted, CrystalRows):
-            raise DataError(f"silo '{spec.name}': its source is {wanted!r}; a property task needs CrystalRows")
+            raise DataError(
+                f"silo '{spec.name}': its source is {wanted!r}; a property task needs CrystalRows",
+                failure=Trouble.OPTION_WRONG,
+            )
         database = open_database(wanted.source, spec.name)
         frame = wanted.part.take(database.frame) if wanted.part else database.frame
         folder = None if wanted.source.path == EMBEDDED else cache_folder()
@@ -91,15 +95,24 @@ class PropertyTask(Task):
         held_out = usable & self._held_out(frame, wanted)
         train = usable & ~held_out
         if not train.any():
-            raise DataError(f"silo '{spec.name}': no usable row of {len(frame)}: {self._why(frame, reasons)}")
+            raise DataError(
+                f"silo '{spec.name}': no usable row of {len(frame)}: {self._why(frame, reasons)}",
+                failure=Trouble.TOO_FEW_ROWS,
+            )
         targets = frame["target"].to_numpy(np.float64)
         held = f"{wanted.target_is or database.target_name} [{database.target_unit}]"
         if held == f"{EMBEDDED_TARGET} [eV/atom]":
             _check_size(targets[usable], spec.name)
         return LocalRows(
-            features[train], targets[train], features[held_out], targets[held_out], _counted(reasons),
+            features[train], targets[train], features[held_out], targets[held_out], counted_reasons(reasons),
             {**database.fingerprint, "rows_of_silo": len(frame)}, {**self.agreement(), "target": held},
         )  # fmt: skip
+
+    def possession(self, source: object) -> str:
+        """Return a hash over the bytes of a source's files; data that come with the package are everybody's."""
+        if not isinstance(source, CrystalRows):
+            return ""
+        return EMBEDDED if source.source.path == EMBEDDED else _hash_of_files(Path(source.source.path))
 
     def _features(self, frame: pd.DataFrame, folder: Path | None) -> tuple[np.ndarray, list[str]]:
         """Return (features [rows, d], reason per row): the reader's reason first, then the featurizer's.
@@ -121,7 +134,7 @@ class PropertyTask(Task):
         return table["features"], [first or second for first, second in zip(given, found, strict=True)]
 
     def _why(self, frame: pd.DataFrame, reasons: Sequence[str]) -> str:
-        counted = "; ".join(f"{count} x {reason}" for reason, count in _counted(reasons).items())
+        counted = "; ".join(f"{count} x {reason}" for reason, count in counted_reasons(reasons).items())
         if self.featurizer().needs_structure and bool(frame["volume"].isna().all()):
             return f"{counted}; without cells use features=guo65 or rich, which need formulas only"
         return counted
@@ -133,15 +146,25 @@ class PropertyTask(Task):
         return hash_split(frame["formula"].tolist(), rows.test_fraction, rows.split_seed)
 
 
+def _hash_of_files(path: Path) -> str:
+    """Return a hash of a file, or of all files of a folder, that no message holds; "" where they cannot be read."""
+    digest = hashlib.sha256(b"held by who asks")
+    try:
+        for each in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if each.is_file():
+                with each.open("rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+    except OSError:
+        return ""
+    return digest.hexdigest() if path.exists() else ""
+
+
 def _check_size(energies: np.ndarray, silo: str) -> None:
-    """One silo in kJ/mol would spoil the model of all: DataError where most values are no formation energies."""
-    if np.median(np.abs(energies)) > LARGEST_FORMATION_ENERGY:
+    """One silo in kJ/mol would spoil the model of all: DataError where most values are no formation energies. A few
+    rows are not looked at: they must be told by no error of their own."""
+    if len(energies) >= FEWEST_ENERGIES and np.median(np.abs(energies)) > LARGEST_FORMATION_ENERGY:
         raise DataError(
             f"silo '{silo}': most of its {EMBEDDED_TARGET} are beyond {LARGEST_FORMATION_ENERGY:g} eV/atom, which no "
-            "formation energy is; are they in another unit? convert the column to eV/atom"
+            "formation energy is; are they in another unit? convert the column to eV/atom",
+            failure=Trouble.WRONG_UNIT,
         )
-
-
-def _counted(reasons: Iterable[str]) -> dict[str, int]:
-    """Count reasons by kind: quoted parts hold values of rows and stay inside."""
-    return dict(Counter(re.sub(r"(?: in)?\s*'[^']*'", "", reason) for reason in reasons if reason))

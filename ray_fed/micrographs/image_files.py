@@ -7,18 +7,23 @@ owner or beyond doubt; never guessed.
 """
 
 import csv
+import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from ray_fed.errors import DataError
+from ray_fed.errors import DataError, Trouble
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.polycrystals import boundary_mask
+from ray_fed.reading import open_regular
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+MAX_PIXELS = 1 << 26
+"""Of one image, 8192 x 8192: a file of a megabyte can claim a thousand times as many; reading takes 24 bytes each."""
 COLOUR_SPACES = ("CMYK", "YCbCr", "LAB", "HSV")
 """Pillow's modes whose channels are not red, green and blue."""
 
@@ -65,29 +70,50 @@ def _pixels(path: Path, who: str, keep_palette: bool = False) -> np.ndarray:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
-            frames = getattr(image, "n_frames", 1)
+        with warnings.catch_warnings(), open_regular(path) as file, Image.open(file) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the next lines have a bound of their own
+            _require_one_image(getattr(image, "n_frames", 1), image.size, f"{who}: {path}")
             converted = image.mode in COLOUR_SPACES or (image.mode in ("P", "PA") and not keep_palette)
-            pixels = np.asarray(image.convert("RGB") if converted else image)
+            return np.asarray(image.convert("RGB") if converted else image)
     except UnidentifiedImageError as error:
         return _tiff(path, who, error)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{who}: {path} cannot be read as an image ({' '.join(str(error).split())})") from error
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises whatever its codecs raise
+        reason = f"{who}: {path} cannot be read as an image ({_in_a_line(error)})"
+        raise DataError(reason, failure=Trouble.FILE_DAMAGED) from error
+
+
+def _require_one_image(frames: int, size: Sequence[int], where: str) -> None:
     if frames > 1:
-        raise DataError(f"{who}: {path} holds {frames} images; save each as a file of its own")
-    return pixels
+        raise DataError(f"{where} holds {frames} images; save each as a file of its own")
+    if math.prod(size) > MAX_PIXELS:
+        raise DataError(f"{where} has {' x '.join(map(str, size))} pixels, more than {MAX_PIXELS:,}; cut it into parts")
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _tiff(path: Path, who: str, refusal: Exception) -> np.ndarray:
     """Read what Pillow has no mode for, such as RGB of 16 bits."""
     if path.suffix.lower() not in (".tif", ".tiff"):
-        raise DataError(f"{who}: {path} is no image that can be read; save it again as PNG or TIFF") from refusal
+        raise DataError(
+            f"{who}: {path} is no image that can be read; save it again as PNG or TIFF",
+            failure=Trouble.FILE_DAMAGED,
+        ) from refusal
     import tifffile
 
     try:
-        pixels = tifffile.imread(path)
+        with open_regular(path) as file, tifffile.TiffFile(file) as tiff:
+            shape = tiff.pages.first.shape
+            _require_one_image(len(tiff.pages), shape[:2], f"{who}: {path}")
+            pixels = tiff.asarray()
+    except DataError:
+        raise
     except Exception as error:  # tifffile raises whatever its codecs raise
-        raise DataError(f"{who}: {path} is no image that can be read ({' '.join(str(error).split())})") from refusal
+        reason = f"{who}: {path} is no image that can be read ({_in_a_line(error)})"
+        raise DataError(reason, failure=Trouble.FILE_DAMAGED) from refusal
     if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
         return pixels
     raise DataError(f"{who}: {path} has the shape {pixels.shape}; one image [H, W] or [H, W, 3] is needed")
@@ -237,13 +263,19 @@ class MicrographFolder:
 def _files(folder: Path, given: str, usual: Sequence[str], who: str, what: str) -> dict[str, Path]:
     """Return stem -> file of the image files in a subfolder, sorted by name."""
     if not folder.is_dir():
-        raise DataError(f"{who}: {folder} is not a folder; it should hold {' and '.join(('images/', 'labels/'))}")
+        raise DataError(
+            f"{who}: {folder} is not a folder; it should hold {' and '.join(('images/', 'labels/'))}",
+            failure=Trouble.FILE_MISSING,
+        )
     there = [folder / name for name in ([given] if given else usual) if (folder / name).is_dir()]
     if not there:
-        raise DataError(f"{who}: {folder} has no subfolder {given or ' or '.join(usual)}; name it with {what}=")
+        raise DataError(
+            f"{who}: {folder} has no subfolder {given or ' or '.join(usual)}; name it with {what}=",
+            failure=Trouble.FILE_MISSING,
+        )
     files = sorted(path for path in there[0].iterdir() if path.suffix.lower() in SUFFIXES)
     if not files:
-        raise DataError(f"{who}: {there[0]} holds no image files ({', '.join(SUFFIXES)})")
+        raise DataError(f"{who}: {there[0]} holds no image files ({', '.join(SUFFIXES)})", failure=Trouble.FILE_EMPTY)
     found: dict[str, Path] = {}
     for path in files:
         if path.stem in found:
@@ -261,11 +293,14 @@ def _sources(folder: Path, stems: Sequence[str], pattern: str, who: str) -> dict
     with index.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"name", "source_image"} <= set(rows[0]):
-        raise DataError(f"{who}: {index} needs the columns name and source_image")
+        raise DataError(f"{who}: {index} needs the columns name and source_image", failure=Trouble.COLUMN_MISSING)
     known = {row["name"]: row["source_image"] for row in rows}
     missing = [stem for stem in stems if stem not in known]
     if missing:
-        raise DataError(f"{who}: {index} has no line for '{missing[0]}' ({len(missing)} such images); add them")
+        raise DataError(
+            f"{who}: {index} has no line for '{missing[0]}' ({len(missing)} such images); add them",
+            failure=Trouble.COLUMN_MISSING,
+        )
     return {stem: known[stem] for stem in stems}
 
 

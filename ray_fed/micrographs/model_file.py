@@ -1,7 +1,6 @@
 """A trained segmentation network on disk: weights as safetensors, a JSON card with them. No pickle."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from ray_fed.config import from_mapping
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.learning.layout import Layout, load_vector
 from ray_fed.micrographs.unet import UNet, UNetDesign, seeded_unet
+from ray_fed.reading import parse_json
 from ray_fed.reporting.environment import software_versions
-from ray_fed.reporting.model_files import model_paths, serialised
+from ray_fed.reporting.model_files import model_paths, read_model_file, serialised, tensors_of
 from ray_fed.reporting.writing import to_json, write_atomically
 
 KIND = "grain boundary segmenter"
@@ -65,7 +65,7 @@ def load_segmenter(path: Path | str) -> tuple[UNet, SegmenterCard]:
     """
     weights, card_path = model_paths(path)
     card = _read_card(card_path)
-    content = _read(weights)
+    content = read_model_file(weights)
     if hashlib.sha256(content).hexdigest() != card.weights_sha256:
         raise DataError(f"{weights}: the weights are not those its card describes (sha256 differs); copy both again")
     network = seeded_unet(card.design, 0)
@@ -73,31 +73,20 @@ def load_segmenter(path: Path | str) -> tuple[UNet, SegmenterCard]:
 
 
 def _vector(path: Path, content: bytes, layout: Layout) -> np.ndarray:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
+    arrays = tensors_of(content, path)
     try:
-        vector = layout.flatten(load(content))
-    except (SafetensorError, KeyError, ValueError) as error:
+        vector = layout.flatten(arrays)
+    except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path} does not hold the network its card describes ({error})") from error
     if not np.isfinite(vector).all():
         raise DataError(f"{path} holds {int((~np.isfinite(vector)).sum())} values that are not finite; train it again")
     return vector
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}); a model is a pair of .safetensors and .card.json"
-        ) from error
-
-
 def _read_card(path: Path) -> SegmenterCard:
-    content = _read(path)
+    content = read_model_file(path)
     try:
-        found = json.loads(content)
+        found = parse_json(content, path)
         design = from_mapping(UNetDesign, found.pop("design"), "design")
         card = SegmenterCard(**(found | {"design": design, "trained_on": tuple(found["trained_on"])}))
     except (ConfigError, ValueError, TypeError, KeyError, AttributeError) as error:

@@ -206,7 +206,7 @@ class SegmentationTask(Task):
             tiles.validation.images,
             tiles.validation.masks,
             {},
-            {"rows": len(images), "tile": "x".join(map(str, images.shape[1:])), "hash": digest},
+            {"rows": len(images), "tile": list(images.shape[1:]), "hash": digest},
             self.agreement(),
             num_real=len(tiles.train),
             synthesis=tiles.synthesis if made else None,

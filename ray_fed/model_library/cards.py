@@ -6,7 +6,6 @@ those of XenonPy.MDL: how good a model is on rows it has not seen.
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,7 +15,7 @@ import numpy as np
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.reporting.environment import software_versions
-from ray_fed.reporting.model_files import ModelCard, serialised
+from ray_fed.reporting.model_files import ModelCard, read_card, serialised, tensors_of
 from ray_fed.reporting.writing import Plain, to_json
 
 HELD_OUT_ERROR = "mae"
@@ -166,40 +165,22 @@ def pack(arrays: Mapping[str, np.ndarray], card: ModelCard) -> PackedModel:
 
 def unpack(weights: bytes, card_bytes: bytes, where: str, expected_id: str = "") -> tuple[dict, ModelCard]:
     """Return arrays and card after checking every hash; DataError names `where` and what does not fit."""
-    card = read_card(card_bytes, where, expected_id)
+    card = read_filed_card(card_bytes, where, expected_id)
     found = hashlib.sha256(weights).hexdigest()
     if found != card.weights_sha256:
         raise DataError(
             f"{where}: weights have sha256 {found[:12]}..., the card says {card.weights_sha256[:12]}...; "
             "they were changed or cut: pull the model again"
         )
-    return _arrays(weights, where), card
+    return tensors_of(weights, where), card
 
 
-def read_card(content: bytes, where: str, expected_id: str = "") -> ModelCard:
-    """Return a card whose hash is right; DataError otherwise."""
-    try:
-        card = ModelCard.from_mapping(json.loads(content))
-        digest = card.digest()
-    except (ConfigError, ValueError, AttributeError, TypeError) as error:
-        raise DataError(f"{where}: not a model card ({_one_line(error)}); pull the model again") from error
-    if digest != card.id or expected_id not in ("", card.id):
+def read_filed_card(content: bytes, where: str, expected_id: str = "") -> ModelCard:
+    """Return a card whose hash is right, and is the one it is filed under; DataError otherwise."""
+    card = read_card(content, where)
+    if expected_id not in ("", card.id):
         raise DataError(f"{where}: the card does not have the hash it is filed under; pull the model again")
     return card
-
-
-def _arrays(weights: bytes, where: str) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
-    try:
-        return {name: array.copy() for name, array in load(weights).items()}
-    except SafetensorError as error:
-        raise DataError(f"{where}: not a safetensors file ({_one_line(error)}); pull the model again") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def regression_metrics(wanted: np.ndarray, predicted: np.ndarray, training_median: float) -> dict[str, float | int]:

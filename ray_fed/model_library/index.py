@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 import pandas as pd
 
 from ray_fed.config import unknown_name
-from ray_fed.errors import ConfigError, DataError
+from ray_fed.errors import ConfigError, DataError, quoted
 from ray_fed.model_library.cards import ALIASES, FIELDS, SEARCHED, SHOWN
 
 _TOKEN = re.compile(
@@ -33,6 +33,10 @@ _TOKEN = re.compile(
 )
 COMPARISONS: Mapping[str, str] = {"=": "=", "==": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 KEYWORDS = frozenset(("and", "or", "not", "in", "like", "order", "by", "limit", "asc", "desc"))
+MAX_LENGTH, MAX_DEPTH = 10_000, 50
+"""Characters of a query, and levels of its conditions."""
+MAX_NUMBER = 1e15
+"""Whole numbers stay exact below it, in SQLite and in floats; no field of a model is larger."""
 CHECKED = ("property", "descriptor", "method", "modelset", "material")
 """Fields whose values a library knows: a misspelt one is an error, not an empty answer."""
 
@@ -87,7 +91,8 @@ class _Parser:
     """Recursive descent; one method per line of the grammar."""
 
     def __init__(self, text: str):
-        self.text, self.tokens, self.at, self.query = text, _tokens(text), 0, Query()
+        self.text, self.at, self.depth, self.query = text, 0, 0, Query()
+        self.tokens = _tokens(text)
 
     def parse(self) -> Query:
         if self.tokens and not self._next_is("order", "limit"):
@@ -114,13 +119,19 @@ class _Parser:
         return parts[0] if len(parts) == 1 else f"({' AND '.join(parts)})"
 
     def _condition(self) -> str:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise ConfigError(f"query: 'not' and parentheses stand in one another more than {MAX_DEPTH} times")
         if self._took("not"):
-            return f"NOT {self._condition()}"
-        if self._took("("):
+            found = f"NOT {self._condition()}"
+        elif self._took("("):
             inner = self._alternatives()
             self._expect(")")
-            return f"({inner})"
-        return self._comparison()
+            found = f"({inner})"
+        else:
+            found = self._comparison()
+        self.depth -= 1
+        return found
 
     def _comparison(self) -> str:
         name = self._field()
@@ -169,12 +180,13 @@ class _Parser:
         if kind == "BOOL" and text.lower() in ("true", "false", "yes", "no", "1", "0"):
             return int(text.lower() in ("true", "yes", "1"))
         try:
-            if kind != "BOOL":
-                return float(text) if kind == "REAL" else int(text)
+            number = float(text) if kind == "REAL" else int(text)
+            if kind != "BOOL" and -MAX_NUMBER < number < MAX_NUMBER:
+                return number
         except ValueError:
             pass
         wanted = {"REAL": "a number", "INTEGER": "a whole number", "BOOL": "true or false"}[kind]
-        raise ConfigError(f"query, column {token.column}: {name!r} is {wanted}, not {text!r}")
+        raise ConfigError(f"query, column {token.column}: {name!r} is {wanted}, not {quoted(text)}")
 
     def _is_unit(self) -> bool:
         token = self._peek()
@@ -202,6 +214,8 @@ class _Parser:
         token = self._peek()
         if token is None or not token.text.isdigit():
             self._fail("a whole number after 'limit'")
+        if len(token.text) > 15 or not token.text.isdecimal():
+            self._fail("a whole number below 10^15 after 'limit'")
         self.query.limit = int(self._take().text)
 
     def _take_text(self, wanted: str) -> str:
@@ -233,11 +247,16 @@ class _Parser:
     def _fail(self, wanted: str) -> NoReturn:
         token = self._peek()
         if token is None:
-            raise ConfigError(f"query ends where {wanted} should follow: {self.text.strip()!r}")
-        raise ConfigError(f"query, column {token.column}: expected {wanted}, found {token.text!r}")
+            raise ConfigError(f"query ends where {wanted} should follow: {quoted(self.text)}")
+        raise ConfigError(f"query, column {token.column}: expected {wanted}, found {quoted(token.text)}")
 
 
 def _tokens(text: str) -> list[Token]:
+    if len(text) > MAX_LENGTH:
+        raise ConfigError(f"query: it has {len(text):,} characters, more than {MAX_LENGTH:,}")
+    unprintable = next((each for each in text if not each.isprintable() and not each.isspace()), None)
+    if unprintable is not None:
+        raise ConfigError(f"query: it holds the character {unprintable!a}, which no text here has")
     tokens, at = [], 0
     while at < len(text.rstrip()):
         match = _TOKEN.match(text, at)

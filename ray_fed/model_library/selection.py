@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_fed.errors import DataError
+from ray_fed.errors import DataError, Trouble
 from ray_fed.model_library.heads import Head, cross_validated, fitted, random_forest
 from ray_fed.randomness import derived_seed, generator
 
@@ -162,7 +162,8 @@ def draw_rows(groups: np.ndarray, protocol: Protocol, number: int) -> tuple[np.n
     if len(first) < protocol.rows + 5:
         raise DataError(
             f"the target has {len(first)} different materials; {protocol.rows} to learn from and 5 held out are too "
-            "many; lower --rows"
+            "many; lower --rows",
+            failure=Trouble.TOO_FEW_ROWS,
         )
     inside = shuffled[np.sort(first)[: protocol.rows]]
     outside = np.flatnonzero(~np.isin(groups, groups[inside]))

@@ -12,7 +12,6 @@ Models are copied between a library and another folder, or any URL that fsspec k
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,10 +22,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ray_fed.errors import ConfigError, DataError
-from ray_fed.model_library.cards import Failure, PackedModel, index_row, read_card, unpack
+from ray_fed.errors import ConfigError, DataError, FedError
+from ray_fed.model_library.cards import Failure, PackedModel, index_row, read_filed_card, unpack
 from ray_fed.model_library.index import Index
-from ray_fed.reporting.model_files import CARD_SUFFIX, WEIGHTS_SUFFIX, ModelCard
+from ray_fed.reading import parse_json, read_at_most, read_json, readable
+from ray_fed.reporting.model_files import CARD_SUFFIX, MAX_CARD_BYTES, MAX_WEIGHTS_BYTES, WEIGHTS_SUFFIX, ModelCard
 from ray_fed.reporting.writing import to_json, write_atomically
 
 FORMAT = 1
@@ -69,8 +69,8 @@ class Library:
         """Return the library at `path`; DataError when there is none, or one of another format."""
         library = cls(path)
         try:
-            header = json.loads(library._header.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            header = read_json(library._header)
+        except DataError as error:
             raise DataError(f"{path} is not a model library: no readable library.json; check --library") from error
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise DataError(f"{path}: library format is not {FORMAT}; use the ray-fed version that wrote it")
@@ -135,7 +135,7 @@ class Library:
         """Return the card of a model without reading its weights."""
         model_id = self.resolve(start)
         path = self.paths(model_id)[1]
-        return read_card(_read(path), str(path), model_id)
+        return read_filed_card(_read(path), str(path), model_id)
 
     def query(self, text: str = "", columns: Sequence[str] | None = None, failures: bool = False) -> pd.DataFrame:
         """Return the models that answer a query (`ray_fed.model_library.index`) as a table."""
@@ -151,13 +151,14 @@ class Library:
         rows = []
         for model_id in self.stored_ids():
             path = self.paths(model_id)[1]
-            rows.append(index_row(read_card(_read(path), str(path), model_id)))
+            rows.append(index_row(read_filed_card(_read(path), str(path), model_id)))
         rows += [_read_failure(path).row() for path in sorted(self.path.glob("failures/*.json"))]
+        deprecated = self.deprecated()
         with self._locked():
             self.index.path.unlink(missing_ok=True)
             self.index.create()
             self.index.add(rows)
-            self.index.mark_deprecated(self.deprecated())
+            self.index.mark_deprecated(deprecated)
         return len(rows)
 
     def verify(self) -> list[Fault]:
@@ -186,7 +187,10 @@ class Library:
     def deprecated(self) -> list[str]:
         """Return the ids marked as superseded."""
         path = self.path / "deprecated.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        marked = read_json(path, "remove the file, or restore it from a copy") if path.exists() else []
+        if not isinstance(marked, list) or not all(isinstance(each, str) and ID.fullmatch(each) for each in marked):
+            raise DataError(f"{path} is not the list of ids it should be; remove the file, or restore it from a copy")
+        return marked
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -200,18 +204,20 @@ class Library:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); pull the model again") from error
+    return readable(path, "pull the model again", _most_bytes(path.name))
+
+
+def _most_bytes(name: str) -> int:
+    return MAX_WEIGHTS_BYTES if name.endswith(WEIGHTS_SUFFIX) else MAX_CARD_BYTES
 
 
 def _read_failure(path: Path) -> Failure:
     try:
-        failure = Failure(**json.loads(_read(path)))
-    except (ValueError, TypeError) as error:
+        failure = Failure(**parse_json(_read(path), path))
+        digest = failure.digest()
+    except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not the record of a failed model; remove the file") from error
-    if failure.digest() != path.stem:
+    if digest != path.stem:
         raise DataError(f"{path}: does not have the hash it is filed under; remove the file")
     return failure
 
@@ -234,28 +240,33 @@ class RemoteFolder:
     def __init__(self, url: str):
         import fsspec
 
-        try:
-            self.files, self.root = fsspec.core.url_to_fs(url)
-        except (ValueError, ImportError, OSError) as error:
-            raise ConfigError(f"{url!r} is no place for models: {' '.join(str(error).split())}") from error
         self.url = url
-        if self.files.isfile(self.root):
+        with _reaching(url, ConfigError):
+            self.files, self.root = fsspec.core.url_to_fs(url)
+            is_file = self.files.isfile(self.root)
+        if is_file:
             raise ConfigError(f"{url} is a file; give a folder, or a URL of one, for models")
 
     def ids(self) -> list[str]:
         """Return the ids of the models there, sorted; [] where there is nothing yet."""
-        found = (path.rsplit("/", 1)[-1] for path in self.files.glob(f"{self.root}/models/*/*{CARD_SUFFIX}"))
+        with _reaching(self.url):
+            found = [path.rsplit("/", 1)[-1] for path in self.files.glob(f"{self.root}/models/*/*{CARD_SUFFIX}")]
         return sorted(name for name in (path.removesuffix(CARD_SUFFIX) for path in found) if ID.fullmatch(name))
 
     def read(self, model_id: str) -> PackedModel:
         """Return a model after checking all its hashes; DataError when it is damaged or missing."""
-        try:
-            weights = self.files.cat_file(self._path(model_id, WEIGHTS_SUFFIX))
-            card = self.files.cat_file(self._path(model_id, CARD_SUFFIX))
-        except OSError as error:
-            raise DataError(f"{self.url}: model {model_id[:12]} cannot be read ({type(error).__name__})") from error
+        weights, card = (self._content(model_id, suffix) for suffix in (WEIGHTS_SUFFIX, CARD_SUFFIX))
         _, read = unpack(weights, card, f"{self.url}, model {model_id[:12]}", model_id)
         return PackedModel(model_id, weights, card, index_row(read))
+
+    def _content(self, model_id: str, suffix: str) -> bytes:
+        """Return a file of the place, within the bound for its kind; a link to a device is no file."""
+        path, most = self._path(model_id, suffix), _most_bytes(suffix)
+        with _reaching(f"{self.url}: model {model_id[:12]}"):
+            if self.files.info(path)["type"] != "file":
+                raise DataError(f"{self.url}: model {model_id[:12]}: {suffix} is no regular file")
+            with self.files.open(path, "rb") as file:
+                return read_at_most(file, most)
 
     def write(self, model_id: str, weights: bytes, card: bytes) -> None:
         """Write a model, weights first: a reader never finds a card without them."""
@@ -265,6 +276,18 @@ class RemoteFolder:
 
     def _path(self, model_id: str, suffix: str) -> str:
         return f"{self.root}/models/{model_id[:2]}/{model_id}{suffix}"
+
+
+@contextlib.contextmanager
+def _reaching(place: str, raised: type[FedError] = DataError) -> Iterator[None]:
+    """Turn whatever a file system raises into one error that names the place: each brings errors of its own."""
+    try:
+        yield
+    except FedError:
+        raise
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise raised(f"{place!r} is no place for models, or cannot be reached ({said}); check its name") from error
 
 
 def push(library: Library, url: str, ids: Sequence[str]) -> list[str]:
@@ -297,7 +320,9 @@ def pull(library: Library, url: str, prefixes: Sequence[str] = ()) -> list[str]:
 def difference(library: Library, url: str) -> Difference:
     """Return which models only one side has; ConfigError where there is no other side."""
     remote = RemoteFolder(url)
-    if not remote.files.exists(remote.root):
+    with _reaching(url):
+        is_there = remote.files.exists(remote.root)
+    if not is_there:
         raise ConfigError(f"{url}: no such place; check the name")
     here, there = set(library.stored_ids()), set(remote.ids())
     return Difference(sorted(here - there), sorted(there - here))

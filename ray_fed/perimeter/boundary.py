@@ -1,21 +1,22 @@
 """What every kind of silo has around it: its owner's policy, the gate, the ledger, the log, the egress block."""
 
 import contextlib
-import getpass
 import os
 import re
+import secrets
+import stat
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ray_fed.errors import FedError, PerimeterRefused, SiloFailed
+from ray_fed.errors import ConfigError, DataError, FedError, PerimeterRefused, SiloFailed, Trouble
 from ray_fed.federation.task import SiloSpec
-from ray_fed.perimeter.error_policy import class_name_of, reduced_error
+from ray_fed.perimeter.error_policy import class_name_of, gates_refusal, reduced_error
 from ray_fed.perimeter.gate import Gate, MessageKinds, Request
 from ray_fed.perimeter.ledger import Ledger
 from ray_fed.perimeter.policy import Policy, Site, read_site, site_path
@@ -23,10 +24,18 @@ from ray_fed.privacy.signing import SigningKey
 
 MAX_LOG_BYTES = 1 << 24
 """A longer log is set aside when the silo starts again, and the one set aside before is removed."""
+LOG_FILE = "silo.log"
 
 Answer = TypeVar("Answer")
 EgressBlock = Callable[[], contextlib.AbstractContextManager[None]]
 """Around every call of the silo's code; raises PerimeterRefused when it used another way out."""
+
+
+@dataclass(frozen=True)
+class ErrorInstead:
+    """An error of the silo's code, in the place of its answer."""
+
+    error: FedError
 
 
 class EgressBoundary:
@@ -42,17 +51,24 @@ class EgressBoundary:
         kinds: MessageKinds,
         block: EgressBlock = contextlib.nullcontext,
         redirects_output: bool = False,
+        site_file: Path | None = None,
+        site: Site | None = None,
     ):
-        self.spec, self._block = spec, block
+        """site_file: the owner's, where it is not the one of this process's environment. site: what it says, where that
+        is known already."""
+        self.spec, self._block = spec.at_home(), block
         self._ledger: Ledger | None = None
         self._startup_error: FedError | None = None
         """Why the silo could not start: the answer to every question."""
-        self.site = self._read_site()
+        self._key: SigningKey | None = None
+        self.site, wrong = (site, None) if site else self._read_site(site_file)
         self.gate = Gate(spec.name, self.site.policy, kinds)
-        self.log = SiloLog(_log_folder(spec, self.site))
+        self.log, no_log = _opened_log(self.spec, self.site)
+        for doing, error in (("reading its owner's site file", wrong), ("opening its log", no_log)):
+            if error is not None:
+                self._startup_error = self._error_for_coordinator(doing, error)
         if redirects_output:
             self.log.redirect_output()
-        self._key: SigningKey | None = None
 
     def __repr__(self) -> str:
         return f"Silo({self.spec.name})"
@@ -84,68 +100,106 @@ class EgressBoundary:
 
     # ---- the silo's code, and its messages
 
-    def _read_site(self) -> Site:
+    def _read_site(self, path: Path | None) -> tuple[Site, FedError | None]:
         """Without a policy that can be read nothing is let out."""
         try:
-            return read_site(self.spec.name)
+            return read_site(self.spec.name, path), None
         except FedError as error:
-            self._startup_error = error
-            return Site(Policy(), "", site_path())
+            return Site(Policy(), "", path or site_path()), ConfigError(str(error), failure=Trouble.SITE_FILE_WRONG)
 
     def _build(self, make: Callable[[], None]) -> None:
         """Find or make the key before foreign code runs, then let `make` build the silo."""
+        if self._startup_error is not None:
+            return
         try:
-            if _ledger_folder(self.spec, self.site) is not None:
-                self._key = SigningKey.at(key_path(self.spec, self.site))
+            self._check("reading its key", self._read_key)
             self._run("starting", make)
         except FedError as error:
             self._startup_error = error
 
+    def _read_key(self) -> None:
+        if _ledger_folder(self.spec, self.site) is not None:
+            self._key = SigningKey.at(key_path(self.spec, self.site))
+
     def _run(self, doing: str, call: Callable[[], Answer], is_blocked: bool = True) -> Answer:
-        """Run the silo's code. What it raises stays here; a FedError that may cross is raised in its place."""
+        """Run the silo's code; return its answer as plain data. What it raises stays here; a FedError that
+        may cross is raised in its place.
+
+        All that touches an object of the task's happens while the ways out are closed: taking the answer apart,
+        reading an error's words, and what is run when both are thrown away.
+        """
         if self._startup_error is not None:
             raise self._startup_error
         try:
             with self._block() if is_blocked else contextlib.nullcontext():
-                return call()
+                outcome = self._outcome(doing, call)
+        except PerimeterRefused as refusal:  # the block's own: it has no words of the task's
+            outcome = ErrorInstead(self._refused(doing, refusal))
+        if isinstance(outcome, ErrorInstead):
+            raise outcome.error
+        return outcome
+
+    def _outcome(self, doing: str, call: Callable[[], Answer]) -> Any:
+        try:
+            return self.gate.taken(call())
         except BaseException as error:  # SystemExit and the like carry words, too
-            error_to_send = self._error_for_coordinator(doing, error)
+            return ErrorInstead(self._error_for_coordinator(doing, error))
+
+    def _check(self, doing: str, check: Callable[[], Answer], request: Request | None = None) -> Answer:
+        """Run code of the gate on plain data; its refusals cross as they are: fixed phrases and limits."""
+        try:
+            return check()
+        except PerimeterRefused as refusal:
+            error_to_send = self._refused(doing, refusal, request)
+        except Exception as error:  # a mistake of the gate's is no way out either
+            error_to_send = self._error_for_coordinator(doing, error, request)
         raise error_to_send
 
     def _release(self, doing: str, message: Answer, request: Request) -> Answer:
         """Check a message at the gate, write its line, and return what may be sent."""
+        return self._check(doing, lambda: self._admitted(message, request), request)
+
+    def _admitted(self, message: Answer, request: Request) -> Answer:
         ledger = self.ledger
-        try:
-            rebuilt = self.gate.admit(message, request)
-        except Exception as error:  # a foreign object may raise anything when it is looked at
-            error_to_send = self._error_for_coordinator(doing, error, request)
-        else:
-            if ledger:
-                digest = self.gate.digest(rebuilt, request.kind)
-                ledger.write({**digest.facts(), "session": request.session, "round": request.server_round})
-            return rebuilt
-        raise error_to_send
+        rebuilt = self.gate.admit(message, request)
+        if ledger:
+            digest = self.gate.digest(rebuilt, request.kind)
+            ledger.write({**digest.facts(), "session": request.session, "round": request.server_round})
+        return rebuilt
 
     def _run_and_release(self, doing: str, call: Callable[[], Answer], request: Request) -> Answer:
         """Run the silo's code and release what it answers."""
         return self._release(doing, self._run(doing, call), request)
 
+    def _refused(self, doing: str, refusal: PerimeterRefused, request: Request | None = None) -> FedError:
+        """Log a refusal of the gate or the block; return it as it may be raised to the coordinator."""
+        reference = self._noted(doing, refusal, request)
+        return gates_refusal(refusal, self.spec.name, doing, self.site.policy, reference)
+
     def _error_for_coordinator(self, doing: str, error: BaseException, request: Request | None = None) -> FedError:
         """Log an error in full on the silo's disk; return the one that may be raised to the coordinator."""
         try:
-            self.log.write(doing, error)
-            self._record(doing, error, request)
-            return reduced_error(error, self.spec.name, doing, self.site.policy, f"({self.log.path})")
+            reference = self._noted(doing, error, request)
+            return reduced_error(error, self.spec.name, doing, self.site.policy, reference)
         except Exception as second:  # raised here it would carry the first one along
             names = f"{class_name_of(error)}, and {class_name_of(second)} while that was written down"
             return SiloFailed(self.spec.name, doing, names)
 
-    def _record(self, doing: str, error: BaseException, request: Request | None) -> None:
-        """Write the ledger's line of a refusal or an error."""
+    def _noted(self, doing: str, error: BaseException, request: Request | None) -> str:
+        """Write an error into the silo's log, and its line into the ledger; return its reference."""
+        reference = self.log.write(doing, error)
+        try:
+            self._write_line(doing, error, request, reference)
+        except (DataError, OSError) as second:
+            self.log.write("writing that into the ledger", second)
+        return reference
+
+    def _write_line(self, doing: str, error: BaseException, request: Request | None, reference: str) -> None:
         if self.ledger:
             kind = "refused" if isinstance(error, PerimeterRefused) else "error"
             about = {"of": request.kind, "session": request.session, "round": request.server_round} if request else {}
-            self.ledger.write({"kind": kind, "while": doing, **about, "error": class_name_of(error)})
+            said = {"error": class_name_of(error), "reference": reference}
+            self.ledger.write({"kind": kind, "while": doing, **about, **said})
 
 
 class SiloLog:
@@ -153,17 +207,29 @@ class SiloLog:
     its owner."""
 
     def __init__(self, folder: Path):
-        self.path = folder / "silo.log"
+        """DataError where the folder or the file is somebody else's, or leads elsewhere."""
+        self.path = folder / LOG_FILE
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if self.path.exists() and self.path.stat().st_size > MAX_LOG_BYTES:
+        _require_own(os.lstat(folder), stat.S_ISDIR, folder)
+        if self.path.is_file() and not self.path.is_symlink() and self.path.stat().st_size > MAX_LOG_BYTES:
             self.path.replace(self.path.with_suffix(".log.1"))
-        self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise DataError(f"{self.path}: {error.strerror}; remove it", failure=Trouble.NO_ROOM) from error
+        _require_own(os.fstat(self._handle), stat.S_ISREG, self.path)
 
-    def write(self, doing: str, error: BaseException) -> None:
-        """Write down an error in full."""
+    def write(self, doing: str, error: BaseException) -> str:
+        """Write down an error in full; return the number under which it can be found."""
+        said = " ".join("".join(traceback.format_exception_only(error)).split())
+        return self.note(f"while {doing}: {said}\n{''.join(traceback.format_exception(error))}")
+
+    def note(self, text: str) -> str:
+        """Write down a text, whose first line says it all; return the number under which it can be found."""
+        reference = secrets.token_hex(6)
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        text = f"{stamp} while {doing}\n{''.join(traceback.format_exception(error))}\n"
-        os.write(self._handle, text.encode("utf-8", "backslashreplace"))
+        os.write(self._handle, f"{stamp} reference {reference} {text}\n".encode("utf-8", "backslashreplace"))
+        return reference
 
     def redirect_output(self) -> None:
         """Send all that this process writes to standard output and error into the log from now on."""
@@ -173,6 +239,15 @@ class SiloLog:
             os.dup2(self._handle, number)
 
 
+def _require_own(found: os.stat_result, is_right_kind: Callable[[int], bool], path: Path) -> None:
+    """DataError unless a file or folder is what it should be, this account's, and no other's to write."""
+    is_own = is_right_kind(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    is_one = stat.S_ISDIR(found.st_mode) or found.st_nlink == 1
+    if not (is_own and is_one):
+        remedy = "it must be this account's own, no link, and for no other to write; remove it or chmod go-w"
+        raise DataError(f"{path}: {remedy}", failure=Trouble.NO_ROOM)
+
+
 def _rules(site: Site) -> dict[str, object]:
     """Return the policy in full: only the first line of a process holds it, together with its version."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(site.policy).items()}
@@ -180,22 +255,34 @@ def _rules(site: Site) -> dict[str, object]:
 
 def _ledger_folder(spec: SiloSpec, site: Site) -> Path | None:
     folder = site.ledger_folder or spec.ledger_folder
-    return Path(folder) / _file_name(spec.name) if folder else None
+    return Path(folder) / file_name(spec.name) if folder else None
 
 
 def key_path(spec: SiloSpec, site: Site) -> Path:
     """Return where a silo's key is: where the owner keeps ledgers, or else with the silo's states. It is not in what
     the coordinator collects."""
     folder = site.ledger_folder or spec.state_folder or spec.ledger_folder
-    return Path(folder) / _file_name(spec.name) / "signing.key"
+    return site.key_file or Path(folder) / file_name(spec.name) / "signing.key"
+
+
+def _opened_log(spec: SiloSpec, site: Site) -> tuple[SiloLog, Exception | None]:
+    """Return the silo's log; where it cannot be had at its place, another one and why."""
+    try:
+        return SiloLog(_log_folder(spec, site)), None
+    except (DataError, OSError) as error:
+        return SiloLog(_passing_folder()), error
+
+
+def _passing_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="ray-fed-silo-"))
 
 
 def _log_folder(spec: SiloSpec, site: Site) -> Path:
-    """The log of a silo without a folder is among the machine's temporary files."""
-    folder = _ledger_folder(spec, site)
-    return folder or Path(tempfile.gettempdir()) / f"ray-fed-{getpass.getuser()}" / _file_name(spec.name)
+    """The log of a silo without a folder is among the machine's temporary files, where nobody else can foresee."""
+    folder = _ledger_folder(spec, site) or (Path(spec.log_folder) / file_name(spec.name) if spec.log_folder else None)
+    return folder or _passing_folder()
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
     """A silo's name as a name of a folder; it must not lead elsewhere."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".") or "silo"

@@ -4,10 +4,15 @@ A `CoordinatorRecord` observes the coordinator and notes each message by the sam
 notes leave with the round's record; who keeps the run writes them into a ledger of its own (ledger.py).
 """
 
+import contextlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
+import numpy as np
+
+from ray_fed.errors import FedError
 from ray_fed.federation.rounds.job import Job, Observer, RoundRecord
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout
@@ -34,6 +39,39 @@ class CollectedLedgers:
 
     silos: Mapping[str, SiloLedger] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
+
+
+class Keeper(Protocol):
+    """A cohort whose silos keep ledgers and may take models."""
+
+    def collect_ledger(self, silo: str) -> tuple[bytes, str, str] | None: ...
+
+    def receive_model(self, silo: str, weights: np.ndarray, card: np.ndarray) -> None: ...
+
+
+def collected(keepers: Mapping[str, Keeper], record: "CoordinatorRecord | None") -> CollectedLedgers:
+    """Fetch the silos' ledgers; one that is gone, or whose owner keeps its ledger, is left out."""
+    found = {}
+    for silo, keeper in keepers.items():
+        with contextlib.suppress(FedError):
+            said = keeper.collect_ledger(silo)
+            found |= {silo: SiloLedger(*said)} if said else {}
+    return CollectedLedgers(found, record.take() if record else ())
+
+
+def handed_over(keepers: Mapping[str, Keeper], weights: np.ndarray, card: np.ndarray) -> dict[str, str]:
+    """Hand the final model to every silo; return silo -> why it did not take it, "" where it did.
+
+    weights, card: uint8 [n], the bytes of a .safetensors file and of its card.
+    """
+    reasons = {}
+    for silo, keeper in keepers.items():
+        try:
+            keeper.receive_model(silo, weights, card)
+            reasons[silo] = ""
+        except FedError as error:
+            reasons[silo] = " ".join(str(error).split())
+    return reasons
 
 
 class CoordinatorRecord(Observer):

@@ -7,15 +7,15 @@ of each kind are in checks.py; this file knows none of them.
 
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.messages import MaskedUpdate, Update, Vector
-from ray_fed.perimeter.ledger import MessageDigest
+from ray_fed.perimeter.ledger import MessageDigest, bytes_of
 from ray_fed.perimeter.policy import DECLARED, Policy
 
 SMALL_BYTES = 1 << 16
@@ -39,6 +39,12 @@ class Request:
     """Names of the models it was sent to evaluate, or to search in."""
     per_source: bool = False
     """Whether the answer to a search may hold the errors of single sources."""
+    agreement: Mapping[str, str] = field(default_factory=dict)
+    """What the task wants all to agree on, as it said before there were rows."""
+    metrics: tuple[str, ...] = ()
+    """Names of metrics that it declared then."""
+    is_known: bool = False
+    """Whether who asks has the rows already, and showed it."""
 
 
 class MessageKind(NamedTuple):
@@ -49,6 +55,8 @@ class MessageKind(NamedTuple):
     """(gate, message, request) -> the message rebuilt from its checked parts, or PerimeterRefused."""
     digest: Callable[[str, Any], MessageDigest]
     """(name of the kind, message) -> its line in a ledger."""
+    parts: tuple[type, ...] = ()
+    """Classes of ours that a message may hold."""
     answers_queries: bool = False
     """Whether a silo may answer one of its further queries with it (`Silo.queries`)."""
 
@@ -68,12 +76,22 @@ class Gate:
         """How exactly metrics are told."""
         self.sent = 0
         """Bytes that have left in this run."""
+        self._messages = tuple(
+            {cls for kind in kinds.values() for cls in (kind.message_class, *kind.parts)} - {dict, tuple}
+        )
         self._round: tuple[str, int] = ("", 0)
         self._sent_in_round, self._received = 0, 0
 
+    def taken(self, answer: Any) -> Any:
+        """Return an answer as plain data: all that the other methods may be given. For use inside the
+        boundary."""
+        return plain(answer, self._messages)
+
     def admit(self, message: Any, request: Request) -> Any:
         """Return the message rebuilt from its checked parts; PerimeterRefused with the first reason why it stays
-        inside. Nothing given is changed."""
+        inside. Nothing given is changed.
+
+        A reason is a fixed phrase with limits of ours; never a value, a count or a name of the message."""
         rebuilt = self.inspect(message, request)
         self._count(self._size_of(rebuilt, request.kind), request)
         return rebuilt
@@ -100,7 +118,7 @@ class Gate:
         """Refuse a session whose updates alone would break the budget, before it begins."""
         planned, left = num_rounds * num_bytes, self.policy.max_bytes_per_run - self.sent
         reason = f"its {num_rounds} updates have {planned} bytes, {left} are left of max_bytes_per_run"
-        self.require(planned <= left, f"session '{session}'", reason)
+        self.require(planned <= left, f"session '{session}'", reason)  # the coordinator's own numbers
 
     def _count(self, size: int, request: Request) -> None:
         """Refuse what exceeds the budget of the round or of the run; count the rest."""
@@ -109,9 +127,10 @@ class Gate:
         self._received = max(self._received, 0 if request.vector is None else request.vector.nbytes)
         in_round, in_run = self._sent_in_round + size, self.sent + size
         allowed, in_run_allowed = self._budget(), self.policy.max_bytes_per_run
-        reason = f"{in_round} bytes in one round are more than the {allowed} allowed"
+        reason = f"its bytes in one round are more than the {allowed} allowed"
         self.require(in_round <= allowed, request.kind, reason)
-        self.require(in_run <= in_run_allowed, request.kind, f"{in_run} bytes, max_bytes_per_run={in_run_allowed}")
+        reason = f"with it more bytes would leave than max_bytes_per_run={in_run_allowed}"
+        self.require(in_run <= in_run_allowed, request.kind, reason)
         self._sent_in_round, self.sent = in_round, in_run
 
     def _budget(self) -> int:
@@ -124,7 +143,7 @@ class Gate:
     def _size_of(self, rebuilt: Any, kind: str) -> int:
         """Return the bytes of a message as its digest counts them, without hashing an update."""
         if isinstance(rebuilt, Update | MaskedUpdate):
-            return rebuilt.num_bytes
+            return bytes_of(rebuilt)
         return self.digest(rebuilt, kind).num_bytes
 
 
@@ -243,3 +262,91 @@ def _keys(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def _slots(keys: np.ndarray) -> np.ndarray:
     return ((keys * MULTIPLIER) >> np.uint64(64 - TABLE_BITS)).astype(np.int64)
+
+
+# ---- what a silo returned, as plain data
+#
+# An object may run code of its class whenever it is looked at, compared, shown or thrown away. So what comes back is
+# taken apart inside the boundary, while all ways out are closed, and only numbers, texts, bytes, arrays, lists,
+# mappings and the messages of this package go on, each of exactly its class and each a copy. Anything else goes on as
+# `FOREIGN`, of which no check approves.
+
+MAX_DEPTH = 8
+MAX_PARTS = 1 << 16
+"""Parts of one message: a thousand models' scores have a few of each."""
+TEXT_AND_NUMBERS = (bool, int, float, str, bytes, type(None))
+NUMPY_NUMBERS = tuple(cls for cls in set(np.sctypeDict.values()) if np.dtype(cls).kind in "biuf")
+NUMBERS = "biuf"
+"""Kinds of dtype that an array may have."""
+
+
+class Foreign:
+    """Stands for what is no plain data."""
+
+    def __repr__(self) -> str:
+        return "something that is no plain data"
+
+
+FOREIGN: Final = Foreign()
+
+
+def plain(answer: Any, messages: Collection[type]) -> Any:
+    """Return a copy of an answer that is made of plain data and of dataclasses among `messages` only."""
+    return _Copier(messages).copy(answer, 0)
+
+
+class _Copier:
+    def __init__(self, messages: Collection[type]):
+        self.messages, self.left = messages, MAX_PARTS
+
+    def copy(self, value: Any, depth: int) -> Any:
+        self.left -= 1
+        cls = type(value)
+        if _is_one_of(cls, TEXT_AND_NUMBERS):
+            return value
+        if self.left < 0 or depth > MAX_DEPTH:
+            return FOREIGN
+        if cls is np.ndarray:
+            return _array(value)
+        if cls is list or cls is tuple:
+            return cls(self.copy(part, depth + 1) for part in value)
+        if _is_one_of(cls, NUMPY_NUMBERS):
+            return value.item()
+        if _is_one_of(cls, self.messages):
+            return self._message(value, depth)
+        return self._mapping(value, depth) if isinstance(value, Mapping) else FOREIGN
+
+    def _mapping(self, value: Mapping, depth: int) -> Any:
+        # Its methods may be the task's: they run inside the boundary, and what they give is copied in turn.
+        items = [(self.copy(key, depth + 1), self.copy(part, depth + 1)) for key, part in _first(value.items())]
+        are_names = all(_is_one_of(type(key), TEXT_AND_NUMBERS) for key, _ in items)
+        return dict(items) if are_names and len(items) <= MAX_PARTS else FOREIGN
+
+    def _message(self, value: Any, depth: int) -> Any:
+        held, wanted = vars(value), [field.name for field in fields(type(value))]
+        if set(held) != set(wanted):
+            return FOREIGN
+        copied = object.__new__(type(value))
+        for name in wanted:  # past its own constructor, which may look at what it is given
+            object.__setattr__(copied, name, self.copy(held[name], depth + 1))
+        return copied
+
+
+def _is_one_of(cls: type, known: Collection[type]) -> bool:
+    """Whether a class is one of these; a metaclass may say of itself that it is equal to anything."""
+    return any(cls is each for each in known)
+
+
+def _first(items: Any) -> list[tuple[Any, Any]]:
+    found = []
+    for pair in items:
+        found.append(pair)
+        if len(found) > MAX_PARTS:
+            break
+    return found
+
+
+def _array(values: np.ndarray) -> Any:
+    """Return a copy in memory of its own, row by row; nothing else hangs onto it."""
+    is_plain = values.dtype.kind in NUMBERS and values.dtype.metadata is None and values.dtype.names is None
+    return np.array(values, order="C", copy=True, subok=False) if is_plain else FOREIGN

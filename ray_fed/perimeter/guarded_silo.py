@@ -8,11 +8,12 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
+from ray_fed.errors import DataError, Trouble
 from ray_fed.federation.messages import (
     Artifact,
     GradientObservation,
@@ -30,9 +31,12 @@ from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.perimeter.book import Book
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
-from ray_fed.perimeter.checks import KINDS, kind_of_answer, require_audit
+from ray_fed.perimeter.checks import ANOTHER, KINDS, kind_of_answer, require_audit
+from ray_fed.perimeter.error_policy import place_of_words
 from ray_fed.perimeter.gate import Request
 from ray_fed.perimeter.insistence import FEWER, Insistence
+from ray_fed.perimeter.policy import Site
+from ray_fed.perimeter.received_model import keep_model
 from ray_fed.perimeter.told import ToldMoments, folder_of_told
 from ray_fed.privacy.signing import SigningKey
 
@@ -48,8 +52,10 @@ class GuardedSilo(EgressBoundary):
         make: Callable[[], Silo],
         block: EgressBlock = contextlib.nullcontext,
         redirects_output: bool = False,
+        site_file: Path | None = None,
+        site: Site | None = None,
     ):
-        super().__init__(spec, KINDS, block, redirects_output)
+        super().__init__(spec, KINDS, block, redirects_output, site_file, site)
         self._rounds: dict[str, int] = {}
         folder = self.site.ledger_folder
         book = Book(Path(folder) if folder else None)
@@ -67,38 +73,39 @@ class GuardedSilo(EgressBoundary):
 
     def open(self) -> SiloDescription:
         doing = "opening its data"
-        description = self._run(doing, lambda: self.silo.open())
-        self._register_rows()
-        return self._release(doing, description, Request("description"))
+        return self._release(doing, *self._opened(doing, lambda: self.silo.open()))
 
     def moments(self) -> ColumnMoments:
-        self._run("computing moments", lambda: self.insistence.before_clear("moments"))
-        moments = self._run("computing moments", lambda: self._inspected_moments())
-        return self._release("computing moments", moments, Request("moments"))
+        doing, request = "computing moments", Request("moments")
+        self._check(doing, lambda: self.insistence.before_clear("moments"), request)
+        return self._release(doing, self._inspected_moments(doing), request)
 
     def prepare(self, standardizer: Standardizer | None) -> None:
         self._run("standardising", lambda: self.silo.prepare(standardizer))
-        self._register_rows()
+        self._run("showing the gate its rows", self._add_rows)
 
     def open_session(self, spec: SessionSpec) -> str:
         """PerimeterRefused when its updates would leave otherwise than the owner wants (insistence.py), or the planned
         ones would break the budget of the run."""
-        self._run("opening a session", lambda: self.insistence.open(spec))
-        digest = self._run("opening a session", lambda: self.silo.open_session(spec))
+        doing = "opening a session"
+        self._check(doing, lambda: self.insistence.open(spec))
+        digest, num_bytes, trainer = self._run(doing, lambda: self._open_session(spec))
+        self._check(doing, lambda: self.insistence.trained_by(trainer))
         self._rounds[spec.session] = 0
-        self._check_session(spec, digest)
+        self._check(doing, lambda: self._check_session(spec, digest, num_bytes))
         return spec.layout_digest
 
     def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
+        doing = "starting again"
         for spec in sessions:
-            self._run("starting again", lambda spec=spec: self.insistence.open(spec))
-        said = self._run("starting again", lambda: self.silo.restore(standardizer, sessions))
+            self._check(doing, lambda spec=spec: self.insistence.open(spec))
+        said, request = self._opened(doing, lambda: self.silo.restore(standardizer, sessions))
         for spec in sessions:
-            self._run("starting again", lambda spec=spec: self._require_our_trainer(spec.session))
+            trainer = self._run(doing, lambda spec=spec: self._trainer_of(spec.session))
+            self._check(doing, lambda trainer=trainer: self.insistence.trained_by(trainer))
         self._rounds |= {spec.session: 0 for spec in sessions}
-        self._register_rows()
         # It does not leave once more, but what it declares counts for this process, too.
-        self._run("starting again", lambda: self.gate.inspect(said, Request("description")))
+        self._check(doing, lambda: self.gate.inspect(said, request))
 
     def close_session(self, session: str) -> None:
         self._run("closing a session", lambda: self.silo.close_session(session))
@@ -110,13 +117,14 @@ class GuardedSilo(EgressBoundary):
     def fit(self, session: str, server_round: int, vector: Vector) -> Update | MaskedUpdate:
         doing = f"training round {server_round}"
         if session in self.insistence.priced:
-            self._run(doing, lambda: self.insistence.before_fit(session, server_round))
+            self._check(doing, lambda: self.insistence.before_fit(session, server_round))
         update = self._run(doing, lambda: self.silo.fit(session, server_round, vector))
         self._rounds[session] = server_round
         request = Request("update", session, server_round, vector)
         if session not in self.insistence.masked:
             return self._release(doing, update, request)
-        masked = self._run(doing, lambda: self.silo.secure.masked(self.gate.inspect(update, request)))
+        inspected = self._check(doing, lambda: self.gate.inspect(update, request), request)
+        masked = self._run(doing, lambda: self.silo.secure.masked(inspected))
         return self._release(doing, masked, replace(request, kind="masked"))
 
     def leaving(self, update: Update | MaskedUpdate) -> Update | MaskedUpdate:
@@ -126,16 +134,15 @@ class GuardedSilo(EgressBoundary):
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
         request = Request("metrics", session, self._rounds.get(session, 0), models=tuple(models))
         if session in self.insistence.masked or self.site.policy.masks == "required":
-            self._run("evaluating", lambda: self.insistence.before_clear("metrics", session))
-        self._run("evaluating", lambda: self._count_evaluation(len(models)))
+            self._check("evaluating", lambda: self.insistence.before_clear("metrics", session), request)
+        self._check("evaluating", lambda: self._count_evaluation(len(models)), request)
         return self._run_and_release("evaluating", lambda: self.silo.evaluate(session, models), request)
 
     def query(self, query: str, *given: Any) -> Any:
         """Put one of the further questions to the silo (`Silo.queries`)."""
         doing = f"answering '{query}'"
-        self._run(doing, lambda: self.insistence.before_answer("artifact", query))
-        asked = {MASKED_MOMENTS: self._masked_moments, MASKED_METRICS: self._masked_metrics}.get(query)
-        answer = self._run(doing, lambda: asked(*given) if asked else self.silo.query(query, *given))
+        self._check(doing, lambda: self.insistence.before_answer("artifact", query))
+        answer = self._answer(doing, query, given)
         # Nothing was received that its size could be measured by: max_bytes_per_round and _per_run bound it.
         vector = answer.data if type(answer) is Artifact else None
         return self._release(doing, answer, Request(kind_of_answer(answer), query, vector=vector))
@@ -143,16 +150,26 @@ class GuardedSilo(EgressBoundary):
     def observe(self, vector: Vector, num_examples: int) -> GradientObservation:
         """Return the gradient over the silo's first rows at `vector`, for attacks on it elsewhere; PerimeterRefused
         unless the owner says `audit: true`."""
-        request = Request("observation", vector=vector)
-        self._run("showing a gradient", lambda: self.insistence.before_answer("observation", ""))
-        return self._run_and_release("showing a gradient", lambda: self._gradient(vector, num_examples), request)
+        doing, request = "showing a gradient", Request("observation", vector=vector)
+        self._check(doing, lambda: require_audit(self.gate), request)
+        self._check(doing, lambda: self.insistence.before_answer("observation", ""), request)
+        return self._run_and_release(doing, lambda: self._gradient(vector, num_examples), request)
+
+    def receive_model(self, weights: np.ndarray, card: np.ndarray) -> None:
+        """Keep the final model of a run as a file of the owner's, who says where (`receive_models`); PerimeterRefused
+        where the owner takes none."""
+        self._run("taking the final model", lambda: self._keep_model(weights, card), is_blocked=False)
 
     # ---- what the calls are made of
 
+    def _keep_model(self, weights: np.ndarray, card: np.ndarray) -> None:
+        folder = self.site.model_folder
+        self.gate.require(folder is not None, "model", "its owner takes no models")
+        assert folder is not None
+        keep_model(folder, weights, card)
+
     def _gradient(self, vector: Vector, num_examples: int) -> GradientObservation:
-        """Return the gradient of the task's loss over the silo's first rows, at parameters [num_parameters]; nothing is
-        computed where the owner does not allow it."""
-        require_audit(self.gate)
+        """Return the gradient of the task's loss over the silo's first rows, at parameters [num_parameters]."""
         silo, samples = self.silo, self.silo.samples
         num_examples = max(1, min(num_examples, len(samples.features)))
         network = load_vector(silo.task.model(0), vector)
@@ -161,40 +178,52 @@ class GuardedSilo(EgressBoundary):
         gradient = torch.cat([part.reshape(-1) for part in parts])
         return GradientObservation(silo.spec.name, num_examples, gradient.cpu().numpy())
 
-    def _check_session(self, spec: SessionSpec, digest: object) -> None:
-        """The answer is what the coordinator sent, or none."""
+    def _open_session(self, spec: SessionSpec) -> tuple[str, int, str]:
+        """Return what the silo answers, the bytes of one update, and the module of what trains."""
+        digest = self.silo.open_session(spec)
         trainer = self.silo.sessions.get(spec.session)
-        try:
-            self._require_our_trainer(spec.session)
-            agrees = type(digest) is str and digest == spec.layout_digest
-            self.gate.require(agrees, "layout", "it is not the digest of the layout agreed on")
-            if trainer is not None:
-                self.gate.check_plan(spec.session, spec.plan.num_rounds, 4 * trainer.layout.size)
-        except Exception as error:  # a foreign object may raise anything when it is looked at
-            error_to_send = self._error_for_coordinator("opening a session", error)
-        else:
-            return
-        raise error_to_send
+        return digest, 0 if trainer is None else 4 * trainer.layout.size, self._trainer_of(spec.session)
 
-    def _masked_moments(self, name: str, server_round: int) -> Artifact:
-        return self.silo.secure.masked_moments(self._inspected_moments(), name, server_round)
+    def _trainer_of(self, session: str) -> str:
+        """Return the module of the class that trains in a session; "" where nothing does."""
+        trainer = self.silo.sessions.get(session)
+        return "" if trainer is None else str(type(trainer).__module__)
 
-    def _masked_metrics(self, *given: Any) -> Artifact:
-        """Return the metrics under masks; checked before, as they would be in clear."""
-        session, models = models_asked(given)
-        self._count_evaluation(len(models))
+    def _check_session(self, spec: SessionSpec, digest: object, num_bytes: object) -> None:
+        """The answer is what the coordinator sent, or none."""
+        agrees = type(digest) is str and digest == spec.layout_digest and type(num_bytes) is int
+        self.gate.require(agrees, "layout", "it is not the digest of the layout agreed on")
+        self.gate.check_plan(spec.session, spec.plan.num_rounds, cast(int, num_bytes))
+
+    def _answer(self, doing: str, query: str, given: Sequence[Any]) -> Any:
+        """Return the silo's answer. What leaves under masks is checked before, as it would be in clear."""
+        if query == MASKED_MOMENTS:
+            moments = self._inspected_moments(doing)
+            return self._run(doing, lambda: self.silo.secure.masked_moments(moments, *given))
+        if query == MASKED_METRICS:
+            metrics = self._inspected_metrics(doing, given)
+            return self._run(doing, lambda: self.silo.secure.masked_metrics(metrics, *given[:2]))
+        return self._run(doing, lambda: self.silo.query(query, *given))
+
+    def _inspected_metrics(self, doing: str, given: Sequence[Any]) -> dict[str, Metrics]:
+        session, models = models_asked(tuple(given))
         request = Request("metrics", session, self._rounds.get(session, 0), models=tuple(models))
-        metrics = self.gate.inspect(self.silo.evaluate(session, models), request)
-        return self.silo.secure.masked_metrics(metrics, *given[:2])
+        self._check(doing, lambda: self._count_evaluation(len(models)), request)
+        found = self._run(doing, lambda: self.silo.evaluate(session, models))
+        return self._check(doing, lambda: self.gate.inspect(found, request), request)
 
-    def _inspected_moments(self) -> ColumnMoments:
+    def _inspected_moments(self, doing: str) -> ColumnMoments:
         """Return the moments, checked, or those that were told of nearly the same rows before (told.py)."""
-        moments = self.gate.inspect(self.silo.moments(), Request("moments"))
-        rows, fewest = getattr(self.silo, "_rows", None), self.site.policy.min_examples
-        if not isinstance(getattr(rows, "features", None), np.ndarray):
+        request, found = Request("moments"), self._run(doing, lambda: self.silo.moments())
+        moments = self._check(doing, lambda: self.gate.inspect(found, request), request)
+        features = self._run(doing, lambda: getattr(getattr(self.silo, "_rows", None), "features", None))
+        if type(features) is not np.ndarray:
             return moments
+        return self._check(doing, lambda: self._told_before(features, moments), request)
+
+    def _told_before(self, features: np.ndarray, moments: ColumnMoments) -> ColumnMoments:
         try:
-            return self._told.answer(rows.features, moments, fewest)  # type: ignore[union-attr]
+            return self._told.answer(features, moments, self.site.policy.min_examples)  # type: ignore[union-attr]
         except ValueError as error:
             raise self.gate.refusal("moments", str(error)) from None
 
@@ -207,14 +236,43 @@ class GuardedSilo(EgressBoundary):
         if self.site.ledger_folder:
             self.insistence.before_evaluation(self.spec.run, num_models)
 
-    def _require_our_trainer(self, session: str) -> None:
-        self.insistence.trained_by(self.silo.sessions.get(session))
+    def _opened(self, doing: str, call: Callable[[], SiloDescription]) -> tuple[SiloDescription, Request]:
+        """Let the silo open its data, and the gate know the rows; return the description as plain data, and what the
+        gate must hold it against."""
+        # Asked before there are rows, so that none can be in it.
+        expected, metrics = self._run(doing, self._declared)
+        request = Request("description", agreement=expected, metrics=metrics)
+        said = self._run(doing, call)
+        self._run(doing, self._add_rows)
+        if type(said) is not SiloDescription:
+            return said, request  # the gate refuses it
+        self._require_enough_rows(doing, said)
+        return replace(said, agreement=self._compared(said.agreement, expected)), request
 
-    def _register_rows(self) -> None:
-        """Show the gate the rows, raw and as the network sees them, so that it knows them when it sees them again."""
-        self._run("showing the gate its rows", self._add_rows)
+    def _declared(self) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Return what the task wants all to agree on, and the names of its metrics."""
+        agreement = {str(key): str(text) for key, text in self.silo.task.agreement().items()}
+        return agreement, tuple(str(metric.name) for metric in self.silo.task.metrics)
+
+    def _require_enough_rows(self, doing: str, said: SiloDescription) -> None:
+        """A source with one row that fits a question and one with none must look the same."""
+        counts = (said.num_examples, said.num_held_out)
+        if all(type(count) is int for count in counts) and sum(counts) < self.site.policy.min_examples:
+            error = DataError(f"{counts} rows for training and evaluation", failure=Trouble.TOO_FEW_ROWS)
+            raise self._error_for_coordinator(doing, error)
+
+    def _compared(self, agreement: Any, expected: Mapping[str, str]) -> Any:
+        """Return what all must agree on, each text only where it is the one that the task wants: others may be names of
+        the owner's, and stay in the log."""
+        if type(agreement) is not dict:
+            return agreement
+        return {key: text if text == expected.get(key) else self._another(key, text) for key, text in agreement.items()}
+
+    def _another(self, key: Any, text: Any) -> str:
+        return ANOTHER + place_of_words(self.spec.name, self.log.note(f"{key}: {text}"))
 
     def _add_rows(self) -> None:
+        """Show the gate the rows, raw and as the network sees them, so that it knows them when it sees them again."""
         rows = getattr(self.silo, "_rows", None)
         if rows is not None:
             for name in ("features", "targets", "held_out_features", "held_out_targets"):

@@ -55,19 +55,21 @@ class MessageDigest:
     names: tuple[str, ...]
     """Names that the message carries: its tensors, metrics or fields."""
     num_bytes: int
-    """Bytes of its arrays, or of its text where it has none."""
+    """Bytes of all its fields: arrays, texts with their names, eight for each number."""
     sha256: str
     """Of the vector's bytes for an update, else of the canonical text."""
     norm: float | None = None
     """Euclidean length of its vector."""
     num_examples: int | None = None
     """Rows behind it, where it says so."""
+    message_sha256: str = ""
+    """Of the canonical text of all its fields, in which each array stands as the hash of its bytes."""
 
     def facts(self) -> dict[str, object]:
         """Return the fields as a line of a ledger has them."""
         return {
             "kind": self.kind, "names": list(self.names), "bytes": self.num_bytes, "norm": self.norm,
-            "sha256": self.sha256, "num_examples": self.num_examples,
+            "sha256": self.sha256, "message_sha256": self.message_sha256, "num_examples": self.num_examples,
         }  # fmt: skip
 
 
@@ -85,10 +87,18 @@ def tensors_digest(arrays: Mapping[str, np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def text_digest(kind: str, message: object, names: tuple[str, ...], num_examples: int | None = None) -> MessageDigest:
-    """Return the digest of a small message: its canonical text is hashed."""
-    text = canonical_text(message).encode()
-    return MessageDigest(kind, names, len(text), hashlib.sha256(text).hexdigest(), None, num_examples)
+def message_digest(
+    kind: str,
+    message: object,
+    names: tuple[str, ...],
+    num_examples: int | None = None,
+    norm: float | None = None,
+    content: str = "",
+) -> MessageDigest:
+    """Return the digest of a message: it counts and covers every field. `content` is the hash of its one array, where
+    that has a name of its own in a ledger."""
+    whole = hashlib.sha256(canonical_text(message).encode()).hexdigest()
+    return MessageDigest(kind, names, bytes_of(message), content or whole, norm, num_examples, whole)
 
 
 def canonical_text(message: object) -> str:
@@ -96,10 +106,26 @@ def canonical_text(message: object) -> str:
     return json.dumps(_plain(message), sort_keys=True, separators=(",", ":"))
 
 
+def bytes_of(value: Any) -> int:
+    """Return the bytes of all that a message holds: arrays, texts with their names, eight for each number. A packed
+    update counts its code in the vector's place."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if isinstance(value, str | bytes):
+        return len(value.encode() if isinstance(value, str) else value)
+    if isinstance(value, Mapping):
+        return sum(bytes_of(key) + bytes_of(part) for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return sum(map(bytes_of, value))
+    if is_dataclass(value):
+        unsent = "vector" if getattr(value, "code", None) is not None else ""
+        return sum(bytes_of(getattr(value, field.name)) for field in fields(value) if field.name != unsent)
+    return 0 if value is None else 8
+
+
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        shown = {field.name: _plain(getattr(value, field.name)) for field in fields(value) if field.compare}
-        return {"": type(value).__name__, **shown}
+        return {"": type(value).__name__, **{field.name: _plain(getattr(value, field.name)) for field in fields(value)}}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -109,7 +135,9 @@ def _plain(value: Any) -> Any:
         return [value.dtype.str, list(value.shape), digest]
     if isinstance(value, float):
         return value.hex()
-    return value if value is None or isinstance(value, bool | int | str) else repr(value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    raise TypeError(f"a {type(value).__name__} is no part of a message")
 
 
 class LedgerCounts:

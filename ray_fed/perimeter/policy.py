@@ -1,6 +1,7 @@
 """What the owner of a silo lets out of it: a file on the owner's machine, read inside the silo's process.
 
     ledger: /var/lib/ray-fed         where this site's silos keep their ledgers and keys
+    receive_models: ~/models         where the final models of runs are put; without it none is taken
     perimeter:                       for every silo of this site; any field of `Policy`
       min_examples: 20
     silos:
@@ -9,13 +10,17 @@
     partners:                        the other silos' public keys (`ray-fed ledger key SILO` at theirs); with any named,
       south-institute: 3fa1...       secure aggregation masks with these silos only
 
-The file is `site.yaml` in the folder that RAY_FED_SITE names, or in ~/.config/ray-fed. Nothing that a coordinator sends
-is read into it, so a coordinator cannot widen it. With a file that cannot be read nothing leaves.
+A site that its owner runs (`ray-fed site start`) has further keys in the same file: ray_fed/sites/site_file.py.
+
+The file is `site.yaml` in the folder that RAY_FED_SITE names, or in .config/ray-fed of the account's home. Nothing that
+a coordinator sends is read into it, so a coordinator cannot widen it; in an actor, not even by an environment variable
+(actors/silo.py). With a file that cannot be read, or that another account can write, nothing leaves.
 """
 
 import hashlib
 import json
 import os
+import pwd
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -23,18 +28,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from ray_fed.config import coerce, from_mapping, require, unknown_name
+from ray_fed.config import at_home, coerce, from_mapping, require, unknown_name
 from ray_fed.errors import ConfigError
 from ray_fed.metrics import Resolution
+from ray_fed.perimeter.owner_file import read_owned
 
 SITE_VARIABLE = "RAY_FED_SITE"
-SITE_FOLDER = "~/.config/ray-fed"
+SITE_FOLDER = ".config/ray-fed"
 SITE_FILE = "site.yaml"
-SITE_KEYS = ("ledger", "perimeter", "silos", "partners")
+AGENT_KEYS = ("name", "hub", "datasets", "tasks", "own_tasks", "device", "state")
+"""Of a site that its owner runs."""
+SITE_KEYS = ("ledger", "perimeter", "silos", "partners", "receive_models", *AGENT_KEYS)
 PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
-KINDS = ("description", "moments", "update", "masked", "metrics", "artifact", "observation", "search")
+KINDS = (
+    "description", "moments", "update", "masked", "metrics", "artifact", "observation", "search", "predictions",
+)  # fmt: skip
 """Kinds of message that leave a silo if its owner says nothing. Any other kind leaves only where the owner lists it."""
 DECLARED = "declared"
 """Among the names of metrics: those that a task declares when it opens its data."""
@@ -63,9 +71,13 @@ class Policy:
     """Bytes that may leave in one run."""
     max_description_bytes: int = 1 << 16
     """Bytes of the description: names of columns, hash, reasons why rows cannot be used."""
-    error_texts: Literal["own", "none", "all"] = "own"
-    """Whose error messages cross word for word: those this package raises in its own code, none, or all. Of others the
-    kind and the place cross; the words stay in the silo's own log."""
+    error_texts: Literal["none", "kind", "full"] = "kind"
+    """What an error in the silo says outside of it: `none` only that it failed; `kind` its class and one of a few fixed
+    phrases (`ray_fed.errors.Trouble`); `full` its own words, which may hold values, columns and paths. Each comes with
+    a number under which the silo's own log has all of it."""
+    test_set: Literal["scores", "public"] = "scores"
+    """What leaves of a test set that stands here: scores over all of it, or, where it is public, its true values and
+    single predictions, too. Whoever shows that it has the same files already gets both anyway."""
     audit: bool = False
     """Whether the silo's messages may be replayed and attacked by `ray-fed audit`, and single gradients leave as
     observations to be attacked elsewhere."""
@@ -140,11 +152,24 @@ class Site:
     """The file, whether or not it exists."""
     partners: Mapping[str, str] = field(default_factory=dict)
     """Silo -> its public key, 64 hexadecimal digits."""
+    model_folder: Path | None = None
+    """Where final models of runs are kept; None takes none."""
+    key_file: Path | None = None
+    """The key of a site that its owner runs: one for all its silos. Elsewhere each has its own."""
 
 
-def site_path() -> Path:
-    """Return where this machine's site file is expected."""
-    return Path(os.environ.get(SITE_VARIABLE) or SITE_FOLDER).expanduser() / SITE_FILE
+def site_path(environment: Mapping[str, str] = os.environ) -> Path:
+    """Return where this account's site file is expected, by the given environment. The home is the account's, whatever
+    HOME says."""
+    named = environment.get(SITE_VARIABLE)
+    return (Path(named).expanduser() if named else _home() / SITE_FOLDER) / SITE_FILE
+
+
+def _home() -> Path:
+    try:
+        return Path(pwd.getpwuid(os.getuid()).pw_dir)
+    except KeyError:  # an account without an entry, as in some containers
+        return Path.home()
 
 
 def read_site(silo: str, path: Path | None = None) -> Site:
@@ -153,23 +178,52 @@ def read_site(silo: str, path: Path | None = None) -> Site:
     ConfigError names the file, the key, the value and what it must be.
     """
     path = path or site_path()
-    content = _yaml(path)
+    content = read_owned(path, is_secret=False) if path.exists() else {}
+    check_keys(content, path)
+    silos = mapping_of(content.get("silos"), f"{path}: silos")
+    policy = policy_of(content, path, silos.get(silo), f"{path}: silos: {silo}")
+    models = model_folder_of(content, path)
+    return Site(policy, ledger_folder_of(content, path), path, partners_of(content, path), models)
+
+
+def check_keys(content: Mapping[str, Any], path: Path) -> None:
+    """ConfigError for a key that a site file does not have."""
     for key in content:
         if key not in SITE_KEYS:
             raise ConfigError(f"{path}: {unknown_name('key', str(key), list(SITE_KEYS))}")
-    silos = _mapping(content.get("silos"), f"{path}: silos")
-    of_site = _mapping(content.get("perimeter"), f"{path}: perimeter")
-    of_silo = _mapping(silos.get(silo), f"{path}: silos: {silo}")
-    policy = from_mapping(Policy, of_site, f"{path}: perimeter")
-    where = f"{path}: silos: {silo}"
-    changed = from_mapping(Policy, of_silo, where)  # names the key that is wrong
-    policy = replace(policy, **{key: getattr(changed, key) for key in of_silo})
+
+
+def policy_of(content: Mapping[str, Any], path: Path, own: Any, where: str) -> Policy:
+    """Return the site's policy with what one silo or data set has of its `own`; `where` that stands."""
+    of_site = _policy(mapping_of(content.get("perimeter"), f"{path}: perimeter"), f"{path}: perimeter")
+    changes = mapping_of(own, where)
+    changed = _policy(changes, where)  # names the key that is wrong
+    try:
+        return replace(of_site, **{key: getattr(changed, key) for key in changes})
+    except ConfigError as error:
+        raise ConfigError(f"{where}: with what {path} says of the site: {error}") from error
+
+
+def _policy(values: Mapping[str, Any], where: str) -> Policy:
+    """Return a policy of some of its fields; whatever is wrong, the message begins with where they stand."""
+    try:
+        return from_mapping(Policy, values, where)
+    except ConfigError as error:
+        raise (error if str(error).startswith(where) else ConfigError(f"{where}: {error}")) from None
+
+
+def ledger_folder_of(content: Mapping[str, Any], path: Path) -> str:
     folder = coerce(content.get("ledger", ""), str, f"{path}: ledger")
-    return Site(policy, str(Path(folder).expanduser()) if folder else "", path, _partners(content, path))
+    return str(at_home(folder)) if folder else ""
 
 
-def _partners(content: Mapping[str, Any], path: Path) -> dict[str, str]:
-    partners = _mapping(content.get("partners"), f"{path}: partners")
+def model_folder_of(content: Mapping[str, Any], path: Path) -> Path | None:
+    folder = coerce(content.get("receive_models") or "", str, f"{path}: receive_models")
+    return at_home(folder) if folder else None
+
+
+def partners_of(content: Mapping[str, Any], path: Path) -> dict[str, str]:
+    partners = mapping_of(content.get("partners"), f"{path}: partners")
     for silo, key in partners.items():
         fits = isinstance(key, str) and PUBLIC_KEY.fullmatch(key)
         wanted = "must be a public key in quotes, 64 digits 0-9 a-f; its owner's `ray-fed ledger key` prints it"
@@ -177,18 +231,7 @@ def _partners(content: Mapping[str, Any], path: Path) -> dict[str, str]:
     return {str(silo): key for silo, key in partners.items()}
 
 
-def _yaml(path: Path) -> Mapping[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read: {' '.join(str(error).split())}; nothing leaves until it can") from (
-            error
-        )
-    return _mapping(content, str(path))
-
-
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+def mapping_of(value: Any, where: str) -> Mapping[str, Any]:
+    """Return a mapping, an empty one for None; ConfigError for anything else."""
     require(value is None or isinstance(value, Mapping), f"{where}: must be a mapping, not {value!r}")
     return value or {}

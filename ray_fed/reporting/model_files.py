@@ -4,7 +4,6 @@ The card carries the hash of the weights and its own: weights and card that do n
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -13,10 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from ray_fed.errors import ConfigError, DataError
+from ray_fed.reading import parse_json, readable
 from ray_fed.reporting.environment import software_versions
 from ray_fed.reporting.writing import Plain, to_json, to_plain, write_atomically
 
 WEIGHTS_SUFFIX, CARD_SUFFIX = ".safetensors", ".card.json"
+
+MAX_WEIGHTS_BYTES, MAX_CARD_BYTES = 1 << 31, 1 << 24
+"""Longer files are not read: the largest network here has a hundred megabytes."""
 
 NOT_HASHED = ("id", "created")
 """`id` is the hash; `created` is a clock: one model made twice is one model."""
@@ -122,14 +125,14 @@ def load_model(path: Path | str) -> tuple[dict[str, np.ndarray], ModelCard]:
     DataError when a file is missing, damaged, or not the one the card describes.
     """
     weights, card_path = model_paths(path)
-    content, card = _read(weights), _read_card(card_path)
+    content, card = read_model_file(weights), read_card(read_model_file(card_path), card_path)
     found = hashlib.sha256(content).hexdigest()
     if found != card.weights_sha256:
         raise DataError(
             f"{weights}: sha256 is {found[:16]}..., its card says {card.weights_sha256[:16]}...; "
             "the weights were changed or cut: get the file again from where the card came"
         )
-    return _deserialised(weights, content), card
+    return tensors_of(content, weights), card
 
 
 def model_paths(path: Path | str) -> tuple[Path, Path]:
@@ -159,32 +162,34 @@ def serialised(arrays: Mapping[str, np.ndarray]) -> bytes:
     return save({name: np.array(array, order="C") for name, array in arrays.items()})
 
 
-def _deserialised(path: Path, content: bytes) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
+def tensors_of(content: bytes, where: object) -> dict[str, np.ndarray]:
+    """Return the arrays in the bytes of a .safetensors file, as writable copies; DataError says where they are from."""
     from safetensors.numpy import load
 
     try:
         # Copies: some versions return read-only views of the file's bytes, and torch warns of read-only memory.
         return {name: array.copy() for name, array in load(content).items()}
-    except SafetensorError as error:
-        raise DataError(f"{path} is not a safetensors file ({error}); get the model again") from error
+    except Exception as error:  # besides its own errors: KeyError for a dtype that NumPy lacks, ValueError for a shape
+        said = " ".join(str(error).split())[:200]
+        raise DataError(f"{where} is not a safetensors file ({said}); get the model again") from error
 
 
-def _read(path: Path) -> bytes:
+def read_model_file(path: Path) -> bytes:
+    """Return the bytes of weights or card; DataError names the file."""
+    pair = f"a model is a pair of <name>{WEIGHTS_SUFFIX} and <name>{CARD_SUFFIX} in one folder"
+    return readable(path, pair, MAX_CARD_BYTES if path.name.endswith(CARD_SUFFIX) else MAX_WEIGHTS_BYTES)
+
+
+def read_card(content: bytes, where: object) -> ModelCard:
+    """Return the card in the bytes of its file; DataError when it is none, or was changed after it was written."""
     try:
-        return path.read_bytes()
-    except OSError as error:
+        card = ModelCard.from_mapping(parse_json(content, where))
+        digest = card.digest()
+    except (ConfigError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(f"{where} is not a model card ({' '.join(str(error).split())}); get the model again") from error
+    if digest != card.id:
         raise DataError(
-            f"{path} cannot be read ({error.strerror}); a model is a pair of <name>{WEIGHTS_SUFFIX} and "
-            f"<name>{CARD_SUFFIX} in one folder"
-        ) from error
-
-
-def _read_card(path: Path) -> ModelCard:
-    try:
-        card = ModelCard.from_mapping(json.loads(_read(path)))
-    except (ConfigError, UnicodeDecodeError, json.JSONDecodeError, AttributeError, TypeError) as error:
-        raise DataError(f"{path} is not a model card ({error}); get the model again") from error
-    if card.digest() != card.id:
-        raise DataError(f"{path}: the card was changed after it was written (id {card.id[:16]}...); get it again")
+            f"{where}: the card was changed after it was written (its hash is not its id, {str(card.id)[:16]}...); "
+            "get it again"
+        )
     return card

@@ -13,7 +13,6 @@ models/ figures/ tensorboard/
 
 import csv
 import io
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -25,9 +24,13 @@ import yaml
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.metrics import TRAIN_LOSS, Metric
+from ray_fed.reading import parse_json, read_yaml, readable
 from ray_fed.reporting.environment import describe_environment
 from ray_fed.reporting.writing import Plain, to_json, to_plain, write_atomically
 
+DAMAGED = "run again or restore it from a copy"
+MAX_LINES_BYTES = 1 << 32
+"""A history has a kilobyte a round, and a run may have a million."""
 Scalar = None | bool | int | float | str
 
 CLOCK_WORDS = ("seconds", "time", "timestamp", "elapsed")
@@ -159,10 +162,10 @@ class RunDirectory:
 
     def read_config(self) -> dict[str, Plain]:
         """Return the resolved configuration; DataError when missing or not YAML."""
-        try:
-            return yaml.safe_load(self._read(self.config_path))
-        except yaml.YAMLError as error:
-            raise DataError(f"{self.config_path} is not YAML ({_one_line(error)}); was it edited by hand?") from error
+        config = read_yaml(self.config_path)
+        if not isinstance(config, dict):
+            raise _damaged(self.config_path, ValueError("it is no mapping"))
+        return config
 
     def read_environment(self) -> dict[str, Plain]:
         return self._read_json(self.environment_path)
@@ -205,26 +208,14 @@ class RunDirectory:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
 
-    def _read(self, path: Path) -> str:
-        try:
-            return path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{path} cannot be read ({error.strerror}); did the run end?") from error
-
     def _read_json(self, path: Path):
-        try:
-            return json.loads(self._read(path))
-        except ValueError as error:
-            raise _damaged(path, error) from error
+        return parse_json(readable(path, "did the run end?"), path, DAMAGED)
 
     def _read_lines(self, path: Path) -> list[dict[str, Plain]]:
         if not path.exists():
             return []
-        *complete, _cut = self._read(path).split("\n")
-        try:
-            return [json.loads(line) for line in complete]
-        except ValueError as error:
-            raise _damaged(path, error) from error
+        *complete, _cut = readable(path, "did the run end?", MAX_LINES_BYTES).split(b"\n")
+        return [parse_json(line, path, DAMAGED) for line in complete]
 
 
 def _with_train_loss(line: dict[str, Plain]) -> dict[str, Plain]:
@@ -272,4 +263,4 @@ def _one_line(error: Exception) -> str:
 
 
 def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path} is damaged ({_one_line(error)}); run again or restore it from a copy")
+    return DataError(f"{path} is damaged ({_one_line(error)}); {DAMAGED}")

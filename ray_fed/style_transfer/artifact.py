@@ -29,6 +29,7 @@ import torch
 from torch import nn
 
 from ray_fed.errors import ConfigError, DataError
+from ray_fed.reading import parse_json, readable
 from ray_fed.style_transfer.image_features import GrainStatistics
 from ray_fed.style_transfer.networks import GeneratorSpec, empty_generator
 
@@ -228,7 +229,7 @@ def unpacked(message: object, sender: str, limit: int = DEFAULT_LIMIT) -> StyleA
 
 def kept(path: Path) -> StyleArtifact:
     """Return the artifact in a file of the silo's own, checked like a message; DataError names the file."""
-    data = np.frombuffer(path.read_bytes(), np.uint8)
+    data = np.frombuffer(readable(path, "remove the file", DEFAULT_LIMIT), np.uint8)
     try:
         header, start = _header(data)
         artifact = StyleArtifact(header, data[start:])
@@ -260,11 +261,8 @@ def _header(data: np.ndarray) -> tuple[ArtifactHeader, int]:
     length = int.from_bytes(data[len(MAGIC) : start].tobytes(), "little")
     if length > LONGEST_HEADER or start + length > len(data):
         raise ValueError(f"its header claims {length:,} bytes")
-    try:
-        fields_found = json.loads(data[start : start + length].tobytes())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError("its header is not JSON") from error
-    return _read_header(fields_found), start + length
+    text = data[start : start + length].tobytes()
+    return _read_header(parse_json(text, "its header", "send it again")), start + length
 
 
 def _read_header(found: Any) -> ArtifactHeader:

@@ -13,6 +13,7 @@ from ray_fed.errors import DataError
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.polycrystals import StyleName, render
 from ray_fed.randomness import derived_seed, generator
+from ray_fed.reading import read_json
 from ray_fed.reporting.writing import write_atomically
 from ray_fed.style_transfer.amplitude import AmplitudeBank, amplitude_bank, checked_bank, painted_with
 from ray_fed.style_transfer.artifact import (
@@ -268,7 +269,7 @@ class StyleModels:
         path = self.folder / f"own-{digest}.json" if self.folder else None
         if path is None or not path.is_file():
             return False
-        found = json.loads(path.read_text())
+        found = read_json(path, "remove the file, and the generator is made again")
         if set(found["finding"]) != set(MemorisationFinding.__dataclass_fields__):
             return False  # of a version that asked other questions: learn, and ask, again
         costs = {codec: CodecCost(**cost) for codec, cost in found["codecs"].items()}

@@ -80,7 +80,7 @@ class FedTransferTask(SegmentationTask):
         own = SetSource(SiloTiles(parts.train, parts.validation))
         rows = super().load(dataclasses.replace(spec, source=own))
         height, width = parts.train.size
-        return dataclasses.replace(rows, fingerprint={**rows.fingerprint, "columns": f"{height} x {width}"})
+        return dataclasses.replace(rows, fingerprint={**rows.fingerprint, "tile": [height, width]})
 
     def silo(self, spec: SiloSpec, device: str = "cpu") -> "StyleSilo":
         return StyleSilo(spec, self, device)

@@ -1,6 +1,8 @@
 """One Ray session for all integration tests: a private cluster with logical CPUs and no GPU."""
 
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,8 @@ from actors.session import session, set_private_token
 
 set_private_token()  # before anything imports Ray
 os.environ["RAY_OVERRIDE_LABELS"] = '{"site": "lab"}'
+# The owner's file of this cluster's machine: its place is fixed when the cluster starts, its content counts per silo.
+os.environ["RAY_FED_SITE"] = tempfile.mkdtemp(prefix="ray-fed-site-")
 os.environ["RAY_FED_TEST_NOISE"] = "3"  # the processes of the cluster inherit it, and that pytest runs
 
 import ray  # noqa: E402
@@ -22,3 +26,11 @@ def ray_session():
         ray.cloudpickle.register_pickle_by_value(tests.synthetic)
         yield
         ray.cloudpickle.unregister_pickle_by_value(tests.synthetic)
+
+
+@pytest.fixture
+def owners_file():
+    """The site file of the machine, for one test."""
+    path = Path(os.environ["RAY_FED_SITE"]) / "site.yaml"
+    yield path
+    path.unlink(missing_ok=True)

@@ -1,8 +1,12 @@
 """Ways out of a silo's process that only a real actor has: Ray itself, output, logs; and the ledgers of a run."""
 
+import contextlib
+import gc
 import json
 import shutil
 import sys
+import threading
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +16,7 @@ import ray
 
 from actors.cohort import RayCohort, value_of
 from actors.federation import federation
-from actors.silo import SiloActor
+from actors.silo import EvaluatorActor, SiloActor
 from pipelines import cli
 from ray_fed.errors import ConfigError, DataError, FedError, PerimeterRefused
 from ray_fed.federation.coordinator import Coordinator
@@ -22,6 +26,7 @@ from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import Layout, initial_vector
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.perimeter.own_words import words_of
 from tests.synthetic import DrawnRows, SyntheticTask
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -99,6 +104,49 @@ def inner_worker(silo):
     worker.global_worker.core_worker = blocked
 
 
+def later_in_a_thread(silo):
+    """Works on when the call has ended, and the next one has not begun."""
+    rows = silo.rows.features
+
+    def work():
+        time.sleep(0.3)
+        with contextlib.suppress(Exception):
+            ray.put(rows)
+        from ray.experimental import internal_kv
+
+        internal_kv._internal_kv_put(b"stolen", rows.tobytes(), overwrite=True)
+
+    threading.Thread(target=work, daemon=True).start()
+
+
+def thread_of_ray_alone(silo):
+    """No line of the task's own runs in the thread."""
+    threading.Timer(0.1, ray.put, [silo.rows.features]).start()
+
+
+class Sends:
+    """Sends rows when it is thrown away, shown, compared, or looked into."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def send(self, *_):
+        from ray.experimental import internal_kv
+
+        internal_kv._internal_kv_put(b"stolen", self.rows.tobytes(), overwrite=True)
+        return 0
+
+    __del__ = __repr__ = __str__ = __eq__ = __index__ = __float__ = __iter__ = __len__ = send
+    __hash__ = None
+
+
+def finalizer(silo):
+    """A circle, so that it is thrown away some time after its call."""
+    gc.collect()
+    thing = Sends(silo.rows.features)
+    thing.itself = thing
+
+
 def tensorboard(silo):
     from ray_fed.reporting.tensorboard_log import EventLog
 
@@ -115,7 +163,8 @@ RAY_WAYS = {
     "kv": key_value_store,
     "inner worker": inner_worker,
 }
-WAYS = RAY_WAYS | {"tensorboard": tensorboard}
+LATER_WAYS = {"thread": later_in_a_thread, "thread of Ray's": thread_of_ray_alone, "finalizer": finalizer}
+WAYS = RAY_WAYS | LATER_WAYS | {"tensorboard": tensorboard}
 
 
 @ray.remote
@@ -154,11 +203,95 @@ def test_rows_do_not_leave_through_ray(tmp_path, way, letterbox):
     actor, vector = standing(HostileTask(way=way), tmp_path)
     with pytest.raises(FedError) as raised:
         value_of(actor.fit.remote("s", 1, vector), "north", "training")
-    assert "a way around the gate" in str(raised.value) or "PerimeterRefused" in str(raised.value)
+    assert "a way around the gate" in str(raised.value)
     assert ray.get(letterbox.count.remote()) == 0
     lines = [json.loads(line) for line in (tmp_path / "north" / "run-1.jsonl").read_text().splitlines()]
     assert [line["kind"] for line in lines if line["kind"] == "refused"] == ["refused"]
     ray.kill(actor)
+
+
+@pytest.mark.parametrize("way", LATER_WAYS)
+def test_what_a_task_leaves_behind_finds_the_ways_out_closed_after_its_call(tmp_path, way):
+    """A thread and a finalizer try after the answer has left: nothing is sent, and the next call says so."""
+    from ray.experimental import internal_kv
+
+    actor, vector = standing(HostileTask(way=way), tmp_path)
+    with contextlib.suppress(FedError):
+        value_of(actor.fit.remote("s", 1, vector), "north", "training")
+    time.sleep(0.6)
+    with pytest.raises(FedError, match="a way around the gate"):  # of the call before
+        value_of(actor.fit.remote("s", 2, vector), "north", "training")
+    assert internal_kv._internal_kv_get(b"stolen") is None
+    ray.kill(actor)
+
+
+@dataclass(frozen=True)
+class OddTask(SyntheticTask):
+    """A task whose answers hold objects that run code when they are looked at."""
+
+    name: str = "num_examples"
+
+    def silo(self, spec, device="cpu"):
+        return OddSilo(spec, self, device)
+
+
+class OddSilo(Silo):
+    def fit(self, session, server_round, vector):
+        answer = super().fit(session, server_round, vector)
+        return replace(answer, **{self.task.name: Sends(self.rows.features)})
+
+
+@pytest.mark.parametrize("name", ["num_examples", "num_steps", "loss", "seconds", "vector", "session", "silo"])
+def test_an_object_in_a_message_runs_its_code_inside_the_boundary_or_not_at_all(tmp_path, name):
+    from ray.experimental import internal_kv
+
+    actor, vector = standing(OddTask(name=name), tmp_path)
+    with pytest.raises(FedError, match="refused by the silo's own perimeter"):
+        value_of(actor.fit.remote("s", 1, vector), "north", "training")
+    assert internal_kv._internal_kv_get(b"stolen") is None
+    ray.kill(actor)
+
+
+def test_whoever_has_a_silos_handle_cannot_run_a_function_in_it(tmp_path):
+    actor, _ = standing(SyntheticTask(), tmp_path)
+    evaluator = EvaluatorActor.options(num_cpus=0.1).remote(SiloSpec("test", DrawnRows(60)), SyntheticTask())
+    for handle in (actor, evaluator):
+        with pytest.raises(PerimeterRefused, match="runs no function"):
+            value_of(handle.__ray_call__.remote(lambda self: self.silo.silo.rows.features), "north", "being called")
+        ray.kill(handle)
+
+
+def test_a_test_set_gives_scores_and_no_single_value(tmp_path, owners_file):
+    task, models = SyntheticTask(), {"m": initial_vector(SyntheticTask().model(0))}
+    spec = SiloSpec("test", DrawnRows(60), ledger_folder=str(tmp_path), run="run-1")
+    for policy, is_public in (("{}", False), ("silos: {test: {test_set: public}}", True)):
+        owners_file.write_text(policy)
+        actor = EvaluatorActor.options(num_cpus=0.1).remote(spec, task)
+        assert ray.get(actor.open.remote()) == {"num_rows": 60, "num_examples": 60}
+        ray.get(actor.prepare.remote(None))
+        assert ray.get(actor.evaluate.remote(models))["m"].num_examples == 60
+        if is_public:
+            true, predicted = ray.get(actor.predict.remote(models))
+            assert true.shape == predicted["m"].shape == (60,)
+        else:
+            with pytest.raises(PerimeterRefused, match="only scores leave this test set"):
+                value_of(actor.predict.remote(models), "test", "predicting")
+        ray.kill(actor)
+    lines = [json.loads(line) for line in (tmp_path / "test" / "run-1.jsonl").read_text().splitlines()]
+    told = [line["kind"] for line in lines if line["kind"] in ("description", "metrics", "predictions", "refused")]
+    assert told == ["description", "metrics", "refused", "description", "metrics", "predictions"]
+
+
+def test_a_driver_does_not_move_the_owners_file_with_an_environment_variable(tmp_path, owners_file):
+    owners_file.write_text("silos: {north: {kinds: [description]}}")
+    for environment in ({}, {"env_vars": {"RAY_FED_SITE": str(tmp_path), "HOME": str(tmp_path)}}):
+        actor = SiloActor.options(num_cpus=0.1, runtime_env=environment or None).remote(
+            SiloSpec("north", DrawnRows(60)), SyntheticTask()
+        )
+        ray.get(actor.open.remote())
+        with pytest.raises(PerimeterRefused, match="its owner allows description only"):
+            value_of(actor.moments.remote(), "north", "computing moments")
+        ray.kill(actor)
 
 
 def talking_task():
@@ -205,7 +338,7 @@ def test_a_row_in_an_exception_reaches_neither_records_nor_rays_error(tmp_path):
         placed.coordinator.agree()
         records = list(placed.coordinator.run(Job("federated", names, dict.fromkeys(names, PLAN), 0)))
         _, reason = records[1].failures[0]
-        assert "ValueError at line" in reason
+        assert "a value cannot be used (ValueError); reference" in reason
         assert MARKER not in repr([vars(record) for record in records])
         vector = records[-1].models["federated"]
         digest = Layout.of(SyntheticTask().model(0)).digest
@@ -217,23 +350,21 @@ def test_a_row_in_an_exception_reaches_neither_records_nor_rays_error(tmp_path):
     assert MARKER in (tmp_path / "silo-1" / "silo.log").read_text()
 
 
-def test_a_site_file_with_a_mistake_stops_the_federation_with_its_own_words(tmp_path):
-    (tmp_path / "site.yaml").write_text("perimeter: {min_example: 3}")
-    spec = SiloSpec("north", DrawnRows(60))
-    environment = {"env_vars": {"RAY_FED_SITE": str(tmp_path)}}
-    actor = SiloActor.options(num_cpus=0.1, runtime_env=environment).remote(spec, SyntheticTask())
-    with pytest.raises(ConfigError, match="did you mean 'min_examples'"):
+def test_a_site_file_with_a_mistake_stops_the_federation_and_its_words_stand_in_the_silos_log(tmp_path, owners_file):
+    owners_file.write_text("perimeter: {min_example: 3}")
+    spec = SiloSpec("north", DrawnRows(60), log_folder=str(tmp_path))
+    actor = SiloActor.options(num_cpus=0.1).remote(spec, SyntheticTask())
+    with pytest.raises(ConfigError, match="its owner's site file is wrong") as raised:
         value_of(actor.open.remote(), "north", "opening its data")
+    assert "did you mean 'min_examples'" in words_of(str(raised.value), [spec])[0]
     ray.kill(actor)
 
 
-def test_a_silos_policy_is_read_where_the_silo_is(tmp_path):
-    (tmp_path / "site.yaml").write_text("silos: {north: {min_examples: 61}}")
-    spec = SiloSpec("north", DrawnRows(60))
-    environment = {"env_vars": {"RAY_FED_SITE": str(tmp_path)}}
-    actor = SiloActor.options(num_cpus=0.1, runtime_env=environment).remote(spec, SyntheticTask())
+def test_a_silos_policy_is_read_where_the_silo_is(owners_file):
+    owners_file.write_text("silos: {north: {min_examples: 61}}")
+    actor = SiloActor.options(num_cpus=0.1).remote(SiloSpec("north", DrawnRows(60)), SyntheticTask())
     cohort = RayCohort({"north": actor})
-    with pytest.raises(PerimeterRefused, match="60 rows stand behind it"):
+    with pytest.raises(DataError, match="fewer than its owner's min_examples"):
         Coordinator(cohort, SyntheticTask(), ["north"]).agree()
     ray.kill(actor)
 
@@ -346,11 +477,10 @@ def test_a_run_in_one_process_has_no_ledger_and_verify_says_so(tmp_path, capsys)
     assert np.isfinite(json.loads((out / "summary.json").read_text())["federated.mae"])
 
 
-def test_an_owner_who_keeps_the_ledger_is_named(tmp_path):
-    (tmp_path / "site.yaml").write_text("perimeter: {hand_over_ledger: false}")
+def test_an_owner_who_keeps_the_ledger_is_named(tmp_path, owners_file):
+    owners_file.write_text("perimeter: {hand_over_ledger: false}")
     spec = SiloSpec("north", DrawnRows(60), ledger_folder=str(tmp_path / "l"), run="r")
-    environment = {"env_vars": {"RAY_FED_SITE": str(tmp_path)}}
-    actor = SiloActor.options(num_cpus=0.1, runtime_env=environment).remote(spec, SyntheticTask())
+    actor = SiloActor.options(num_cpus=0.1).remote(spec, SyntheticTask())
     ray.get(actor.open.remote())
     assert ray.get(actor.collect_ledger.remote()) is None
     assert replace(spec, run="") != spec

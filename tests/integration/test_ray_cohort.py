@@ -15,6 +15,8 @@ from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.rounds.job import Job, local_job
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.sites.cohort import JoinedCohort
+from tests.sites import sites
 from tests.synthetic import DrawnRows, SyntheticTask, UndeclaredMetric, silos
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -46,6 +48,21 @@ def test_ray_and_local_cohorts_are_bit_equal(test, policy):
             truth, predicted = remote.predict_test(theirs[-1].models)
             assert truth.tobytes() == local.predict_test(ours[-1].models)[0].tobytes()
             assert set(predicted) == set(NAMES)
+
+
+def test_silos_in_this_process_on_actors_and_at_sites_are_one_cohort_with_the_same_bits():
+    specs, task = silos(40, 60, 25, held_out=12), SyntheticTask()
+    actor = SiloActor.options(num_cpus=0.1).remote(specs[1], task)
+    with sites(specs[2:], task) as at_site:
+        parts = [LocalCohort(specs[:1], task, TEST), RayCohort({"silo-2": actor}, specs=specs[1:2], task=task), at_site]
+        joined, local = (
+            Coordinator(cohort, task, NAMES) for cohort in (JoinedCohort(parts), LocalCohort(specs, task, TEST))
+        )
+        agreements = joined.agree(), local.agree()
+        assert agreements[0].standardizer.mean.tobytes() == agreements[1].standardizer.mean.tobytes()
+        ours, theirs = list(joined.run(job())), list(local.run(job()))
+    assert ours == theirs
+    assert ours[-1].models["federated"].tobytes() == theirs[-1].models["federated"].tobytes()
 
 
 def test_a_silo_that_cannot_open_its_data_raises_its_own_error_on_the_driver():

@@ -14,8 +14,8 @@ SITES = {"north": (150, 11), "south": (250, 12)}
 """Site -> rows and seed of its records."""
 FEDERATION = """
 silos:
-  - {name: north-institute, site: north, data: /srv/north.csv, state: /srv/state}
-  - {name: south-lab, site: south, data: /srv/south.csv, state: /srv/state}
+  - {name: north-institute, site: north, data: /srv/north.csv, state: state}
+  - {name: south-lab, site: south, data: /srv/south.csv, state: state}
 training: {epochs: 100, hidden: [200, 200], baselines: false}
 """
 

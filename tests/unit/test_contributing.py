@@ -163,7 +163,7 @@ def test_a_kind_of_message_leaves_where_its_owner_lists_it_and_has_its_line(add,
     assert checks.digest_of(answer).kind == "histogram"
     assert silo.ledger is not None
     assert '"kind":"histogram"' in silo.ledger.path.read_text().splitlines()[-1]
-    with pytest.raises(PerimeterRefused, match="1 rows stand behind a bin"):
+    with pytest.raises(PerimeterRefused, match="fewer rows stand behind a bin than its owner's min_examples=5"):
         silo.query("count", 39, 1)
 
 

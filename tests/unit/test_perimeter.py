@@ -7,26 +7,31 @@ import json
 import pickle
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from types import MappingProxyType
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.messages import Artifact, GradientObservation, Metrics, SiloDescription, Update
+from ray_fed.federation.messages import Artifact, GradientObservation, MaskedUpdate, Metrics, SiloDescription, Update
+from ray_fed.federation.reasons import OTHER
 from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import Silo
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.metrics import MeanScores, RegressionSums
 from ray_fed.model_library import guarded_search
+from ray_fed.perimeter import guarded_evaluator
 from ray_fed.perimeter.checks import KINDS
 from ray_fed.perimeter.gate import Gate, Request
 from ray_fed.perimeter.guarded_silo import GuardedSilo
+from ray_fed.perimeter.ledger import canonical_text
 from ray_fed.perimeter.policy import Policy
 from ray_fed.randomness import generator
 from tests.boundaries import PLAN, guarded, hostile, lines_of, open_session, refusal, vector_of, write_site
@@ -69,13 +74,13 @@ def test_every_message_that_leaves_is_a_line_of_the_ledger(tmp_path):
     boundary.evaluate("s", {"model": update.vector})
     messages = [line for line in lines_of(boundary) if "sha256" in line]
     assert [line["kind"] for line in messages] == ["description", "moments", "update", "metrics"]
-    assert messages[2]["bytes"] == update.vector.nbytes
+    assert messages[2]["bytes"] == update.vector.nbytes + len("norths") + 5 * 8  # two names, five numbers
     assert messages[2]["norm"] == pytest.approx(np.linalg.norm(update.vector), rel=1e-5)
     assert (messages[2]["session"], messages[2]["round"]) == ("s", 1)
 
 
 def test_every_kind_that_leaves_without_a_word_of_the_owner_is_known_to_a_gate():
-    assert set(Policy().kinds) == {*KINDS, *guarded_search.KINDS}
+    assert set(Policy().kinds) == {*KINDS, *guarded_search.KINDS, *guarded_evaluator.KINDS}
 
 
 # ---- hostile tasks: one test for each way
@@ -106,7 +111,7 @@ UPDATES = {
     "another dtype": (lambda _, u: replace(u, vector=u.vector.astype(np.float64)), "dtype"),
     "metadata of the dtype": (
         lambda rows, u: replace(u, vector=u.vector.view(np.dtype("f4", metadata={"rows": rows.features.tolist()}))),
-        "metadata",
+        "not a plain array",
     ),
     "a subclass of arrays": (lambda _, u: replace(u, vector=np.ma.masked_array(u.vector)), "not a plain array"),
     "values that are not finite": (lambda _, u: replace(u, vector=np.full_like(u.vector, np.nan)), "not finite"),
@@ -115,8 +120,19 @@ UPDATES = {
     "another round": (lambda _, u: replace(u, server_round=7), "round"),
     "a count of many digits": (lambda _, u: replace(u, num_examples=10**400), "num_examples"),
     "a text as loss": (lambda _, u: replace(u, loss="4.2"), "loss"),
-    "a dict instead": (lambda rows, _: {"rows": rows.features}, "must be a Update"),
-    "the rows themselves": (lambda rows, _: rows, "must be a Update"),
+    "rows as loss": (lambda rows, u: replace(u, loss=rows.features), "loss"),
+    "rows as steps": (
+        lambda rows, u: replace(u, num_steps=int.from_bytes(rows.features.tobytes(), "big")),
+        "num_steps must be",
+    ),
+    "steps of many digits": (lambda _, u: replace(u, num_steps=10**5000), "num_steps must be"),
+    "a loss that has no finite sum": (lambda _, u: replace(u, loss=1.7e308), "loss is not a finite number"),
+    "a time without an end": (lambda _, u: replace(u, seconds=1e308), "seconds is not a finite number"),
+    "a number of a class of its own": (lambda _, u: replace(u, loss=type("F", (float,), {})(0.5)), "plain numbers"),
+    "a name of a class of its own": (lambda _, u: replace(u, session=type("S", (str,), {})("s")), "another session"),
+    "a code that says something else": (lambda _, u: replace(u, code=np.arange(9, dtype=np.uint8)), "code"),
+    "a dict instead": (lambda rows, _: {"rows": rows.features}, "must be of class Update"),
+    "the rows themselves": (lambda rows, _: rows, "must be of class Update"),
 }
 
 
@@ -133,7 +149,7 @@ def test_what_hangs_onto_a_message_is_refused(tmp_path):
         object.__setattr__(update, "notes", rows.features.tolist())
         return update
 
-    assert "more than its fields" in str(refusal(tmp_path, hostile("fit", hang)))
+    assert "nothing but its fields" in str(refusal(tmp_path, hostile("fit", hang)))
 
 
 def test_a_subclass_of_a_message_is_refused(tmp_path):
@@ -144,7 +160,7 @@ def test_a_subclass_of_a_message_is_refused(tmp_path):
     def widen(rows, update):
         return Wider(**vars(update), rows=rows.features)
 
-    assert "must be a Update" in str(refusal(tmp_path, hostile("fit", widen)))
+    assert "must be of class Update" in str(refusal(tmp_path, hostile("fit", widen)))
 
 
 def metrics_with(sums, count=60):
@@ -155,7 +171,7 @@ def metrics_with(sums, count=60):
 
 def test_a_row_in_the_name_of_a_metric_is_refused_and_is_not_in_the_refusal(tmp_path):
     error = refusal(tmp_path, hostile("evaluate", metrics_with({"4.215_1.77": 1.0})), method="evaluate")
-    assert "1 of 1 names are not allowed" in str(error)
+    assert "one of its names is not allowed" in str(error)
     assert "4.215" not in str(error)
 
 
@@ -204,7 +220,7 @@ def test_moments_of_fewer_rows_than_the_owner_wants_are_refused(tmp_path, site):
     assert isinstance(refusal(tmp_path, hostile("moments", lambda rows, _: ColumnMoments.of(rows.features[:4])),
                               method="moments"), PerimeterRefused)  # fmt: skip
     write_site(site, "perimeter: {min_examples: 61}")
-    with pytest.raises(PerimeterRefused, match="60 rows stand behind it, its owner's min_examples=61"):
+    with pytest.raises(PerimeterRefused, match="fewer rows stand behind it than its owner's min_examples=61"):
         guarded(tmp_path).moments()
 
 
@@ -221,20 +237,24 @@ def describing(change):
 
 
 DESCRIPTIONS = {
-    "numbers in a reason": (
-        lambda rows, said: replace(said, unreadable={" ".join(f"{x:.17g}" for x in rows.features[0, :8]): 1}),
-        "repeats values",
+    "numbers in names of metrics": (
+        lambda rows, said: replace(said, metrics=tuple(f"m{x:.17f}" for x in abs(rows.features[0, :8]))),
+        "does not declare",
     ),
     "numbers in a fingerprint": (
         lambda rows, said: replace(said, fingerprint={f"n{i}": float(x) for i, x in enumerate(rows.features[0])}),
-        "repeats values",
+        "a fingerprint holds",
     ),
-    "an array in a fingerprint": (lambda rows, said: replace(said, fingerprint={"x": rows.features}), "text is wanted"),
+    "an array in a fingerprint": (
+        lambda rows, said: replace(said, fingerprint={"x": rows.features}),
+        "a fingerprint holds",
+    ),
+    "a huge number in a fingerprint": (lambda _, said: replace(said, fingerprint={"x": 2**70}), "a fingerprint holds"),
+    "a code as device": (lambda _, said: replace(said, device="QUJD"), "device"),
     "a row as a key": (lambda _, said: replace(said, fingerprint={"1.5;2.5": 1}), "a name must be"),
-    "a code in a reason": (lambda _, said: replace(said, unreadable={"QUJD" * 40: 1}), "a word has"),
     "thousands of reasons": (
         lambda _, said: replace(said, unreadable={f"reason {i}": 1 for i in range(2000)}),
-        "at most 512",
+        "at most 128",
     ),
     "a huge count": (lambda _, said: replace(said, num_examples=2**70), "counts of rows"),
 }
@@ -250,9 +270,86 @@ def test_rows_in_a_description_are_refused(tmp_path, way):
 def test_an_honest_description_passes_as_it_is():
     said = SiloDescription(
         "north", 50, 0, {"volume is missing": 3}, {"target": "energy [eV/atom]"},
-        {"sha256": "ab" * 32, "columns": ["a", "formation_energy_per_atom"], "num_rows": 53, "source": "d.csv"}, "cpu",
+        {"sha256": "ab" * 32, "tile": [64, 64], "num_rows": 53}, "cpu",
     )  # fmt: skip
-    assert Gate("north", Policy(), KINDS).admit(said, Request("description")) == said
+    request = Request("description", agreement={"target": "energy [eV/atom]"})
+    assert Gate("north", Policy(), KINDS).admit(said, request) == said
+
+
+def test_reasons_that_may_name_something_of_the_owners_are_counted_together():
+    said = SiloDescription("north", 50, 0, {"volume is missing": 3, "4.2 in lab_note": 1, "Os3Ir1B5": 1}, {}, {}, "cpu")
+    admitted = Gate("north", Policy(), KINDS).admit(said, Request("description"))
+    assert admitted.unreadable == {"volume is missing": 3, OTHER: 2}
+
+
+def test_a_text_in_a_fingerprint_leaves_as_its_hash():
+    said = SiloDescription("north", 50, 0, {}, {}, {"source": "/home/ada/alloys.csv"}, "cpu")
+    admitted = Gate("north", Policy(), KINDS).admit(said, Request("description"))
+    assert admitted.fingerprint == {"source": hashlib.sha256(b"/home/ada/alloys.csv").hexdigest()[:16]}
+
+
+@given(st.recursive(st.none() | st.integers() | st.floats() | st.text() | st.binary(), lambda inner: (
+    st.lists(inner) | st.dictionaries(st.text(), inner) | st.tuples(inner, inner))))  # fmt: skip
+def test_every_answer_is_refused_or_has_the_form_of_its_kind_and_no_refusal_quotes_it(answer):
+    gate, vector = Gate("north", Policy(), KINDS), np.zeros(4, np.float32)
+    for kind in KINDS:
+        with pytest.raises(PerimeterRefused) as raised:
+            gate.admit(gate.taken(answer), Request(kind, "s", 1, vector, models=("m",)))
+        assert raised.value.args[2] in PHRASES, "a refusal is one of a few fixed phrases"
+
+
+PHRASES = {
+    *(f"the answer must be of class {kind.message_class.__name__} and hold nothing but its fields"
+      for kind in KINDS.values()),
+    "they must be those of the models asked for",
+    "its owner has not allowed an audit ('silos: {north: {audit: true}}' in site.yaml)",
+}  # fmt: skip
+
+FIELDS = {
+    "update": Update("north", "s", 1, np.zeros(4, np.float32), 10, 1, 0.5),
+    "masked": MaskedUpdate("north", "s", 1, np.zeros((6, 2), np.uint64), 1),
+    "moments": ColumnMoments.of(np.arange(20.0).reshape(10, 2)),
+    "description": SiloDescription("north", 10, 0, {}, {}, {}, "cpu"),
+    "artifact": Artifact("north", "s", 10, {}, np.zeros(3, np.uint8)),
+    "observation": GradientObservation("north", 10, np.zeros(4, np.float32)),
+}
+MARK = "Os3Ir1B5"
+ODD = {
+    "a text": MARK, "bytes": MARK.encode(), "a huge number": 10**5000, "infinity": np.inf, "no number": np.nan,
+    "objects": np.array([MARK], object), "rows": np.full((3, 3), 4.2), "a list": [MARK], "names": {MARK: MARK},
+    "a class": type("Odd", (float,), {"__repr__": lambda _: MARK})(4.2), "bits": True, "below": -1, "nothing": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+@pytest.mark.parametrize("odd", ODD)
+def test_no_field_of_any_message_has_room_for_something_else(kind, odd):
+    """Each field in turn holds something odd: the message is refused without a word of it, or leaves as it was."""
+    for field in fields(FIELDS[kind]):
+        gate = Gate("north", Policy(audit=True), KINDS)
+        message = replace(FIELDS[kind], **{field.name: ODD[odd]})
+        try:
+            crossed = canonical_text(gate.admit(gate.taken(message), Request(kind, "s", 1, np.zeros(4, np.float32))))
+        except PerimeterRefused as refusal:
+            crossed = str(refusal)
+        assert MARK not in crossed.replace(f'"fingerprint":{{"{MARK}"', ""), field.name  # its keys are the task's
+        assert len(crossed) < 500
+
+
+@pytest.mark.parametrize("kind", FIELDS)
+def test_the_ledgers_line_counts_and_covers_every_field(kind):
+    message, known = FIELDS[kind], KINDS[kind]
+    line = known.digest(kind, message)
+    for field in fields(message):
+        other = {"num_examples": 11, "num_steps": 2, "loss": 0.25, "seconds": 9.0, "server_round": 2, "num_held_out": 4,
+                 "facts": {"a": 1.0}, "unreadable": {"target is missing": 1}, "fingerprint": {"n": 1},
+                 "agreement": {"a": "b"}, "metrics": ("mae",), "code": np.ones(2, np.uint8)}  # fmt: skip
+        given = getattr(message, field.name)
+        changed = given + 1 if isinstance(given, np.ndarray) else other.get(field.name, "x")
+        assert known.digest(kind, replace(message, **{field.name: changed})).message_sha256 != line.message_sha256
+    assert line.num_bytes >= sum(
+        8 for field in fields(message) if isinstance(getattr(message, field.name), int | float)
+    )
 
 
 def test_a_kind_of_message_the_owner_does_not_allow_is_refused(tmp_path, site):
@@ -328,7 +425,7 @@ def test_a_count_that_is_no_count_is_not_repeated_in_the_refusal(tmp_path):
         def spectra(self):
             return replace(super().spectra(), num_examples=" ".join(map(str, self.rows.features[0])))
 
-    with pytest.raises(PerimeterRefused, match="an unknown number of rows stand behind it, min_examples=5"):
+    with pytest.raises(PerimeterRefused, match="fewer rows stand behind it than its owner's min_examples=5"):
         guarded(tmp_path, Sends).query("spectra")
 
 
@@ -383,7 +480,7 @@ def test_an_observation_that_is_no_gradient_is_refused_even_where_audits_are_all
 def test_an_observation_of_fewer_rows_than_the_owner_wants_behind_an_update_is_refused(tmp_path, site):
     write_site(site, "perimeter: {audit: true, min_examples_per_update: 8}")
     boundary = guarded(tmp_path)
-    with pytest.raises(PerimeterRefused, match="4 rows stand behind it, min_examples_per_update=8"):
+    with pytest.raises(PerimeterRefused, match="fewer rows stand behind it than its owner's min_examples_per_update=8"):
         boundary.observe(vector_of(boundary), 4)
 
 

@@ -1,15 +1,22 @@
 """What an owner decides of a silo's gate: errors, budgets, the site file; and how rows are recognised."""
 
+import io
+import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from ray_fed.errors import ConfigError, DataError, FedError, PerimeterRefused, SiloFailed
+from ray_fed.errors import ConfigError, DataError, FedError, PerimeterRefused, SiloFailed, Trouble
 from ray_fed.federation.silo import Silo
-from ray_fed.perimeter.error_policy import reduced_error
+from ray_fed.materials.databases.database import open_database
+from ray_fed.materials.databases.source import Source
+from ray_fed.materials.property_task import CrystalRows, PropertyTask
+from ray_fed.perimeter.error_policy import REFERENCE, reduced_error
 from ray_fed.perimeter.gate import RowMatcher
 from ray_fed.perimeter.guarded_silo import GuardedSilo
+from ray_fed.perimeter.own_words import words_of
 from ray_fed.perimeter.policy import Policy, read_site
 from ray_fed.randomness import generator
 from tests.boundaries import guarded, hostile, open_session, refusal, spec, vector_of, write_site
@@ -59,6 +66,12 @@ ERRORS = {
     "a refusal raised by the task": (
         lambda rows: PerimeterRefused("north", str(rows.features[0, 0]), "x"), "PerimeterRefused",
     ),
+    "an error that shows itself": (
+        lambda rows: type("Shown", (ValueError,), {"__str__": lambda _: str(rows.features[0, 0])})(), "ValueError",
+    ),
+    "a failure of the task's own": (
+        lambda rows: type("Own", (DataError,), {"failure": str(rows.features[0, 0])})("x"), "DataError",
+    ),
     "a class named after a row": (named_after_a_row, "ValueError"),
     "an exit with words": (lambda rows: SystemExit(f"{rows.features[0].tolist()}"), "SystemExit"),
     "a group of errors": (lambda rows: ExceptionGroup(f"{rows.features[0, 0]}", [ValueError("x")]), "ExceptionGroup"),
@@ -69,29 +82,136 @@ ERRORS = {
 def test_the_words_of_a_tasks_error_stay_in_the_silos_log(tmp_path, way):
     make, kind = ERRORS[way]
     error = refusal(tmp_path, raising(make))
-    assert f"{kind} at line" in str(error)
+    assert re.search(rf"failed while training round 1: [a-z' ]+ \({kind}\); reference", str(error))
     rows = SyntheticTask(num_features=20, hidden=(64,)).load(spec(tmp_path)).features
     crossed = str(error) + repr(error.__cause__) + repr(error.__context__) + repr(vars(error))
     assert str(rows[0, 0])[:8].replace("-", "") not in crossed.replace("-", "")
     log = (tmp_path / "ledgers" / "north" / "silo.log").read_text()
-    assert str(rows[0, 0])[:8] in log or kind == "ValueError"
+    assert str(rows[0, 0])[:8] in log or way in ("a class named after a row", "a failure of the task's own")
+    [(reference, silo)] = REFERENCE.findall(str(error))
+    assert silo == "north"
+    assert f"reference {reference} while training round 1" in log
     assert (tmp_path / "ledgers" / "north" / "silo.log").stat().st_mode & 0o077 == 0
 
 
-def test_words_of_our_own_code_cross(tmp_path):
+def test_of_an_error_of_our_own_a_fixed_phrase_crosses_and_its_words_are_found_by_whoever_has_the_log(tmp_path):
     boundary = guarded(tmp_path)
-    with pytest.raises(SiloFailed, match=r"no session 'x'; open: \[\]"):
+    with pytest.raises(SiloFailed, match="it has no session of that name") as raised:
         boundary.fit("x", 1, vector_of(boundary))
+    assert raised.value.failure is Trouble.NO_SESSION
+    assert "open: []" not in str(raised.value)
+    assert words_of(str(raised.value), [boundary.spec]) == [
+        "while training round 1: SiloFailed: silo 'north' failed while answering: no session 'x'; open: []"
+    ]
+    assert words_of(str(raised.value), [replace(boundary.spec, ledger_folder="")]) == []
 
 
-@pytest.mark.parametrize(("whose", "crosses"), [("all", True), ("own", False), ("none", False)])
-def test_the_owner_says_whose_words_cross(whose, crosses):
-    try:
-        raise ValueError("volume of row 7")
-    except ValueError as error:
-        crossed = reduced_error(error, "north", "training", Policy(error_texts=whose), "")
-    assert ("volume of row 7" in str(crossed)) is crosses
-    assert "ValueError" in str(crossed)
+@pytest.mark.parametrize("failure", Trouble)
+def test_what_crosses_of_a_failure_holds_no_place_for_a_value(failure):
+    assert re.fullmatch(r"[a-zA-Z ,;'_-]+", failure.value)
+
+
+TEXTS = {
+    "full": ("volume of row 7", "ValueError"),
+    "kind": ("a value cannot be used (ValueError)", "reference 0123456789ab in the log of silo 'north'"),
+    "none": ("failed while training: it failed; reference 0123456789ab in the log of silo 'north'",),
+}
+
+
+@pytest.mark.parametrize("which", TEXTS)
+@pytest.mark.parametrize("cls", [ValueError, DataError, ConfigError])
+def test_the_owner_says_what_of_an_error_crosses(which, cls):
+    crossed = reduced_error(cls("volume of row 7"), "north", "training", Policy(error_texts=which), "0123456789ab")
+    assert ("volume of row 7" in str(crossed)) is (which == "full")
+    if which == "none":
+        assert cls.__name__ not in str(crossed)
+        assert type(crossed) is SiloFailed
+    if cls is ValueError:
+        assert all(text in str(crossed) for text in TEXTS[which])
+
+
+def test_with_no_texts_at_all_a_refusal_says_only_that_it_is_one(tmp_path, site):
+    write_site(site, "perimeter: {error_texts: none, kinds: [description]}")
+    with pytest.raises(SiloFailed, match="failed while computing moments: it failed; reference") as raised:
+        guarded(tmp_path).moments()
+    assert "kinds" not in str(raised.value)
+
+
+class Paths(SyntheticTask):
+    """A task whose data are a file, read as users read files."""
+
+    def load(self, spec):
+        return SAMPLES[spec.source]()
+
+
+def stray_cell():
+    return np.loadtxt(io.StringIO("1.0,2.0,3.5\n0.3,Os3Ir1B5 SECRET alloy,2.0\n"), delimiter=",")
+
+
+def stray_column():
+    return pd.read_csv(io.StringIO("x,y\n1,2\npatient-John-Doe-1971,3\n")).x.astype(float)
+
+
+def stray_class():
+    return {"cat": 0}["secret-label"]
+
+
+def stray_path():
+    return open("/home/ada/SECRET/alloys.csv")  # noqa: PTH123
+
+
+def our_reader():
+    return open_database(Source("/home/ada/SECRET/alloys.csv"), "north")
+
+
+SAMPLES = {"cell": stray_cell, "column": stray_column, "class": stray_class, "path": stray_path, "reader": our_reader}
+
+
+@pytest.mark.parametrize("source", SAMPLES)
+@pytest.mark.parametrize("which", ["kind", "none"])
+def test_no_cell_column_or_path_of_an_owner_crosses_in_an_error_of_a_reader(tmp_path, site, source, which):
+    write_site(site, f"perimeter: {{error_texts: {which}}}")
+    named = replace(spec(tmp_path), source=source)
+    boundary = GuardedSilo(named, lambda: Silo(named, Paths()))
+    with pytest.raises(FedError) as raised:
+        boundary.open()
+    crossed = str(raised.value) + repr(vars(raised.value)) + repr(raised.value.__context__)
+    assert not [text for text in ("SECRET", "Os3", "John", "secret", "ada") if text in crossed]
+    assert len(crossed) < 300
+    assert [text for text in ("SECRET", "John", "secret") if text in words_of(crossed, [named])[0]]
+
+
+def test_one_row_that_fits_a_question_looks_like_none(tmp_path):
+    """A coordinator that chooses the filter must not learn whether an owner has a material."""
+    table = tmp_path / "alloys.csv"
+    lines = [f"Fe{n}O1,{-0.1 * n:.2f}" for n in range(1, 9)]
+    table.write_text("\n".join(["formula,formation_energy_per_atom", *lines, "Os3Ir1B5,-0.4", "Ir1B5,900.0"]))
+    said = []
+    for formula in ("Os3Ir1B5", "Ir1B5", "Os2Ir2B5"):
+        rows = CrystalRows(Source(str(table), target="formation_energy_per_atom", where=(("formula", formula),)))
+        asked = replace(spec(tmp_path), source=rows)
+        boundary = GuardedSilo(asked, lambda asked=asked: Silo(asked, PropertyTask("guo65")))
+        with pytest.raises(DataError) as raised:
+            boundary.open()
+        said.append(re.sub("[0-9a-f]{12}", "", str(raised.value)))
+    assert len(set(said)) == 1
+    assert "no usable rows, or fewer than its owner's min_examples" in said[0]
+
+
+def test_a_column_of_another_name_is_told_by_its_reference_alone(tmp_path):
+    class Other(Silo):
+        def open(self):
+            return replace(super().open(), agreement={"task": "band gap of ada's lab"})
+
+    class Asks(SyntheticTask):
+        def agreement(self):
+            return {"task": "formation energy"}
+
+    said = GuardedSilo(spec(tmp_path), lambda: Other(spec(tmp_path), Asks())).open()
+    [(reference, _)] = REFERENCE.findall(said.agreement["task"])
+    assert "lab" not in repr(said)
+    log = (tmp_path / "ledgers" / "north" / "silo.log").read_text()
+    assert f"reference {reference} task: band gap of ada's lab" in log
 
 
 class Trap:
@@ -121,10 +241,10 @@ def test_an_answer_that_raises_when_it_is_looked_at_does_not_go_around_the_gate(
 def test_a_digest_or_rows_that_raise_when_they_are_looked_at_do_not_go_around_the_gate(tmp_path):
     answers = {"open_session": lambda *_: Trap(), "prepare": lambda *_: None}
     boundary = guarded(tmp_path, type("Sends", (Silo,), answers))
-    with pytest.raises(FedError, match="layout refused"):
+    with pytest.raises(FedError, match="while opening a session: a value cannot be used"):
         open_session(boundary)
     boundary.silo._rows = Trap()
-    with pytest.raises(SiloFailed, match="ValueError at line") as raised:
+    with pytest.raises(SiloFailed, match=r"\(ValueError\)") as raised:
         boundary.prepare(None)
     assert "row 1.5" not in str(raised.value)
 
@@ -134,7 +254,7 @@ def test_a_silo_that_cannot_be_built_says_so_at_the_first_question(tmp_path):
         raise RuntimeError("row 1.5 2.5")
 
     boundary = GuardedSilo(spec(tmp_path), broken)
-    with pytest.raises(SiloFailed, match="failed while starting: RuntimeError at line"):
+    with pytest.raises(SiloFailed, match=r"failed while starting: its code failed \(RuntimeError\)"):
         boundary.open()
 
 
@@ -144,7 +264,7 @@ def test_a_silo_that_cannot_be_built_says_so_at_the_first_question(tmp_path):
 def test_more_bytes_in_a_round_than_allowed_are_refused(tmp_path, site):
     boundary = guarded(tmp_path)
     size = vector_of(boundary).nbytes
-    write_site(site, f"perimeter: {{max_bytes_per_round: {2 * size}}}")
+    write_site(site, f"perimeter: {{max_bytes_per_round: {2 * size + 200}}}")
     boundary = guarded(tmp_path / "again")
     vector = open_session(boundary)
     for _ in range(2):
@@ -237,8 +357,10 @@ def test_a_site_file_with_a_mistake_lets_nothing_out_and_says_why(tmp_path, site
     with pytest.raises(ConfigError, match=said):
         read_site("north")
     boundary = GuardedSilo(spec(tmp_path), lambda: Silo(spec(tmp_path), SyntheticTask()))
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match="its owner's site file is wrong") as raised:
         boundary.open()
+    assert not re.search(said, str(raised.value)), "the file is the owner's"
+    assert re.search(said, words_of(str(raised.value), [boundary.spec])[0])
 
 
 # ---- rows that are recognised

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ray_fed.errors import DataError, PerimeterRefused, SiloFailed
+from ray_fed.errors import DataError, PerimeterRefused, SiloFailed, Trouble
 from ray_fed.model_library.guarded_search import GuardedSearch
 from ray_fed.model_library.selection import Protocol, SourceFeatures, Target
 from ray_fed.model_library.silo_search import SearchingSilo, SiloErrors, SiloTarget
@@ -65,7 +65,7 @@ HOSTILE = {
     "a row in the name of a rule": (lambda v: replace(DRAW, cv={str(v[0]): 1.0}), "errors must be named"),
     "a row in the id of the chosen model": (lambda v: replace(DRAW, chosen=str(v[0])), "none of those that were sent"),
     "an array as an error": (lambda v: replace(DRAW, cv={"paper": v}), "not a number"),
-    "the rows themselves": (lambda v: v, "must be SiloErrors"),
+    "the rows themselves": (lambda v: v, "must be of class SiloErrors"),
 }
 
 
@@ -78,7 +78,7 @@ def test_rows_in_the_place_of_errors_are_refused(boundary, way):
 
 
 def test_an_error_over_one_row_that_the_asker_wants_is_refused(boundary):
-    with pytest.raises(PerimeterRefused, match="1 rows stand behind an error, min_examples=5"):
+    with pytest.raises(PerimeterRefused, match="fewer rows stand behind an error than its owner's min_examples=5"):
         boundary.search(replace(PROTOCOL, max_held_out=1), answering(DRAW))
 
 
@@ -92,14 +92,17 @@ def test_the_owner_and_not_the_asker_decides_on_errors_of_single_sources(boundar
     assert asked == [gives_them]
 
 
-def test_errors_of_our_own_keep_their_words_and_those_of_others_do_not(boundary):
-    with pytest.raises(DataError, match=r"lower --rows"):
-        boundary.search(PROTOCOL, answering(DRAW, DataError("the target has 7 different materials; lower --rows")))
+def test_of_an_error_only_its_kind_leaves(boundary):
+    told = DataError("the target has 7 different materials; lower --rows", failure=Trouble.TOO_FEW_ROWS)
+    with pytest.raises(DataError, match="no usable rows, or fewer than") as raised:
+        boundary.search(PROTOCOL, answering(DRAW, told))
+    assert "7 different" not in str(raised.value)
+    assert "7 different materials; lower --rows" in boundary.log.path.read_text()
 
     def fails(*_):
         raise ValueError(f"{rows(boundary)[0]}")
 
-    with pytest.raises(SiloFailed, match="ValueError at line") as raised:
+    with pytest.raises(SiloFailed, match=r"a value cannot be used \(ValueError\)") as raised:
         boundary.search(PROTOCOL, fails)
     assert str(rows(boundary)[0])[:6] not in str(raised.value)
 

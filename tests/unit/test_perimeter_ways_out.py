@@ -13,13 +13,15 @@ from ray_fed.federation.messages import SessionSpec
 from ray_fed.federation.silo import Silo
 from ray_fed.learning.layout import Layout
 from ray_fed.model_library.guarded_search import GuardedSearch
+from ray_fed.perimeter.guarded_evaluator import GuardedEvaluator
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from tests.boundaries import PLAN, guarded, vector_of
 
 ACTORS = Path(ray_fed.__file__).parent.parent / "actors"
-SILOS = {"silo.SiloActor": GuardedSilo, "library.LibrarySilo": GuardedSearch}
+SILOS = {
+    "silo.SiloActor": GuardedSilo, "silo.EvaluatorActor": GuardedEvaluator, "library.LibrarySilo": GuardedSearch,
+}  # fmt: skip
 NO_SILOS = {
-    "silo.EvaluatorActor": "holds the common test set, which belongs to the federation",
     "coordinator.CoordinatorActor": "receives messages; holds no rows",
     "shared_silos.SiloBoard": "holds handles of silos",
     "cluster_check.Visitor": "describes a machine before there is a silo",

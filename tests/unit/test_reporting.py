@@ -197,7 +197,7 @@ def test_a_last_history_line_cut_by_a_crash_is_left_out_but_damage_within_is_an_
     run.history_path.write_bytes(whole[:-3])
     assert run.read_history() == [{"server_round": 1}]
     run.history_path.write_bytes(b"{broken\n" + whole)
-    with pytest.raises(DataError, match=r"history\.jsonl is damaged"):
+    with pytest.raises(DataError, match=r"history\.jsonl is not the JSON"):
         run.read_history()
 
 
@@ -209,7 +209,7 @@ def test_the_configuration_keeps_its_order_and_reads_back(run):
     assert read == {"silos": [1000, 2000], "data": str(run.path / "a.csv"), "name": "Größe: é", "limit": math.inf,
                     "seed": 0}  # fmt: skip
     run.config_path.write_text("a: [1")
-    with pytest.raises(DataError, match=r"config\.yaml is not YAML"):
+    with pytest.raises(DataError, match=r"config\.yaml is not the YAML"):
         run.read_config()
 
 

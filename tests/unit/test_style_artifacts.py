@@ -120,7 +120,7 @@ def test_int8_is_nearly_four_times_smaller_and_paints_nearly_the_same():
         ({"generator": {"architecture": "transformer"}}, "architecture='transformer'"),
         ({"generator": {"width": 10**9}}, "must lie between 1 and 256"),
         ({"generator": {"inputs": ["label", "photo"]}}, "photo"),
-        ({"grains": {"band_share": float("nan")}}, "band_share"),
+        ({"grains": {"band_share": float("nan")}}, "NaN is no number"),
         ({"sha256": "0" * 64}, "checksum"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -36,6 +37,8 @@ class FedNova(OneModel):
     rounding). Streams: memory does not grow with the number of silos.
     """
 
+    least_steps: ClassVar[int] = 1
+    """It divides by them: an update of fewer is refused before it comes here."""
     num_examples: dict[str, int] | None = None
     """Silo -> its training rows, for p_i. None takes the rows seen in the round, which is the same thing where all
     silos make the same number of passes; where they do not, FedNova needs the rows themselves."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ray_fed.errors import DataError, quoted
+from ray_fed.errors import DataError, Trouble, quoted
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "id": ("id", "material_id", "jid", "mp_id", "mpid", "entry_id", "identifier"),
@@ -101,7 +101,7 @@ def require_column(names: Sequence[str], wanted: str, source: str) -> str:
     """Return `wanted` if it is among `names`; DataError lists them and the nearest."""
     if wanted in names:
         return wanted
-    raise DataError(f"{source} has no column {wanted!r}; {_there(names, wanted)}")
+    raise DataError(f"{source} has no column {wanted!r}; {_there(names, wanted)}", failure=Trouble.COLUMN_MISSING)
 
 
 def _there(names: Sequence[str], wanted: str) -> str:

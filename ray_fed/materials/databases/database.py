@@ -4,7 +4,7 @@ unusable rows with their reason.
     database = open_database(Source("../shared/datasets/mp_structures"), silo="mit")
     database.frame               one row per entry, unusable ones with a reason
     reason_counts(frame)         {"target is missing": 3}
-    database.fingerprint         sha256, rows, columns: what may be disclosed about the source
+    database.fingerprint         a hash and counts: what may be disclosed about the source
 
 The crystal frame
     column                unit    meaning
@@ -23,13 +23,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ray_fed.errors import DataError, quoted
+from ray_fed.config import at_home
+from ray_fed.errors import DataError, Trouble, quoted
 from ray_fed.materials.databases.columns import (
     LATTICE_ROLES,
     canonical_target,
@@ -71,7 +71,7 @@ class Database:
     """One name for each quantity, whatever the source's column is called; "" without a target."""
     target_unit: str
     fingerprint: dict[str, object]
-    """sha256, num_rows, num_usable, columns, source, target: plain values."""
+    """sha256, num_rows, num_usable, num_columns: of the rows read, under the names of their columns and target."""
 
 
 def reason_counts(frame: pd.DataFrame) -> dict[str, int]:
@@ -90,42 +90,43 @@ def open_database(source: Source, silo: str = "") -> Database:
     except DataError as error:
         # Names of columns and files may hold line breaks; a message is one line.
         message = " ".join(str(error).split())
-        raise DataError(f"silo '{silo}': {message}" if silo else message) from error
+        raise DataError(f"silo '{silo}': {message}" if silo else message, failure=error.failure) from error
 
 
 def _open(source: Source) -> Database:
-    table = _embedded_table(source) if source.path == EMBEDDED else open_table(Path(source.path), source.target)
+    path = at_home(source.path)  # here, where it is that of the silo's account
+    table = _embedded_table(source) if source.path == EMBEDDED else open_table(path, source.target)
     frame = crystal_frame(table, source)
     if all(frame["reason"]):
         counted = "; ".join(f"{count} x {reason}" for reason, count in list(reason_counts(frame).items())[:5])
-        raise DataError(f"{table.source} has no usable row of {len(frame)}: {counted}")
+        raise DataError(f"{table.source} has no usable row of {len(frame)}: {counted}", failure=Trouble.TOO_FEW_ROWS)
     name = canonical_target(source.target) if source.target else ""
     unit = source.unit or (unit_of_target(name) if name else "")
-    return Database(frame, name, unit, _fingerprint(frame, source, f"{name} [{unit}]"))
+    return Database(frame, name, unit, _fingerprint(frame, f"{name} [{unit}]"))
 
 
 def _embedded_table(source: Source) -> RawTable:
     from ray_fed.materials.model_crystals.crystals import make_model_crystals
 
     if source.target is not None and canonical_target(source.target) != EMBEDDED_TARGET:
-        raise DataError(f"the embedded data have no {source.target!r}; their only target is {EMBEDDED_TARGET!r}")
+        raise DataError(
+            f"the embedded data have no {source.target!r}; their only target is {EMBEDDED_TARGET!r}",
+            failure=Trouble.COLUMN_MISSING,
+        )
     options = {} if source.rows is None else {"num_rows": source.rows}
     frame = make_model_crystals(**options, seed=source.seed)
     columns = {EMBEDDED_TARGET if name == "target" else str(name): column for name, column in frame.items()}
     return RawTable(EMBEDDED, tuple(columns), len(frame), columns.__getitem__)
 
 
-def _fingerprint(frame: pd.DataFrame, source: Source, target: str) -> dict[str, object]:
-    """Return what identifies the rows without telling one: a hash over all of them, counts, names."""
-    columns = list(frame.columns)
+def _fingerprint(frame: pd.DataFrame, target: str) -> dict[str, object]:
+    """Return what identifies the rows without telling one, nor a name of the owner's: a hash over all, counts."""
     parts = [part for name, column in frame.items() for part in (str(name), _content(column))]
     return {
-        "source": source.name,
         "sha256": content_key(target, *parts),
         "num_rows": len(frame),
         "num_usable": sum(not reason for reason in frame["reason"]),
-        "target": target,
-        "columns": columns,
+        "num_columns": len(frame.columns),
     }
 
 
@@ -172,7 +173,7 @@ class Reasons:
 
 def crystal_frame(table: RawTable, source: Source) -> pd.DataFrame:
     """Return the crystal frame of a table (see `databases`). DataError where a column is missing or no row is left."""
-    roles = _roles(table)
+    roles = _roles(table, source.columns)
     wanted_target = target_column(table.columns, source.target, table.source) if source.target else None
     kept = [require_column(table.columns, name, table.source) for name in source.keep if name not in FRAME_COLUMNS]
     chosen = Selection(table, roles, _chosen_positions(table, source))
@@ -203,8 +204,8 @@ def _plain(column: pd.Series) -> pd.Series:
     return column if column.dtype.kind in "fiub" else column.astype(object).map(str).astype("str")
 
 
-def _roles(table: RawTable) -> dict[str, str]:
-    roles = find_roles(table.columns)
+def _roles(table: RawTable, allowed: Sequence[str]) -> dict[str, str]:
+    roles = find_roles([require_column(table.columns, name, table.source) for name in allowed] or table.columns)
     if not {"formula", "structure", "numbers"} & roles.keys():
         require_column(table.columns, "formula", f"{table.source} (formula, structure or atomic numbers are needed)")
     return roles
@@ -218,11 +219,14 @@ def _chosen_positions(table: RawTable, source: Source) -> np.ndarray:
         found = matches(column, value)
         if not found.any():
             there = counted_values(column)
-            raise DataError(f"{table.source}: where {name}={value!r} matches no row; the column holds: {there}")
+            raise DataError(
+                f"{table.source}: where {name}={value!r} matches no row; the column holds: {there}",
+                failure=Trouble.TOO_FEW_ROWS,
+            )
         chosen &= found
     if not chosen.any():
         conditions = " and ".join(f"{name}={value!r}" for name, value in source.where)
-        raise DataError(f"{table.source}: no row meets all of where {conditions}")
+        raise DataError(f"{table.source}: no row meets all of where {conditions}", failure=Trouble.TOO_FEW_ROWS)
     return np.flatnonzero(chosen)[: source.rows]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from ray_fed.errors import DataError, quoted
+from ray_fed.errors import DataError, Trouble, quoted
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,13 @@ class RawTable:
 
     def __post_init__(self) -> None:
         if self.num_rows == 0:
-            raise DataError(f"{self.source} is empty: it has no rows")
+            raise DataError(f"{self.source} is empty: it has no rows", failure=Trouble.FILE_EMPTY)
         twice = [name for name in dict.fromkeys(self.columns) if self.columns.count(name) > 1]
         if twice:
-            raise DataError(f"{self.source} has more than one column named {twice[0]!r}; rename them")
+            raise DataError(
+                f"{self.source} has more than one column named {twice[0]!r}; rename them",
+                failure=Trouble.COLUMN_TWICE,
+            )
 
 
 def table_of_columns(
@@ -57,16 +60,19 @@ def reading(path: Path) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file or folder; check the path") from error
+        raise DataError(f"{path}: no such file or folder; check the path", failure=Trouble.FILE_MISSING) from error
     except PermissionError as error:
-        raise DataError(f"{path} may not be read by this user; check its permissions") from error
+        raise DataError(
+            f"{path} may not be read by this user; check its permissions", failure=Trouble.FILE_UNREADABLE
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8, or is it another kind of file?"
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8, or is it another kind of file?",
+            failure=Trouble.FILE_DAMAGED,
         ) from error
     except (  # raised again as a DataError that names the file: these are what readers raise at damaged bytes
         OSError, ValueError, EOFError, NotImplementedError, LookupError, TypeError, RecursionError, MemoryError,
         zlib.error, csv.Error,
     ) as error:  # fmt: skip
         message = quoted(str(error) or type(error).__name__)
-        raise DataError(f"{path} cannot be read, it may be damaged: {message}") from error
+        raise DataError(f"{path} cannot be read, it may be damaged: {message}", failure=Trouble.FILE_DAMAGED) from error

@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from ray_fed.errors import DataError, quoted
+from ray_fed.errors import DataError, Trouble, quoted
 from ray_fed.materials.databases.raw_table import RawTable, reading, table_of_columns
 from ray_fed.materials.databases.structure_folders import (
     PROPERTY_FILES,
@@ -28,6 +28,10 @@ from ray_fed.materials.databases.structure_folders import (
     property_file,
     structure_files,
 )
+from ray_fed.reading import open_regular, parse_json, plain_within_bounds, read_at_most, read_bounded
+
+MAX_TEXT_BYTES = 1 << 29
+"""Of a table as text, unpacked; larger tables are kept as parquet."""
 
 
 def open_table(path: Path, target: str | None) -> RawTable:
@@ -39,9 +43,12 @@ def open_table(path: Path, target: str | None) -> RawTable:
         if path.is_dir():
             return _open_folder(path, target)
         if not path.is_file():
-            raise DataError(f"{path}: {'neither a file nor a folder' if path.exists() else 'no such file or folder'}")
+            raise DataError(
+                f"{path}: {'neither a file nor a folder' if path.exists() else 'no such file or folder'}",
+                failure=Trouble.FILE_MISSING,
+            )
         if path.stat().st_size == 0:
-            raise DataError(f"{path} is an empty file")
+            raise DataError(f"{path} is an empty file", failure=Trouble.FILE_EMPTY)
     if target is None and is_structure_file(path) and _reader(path) is not _open_json:
         return one_structure(path)
     return _required_reader(path)(path)
@@ -56,7 +63,10 @@ def _open_folder(folder: Path, target: str | None) -> RawTable:
     if len(tables) == 1:
         return open_table(tables[0], target)
     if len(tables) > 1:
-        raise DataError(f"{folder} holds {len(tables)} data files ({_names(tables)}); give the path of one of them")
+        raise DataError(
+            f"{folder} holds {len(tables)} data files ({_names(tables)}); give the path of one of them",
+            failure=Trouble.FILE_UNKNOWN,
+        )
     if len(structures) == 1 and _reader(structures[0]):
         return open_table(structures[0], target)
     if structures and target is None:
@@ -64,9 +74,13 @@ def _open_folder(folder: Path, target: str | None) -> RawTable:
     if structures:
         raise DataError(
             f"{folder} has {len(structures)} structure files but no {' or '.join(PROPERTY_FILES)}; write one line per "
-            "structure, without a header: id,target"
+            "structure, without a header: id,target",
+            failure=Trouble.FILE_MISSING,
         )
-    raise DataError(f"{folder} holds no data; it needs one of: {', '.join(READERS)}, or {PROPERTY_FILES[0]}")
+    raise DataError(
+        f"{folder} holds no data; it needs one of: {', '.join(READERS)}, or {PROPERTY_FILES[0]}",
+        failure=Trouble.FILE_EMPTY,
+    )
 
 
 def _names(paths: Sequence[Path]) -> str:
@@ -89,8 +103,10 @@ def _open_parquet(path: Path) -> RawTable:
 
 def _text(path: Path) -> str:
     with reading(path):
-        content = path.read_bytes()
-        return (gzip.decompress(content) if path.suffix.lower() == ".gz" else content).decode("utf-8-sig")
+        if path.suffix.lower() != ".gz":
+            return read_bounded(path, MAX_TEXT_BYTES).decode("utf-8-sig")
+        with open_regular(path) as packed, gzip.open(packed) as file:
+            return read_at_most(file, MAX_TEXT_BYTES).decode("utf-8-sig")
 
 
 def _open_csv(path: Path) -> RawTable:
@@ -118,7 +134,8 @@ def _check_separator(path: Path, header: Sequence[str]) -> None:
     if found:
         named = {"\t": "tabs"}.get(found, f"'{found}'")
         raise DataError(
-            f"{path} separates its columns by {named}; save it with commas, and numbers with decimal points"
+            f"{path} separates its columns by {named}; save it with commas, and numbers with decimal points",
+            failure=Trouble.FILE_UNKNOWN,
         )
 
 
@@ -130,19 +147,22 @@ def _open_json_lines(path: Path) -> RawTable:
 def _entry_or_none(line: str) -> Any:
     """Return the line's object; a line that is none becomes None, which is counted as an unreadable row."""
     try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
+        return parse_json(line, "the line", finite=False)
+    except DataError:
         return None
 
 
 def _open_json(path: Path) -> RawTable:
     text = _text(path)
     with reading(path):
-        content = json.loads(text)
+        content = plain_within_bounds(json.loads(text), refuse_infinite=False)
     if isinstance(content, list):
         return _table_of_entries(path, content)
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds a JSON {type(content).__name__}; it must be a list of entries, or columns")
+        raise DataError(
+            f"{path} holds a JSON {type(content).__name__}; it must be a list of entries, or columns",
+            failure=Trouble.FILE_UNKNOWN,
+        )
     if _is_structure(content) or _is_structure(content.get("structure")):
         return _table_of_entries(path, [content])
     return _table_of_json_columns(path, content)
@@ -178,7 +198,10 @@ def _table_of_json_columns(path: Path, content: dict[str, Any]) -> RawTable:
     values = {name: column for name, column in content.items() if isinstance(column, dict | list)}
     if not content or len(values) < len(content):
         keys = quoted(", ".join(content))
-        raise DataError(f"{path} is JSON but neither a list of entries nor columns of a table; its keys: {keys}")
+        raise DataError(
+            f"{path} is JSON but neither a list of entries nor columns of a table; its keys: {keys}",
+            failure=Trouble.FILE_UNKNOWN,
+        )
     rows = list(dict.fromkeys(row for column in values.values() for row in _keys(column)))
     columns = {name: [_at(column, row) for row in rows] for name, column in values.items()}
     return table_of_columns(str(path), columns, len(rows))
@@ -222,5 +245,11 @@ def _required_reader(path: Path) -> Callable[[Path], RawTable]:
     if reader is not None:
         return reader
     if is_structure_file(path):
-        raise DataError(f"{path} is one structure; give the folder that holds it with {PROPERTY_FILES[0]} (id,target)")
-    raise DataError(f"{path}: cannot tell what kind of file it is; its name must end in {', '.join(READERS)}")
+        raise DataError(
+            f"{path} is one structure; give the folder that holds it with {PROPERTY_FILES[0]} (id,target)",
+            failure=Trouble.FILE_UNKNOWN,
+        )
+    raise DataError(
+        f"{path}: cannot tell what kind of file it is; its name must end in {', '.join(READERS)}",
+        failure=Trouble.FILE_UNKNOWN,
+    )

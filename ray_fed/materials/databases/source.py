@@ -35,6 +35,8 @@ class Source:
     """Which crystals the embedded set has."""
     unit: str | None = None
     """Unit of the target where the source's column is not one of the known ones."""
+    columns: tuple[str, ...] = ()
+    """The columns that may be used as inputs; all of them if not given."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", str(self.path))
@@ -51,6 +53,7 @@ class Source:
         names = not isinstance(self.keep, str) and all(isinstance(name, str) and name for name in self.keep)
         require(names, f"keep={self.keep!r} must be column names, e.g. ('source',)")
         object.__setattr__(self, "keep", tuple(dict.fromkeys(self.keep)))
+        object.__setattr__(self, "columns", tuple(self.columns))
 
     @property
     def name(self) -> str:

@@ -9,8 +9,9 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from ray_fed.errors import DataError, quoted
+from ray_fed.errors import DataError, Trouble, quoted
 from ray_fed.materials.databases.raw_table import RawTable, reading, table_of_columns
+from ray_fed.reading import read_bounded
 
 PROPERTY_FILES = ("id_prop.csv", "targets.csv")
 STRUCTURE_SUFFIXES = (".cif", ".vasp", ".poscar", ".json")
@@ -60,7 +61,10 @@ def open_structure_folder(folder: Path, target: str | None) -> RawTable:
 
 def _structures_only(folder: Path, files: Sequence[Path]) -> RawTable:
     if not files:
-        raise DataError(f"{folder} has no structure files ({', '.join(STRUCTURE_SUFFIXES)} or POSCAR*)")
+        raise DataError(
+            f"{folder} has no structure files ({', '.join(STRUCTURE_SUFFIXES)} or POSCAR*)",
+            failure=Trouble.FILE_EMPTY,
+        )
     return _table(str(folder), {"id": [path.name for path in files]}, files, {})
 
 
@@ -73,9 +77,11 @@ def _rows(listed: Path) -> list[list[str]]:
     with reading(listed), listed.open(encoding="utf-8-sig", newline="") as file:
         rows = [[cell.strip() for cell in row] for row in csv.reader(file) if any(cell.strip() for cell in row)]
     if not rows:
-        raise DataError(f"{listed} is empty; it needs one line per structure: id,target")
+        raise DataError(f"{listed} is empty; it needs one line per structure: id,target", failure=Trouble.FILE_EMPTY)
     if max(len(row) for row in rows) < 2:
-        raise DataError(f"{listed} has one column; it needs two, without a header: id,target")
+        raise DataError(
+            f"{listed} has one column; it needs two, without a header: id,target", failure=Trouble.COLUMN_MISSING
+        )
     return rows
 
 
@@ -108,9 +114,9 @@ def _table(source: str, columns: dict[str, list], paths: Sequence[Path | None], 
 def structure_text(path: Path) -> str:
     """Return the text of a structure file; DataError, without the folder's name, where it cannot be read."""
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise DataError(f"structure file {quoted(path.name)} is larger than {MAX_FILE_BYTES // 10**6} MB")
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_bounded(path, MAX_FILE_BYTES).decode("utf-8", "replace")
     except OSError as error:
-        raise DataError(f"structure file {quoted(path.name)} cannot be read: {quoted(error.strerror)}") from error
+        raise DataError(
+            f"structure file {quoted(path.name)} cannot be read: {quoted(error.strerror)}",
+            failure=Trouble.FILE_UNREADABLE,
+        ) from error

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ray_fed.errors import DataError, quoted
+from ray_fed.errors import DataError, Trouble, quoted
 from ray_fed.materials.features.composition import is_missing
 
 CELL_UNITS: Mapping[str, str] = {
@@ -76,7 +76,9 @@ def _columns_needed(frame: pd.DataFrame, form: str) -> dict[str, str]:
         remedy = "give these columns, or choose a feature set without structure (guo65, rich)"
         if missing == ["num_atoms"]:
             remedy = "structure='normalised' needs the number of atoms in the cell; structure='as_given' does not"
-        raise DataError(f"the table has no column {', '.join(map(quoted, missing))}; {remedy}")
+        raise DataError(
+            f"the table has no column {', '.join(map(quoted, missing))}; {remedy}", failure=Trouble.COLUMN_MISSING
+        )
     return names
 
 

@@ -36,7 +36,7 @@ import numpy as np
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from ray_fed.errors import SiloFailed
+from ray_fed.errors import SiloFailed, Trouble
 from ray_fed.privacy.secure_sum import ring, shamir
 from ray_fed.privacy.secure_sum.masks import KEY_BYTES, add_mask, mask_key, public_key, shared_key
 from ray_fed.privacy.secure_sum.sealed import SealedShares
@@ -251,7 +251,8 @@ class SecureMember:
             raise self._failure(reason)
 
     def _failure(self, reason: str) -> SiloFailed:
-        return SiloFailed(self.silo, f"secure aggregation in round {self.server_round}", reason)
+        doing = f"secure aggregation in round {self.server_round}"
+        return SiloFailed(self.silo, doing, reason, failure=Trouble.MASKS_FAILED)
 
 
 def purpose(session: str, server_round: int, *what: str) -> bytes:

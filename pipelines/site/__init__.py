@@ -1,0 +1,1 @@
+"""A site, by and for its owner: `ray-fed site init | check | start | key`."""

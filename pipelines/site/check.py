@@ -1,0 +1,126 @@
+"""`ray-fed site check`: one line for each thing that a run will need, ok or failed with its remedy."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.site.init import introduction
+from ray_fed.config import at_home
+from ray_fed.deployment.certificates import days_left
+from ray_fed.errors import ConfigError, FedError
+from ray_fed.materials.databases.database import open_database
+from ray_fed.materials.databases.source import EMBEDDED, Source
+from ray_fed.perimeter.policy import site_path
+from ray_fed.reporting.environment import gpu_names
+from ray_fed.sites.agent import HubAddress
+from ray_fed.sites.link import Certificates
+from ray_fed.sites.probe import probe
+from ray_fed.sites.site_file import Dataset, HubEntry, OwnTask, SiteFile, read_site_file
+from ray_fed.sites.tasks import check_source
+from ray_fed.sites.wire import PROTOCOL
+
+FEW_DAYS = 14.0
+
+Check = tuple[str, Callable[[], str]]
+"""(what is checked, what does it): returns what was found, or raises a FedError that names the remedy."""
+
+
+def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
+    """Print the lines; 1 when something failed, 2 when the file itself cannot be read."""
+    path = site_path() if options["file"] is None else at_home(options["file"])
+    file = read_site_file(path)
+    print(f"ok      site file: {path} is this account's alone")
+    failed = sum(not _is_ok(name, look) for name, look in checks(file))
+    print("\nfor the coordinator:")
+    print("\n".join(introduction(file)))
+    return 1 if failed else 0
+
+
+def checks(file: SiteFile) -> Iterator[Check]:
+    """Yield everything that is checked, in the order of a run."""
+    for dataset in file.datasets.values():
+        yield f"data set '{dataset.name}'", lambda dataset=dataset: opened(file, dataset)
+    for name, own in file.own_tasks.items():
+        yield f"own task '{name}'", lambda own=own: _source_checked(own)
+    yield "certificate", lambda: certificate(file.hub.tls_folder)
+    yield "hub", lambda: hub(file)
+    yield "GPU", lambda: gpu(file)
+
+
+def _is_ok(name: str, look: Callable[[], str]) -> bool:
+    try:
+        print(f"ok      {name}: {look()}")
+    except FedError as error:
+        print(f"failed  {name}: {' '.join(str(error).split())}")
+        return False
+    return True
+
+
+def opened(file: SiteFile, dataset: Dataset) -> str:
+    """Open a data set with each of its targets and filters; return what can be used."""
+    if "property" not in file.tasks:
+        if dataset.source != EMBEDDED and not os.access(dataset.source, os.R_OK):
+            raise ConfigError(f"{dataset.source} is not there, or may not be read; correct its source")
+        return "is there"
+    if not dataset.targets:
+        raise ConfigError("no target is named, so nothing can be learned from it; write targets: {NAME: ...}")
+    return "; ".join(
+        f"{name}: {_counted(dataset, target.column, target.unit, ())}" for name, target in dataset.targets.items()
+    ) + "".join(f"; filter {name}: {_filtered(dataset, name)}" for name in dataset.filters)
+
+
+def _filtered(dataset: Dataset, name: str) -> str:
+    target = next(iter(dataset.targets.values()))
+    return _counted(dataset, target.column, target.unit, dataset.filters[name])
+
+
+def _counted(dataset: Dataset, column: str, unit: str, where: tuple[tuple[str, Any], ...]) -> str:
+    frame = open_database(Source(dataset.source, column, where, unit=unit, columns=dataset.columns)).frame
+    usable, least = sum(not reason for reason in frame["reason"]), dataset.policy.min_examples
+    if usable < least:
+        raise ConfigError(f"{usable} usable rows are fewer than min_examples={least}; nothing about them may leave")
+    return f"{usable:,} usable rows of {len(frame):,}"
+
+
+def _source_checked(own: OwnTask) -> str:
+    check_source(own)
+    return f"{own.make} has the hash that is listed"
+
+
+def certificate(folder: Path) -> str:
+    """Look at the certificate and its key; return how long it counts."""
+    Certificates.read(folder).key_hash()
+    key, days = folder / "node.key", days_left(folder / "node.crt")
+    if key.stat().st_mode & 0o077:
+        raise ConfigError(f"{key}: others can read it; chmod 600 {key}")
+    if days < 0:
+        raise ConfigError(f"{folder / 'node.crt'} ended {-days:.0f} days ago; ask for a new one")
+    return f"counts for {days:.0f} days" + ("; ask for a new one soon" if days < FEW_DAYS else "")
+
+
+def hub(file: SiteFile) -> str:
+    """Reach the hub as a run would, without beginning anything."""
+    found = probe(file.name, address_of(file.hub), file.hub.tls_folder)
+    if found.protocol != PROTOCOL:
+        versions = f"it speaks protocol {found.protocol}, this site {PROTOCOL}"
+        raise ConfigError(f"{versions}; install the same ray-fed at both ends")
+    through = f" through {file.hub.proxy}" if file.hub.proxy else ""
+    return f"{file.hub.address} answers{through}, has the pinned key, knows this site and speaks protocol {PROTOCOL}"
+
+
+def address_of(hub: HubEntry) -> HubAddress:
+    return HubAddress(hub.address, hub.key, hub.server_name, hub.proxy)
+
+
+def gpu(file: SiteFile) -> str:
+    """Compare the GPUs there are with those that silos ask for."""
+    if file.device.address != "local":
+        return f"the Ray cluster at {file.device.address} is asked when a silo starts"
+    import torch
+
+    names, asked = gpu_names(), file.device.num_gpus
+    usable = len(names) if torch.cuda.is_available() else 0
+    if asked and asked > usable:
+        raise ConfigError(f"device: num_gpus={asked:g}, and torch can use {usable}; lower it, or install the driver")
+    return f"{usable} ({', '.join(names)})" if usable else "none; silos train on the CPU"

@@ -1,0 +1,113 @@
+"""A common test set behind the boundary of whoever owns it: the same calls as `Evaluator`, through the same gate.
+
+What leaves are a fingerprint and scores over all rows. Single predictions beside true values are the rows themselves;
+they leave where the owner says `test_set: public`, or where who asks has shown that it has the same files
+(`Task.possession`): in a study one and the same person plays all parts.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_fed.errors import DataError, Trouble
+from ray_fed.federation.messages import MAX_SUM, Vector
+from ray_fed.federation.silo import Evaluator
+from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.standardisation import Standardizer
+from ray_fed.metrics import MeanScores, RegressionSums, Scores
+from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
+from ray_fed.perimeter.checks import checked_fingerprint, checked_scores
+from ray_fed.perimeter.gate import Gate, MessageKind, Request
+from ray_fed.perimeter.ledger import MessageDigest, message_digest
+from ray_fed.perimeter.policy import DECLARED
+
+
+def check_test_fingerprint(gate: Gate, fingerprint: Any, request: Request) -> dict[str, object]:  # noqa: ARG001
+    return checked_fingerprint(gate, fingerprint)
+
+
+def check_test_scores(gate: Gate, by_model: Any, request: Request) -> dict[str, Scores]:
+    fits = type(by_model) is dict and tuple(by_model) == request.models
+    gate.require(fits, "metrics", "they must be those of the models asked for")
+    return {model: checked_scores(gate, scores, request) for model, scores in by_model.items()}
+
+
+def check_predictions(gate: Gate, shown: Any, request: Request) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """True values and predictions of single rows, of a public test set only."""
+    is_public = gate.policy.test_set == "public" or request.is_known
+    remedy = f"only scores leave this test set; its owner may say 'silos: {{{gate.silo}: {{test_set: public}}}}'"
+    gate.require(is_public, "predictions", remedy)
+    is_pair = type(shown) is tuple and len(shown) == 2 and type(shown[1]) is dict
+    gate.require(is_pair and tuple(shown[1]) == request.models, "predictions", "they must be those asked for")
+    true, predicted = shown
+    for values in (true, *predicted.values()):
+        is_column = type(values) is np.ndarray and values.shape == np.shape(true) and values.dtype.kind in "fiu"
+        gate.require(is_column, "predictions", "they must be arrays of numbers, one for each row")
+        is_finite = bool((np.abs(values) <= MAX_SUM).all())
+        gate.require(is_finite, "predictions", "they have values that are not finite")
+    return true, predicted
+
+
+def _digest(kind: str, message: Any) -> MessageDigest:
+    return message_digest(kind, message, (kind,))
+
+
+KINDS = {
+    "description": MessageKind(dict, check_test_fingerprint, _digest),
+    "metrics": MessageKind(dict, check_test_scores, _digest, parts=(MeanScores, RegressionSums)),
+    "predictions": MessageKind(tuple, check_predictions, _digest),
+}
+
+
+class GuardedEvaluator(EgressBoundary):
+    """See `Evaluator` for what the calls mean."""
+
+    evaluator: Evaluator
+
+    def __init__(
+        self,
+        spec: SiloSpec,
+        make: Callable[[], Evaluator],
+        block: EgressBlock = contextlib.nullcontext,
+        redirects_output: bool = False,
+        site_file: Path | None = None,
+    ):
+        super().__init__(spec, KINDS, block, redirects_output, site_file)
+        self._build(lambda: setattr(self, "evaluator", make()))
+
+    def open(self) -> dict[str, object]:
+        doing = "opening the test set"
+        names = self._run(doing, lambda: [metric.name for metric in self.evaluator.task.metrics])
+        if DECLARED in self.site.policy.metrics:
+            self.gate.metrics |= frozenset(name for name in names if type(name) is str)
+        found = self._run(doing, lambda: self.evaluator.open())
+        self._require_enough_rows(doing, found)
+        return self._release(doing, found, Request("description"))
+
+    def prepare(self, standardizer: Standardizer | None) -> None:
+        self._run("standardising", lambda: self.evaluator.prepare(standardizer))
+
+    def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
+        request = Request("metrics", models=tuple(models))
+        return self._run_and_release("evaluating", lambda: self.evaluator.evaluate(models), request)
+
+    def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        doing = "predicting"
+        is_known = self._run(doing, self._is_known) is True
+        request = Request("predictions", models=tuple(models), is_known=is_known)
+        return self._run_and_release(doing, lambda: self.evaluator.predict(models), request)
+
+    def _is_known(self) -> bool:
+        """Whether who asks has shown that it has the same files."""
+        said = self.spec.possession
+        return bool(said) and self.evaluator.task.possession(self.spec.source) == said
+
+    def _require_enough_rows(self, doing: str, found: Any) -> None:
+        """Of a test set with too few rows, as of one with none, nothing is told."""
+        count = found.get("num_examples") if type(found) is dict else None
+        if type(count) is int and count < self.site.policy.min_examples:
+            error = DataError(f"{count} rows", failure=Trouble.TOO_FEW_ROWS)
+            raise self._error_for_coordinator(doing, error)

@@ -1,0 +1,555 @@
+"""SiteCohort: silos behind a hub, at sites that their owners run. JoinedCohort: silos of several kinds as one cohort.
+
+The same contract as LocalCohort, and the same bits.
+"""
+
+import contextlib
+import logging
+import queue
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from ray_fed.config import require
+from ray_fed.errors import FedError, SiloFailed, SiloRefused
+from ray_fed.federation.cohort import Cohort, said_by
+from ray_fed.federation.coordinator import check_agreement
+from ray_fed.federation.messages import (
+    Arrived,
+    Artifact,
+    Died,
+    Evaluations,
+    GradientObservation,
+    JoinRefused,
+    MaskedUpdate,
+    Raised,
+    Restarted,
+    SessionSpec,
+    SiloDescription,
+    SiloEvent,
+    Update,
+    Vector,
+)
+from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
+from ray_fed.federation.task import Task
+from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.metrics import Scores
+from ray_fed.sites.hub import Call, Hub, Lost, Outcome
+from ray_fed.sites.wire import (
+    CloseSessionRequest,
+    Encoded,
+    EndRequest,
+    EvaluateRequest,
+    FitRequest,
+    Given,
+    Invitation,
+    InviteRequest,
+    JoinRequest,
+    LedgerCopy,
+    LedgerRequest,
+    MomentsRequest,
+    ObserveRequest,
+    OpenRequest,
+    OpenSessionRequest,
+    PrepareRequest,
+    QueryRequest,
+    ReceiveModelRequest,
+    RestoreRequest,
+    SiloRequest,
+    encode,
+)
+
+_log = logging.getLogger(__name__)
+
+SITES_WITHIN_SECONDS = 600.0
+"""Where no other time is given, all sites are waited for so long; one that has not come is named, and the run does not
+begin."""
+POLL_SECONDS = 0.001
+CLOSE_SECONDS = 10.0
+
+
+class TestSet(Protocol):
+    """The common test set's evaluator, wherever it is; see `ray_fed.federation.silo.Evaluator`."""
+
+    def open(self) -> dict[str, object]: ...
+
+    def prepare(self, standardizer: Standardizer | None) -> None: ...
+
+    def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]: ...
+
+    def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]: ...
+
+
+def _nothing(_: str) -> None:
+    """Is done at the end of a call."""
+
+
+@dataclass(frozen=True)
+class SiteSilo:
+    """A silo at a site: whom to ask, and for what."""
+
+    site: str
+    invitation: Invitation
+
+    @property
+    def name(self) -> str:
+        return self.invitation.silo
+
+
+class SiteCohort:
+    """Fans calls out to silos behind a hub and gathers their answers; see `ray_fed.federation.cohort.Cohort`.
+
+    start: how long `open` waits for sites, and without which silos a run may begin. answer_timeout: seconds after which
+    a silo that does not answer a small call counts as failed; None waits for ever. evaluator: of the common test set,
+    in this process.
+    """
+
+    def __init__(
+        self,
+        hub: Hub,
+        silos: Sequence[SiteSilo],
+        task: Task,
+        evaluator: TestSet | None = None,
+        answer_timeout: float | None = None,
+        start: StartRules = AT_ONCE,
+    ):
+        self.hub, self.task, self.evaluator, self.answer_timeout, self.start = (
+            hub,
+            task,
+            evaluator,
+            answer_timeout,
+            start,
+        )
+        self.silos = {silo.name: silo for silo in silos}
+        require(len(self.silos) == len(silos), f"silos must have different names: {[each.name for each in silos]}")
+        for silo in silos:
+            require(silo.site in hub.sites, f"silo '{silo.name}': the hub knows no site '{silo.site}'; name it there")
+        self._sessions: dict[str, Mapping[str, SessionSpec]] = {}
+        self._fingerprint: dict[str, object] | None = None
+        self._standardizer: Standardizer | None = None
+        self._absent: dict[str, str] = {}
+        self._opened: set[str] = set()
+        self._lost: set[str] = set()
+        """Silos whose process is gone and whose restart was not asked for yet. Written in the hub's thread, too."""
+        self._waiting: dict[Call, str] = {}
+        """Calls whose answers are events -> the session they belong to."""
+        self._arrived: queue.SimpleQueue[tuple[Call | str, Outcome]] = queue.SimpleQueue()
+        self._used: Call | None = None
+        for site in {silo.site for silo in silos}:
+            hub.watch(site, partial(self._site_restarted, site))
+
+    # ---- before training
+
+    def open(self) -> dict[str, SiloDescription]:
+        self._opened.clear()
+        self._wait_for_sites()
+        present = self._present()
+        self._ask(present, lambda name: InviteRequest(self.silos[name].invitation))
+        descriptions = self._ask(present, lambda _: OpenRequest(), self._opened.add)
+        self._fingerprint = self.evaluator.open() if self.evaluator else None
+        return descriptions
+
+    def _wait_for_sites(self) -> None:
+        sites, start = [silo.site for silo in self.silos.values()], self.start
+        seconds = start.timeout if start.timeout or start.may_be_late else SITES_WITHIN_SECONDS
+        missing = set(self.hub.wait_for(sites, seconds))
+        late = {name: silo.site for name, silo in self.silos.items() if silo.site in missing}
+        for name, site in late.items():
+            if name not in start.may_be_late or len(self.silos) - len(late) < start.fewest:
+                raise _not_there(name, site, seconds)
+        self._absent = {name: f"its site '{site}' has not connected yet" for name, site in late.items()}
+
+    def absent(self) -> dict[str, str]:
+        return dict(self._absent)
+
+    def _present(self) -> list[str]:
+        return [name for name in self.silos if name not in self._absent]
+
+    def test_fingerprint(self) -> dict[str, object] | None:
+        return self._fingerprint
+
+    def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]:
+        return self._ask(silos, lambda _: MomentsRequest())
+
+    def prepare(self, standardizer: Standardizer | None) -> None:
+        self._standardizer = standardizer
+        if self.evaluator:
+            self.evaluator.prepare(standardizer)
+        self._ask(self._present(), lambda _: PrepareRequest(standardizer))
+        for name in self._absent:
+            self._invite(name)
+
+    def _invite(self, name: str) -> None:
+        """Answered when the silo's site is there. What it is asked after that stands in line behind it."""
+        self._send_and_forget(name, InviteRequest(self.silos[name].invitation))
+        self._expect(name, JoinRequest(self._standardizer))
+
+    # ---- sessions
+
+    def open_session(self, specs: Mapping[str, SessionSpec]) -> None:
+        for spec in specs.values():
+            self._sessions[spec.session] = specs
+        futures = {name: self._call(name, OpenSessionRequest(spec)) for name, spec in specs.items()}
+        for name in self._present():
+            if name not in futures:
+                continue
+            try:
+                self._value(futures[name], name, "opening a session")
+            except SiloFailed:
+                # A silo that was lost in an earlier job gets one fresh start: it opens its sessions while it restores.
+                if name not in self._lost:
+                    raise
+                self._lost.discard(name)
+                self._value(self._restore(name), name, "starting again")
+
+    def close_session(self, session: str, silos: Iterable[str]) -> None:
+        """Not waited for: a silo may be late or gone, and nothing depends on the answer. Late answers are dropped."""
+        late = [call for call, of in self._waiting.items() if of == session]
+        self.hub.drop(late)
+        for call in late:
+            del self._waiting[call]
+        self._sessions.pop(session, None)
+        for name in silos:
+            self._send_and_forget(name, CloseSessionRequest(session))
+
+    # ---- rounds
+
+    def submit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
+        encoded: dict[int, tuple[FitRequest, Encoded]] = {}
+        for name, vector in vectors.items():
+            if name in self._lost:
+                continue  # its `Died` stands in line, and the rules send it the round again once it is back
+            if id(vector) not in encoded:
+                request = FitRequest(session, server_round, vector)
+                encoded[id(vector)] = request, encode(request)
+            self._expect(name, *encoded[id(vector)], session=session)
+
+    def next_event(self, timeout: float | None = None) -> SiloEvent | None:
+        limit = None if timeout is None else time.monotonic() + timeout
+        while self.is_waiting():
+            self._release_used()
+            try:
+                about, outcome = self._arrived.get(
+                    timeout=None if limit is None else max(0.0, limit - time.monotonic())
+                )
+            except queue.Empty:
+                return None
+            event = self._event(about, outcome)
+            if event is not None:
+                return event
+        return None
+
+    def is_waiting(self) -> bool:
+        """Whether an event is still to come."""
+        return bool(self._waiting) or not self._arrived.empty()
+
+    def _release_used(self) -> None:
+        if self._used:
+            self.hub.release(self._used)
+            self._used = None
+
+    def _event(self, about: "Call | str", outcome: Outcome) -> SiloEvent | None:
+        """Turn what came back into an event; None where nobody waits for it any more."""
+        if isinstance(about, str):
+            assert isinstance(outcome, Lost)
+            return self._died(about, outcome.reason)
+        self._used = about
+        if self._waiting.pop(about, None) is None:
+            return None
+        name, request = about.silo, about.request
+        if isinstance(request, JoinRequest):
+            return self._joined(name, outcome)
+        if isinstance(request, RestoreRequest):
+            return self._restored(name, outcome)
+        assert isinstance(request, FitRequest)
+        if isinstance(outcome, Lost):
+            return None  # the note of the loss stands in line, too
+        if isinstance(outcome, FedError):
+            return Raised(name, request.server_round, said_by(outcome))
+        assert isinstance(outcome, Update | MaskedUpdate)
+        try:
+            return Arrived(name, request.server_round, outcome.unpacked(request.vector))
+        except ValueError as error:
+            return Raised(name, request.server_round, said_by(error))
+
+    def _died(self, name: str, reason: str) -> SiloEvent | None:
+        """A silo is gone, with all it was asked for, unless it was started again meanwhile."""
+        if name not in self._lost:
+            return None
+        gone = [call for call, session in self._waiting.items() if call.silo == name and session]
+        self.hub.drop(gone)
+        for call in gone:
+            del self._waiting[call]
+        return Died(name, reason)
+
+    def _note_loss(self, name: str, reason: str) -> None:
+        """Put the loss of a silo in line, once; in any thread."""
+        if name in self._opened and name not in self._lost:
+            self._lost.add(name)
+            self._arrived.put((name, Lost(reason)))
+
+    def _restored(self, name: str, outcome: Outcome) -> SiloEvent:
+        if isinstance(outcome, Lost | FedError):
+            said = outcome.reason if isinstance(outcome, Lost) else said_by(outcome)
+            return Died(name, f"it could not be started again: {said}")
+        return Restarted(name)
+
+    def _joined(self, name: str, outcome: Outcome) -> SiloEvent:
+        if isinstance(outcome, Lost):
+            return Died(name, f"it could not be started again: {outcome.reason}")
+        if isinstance(outcome, FedError):
+            return self._refuse_join(name, said_by(outcome))
+        assert isinstance(outcome, SiloDescription)
+        try:
+            check_agreement(name, outcome.agreement, self.task.agreement())
+        except SiloRefused as error:
+            return self._refuse_join(name, str(error))
+        del self._absent[name]
+        self._opened.add(name)
+        return Restarted(name, outcome)
+
+    def _refuse_join(self, name: str, reason: str) -> SiloEvent:
+        self._absent[name] = f"it cannot join: {reason}"
+        self._send_and_forget(name, EndRequest())
+        return JoinRefused(name, self._absent[name])
+
+    def _site_restarted(self, site: str, reason: str, invited: frozenset[str]) -> None:
+        """In the hub's thread."""
+        for name, silo in self.silos.items():
+            if silo.site == site and name not in invited:
+                self._note_loss(name, reason)
+
+    def restart(self, silo: str) -> None:
+        """Invite the silo again: its site makes a new host, which catches up."""
+        self._lost.discard(silo)
+        if silo in self._absent:
+            self._invite(silo)
+            for spec in self._specs_of(silo):
+                self._send_and_forget(silo, OpenSessionRequest(spec))
+            return
+        self._send_and_forget(silo, InviteRequest(self.silos[silo].invitation))
+        self._expect(silo, RestoreRequest(self._standardizer, self._specs_of(silo)))
+
+    def _restore(self, name: str) -> "Future[Any]":
+        self._send_and_forget(name, InviteRequest(self.silos[name].invitation))
+        return self._call(name, RestoreRequest(self._standardizer, self._specs_of(name)))
+
+    def _specs_of(self, silo: str) -> tuple[SessionSpec, ...]:
+        return tuple(specs[silo] for specs in self._sessions.values() if silo in specs)
+
+    # ---- other questions
+
+    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> Evaluations:
+        """A silo that is lost now is left out here; the rules hear of it when it is asked next."""
+        request = EvaluateRequest(session, tuple(models), tuple(models.values()))
+        return self._answers_of(dict.fromkeys(silos, request))
+
+    def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
+        asked = {name: QueryRequest(query, tuple(map(Given.of, parts))) for name, parts in given.items()}
+        answers = self._answers_of(asked)
+        for answer in answers.values():
+            if isinstance(answer, Raised):
+                _log.warning("no answer: %s", answer.reason)
+        return {name: answer for name, answer in answers.items() if not isinstance(answer, Raised)}
+
+    def observe(self, silo: str, vector: Vector, num_examples: int) -> GradientObservation:
+        """Return one gradient for an audit; PerimeterRefused unless the silo's owner allows it."""
+        return self._ask([silo], lambda _: ObserveRequest(vector, num_examples))[silo]
+
+    def close(self) -> None:
+        """Let the sites end the silos' hosts: after the run nothing of it is held there."""
+        there = [name for name in self.silos if self.hub.is_connected(self.silos[name].site)]
+        for future in [self._call(name, EndRequest()) for name in there]:
+            with contextlib.suppress(TimeoutError):
+                future.result(CLOSE_SECONDS)
+
+    def collect_ledger(self, silo: str) -> tuple[bytes, str, str] | None:
+        """Return (ledger, head, public key) of a silo; None where its owner keeps it."""
+        copy: LedgerCopy | None = self._ask([silo], lambda _: LedgerRequest())[silo]
+        return (copy.lines.tobytes(), copy.head, copy.public_key) if copy else None
+
+    def receive_model(self, silo: str, weights: np.ndarray, card: np.ndarray) -> None:
+        """Hand a final model to a silo; PerimeterRefused where its owner takes none."""
+        self._ask([silo], lambda _: ReceiveModelRequest(weights, card))
+
+    def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
+        return self.evaluator.evaluate(models) if self.evaluator else None
+
+    def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+        return self.evaluator.predict(models) if self.evaluator else None
+
+    # ---- calls
+
+    def _expect(self, name: str, request: SiloRequest, message: Encoded | None = None, session: str = "") -> None:
+        """Make a call whose answer is an event."""
+        is_awaited = not isinstance(request, FitRequest)
+        call = self.hub.ask(self.silos[name].site, name, request, self._put, message, is_awaited)
+        self._waiting[call] = session
+
+    def _put(self, call: Call, outcome: Outcome) -> None:
+        """In the hub's thread."""
+        if isinstance(outcome, Lost) and isinstance(call.request, FitRequest):
+            self._note_loss(call.silo, outcome.reason)
+        elif isinstance(outcome, Lost):
+            self._lost.add(call.silo)  # the answer itself says so
+        self._arrived.put((call, outcome))
+
+    def _call(
+        self,
+        name: str,
+        request: SiloRequest,
+        message: Encoded | None = None,
+        at_end: Callable[[str], None] = _nothing,
+    ) -> "Future[Any]":
+        """Make a call whose answer is waited for."""
+        future: Future[Any] = Future()
+        on_end = partial(_settle, future, at_end)
+        self.hub.ask(self.silos[name].site, name, request, on_end, message)
+        return future
+
+    def _send_and_forget(self, name: str, request: SiloRequest) -> None:
+        self._call(name, request)
+
+    def _ask(
+        self,
+        names: Iterable[str],
+        request_for: Callable[[str], SiloRequest],
+        at_end: Callable[[str], None] = _nothing,
+    ) -> dict[str, Any]:
+        """Put a request to all named silos at once; return their answers by name. at_end: called in the hub's thread
+        with the name, before it hears anything else of the silo's site."""
+        requests = {name: request_for(name) for name in names}
+        futures = {name: self._call(name, request, at_end=at_end) for name, request in requests.items()}
+        return {name: self._value(future, name, requests[name].doing, None) for name, future in futures.items()}
+
+    def _answers_of(self, requests: Mapping[str, SiloRequest]) -> dict[str, Any]:
+        """Put requests; return silo -> answer, or what it raised instead, without those that are lost. A request that
+        many get is encoded once."""
+        encoded = {id(request): encode(request) for request in requests.values()}
+        futures = {name: self._call(name, request, encoded[id(request)]) for name, request in requests.items()}
+        answers = {}
+        for name, future in futures.items():
+            try:
+                answers[name] = self._value(future, name, requests[name].doing)
+            except FedError as error:
+                if name not in self._lost:
+                    answers[name] = Raised(name, 0, said_by(error))
+        return answers
+
+    def _value(self, future: "Future[Any]", silo: str, doing: str, timeout: float | None = -1.0) -> Any:
+        """Return a silo's answer; what went wrong there is raised here, naming the silo."""
+        limit = self.answer_timeout if timeout == -1.0 else timeout
+        try:
+            outcome = future.result(limit)
+        except TimeoutError:
+            raise SiloFailed(silo, doing, f"no answer within {limit:g} s (round_timeout)") from None
+        if isinstance(outcome, FedError):
+            raise outcome
+        if isinstance(outcome, Lost):
+            self._note_loss(silo, outcome.reason)
+            raise SiloFailed(silo, doing, outcome.reason)
+        return outcome
+
+
+def _left(limit: float | None) -> float | None:
+    return None if limit is None else max(0.0, limit - time.monotonic())
+
+
+def _settle(future: "Future[Any]", at_end: Callable[[str], None], call: Call, outcome: Outcome) -> None:
+    at_end(call.silo)
+    future.set_result(outcome)
+
+
+def _not_there(silo: str, site: str, seconds: float) -> SiloFailed:
+    reason = f"its site '{site}' has not connected within {seconds:g} s; its owner starts it with `ray-fed site start`"
+    return SiloFailed(silo, "joining the federation", reason)
+
+
+class JoinedCohort:
+    """Several cohorts as one, each with its own silos; at most one has the common test set."""
+
+    def __init__(self, cohorts: Sequence[Cohort]):
+        self.cohorts = tuple(cohorts)
+        self._of: dict[str, Cohort] = {}
+        for cohort in cohorts:
+            self._of |= dict.fromkeys(cohort.silos, cohort)  # type: ignore[attr-defined]
+
+    def open(self) -> dict[str, SiloDescription]:
+        return _united(cohort.open() for cohort in self.cohorts)
+
+    def absent(self) -> dict[str, str]:
+        return _united(cohort.absent() for cohort in self.cohorts)
+
+    def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]:
+        return _united(cohort.moments(names) for cohort, names in self._shares(dict.fromkeys(silos)))
+
+    def prepare(self, standardizer: Standardizer | None) -> None:
+        for cohort in self.cohorts:
+            cohort.prepare(standardizer)
+
+    def open_session(self, specs: Mapping[str, SessionSpec]) -> None:
+        for cohort, share in self._shares(specs):
+            cohort.open_session(share)
+
+    def close_session(self, session: str, silos: Iterable[str]) -> None:
+        for cohort, share in self._shares(dict.fromkeys(silos)):
+            cohort.close_session(session, share)
+
+    def submit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
+        for cohort, share in self._shares(vectors):
+            cohort.submit(session, server_round, share)
+
+    def next_event(self, timeout: float | None = None) -> SiloEvent | None:
+        limit = None if timeout is None else time.monotonic() + timeout
+        while waiting := [cohort for cohort in self.cohorts if cohort.is_waiting()]:
+            if len(waiting) == 1:
+                return waiting[0].next_event(_left(limit))
+            for cohort in waiting:
+                event = cohort.next_event(POLL_SECONDS)
+                if event is not None:
+                    return event
+            if limit is not None and time.monotonic() >= limit:
+                return None
+        return None
+
+    def is_waiting(self) -> bool:
+        return any(cohort.is_waiting() for cohort in self.cohorts)
+
+    def restart(self, silo: str) -> None:
+        self._of[silo].restart(silo)
+
+    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> Evaluations:
+        shares = self._shares(dict.fromkeys(silos))
+        return _united(cohort.evaluate(session, share, models) for cohort, share in shares)
+
+    def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
+        return _united(cohort.query(query, share) for cohort, share in self._shares(given))
+
+    def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
+        return _first(cohort.evaluate_test(models) for cohort in self.cohorts)
+
+    def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
+        return _first(cohort.predict_test(models) for cohort in self.cohorts)
+
+    def test_fingerprint(self) -> dict[str, object] | None:
+        return _first(cohort.test_fingerprint() for cohort in self.cohorts)
+
+    def _shares(self, by_silo: Mapping[str, Any]) -> list[tuple[Cohort, dict[str, Any]]]:
+        """Return each cohort's part of something by silo; cohorts without any are left out."""
+        parts = (
+            (cohort, {name: by_silo[name] for name in by_silo if self._of[name] is cohort}) for cohort in self.cohorts
+        )
+        return [(cohort, part) for cohort, part in parts if part]
+
+
+def _united(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def _first(found: Iterable[Any]) -> Any:
+    return next((each for each in found if each is not None), None)

@@ -1,0 +1,239 @@
+"""From the words of an invitation to a silo: the task by its name, the data by theirs, both looked up in the owner's
+file.
+
+A coordinator says names and plain options. The code that runs is the site's installed one: a task below, or a package
+that the owner lists with the SHA-256 of its source files. What the owner has not named is refused in a fixed phrase;
+what would help to put it right is written into the site's own log, because it may hold the owner's names.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import itertools
+import logging
+import re
+import sysconfig
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from ray_fed.config import from_mapping, require
+from ray_fed.errors import ConfigError, PerimeterRefused
+from ray_fed.federation.task import SiloSpec, Task
+from ray_fed.materials.databases.columns import canonical_target
+from ray_fed.materials.databases.source import Source
+from ray_fed.materials.property_task import CrystalRows, PropertyTask
+from ray_fed.materials.symmetry import Symmetry
+from ray_fed.perimeter.policy import Site
+from ray_fed.sites.site_file import Dataset, OwnTask, SiteFile
+
+_log = logging.getLogger(__name__)
+
+FILTERS = "filters"
+"""Option of every task: names of conditions that the owner allows."""
+PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,127}")
+"""Of a run, a silo or a session: they become names of files."""
+MOST_WIDTH, MOST_LAYERS, MOST_WEIGHTS = 1 << 14, 64, 1 << 28
+"""A larger network is a mistake, or meant to fill the site's memory."""
+CODE_SUFFIXES = (".py", ".so", ".pyd")
+
+Options = Mapping[str, Any]
+
+
+class InvitationLike(Protocol):
+    """What is read of an invitation (wire.py)."""
+
+    @property
+    def run(self) -> str: ...
+    @property
+    def silo(self) -> str: ...
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def options(self) -> Options: ...
+    @property
+    def test_fraction(self) -> float: ...
+    @property
+    def split_seed(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Invited:
+    """A silo as its site will make it."""
+
+    spec: SiloSpec
+    make_task: Callable[[], Task]
+    """Makes the task, in the process that holds the rows."""
+    site: Site
+    """What its owner lets out of it."""
+    dataset: Dataset
+
+
+def accepted(file: SiteFile, invitation: InvitationLike) -> Invited:
+    """Return the silo that an invitation asks for. PerimeterRefused where the owner's file does not name what it asks
+    for, or the options make no task."""
+    for name in (invitation.silo, invitation.run):
+        require_plain("?", name)
+    silo = invitation.silo
+    if invitation.dataset not in file.datasets:
+        known = ", ".join(file.datasets)
+        detail = f"data set {invitation.dataset!r} is asked for; named: {known}"
+        refuse(silo, "its owner names no such data set", detail)
+    dataset = file.datasets[invitation.dataset]
+    options = dict(invitation.options)
+    try:
+        where = _conditions(silo, dataset, options.pop(FILTERS, ()))
+        make_task, source = _task_and_source(file, dataset, invitation, options, where)
+    except ConfigError as error:
+        refuse(silo, "its options make no task at this site", str(error))
+    spec = SiloSpec(
+        silo, source, file.device.num_gpus, file.device.num_cpus, state_folder=str(file.state_folder / invitation.run),
+        run=invitation.run, ledger_folder=str(file.ledger_folder), dataset=dataset.name,
+    )  # fmt: skip
+    return Invited(spec, make_task, file.site_of(dataset), dataset)
+
+
+def require_plain(silo: str, name: str) -> None:
+    """Refuse a name of a silo, a run or a session that could lead elsewhere on this disk."""
+    if not PLAIN_NAME.fullmatch(name):
+        refuse(
+            silo, "a name that it was sent is none", f"{name[:200]!r}: up to 128 letters, digits, '_', '-', '.', '@'"
+        )
+
+
+def refuse(silo: str, phrase: str, detail: str) -> NoReturn:
+    """Write the detail into the site's log, and raise PerimeterRefused with a phrase that holds nothing of the
+    owner."""
+    _log.warning("silo '%s' is refused: %s: %s", silo, phrase, detail)
+    raise PerimeterRefused(silo, "invitation", phrase)
+
+
+def _conditions(silo: str, dataset: Dataset, names: Any) -> tuple[tuple[str, Any], ...]:
+    """Return the owner's conditions of the filters asked for by name."""
+    require(isinstance(names, tuple | list), f"{FILTERS} must be names of filters")
+    for name in names:
+        if name not in dataset.filters:
+            known = ", ".join(dataset.filters) or "none"
+            refuse(silo, "its owner names no such filter", f"filter {name!r} of '{dataset.name}' is asked for; {known}")
+    return tuple(pair for name in names for pair in dataset.filters[name])
+
+
+def _task_and_source(
+    file: SiteFile, dataset: Dataset, invitation: InvitationLike, options: Options, where: tuple
+) -> tuple[Callable[[], Task], object]:
+    name = invitation.task
+    if name in file.own_tasks:
+        require(not where, "a task of the site's own does its own filtering")
+        check_source(file.own_tasks[name])
+        return partial(own_task, file.own_tasks[name], options), dataset.source
+    if name not in file.tasks:
+        known = ", ".join([*file.tasks, *file.own_tasks]) or "none"
+        refuse(invitation.silo, "its owner allows no such task", f"task {name!r} is asked for; allowed: {known}")
+    return TASKS[name](dataset, invitation, options, where)
+
+
+# ---- built-in tasks
+
+
+@dataclass(frozen=True)
+class PropertyOptions:
+    """All that is said of a `PropertyTask`."""
+
+    features: str = "guo73"
+    impute: str = "median"
+    hidden: tuple[int, ...] = (200, 200)
+    target: str = "formation_energy_per_atom"
+    unit: str = "eV/atom"
+    symmetry: Symmetry = "given"
+
+    def __post_init__(self) -> None:
+        fits = len(self.hidden) <= MOST_LAYERS and all(0 < width <= MOST_WIDTH for width in self.hidden)
+        require(fits, f"hidden={self.hidden} must be at most {MOST_LAYERS} widths from 1 to {MOST_WIDTH}")
+        size = sum(a * b for a, b in itertools.pairwise(self.hidden))
+        require(size <= MOST_WEIGHTS, f"hidden={self.hidden} makes {size} weights, the most are {MOST_WEIGHTS}")
+
+    def task(self) -> PropertyTask:
+        """Return the task; ConfigError for features or options that are not there."""
+        options = (("impute", self.impute),) if self.features.startswith("guo") else ()
+        task = PropertyTask(self.features, options, self.hidden, canonical_target(self.target), self.unit)
+        task.featurizer()
+        return task
+
+
+def _property(
+    dataset: Dataset, invitation: InvitationLike, options: Options, where: tuple
+) -> tuple[Callable[[], Task], CrystalRows]:
+    """Return the task, and rows of the data set with the column that the owner has for its target."""
+    wanted = from_mapping(PropertyOptions, options, "options")
+    task = wanted.task()
+    column = next((said for name, said in dataset.targets.items() if canonical_target(name) == task.target), None)
+    if column is None:
+        known = ", ".join(dataset.targets) or "none"
+        detail = f"target {wanted.target!r} of '{dataset.name}' is asked for; targets: {known}"
+        refuse(invitation.silo, "its owner names no such target", detail)
+    source = Source(dataset.source, column.column, where, wanted.symmetry, unit=column.unit, columns=dataset.columns)
+    rows = CrystalRows(source, None, invitation.test_fraction, invitation.split_seed, task.target)
+    return wanted.task, rows
+
+
+Rebuild = Callable[[Dataset, InvitationLike, Options, tuple], tuple[Callable[[], Task], object]]
+"""(data set, invitation, options, conditions) -> what makes the task, and what its silo opens."""
+TASKS: Mapping[str, Rebuild] = {"property": _property}
+"""Name -> how it is rebuilt at a site."""
+
+
+# ---- code of the site's own
+
+
+def check_source(own: OwnTask) -> None:
+    """ConfigError where the package of a task is not the one that its owner listed."""
+    package = own.make.partition(":")[0].partition(".")[0]
+    found = source_hash(package)
+    changed = f"{own.make}: the source files of '{package}' have the SHA-256 {found}, the site file says {own.sha256}"
+    require(found == own.sha256, f"{changed}; look at what changed, then write the new one")
+
+
+def own_task(own: OwnTask, options: Options) -> Task:
+    """Call the owner's function with the options, if its package is still the one that was listed."""
+    check_source(own)
+    module, _, function = own.make.partition(":")
+    task = getattr(importlib.import_module(module), function)(**options)
+    require(isinstance(task, Task), f"{own.make} must return a Task, not a {type(task).__name__}")
+    return task
+
+
+def source_hash(package: str) -> str:
+    """Return the SHA-256 over names and contents of all source files of an installed package, 64 digits.
+
+    ConfigError for one that is not installed: what stands in the current folder is not.
+    """
+    files = _source_files(package)
+    digest = hashlib.sha256()
+    for name, path in sorted(files.items()):
+        content = path.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
+
+
+def _source_files(package: str) -> dict[str, Path]:
+    """Return name within the package -> file. Nothing is imported."""
+    spec = importlib.util.find_spec(package)
+    remedy = "install it in this environment (pip install), not in the current folder"
+    if spec is None or spec.origin is None:
+        raise ConfigError(f"own_tasks: there is no package '{package}'; {remedy}")
+    origin = Path(spec.origin)
+    require(is_installed(origin), f"own_tasks: '{package}' is at {origin}; {remedy}")
+    if spec.submodule_search_locations is None:
+        return {origin.name: origin}
+    folder = origin.parent
+    return {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.suffix in CODE_SUFFIXES}
+
+
+def is_installed(path: Path) -> bool:
+    """Whether a file is among the installed packages of this environment."""
+    paths = sysconfig.get_paths()
+    return any(path.is_relative_to(paths[name]) for name in ("purelib", "platlib"))

@@ -1,0 +1,82 @@
+"""`~` is the home folder in every option and argument that names a place, of every command: one type says so."""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from pipelines.commands import COMMANDS
+from ray_fed.config import path_text
+from ray_fed.errors import ConfigError
+
+NO_PLACES = {
+    ("formation-energy", "site_overrides"): "fields of the federation file; a site's paths are those of its machine",
+    ("audit", "defences"): "noise and clipping",
+    ("audit", "changes"): "ways to train",
+    ("sweep", "scheduler"): "the word 'file' is not its own",
+    ("fedtransfer", "masks"): "what numbers in masks mean",
+    ("formation-energy", "start_timeout"): "seconds",
+    ("sweep", "start_timeout"): "seconds",
+    ("ledger key", "silo"): "the name of a silo",
+    ("segment", "bits"): "bits of a camera",
+    ("library build", "descriptors"): "names of descriptors",
+}
+"""Options whose help speaks of files or folders, and that name none."""
+WORDS = re.compile(r"\b(folders?|files?|FOLDER|FILE|RUN|URL|CSV)\b")
+
+
+def options():
+    for command in COMMANDS:
+        if command.run is not None:
+            parser = argparse.ArgumentParser()
+            command.add_options(parser)
+            yield from ((command.name, action) for action in parser._actions if action.dest != "help")
+
+
+def expands(action):
+    try:
+        return action.type is not None and str(Path.home()) in str(action.type("~/x"))
+    except (argparse.ArgumentTypeError, ValueError, TypeError):
+        return False
+
+
+ALL = list(options())
+
+
+@pytest.mark.parametrize(("command", "action"), ALL, ids=[f"{name}: {action.dest}" for name, action in ALL])
+def test_an_option_that_speaks_of_places_expands_the_home_folder(command, action):
+    speaks_of_places = WORDS.search(f"{action.help or ''} {action.metavar or ''}")
+    if speaks_of_places and (command, action.dest) not in NO_PLACES and action.choices is None:
+        assert expands(action), f"{command}: {action.option_strings or action.dest}"
+
+
+def test_the_exceptions_are_options_and_do_not_expand():
+    named = {(command, action.dest): action for command, action in ALL}
+    assert [key for key in NO_PLACES if key not in named or expands(named[key])] == []
+
+
+def test_at_least_one_place_of_every_command_that_has_a_folder_is_found():
+    assert sum(expands(action) for _, action in ALL) >= 40
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("~", "{home}"),
+        ("~/a", "{home}/a"),
+        ("north=~/a", "north={home}/a"),
+        ("embedded", "embedded"),
+        ("a/~/b", "a/~/b"),
+        ("a~", "a~"),
+        ("s3://bucket/~x", "s3://bucket/~x"),
+        ("", ""),
+    ],
+)
+def test_a_home_folder_stands_at_the_beginning_of_a_place(given, meant):
+    assert path_text(given) == meant.format(home=Path.home())
+
+
+def test_a_home_of_nobody_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match="'~nobody-of-this-name/a': there is no home folder of that name"):
+        path_text("~nobody-of-this-name/a")

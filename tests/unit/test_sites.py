@@ -1,0 +1,84 @@
+"""Silos at sites: one contract and the same bits as the other cohorts, over real connections."""
+
+from dataclasses import replace
+
+import pytest
+
+from ray_fed.errors import DataError
+from ray_fed.federation.cohort import LocalCohort
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.rounds.job import Job, local_job
+from ray_fed.federation.silo import Evaluator
+from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.privacy.compression import Compression
+from ray_fed.sites.cohort import JoinedCohort
+from tests.sites import sites
+from tests.synthetic import DrawnRows, SyntheticTask, UndeclaredMetric, silos
+
+PLAN = TrainingPlan(seed=0, epochs=6, steps_per_epoch=4, num_rounds=6, learning_rate=0.01)
+NAMES = ("silo-1", "silo-2", "silo-3")
+TEST = SiloSpec("test", DrawnRows(50))
+TASK = SyntheticTask()
+SPECS = silos(40, 60, 25, held_out=12)
+
+
+def job(plan=PLAN, **changes):
+    return Job("federated", NAMES, dict.fromkeys(NAMES, plan), model_seed=0, **changes)
+
+
+def bits(records):
+    return [{name: value.tobytes() for name, value in record.state.items()} for record in records]
+
+
+def run(cohort, *jobs, task=TASK):
+    coordinator = Coordinator(cohort, task, NAMES)
+    agreement = coordinator.agree()
+    return agreement, [list(coordinator.run(each)) for each in jobs or (job(),)]
+
+
+def assert_equal(ours, theirs):
+    assert ours[0].standardizer.mean.tobytes() == theirs[0].standardizer.mean.tobytes()
+    for one, other in zip(ours[1], theirs[1], strict=True):
+        assert one == other
+        assert bits(one) == bits(other)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"optimizer_state": "average"}, {"compression": Compression("int8")}],
+    ids=lambda changes: next(iter(changes), "plain"),
+)
+def test_silos_at_sites_give_the_bits_of_silos_in_this_process(changes):
+    the_job = job(replace(PLAN, **changes))
+    jobs = the_job, local_job(the_job, the_job.plans, "local")
+    with sites(SPECS, TASK, evaluator=Evaluator(TEST, TASK)) as cohort:
+        assert_equal(run(LocalCohort(SPECS, TASK, TEST), *jobs), run(cohort, *jobs))
+
+
+def test_secure_sums_over_sites_give_the_same_bits():
+    the_job = job(secure_threshold=2)
+    with sites(SPECS, TASK) as cohort:
+        assert_equal(run(LocalCohort(SPECS, TASK), the_job), run(cohort, the_job))
+
+
+def test_silos_of_two_kinds_are_one_cohort_with_the_same_bits():
+    with sites(SPECS[1:], TASK) as cohort:
+        joined = JoinedCohort([LocalCohort(SPECS[:1], TASK, TEST), cohort])
+        assert_equal(run(LocalCohort(SPECS, TASK, TEST)), run(joined))
+
+
+def test_a_silo_that_cannot_open_its_data_raises_its_own_kind_of_error_here():
+    specs = [*silos(20), SiloSpec("silo-2", DrawnRows(fail="rows.csv is empty"))]
+    with sites(specs, TASK) as cohort, pytest.raises(DataError) as raised:
+        cohort.open()
+    assert str(raised.value).startswith("silo 'silo-2'")
+    assert "rows.csv" not in str(raised.value)
+
+
+def test_a_metric_that_the_task_did_not_declare_is_a_failure_of_its_silo_in_the_record():
+    task = UndeclaredMetric()
+    with sites(SPECS, task) as cohort:
+        _, [records] = run(cohort, task=task)
+    assert [[silo for silo, _ in record.failures] for record in records] == [list(NAMES)] * 7
+    assert "silo 'silo-1': metrics refused by the silo's own perimeter" in dict(records[0].failures)["silo-1"]
