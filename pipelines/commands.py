@@ -93,7 +93,7 @@ KEY = argument(
 PREDICTIONS = place("--out", default=None, help="CSV to write (default: FILE's name with .predictions.csv, here)")
 LIBRARY = place("--library", default="library", help="folder of the library (default: library)")
 MODEL_ID = argument("id", help="id of a model, or its first digits")
-SITE_FILE = argument(
+SITE_FILE = place(
     "--file", default=None, help="the owner's file (default: site.yaml in RAY_FED_SITE, or in ~/.config/ray-fed)"
 )
 CATALOGUE = "pipelines.model_library.catalogue"
@@ -428,7 +428,7 @@ COMMANDS = (
         "print the hash of a machine's public key, for the other side to pin",
         "pipelines.site.key:run",
         (
-            argument(
+            place(
                 "folder",
                 nargs="?",
                 default="~/ray-fed/tls",

@@ -35,7 +35,7 @@ from ray_fed.perimeter.checks import ANOTHER, KINDS, kind_of_answer, require_aud
 from ray_fed.perimeter.error_policy import place_of_words
 from ray_fed.perimeter.gate import Request
 from ray_fed.perimeter.insistence import FEWER, Insistence
-from ray_fed.perimeter.policy import Site
+from ray_fed.perimeter.policy import COORDINATOR, Site
 from ray_fed.perimeter.received_model import keep_model
 from ray_fed.perimeter.told import ToldMoments, folder_of_told
 from ray_fed.privacy.signing import SigningKey
@@ -65,7 +65,8 @@ class GuardedSilo(EgressBoundary):
         self._build(lambda: self._install(make()))
 
     def _install(self, silo: Silo) -> None:
-        silo.secure.sign_with(self._key or SigningKey.passing(), self.site.partners)
+        partners = {name: key for name, key in self.site.partners.items() if name != COORDINATOR}
+        silo.secure.sign_with(self._key or SigningKey.passing(), partners)
         silo.resolution = self.site.policy.resolution
         self.silo = silo
 

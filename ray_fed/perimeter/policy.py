@@ -8,7 +8,8 @@
       north-institute:               for one silo; these fields count before those of the site
         max_bytes_per_run: 2000000000
     partners:                        the other silos' public keys (`ray-fed ledger key SILO` at theirs); with any named,
-      south-institute: 3fa1...       secure aggregation masks with these silos only
+      south-institute: 3fa1...       secure aggregation masks with these silos only; by these keys, and by that of
+      coordinator: 77c0...           the coordinator, `ray-fed ledger verify` knows who signed
 
 A site that its owner runs (`ray-fed site start`) has further keys in the same file: ray_fed/sites/site_file.py.
 
@@ -33,6 +34,8 @@ from ray_fed.errors import ConfigError
 from ray_fed.metrics import Resolution
 from ray_fed.perimeter.owner_file import read_owned
 
+COORDINATOR = "coordinator"
+"""Its name among the partners, and as a writer of ledgers."""
 SITE_VARIABLE = "RAY_FED_SITE"
 SITE_FOLDER = ".config/ray-fed"
 SITE_FILE = "site.yaml"

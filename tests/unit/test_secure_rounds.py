@@ -307,6 +307,11 @@ def test_owners_who_name_each_others_keys_get_the_same_bits(tmp_path, monkeypatc
     assert bits(run(3, guarded_with_partners(tmp_path, monkeypatch, keys))) == bits(run())
 
 
+def test_a_coordinators_key_among_the_partners_is_no_silos(tmp_path, monkeypatch):
+    partners = {"coordinator": "0" * 64}
+    assert bits(run(3, guarded_with_partners(tmp_path, monkeypatch, partners))) == bits(run())
+
+
 def test_a_silo_whose_owner_is_no_partner_ends_the_round(tmp_path, monkeypatch):
     partners = dict.fromkeys(NAMES, "0" * 64)
     with pytest.raises(QuorumLost, match="0 silos gave shares of their keys, secure aggregation needs 3"):
