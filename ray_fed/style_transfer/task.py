@@ -1,7 +1,6 @@
 """FedTransfer as a task of the runtime, and its silo: segmentation by silos that can also exchange styles."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,7 +132,7 @@ class StyleSilo(Silo):
             facts |= {f"epoch.{epoch}.{name}": value for name, value in losses.items()}
         for codec, cost in report.codecs.items():
             facts[f"codec.{codec}.bytes"] = cost.num_bytes
-            if math.isfinite(cost.psnr_db):  # a codec that loses nothing tells none: what leaves a silo is finite
+            if cost.psnr_db is not None:
                 facts[f"codec.{codec}.psnr_db"] = cost.psnr_db
         return self._answer("learn_style", facts)
 
