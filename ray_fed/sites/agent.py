@@ -179,6 +179,8 @@ class SiteAgent:
             except grpc.aio.AioRpcError as error:
                 reason = _why(error)
                 pause = FIRST_PAUSE_SECONDS if self._was_connected else pause
+            except TimeoutError:
+                reason = f"the hub gave no welcome within {WELCOME_SECONDS:g} s"
             except Exception as error:  # the agent outlives whatever happens to one connection
                 _log.exception("site '%s': a connection failed", self.site)
                 reason = type(error).__name__
@@ -197,7 +199,8 @@ class SiteAgent:
         async with grpc.aio.secure_channel(self.hub.address, credentials, options) as channel:
             stream = channel.stream_stream(f"/{link.SERVICE}/{link.METHOD}")()
             try:
-                await asyncio.wait_for(self._greet(stream), WELCOME_SECONDS)
+                async with asyncio.timeout(WELCOME_SECONDS):  # wait_for would at times swallow a cancellation
+                    await self._greet(stream)
                 self._was_connected = True
                 _log.info("site '%s' is connected to %s", self.site, self.hub.address)
                 await self._converse(stream)

@@ -16,17 +16,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from ray_fed.config import require
-from ray_fed.errors import FedError, PerimeterRefused, SiloFailed, SiloRefused
+from ray_fed.errors import FedError, SiloFailed, SiloRefused
 from ray_fed.federation.cohort import Cohort, said_by
 from ray_fed.federation.coordinator import check_agreement
 from ray_fed.federation.messages import (
     Arrived,
     Artifact,
     Died,
+    Evaluations,
     GradientObservation,
     JoinRefused,
     MaskedUpdate,
-    Metrics,
     Raised,
     Restarted,
     SessionSpec,
@@ -58,6 +58,7 @@ from ray_fed.sites.wire import (
     OpenSessionRequest,
     PrepareRequest,
     QueryRequest,
+    ReceiveModelRequest,
     RestoreRequest,
     SiloRequest,
     encode,
@@ -343,13 +344,12 @@ class SiteCohort:
 
     # ---- other questions
 
-    def evaluate(
-        self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
-    ) -> dict[str, dict[str, Metrics]]:
-        """A silo that is lost now is left out here; the rules hear of it when it is asked next. PerimeterRefused where
-        a silo's gate keeps its metrics, such as one that its task did not declare: they would be missing to the end."""
+    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> Evaluations:
+        """A silo that is lost now raised; the rules hear of it when it is asked next."""
         request = EvaluateRequest(session, tuple(models), tuple(models.values()))
-        return self._answers_of(dict.fromkeys(silos, request), raises=(PerimeterRefused,))
+        asked = dict.fromkeys(silos, request)
+        answers = self._answers_of(asked, lambda name, error: Raised(name, 0, said_by(error)))
+        return {name: answers[name] for name in asked}
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
         asked = {name: QueryRequest(query, tuple(map(Given.of, parts))) for name, parts in given.items()}
@@ -370,6 +370,10 @@ class SiteCohort:
         """Return (ledger, head, public key) of a silo; None where its owner keeps it."""
         copy: LedgerCopy | None = self._ask([silo], lambda _: LedgerRequest())[silo]
         return (copy.lines.tobytes(), copy.head, copy.public_key) if copy else None
+
+    def receive_model(self, silo: str, weights: np.ndarray, card: np.ndarray) -> None:
+        """Hand a final model to a silo; PerimeterRefused where its owner takes none."""
+        self._ask([silo], lambda _: ReceiveModelRequest(weights, card))
 
     def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
         return self.evaluator.evaluate(models) if self.evaluator else None
@@ -422,19 +426,21 @@ class SiteCohort:
         return {name: self._value(future, name, requests[name].doing, None) for name, future in futures.items()}
 
     def _answers_of(
-        self, requests: Mapping[str, SiloRequest], raises: tuple[type[FedError], ...] = ()
+        self, requests: Mapping[str, SiloRequest], instead: Callable[[str, FedError], Any] | None = None
     ) -> dict[str, Any]:
-        """Put requests; return the answers of those that gave one. A request that many get is encoded once."""
+        """Put requests; return the answers of those that gave one, or what stands `instead` of an error. A request that
+        many get is encoded once."""
         encoded = {id(request): encode(request) for request in requests.values()}
         futures = {name: self._call(name, request, encoded[id(request)]) for name, request in requests.items()}
         answers = {}
         for name, future in futures.items():
             try:
                 answers[name] = self._value(future, name, requests[name].doing)
-            except raises:
-                raise
             except FedError as error:
-                _log.warning("no answer: %s", error)
+                if instead is None:
+                    _log.warning("no answer: %s", error)
+                else:
+                    answers[name] = instead(name, error)
         return answers
 
     def _value(self, future: "Future[Any]", silo: str, doing: str, timeout: float | None = -1.0) -> Any:
@@ -519,9 +525,7 @@ class JoinedCohort:
     def restart(self, silo: str) -> None:
         self._of[silo].restart(silo)
 
-    def evaluate(
-        self, session: str, silos: Iterable[str], models: Mapping[str, Vector]
-    ) -> dict[str, dict[str, Metrics]]:
+    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> Evaluations:
         shares = self._shares(dict.fromkeys(silos))
         return _united(cohort.evaluate(session, share, models) for cohort, share in shares)
 

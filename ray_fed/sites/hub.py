@@ -112,7 +112,7 @@ class _Site:
     """To be acknowledged."""
     listeners: "list[Callable[[str, frozenset[str]], None]]" = field(default_factory=list)
     away_since: float = field(default_factory=time.monotonic)
-    say_next: float = SAY_AFTER_SECONDS
+    times_said: int = 0
     is_awaited: bool = False
 
     def is_entitled(self, peer: Peer) -> bool:
@@ -241,10 +241,12 @@ class Hub:
         site.calls[call.number] = call
         if site.connection:
             site.connection.outgoing.put_nowait(call)
+        self._budget.let_through()
 
     def _drop(self, calls: list[Call]) -> None:
         for call in calls:
             call.on_end = _nobody
+        self._budget.let_through()
 
     def _release_all(self, calls: Iterable[Call]) -> None:
         for call in calls:
@@ -286,7 +288,8 @@ class Hub:
 
     async def _hello(self, context: grpc.aio.ServicerContext) -> Hello:
         try:
-            message = await asyncio.wait_for(link.receive(context.read, _admit_small), HELLO_SECONDS)
+            async with asyncio.timeout(HELLO_SECONDS):
+                message = await link.receive(context.read, _admit_small)
         except TimeoutError:
             raise WireError(f"no word within {HELLO_SECONDS:g} s") from None
         if message is None or not isinstance(message[0], Hello):
@@ -356,7 +359,7 @@ class Hub:
         finally:
             writer.cancel()
             if site.connection is connection:
-                site.connection, site.away_since, site.say_next = None, time.monotonic(), SAY_AFTER_SECONDS
+                site.connection, site.away_since, site.times_said = None, time.monotonic(), 0
             self._tell_changed()
             _log.info("site '%s' is disconnected", site.name)
 
@@ -420,8 +423,13 @@ class Hub:
             raise WireError(f"{header.num_bytes} bytes while {call.request.doing}, at most {limit} can be right")
         admitted.append(call)
         if header.num_bytes > UNCLAIMED_BYTES and not call.is_awaited:
-            await self._budget.claim(header.num_bytes)
+            await self._budget.claim(header.num_bytes, partial(self._is_urgent, site, call))
             call.claimed = header.num_bytes
+
+    @staticmethod
+    def _is_urgent(site: _Site, call: Call) -> bool:
+        """Whether an answer must not wait for room: it is thrown away, or somebody waits for one that comes behind."""
+        return call.on_end is _nobody or any(other.is_awaited for other in site.calls.values())
 
     def _outcome(self, call: Call, header: Answer, payload: memoryview) -> Outcome:
         form = decode(ANSWERS[header.kind], header.body, payload)
@@ -447,9 +455,9 @@ class Hub:
         while True:
             await asyncio.sleep(1.0)
             for site in self._sites.values():
-                away = time.monotonic() - site.away_since
-                if site.connection is None and (site.calls or site.is_awaited) and away >= site.say_next:
-                    site.say_next *= 3
+                away, is_needed = time.monotonic() - site.away_since, site.calls or site.is_awaited
+                if site.connection is None and is_needed and away >= SAY_AFTER_SECONDS * 3**site.times_said:
+                    site.times_said += 1
                     remedy = "its owner starts it with `ray-fed site start`"
                     _log.warning("waiting for site '%s': not connected for %.0f s; %s", site.name, away, remedy)
 

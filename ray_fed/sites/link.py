@@ -15,12 +15,12 @@ import hashlib
 import os
 import struct
 import threading
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its words on each hang-up; ours name the site
 import grpc
 import grpc.aio
 import numpy as np
@@ -248,7 +248,8 @@ async def _payload(read: Read, num_bytes: int, first: memoryview) -> memoryview 
     payload = np.empty(num_bytes, np.uint8).data  # pages that are never written cost nothing
     filled = _fill(payload, 0, first)
     while filled < num_bytes:
-        frame = await asyncio.wait_for(read(), STALL_SECONDS)
+        async with asyncio.timeout(STALL_SECONDS):
+            frame = await read()
         if frame is EOF or frame is None:
             return None
         if len(frame) != min(CHUNK, num_bytes - filled):
@@ -281,28 +282,36 @@ class ByteBudget:
 
     def __init__(self, most: int):
         self.most, self.held = most, 0
-        self._line: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._line: list[tuple[int, asyncio.Future[None], Callable[[], bool]]] = []
 
-    async def claim(self, num_bytes: int) -> None:
-        if self._line or not self._fits(num_bytes):
-            place = asyncio.get_running_loop().create_future()
-            self._line.append((num_bytes, place))
-            try:
-                await place
-            except asyncio.CancelledError:
-                if place.done() and not place.cancelled():
-                    self.release(num_bytes)
-                raise
-            return
-        self.held += num_bytes
+    async def claim(self, num_bytes: int, is_urgent: Callable[[], bool] = lambda: False) -> None:
+        """Wait for room. What is urgent, or becomes so, overdraws: others wait for what comes behind it."""
+        place = asyncio.get_running_loop().create_future()
+        self._line.append((num_bytes, place, is_urgent))
+        self.let_through()
+        try:
+            await place
+        except asyncio.CancelledError:
+            if not place.cancelled():
+                self.release(num_bytes)
+            raise
 
     def release(self, num_bytes: int) -> None:
         self.held -= num_bytes
-        while self._line and (self._line[0][1].cancelled() or self._fits(self._line[0][0])):
-            wanted, place = self._line.popleft()
-            if not place.cancelled():
-                self.held += wanted
+        self.let_through()
+
+    def let_through(self) -> None:
+        """Let in whom there is room for, in order, and who has become urgent."""
+        line, self._line = self._line, []
+        for waiting in line:
+            num_bytes, place, is_urgent = waiting
+            if place.cancelled():
+                continue
+            if (not self._line and self._fits(num_bytes)) or is_urgent():
+                self.held += num_bytes
                 place.set_result(None)
+            else:
+                self._line.append(waiting)
 
     def _fits(self, num_bytes: int) -> bool:
         return self.held == 0 or self.held + num_bytes <= self.most

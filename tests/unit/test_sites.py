@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ray_fed.errors import DataError, PerimeterRefused
+from ray_fed.errors import DataError
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.rounds.job import Job, local_job
@@ -76,7 +76,10 @@ def test_a_silo_that_cannot_open_its_data_raises_its_own_kind_of_error_here():
     assert "rows.csv" not in str(raised.value)
 
 
-def test_a_metric_that_the_task_did_not_declare_ends_the_run_instead_of_being_lost():
+def test_a_metric_that_the_task_did_not_declare_is_missed_by_name_in_every_record():
     task = UndeclaredMetric()
-    with sites(SPECS, task) as cohort, pytest.raises(PerimeterRefused, match="silo 'silo-1': metrics refused"):
-        run(cohort, task=task)
+    with sites(SPECS, task) as cohort:
+        _, (records,) = run(cohort, task=task)
+    for record in records:
+        assert [silo for silo, _ in record.failures] == [spec.name for spec in SPECS]
+        assert all("metrics refused" in reason and "Task.metrics" in reason for _, reason in record.failures)
