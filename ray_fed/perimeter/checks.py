@@ -214,8 +214,10 @@ def checked_scores(gate: Gate, scores: Any, request: Request) -> Scores:
     checked = {name: plain_number(gate, "metrics", value) for name, value in scores_numbers(scores).items()}
     shown = checked if is_enough else dict.fromkeys(checked, 0.0)
     if isinstance(scores, MeanScores):
-        return gate.resolution.released(MeanScores(count * is_enough, shown))
-    return gate.resolution.released(RegressionSums(count * is_enough, **shown))
+        told: Scores = MeanScores(count * is_enough, shown)
+    else:
+        told = RegressionSums(count * is_enough, **shown)
+    return told if request.is_known else gate.resolution.released(told)
 
 
 def _check_metric_names(gate: Gate, sums: Any) -> None:
