@@ -165,7 +165,7 @@ def _train(request: RunRequest) -> TrainingOutcome:
         here = f"{there}, the others {here}" if setup.silos else "at sites of their owners"
     print(f"opening {len(setup.training)} silos {here}", file=sys.stderr)
     with launched(setup) as (coordinator, notices):
-        agreement = coordinator.agree()
+        agreement = coordinator.agree(setup.config.threshold(len(setup.training)))
         changed = _changed_versions(request.directory) if request.is_resumed else []
         notices = [*notices, *_untold(agreement)]
         for line in [*notices, *_unusable(agreement), *changed]:

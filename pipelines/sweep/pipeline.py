@@ -17,6 +17,7 @@ from pipelines.sweep.advice import recommendation
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.outcomes import TrialOutcome, objective_of, table
 from pipelines.sweep.points import Trial, configured, trials_of
+from pipelines.sweep.privacy import read_privacy
 from pipelines.sweep.sweep import Sweep
 from pipelines.update_options import require_own_code
 from ray_fed.config import require
@@ -159,13 +160,14 @@ def _conclude(sweep: Sweep, outcomes: list[TrialOutcome], status: str, seconds: 
     from pipelines.sweep.presentation import write_results
 
     directory = sweep.directory
+    private = read_privacy(directory.path)
     points = write_results(
         directory, sweep.trials, outcomes, status, seconds, command=sweep.command, num_silos=len(sweep.setup.silos),
-        metrics=sweep.metrics, objective=sweep.objective,
+        metrics=sweep.metrics, objective=sweep.objective, private=private,
     )  # fmt: skip
     cells = table(points, sweep.metrics)
     print(aligned(cells, right=range(2, len(cells[0])), rule=True))
-    print("\n".join(recommendation(points)), end="\n\n")
+    print("\n".join([*recommendation(points), *(one.words for one in private)]), end="\n\n")
     failed = sum(outcome.status == "failed" for outcome in outcomes)
     if failed:
         again = f"ray-fed sweep --resume {directory.path}"

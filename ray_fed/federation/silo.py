@@ -12,7 +12,15 @@ import numpy as np
 import torch
 
 from ray_fed.errors import SiloFailed, Trouble
-from ray_fed.federation.messages import MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.messages import (
+    MaskedUpdate,
+    Metrics,
+    SessionSpec,
+    SiloDescription,
+    Update,
+    Vector,
+    unmarked,
+)
 from ray_fed.federation.secure_client import MASKED_METRICS, MASKED_MOMENTS, SecureClient
 from ray_fed.federation.secure_client import QUERIES as SECURE_QUERIES
 from ray_fed.federation.silo_state import SiloState
@@ -21,7 +29,7 @@ from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.private_steps import Spent
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer, without_rare
 from ray_fed.learning.trainer import Trainer
-from ray_fed.metrics import MeanScores, RegressionSums, Resolution, Scores, coin_of, secret_of
+from ray_fed.metrics import Resolution, Scores, coin_of, secret_of
 from ray_fed.privacy.secure_sum.wire import of_bytes
 from ray_fed.randomness import generator
 
@@ -268,7 +276,7 @@ class Scoring:
         with recorded_outputs(trainer) as outputs:
             found = task.evaluate(trainer, samples, vector)
         if self._is_probe([shown for one in outputs if len(shown := one_per_row(one)) >= self.resolution.fewest_rows]):
-            return unscored(found[0]), unscored(found[1])
+            return unmarked(found[0]), unmarked(found[1])
         train, held_out = (
             self.resolution.released(scores, coin_of(self._secret, vector, part), self._of_numbers)
             for part, scores in zip(PARTS, found, strict=True)
@@ -332,10 +340,3 @@ def num_changed(old: np.ndarray, new: np.ndarray) -> int:
     change = np.abs(new - old)
     largest = float(change.max())
     return int((change > NEARLY_NOTHING * largest).sum()) if largest > 0 else 0
-
-
-def unscored(scores: Scores) -> Scores:
-    """Return scores of the same rows, without a number among them."""
-    if isinstance(scores, MeanScores):
-        return MeanScores(scores.num_examples, dict.fromkeys(scores.sums, np.nan))
-    return RegressionSums(scores.num_examples, *[np.nan] * 4) if isinstance(scores, RegressionSums) else scores

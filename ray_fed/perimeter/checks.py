@@ -31,7 +31,9 @@ from ray_fed.federation.messages import (
     Update,
     Vector,
     is_count,
+    is_unmarked,
     scores_numbers,
+    unmarked,
 )
 from ray_fed.federation.norms import distance
 from ray_fed.federation.reasons import OTHER, kind_of
@@ -207,6 +209,8 @@ def checked_scores(gate: Gate, scores: Any, request: Request) -> Scores:
     is_enough = count >= gate.policy.min_examples
     if isinstance(scores, MeanScores):
         _check_metric_names(gate, scores.sums)
+    if is_unmarked(scores):
+        return unmarked(scores)
     checked = {name: plain_number(gate, "metrics", value) for name, value in scores_numbers(scores).items()}
     shown = checked if is_enough else dict.fromkeys(checked, 0.0)
     if isinstance(scores, MeanScores):

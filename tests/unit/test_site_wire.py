@@ -69,7 +69,7 @@ MESSAGES = [
     SiloDescription(
         "a", 3, 1, {"no formula": 2}, {"task": "x"}, {"hash": "ff", "rows": 3, "columns": ["a", "b"]}, "cpu"
     ),
-    ColumnMoments(3, np.zeros(3), np.ones(3)),
+    ColumnMoments.of(np.eye(3)),
     Update("a", "s", 1, VECTOR, 3, 2, float("nan")),
     Update("a", "s", 1, np.empty(0, np.float32), 3, 2, 0.5, 0.1, VECTOR.view(np.uint8)),
     MaskedUpdate("a", "s", 1, np.full((7, 2), 2**64 - 1, np.uint64), 4),
@@ -225,9 +225,9 @@ def test_what_is_no_description_is_refused(wrong):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_moments_that_are_not_finite_are_refused_and_updates_are_left_to_the_guard(value):
+def test_scalers_that_are_not_finite_are_refused_and_updates_are_left_to_the_guard(value):
     with pytest.raises(WireError, match="not finite"):
-        sent(ColumnMoments, ColumnMoments(3, np.full(3, value), np.ones(3)))
+        sent(Standardizer, Standardizer(np.full(3, value), np.ones(3)))
     assert not np.isfinite(sent(Update, Update("a", "s", 1, np.full(5, value, np.float32), 3, 2, value)).vector[-1])
 
 
