@@ -10,7 +10,7 @@ from typing import Any
 from ray_fed.config import at_home, require
 from ray_fed.errors import ConfigError
 from ray_fed.perimeter.owner_file import check_own_folder
-from ray_fed.perimeter.policy import site_path
+from ray_fed.perimeter.policy import require_site_file, site_path
 from ray_fed.privacy.signing import SigningKey
 from ray_fed.sites.link import Certificates
 from ray_fed.sites.site_file import SiteFile, read_site_file
@@ -60,7 +60,7 @@ device:
 
 def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Write the file and print what the coordinator must know. ConfigError for what is missing or already there."""
-    path = site_path() if options["file"] is None else at_home(options["file"])
+    path = site_path() if options["file"] is None else require_site_file(at_home(options["file"]))
     require(not os.path.lexists(path), f"{path} is there already; change it, or give another place with --file")
     text = _content(_answered(options))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

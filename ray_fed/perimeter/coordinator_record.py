@@ -4,7 +4,7 @@ A `CoordinatorRecord` observes the coordinator and notes each message by the sam
 notes leave with the round's record; who keeps the run writes them into a ledger of its own (ledger.py).
 """
 
-import contextlib
+import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -12,15 +12,20 @@ from typing import Protocol
 
 import numpy as np
 
-from ray_fed.errors import FedError
+from ray_fed.errors import FedError, SiloFailed
 from ray_fed.federation.rounds.job import Job, Observer, RoundRecord
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout
+from ray_fed.perimeter.chain import MAX_LEDGER_BYTES
 from ray_fed.perimeter.checks import digest_of
 from ray_fed.perimeter.ledger import tensors_digest, vector_digest
+from ray_fed.perimeter.policy import PUBLIC_KEY
 
 Note = Mapping[str, object]
 """One line to be, without number, time and chain."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,18 @@ class SiloLedger:
     head: str
     """SHA-256 of its last line."""
     public_key: str
+
+    @classmethod
+    def handed_over(cls, silo: str, said: object) -> "SiloLedger | None":
+        """Return what a silo handed over, None where its owner keeps it; SiloFailed names a silo that says anything
+        else. What stands in the ledger is looked at where it is verified."""
+        if said is None:
+            return None
+        content, head, key = said if type(said) is tuple and len(said) == 3 else (None, None, None)
+        is_ledger = type(content) is bytes and len(content) <= MAX_LEDGER_BYTES
+        if not is_ledger or not all(type(text) is str and PUBLIC_KEY.fullmatch(text) for text in (head, key)):
+            raise SiloFailed(silo, "handing over its ledger", "it handed over something else")
+        return cls(content, head, key)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -50,12 +67,15 @@ class Keeper(Protocol):
 
 
 def collected(keepers: Mapping[str, Keeper], record: "CoordinatorRecord | None") -> CollectedLedgers:
-    """Fetch the silos' ledgers; one that is gone, or whose owner keeps its ledger, is left out."""
+    """Fetch the silos' ledgers; one whose owner keeps it is left out, and one that is gone, which is logged."""
     found = {}
     for silo, keeper in keepers.items():
-        with contextlib.suppress(FedError):
-            said = keeper.collect_ledger(silo)
-            found |= {silo: SiloLedger(*said)} if said else {}
+        try:
+            ledger = SiloLedger.handed_over(silo, keeper.collect_ledger(silo))
+        except FedError as error:
+            _log.warning("no ledger: %s", error)
+        else:
+            found |= {silo: ledger} if ledger else {}
     return CollectedLedgers(found, record.take() if record else ())
 
 

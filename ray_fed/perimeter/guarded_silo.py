@@ -159,7 +159,9 @@ class GuardedSilo(EgressBoundary):
     def receive_model(self, weights: np.ndarray, card: np.ndarray) -> None:
         """Keep the final model of a run as a file of the owner's, who says where (`receive_models`); PerimeterRefused
         where the owner takes none."""
-        self._run("taking the final model", lambda: self._keep_model(weights, card), is_blocked=False)
+        if self._startup_error is not None:
+            raise self._startup_error
+        self._check("taking the final model", lambda: self._keep_model(weights, card))
 
     # ---- what the calls are made of
 

@@ -161,6 +161,12 @@ class Site:
     """The key of a site that its owner runs: one for all its silos. Elsewhere each has its own."""
 
 
+def require_site_file(path: Path) -> Path:
+    """Return the path; ConfigError for another name: a silo's process finds the file by its folder."""
+    require(path.name == SITE_FILE, f"{path}: the owner's file must be called {SITE_FILE}")
+    return path.absolute()
+
+
 def site_path(environment: Mapping[str, str] = os.environ) -> Path:
     """Return where this account's site file is expected, by the given environment. The home is the account's, whatever
     HOME says."""
