@@ -73,7 +73,7 @@ MESSAGES = [
     ColumnMoments.of(np.eye(3)),
     Update("a", "s", 1, VECTOR, 3, 2, float("nan")),
     Update("a", "s", 1, np.empty(0, np.float32), 3, 2, 0.5, 0.1, VECTOR.view(np.uint8)),
-    MaskedUpdate("a", "s", 1, np.full((7, 2), 2**64 - 1, np.uint64), 4),
+    MaskedUpdate("a", "s", 1, np.full((7, 2), 2**64 - 1, np.uint64)),
     {"m": Metrics("a", SUMS, SUMS), "n": Metrics("a", MeanScores(2, {"iou": 1.5}), MeanScores(0, {}))},
     Artifact("a", "generator", 3, {"bytes": 3.0}, VECTOR.view(np.uint8)),
     GradientObservation("a", 3, VECTOR),
