@@ -264,6 +264,11 @@ class RayCohort:
         ref = self.silos[silo].collect_ledger.remote()
         return value_of(ref, silo, "handing over its ledger", COLLECT_SECONDS)
 
+    def receive_model(self, silo: str, weights: np.ndarray, card: np.ndarray) -> None:
+        """Hand a final model to a silo; PerimeterRefused where its owner takes none."""
+        ref = self.silos[silo].receive_model.remote(weights, card)
+        value_of(ref, silo, "taking the final model", COLLECT_SECONDS)
+
     def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
         return value_of(self.evaluator.evaluate.remote(models), "test", "evaluating") if self.evaluator else None
 

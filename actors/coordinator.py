@@ -1,6 +1,5 @@
 """The coordinator as an actor, and the driver's end of the line to it."""
 
-import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,14 +10,13 @@ import ray
 
 from actors.cohort import RayCohort, value_of
 from actors.silo import Handle
-from ray_fed.errors import FedError
 from ray_fed.federation.coordinator import Agreement, Coordinator
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord, state_bytes
 from ray_fed.federation.silo_state import rounds_apart
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task
-from ray_fed.perimeter.coordinator_record import CollectedLedgers, CoordinatorRecord, SiloLedger
+from ray_fed.perimeter.coordinator_record import CollectedLedgers, CoordinatorRecord, collected, handed_over
 
 BATCH_SECONDS = 0.2
 """Records of a thousand rounds a second must not mean a thousand messages a second to the driver."""
@@ -48,8 +46,8 @@ class CoordinatorActor:
         self.coordinator = Coordinator(self.cohort, task, training, [self.record] if self.record else [])
 
     @ray.method
-    def agree(self) -> Agreement:
-        return self.coordinator.agree()
+    def agree(self, secure_threshold: int = 0) -> Agreement:
+        return self.coordinator.agree(secure_threshold)
 
     # Without backpressure the coordinator would run ahead of a driver that is slow or stopped, past what a checkpoint
     # on the driver's disk and the few states on the silos' disks can bring together again.
@@ -70,14 +68,17 @@ class CoordinatorActor:
 
     @ray.method
     def collect_ledgers(self) -> CollectedLedgers:
-        """Fetch the silos' ledgers; one that is gone, or whose owner keeps its ledger, is left out."""
-        found = {}
-        present = [name for name in self.cohort.silos if name not in self.cohort.absent()]
-        for name in present:
-            with contextlib.suppress(FedError):
-                said = self.cohort.collect_ledger(name)
-                found |= {name: SiloLedger(*said)} if said else {}
-        return CollectedLedgers(found, self.record.take() if self.record else ())
+        """See `collected`."""
+        return collected(self._keepers(), self.record)
+
+    @ray.method
+    def hand_over_model(self, weights: np.ndarray, card: np.ndarray) -> dict[str, str]:
+        """See `handed_over`."""
+        return handed_over(self._keepers(), weights, card)
+
+    def _keepers(self) -> dict[str, RayCohort]:
+        absent = self.cohort.absent()
+        return {name: self.cohort for name in self.cohort.silos if name not in absent}
 
 
 def batches(records: Iterator[RoundRecord], seconds: float = BATCH_SECONDS) -> Iterator[list[RoundRecord]]:
@@ -111,8 +112,8 @@ class RemoteCoordinator:
         """every_state: see `CoordinatorActor.run`."""
         self.actor, self.every_state = actor, every_state
 
-    def agree(self) -> Agreement:
-        return value_of(self.actor.agree.remote(), "coordinator", "agreeing with the silos")
+    def agree(self, secure_threshold: int = 0) -> Agreement:
+        return value_of(self.actor.agree.remote(secure_threshold), "coordinator", "agreeing with the silos")
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
         # A generator of refs; the stubs know single ones.
@@ -122,6 +123,9 @@ class RemoteCoordinator:
 
     def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
         return value_of(self.actor.predict_test.remote(models), "coordinator", "predicting the test set")
+
+    def hand_over_model(self, weights: np.ndarray, card: np.ndarray) -> dict[str, str]:
+        return value_of(self.actor.hand_over_model.remote(weights, card), "coordinator", "handing the model over")
 
     def collect_ledgers(self) -> CollectedLedgers:
         return value_of(self.actor.collect_ledgers.remote(), "coordinator", "collecting the ledgers")

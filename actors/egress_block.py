@@ -26,17 +26,17 @@ SENDS = (
 A_WAY_AROUND = "a way around the gate"
 
 
-class _Refusing:
-    """Stands where an object of Ray's stands; lets questions through and counts what would have sent."""
+def _refusing(core: Any, attempts: list[str]) -> Any:
+    """Return what stands where an object of Ray's stands; it lets questions through and counts what would have sent."""
 
-    def __init__(self, core: Any, attempts: list[str]):
-        self._core, self._attempts = core, attempts
+    class Refusing:
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith(SENDS) and not _lifted:
+                attempts.append(name)
+                raise PermissionError(f"a silo sends its answers and nothing else; Ray's {name} is closed here")
+            return getattr(core, name)
 
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith(SENDS) and not _lifted:
-            self._attempts.append(name)
-            raise PermissionError(f"a silo sends its answers and nothing else; Ray's {name} is closed here")
-        return getattr(self._core, name)
+    return Refusing()
 
 
 class _ClosedWorker(ray_worker.Worker):
@@ -91,10 +91,10 @@ class ClosedEgress:
         self._attempts: list[str] = []
         held: Any = ray_worker.global_worker
         self._core = held.core_worker
-        vars(held)["refusing"] = _Refusing(self._core, self._attempts)
+        vars(held)["refusing"] = _refusing(self._core, self._attempts)
         held.__class__ = _ClosedWorker
         for place, name in ((internal_kv, "global_gcs_client"), (held, "gcs_client")):
-            setattr(place, name, _Refusing(getattr(place, name), self._attempts))
+            setattr(place, name, _refusing(getattr(place, name), self._attempts))
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:

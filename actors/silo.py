@@ -1,7 +1,7 @@
 """A silo and an evaluator with a mailbox around them: one actor each, on the node that holds the data."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,13 +20,15 @@ from ray_fed.federation.messages import (
     Update,
     Vector,
 )
-from ray_fed.federation.silo import Evaluator, Silo, make_silo
+from ray_fed.federation.silo import Evaluator, make_silo
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.metrics import Scores
 from ray_fed.perimeter.guarded_evaluator import GuardedEvaluator
 from ray_fed.perimeter.guarded_silo import GuardedSilo
-from ray_fed.perimeter.policy import Site
+from ray_fed.sites.site_file import read_site_file
+from ray_fed.sites.tasks import accepted
+from ray_fed.sites.wire import Invitation
 
 Handle: TypeAlias = Any
 """A handle of one of the actors; Ray's stubs cannot name the proxy of a decorated class."""
@@ -40,18 +42,21 @@ class SiloActor:
     Nothing the silo's code returns, raises or prints leaves this process but through `GuardedSilo`.
     """
 
-    def __init__(self, spec: SiloSpec, task: Task | Callable[[], Task], site: Site | None = None):
-        """task: or what makes it, here. site: what the owner says, where this process was started by the owner."""
+    def __init__(self, spec: SiloSpec, task: Task | Invitation):
+        """task: or, at a site that its owner runs, an invitation: what it asks for is looked up in the owner's file."""
         self.name = spec.name
         _one_thread()
         stand_at_site(spec)
-        device = reserved_device()
-        block = ClosedEgress(spec.name)
-
-        def make() -> Silo:
-            return make_silo(spec, task if isinstance(task, Task) else task(), device)
-
-        self.silo = GuardedSilo(spec, make, block, redirects_output=True, site_file=owners_site_file(), site=site)
+        device, block, site_file = reserved_device(), ClosedEgress(spec.name), owners_site_file()
+        if isinstance(task, Invitation):
+            invited = accepted(read_site_file(site_file), task)
+            self.silo = GuardedSilo(
+                invited.spec, lambda: make_silo(invited.spec, invited.make_task(), device), block,
+                redirects_output=True, site=invited.site,
+            )  # fmt: skip
+            return
+        make = functools.partial(make_silo, spec, task, device)
+        self.silo = GuardedSilo(spec, make, block, redirects_output=True, site_file=site_file)
 
     def __repr__(self) -> str:
         return f"Silo({self.name})"
@@ -103,6 +108,10 @@ class SiloActor:
     def query(self, query: str, *given: Any) -> Artifact:
         """What is given may be refs of other silos' artifacts: Ray brings them here, past everybody else."""
         return self.silo.query(query, *given)
+
+    @ray.method
+    def receive_model(self, weights: np.ndarray, card: np.ndarray) -> None:
+        self.silo.receive_model(weights, card)
 
     @ray.method
     def collect_ledger(self) -> tuple[bytes, str, str] | None:

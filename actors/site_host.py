@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors import placement
 from actors.federation import START_TIMEOUT_SECONDS
@@ -26,7 +27,7 @@ from ray_fed.federation.messages import (
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.sites.site_file import read_site_file
-from ray_fed.sites.tasks import Invited, accepted, refuse, require_plain
+from ray_fed.sites.tasks import accepted, refuse, require_plain
 from ray_fed.sites.wire import HostLost, Invitation, SiloHost
 
 
@@ -70,6 +71,9 @@ class ActorHost:
 
     def observe(self, vector: Vector, num_examples: int) -> GradientObservation:
         return self._answer(self.actor.observe.remote(vector, num_examples), "showing a gradient")
+
+    def receive_model(self, weights: np.ndarray, card: np.ndarray) -> None:
+        self._answer(self.actor.receive_model.remote(weights, card), "taking the final model")
 
     def collect_ledger(self) -> tuple[bytes, str, str] | None:
         return self._answer(self.actor.collect_ledger.remote(), "handing over its ledger")
@@ -140,7 +144,7 @@ class ActorHosts:
             refuse(invitation.silo, "its owner's site file is wrong", str(error))
         try:
             spec = _placed(invited.spec)
-            host = ActorHost(spec.name, _actor(spec, invited), self.departures)
+            host = ActorHost(spec.name, _actor(spec, invitation), self.departures)
         except PlacementError as error:
             refuse(invitation.silo, "its site has no place for it", str(error))
         with self._lock:
@@ -169,12 +173,17 @@ def _placed(spec: SiloSpec) -> SiloSpec:
     return settled
 
 
-def _actor(spec: SiloSpec, invited: Invited) -> Handle:
-    """Start the silo's process and wait until it stands: another one may have what is free."""
-    actor: Handle = SiloActor.options(**placement.actor_options(spec)).remote(spec, invited.make_task, invited.site)
-    ready, _ = ray.wait([actor.__ray_ready__.remote()], timeout=START_TIMEOUT_SECONDS)
-    if not ready:
+def _actor(spec: SiloSpec, invitation: Invitation) -> Handle:
+    """Start the silo's process and wait until it stands: another one may have what is free. It looks up in the owner's
+    file by itself what it is asked for."""
+    actor: Handle = SiloActor.options(**placement.actor_options(spec)).remote(spec, invitation)
+    try:
+        ray.get(actor.__ray_ready__.remote(), timeout=START_TIMEOUT_SECONDS)
+    except RayActorError as error:
+        raise PlacementError(f"its process did not start: {' '.join(str(error).split())}") from None
+    except GetTimeoutError:
         ray.kill(actor)
         asked = f"{spec.num_gpus or 0.0:g} GPU and {spec.num_cpus:g} CPU"
-        raise PlacementError(f"{asked} were not free within {START_TIMEOUT_SECONDS:g} s; see device in the site file")
+        late = f"{asked} were not free within {START_TIMEOUT_SECONDS:g} s; see device in the site file"
+        raise PlacementError(late) from None
     return actor

@@ -93,8 +93,14 @@ KEY = argument(
 PREDICTIONS = place("--out", default=None, help="CSV to write (default: FILE's name with .predictions.csv, here)")
 LIBRARY = place("--library", default="library", help="folder of the library (default: library)")
 MODEL_ID = argument("id", help="id of a model, or its first digits")
-SITE_FILE = argument(
+SITE_FILE = place(
     "--file", default=None, help="the owner's file (default: site.yaml in RAY_FED_SITE, or in ~/.config/ray-fed)"
+)
+OWN_STRATEGY = argument(
+    "--strategy",
+    default=None,
+    metavar="MODULE:CLASS",
+    help="again, where the run's strategy is code of your own: a run's folder alone does not name code",
 )
 CATALOGUE = "pipelines.model_library.catalogue"
 PLACE = "folder, or any URL that fsspec knows"
@@ -123,7 +129,7 @@ COMMANDS = (
         "resume",
         "go on with a run that was interrupted, failed or killed",
         "pipelines.formation_energy.pipeline:resume",
-        (RUN,),
+        (RUN, OWN_STRATEGY),
         "Continue a run from its last complete round; the result is that of a run that was not broken off.",
     ),
     Command(
@@ -154,6 +160,7 @@ COMMANDS = (
         "pipelines.leakage.audit_pipeline:run",
         (
             place("target", metavar="RUN|FEDERATION", help="folder of a run, or a federation file"),
+            OWN_STRATEGY,
             "pipelines.leakage.audit_config:AuditConfig",
         ),
         "Replay, inside the silos, what a coordinator receives in a run or a federation, attack it, and say per silo "
@@ -403,6 +410,7 @@ COMMANDS = (
             argument("--proxy", default=None, metavar="HOST:PORT", help="HTTP CONNECT proxy on the way out"),
             argument("--ledger", default="~/ray-fed/ledger", metavar="FOLDER", help="where ledgers and log are kept"),
             argument("--state", default="~/ray-fed/state", metavar="FOLDER", help="where optimiser states are kept"),
+            argument("--receive-models", default=None, metavar="FOLDER", help="take the final models of runs, into it"),
         ),
         "Write a commented site.yaml that only this account can read, make the site's signing key, and print what the "
         "coordinator must know. What is not given is asked for.",
@@ -427,7 +435,7 @@ COMMANDS = (
         "print the hash of a machine's public key, for the other side to pin",
         "pipelines.site.key:run",
         (
-            argument(
+            place(
                 "folder",
                 nargs="?",
                 default="~/ray-fed/tls",

@@ -1,7 +1,7 @@
 """Puts a federation into this process, onto Ray, or behind a hub that its sites dial, for the duration of a block."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from pipelines.hub import HubSection, listening
-from ray_fed.errors import FedError
 from ray_fed.federation.cohort import Cohort, LocalCohort
 from ray_fed.federation.coordinator import Agreement, Coordinator
 from ray_fed.federation.messages import Vector
@@ -18,7 +17,7 @@ from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.silo import Evaluator
 from ray_fed.federation.strategies import State
 from ray_fed.federation.task import SiloSpec, Task
-from ray_fed.perimeter.coordinator_record import CollectedLedgers, CoordinatorRecord, SiloLedger
+from ray_fed.perimeter.coordinator_record import CollectedLedgers, CoordinatorRecord, Keeper, collected, handed_over
 
 if TYPE_CHECKING:
     from ray_fed.sites.cohort import SiteCohort
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 class CoordinatorLike(Protocol):
     """What an experiment asks of a coordinator, in this process or behind an actor."""
 
-    def agree(self) -> Agreement: ...
+    def agree(self, secure_threshold: int = 0) -> Agreement: ...
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]: ...
 
@@ -36,12 +35,22 @@ class CoordinatorLike(Protocol):
 
     def collect_ledgers(self) -> CollectedLedgers: ...
 
+    def hand_over_model(self, weights: np.ndarray, card: np.ndarray) -> dict[str, str]:
+        """Hand the final model to the silos' owners; return silo -> why it did not take it, "" where it did.
+
+        weights, card: uint8 [n], the bytes of a .safetensors file and of its card.
+        """
+        ...
+
 
 class InProcessCoordinator(Coordinator):
-    """A coordinator of silos in this process: they have no boundary and keep no ledger."""
+    """A coordinator of silos in this process: they have no boundary, keep no ledger and have no owner but the user."""
 
     def collect_ledgers(self) -> CollectedLedgers:
         return CollectedLedgers()
+
+    def hand_over_model(self, weights: np.ndarray, card: np.ndarray) -> dict[str, str]:  # noqa: ARG002
+        return {}
 
 
 @dataclass(frozen=True)
@@ -98,27 +107,24 @@ def launched(
 # ---- with sites: the coordinator works in this process, where the hub is
 
 
-Collect = Callable[[str], tuple[bytes, str, str] | None]
-"""Silo -> its ledger, head and public key; None where its owner keeps it."""
-
-
 class HubCoordinator(Coordinator):
     """A coordinator beside a hub, of silos at sites and perhaps others."""
 
-    def __init__(self, cohort: Cohort, members: FederationSpec, collect: Mapping[str, Collect]):
-        """collect: by silo, of those that keep a ledger."""
+    def __init__(self, cohort: Cohort, members: FederationSpec, keepers: Mapping[str, Keeper]):
+        """keepers: by silo, of those behind a boundary."""
         self._notes = CoordinatorRecord(members.task) if members.run else None
-        self._collect = collect
+        self._all_keepers = keepers
         super().__init__(cohort, members.task, members.training, [self._notes] if self._notes else [])
 
     def collect_ledgers(self) -> CollectedLedgers:
-        """Fetch the silos' ledgers; one that is gone, or whose owner keeps its ledger, is left out."""
-        found = {}
-        for name, collect in self._collect.items():
-            with contextlib.suppress(FedError):
-                said = None if name in self.cohort.absent() else collect(name)
-                found |= {name: SiloLedger(*said)} if said else {}
-        return CollectedLedgers(found, self._notes.take() if self._notes else ())
+        return collected(self._keepers(), self._notes)
+
+    def hand_over_model(self, weights: np.ndarray, card: np.ndarray) -> dict[str, str]:
+        return handed_over(self._keepers(), weights, card)
+
+    def _keepers(self) -> dict[str, Keeper]:
+        absent = self.cohort.absent()
+        return {silo: keeper for silo, keeper in self._all_keepers.items() if silo not in absent}
 
 
 @contextlib.contextmanager
@@ -133,17 +139,17 @@ def _with_sites(
     with listening(members.hub) as hub, contextlib.ExitStack() as stack:
         evaluator = Evaluator(members.test, members.task) if members.test and not members.silos else None
         away = stack.enter_context(contextlib.closing(_site_cohort(hub, members, evaluator, answer_timeout, start)))
-        collect: dict[str, Collect] = dict.fromkeys(away.silos, away.collect_ledger)
+        keepers: dict[str, Keeper] = dict.fromkeys(away.silos, away)
         if not members.silos:
-            yield HubCoordinator(away, members, collect), []
+            yield HubCoordinator(away, members, keepers), []
             return
         if cohort == "local":
             here: Cohort = LocalCohort(members.silos, members.task, members.test)
             notices: list[str] = []
         else:
             here, notices, of_actors = stack.enter_context(_on_ray(members, address, answer_timeout, start))
-            collect |= of_actors
-        yield HubCoordinator(JoinedCohort([here, away]), members, collect), notices
+            keepers |= of_actors
+        yield HubCoordinator(JoinedCohort([here, away]), members, keepers), notices
 
 
 def _site_cohort(
@@ -158,8 +164,8 @@ def _site_cohort(
 @contextlib.contextmanager
 def _on_ray(
     members: FederationSpec, address: str, answer_timeout: float | None, start: StartRules
-) -> Iterator[tuple[Cohort, list[str], dict[str, Collect]]]:
-    """Yield the silos of this side as actors, notices, and how their ledgers are collected."""
+) -> Iterator[tuple[Cohort, list[str], dict[str, Keeper]]]:
+    """Yield the silos of this side as actors, notices, and who keeps their ledgers."""
     from actors.session import carry_by_value, session
 
     with session(address, sum(spec.num_cpus for spec in members.silos) + 1):
@@ -171,4 +177,4 @@ def _on_ray(
             cohort = RayCohort(
                 actors.handles, actors.evaluator, actors.specs, members.task, answer_timeout, actors.absent
             )
-            yield cohort, actors.notices, dict.fromkeys(cohort.silos, cohort.collect_ledger)
+            yield cohort, actors.notices, dict.fromkeys(cohort.silos, cohort)

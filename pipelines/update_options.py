@@ -111,6 +111,16 @@ class UpdateOptions:
         return make_strategy(self.strategy, **options)
 
 
+def require_own_code(strategy: object, given: object, where: object) -> None:
+    """ConfigError where a folder's configuration names code, MODULE:CLASS, and the user has not named it, too: such a
+    folder may come from somebody else, and the code would be that of the current folder."""
+    names_code = isinstance(strategy, str) and ":" in strategy
+    named = f"{where}: strategy={strategy!r} is code that is not ray-fed's; if it is yours"
+    require(not names_code or strategy == given, f"{named}, say so: --strategy {strategy}")
+    other = f"{where}: strategy={strategy!r} is that of the run; --strategy {given} cannot change it"
+    require(given is None or strategy == given, other)
+
+
 def privacy_statement(account: PrivacyAccount, epsilon: float, not_covered: str) -> dict[str, object]:
     """Return what a run guarantees, for its summary: `privacy.level`, `.epsilon`, `.delta` and what they leave out."""
     return {

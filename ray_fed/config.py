@@ -27,12 +27,7 @@ PathText = Annotated[str, "path"]
 def path_text(text: str) -> str:
     """Return a place with `~` as the home folder it stands for; also in NAME=~/place. ConfigError for nobody's home."""
     name, equals, place = ("", "", text) if text.startswith("~") else text.partition("=")
-    if not place.startswith("~"):
-        return text
-    try:
-        return name + equals + str(Path(place).expanduser())
-    except RuntimeError as error:
-        raise ConfigError(f"{text!r}: there is no home folder of that name; write the path in full") from error
+    return name + equals + str(at_home(place)) if place.startswith("~") else text
 
 
 def path_option(text: str) -> str:

@@ -242,9 +242,11 @@ class RegressionSums:
 # bounded by the silo's owner (`max_evaluations_per_run`, ray_fed/perimeter/policy.py).
 
 FEWEST_ROWS = 5
-"""Rows behind a statistic, and rows whose share is as fine as a released mean, unless the owner says otherwise."""
+"""Rows behind a statistic, and rows whose share is a step of a released mean, unless the owner says otherwise."""
 LEAST_BITS = 7
 """Binary digits after the first that a mean has at least: steps of 0.4 to 0.8 per cent."""
+LEAST_BITS_OF_NUMBERS = 3
+"""The same where every row has one number as its target, which sums of errors can be solved for."""
 
 ABOUT_TARGETS = ("mean_target", "m2_target")
 """What depends on no model: one coin for all models."""
@@ -259,20 +261,22 @@ class Resolution:
 
     fewest_rows: int = FEWEST_ROWS
     least_bits: int = LEAST_BITS
+    least_bits_of_numbers: int = LEAST_BITS_OF_NUMBERS
 
-    def bits(self, num_rows: int) -> int:
+    def bits(self, num_rows: int, of_numbers: bool) -> int:
         """Return the binary digits after the first of a mean over so many rows: steps as large as the share of
-        `fewest_rows` of them, but not coarser than `least_bits`."""
-        return max(self.least_bits, (num_rows // self.fewest_rows).bit_length() - 1)
+        `fewest_rows` of them (below the mean's own sampling error from 25 rows on), but not coarser than the least."""
+        least = self.least_bits_of_numbers if of_numbers else self.least_bits
+        return max(least, (num_rows // self.fewest_rows).bit_length() - 1)
 
-    def released(self, scores: Scores, coin: Coin | None = None) -> Scores:
-        """Return the scores with means of few digits. Without a coin to the nearest step, which leaves what was
-        released as it is. What is neither `RegressionSums` nor `MeanScores` is refused at the gate, and returned here.
-        """
+    def released(self, scores: Scores, coin: Coin | None = None, of_numbers: bool = False) -> Scores:
+        """Return the scores with means of few digits; `of_numbers`: the target of a row is one number. Without a coin
+        to the nearest step, which leaves what was released as it is. What is neither `RegressionSums` nor `MeanScores`
+        is refused at the gate, and returned here."""
         coin, n = coin or _nearest, scores.num_examples
         if n == 0:
             return scores
-        bits = self.bits(n)
+        bits = self.bits(n, of_numbers or type(scores) is RegressionSums)
         if type(scores) is MeanScores:
             means = {name: on_grid(total / n, bits, coin(name)) for name, total in scores.sums.items()}
             return MeanScores(n, {name: n * mean for name, mean in means.items()})

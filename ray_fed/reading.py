@@ -4,27 +4,43 @@ A name may stand for a device without end, a pipe that nobody writes to, or a fo
 interpreter gives up, hold numbers of a million digits, or values that refer to one another until they fill the memory.
 """
 
+import contextlib
 import itertools
 import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import yaml
 
 from ray_fed.errors import DataError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image as PillowImage
+
 MAX_TEXT_BYTES = 1 << 26
 MAX_YAML_BYTES = 1 << 20
 """PyYAML reads about a megabyte in a few seconds; what people write by hand is a thousandth of it."""
 PART_BYTES = 1 << 22
+MAX_ARRAY_BYTES = 1 << 31
+MAX_PIXELS = 1 << 26
+"""Of one picture, 8192 x 8192: a file of a megabyte can claim a thousand times as many; reading takes 24 bytes each."""
 MAX_DEPTH = 60
 MAX_YAML_VALUES = 200_000
 MAX_BITS = 64
 """Of a whole number: what a seed has. `float(10**400)` raises, and no count here is longer."""
+
+
+class ByteSource(Protocol):
+    """An open file, packed or not."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -47,7 +63,7 @@ def read_bounded(path: Path, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
             raise OSError(0, str(error), str(path)) from error
 
 
-def read_at_most(file: IO[bytes], max_bytes: int) -> bytes:
+def read_at_most(file: ByteSource, max_bytes: int) -> bytes:
     """Return what is left of a file; ValueError when that is longer than `max_bytes`. In parts: `read` sets aside all
     the memory that it is allowed."""
     content = bytearray()
@@ -56,6 +72,46 @@ def read_at_most(file: IO[bytes], max_bytes: int) -> bytes:
         if len(content) > max_bytes:
             raise ValueError(f"it is longer than {max_bytes:,} bytes")
     return bytes(content)
+
+
+@contextlib.contextmanager
+def open_picture(path: Path) -> Iterator["PillowImage"]:
+    """Yield a picture before its pixels are read; ValueError where it claims too many, OSError where it is no file.
+
+    Besides these, Pillow raises whatever its codecs raise.
+    """
+    from PIL import Image
+
+    with warnings.catch_warnings(), open_regular(path) as file:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound is the one of require_few_pixels
+        with Image.open(file) as picture:
+            require_few_pixels(picture.size)
+            yield picture
+
+
+def require_few_pixels(size: Sequence[int]) -> None:
+    """ValueError for a picture that claims more pixels than are read."""
+    if math.prod(size) > MAX_PIXELS:
+        raise ValueError(f"it has {' x '.join(map(str, size))} pixels, more than {MAX_PIXELS:,}; cut it into parts")
+
+
+def read_arrays(path: Path, max_bytes: int = MAX_ARRAY_BYTES) -> dict[str, "np.ndarray"]:
+    """Return the arrays of an .npz file of numbers; ValueError says what is wrong with it, OSError why it cannot be
+    read."""
+    import numpy as np
+
+    with open_regular(path) as file:
+        try:
+            unpacked = sum(entry.file_size for entry in zipfile.ZipFile(file).infolist())
+            if unpacked > max_bytes:
+                raise ValueError(f"unpacked it has {unpacked:,} bytes, more than {max_bytes:,}")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+        except OSError:
+            raise
+        except Exception as error:  # EOFError, BadZipFile, zlib.error, MemoryError for a shape that is not there, ...
+            raise ValueError(_reason(error) or type(error).__name__) from error
 
 
 def bounded_lines(path: Path, max_line: int, max_bytes: int) -> Iterator[bytes]:

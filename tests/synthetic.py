@@ -1,16 +1,20 @@
 """A small task for tests: rows drawn from a known function, a different stretch of it at every silo."""
 
+import math
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
 from torch.nn import functional
 
 from ray_fed.errors import DataError
+from ray_fed.federation.messages import Metrics, Update, Vector
+from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.metrics import MeanScores
@@ -43,6 +47,9 @@ class SyntheticTask(Task):
     def agreement(self) -> Mapping[str, str]:
         return {"task": self.says}
 
+    def possession(self, source: object) -> str:
+        return repr(source)  # whoever knows how rows are drawn has them
+
     def load(self, spec: SiloSpec) -> LocalRows:
         wanted = spec.source
         assert isinstance(wanted, DrawnRows)
@@ -60,6 +67,58 @@ class UndeclaredMetric(SyntheticTask):
 
     def score(self, targets: np.ndarray, outputs: np.ndarray) -> MeanScores:  # noqa: ARG002
         return MeanScores(len(targets), {"surprise": 0.0})
+
+
+@dataclass(frozen=True)
+class OneHostile(SyntheticTask):
+    """A task of which one silo answers something else than it should."""
+
+    way: str = ""
+    who: str = "silo-1"
+
+    def silo(self, spec: SiloSpec, device: str = "cpu") -> Silo:
+        return (HostileSilo if spec.name == self.who else Silo)(spec, self, device)
+
+
+class HostileSilo(Silo):
+    task: OneHostile
+
+    def fit(self, session: str, server_round: int, vector: Vector) -> Update:
+        return HOSTILE_UPDATES.get(self.task.way, lambda update: update)(super().fit(session, server_round, vector))
+
+    def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
+        return HOSTILE_METRICS.get(self.task.way, lambda found: found)(super().evaluate(session, models))
+
+
+def _sums(found: dict[str, Metrics], sums: object) -> dict[str, Metrics]:
+    scores: Any = MeanScores(50, sums)  # type: ignore[arg-type]
+    return {model: replace(metrics, train=scores, held_out=scores) for model, metrics in found.items()}
+
+
+HOSTILE_UPDATES: Mapping[str, Callable[[Update], Any]] = {
+    "an error": lambda update: update.no_such_field,  # type: ignore[attr-defined]
+    "steps of many digits": lambda update: replace(update, num_steps=10**5000),
+    "negative steps": lambda update: replace(update, num_steps=-1),
+    "a huge loss": lambda update: replace(update, loss=1.7e308),
+    "an infinite loss": lambda update: replace(update, loss=math.inf),
+    "a huge time": lambda update: replace(update, seconds=1e308),
+    "a huge vector": lambda update: replace(update, vector=np.full_like(update.vector, 1e30)),
+    "a huge weight": lambda update: replace(update, num_examples=2**29),
+    "a weight of many digits": lambda update: replace(update, num_examples=10**400),
+    "a text as loss": lambda update: replace(update, loss="4.2"),  # type: ignore[arg-type]
+    "another shape": lambda update: replace(update, vector=update.vector[:3]),
+    "a list": lambda update: replace(update, vector=update.vector.tolist()),  # type: ignore[arg-type]
+}
+HOSTILE_METRICS: Mapping[str, Callable[[dict[str, Metrics]], Any]] = {
+    "infinite metrics": lambda found: _sums(found, {"mae": math.inf}),
+    "huge metrics": lambda found: _sums(found, {"mae": 1.7e308}),
+    "undeclared metrics": lambda found: _sums(found, {"accuracy": 1.0}),
+    "metrics of another kind": lambda found: _sums(found, {"mae": 1.0}),
+    "metrics of many digits": lambda found: _sums(found, {"mae": 10**400}),
+    "texts as metrics": lambda found: _sums(found, {"mae": "x"}),
+    "metrics of no model": lambda found: {},  # noqa: ARG005
+    "no metrics": lambda found: 1 / 0,  # noqa: ARG005
+}
 
 
 def silos(*sizes: int, held_out: int = 0) -> list[SiloSpec]:

@@ -127,6 +127,8 @@ class FormationEnergyConfig(UpdateOptions):
     secure_threshold: int | None = None
     """Silos that must answer for a sum to be shown, and that together could unmask one; more than half, two thirds if
     not given."""
+    share_model: bool = False
+    """Hand the final model with its card to the owner of every silo whose site file takes one (receive_models)."""
     seed: int = 0
     """Seed of split, initial weights and shuffles."""
     repeats: int = 1

@@ -26,12 +26,11 @@ from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any, TypeVar
 
-import yaml
-
 from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.hub import HubSection
 from ray_fed.config import at_home, coerce, from_mapping, require, unknown_name
-from ray_fed.errors import ConfigError
+from ray_fed.errors import ConfigError, DataError
+from ray_fed.reading import MAX_YAML_BYTES, parse_yaml, read_bounded
 
 Section = TypeVar("Section")
 
@@ -156,15 +155,13 @@ def _hub(values: Any, silos: Sequence[SiteEntry], path: str) -> HubSection | Non
 
 def _yaml(path: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(at_home(path).read_text(encoding="utf-8"))
+        content = parse_yaml(read_bounded(at_home(path), MAX_YAML_BYTES), path, "ask who wrote it for another")
     except FileNotFoundError as error:
         raise ConfigError(f"federation={path}: no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"federation={path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise ConfigError(f"{path}: it is nested deeper than any federation file") from error
+    except OSError as error:
+        raise ConfigError(f"federation={path}: cannot be read: {error.strerror}") from error
+    except DataError as error:
+        raise ConfigError(f"federation={error}") from error
     require(isinstance(content, dict), f"{path}: must be a mapping with the key 'silos'")
     return content
 
@@ -236,9 +233,9 @@ def _apply(overrides: Sequence[str], content: dict[str, Any], path: str) -> None
 
 def _mapping(text: str, override: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: not valid YAML: {' '.join(str(error).split())}") from error
+        return parse_yaml(text, f"--set {override!r}", "quote it")
+    except DataError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _silo_named(entries: Sequence[Any], name: str, path: str) -> dict[str, Any]:

@@ -7,14 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 
+import numpy as np
+
 from pipelines.formation_energy.experiment import TrainingExperiment
 from pipelines.formation_energy.membership import fingerprints
 from pipelines.formation_energy.per_silo_errors import own_errors, own_table
+from pipelines.launching import CoordinatorLike
 from pipelines.update_options import privacy_statement
 from ray_fed.federation.rounds.job import EPSILON
 from ray_fed.metrics import Metric
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
-from ray_fed.reporting.model_files import ModelCard, save_model
+from ray_fed.reporting.model_files import ModelCard, model_paths, save_model
 from ray_fed.reporting.report import Figure, Section, Table, write_report
 from ray_fed.reporting.results import ResultRow, Results, results_from_summary
 from ray_fed.reporting.run_directory import RunDirectory
@@ -39,6 +42,8 @@ class TrainingOutcome:
         self.experiment, self.directory = experiment, directory
         self.site_overrides = tuple(site_overrides)
         self.command, self.notices = shlex.join(command), tuple(notices)
+        self.has_model: dict[str, bool] = {}
+        """Silo -> whether its owner has taken the final model, where it was handed over."""
         self.summary: dict[str, object] = {}
 
     def begin(self) -> None:
@@ -68,6 +73,18 @@ class TrainingOutcome:
         self._summarise(status, reason)
         self.directory.write_summary(self.summary)  # type: ignore[arg-type]
 
+    def share_model(self, coordinator: CoordinatorLike) -> list[str]:
+        """Hand the model to the silos' owners; return notices of those who did not take it. Who did is in the
+        summary."""
+        self._summarise("running", "")
+        self._save_model()
+        weights, card = (np.fromfile(path, np.uint8) for path in model_paths(self.directory.models / "federated"))
+        reasons = coordinator.hand_over_model(weights, card)
+        self.has_model = {silo: not reason for silo, reason in reasons.items()}
+        untaken = [f"silo '{silo}' did not take the model: {reason}" for silo, reason in reasons.items() if reason]
+        self.notices += tuple(untaken)
+        return untaken
+
     def paths(self) -> dict[str, Path]:
         """Label -> path, for the terminal."""
         run = self.directory
@@ -88,6 +105,7 @@ class TrainingOutcome:
             **self._costs(),
             **self._counts(),
             **self._privacy(),
+            **{f"silo.{silo}.has_model": has for silo, has in self.has_model.items()},
             "status": status,
             **({"reason": reason} if reason else {}),
         }

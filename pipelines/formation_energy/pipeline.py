@@ -20,6 +20,7 @@ from pipelines.formation_energy.outcome import TrainingOutcome
 from pipelines.formation_energy.recorder import TrainingRecorder
 from pipelines.formation_energy.setup import Setup, jobs, resolve, with_ledgers, with_state_folder
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger, discard_unused, name_of_run, silos_folder
+from pipelines.update_options import require_own_code
 from ray_fed.config import at_home
 from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.federation.coordinator import Agreement
@@ -71,7 +72,7 @@ def resume(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
         if _is_complete(directory):
             print(f"{path} is complete; nothing to resume")
             return 0
-        return _carry_out(_begun(directory))
+        return _carry_out(_begun(directory, options["strategy"]))
 
 
 def _is_complete(directory: RunDirectory) -> bool:
@@ -81,11 +82,13 @@ def _is_complete(directory: RunDirectory) -> bool:
     return isinstance(summary, dict) and summary.get("status") == "completed"
 
 
-def _begun(directory: RunDirectory) -> RunRequest:
-    """Read what a broken-off run was to do and how far it came; DataError when that cannot be made out."""
+def _begun(directory: RunDirectory, strategy: object) -> RunRequest:
+    """Read what a broken-off run was to do and how far it came; DataError when that cannot be made out. strategy: as
+    the user has named it again."""
     try:
         config = directory.read_config()
         options = {key: _as_option(value) for key, value in config.items() if key not in ("command", "set", "out")}
+        require_own_code(options.get("strategy"), strategy, directory.config_path)
         overrides = tuple(str(text) for text in config["set"])  # type: ignore[union-attr]
         checkpoint = Checkpoint(directory)
         is_resumed = checkpoint.load()
@@ -162,7 +165,7 @@ def _train(request: RunRequest) -> TrainingOutcome:
         here = f"{there}, the others {here}" if setup.silos else "at sites of their owners"
     print(f"opening {len(setup.training)} silos {here}", file=sys.stderr)
     with launched(setup) as (coordinator, notices):
-        agreement = coordinator.agree()
+        agreement = coordinator.agree(setup.config.threshold(len(setup.training)))
         changed = _changed_versions(request.directory) if request.is_resumed else []
         notices = [*notices, *_untold(agreement)]
         for line in [*notices, *_unusable(agreement), *changed]:
@@ -184,6 +187,8 @@ def _train(request: RunRequest) -> TrainingOutcome:
             outcome.begin()
             try:
                 experiment.train(coordinator)
+                for line in outcome.share_model(coordinator) if setup.config.share_model else []:
+                    print(f"note: {line}", file=sys.stderr)
                 recorder.collect(coordinator)
             except KeyboardInterrupt:
                 _broken_off(outcome, "interrupted", "")

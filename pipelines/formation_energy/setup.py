@@ -1,7 +1,7 @@
 """From the configuration to silos, test set and task."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -246,7 +246,7 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
         evaluate_every=ceil(shared.num_rounds / EVALUATIONS_PER_JOB),
         secure_threshold=config.threshold(len(setup.training)),
     )
-    federated = within_budget(federated, config, shared.steps_per_epoch)
+    federated = within_budget(federated, config, shared.steps_per_epoch, silos)
     if not config.baselines:
         return [federated]
     # Alone, a silo fills the whole batch with its own rows, as the paper's single-client runs do.
@@ -262,7 +262,9 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     return [federated, replace(local_job(federated, alone, f"local-{seed}"), evaluate_every=1)]
 
 
-def within_budget(job: Job, config: FormationEnergyConfig, steps_per_epoch: int) -> Job:
+def within_budget(
+    job: Job, config: FormationEnergyConfig, steps_per_epoch: int, silos: Mapping[str, SiloDescription]
+) -> Job:
     """Return the job with the account of its noise, ending before its budget does; ConfigError for a budget too small
     for one round. With a budget, private silos count their own steps and answer no more when these are spent: a round
     that is done twice, after a crash, costs twice, and epsilon as printed counts it once."""
@@ -279,8 +281,12 @@ def within_budget(job: Job, config: FormationEnergyConfig, steps_per_epoch: int)
     if private is None:
         return replace(job, last_round=last)
     most_steps = None if config.dp_budget is None else job.noised_steps(last)
-    plan = replace(job.any_plan, private=replace(private, most_steps=most_steps))
-    return replace(job, last_round=last, plans=dict.fromkeys(job.silos, plan), evaluate_silos=False)
+    told = {name: silos[name].num_examples if name in silos else None for name in job.silos}
+    plans = {
+        name: replace(job.any_plan, private=replace(private, most_steps=most_steps, public_examples=known))
+        for name, known in told.items()
+    }
+    return replace(job, last_round=last, plans=plans, evaluate_silos=False)
 
 
 def _plan(config: FormationEnergyConfig, num_examples: int, seed: int) -> TrainingPlan:

@@ -36,9 +36,9 @@ FEW = 8
 
 def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
     """Audit a run or a federation file; prints what leaks. Returns 1 where that is more than --max-leak, else 0."""
-    target = options.pop("target")
+    target, strategy = options.pop("target"), options.pop("strategy")
     config = AuditConfig(**options)
-    setup = setup_of(target)
+    setup = setup_of(target, strategy)
     chosen = chosen_silos(setup, config.silos)
     check_allowed(config.policy, chosen)
     directory = RunDirectory.create(config.out, PIPELINE)

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipelines.formation_energy.setup import POOLED, Setup, jobs, resolve
 from pipelines.ledger.coordinator_ledger import coordinator_path
+from pipelines.update_options import require_own_code
 from ray_fed.config import require
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.federation.cohort import LocalCohort
@@ -61,16 +62,16 @@ class AuditedFederation:
         return scores.values()[self.metric.name] if scores.num_examples else 0.0
 
 
-def setup_of(target: str) -> Setup:
+def setup_of(target: str, strategy: object = None) -> Setup:
     """Return the setup of a run or of a federation file. ConfigError where silos are at sites of their owners: nobody
     else replays what they send."""
-    setup = _setup_of(target)
+    setup = _setup_of(target, strategy)
     alone = "an audit opens the data; each owner can audit a federation file that names the own data alone"
     require(not setup.sites, f"{target}: has silos at sites of their owners, and {alone}")
     return setup
 
 
-def _setup_of(target: str) -> Setup:
+def _setup_of(target: str, strategy: object) -> Setup:
     path = Path(target)
     if path.is_file():
         return resolve({"federation": str(path.absolute())})
@@ -80,6 +81,7 @@ def _setup_of(target: str) -> Setup:
             f"{target} is not a run of formation-energy; an audit replays such runs, or a federation file"
         )
     options = {key: _as_option(value) for key, value in config.items() if key not in ("command", "set", "out")}
+    require_own_code(options.get("strategy"), strategy, target)
     return resolve(options, tuple(str(text) for text in config["set"] or ()))  # type: ignore[union-attr]
 
 

@@ -18,8 +18,7 @@ from ray_fed.perimeter.boundary import key_path
 from ray_fed.perimeter.chain import MAX_LINE_BYTES
 from ray_fed.perimeter.coordinator_record import CollectedLedgers
 from ray_fed.perimeter.ledger import Ledger
-from ray_fed.perimeter.policy import read_site
-from ray_fed.perimeter.verification import COORDINATOR
+from ray_fed.perimeter.policy import COORDINATOR, read_site
 from ray_fed.privacy.signing import SigningKey
 from ray_fed.reading import bounded_lines, open_regular, parse_json
 from ray_fed.reporting.run_directory import RunDirectory

@@ -11,7 +11,8 @@ from pipelines.ledger.foreign_files import foreign_event_files
 from pipelines.ledger.known_keys import known_keys
 from ray_fed.errors import DataError
 from ray_fed.perimeter.chain import Chain, read_chain
-from ray_fed.perimeter.verification import COORDINATOR, LedgerComparison, compare, file_problems
+from ray_fed.perimeter.policy import COORDINATOR
+from ray_fed.perimeter.verification import LedgerComparison, compare, file_problems
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned
 

@@ -11,7 +11,7 @@ from ray_fed.deployment.certificates import days_left
 from ray_fed.errors import ConfigError, FedError
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.source import EMBEDDED, Source
-from ray_fed.perimeter.policy import site_path
+from ray_fed.perimeter.policy import require_site_file, site_path
 from ray_fed.reporting.environment import gpu_names
 from ray_fed.sites.agent import HubAddress
 from ray_fed.sites.link import Certificates
@@ -28,7 +28,7 @@ Check = tuple[str, Callable[[], str]]
 
 def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Print the lines; 1 when something failed, 2 when the file itself cannot be read."""
-    path = site_path() if options["file"] is None else at_home(options["file"])
+    path = site_path() if options["file"] is None else require_site_file(at_home(options["file"]))
     file = read_site_file(path)
     print(f"ok      site file: {path} is this account's alone")
     failed = sum(not _is_ok(name, look) for name, look in checks(file))

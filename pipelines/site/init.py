@@ -10,7 +10,7 @@ from typing import Any
 from ray_fed.config import at_home, require
 from ray_fed.errors import ConfigError
 from ray_fed.perimeter.owner_file import check_own_folder
-from ray_fed.perimeter.policy import site_path
+from ray_fed.perimeter.policy import require_site_file, site_path
 from ray_fed.privacy.signing import SigningKey
 from ray_fed.sites.link import Certificates
 from ray_fed.sites.site_file import SiteFile, read_site_file
@@ -51,7 +51,7 @@ perimeter:                       # what may leave; all rules are in ray_fed/peri
 # partners: {{SITE: KEY}}          # keys of the other sites, for sums under masks
 ledger: {ledger}                 # what left, line by line, signed; and this site's log
 state: {state}                   # optimiser states during a run
-# receive_models: ~/ray-fed/models   # take the final models of runs, into this folder
+{models}   # where the final models of runs are put
 device:
   address: local                 # a Ray of this site's own; HOST:PORT or auto for the institution's
   # num_gpus: 1                  # for each silo; an even share of what there is if not given
@@ -60,7 +60,7 @@ device:
 
 def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Write the file and print what the coordinator must know. ConfigError for what is missing or already there."""
-    path = site_path() if options["file"] is None else at_home(options["file"])
+    path = site_path() if options["file"] is None else require_site_file(at_home(options["file"]))
     require(not os.path.lexists(path), f"{path} is there already; change it, or give another place with --file")
     text = _content(_answered(options))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -105,10 +105,12 @@ def _content(found: Mapping[str, Any]) -> str:
         f"  {_quoted(name)}:\n    source: {_quoted(_source(place))}\n    targets: {json.dumps(targets)}"
         for name, place in sets
     ]
+    models = found["receive_models"]
     proxy = f"  proxy: {_quoted(found['proxy'])}" if found["proxy"] else "  # proxy: HOST:PORT"
     return TEMPLATE.format(
         name=_quoted(found["name"]), address=_quoted(found["hub"]), key=_quoted(found["hub_key"]),
         tls=_quoted(found["tls"]), proxy=proxy, datasets="\n".join(written),
+        models=f"receive_models: {_quoted(models)}" if models else "# receive_models: ~/ray-fed/models",
         ledger=_quoted(found["ledger"]), state=_quoted(found["state"]),
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipelines.site.check import address_of
 from ray_fed.config import at_home
-from ray_fed.perimeter.policy import site_path
+from ray_fed.perimeter.policy import SITE_VARIABLE, require_site_file, site_path
 from ray_fed.sites.agent import SiteAgent
 from ray_fed.sites.link import Certificates
 from ray_fed.sites.site_file import SiteFile, read_site_file
@@ -21,11 +21,12 @@ LOG_FILE = "site.log"
 
 def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Serve, and say what is waited for and what has left; Ctrl-C ends it."""
-    path = site_path() if options["file"] is None else at_home(options["file"])
+    path = site_path() if options["file"] is None else require_site_file(at_home(options["file"]))
     file = read_site_file(path)
     own = Certificates.read(file.hub.tls_folder)
     log = write_log(file.ledger_folder)
     print(f"site '{file.name}': data sets {', '.join(file.datasets)}; log and ledgers in {log.parent}", file=sys.stderr)
+    os.environ[SITE_VARIABLE] = str(path.parent)  # where the silos' processes, which this one starts, find the file
     from actors.session import session
 
     with session(file.device.address, file.device.num_cpus):

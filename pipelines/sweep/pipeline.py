@@ -17,7 +17,9 @@ from pipelines.sweep.advice import recommendation
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.outcomes import TrialOutcome, objective_of, table
 from pipelines.sweep.points import Trial, configured, trials_of
+from pipelines.sweep.privacy import read_privacy
 from pipelines.sweep.sweep import Sweep
+from pipelines.update_options import require_own_code
 from ray_fed.config import require
 from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.materials.study import PAPER_ROWS
@@ -36,8 +38,9 @@ def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
     resumed = options.pop("resume")
     del options["pipeline"]
     if resumed is not None:
+        strategy = options.pop("strategy", None)  # of a sweep with code of the user's own
         require(not options, f"--resume takes every option from {resumed}; leave out --{'/'.join(options)}")
-        return _resume(Path(resumed))
+        return _resume(Path(resumed), strategy)
     names = {field.name for field in fields(SweepConfig)}
     config = SweepConfig(**{key: _as_option(value) for key, value in options.items() if key in names})
     base = {key: value for key, value in options.items() if key not in names}
@@ -73,10 +76,10 @@ def _resolved(config: SweepConfig, base: Mapping[str, Any]) -> tuple[Setup, tupl
     return setup, trials
 
 
-def _resume(path: Path) -> int:
+def _resume(path: Path, strategy: str | None) -> int:
     directory = RunDirectory.open(path)
     with _alone(directory):
-        sweep = _begun(directory)
+        sweep = _begun(directory, strategy)
         if not sweep.left and directory.summary_path.is_file() and directory.read_summary()["status"] == "completed":
             print(f"{path} is complete; nothing to resume")
             return 0
@@ -87,12 +90,14 @@ def _resume(path: Path) -> int:
         return _carry_out(sweep)
 
 
-def _begun(directory: RunDirectory) -> Sweep:
-    """Read what a sweep was to do and how far it came; DataError where that cannot be made out."""
+def _begun(directory: RunDirectory, strategy: str | None) -> Sweep:
+    """Read what a sweep was to do and how far it came; DataError where that cannot be made out. strategy: as the user
+    has named it again."""
     try:
         told: Any = directory.read_config()
         config = SweepConfig(**{key: _as_option(value) for key, value in told["sweep"].items()})
         base = {key: _as_option(value) for key, value in told["base"].items() if key != "out"}
+        require_own_code(base.get("strategy"), strategy, directory.config_path)
         setup, trials = _resolved(config, base)
         done = tuple(o for o in results_file.read(directory.path / "results.jsonl") if o.status != "failed")
     except FedError:
@@ -155,13 +160,14 @@ def _conclude(sweep: Sweep, outcomes: list[TrialOutcome], status: str, seconds: 
     from pipelines.sweep.presentation import write_results
 
     directory = sweep.directory
+    private = read_privacy(directory.path)
     points = write_results(
         directory, sweep.trials, outcomes, status, seconds, command=sweep.command, num_silos=len(sweep.setup.silos),
-        metrics=sweep.metrics, objective=sweep.objective,
+        metrics=sweep.metrics, objective=sweep.objective, private=private,
     )  # fmt: skip
     cells = table(points, sweep.metrics)
     print(aligned(cells, right=range(2, len(cells[0])), rule=True))
-    print("\n".join(recommendation(points)), end="\n\n")
+    print("\n".join([*recommendation(points), *(one.words for one in private)]), end="\n\n")
     failed = sum(outcome.status == "failed" for outcome in outcomes)
     if failed:
         again = f"ray-fed sweep --resume {directory.path}"

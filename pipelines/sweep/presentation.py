@@ -11,6 +11,7 @@ from pipelines.sweep import results_file
 from pipelines.sweep.advice import recommendation
 from pipelines.sweep.outcomes import PointSummary, TrialOutcome, best_of, pareto_front, summaries, table
 from pipelines.sweep.points import Trial, shown, swept_fields
+from pipelines.sweep.privacy import SweepPrivacy
 from ray_fed.metrics import Metric
 from ray_fed.reporting.figures import save_figure
 from ray_fed.reporting.report import Block, Figure, Paragraph, Section, Table, write_report
@@ -24,14 +25,18 @@ OWN_WORK = ("epochs", "batch_size")
 def write_results(
     directory: RunDirectory, trials: Sequence[Trial], outcomes: Sequence[TrialOutcome], status: str, seconds: float,
     *, command: str, num_silos: int, metrics: Sequence[Metric], objective: Metric,
+    private: Sequence[SweepPrivacy] = (),
 ) -> list[PointSummary]:  # fmt: skip
     """Write everything from the outcomes known so far; return the points."""
     points = summaries(outcomes, objective)
     directory.write_csv("results.csv", results_file.columns(outcomes))
     summary = _summary(trials, outcomes, points, status, seconds, objective)
+    for one in private:
+        summary |= one.summary()
     directory.write_summary(summary)
     header, *cells = table(points, metrics)
     blocks: list[Block] = [Table(header, cells), *(Paragraph(text) for text in _notes(trials, metrics))]
+    blocks += [Paragraph(one.words) for one in private]
     failed = [outcome for outcome in outcomes if outcome.status == "failed"]
     write_report(
         directory, "Sweep of the formation-energy network", summary,

@@ -11,6 +11,7 @@ from actors.shared_silos import SharedSilos
 from actors.tuning import run_trials
 from pipelines.formation_energy.membership import fingerprints, is_same_source
 from pipelines.sweep.points import Trial, configured
+from pipelines.sweep.privacy import privacy_of, write_privacy
 from pipelines.sweep.progress import SweepProgress
 from pipelines.sweep.sweep import Sweep
 from pipelines.sweep.trial import Shared, job_of, work
@@ -42,12 +43,16 @@ def run_left(sweep: Sweep) -> None:
     for instance in (setup.task, *(configured(setup.config, trial).make_strategy() for trial in sweep.left)):
         carry_by_value(instance)
     with federation(setup.members, setup.task, setup.test, setup.training, setup.config.round_timeout) as standing:
-        agreement = standing.coordinator.agree()
+        thresholds = (configured(setup.config, trial).threshold(len(setup.training)) for trial in sweep.left)
+        agreement = standing.coordinator.agree(max(thresholds, default=0))
         _check_metrics(agreement)
         for line in standing.notices:
             print(f"note: {line}", file=sys.stderr)
-        for trial in sweep.left:
-            job_of(setup, agreement.silos, trial)  # whatever is wrong with one is said before any begins
+        jobs = [job_of(setup, agreement.silos, trial) for trial in sweep.trials]  # what is wrong is said at once
+        spent = privacy_of(jobs)
+        for one in spent:
+            print(f"note: {one.words}", file=sys.stderr)
+        write_privacy(sweep.directory.path, spent)
         _write_beginning(sweep, agreement)
         silos = SharedSilos.of(standing.silos, setup.members, setup.task, agreement.standardizer)
         shared = Shared(setup, silos.board, standing.evaluator, agreement.silos, sweep.objective)

@@ -20,6 +20,7 @@ from ray_fed.federation.rounds.driver import RoundDriver
 from ray_fed.federation.rounds.job import EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
 from ray_fed.federation.rounds.machine import RoundMachine
 from ray_fed.federation.rounds.secure_driver import THROUGH_HUBS, SecureRoundDriver, require_sums_only
+from ray_fed.federation.rounds.secure_tally import masked_metrics, masked_moments
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart
 from ray_fed.federation.strategies import FedBuff, Models, State, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
@@ -68,15 +69,16 @@ class Coordinator:
         self._num_examples: dict[str, int] = {}
         """What the silos told when they opened their data."""
 
-    def agree(self) -> Agreement:
-        """Open all silos, refuse those that disagree, standardise together."""
+    def agree(self, secure_threshold: int = 0) -> Agreement:
+        """Open all silos, refuse those that disagree, standardise together; above 0, with moments that are added up
+        under masks of at least so many silos."""
         silos = self._observed(self.cohort.open())
         self.hear(silos.values())
         self._num_examples = {name: description.num_examples for name, description in silos.items()}
         expected = self.task.agreement()
         for name, description in silos.items():
             check_agreement(name, description.agreement, expected)
-        standardizer = self._standardizer([name for name in self.training if name in silos])
+        standardizer = self._standardizer([name for name in self.training if name in silos], secure_threshold)
         self.cohort.prepare(standardizer)
         return Agreement(silos, standardizer, self.layout, self.cohort.test_fingerprint())
 
@@ -84,9 +86,12 @@ class Coordinator:
         """Remember which silos tell no metrics: they are not asked for any."""
         self._untold |= {description.silo for description in descriptions if not description.metrics}
 
-    def _standardizer(self, silos: Sequence[str]) -> Standardizer | None:
+    def _standardizer(self, silos: Sequence[str], secure_threshold: int) -> Standardizer | None:
         if not self.task.standardises:
             return None
+        if secure_threshold:
+            moments = masked_moments(self.cohort, silos, secure_threshold, self.observers)
+            return Standardizer.from_moments(moments)
         moments = self._observed(self.cohort.moments(silos))
         return Standardizer.from_moments(merge_moments(moments[name] for name in sorted(moments)))
 
@@ -211,7 +216,7 @@ class Coordinator:
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
         models, failures = job.strategy.models(state), driver.failures
         if server_round % job.evaluate_every == 0 or server_round == job.num_rounds:
-            found, failed = self._evaluation(job, models, driver.idle())
+            found, failed = self._evaluation(job, models, driver.idle(), server_round)
             if failed and not job.rules.accept_failures:
                 raise QuorumLost(server_round, "; ".join(f"silo '{silo}': {failed[silo]}" for silo in sorted(failed)))
             metrics |= found
@@ -242,9 +247,11 @@ class Coordinator:
             tuple(driver.restarts),
         )
 
-    def _evaluation(self, job: Job, models: Models, silos: Sequence[str]) -> tuple[dict[str, float], Mapping[str, str]]:
-        """Return the errors of each model on the common test set (else on all held-out rows) and on each silo's rows;
-        and silo -> why of those that told none that can be used."""
+    def _evaluation(
+        self, job: Job, models: Models, silos: Sequence[str], server_round: int
+    ) -> tuple[dict[str, float], Mapping[str, str]]:
+        """Return the errors of each model on the common test set (else on all held-out rows) and on each silo's rows,
+        with masks none of single silos; and silo -> why of those that told none that can be used."""
         metrics: dict[str, float] = {}
         failed: Mapping[str, str] = {}
         # Statistics that stay with the silos leave the global model without any: only silos can evaluate it.
@@ -252,8 +259,10 @@ class Coordinator:
         test = self.cohort.evaluate_test(models) if is_whole else None
         # Silos that never pause would have to stop for it; the evaluator disturbs nobody.
         asks_silos = job.evaluate_silos and not isinstance(job.strategy, FedBuff)
-        if test is None or asks_silos:
-            asked = [silo for silo in silos if silo not in self._untold]
+        asked = [silo for silo in silos if silo not in self._untold]
+        if job.secure_threshold:
+            test = test or self._on_held_out_rows(job, models, asked, server_round)
+        elif test is None or asks_silos:
             by_silo, failed = self._silos_metrics(job, models, asked)
             for silo in sorted(by_silo):
                 metrics |= _named(f"silo.{silo}", _own(by_silo[silo], silo))
@@ -270,6 +279,11 @@ class Coordinator:
         told = self.cohort.evaluate(job.name, silos, models)
         by_silo, failed = sound_metrics(told, models, self._metric_names)
         return self._observed(by_silo, job.name), failed
+
+    def _on_held_out_rows(self, job: Job, models: Models, silos: Sequence[str], server_round: int) -> dict[str, Scores]:
+        """Return each model's scores on the held-out rows of all silos together, added up under masks."""
+        found = masked_metrics(self.cohort, job, silos, models, server_round, self.observers)
+        return {model: held_out for model, (_, held_out) in found.items()}
 
 
 def check_agreement(silo: str, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from ray_fed.errors import UpdateRejected
 from ray_fed.exact_sum import UPDATE_LIMIT, ExactWeightedSum
 from ray_fed.federation.norms import distance
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.metrics import MeanScores, Scores
+from ray_fed.metrics import MeanScores, RegressionSums, Scores
 from ray_fed.privacy.compression import rebuilt
 
 Vector = np.ndarray
@@ -435,10 +435,25 @@ def _scores_problem(scores: Scores, names: Collection[str]) -> str:
     if not is_count(scores.num_examples):
         return "its metrics are over no whole number of rows"
     numbers = scores_numbers(scores)
-    if not all(_is_within(number, MAX_SUM) for number in numbers.values()):
+    if not is_unmarked(scores) and not all(_is_within(number, MAX_SUM) for number in numbers.values()):
         return "its metrics have sums that are not finite, or huge"
     unknown = isinstance(scores, MeanScores) and not set(numbers) <= set(names)
     return "its metrics have names that the task does not declare" if unknown else ""
+
+
+def is_unmarked(scores: Scores) -> bool:
+    """Tell whether an evaluation has no number at all, as of a model that a silo does not mark (`Silo.evaluate`)."""
+    numbers = scores_numbers(scores).values()
+    return bool(numbers) and all(type(number) is float and math.isnan(number) for number in numbers)
+
+
+def unmarked(scores: Scores) -> Scores:
+    """Return the scores of the same rows without a number among them; those of no rows as they are."""
+    if scores.num_examples == 0:
+        return scores
+    if isinstance(scores, MeanScores):
+        return MeanScores(scores.num_examples, dict.fromkeys(scores.sums, math.nan))
+    return RegressionSums(scores.num_examples, *[math.nan] * 4) if isinstance(scores, RegressionSums) else scores
 
 
 def scores_numbers(scores: Scores) -> dict[str, float]:

@@ -5,23 +5,32 @@ from collections.abc import Mapping
 import numpy as np
 
 from ray_fed.errors import SiloFailed, Trouble
-from ray_fed.federation.messages import Artifact, MaskedUpdate, SessionSpec, Update
+from ray_fed.federation.messages import Artifact, MaskedUpdate, Metrics, SessionSpec, Update
+from ray_fed.federation.tally import METRICS, MOMENTS, names_of, numbers_of_metrics, numbers_of_moments
+from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.privacy.secure_sum.member import Keys, SecureMember
+from ray_fed.privacy.secure_sum.ring import of_integers
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 from ray_fed.privacy.signing import SigningKey
 
-QUERIES = frozenset({"secure_keys", "secure_shares", "secure_deliver", "secure_show", "secure_agree", "secure_unmask"})
+MASKED_MOMENTS, MASKED_METRICS = "secure_moments", "secure_metrics"
+QUERIES = frozenset({
+    "secure_begin", "secure_keys", "secure_shares", "secure_deliver", "secure_show", "secure_agree", "secure_unmask",
+    MASKED_MOMENTS, MASKED_METRICS,
+})  # fmt: skip
 
 
 class SecureClient:
     """A silo's keys, one set for each session and round; they live in its memory alone."""
 
     def __init__(self, silo: str):
-        self.silo = silo
+        self.silo, self.num_examples = silo, 0
         self._thresholds: dict[str, int] = {}
         self._members: dict[str, SecureMember] = {}
         self._last_round: dict[str, int] = {}
         """Session -> the last round that keys were made for; kept when the session is closed, or opened again."""
+        self._moments_with: list[str] | None = None
+        """The silos to whose moments this one's were added."""
         self._signer = SigningKey.passing()
         self._partners: Mapping[str, str] = {}
 
@@ -30,12 +39,14 @@ class SecureClient:
         self._signer, self._partners = key, dict(partners)
 
     def open(self, spec: SessionSpec) -> None:
-        self._members.pop(spec.session, None)
-        self._thresholds[spec.session] = spec.secure_threshold
+        for name in (spec.session, f"{spec.session}{METRICS}"):
+            self._members.pop(name, None)
+            self._thresholds[name] = spec.secure_threshold
 
     def close(self, session: str) -> None:
-        self._thresholds.pop(session, None)
-        self._members.pop(session, None)
+        for name in (session, f"{session}{METRICS}"):
+            self._thresholds.pop(name, None)
+            self._members.pop(name, None)
 
     def is_secure(self, session: str) -> bool:
         """Whether updates of the session leave under masks only."""
@@ -48,14 +59,38 @@ class SecureClient:
         ring = member.masked(vector, update.num_examples)
         return MaskedUpdate(self.silo, update.session, update.server_round, ring, update.num_steps, update.seconds)
 
+    def masked_moments(self, moments: ColumnMoments, session: str, server_round: int) -> Artifact:
+        """Return the moments of the silo's rows under the masks of a sum of moments."""
+        numbers, n = numbers_of_moments(moments), moments.num_examples
+        return self._masked_numbers(MASKED_MOMENTS, session, server_round, numbers, n, [])
+
+    def masked_metrics(self, by_model: Mapping[str, Metrics], session: str, server_round: int) -> Artifact:
+        """Return the metrics of models on the silo's rows under the masks of a sum of metrics."""
+        numbers = numbers_of_metrics(by_model)
+        return self._masked_numbers(MASKED_METRICS, session, server_round, numbers, 1, names_of(by_model))
+
+    def _masked_numbers(
+        self, query: str, session: str, server_round: int, numbers: list[int], weight: int, names: list[str]
+    ) -> Artifact:
+        masked = self._member(session, server_round).masked_ring(of_integers(numbers), weight)
+        parts = {"ring": masked.astype("<u8").tobytes(), "names": ",".join(names).encode()}
+        return Artifact(self.silo, query, self.num_examples, {}, as_bytes(parts))
+
     def answer(self, query: str, num_examples: int, session: str, server_round: int, *given: np.ndarray) -> Artifact:
         """Return the silo's part of a phase."""
         answers = {
-            "secure_keys": self._keys, "secure_shares": self._shares, "secure_deliver": self._deliver,
-            "secure_show": self._show,
-            "secure_agree": self._agree, "secure_unmask": self._unmask,
+            "secure_begin": self._begin, "secure_keys": self._keys, "secure_shares": self._shares,
+            "secure_deliver": self._deliver, "secure_show": self._show, "secure_agree": self._agree,
+            "secure_unmask": self._unmask,
         }  # fmt: skip
         return Artifact(self.silo, query, num_examples, {}, as_bytes(answers[query](session, server_round, *given)))
+
+    def _begin(self, session: str, server_round: int, threshold: np.ndarray) -> dict[str, bytes]:
+        """Be ready to add up moments, before any session is open; return the number that this sum may have."""
+        if session != MOMENTS:
+            raise self._failure(server_round, f"only '{MOMENTS}' begins without a session")
+        self._thresholds[session] = int(threshold.reshape(-1)[0])
+        return {"round": (self._last_round.get(session, 0) + 1).to_bytes(8, "little")}
 
     def _keys(self, session: str, server_round: int) -> dict[str, bytes]:
         if not self.is_secure(session):
@@ -75,7 +110,10 @@ class SecureClient:
             kind, _, silo = name.partition(".")
             keys.setdefault(silo, {})[kind] = value
         roster = {silo: Keys.of_parts(parts) for silo, parts in keys.items()}
-        return self._member(session, server_round).shares(roster)
+        member = self._member(session, server_round)
+        if session == MOMENTS or session.endswith(METRICS):  # of all silos, not of those chosen for a round
+            member.threshold = max(member.threshold, len(roster) // 2 + 1)
+        return member.shares(roster)
 
     def _deliver(self, session: str, server_round: int, shares: np.ndarray) -> dict[str, bytes]:
         return self._member(session, server_round).deliver(of_bytes(shares))
@@ -84,7 +122,13 @@ class SecureClient:
         return self._member(session, server_round).show(of_bytes(complaints))
 
     def _agree(self, session: str, server_round: int, names: np.ndarray) -> dict[str, bytes]:
-        return {"signature": self._member(session, server_round).agree(list(of_bytes(names)))}
+        listed = sorted(of_bytes(names))
+        if session == MOMENTS and self._moments_with not in (None, listed):
+            # The same moments in two sums, of these silos and of others, would be the difference of the sums.
+            raise self._failure(server_round, "its moments were added to those of other silos before; start it again")
+        signature = self._member(session, server_round).agree(listed)
+        self._moments_with = listed if session == MOMENTS else self._moments_with
+        return {"signature": signature}
 
     def _unmask(self, session: str, server_round: int, signatures: np.ndarray) -> dict[str, bytes]:
         return self._member(session, server_round).unmask(of_bytes(signatures))

@@ -12,15 +12,25 @@ import numpy as np
 import torch
 
 from ray_fed.errors import SiloFailed, Trouble
-from ray_fed.federation.messages import MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.messages import (
+    MaskedUpdate,
+    Metrics,
+    SessionSpec,
+    SiloDescription,
+    Update,
+    Vector,
+    unmarked,
+)
+from ray_fed.federation.secure_client import MASKED_METRICS, MASKED_MOMENTS, SecureClient
 from ray_fed.federation.secure_client import QUERIES as SECURE_QUERIES
-from ray_fed.federation.secure_client import SecureClient
 from ray_fed.federation.silo_state import SiloState
+from ray_fed.federation.tally import METRICS
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.private_steps import Spent
-from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.learning.standardisation import ColumnMoments, Standardizer, without_rare
 from ray_fed.learning.trainer import Trainer
-from ray_fed.metrics import MeanScores, RegressionSums, Resolution, Scores, coin_of, secret_of
+from ray_fed.metrics import Resolution, Scores, coin_of, secret_of
+from ray_fed.privacy.secure_sum.wire import of_bytes
 from ray_fed.randomness import generator
 
 MOST_SESSIONS = 64
@@ -54,7 +64,7 @@ class Silo:
     def open(self) -> SiloDescription:
         """Read and featurise the rows (DataError when that fails) and describe them."""
         rows = self._rows = self.task.load(self.spec)
-        self._scoring = None
+        self._scoring, self.secure.num_examples = None, len(rows.features)
         return SiloDescription(
             self.spec.name,
             len(rows.features),
@@ -74,8 +84,9 @@ class Silo:
         return self._rows
 
     def moments(self) -> ColumnMoments:
-        """Return count, mean and M2 of each feature column of the training rows."""
-        return ColumnMoments.of(self.rows.features)
+        """Return count, sum and sum of squares of each feature column of the training rows, without what fewer rows
+        alone have than a statistic needs."""
+        return ColumnMoments.of(without_rare(self.rows.features, self.resolution.fewest_rows))
 
     def prepare(self, standardizer: Standardizer | None) -> None:
         """Apply the federation's scaler, where the task has one, and put the samples on the device."""
@@ -173,6 +184,10 @@ class Silo:
 
     def query(self, query: str, *given: object) -> Any:
         """Answer one of the further queries of this kind of silo; SiloFailed for one it does not know."""
+        if query == MASKED_MOMENTS:
+            return self.secure.masked_moments(self.moments(), *given)  # type: ignore[arg-type]
+        if query == MASKED_METRICS:
+            return self.secure.masked_metrics(self.evaluate(*models_asked(given)), *given[:2])  # type: ignore[arg-type]
         if query in SECURE_QUERIES:
             return self.secure.answer(query, len(self.rows.features), *given)  # type: ignore[arg-type]
         queries = self.queries()
@@ -191,6 +206,12 @@ class Silo:
             reason = f"no session '{session}'; open: {sorted(self.sessions)}"
             raise SiloFailed(self.spec.name, "answering", reason, failure=Trouble.NO_SESSION)
         return self.sessions[session]
+
+
+def models_asked(given: tuple) -> tuple[str, dict[str, Vector]]:
+    """Return the session and the models of a question for masked metrics: (name of the sum, round, names, *vectors)."""
+    name, _, names, *vectors = given
+    return name.removesuffix(METRICS), dict(zip(of_bytes(names), vectors, strict=True))
 
 
 def make_silo(spec: SiloSpec, task: Task, device: str = "cpu") -> Silo:
@@ -247,6 +268,7 @@ class Scoring:
         self.resolution = resolution or Resolution()
         arrays = (rows.targets, rows.held_out_targets)
         self._secret = secret_of(arrays, str(len(rows.features)), str(sorted(rows.fingerprint.items(), key=str)))
+        self._of_numbers = _are_numbers(rows.targets)
         self._marked: list[list[np.ndarray]] = []
 
     def scores(self, task: Task, trainer: Trainer, samples: Samples, vector: Vector) -> tuple[Scores, Scores]:
@@ -254,9 +276,9 @@ class Scoring:
         with recorded_outputs(trainer) as outputs:
             found = task.evaluate(trainer, samples, vector)
         if self._is_probe([shown for one in outputs if len(shown := one_per_row(one)) >= self.resolution.fewest_rows]):
-            return unscored(found[0]), unscored(found[1])
+            return unmarked(found[0]), unmarked(found[1])
         train, held_out = (
-            self.resolution.released(scores, coin_of(self._secret, vector, part))
+            self.resolution.released(scores, coin_of(self._secret, vector, part), self._of_numbers)
             for part, scores in zip(PARTS, found, strict=True)
         )
         return train, held_out
@@ -274,6 +296,11 @@ class Scoring:
         while len(self._marked) > 1 and sum(part.size for one in self._marked for part in one) > REMEMBERED_VALUES:
             self._marked.pop(0)
         return False
+
+
+def _are_numbers(targets: object) -> bool:
+    """Tell whether each row's target is one real number."""
+    return isinstance(targets, np.ndarray) and targets.dtype.kind == "f" and targets.size == len(targets)
 
 
 @contextmanager
@@ -313,10 +340,3 @@ def num_changed(old: np.ndarray, new: np.ndarray) -> int:
     change = np.abs(new - old)
     largest = float(change.max())
     return int((change > NEARLY_NOTHING * largest).sum()) if largest > 0 else 0
-
-
-def unscored(scores: Scores) -> Scores:
-    """Return scores of the same rows, without a number among them."""
-    if isinstance(scores, MeanScores):
-        return MeanScores(scores.num_examples, dict.fromkeys(scores.sums, np.nan))
-    return RegressionSums(scores.num_examples, *[np.nan] * 4) if isinstance(scores, RegressionSums) else scores

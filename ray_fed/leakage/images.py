@@ -1,6 +1,5 @@
 """Images to attack: sets that need no download, and the user's own files."""
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from ray_fed.config import require, unknown_name
 from ray_fed.errors import DataError
 from ray_fed.randomness import generator
+from ray_fed.reading import open_picture, read_arrays
 
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "retina", "immunohistochemistry", "hubble_deep_field")
 """scikit-image's own colour photographs that come with the package; the class of a crop is its photograph."""
@@ -119,9 +119,8 @@ def _shrunk(picture: np.ndarray, side: int) -> np.ndarray:
 
 def _npz(path: Path) -> ImageSet:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            content = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        content = read_arrays(path)
+    except (OSError, ValueError) as error:
         raise DataError(f"data={path}: not an .npz file of numbers: {' '.join(str(error).split())}") from error
     for name in ("images", "labels"):
         if name not in content:
@@ -144,6 +143,8 @@ def _channels_first(images: np.ndarray, path: Path) -> np.ndarray:
         raise DataError(
             f"data={path}: images {images.shape} must be [num, height, width] or [num, height, width, channels]"
         )
+    if images.dtype.kind not in "buif":
+        raise DataError(f"data={path}: images of {images.dtype} are no numbers; give uint8, or floats in 0..1")
     if images.ndim == 3:
         images = images[..., None]
     if images.shape[-1] not in (1, 3):
@@ -170,13 +171,12 @@ def _folder(path: Path, side: int) -> ImageSet:
 
 
 def _square(file: Path) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with Image.open(file) as picture:
+        with open_picture(file) as picture:
             pixels = np.asarray(picture.convert("L" if picture.mode in ("1", "L", "I", "F") else "RGB"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(f"data: {file} cannot be read as a picture: {error}") from error
+    except Exception as error:  # Pillow raises whatever its codecs raise
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"data: {file} cannot be read as a picture: {said}") from error
     side = min(pixels.shape[:2])
     top, left = ((size - side) // 2 for size in pixels.shape[:2])
     return pixels[top : top + side, left : left + side]

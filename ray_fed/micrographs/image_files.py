@@ -7,9 +7,7 @@ owner or beyond doubt; never guessed.
 """
 
 import csv
-import math
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +17,9 @@ import numpy as np
 from ray_fed.errors import DataError, Trouble
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.polycrystals import boundary_mask
-from ray_fed.reading import open_regular
+from ray_fed.reading import open_picture, open_regular, require_few_pixels
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
-MAX_PIXELS = 1 << 26
-"""Of one image, 8192 x 8192: a file of a megabyte can claim a thousand times as many; reading takes 24 bytes each."""
 COLOUR_SPACES = ("CMYK", "YCbCr", "LAB", "HSV")
 """Pillow's modes whose channels are not red, green and blue."""
 
@@ -67,12 +63,11 @@ def read_values(path: Path, who: str) -> np.ndarray:
 
 
 def _pixels(path: Path, who: str, keep_palette: bool = False) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     try:
-        with warnings.catch_warnings(), open_regular(path) as file, Image.open(file) as image:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the next lines have a bound of their own
-            _require_one_image(getattr(image, "n_frames", 1), image.size, f"{who}: {path}")
+        with open_picture(path) as image:
+            _require_one_image(getattr(image, "n_frames", 1), f"{who}: {path}")
             converted = image.mode in COLOUR_SPACES or (image.mode in ("P", "PA") and not keep_palette)
             return np.asarray(image.convert("RGB") if converted else image)
     except UnidentifiedImageError as error:
@@ -84,11 +79,9 @@ def _pixels(path: Path, who: str, keep_palette: bool = False) -> np.ndarray:
         raise DataError(reason, failure=Trouble.FILE_DAMAGED) from error
 
 
-def _require_one_image(frames: int, size: Sequence[int], where: str) -> None:
+def _require_one_image(frames: int, where: str) -> None:
     if frames > 1:
         raise DataError(f"{where} holds {frames} images; save each as a file of its own")
-    if math.prod(size) > MAX_PIXELS:
-        raise DataError(f"{where} has {' x '.join(map(str, size))} pixels, more than {MAX_PIXELS:,}; cut it into parts")
 
 
 def _in_a_line(error: Exception) -> str:
@@ -106,8 +99,8 @@ def _tiff(path: Path, who: str, refusal: Exception) -> np.ndarray:
 
     try:
         with open_regular(path) as file, tifffile.TiffFile(file) as tiff:
-            shape = tiff.pages.first.shape
-            _require_one_image(len(tiff.pages), shape[:2], f"{who}: {path}")
+            _require_one_image(len(tiff.pages), f"{who}: {path}")
+            require_few_pixels(tiff.pages.first.shape[:2])
             pixels = tiff.asarray()
     except DataError:
         raise

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_fed.errors import ConfigError, DataError
+from ray_fed.errors import ConfigError, DataError, Trouble
 from ray_fed.reporting.environment import software_versions
 from ray_fed.reporting.model_files import ModelCard, read_card, serialised, tensors_of
 from ray_fed.reporting.writing import Plain, to_json
@@ -170,7 +170,8 @@ def unpack(weights: bytes, card_bytes: bytes, where: str, expected_id: str = "")
     if found != card.weights_sha256:
         raise DataError(
             f"{where}: weights have sha256 {found[:12]}..., the card says {card.weights_sha256[:12]}...; "
-            "they were changed or cut: pull the model again"
+            "they were changed or cut: pull the model again",
+            failure=Trouble.FILE_DAMAGED,
         )
     return tensors_of(weights, where), card
 

@@ -25,6 +25,8 @@ from ray_fed.privacy.signing import SigningKey
 MAX_LOG_BYTES = 1 << 24
 """A longer log is set aside when the silo starts again, and the one set aside before is removed."""
 LOG_FILE = "silo.log"
+OPENED_AS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+"""Never through a link, and never waiting for somebody at the other end of a pipe."""
 
 Answer = TypeVar("Answer")
 EgressBlock = Callable[[], contextlib.AbstractContextManager[None]]
@@ -214,7 +216,7 @@ class SiloLog:
         if self.path.is_file() and not self.path.is_symlink() and self.path.stat().st_size > MAX_LOG_BYTES:
             self.path.replace(self.path.with_suffix(".log.1"))
         try:
-            self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
+            self._handle = os.open(self.path, OPENED_AS, 0o600)
         except OSError as error:
             raise DataError(f"{self.path}: {error.strerror}; remove it", failure=Trouble.NO_ROOM) from error
         _require_own(os.fstat(self._handle), stat.S_ISREG, self.path)

@@ -31,12 +31,14 @@ from ray_fed.federation.messages import (
     Update,
     Vector,
     is_count,
+    is_unmarked,
     scores_numbers,
+    unmarked,
 )
 from ray_fed.federation.norms import distance
 from ray_fed.federation.reasons import OTHER, kind_of
-from ray_fed.learning.standardisation import ColumnMoments
-from ray_fed.metrics import METRIC_NAME, MeanScores, RegressionSums, Resolution, Scores
+from ray_fed.learning.standardisation import SQUARE_DIGITS, SUM_DIGITS, ColumnMoments, carried
+from ray_fed.metrics import METRIC_NAME, MeanScores, RegressionSums, Scores
 from ray_fed.perimeter.error_policy import REFERENCE
 from ray_fed.perimeter.gate import Gate, MessageKind, MessageKinds, Request
 from ray_fed.perimeter.ledger import MessageDigest, bytes_of, message_digest, vector_digest
@@ -171,18 +173,18 @@ def digest_masked_update(kind: str, message: MaskedUpdate) -> MessageDigest:
 def check_moments(gate: Gate, moments: Any, request: Request) -> ColumnMoments:
     _require_message(gate, request.kind, moments, ColumnMoments)
     require_rows(gate, "moments", moments.num_examples)
-    for name in ("mean", "m2"):
-        values = getattr(moments, name)
-        fits = is_plain_array(values, np.float64) and values.shape == np.shape(moments.mean)
-        gate.require(fits, "moments", f"{name} must be one float64 per column")
-        is_finite = bool((np.abs(values) <= MAX_SUM).all())
-        gate.require(is_finite, "moments", f"{name} has values that are not finite, or huge")
-    gate.require(not gate.row_matcher.is_row(moments.mean), "moments", "the means repeat values of the silo's rows")
-    return ColumnMoments(moments.num_examples, moments.mean, moments.m2)
+    digits = moments.digits
+    fits = is_plain_array(digits, np.int64, 2) and digits.shape[1] == SUM_DIGITS + SQUARE_DIGITS
+    gate.require(fits, "moments", f"they must be int64 [columns, {SUM_DIGITS + SQUARE_DIGITS}]")
+    in_form = bool((np.abs(digits) < 1 << 60).all()) and np.array_equal(carried(digits), digits)
+    gate.require(in_form, "moments", "their digits are not in their canonical form")
+    found = ColumnMoments(moments.num_examples, digits.copy())
+    gate.require(not gate.row_matcher.is_row(found.mean), "moments", "the means repeat values of the silo's rows")
+    return found
 
 
 def digest_moments(kind: str, moments: ColumnMoments) -> MessageDigest:
-    return message_digest(kind, moments, ("mean", "m2"), moments.num_examples)
+    return message_digest(kind, moments, ("sums", "sums of squares"), moments.num_examples)
 
 
 def check_metrics(gate: Gate, by_model: Any, request: Request) -> dict[str, Metrics]:
@@ -207,12 +209,13 @@ def checked_scores(gate: Gate, scores: Any, request: Request) -> Scores:
     is_enough = count >= gate.policy.min_examples
     if isinstance(scores, MeanScores):
         _check_metric_names(gate, scores.sums)
+    if is_unmarked(scores):
+        return unmarked(scores)
     checked = {name: plain_number(gate, "metrics", value) for name, value in scores_numbers(scores).items()}
     shown = checked if is_enough else dict.fromkeys(checked, 0.0)
-    resolution = Resolution(gate.policy.min_examples, gate.policy.metric_bits)
     if isinstance(scores, MeanScores):
-        return resolution.released(MeanScores(count * is_enough, shown))
-    return resolution.released(RegressionSums(count * is_enough, **shown))
+        return gate.resolution.released(MeanScores(count * is_enough, shown))
+    return gate.resolution.released(RegressionSums(count * is_enough, **shown))
 
 
 def _check_metric_names(gate: Gate, sums: Any) -> None:

@@ -4,19 +4,29 @@ A `CoordinatorRecord` observes the coordinator and notes each message by the sam
 notes leave with the round's record; who keeps the run writes them into a ledger of its own (ledger.py).
 """
 
+import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
+import numpy as np
+
+from ray_fed.errors import FedError, SiloFailed
 from ray_fed.federation.messages import RelayedUpdate
 from ray_fed.federation.rounds.job import Job, Observer, RoundRecord
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout
+from ray_fed.perimeter.chain import MAX_LEDGER_BYTES
 from ray_fed.perimeter.checks import digest_of
 from ray_fed.perimeter.ledger import tensors_digest, vector_digest
+from ray_fed.perimeter.policy import PUBLIC_KEY
 
 Note = Mapping[str, object]
 """One line to be, without number, time and chain."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,18 @@ class SiloLedger:
     """SHA-256 of its last line."""
     public_key: str
 
+    @classmethod
+    def handed_over(cls, silo: str, said: object) -> "SiloLedger | None":
+        """Return what a silo handed over, None where its owner keeps it; SiloFailed names a silo that says anything
+        else. What stands in the ledger is looked at where it is verified."""
+        if said is None:
+            return None
+        content, head, key = said if type(said) is tuple and len(said) == 3 else (None, None, None)
+        is_ledger = type(content) is bytes and len(content) <= MAX_LEDGER_BYTES
+        if not is_ledger or not all(type(text) is str and PUBLIC_KEY.fullmatch(text) for text in (head, key)):
+            raise SiloFailed(silo, "handing over its ledger", "it handed over something else")
+        return cls(content, head, key)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class CollectedLedgers:
@@ -35,6 +57,42 @@ class CollectedLedgers:
 
     silos: Mapping[str, SiloLedger] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
+
+
+class Keeper(Protocol):
+    """A cohort whose silos keep ledgers and may take models."""
+
+    def collect_ledger(self, silo: str) -> tuple[bytes, str, str] | None: ...
+
+    def receive_model(self, silo: str, weights: np.ndarray, card: np.ndarray) -> None: ...
+
+
+def collected(keepers: Mapping[str, Keeper], record: "CoordinatorRecord | None") -> CollectedLedgers:
+    """Fetch the silos' ledgers; one whose owner keeps it is left out, and one that is gone, which is logged."""
+    found = {}
+    for silo, keeper in keepers.items():
+        try:
+            ledger = SiloLedger.handed_over(silo, keeper.collect_ledger(silo))
+        except FedError as error:
+            _log.warning("no ledger: %s", error)
+        else:
+            found |= {silo: ledger} if ledger else {}
+    return CollectedLedgers(found, record.take() if record else ())
+
+
+def handed_over(keepers: Mapping[str, Keeper], weights: np.ndarray, card: np.ndarray) -> dict[str, str]:
+    """Hand the final model to every silo; return silo -> why it did not take it, "" where it did.
+
+    weights, card: uint8 [n], the bytes of a .safetensors file and of its card.
+    """
+    reasons = {}
+    for silo, keeper in keepers.items():
+        try:
+            keeper.receive_model(silo, weights, card)
+            reasons[silo] = ""
+        except FedError as error:
+            reasons[silo] = " ".join(str(error).split())
+    return reasons
 
 
 class CoordinatorRecord(Observer):

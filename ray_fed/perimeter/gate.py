@@ -72,6 +72,8 @@ class Gate:
         self.silo, self.policy, self.kinds, self.row_matcher = silo, policy, kinds, RowMatcher()
         self.metrics = frozenset(policy.metrics) - {DECLARED}
         """Names that a metric may have: those the owner lists; those that the silo's description declares are added."""
+        self.resolution = policy.resolution
+        """How exactly metrics are told."""
         self.sent = 0
         """Bytes that have left in this run."""
         self._messages = tuple(

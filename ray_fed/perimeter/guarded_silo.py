@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 
 from ray_fed.errors import DataError, Trouble
@@ -23,18 +24,20 @@ from ray_fed.federation.messages import (
     Update,
     Vector,
 )
-from ray_fed.federation.silo import Silo
+from ray_fed.federation.secure_client import MASKED_METRICS, MASKED_MOMENTS
+from ray_fed.federation.silo import Silo, models_asked
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
-from ray_fed.metrics import Resolution
 from ray_fed.perimeter.book import Book
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
 from ray_fed.perimeter.checks import ANOTHER, KINDS, kind_of_answer, require_audit
 from ray_fed.perimeter.error_policy import place_of_words
 from ray_fed.perimeter.gate import Request
 from ray_fed.perimeter.insistence import FEWER, Insistence
-from ray_fed.perimeter.policy import Site
+from ray_fed.perimeter.policy import COORDINATOR, Site
+from ray_fed.perimeter.received_model import keep_model
+from ray_fed.perimeter.told import ToldMoments, folder_of_told
 from ray_fed.privacy.signing import SigningKey
 
 
@@ -57,12 +60,14 @@ class GuardedSilo(EgressBoundary):
         folder = self.site.ledger_folder
         book = Book(Path(folder) if folder else None)
         self.insistence = Insistence(self.site, self.gate, book, spec.dataset)
+        self._told = ToldMoments(folder_of_told(folder, spec.dataset) if folder else None)
         self._num_marked = 0
         self._build(lambda: self._install(make()))
 
     def _install(self, silo: Silo) -> None:
-        silo.secure.sign_with(self._key or SigningKey.passing(), self.site.partners)
-        silo.resolution = Resolution(self.site.policy.min_examples, self.site.policy.metric_bits)
+        partners = {name: key for name, key in self.site.partners.items() if name != COORDINATOR}
+        silo.secure.sign_with(self._key or SigningKey.passing(), partners)
+        silo.resolution = self.site.policy.resolution
         self.silo = silo
 
     # ---- the calls of `Silo`
@@ -72,7 +77,9 @@ class GuardedSilo(EgressBoundary):
         return self._release(doing, *self._opened(doing, lambda: self.silo.open()))
 
     def moments(self) -> ColumnMoments:
-        return self._run_and_release("computing moments", lambda: self.silo.moments(), Request("moments"))
+        doing, request = "computing moments", Request("moments")
+        self._check(doing, lambda: self.insistence.before_clear("moments"), request)
+        return self._release(doing, self._inspected_moments(doing), request)
 
     def prepare(self, standardizer: Standardizer | None) -> None:
         self._run("standardising", lambda: self.silo.prepare(standardizer))
@@ -127,6 +134,8 @@ class GuardedSilo(EgressBoundary):
 
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
         request = Request("metrics", session, self._rounds.get(session, 0), models=tuple(models))
+        if session in self.insistence.masked or self.site.policy.masks == "required":
+            self._check("evaluating", lambda: self.insistence.before_clear("metrics", session), request)
         self._check("evaluating", lambda: self._count_evaluation(len(models)), request)
         return self._run_and_release("evaluating", lambda: self.silo.evaluate(session, models), request)
 
@@ -134,7 +143,7 @@ class GuardedSilo(EgressBoundary):
         """Put one of the further questions to the silo (`Silo.queries`)."""
         doing = f"answering '{query}'"
         self._check(doing, lambda: self.insistence.before_answer("artifact", query))
-        answer = self._run(doing, lambda: self.silo.query(query, *given))
+        answer = self._answer(doing, query, given)
         # Nothing was received that its size could be measured by: max_bytes_per_round and _per_run bound it.
         vector = answer.data if type(answer) is Artifact else None
         return self._release(doing, answer, Request(kind_of_answer(answer), query, vector=vector))
@@ -147,7 +156,20 @@ class GuardedSilo(EgressBoundary):
         self._check(doing, lambda: self.insistence.before_answer("observation", ""), request)
         return self._run_and_release(doing, lambda: self._gradient(vector, num_examples), request)
 
+    def receive_model(self, weights: np.ndarray, card: np.ndarray) -> None:
+        """Keep the final model of a run as a file of the owner's, who says where (`receive_models`); PerimeterRefused
+        where the owner takes none."""
+        if self._startup_error is not None:
+            raise self._startup_error
+        self._check("taking the final model", lambda: self._keep_model(weights, card))
+
     # ---- what the calls are made of
+
+    def _keep_model(self, weights: np.ndarray, card: np.ndarray) -> None:
+        folder = self.site.model_folder
+        self.gate.require(folder is not None, "model", "its owner takes no models")
+        assert folder is not None
+        keep_model(folder, weights, card)
 
     def _gradient(self, vector: Vector, num_examples: int) -> GradientObservation:
         """Return the gradient of the task's loss over the silo's first rows, at parameters [num_parameters]."""
@@ -175,6 +197,38 @@ class GuardedSilo(EgressBoundary):
         agrees = type(digest) is str and digest == spec.layout_digest and type(num_bytes) is int
         self.gate.require(agrees, "layout", "it is not the digest of the layout agreed on")
         self.gate.check_plan(spec.session, spec.plan.num_rounds, cast(int, num_bytes))
+
+    def _answer(self, doing: str, query: str, given: Sequence[Any]) -> Any:
+        """Return the silo's answer. What leaves under masks is checked before, as it would be in clear."""
+        if query == MASKED_MOMENTS:
+            moments = self._inspected_moments(doing)
+            return self._run(doing, lambda: self.silo.secure.masked_moments(moments, *given))
+        if query == MASKED_METRICS:
+            metrics = self._inspected_metrics(doing, given)
+            return self._run(doing, lambda: self.silo.secure.masked_metrics(metrics, *given[:2]))
+        return self._run(doing, lambda: self.silo.query(query, *given))
+
+    def _inspected_metrics(self, doing: str, given: Sequence[Any]) -> dict[str, Metrics]:
+        session, models = models_asked(tuple(given))
+        request = Request("metrics", session, self._rounds.get(session, 0), models=tuple(models))
+        self._check(doing, lambda: self._count_evaluation(len(models)), request)
+        found = self._run(doing, lambda: self.silo.evaluate(session, models))
+        return self._check(doing, lambda: self.gate.inspect(found, request), request)
+
+    def _inspected_moments(self, doing: str) -> ColumnMoments:
+        """Return the moments, checked, or those that were told of nearly the same rows before (told.py)."""
+        request, found = Request("moments"), self._run(doing, lambda: self.silo.moments())
+        moments = self._check(doing, lambda: self.gate.inspect(found, request), request)
+        features = self._run(doing, lambda: getattr(getattr(self.silo, "_rows", None), "features", None))
+        if type(features) is not np.ndarray:
+            return moments
+        return self._check(doing, lambda: self._told_before(features, moments), request)
+
+    def _told_before(self, features: np.ndarray, moments: ColumnMoments) -> ColumnMoments:
+        try:
+            return self._told.answer(features, moments, self.site.policy.min_examples)  # type: ignore[union-attr]
+        except ValueError as error:
+            raise self.gate.refusal("moments", str(error)) from None
 
     def _count_evaluation(self, num_models: int) -> None:
         """Refuse more models than may be marked; where the owner's book lasts, over all runs."""

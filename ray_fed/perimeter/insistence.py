@@ -13,7 +13,7 @@ from ray_fed.learning.private_steps import PrivateSteps
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.perimeter.book import Book
 from ray_fed.perimeter.gate import Gate
-from ray_fed.perimeter.policy import Site
+from ray_fed.perimeter.policy import COORDINATOR, Site
 
 IN_SITE_FILE = "in its owner's site.yaml"
 FEWER = "evaluate less often (evaluate_every), or let the owner allow more in site.yaml"
@@ -67,6 +67,13 @@ class Insistence:
         )
         self.gate.require(not found, "metrics", f"{found}; {FEWER}")
 
+    def before_clear(self, kind: str, session: str = "") -> None:
+        """Refuse statistics of this silo alone where they are to leave under masks, with the updates."""
+        reason = "its session has masks: they leave under masks, too"
+        self.gate.require(session not in self.masked, kind, reason)
+        reason = f"masks: required {IN_SITE_FILE}, and they would leave in clear"
+        self.gate.require(self.site.policy.masks != "required", kind, reason)
+
     def before_answer(self, kind: str, query: str) -> None:
         """Refuse a further question, or a gradient, whose answer would leave in clear or without noise."""
         policy = self.site.policy
@@ -84,7 +91,7 @@ class Insistence:
             reason = f"it has no masks; {wanted}; ask for it with --secure-aggregation yes"
             self.gate.require(has_masks, "session", reason)
             reason = f"{wanted} names no partners: a coordinator could invent them; name their public keys there"
-            self.gate.require(bool(self.site.partners), "session", reason)
+            self.gate.require(bool(set(self.site.partners) - {COORDINATOR}), "session", reason)
         if has_masks:
             self.masked.add(spec.session)
 

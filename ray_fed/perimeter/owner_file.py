@@ -107,6 +107,6 @@ def _parsed(content: bytes, path: Path) -> Any:
         return yaml.load(content.decode(), _DifferentKeys)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}; nothing leaves until it does once") from None
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+    except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
         said = " ".join(str(error).split())
         raise ConfigError(f"{path}: cannot be read: {said}; nothing leaves until it can") from error

@@ -1,13 +1,15 @@
 """What the owner of a silo lets out of it: a file on the owner's machine, read inside the silo's process.
 
     ledger: /var/lib/ray-fed         where this site's silos keep their ledgers and keys
+    receive_models: ~/models         where the final models of runs are put; without it none is taken
     perimeter:                       for every silo of this site; any field of `Policy`
       min_examples: 20
     silos:
       north-institute:               for one silo; these fields count before those of the site
         max_bytes_per_run: 2000000000
     partners:                        the other silos' public keys (`ray-fed ledger key SILO` at theirs); with any named,
-      south-institute: 3fa1...       secure aggregation masks with these silos only
+      south-institute: 3fa1...       secure aggregation masks with these silos only; by these keys, and by that of
+      coordinator: 77c0...           the coordinator, `ray-fed ledger verify` knows who signed
 
 A site that its owner runs (`ray-fed site start`) has further keys in the same file: ray_fed/sites/site_file.py.
 
@@ -29,14 +31,17 @@ from typing import Any, Literal
 
 from ray_fed.config import at_home, coerce, from_mapping, require, unknown_name
 from ray_fed.errors import ConfigError
+from ray_fed.metrics import Resolution
 from ray_fed.perimeter.owner_file import read_owned
 
+COORDINATOR = "coordinator"
+"""Its name among the partners, and as a writer of ledgers."""
 SITE_VARIABLE = "RAY_FED_SITE"
 SITE_FOLDER = ".config/ray-fed"
 SITE_FILE = "site.yaml"
-AGENT_KEYS = ("name", "hub", "datasets", "tasks", "own_tasks", "device", "state", "receive_models")
+AGENT_KEYS = ("name", "hub", "datasets", "tasks", "own_tasks", "device", "state")
 """Of a site that its owner runs."""
-SITE_KEYS = ("ledger", "perimeter", "silos", "partners", *AGENT_KEYS)
+SITE_KEYS = ("ledger", "perimeter", "silos", "partners", "receive_models", *AGENT_KEYS)
 PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
 KINDS = (
     "description", "moments", "update", "masked", "metrics", "artifact", "observation", "search", "predictions",
@@ -82,14 +87,16 @@ class Policy:
     source_errors: bool = False
     """Whether the answer to a search in a model library holds the error of every single source on the silo's rows. A
     thousand errors of known models on twenty rows are a thousand equations for twenty values."""
-    max_evaluations_per_run: int = 2500
+    max_evaluations_per_run: int = 1000
     """Models that a silo marks in one run, each part of each call counted: a run evaluates about 100 times."""
     max_evaluations_per_dataset: int = 10_000
     """The same for all runs on a data set together, whatever they are called. Counted in the owner's book, which needs
     a folder that lasts (`ledger` in this file); without one a process counts from 0 when it starts."""
     metric_bits: int = 7
-    """Binary digits after the first that a metric has at least; 7 are steps of 0.4 to 0.8 per cent. Of more than
-    128 `min_examples` rows it has more, until a step is as large as the share of `min_examples` rows."""
+    """Binary digits after the first that a metric has at least; 7 are steps of 0.4 to 0.8 per cent. It has more where
+    a step is then still as large as the share of `min_examples` rows: from 128 times `min_examples` rows on."""
+    metric_bits_of_numbers: int = 3
+    """The same where the target of each row is one number (a regression): sums of errors can be solved for numbers."""
     masks: Literal["allowed", "required"] = "allowed"
     """`required`: what is learned from the rows leaves under the masks of secure aggregation or not at all, and only
     with the partners named in this file."""
@@ -110,7 +117,7 @@ class Policy:
     def __post_init__(self) -> None:
         for name in (
             "min_examples", "min_examples_per_update", "max_bytes_per_run", "max_description_bytes", "metric_bits",
-            "max_evaluations_per_run", "max_evaluations_per_dataset",
+            "metric_bits_of_numbers", "max_evaluations_per_run", "max_evaluations_per_dataset",
         ):  # fmt: skip
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be 1 or more")
         require(self.min_noise_multiplier > 0, f"min_noise_multiplier={self.min_noise_multiplier} must be above 0")
@@ -120,6 +127,11 @@ class Policy:
         for name in ("max_bytes_per_round", "max_update_norm", "max_clip", "epsilon_budget"):
             value = getattr(self, name)
             require(value is None or value > 0, f"{name}={value} must be above 0, or none")
+
+    @property
+    def resolution(self) -> Resolution:
+        """How exactly metrics are told."""
+        return Resolution(self.min_examples, self.metric_bits, self.metric_bits_of_numbers)
 
     @property
     def needs_noise(self) -> bool:
@@ -143,8 +155,16 @@ class Site:
     """The file, whether or not it exists."""
     partners: Mapping[str, str] = field(default_factory=dict)
     """Silo -> its public key, 64 hexadecimal digits."""
+    model_folder: Path | None = None
+    """Where final models of runs are kept; None takes none."""
     key_file: Path | None = None
     """The key of a site that its owner runs: one for all its silos. Elsewhere each has its own."""
+
+
+def require_site_file(path: Path) -> Path:
+    """Return the path; ConfigError for another name: a silo's process finds the file by its folder."""
+    require(path.name == SITE_FILE, f"{path}: the owner's file must be called {SITE_FILE}")
+    return path.absolute()
 
 
 def site_path(environment: Mapping[str, str] = os.environ) -> Path:
@@ -171,7 +191,8 @@ def read_site(silo: str, path: Path | None = None) -> Site:
     check_keys(content, path)
     silos = mapping_of(content.get("silos"), f"{path}: silos")
     policy = policy_of(content, path, silos.get(silo), f"{path}: silos: {silo}")
-    return Site(policy, ledger_folder_of(content, path), path, partners_of(content, path))
+    models = model_folder_of(content, path)
+    return Site(policy, ledger_folder_of(content, path), path, partners_of(content, path), models)
 
 
 def check_keys(content: Mapping[str, Any], path: Path) -> None:
@@ -203,6 +224,11 @@ def _policy(values: Mapping[str, Any], where: str) -> Policy:
 def ledger_folder_of(content: Mapping[str, Any], path: Path) -> str:
     folder = coerce(content.get("ledger", ""), str, f"{path}: ledger")
     return str(at_home(folder)) if folder else ""
+
+
+def model_folder_of(content: Mapping[str, Any], path: Path) -> Path | None:
+    folder = coerce(content.get("receive_models") or "", str, f"{path}: receive_models")
+    return at_home(folder) if folder else None
 
 
 def partners_of(content: Mapping[str, Any], path: Path) -> dict[str, str]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_fed.perimeter.chain import Chain, Line
+from ray_fed.perimeter.policy import COORDINATOR
 
 UPDATES = ("update", "masked")
 """Kinds of message that belong to a round."""
 COMPARED = ("kind", "session", "sha256", "message_sha256", "bytes", "num_examples")
-COORDINATOR = "coordinator"
 BUFFERED = "FedBuff"
 """Its updates belong to the rounds they were begun in, not to those they went into."""
 

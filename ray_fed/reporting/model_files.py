@@ -188,8 +188,6 @@ def read_card(content: bytes, where: object) -> ModelCard:
     except (ConfigError, ValueError, AttributeError, TypeError) as error:
         raise DataError(f"{where} is not a model card ({' '.join(str(error).split())}); get the model again") from error
     if digest != card.id:
-        raise DataError(
-            f"{where}: the card was changed after it was written (its hash is not its id, {str(card.id)[:16]}...); "
-            "get it again"
-        )
+        told = f"its hash is not its id, {str(card.id)[:16]}..."
+        raise DataError(f"{where}: the card was changed after it was written ({told}); get it again")
     return card

@@ -1,6 +1,7 @@
 """What the owner of a site says, in `site.yaml`: the names by which others may speak of data, and what may come of it.
 
-The file is the one of ray_fed/perimeter/policy.py, with these keys besides `perimeter`, `partners` and `ledger`:
+The file is the one of ray_fed/perimeter/policy.py, with these keys besides `perimeter`, `partners`, `ledger` and
+`receive_models`:
 
     name: north                       what the coordinator calls this site
     hub:
@@ -18,7 +19,6 @@ The file is the one of ray_fed/perimeter/policy.py, with these keys besides `per
     own_tasks: {graphs: {make: my_lab.graphs:make_task, sha256: 9b0c...}}
     device: {address: local, num_gpus: 1}
     state: ~/ray-fed/state            optimiser states during a run
-    receive_models: ~/ray-fed/models  where final models are put; without it none is taken
 
 It belongs to the account that runs the site, mode 0600. Nothing that a coordinator sends is read into it.
 """
@@ -39,6 +39,7 @@ from ray_fed.perimeter.policy import (
     check_keys,
     ledger_folder_of,
     mapping_of,
+    model_folder_of,
     partners_of,
     policy_of,
     site_path,
@@ -163,7 +164,8 @@ class SiteFile:
 
     def site_of(self, dataset: Dataset) -> Site:
         """Return what the boundary of a silo on that data set must know."""
-        return Site(dataset.policy, str(self.ledger_folder), self.path, self.partners, self.key_file)
+        folder = str(self.ledger_folder)
+        return Site(dataset.policy, folder, self.path, self.partners, self.model_folder, self.key_file)
 
     @property
     def key_file(self) -> Path:
@@ -193,7 +195,7 @@ def read_site_file(path: Path | None = None) -> SiteFile:
         partners_of(content, path),
         at_home(ledger_folder_of(content, path) or LEDGER_FOLDER),
         at_home(reader.text("state", STATE_FOLDER)),
-        at_home(reader.text("receive_models", "")) if content.get("receive_models") else None,
+        model_folder_of(content, path),
         reader.section(Device, "device"),
     )
 

@@ -91,6 +91,8 @@ class SiloHost(Protocol):
 
     def observe(self, vector: Vector, num_examples: int) -> GradientObservation: ...
 
+    def receive_model(self, weights: np.ndarray, card: np.ndarray) -> None: ...
+
     def collect_ledger(self) -> tuple[bytes, str, str] | None: ...
 
 
@@ -313,6 +315,19 @@ class ObserveRequest(SiloRequest, frozen=True, tag="observe"):
         return self.vector.nbytes + 1024
 
 
+class ReceiveModelRequest(SiloRequest, frozen=True, tag="receive_model"):
+    """Keep the final model of the run; the site chooses where."""
+
+    doing = "taking the final model"
+    weights: np.ndarray
+    """uint8: the bytes of a .safetensors file."""
+    card: np.ndarray
+    """uint8: those of its card."""
+
+    def put_to(self, host: SiloHost) -> None:
+        host.receive_model(self.weights, self.card)
+
+
 class EndRequest(SiloRequest, frozen=True, tag="end"):
     """End the silo's host: what it holds, such as a GPU, is free again."""
 
@@ -333,9 +348,8 @@ class LedgerRequest(SiloRequest, frozen=True, tag="ledger"):
 
 AnyRequest = (
     InviteRequest | OpenRequest | JoinRequest | MomentsRequest | PrepareRequest | OpenSessionRequest | RestoreRequest
-    | CloseSessionRequest | FitRequest | FitSumRequest | EvaluateManyRequest
-    | EvaluateRequest | QueryRequest | ObserveRequest | LedgerRequest
-    | EndRequest
+    | CloseSessionRequest | FitRequest | FitSumRequest | EvaluateRequest | EvaluateManyRequest | QueryRequest
+    | ObserveRequest | LedgerRequest | ReceiveModelRequest | EndRequest
 )  # fmt: skip
 
 

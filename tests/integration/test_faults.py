@@ -136,7 +136,7 @@ def test_a_silo_that_raises_misses_one_round_and_is_recorded_with_its_error(tmp_
     records = run(tmp_path, Fault("raise", 6, str(tmp_path / "struck")))
     [(silo, reason)] = records[2].failures
     assert silo == "silo-2"
-    assert "RuntimeError at line" in reason
+    assert "training round 2: its code failed (RuntimeError); reference" in reason
     assert "disk full" not in reason  # words of a task's own code stay in the silo's log
     assert [len(record.participants) for record in records[1:]] == [3, 2, 3, 3]
 
@@ -160,7 +160,7 @@ def test_a_hung_silo_is_left_behind_at_the_deadline_and_its_late_update_is_in_no
 
 def test_losing_the_quorum_stops_the_run_with_one_clear_message(tmp_path):
     rules = RoundRules(min_fit_clients=3)
-    said = r"round 2: quorum lost: 2 updates, min_fit_clients is 3: 'silo-2'.*RuntimeError at line"
+    said = r"round 2: quorum lost: 2 updates, min_fit_clients is 3: 'silo-2'.*its code failed \(RuntimeError\)"
     with pytest.raises(QuorumLost, match=said):
         run(tmp_path, Fault("raise", 6, str(tmp_path / "struck")), rules)
 

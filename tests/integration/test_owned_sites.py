@@ -16,6 +16,7 @@ from pipelines.cli import main
 from ray_fed.deployment.certificates import Node, write_certificates
 from ray_fed.materials.model_crystals.crystals import make_model_crystals
 from ray_fed.privacy.signing import SigningKey
+from ray_fed.reporting.model_files import load_model
 from ray_fed.sites.link import Certificates
 from tests.commands import finished, start_ray_fed
 
@@ -51,6 +52,7 @@ def init(folder: Path, site: str, port: int) -> int:
         "--hub-key", key_of(folder, "hub"), "--dataset", f"alloys={folder / site}.csv",
         "--target", f"{TARGET}={TARGET}:eV/atom", "--tls", str(folder / "tls" / site),
         "--ledger", str(folder / site / "ledger"), "--state", str(folder / site / "state"),
+        *(["--receive-models", str(folder / "models")] if site == "north" else []),
     ])  # fmt: skip
 
 
@@ -101,8 +103,8 @@ def local_run(consortium):
 
 @pytest.fixture(scope="module")
 def site_run(consortium, port):
-    out = consortium / "sites"
-    assert main(["formation-energy", "--federation", federation(consortium, port), "--out", str(out)]) == 0
+    out, path = consortium / "sites", federation(consortium, port)
+    assert main(["formation-energy", "--federation", path, "--out", str(out), "--share-model", "yes"]) == 0
     return out
 
 
@@ -182,6 +184,16 @@ def test_the_sites_ledgers_are_collected_and_verified_by_the_keys_that_their_own
     for site in SITES:
         (kept,) = (consortium / site / "ledger" / f"{site}-silo").glob("sites-*.jsonl")
         assert (site_run / "ledger/silos" / f"{site}-silo" / kept.name).read_bytes() == kept.read_bytes()
+
+
+def test_an_owner_who_takes_models_has_the_runs_with_its_card_and_nobody_else_has(consortium, site_run):
+    (kept,) = (consortium / "models").glob("*.safetensors")
+    assert kept.read_bytes() == (site_run / "models/federated.safetensors").read_bytes()
+    assert load_model(kept)[1].id == load_model(site_run / "models/federated")[1].id
+    assert {path.stat().st_mode & 0o777 for path in (consortium / "models").iterdir()} == {0o600}
+    summary = json.loads((site_run / "summary.json").read_text())
+    assert [summary[f"silo.{site}-silo.has_model"] for site in SITES] == [True, False]
+    assert "silo &#x27;south-silo&#x27; did not take the model" in (site_run / "report.html").read_text()
 
 
 def test_the_site_keeps_its_states_and_its_log_to_its_owner(consortium, site_run):  # noqa: ARG001

@@ -98,10 +98,10 @@ def key_value_store(silo):
 def inner_worker(silo):
     from ray._private import worker
 
-    blocked = worker.global_worker.core_worker
-    worker.global_worker.core_worker = blocked._core
+    closed = worker.global_worker.__class__
+    worker.global_worker.__class__ = worker.Worker
     silo.task.kept.append(ray.put(silo.rows.features))
-    worker.global_worker.core_worker = blocked
+    worker.global_worker.__class__ = closed
 
 
 def later_in_a_thread(silo):

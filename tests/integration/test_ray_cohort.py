@@ -9,7 +9,7 @@ from actors.cohort import RayCohort, value_of
 from actors.federation import federation
 from actors.placement import NodeOffer, actor_options, settle
 from actors.silo import SiloActor
-from ray_fed.errors import DataError, PerimeterRefused, PlacementError, SiloRefused
+from ray_fed.errors import DataError, PlacementError, SiloRefused
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.rounds.job import Job, local_job
@@ -17,13 +17,13 @@ from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.sites.cohort import JoinedCohort
 from tests.sites import sites
-from tests.synthetic import DrawnRows, SyntheticTask, UndeclaredMetric, silos
+from tests.synthetic import DrawnRows, OneHostile, SyntheticTask, UndeclaredMetric, silos
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 PLAN = TrainingPlan(seed=0, epochs=6, steps_per_epoch=4, num_rounds=6, learning_rate=0.01)
 NAMES = ("silo-1", "silo-2", "silo-3")
-TEST = SiloSpec("test", DrawnRows(50))
+TEST = SiloSpec("test", DrawnRows(50), possession=repr(DrawnRows(50)))
 
 
 def job(plan=PLAN):
@@ -67,10 +67,11 @@ def test_silos_in_this_process_on_actors_and_at_sites_are_one_cohort_with_the_sa
 
 def test_a_silo_that_cannot_open_its_data_raises_its_own_error_on_the_driver():
     specs = [*silos(20), SiloSpec("broken", DrawnRows(fail="rows.csv is empty"))]
-    with federation(specs, SyntheticTask(), None, ["silo-1"]) as placed, pytest.raises(DataError) as raised:
+    with pytest.raises(DataError) as raised, federation(specs, SyntheticTask(), None, ["silo-1"]) as placed:
         placed.coordinator.agree()
     said = str(raised.value)
-    assert said.startswith("silo 'broken' failed while opening its data: DataError at line ")
+    assert said.startswith("silo 'broken' failed while opening its data: its data cannot be used (DataError); ref")
+    assert "rows.csv is empty" in raised.value.__notes__[0]  # who plays all silos on one machine reads it there
     assert "rows.csv" not in said  # words of a task's own code stay in the silo's log
 
 
@@ -157,8 +158,30 @@ def test_a_silo_that_was_started_elsewhere_refuses_to_open_its_data():
         RayCohort({"silo-1": actor}).open()
 
 
-def test_a_metric_that_the_task_did_not_declare_ends_the_run_instead_of_being_lost():
+def test_a_metric_that_the_task_did_not_declare_is_missed_by_name_in_every_record():
     with federation(silos(40, 60, 25, held_out=12), UndeclaredMetric(), None, NAMES) as placed:
         placed.coordinator.agree()
-        with pytest.raises(PerimeterRefused, match=r"silo 'silo-1': metrics refused .*1 of 1 names are not allowed"):
-            list(placed.coordinator.run(job()))
+        records = list(placed.coordinator.run(job()))
+    for record in records:
+        assert tuple(silo for silo, _ in record.failures) == NAMES
+        assert all("metrics refused" in reason and "Task.metrics" in reason for _, reason in record.failures)
+
+
+WAYS = ("steps of many digits", "a huge loss", "a huge time", "a huge vector", "infinite metrics", "undeclared metrics")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_hostile_silo_fails_by_name_and_the_others_go_on_as_in_one_process(way):
+    specs, task = silos(40, 60, 25, held_out=12), OneHostile(way=way)
+    local = Coordinator(LocalCohort(specs, task), task, NAMES)
+    with federation(specs, task, None, NAMES) as placed:
+        placed.coordinator.agree()
+        theirs = list(placed.coordinator.run(job()))
+    local.agree()
+    ours = list(local.run(job()))
+    assert theirs[-1].models["federated"].tobytes() == ours[-1].models["federated"].tobytes()
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine.metrics == other.metrics
+        assert [silo for silo, _ in mine.failures] == [silo for silo, _ in other.failures]
+        assert {silo for silo, _ in other.failures} <= {"silo-1"}
+    assert theirs[-1].failures

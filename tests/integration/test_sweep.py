@@ -28,6 +28,7 @@ from ray_fed.federation.messages import SessionSpec
 from ray_fed.federation.rounds.job import Job
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.privacy.accounting import PrivacyAccount
 from tests.commands import start_ray_fed
 from tests.synthetic import SyntheticTask, silos
 
@@ -90,6 +91,18 @@ def test_a_trial_that_fails_is_a_row_with_its_reason_and_the_others_go_on(tmp_pa
     assert "max_norm=1e-07" in failed["reason"]
     assert main(["sweep", "formation-energy", *DATA, *grid[:1], "max_update_norm=0.0000001", "--out",
                  str(tmp_path / "bad")]) == 1  # fmt: skip
+
+
+def test_a_sweep_under_noise_says_what_all_its_trials_promise_together(tmp_path, capsys):
+    options = ["--grid", "dp_noise_multiplier=2.0:4.0", "--repeats", "2", "--out", str(tmp_path / "run")]
+    assert main(["sweep", "formation-energy", *DATA, *options]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    total, printed = summary["privacy.epsilon_all_trials"], capsys.readouterr()
+    steps = int(rows(tmp_path / "run")[0]["local_steps"])
+    one = [PrivacyAccount("example", noise, 1 / (steps / 6)).epsilon(2 * steps) for noise in (2.0, 4.0)]
+    assert max(one) < total < sum(one)
+    for text in (printed.out, printed.err, (tmp_path / "run" / "report.md").read_text()):
+        assert f"epsilon {total:.3g} at delta 1e-05 for all 4 trials with noise together" in " ".join(text.split())
 
 
 def test_a_scheduler_stops_the_worse_trials(tmp_path):

@@ -54,7 +54,7 @@ def _target(link: Path) -> str:
 
 def disk(host: Host) -> Iterator[tuple[str, bytes]]:
     """Yield (path, content) of all files a host keeps itself: Ray's sessions and logs, home, runs, shared memory."""
-    for top in ("/tmp", "/root", "/srv", "/dev/shm"):
+    for top in ("/tmp", "/root", "/srv", "/home", "/dev/shm"):
         device = host.path(top).stat().st_dev
         for folder, below, names in os.walk(host.path(top)):
             # Other devices are those of our code, which hosts share.

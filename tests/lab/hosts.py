@@ -21,24 +21,42 @@ from typing import TextIO
 
 NETWORK = "10.77.0"
 REPOSITORY = Path(__file__).resolve().parents[2]
-PROGRAMS = ("ip", "unshare", "nsenter", "mount", "ssh", "ssh-keygen", "sshd", "rsync")
+PROGRAMS = ("ip", "unshare", "nsenter", "mount")
+SSH_PROGRAMS = ("ssh", "ssh-keygen", "sshd", "rsync")
+WALL_PROGRAMS = ("nft", "setpriv")
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SHM_BYTES = 256 << 20
 
 
-def reason_to_skip() -> str:
-    """Return why this machine cannot have the lab, or an empty text."""
+def reason_to_skip(programs: Sequence[str] = SSH_PROGRAMS) -> str:
+    """Return why this machine cannot have a lab whose hosts need these programs, too, or an empty text."""
     if os.geteuid() != 0:
         return "the lab makes network namespaces, which needs root"
-    missing = [name for name in PROGRAMS if shutil.which(name, path=SYSTEM_PATH) is None]
+    missing = [name for name in (*PROGRAMS, *programs) if shutil.which(name, path=SYSTEM_PATH) is None]
     if missing:
-        return f"the lab needs {', '.join(missing)} (Debian: apt-get install openssh-server rsync iproute2)"
+        packages = "openssh-server rsync iproute2 nftables util-linux"
+        return f"the lab needs {', '.join(missing)} (Debian: apt-get install {packages})"
     # What a container often forbids: a mount of its own, and a bridge.
     tried = "mount -t tmpfs none /srv && ip link add wire type bridge"
     done = subprocess.run(["unshare", *NAMESPACES, "sh", "-c", tried], capture_output=True, text=True, check=False)
     return f"namespaces are not allowed here: {done.stderr.strip()}" if done.returncode else ""
 
 
+WALL = """table inet wall {{
+  chain input {{
+    type filter hook input priority 0; policy drop
+    iif lo accept
+    ip saddr {address} tcp sport {port} tcp flags & (syn|ack) != syn accept
+  }}
+  chain output {{
+    type filter hook output priority 0; policy drop
+    oif lo accept
+    ip daddr {address} tcp dport {port} accept
+  }}
+}}
+"""
+ACCOUNTS = {"owner": 5001, "raysvc": 5002}
+"""Accounts of every host beside root, by their numbers: who owns the data, and who runs services for everybody."""
 NAMESPACES = ("--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc")
 
 
@@ -52,23 +70,29 @@ class Host:
     init: int
     """Number of the host's first process, as seen from outside."""
 
-    def command(self, text: str) -> list[str]:
-        """Return the command that runs `text` in a login shell on the host."""
+    def command(self, text: str, account: str = "root") -> list[str]:
+        """Return the command that runs `text` in a login shell of an account on the host."""
         entering = ["nsenter", "--target", str(self.init), "--mount", "--net", "--pid", "--uts", "--ipc"]
-        clean = ["env", "-i", "HOME=/root", "TERM=dumb", "LANG=C.UTF-8", f"PATH={SYSTEM_PATH}"]
-        return [*entering, *clean, "bash", "-c", f"cd; . ./.bashrc; {text}"]
+        home, becoming = "/root", []
+        if account != "root":
+            number = str(ACCOUNTS[account])
+            home, becoming = f"/home/{account}", ["setpriv", "--reuid", number, "--regid", number, "--clear-groups"]
+        clean = ["env", "-i", f"HOME={home}", f"USER={account}", "TERM=dumb", "LANG=C.UTF-8", f"PATH={SYSTEM_PATH}"]
+        return [*entering, *becoming, *clean, "bash", "-c", f"cd; . ./.bashrc; {text}"]
 
-    def run(self, text: str, timeout: float = 120.0, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, text: str, timeout: float = 120.0, check: bool = True, account: str = "root"
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command; AssertionError with all it said when it must succeed and does not."""
         options = {"capture_output": True, "text": True, "timeout": timeout, "check": False}
-        done = subprocess.run(self.command(text), stdin=subprocess.DEVNULL, **options)
+        done = subprocess.run(self.command(text, account), stdin=subprocess.DEVNULL, **options)
         assert not check or done.returncode == 0, f"{self.name}: {text}\n{done.stdout}{done.stderr}"
         return done
 
-    def start(self, text: str, log: TextIO | int) -> subprocess.Popen[str]:
+    def start(self, text: str, log: TextIO | int, account: str = "root") -> subprocess.Popen[str]:
         """Start a command and do not wait for it."""
         return subprocess.Popen(
-            self.command(text), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, text=True
+            self.command(text, account), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, text=True
         )
 
     def path(self, inside: str) -> Path:
@@ -79,6 +103,19 @@ class Host:
         path = self.path(inside)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    def give(self, inside: str, account: str, mode: int = 0o600) -> None:
+        """Make a file an account's own."""
+        path = self.path(inside)
+        path.chmod(mode)
+        os.chown(path, ACCOUNTS[account], ACCOUNTS[account])
+
+    def lets_out_to(self, address: str, port: int) -> None:
+        """Set up the host's firewall: it may dial one port of one other host; nobody may dial it."""
+        command = ["nsenter", "--target", str(self.init), "--net", "nft", "-f", "-"]
+        rules = WALL.format(address=address, port=port)
+        done = subprocess.run(command, input=rules, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
     def processes(self, word: str) -> list[int]:
         """Return the host's processes with the word in their command line, by their number on the host."""
@@ -116,15 +153,21 @@ class Lab:
 
 
 @contextlib.contextmanager
-def lab(names: Sequence[str]) -> Iterator[Lab]:
-    """Make the hosts, with a key that lets the desk and the first host in everywhere, and end them afterwards."""
+def lab(names: Sequence[str], ssh: bool = True) -> Iterator[Lab]:
+    """Make the hosts, with a key that lets the desk and the first host in everywhere, and end them afterwards.
+
+    ssh: whether they have an ssh server.
+    """
     with tempfile.TemporaryDirectory(prefix="ray-fed-lab-") as text, contextlib.ExitStack() as stack:
         folder = Path(text)
-        _keys(folder)
-        desk = stack.enter_context(_host("desk", 1, folder))
+        if ssh:
+            _keys(folder)
+        desk = stack.enter_context(_host("desk", 1, folder, ssh))
         _inside(desk.init, "ip", "link", "add", "wire", "type", "bridge", "forward_delay", "0")
         _up(desk.init, "wire", desk.address)
-        hosts = {name: stack.enter_context(_host(name, number, folder)) for number, name in enumerate(names, start=2)}
+        hosts = {
+            name: stack.enter_context(_host(name, number, folder, ssh)) for number, name in enumerate(names, start=2)
+        }
         made = Lab(desk, hosts)
         for host in hosts.values():
             _connect(made, host)
@@ -138,11 +181,11 @@ def _keys(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _host(name: str, number: int, folder: Path) -> Iterator[Host]:
+def _host(name: str, number: int, folder: Path, ssh: bool) -> Iterator[Host]:
     own = folder / name
     own.mkdir()
     script = own / "init.sh"
-    script.write_text(_init(name, own, folder))
+    script.write_text(_init(name, own, folder, ssh))
     with (own / "init.log").open("w") as log:
         process = subprocess.Popen(
             ["unshare", *NAMESPACES, "bash", str(script)],
@@ -165,24 +208,41 @@ def _unmounted(own: Path) -> None:
         time.sleep(0.05)
 
 
-def _init(name: str, own: Path, shared: Path) -> str:
+def _init(name: str, own: Path, shared: Path, ssh: bool) -> str:
     """Return the script of a host's first process. It ends, and the host with it, when its standard input does."""
     lines = ["set -e", f"hostname {name}", "mount --make-rprivate /", "ip link set lo up"]
-    for place in ("/root", "/tmp", "/srv", "/run"):
+    for place in ("/root", "/tmp", "/srv", "/run", "/home"):
         lines += _private(place, own / place.strip("/"), REPOSITORY, Path(sys.prefix), Path(sys.base_prefix), shared)
     lines += [
         f"mount -t tmpfs -o size={SHM_BYTES},mode=1777 none /dev/shm",
         f"echo 'root:*:19000:0:99999:7:::' > {own}/shadow; mount --bind {own}/shadow /etc/shadow",
-        "mkdir -p /run/sshd /root/.ssh /root/.ray; chmod 700 /root/.ssh",
-        f"cp {shared}/key.pub /root/.ssh/authorized_keys; cp {shared}/host_key /root/.ssh/host_key",
-        f"cp {shared}/key /root/.ssh/id_ed25519",
         f"echo 'export PATH={sys.prefix}/bin:$PATH OMP_NUM_THREADS=1' > /root/.bashrc",
-        f"printf %s {shlex.quote(SSHD)} > /root/.ssh/sshd_config",
-        "$(command -v sshd) -f /root/.ssh/sshd_config -E /root/.ssh/sshd.log",
+        *_accounts(own),
+        *(_ssh_server(shared) if ssh else []),
         "echo ready",
         "cat > /dev/null",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _accounts(own: Path) -> list[str]:
+    lines = [f"cp /etc/passwd {own}/passwd"]
+    for name, number in ACCOUNTS.items():
+        lines += [
+            f"echo '{name}:x:{number}:{number}::/home/{name}:/bin/bash' >> {own}/passwd",
+            f"mkdir -m 700 /home/{name}; cp /root/.bashrc /home/{name}; chown -R {number}:{number} /home/{name}",
+        ]
+    return [*lines, f"mount --bind {own}/passwd /etc/passwd"]
+
+
+def _ssh_server(shared: Path) -> list[str]:
+    return [
+        "mkdir -p /run/sshd /root/.ssh /root/.ray; chmod 700 /root/.ssh",
+        f"cp {shared}/key.pub /root/.ssh/authorized_keys; cp {shared}/host_key /root/.ssh/host_key",
+        f"cp {shared}/key /root/.ssh/id_ed25519",
+        f"printf %s {shlex.quote(SSHD)} > /root/.ssh/sshd_config",
+        "$(command -v sshd) -f /root/.ssh/sshd_config -E /root/.ssh/sshd.log",
+    ]
 
 
 SSHD = """HostKey /root/.ssh/host_key

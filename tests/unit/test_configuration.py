@@ -143,7 +143,7 @@ def test_every_field_of_a_federation_file_can_be_overridden(federation_file):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("silos: [", "not valid YAML"),
+        ("silos: [", "not the YAML it should be"),
         ("- a\n- b", "must be a mapping"),
         ({"silo": []}, "unknown key 'silo'; did you mean 'silos'?"),
         ({"silos": []}, "'silos' must be a list with at least one silo"),

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import struct
+import zipfile
 import zlib
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -15,9 +16,12 @@ import numpy as np
 import pytest
 import tifffile
 
+from pipelines.formation_energy.federation_file import read_federation
 from ray_fed.errors import DataError, FedError
+from ray_fed.leakage.images import load_images
 from ray_fed.learning.layout import Layout, initial_vector
 from ray_fed.materials.databases.readers import open_table
+from ray_fed.materials.features.elements import read_element_table
 from ray_fed.micrographs.image_files import read_grey, read_values
 from ray_fed.micrographs.model_file import SegmenterCard, load_segmenter, save_segmenter
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
@@ -117,6 +121,10 @@ PICTURES = {
 @pytest.mark.parametrize("what", PICTURES)
 def test_a_hostile_picture_is_one_line(tmp_path, what, read):
     assert "silo 'a'" in refused(lambda: read(PICTURES[what](tmp_path), "silo 'a'"))
+
+
+NUMBERS = ("NaN", "complex numbers", "50 pages")
+"""Of a TIFF, which a folder of pictures does not look at."""
 
 
 # ---- generators
@@ -302,6 +310,67 @@ def test_a_hostile_table_is_one_line(tmp_path, what):
     refused(lambda: open_table(TABLES[what](tmp_path), "energy"))
 
 
+# ---- images to attack, element tables
+
+
+def arrays_at(path, **arrays):
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def claimed(path):
+    """An array that claims 2^40 values."""
+    header = b"\x93NUMPY\x01\x00\x76\x00" + (
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (1099511627776,), }".ljust(117) + b"\n"
+    )
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("images.npy", header + bytes(8))
+    return path
+
+
+def bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("images.npy", "w", force_zip64=True) as to:
+        for _ in range(2100):
+            to.write(bytes(2**20))
+    return path
+
+
+def objects(path):
+    np.savez(path, images=np.array([{"a": 1}], dtype=object), labels=np.zeros(1, int))
+    return path
+
+
+IMAGES = {
+    "objects of Python": objects,
+    "2^40 values": claimed,
+    "2 GB of zeros": bomb,
+    "no zip": lambda path: written(path, b"PK\3\4" + os.urandom(100)),
+    "complex numbers": lambda path: arrays_at(path, images=np.zeros((2, 4, 4), complex), labels=np.zeros(2, int)),
+    "dates": lambda path: arrays_at(path, images=np.zeros((2, 4, 4), "M8[s]"), labels=np.zeros(2, int)),
+    "text": lambda path: arrays_at(path, images=np.zeros((2, 4, 4), "U3"), labels=np.zeros(2, int)),
+    "a pipe": pipe,
+    "a device": lambda path: linked(path, "/dev/zero"),
+}
+
+
+@pytest.mark.parametrize("what", IMAGES)
+def test_a_hostile_set_of_images_is_one_line(tmp_path, what):
+    refused(lambda: load_images(str(IMAGES[what](tmp_path / "a.npz"))))
+
+
+@pytest.mark.parametrize("what", [each for each in PICTURES if "TIFF" not in each and each not in NUMBERS])
+def test_a_hostile_picture_in_a_folder_of_images_is_one_line(tmp_path, what):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    PICTURES[what](folder)
+    refused(lambda: load_images(str(folder)))
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"a\n" + b"x" * 10**7, b'"', b"", b"\0\0\n\0"], ids=range(5))
+def test_a_hostile_element_table_is_one_line(tmp_path, content):
+    refused(lambda: read_element_table(written(tmp_path / "a.csv", content)))
+
+
 # ---- libraries
 
 
@@ -374,6 +443,32 @@ def test_a_hostile_file_in_a_library_is_one_line(library, content):
     assert "x.json" in refused(library.reindex)
     (library.path / "library.json").write_bytes(content)
     assert "library" in refused(lambda: Library.open(library.path))
+
+
+# ---- received federation files
+
+
+FEDERATIONS = {
+    "lists in lists": b"[" * 50_000,
+    "levels": b"a:\n" + b"".join(b" " * n + b"a:\n" for n in range(1, 200)),
+    "aliases that multiply": b"a: &a [x]\n"
+    + b"".join(b"%c: &%c [%s]\n" % (98 + n, 98 + n, b", ".join([b"*%c" % (97 + n)] * 9)) for n in range(20)),
+    "an object of Python": b"silos: !!python/object/apply:os.getcwd []",
+    "a number of 5,000 digits": b"silos: " + b"9" * 5000,
+    "no text": b"\xff\xfe\x00",
+    "2 MB": b"#" * 2**21,
+    "a date of month 13": b"silos: 2026-13-01",
+}
+
+
+@pytest.mark.parametrize("what", FEDERATIONS)
+def test_a_hostile_federation_file_is_one_line(tmp_path, what):
+    assert "f.yaml" in refused(lambda: read_federation(str(written(tmp_path / "f.yaml", FEDERATIONS[what]))))
+
+
+@pytest.mark.parametrize("make", [pipe, lambda path: linked(path, "/dev/zero"), sparse])
+def test_a_federation_file_that_is_none_is_one_line(tmp_path, make):
+    assert "cannot be read" in refused(lambda: read_federation(str(make(tmp_path / "f.yaml"))))
 
 
 # ---- run folders

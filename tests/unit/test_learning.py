@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -6,9 +8,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from ray_fed.errors import DataError
 from ray_fed.learning.layout import Layout, bind
 from ray_fed.learning.models import seeded_mlp
-from ray_fed.learning.standardisation import ColumnMoments, Standardizer, merge_moments
+from ray_fed.learning.standardisation import ColumnMoments, Standardizer, carried, merge_moments, without_rare
 from ray_fed.learning.steps import AutogradGradient, DenseReluMseGradient, gradient_for
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
 from ray_fed.metrics import RegressionSums, merged
@@ -209,8 +212,46 @@ def test_merged_moments_are_those_of_the_stacked_rows(n, m, seed):
     random = np.random.default_rng(seed)
     a, b = random.normal(1e6, 1.0, (n, 3)), random.normal(1e6, 1.0, (m, 3))
     got, want = ColumnMoments.of(a).merge(ColumnMoments.of(b)), ColumnMoments.of(np.vstack([a, b]))
-    np.testing.assert_allclose(got.mean, want.mean, rtol=1e-12)
-    np.testing.assert_allclose(got.m2, want.m2, rtol=1e-6, atol=1e-6)
+    assert got.num_examples == want.num_examples
+    assert np.array_equal(got.digits, want.digits)
+    rows = np.vstack([a, b])
+    np.testing.assert_allclose(got.mean, rows.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(got.m2, np.square(rows - rows.mean(axis=0)).sum(axis=0), rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(-(2.0**90), 2.0**90).filter(lambda x: x == 0 or abs(x) > 2.0**-40), min_size=1, max_size=20))
+def test_sums_and_sums_of_squares_are_exact(values):
+    moments, exact = ColumnMoments.of(np.array(values)[:, None]), [Fraction(x) for x in values]
+    mean = sum(exact) / len(exact)
+    assert moments.mean[0] == float(mean)
+    assert moments.m2[0] == float(sum((x - mean) ** 2 for x in exact))
+    assert np.array_equal(moments.digits, carried(moments.digits))
+
+
+def test_moments_of_more_rows_than_are_added_at_once_are_those_of_their_parts(monkeypatch):
+    rows = np.random.default_rng(0).normal(size=(1000, 3)) * [1e-9, 1.0, 1e12]
+    whole = ColumnMoments.of(rows)
+    monkeypatch.setattr("ray_fed.learning.standardisation.ROWS_AT_ONCE", 64)
+    assert np.array_equal(ColumnMoments.of(rows).digits, whole.digits)
+    assert merge_moments([ColumnMoments.of(rows[:0]), whole]).mean.tolist() == whole.mean.tolist()
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e300])
+def test_moments_of_values_beyond_all_digits_are_refused(value):
+    with pytest.raises(DataError, match="a column has values above"):
+        ColumnMoments.of(np.array([[1.0], [value]]))
+
+
+def test_what_a_few_rows_alone_have_is_left_out_of_sums():
+    rows = np.zeros((1000, 4))
+    rows[417, 0], rows[:5, 1], rows[:, 2], rows[:996, 3] = 0.3137, 2.0, np.arange(1000), 7.0
+    shown = without_rare(rows, 5)
+    assert not shown[:, 0].any()
+    assert np.array_equal(shown[:, 1:3], rows[:, 1:3])
+    assert (shown[:, 3] == 7.0).all()
+    few = np.arange(5.0)[:, None]  # none of these is the value of many
+    assert np.array_equal(without_rare(few, 5), few)
 
 
 def test_the_federated_scaler_is_scikit_learns_on_the_union():

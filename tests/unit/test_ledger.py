@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger, name_of_run
-from ray_fed.errors import DataError
+from ray_fed.errors import DataError, SiloFailed
 from ray_fed.federation.messages import Update
 from ray_fed.learning.layout import Layout
 from ray_fed.perimeter.chain import read_chain
 from ray_fed.perimeter.checks import digest_of
+from ray_fed.perimeter.coordinator_record import SiloLedger
 from ray_fed.perimeter.ledger import GENESIS, Ledger, canonical_text, tensors_digest, vector_digest
 from ray_fed.perimeter.lineage import lineage, origin_of
 from ray_fed.perimeter.verification import compare
@@ -337,6 +338,25 @@ def test_an_owner_who_only_moves_lines_is_found_by_the_head_that_was_handed_over
     forged(directory, "silo-2", lambda lines: list(reversed(lines)))
     [problem] = compare(*sides(directory)).problems
     assert "not the one handed over, or its last lines were dropped" in problem
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        5,
+        (),
+        (b"", "0" * 64),
+        ("text", "0" * 64, "0" * 64),
+        (b"", "head", "0" * 64),
+        (b"", "0" * 64, None),
+        [b"", "", ""],
+    ],
+)
+def test_a_silo_that_hands_over_something_else_is_named(said):
+    with pytest.raises(SiloFailed, match="silo 'north' failed while handing over its ledger: it handed over something"):
+        SiloLedger.handed_over("north", said)
+    assert SiloLedger.handed_over("north", None) is None
+    assert SiloLedger.handed_over("north", (b"{}", "0" * 64, "1" * 64)) == SiloLedger(b"{}", "0" * 64, "1" * 64)
 
 
 def test_a_missing_ledger_is_a_problem(ledgers):

@@ -18,6 +18,10 @@ NO_PLACES = {
     ("fedtransfer", "masks"): "what numbers in masks mean",
     ("formation-energy", "start_timeout"): "seconds",
     ("sweep", "start_timeout"): "seconds",
+    **{
+        ("site init", option): "written into site.yaml, in which `~` is read as the home of the silo's account"
+        for option in ("dataset", "tls", "ledger", "state")
+    },
     ("ledger key", "silo"): "the name of a silo",
     ("segment", "bits"): "bits of a camera",
     ("library build", "descriptors"): "names of descriptors",
@@ -78,5 +82,5 @@ def test_a_home_folder_stands_at_the_beginning_of_a_place(given, meant):
 
 
 def test_a_home_of_nobody_is_refused_in_one_line():
-    with pytest.raises(ConfigError, match="'~nobody-of-this-name/a': there is no home folder of that name"):
+    with pytest.raises(ConfigError, match="~nobody-of-this-name/a: there is no such home"):
         path_text("~nobody-of-this-name/a")

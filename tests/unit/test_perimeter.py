@@ -225,8 +225,8 @@ def test_moments_of_fewer_rows_than_the_owner_wants_are_refused(tmp_path, site):
 
 
 def test_a_row_as_means_is_refused_whatever_count_it_claims(tmp_path):
-    def one_row(rows, moments):
-        return ColumnMoments(1000, rows.features[7].copy(), np.zeros_like(moments.m2))
+    def one_row(rows, _):
+        return ColumnMoments.of(np.repeat(rows.features[7:8], 1000, axis=0))
 
     error = refusal(tmp_path, hostile("moments", one_row), method="moments")
     assert "means repeat values" in str(error)
@@ -308,7 +308,7 @@ PHRASES = {
 FIELDS = {
     "update": Update("north", "s", 1, np.zeros(4, np.float32), 10, 1, 0.5),
     "masked": MaskedUpdate("north", "s", 1, np.zeros((6, 2), np.uint64), 1),
-    "moments": ColumnMoments(10, np.zeros(2), np.ones(2)),
+    "moments": ColumnMoments.of(np.arange(20.0).reshape(10, 2)),
     "description": SiloDescription("north", 10, 0, {}, {}, {}, "cpu"),
     "artifact": Artifact("north", "s", 10, {}, np.zeros(3, np.uint8)),
     "observation": GradientObservation("north", 10, np.zeros(4, np.float32)),

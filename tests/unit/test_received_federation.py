@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines.cli import main
 from pipelines.formation_energy.federation_file import STATE_FOLDER, read_federation
 from pipelines.formation_energy.setup import resolve
 from ray_fed.errors import ConfigError, DataError
@@ -23,6 +24,7 @@ def received(tmp_path, monkeypatch):
     """Write a file into the current folder, next to a module that leaves a trace when it is imported."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_code", raising=False)
     (tmp_path / "my_code.py").write_text(OWN_CODE)
 
     def write(training=None, **silo):
@@ -84,3 +86,31 @@ def test_it_is_no_deeper_than_a_parser_can_go(received):
     path.write_text("silos: " + "[" * 5000 + "]" * 5000)
     with pytest.raises(ConfigError, match="nested deeper than any federation file"):
         read_federation(str(path))
+
+
+RUN = {"command": "ray-fed", "set": [], "silos": [5], "communication_frequency": 1.0, "strategy": "my_code:Mine"}
+SWEEP = {
+    "command": "ray-fed",
+    "sweep": {"grid": ["epochs=1,2"]},
+    "base": {"baselines": False, "strategy": "my_code:Mine"},
+}
+FOLDERS = {
+    "resume": (("resume", "run"), RUN),
+    "audit": (("audit", "run"), RUN),
+    "sweep": (("sweep", "--resume", "run"), SWEEP),
+}
+
+
+@pytest.mark.parametrize("what", FOLDERS)
+def test_a_received_folder_of_a_run_names_no_code_of_the_current_folder_either(received, capsys, what):
+    received()
+    words, config = FOLDERS[what]
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(yaml.safe_dump(config))
+    assert main(list(words)) == 2
+    assert "is code that is not ray-fed's; if it is yours, say so: --strategy my_code:Mine" in capsys.readouterr().err
+    assert not Path("ran").exists()
+    assert main([*words, "--strategy", "other:Code"]) == 2
+    assert not Path("ran").exists()
+    assert main([*words, "--strategy", "my_code:Mine"]) == 2  # the module has no such class
+    assert Path("ran").exists()

@@ -2,18 +2,22 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pipelines import cli
-from ray_fed.errors import ConfigError, QuorumLost, SiloFailed
+from ray_fed.errors import ConfigError, PerimeterRefused, QuorumLost, SiloFailed
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.messages import MaskedUpdate, SessionSpec
 from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.rounds.secure_driver import default_threshold
+from ray_fed.federation.rounds.secure_tally import masked_moments
 from ray_fed.federation.silo import make_silo
 from ray_fed.federation.strategies import STRATEGIES, make_strategy
+from ray_fed.learning.layout import Layout, initial_vector
+from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.perimeter.coordinator_record import CoordinatorRecord
 from ray_fed.perimeter.guarded_silo import GuardedSilo
@@ -61,10 +65,55 @@ class Failing(LocalCohort):
         return fails
 
 
-def run(threshold=0, cohort=None, task=None, observers=(), **changes):
+def test_behind_boundaries_nothing_of_a_single_silo_is_told_in_a_secure_run_but_its_description():
+    task = SyntheticTask()
+    guarded = LocalCohort(SPECS, task)
+    guarded.silos = {spec.name: GuardedSilo(spec, lambda spec=spec: make_silo(spec, task)) for spec in SPECS}
+    record = KeptRecord(task)
+    secure = run(3, guarded, observers=[record], agrees_under_masks=True)
+    assert bits(secure) == bits(run())
+    kinds = {note["message"]["kind"] for note in record.notes if note["kind"] == "received"}
+    assert kinds == {"description", "masked", "artifact"}
+    assert not [name for each in secure for name in each.metrics if name.startswith("silo.")]
+
+
+@pytest.mark.parametrize("held_out", [0, 12])
+def test_metrics_under_masks_are_those_of_all_rows_together(held_out):
+    specs = silos(40, 60, 25, 30, held_out=held_out)
+    secure = run(3, LocalCohort(specs, SyntheticTask()))
+    plain = run(0, LocalCohort(specs, SyntheticTask()), evaluate_silos=True)
+    for one, other in zip(secure, plain, strict=True):
+        pooled = {name: value for name, value in other.metrics.items() if name.startswith("federated.")}
+        found = {name: value for name, value in one.metrics.items() if name.startswith("federated.")}
+        assert found == pytest.approx(pooled, rel=1e-12)
+    assert bool(held_out) == ("federated.mae" in secure[-1].metrics)
+
+
+def test_moments_are_added_up_once_with_the_same_silos():
+    cohort = LocalCohort(SPECS, SyntheticTask())
+    cohort.open()
+    moments = masked_moments(cohort, NAMES, 3, ())
+    rows = np.vstack([cohort.silos[name].rows.features for name in NAMES])
+    assert np.array_equal(moments.digits, ColumnMoments.of(rows).digits)
+    assert moments.num_examples == len(rows)
+    assert np.array_equal(masked_moments(cohort, NAMES, 3, ()).digits, moments.digits)
+    with pytest.raises(QuorumLost, match="signed whose updates are in the sum"):
+        masked_moments(cohort, NAMES[:3], 2, ())
+
+
+def test_a_silo_in_a_secure_session_tells_no_metrics_of_its_own():
+    spec = SPECS[0]
+    silo = GuardedSilo(spec, lambda: make_silo(spec, SyntheticTask()))
+    silo.open(), silo.prepare(None)
+    silo.open_session(SessionSpec("s", PLAN, 0, Layout.of(SyntheticTask().model(0)).digest, secure_threshold=2))
+    with pytest.raises(PerimeterRefused, match="its session has masks: they leave under masks, too"):
+        silo.evaluate("s", {"m": initial_vector(SyntheticTask().model(0))})
+
+
+def run(threshold=0, cohort=None, task=None, observers=(), agrees_under_masks=False, **changes):
     task = task or SyntheticTask()
     ours = Coordinator(cohort or LocalCohort(SPECS, task), task, NAMES, observers)
-    ours.agree()
+    ours.agree(threshold if agrees_under_masks else 0)
     settings = {"evaluate_silos": False, "secure_threshold": threshold, "plans": dict.fromkeys(NAMES, PLAN)}
     settings |= changes
     return list(ours.run(Job("federated", NAMES, model_seed=0, **settings)))
@@ -187,7 +236,9 @@ def test_behind_boundaries_the_same_bits_come_out_and_every_message_is_noted():
     assert bits(run(3, guarded, observers=[record])) == bits(run())
     kinds = [note["message"]["kind"] for note in record.notes if note["kind"] == "received"]
     assert kinds.count("masked") == 3 * len(NAMES)
-    assert kinds.count("artifact") == 3 * 5 * len(NAMES)
+    # Keys, shares, delivery, names, shares to unmask: for each round, and with the numbers for each evaluation.
+    assert kinds.count("artifact") == (3 * 5 + 4 * 6) * len(NAMES)
+    assert "metrics" not in kinds
     assert "update" not in kinds
 
 
@@ -254,6 +305,11 @@ def test_owners_who_name_each_others_keys_get_the_same_bits(tmp_path, monkeypatc
         assert cli.main(["ledger", "key", name]) == 0
         keys[name] = capsys.readouterr().out.strip()
     assert bits(run(3, guarded_with_partners(tmp_path, monkeypatch, keys))) == bits(run())
+
+
+def test_a_coordinators_key_among_the_partners_is_no_silos(tmp_path, monkeypatch):
+    partners = {"coordinator": "0" * 64}
+    assert bits(run(3, guarded_with_partners(tmp_path, monkeypatch, partners))) == bits(run())
 
 
 def test_a_silo_whose_owner_is_no_partner_ends_the_round(tmp_path, monkeypatch):

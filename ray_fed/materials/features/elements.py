@@ -12,6 +12,7 @@ Reading a table imports neither package.
 
 import csv
 import hashlib
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ray_fed.errors import ConfigError, DataError
+from ray_fed.reading import readable
 
 _SYMBOL_TEXT = (
     "H He Li Be B C N O F Ne Na Mg Al Si P S Cl Ar K Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb "
@@ -38,6 +40,8 @@ ATOMIC_NUMBERS: Mapping[str, int] = {symbol: number for number, symbol in enumer
 TABLE_FOLDER = Path(__file__).parent / "tables"
 TABLE_NAMES = ("guo", "rich")
 TABLE_FORMAT = 1
+MAX_TABLE_BYTES = 1 << 24
+"""Of an element table of one's own: 118 lines."""
 """Layout of the two files of a table; a file of another layout is refused."""
 
 HEADER_KEYS = frozenset(("format", "sha256", "packages", "columns", "left_out"))
@@ -227,10 +231,10 @@ def _read_values(path: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 def _read_rows(path: Path) -> list[list[str]]:
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.reader(file) if row]
-    except OSError as error:
-        raise DataError(f"{path}: element table cannot be read ({error.strerror}); check the path") from error
+        text = readable(path, "check the path of the element table", MAX_TABLE_BYTES).decode()
+        rows = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
+    except csv.Error as error:
+        raise DataError(f"{path}: element table is no CSV ({error}); save it as CSV") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: element table is not UTF-8 text; save it as CSV") from error
     if len(rows) < 2:

@@ -179,9 +179,13 @@ class SecureMember:
 
     def masked(self, vector: np.ndarray, weight: int) -> np.ndarray:
         """Return weight * vector and, last, the weight, masked: uint64 [len(vector) + 1, 2]."""
+        return self.masked_ring(ring.encoded(vector, weight), weight)
+
+    def masked_ring(self, values: np.ndarray, weight: int) -> np.ndarray:
+        """Return ring elements uint64 [count, 2] and, last, the weight, masked."""
         self._require(len(self.inbox) > 1 and not self.has_masked, "it has no unused masks for this round")
         self.has_masked = True
-        total = np.concatenate([ring.encoded(vector, weight), ring.whole(weight)])
+        total = np.concatenate([values, ring.whole(weight)])
         add_mask(total, mask_key(self._seed, self._purpose("own")), is_added=True)
         for name in self.inbox:
             if name != self.silo:

@@ -5,6 +5,8 @@ uint64 words [count, 2], lower word first. Sums stay below 2^127 by the limits o
 the masked sum, unmasked, has the bits of the plain one.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ray_fed.exact_sum import ExactWeightedSum
@@ -32,6 +34,20 @@ def decoded(ring: np.ndarray, total_weight: int, num_summands: int) -> ExactWeig
     low = (ring[:, 0] & LOW_MASK).view(np.int64)
     high = ((ring[:, 1] << (WORD - LOW_BITS)) | (ring[:, 0] >> LOW_BITS)).view(np.int64)
     return ExactWeightedSum.of_parts(high, low, total_weight, num_summands)
+
+
+def of_integers(numbers: Sequence[int]) -> np.ndarray:
+    """Return whole numbers as ring elements, uint64 [len(numbers), 2]; ValueError for one of 2^120 or more."""
+    if any(abs(number) >> 120 for number in numbers):
+        raise ValueError("a number is too large to be added up")
+    words = [(number & (1 << 64) - 1, number >> 64 & (1 << 64) - 1) for number in numbers]
+    return np.array(words, np.uint64).reshape(len(words), WORDS)
+
+
+def integers(ring: np.ndarray) -> list[int]:
+    """Return the whole numbers, from -2^127 to 2^127 - 1, behind ring elements uint64 [count, 2]."""
+    found = [low | high << 64 for low, high in ring.tolist()]
+    return [number - (1 << 128) if number >> 127 else number for number in found]
 
 
 def whole(number: int) -> np.ndarray:
