@@ -469,8 +469,9 @@ class Hub:
                 site.times_said += 1
             if due:
                 names, seconds = link.listed([site.name for site in due]), max(site.seconds_away() for site in due)
+                which = f"site{'s' * (len(due) > 1)} {names}"
                 remedy = "who owns one starts it with `ray-fed site start`"
-                _log.warning("waiting for site %s: not connected for %.0f s; %s", names, seconds, remedy)
+                _log.warning("waiting for %s: not connected for %.0f s; %s", which, seconds, remedy)
 
 
 def _nobody(_: Call, __: Outcome) -> None:
