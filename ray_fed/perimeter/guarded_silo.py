@@ -59,7 +59,7 @@ class GuardedSilo(EgressBoundary):
         self._rounds: dict[str, int] = {}
         folder = self.site.ledger_folder
         book = Book(Path(folder) if folder else None)
-        self.insistence = Insistence(self.site, self.gate, book, spec.dataset)
+        self.insistence = Insistence(self.site, self.gate, book, spec.dataset, spec.run)
         self._told = ToldMoments(folder_of_told(folder, spec.dataset) if folder else None)
         self._num_marked = 0
         self._build(lambda: self._install(make()))
