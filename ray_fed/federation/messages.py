@@ -119,6 +119,43 @@ class MaskedUpdate:
         return self
 
 
+@dataclass(frozen=True)
+class RelayedSum:
+    """The exact sum of several silos' updates to one vector, made by a hub between them and the coordinator."""
+
+    silos: tuple[str, ...]
+    """Whose updates are in it."""
+    total: ExactWeightedSum = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelayedUpdate(Update):
+    """A silo's part of a sum: its numbers without its vector, which the sum alone has."""
+
+    sum: RelayedSum = field(repr=False, compare=False)
+    sent_bytes: int
+    """Bytes that crossed the silo's boundary."""
+
+    @property
+    def num_bytes(self) -> int:
+        return self.sent_bytes
+
+    def numbers(self) -> Update:
+        """Return the silo's numbers alone."""
+        return Update(
+            self.silo, self.session, self.server_round, NO_VALUES, self.num_examples, self.num_steps, self.loss,
+            self.seconds,
+        )  # fmt: skip
+
+    def summed(self) -> "SummedUpdate":
+        """Return the sum, for a strategy."""
+        total, steps = self.sum.total, self.num_steps
+        count = total.total_weight
+        return SummedUpdate(
+            "all", self.session, self.server_round, NO_VALUES, count, steps, self.loss, total=total
+        )  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class SummedUpdate(Update):
     """The sum of a round's updates, unmasked; its vector is their weighted mean."""
@@ -260,6 +297,8 @@ class Guard:
         """Yield what is wrong, cheap checks first; later ones rely on the earlier ones not having been yielded."""
         yield from _wrong_round(update, server_round, session, seen)
         yield from _wrong_numbers(update, self.least_steps)
+        if isinstance(update, RelayedUpdate):  # its hub has looked at the rest, where the vector was
+            return
         yield from _wrong_array(update.vector, len(dispatched))
         yield from _wrong_values(update)
         if self.max_norm is not None:

@@ -42,14 +42,19 @@ SUMS_ONLY = (FedAvg, FedProx, FedBN, FedAvgM, FedAdagrad, FedAdam, FedYogi)
 """Strategies that take nothing but the weighted mean of a round's updates."""
 
 
-def require_sums_only(strategy: Strategy, max_norm: float | None) -> None:
+MASKED = ("secure aggregation shows", "secure aggregation")
+THROUGH_HUBS = ("hubs between silos and coordinator show", "hubs on the way, unless the sites dial this hub themselves")
+"""Why only sums are seen, as a sentence begins and as it ends."""
+
+
+def require_sums_only(strategy: Strategy, max_norm: float | None, because: tuple[str, str] = MASKED) -> None:
     """ConfigError for what needs to see single updates; a strategy of one's own says `sums_only = True`."""
     name = type(strategy).__name__
     fits = type(strategy) in SUMS_ONLY or getattr(strategy, "sums_only", False)
     known = ", ".join(cls.__name__ for cls in SUMS_ONLY)
-    require(fits, f"secure aggregation shows the sum of the updates alone, {name} needs each of them; use {known}")
-    reason = "the length of a masked update cannot be seen; let the silos' own policies bound it (max_update_norm)"
-    require(max_norm is None, f"max_norm={max_norm} does not go with secure aggregation: {reason}")
+    require(fits, f"{because[0]} the sum of the updates alone, {name} needs each of them; use {known}")
+    reason = "the length of a single update cannot be seen; let the silos' own policies bound it (max_update_norm)"
+    require(max_norm is None, f"max_norm={max_norm} does not go with {because[1]}: {reason}")
 
 
 def default_threshold(num_silos: int) -> int:
