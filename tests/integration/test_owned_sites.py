@@ -124,6 +124,17 @@ def test_both_kinds_of_silos_in_one_file_give_the_same_bytes(consortium, port, l
         assert (out / name).read_bytes() == (local_run / name).read_bytes(), name
 
 
+def test_under_masks_two_sites_give_the_model_of_one_process_byte_for_byte(consortium, port):
+    masks = ["--secure-aggregation", "yes", "--baselines", "no"]
+    for name, path, *more in (
+        ("masked-local", federation(consortium, 1, sites=()), "--cohort", "local"),
+        ("masked", federation(consortium, port)),
+    ):
+        assert main(["formation-energy", "--federation", path, "--out", str(consortium / name), *masks, *more]) == 0
+    model = "models/federated.safetensors"
+    assert (consortium / "masked" / model).read_bytes() == (consortium / "masked-local" / model).read_bytes()
+
+
 LONG = {"epochs": 300, "rounds": 300, "baselines": False}
 
 
