@@ -167,6 +167,9 @@ class RayCohort:
                 return self._read(future, call)
         return None
 
+    def sums_updates(self) -> bool:
+        return False
+
     def is_waiting(self) -> bool:
         return bool(self._pending)
 

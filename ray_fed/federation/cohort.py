@@ -62,6 +62,10 @@ class Cohort(Protocol):
         """Wait for the next answer of any silo; None when none came within `timeout` seconds."""
         ...
 
+    def sums_updates(self) -> bool:
+        """Whether updates of several silos come as one sum, from hubs on their way (messages.RelayedUpdate)."""
+        ...
+
     def is_waiting(self) -> bool:
         """Whether an event is still to come: without one, `next_event` returns at once."""
         ...
@@ -143,6 +147,9 @@ class LocalCohort:
             return Arrived(name, server_round, silo.leaving(silo.fit(session, server_round, vector)))
         except Exception as error:
             return Raised(name, server_round, said_by(error))
+
+    def sums_updates(self) -> bool:
+        return False
 
     def is_waiting(self) -> bool:
         return bool(self._asked or self._back)

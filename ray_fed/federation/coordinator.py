@@ -19,7 +19,7 @@ from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
 from ray_fed.federation.rounds.driver import RoundDriver
 from ray_fed.federation.rounds.job import EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
 from ray_fed.federation.rounds.machine import RoundMachine
-from ray_fed.federation.rounds.secure_driver import SecureRoundDriver, require_sums_only
+from ray_fed.federation.rounds.secure_driver import THROUGH_HUBS, SecureRoundDriver, require_sums_only
 from ray_fed.federation.rounds.secure_tally import masked_metrics, masked_moments
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart
 from ray_fed.federation.strategies import FedBuff, Models, State, local_plan
@@ -103,6 +103,8 @@ class Coordinator:
         """
         if job.secure_threshold:
             require_sums_only(job.strategy, job.max_norm)
+        elif self.cohort.sums_updates():
+            require_sums_only(job.strategy, job.max_norm, THROUGH_HUBS)
         self._metric_names = frozenset(metric.name for metric in self.task.metrics)
         module = self.task.model(job.model_seed)
         plans = {silo: local_plan(job.strategy, plan, module) for silo, plan in job.plans.items()}

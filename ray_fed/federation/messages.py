@@ -104,8 +104,7 @@ class MaskedUpdate:
     session: str
     server_round: int
     ring: np.ndarray = field(repr=False)
-    """uint64 [len(vector) + 2, 2]: weight * vector, weight * loss and weight, in the ring."""
-    num_steps: int
+    """uint64 [len(vector) + 3, 2]: weight * vector, weight * loss, weight * steps and weight, in the ring."""
     seconds: float = field(default=0.0, compare=False)
 
     @property
@@ -118,6 +117,43 @@ class MaskedUpdate:
 
     def unpacked(self, received: Vector) -> "MaskedUpdate":  # noqa: ARG002
         return self
+
+
+@dataclass(frozen=True)
+class RelayedSum:
+    """The exact sum of several silos' updates to one vector, made by a hub between them and the coordinator."""
+
+    silos: tuple[str, ...]
+    """Whose updates are in it."""
+    total: ExactWeightedSum = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelayedUpdate(Update):
+    """A silo's part of a sum: its numbers without its vector, which the sum alone has."""
+
+    sum: RelayedSum = field(repr=False, compare=False)
+    sent_bytes: int
+    """Bytes that crossed the silo's boundary."""
+
+    @property
+    def num_bytes(self) -> int:
+        return self.sent_bytes
+
+    def numbers(self) -> Update:
+        """Return the silo's numbers alone."""
+        return Update(
+            self.silo, self.session, self.server_round, NO_VALUES, self.num_examples, self.num_steps, self.loss,
+            self.seconds,
+        )  # fmt: skip
+
+    def summed(self) -> "SummedUpdate":
+        """Return the sum, for a strategy."""
+        total, steps = self.sum.total, self.num_steps
+        count = total.total_weight
+        return SummedUpdate(
+            "all", self.session, self.server_round, NO_VALUES, count, steps, self.loss, total=total
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,6 +297,8 @@ class Guard:
         """Yield what is wrong, cheap checks first; later ones rely on the earlier ones not having been yielded."""
         yield from _wrong_round(update, server_round, session, seen)
         yield from _wrong_numbers(update, self.least_steps)
+        if isinstance(update, RelayedUpdate):  # its hub has looked at the rest, where the vector was
+            return
         yield from _wrong_array(update.vector, len(dispatched))
         yield from _wrong_values(update)
         if self.max_norm is not None:

@@ -17,6 +17,7 @@ from ray_fed.reading import bounded_lines, parse_json
 Line = Mapping[str, Any]
 OTHER_LINES = (
     "opening", "reopening", "signature", CLOSING, "refused", "error", "session", "handed over", "received", "malformed",
+    "summed on the way",
     "model",
 )  # fmt: skip
 """Kinds of line that are no message that left."""

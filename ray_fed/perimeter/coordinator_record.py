@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from ray_fed.errors import FedError, SiloFailed
+from ray_fed.federation.messages import RelayedUpdate
 from ray_fed.federation.rounds.job import Job, Observer, RoundRecord
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout
@@ -120,7 +121,10 @@ class CoordinatorRecord(Observer):
 
 
 def _received(silo: str, message: object, session: str, server_round: int) -> Note:
-    """Return the note of a message; of one that is none, that it came: the coordinator itself refuses it by name."""
+    """Return the note of a message; of one that is none, that it came: the coordinator itself refuses it by name. What
+    a hub has summed on the way has no digest here: its vector never came."""
+    if isinstance(message, RelayedUpdate):
+        return {"kind": "summed on the way", "silo": silo, "session": session, "round": server_round}
     try:
         digest = digest_of(message)
     except Exception:  # a foreign object may raise anything when it is looked at

@@ -37,9 +37,8 @@ def check_test_scores(gate: Gate, by_model: Any, request: Request) -> dict[str, 
 
 def check_predictions(gate: Gate, shown: Any, request: Request) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """True values and predictions of single rows, of a public test set only."""
-    is_public = gate.policy.test_set == "public" or request.is_known
     remedy = f"only scores leave this test set; its owner may say 'silos: {{{gate.silo}: {{test_set: public}}}}'"
-    gate.require(is_public, "predictions", remedy)
+    gate.require(request.is_known, "predictions", remedy)
     is_pair = type(shown) is tuple and len(shown) == 2 and type(shown[1]) is dict
     gate.require(is_pair and tuple(shown[1]) == request.models, "predictions", "they must be those asked for")
     true, predicted = shown
@@ -76,6 +75,7 @@ class GuardedEvaluator(EgressBoundary):
         site_file: Path | None = None,
     ):
         super().__init__(spec, KINDS, block, redirects_output, site_file)
+        self._is_known, self._num_marked = False, 0
         self._build(lambda: setattr(self, "evaluator", make()))
 
     def open(self) -> dict[str, object]:
@@ -83,6 +83,8 @@ class GuardedEvaluator(EgressBoundary):
         names = self._run(doing, lambda: [metric.name for metric in self.evaluator.task.metrics])
         if DECLARED in self.site.policy.metrics:
             self.gate.metrics |= frozenset(name for name in names if type(name) is str)
+        shown = self._run(doing, self._has_been_shown) is True
+        self._is_known = shown or self.site.policy.test_set == "public"
         found = self._run(doing, lambda: self.evaluator.open())
         self._require_enough_rows(doing, found)
         return self._release(doing, found, Request("description"))
@@ -91,16 +93,22 @@ class GuardedEvaluator(EgressBoundary):
         self._run("standardising", lambda: self.evaluator.prepare(standardizer))
 
     def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
-        request = Request("metrics", models=tuple(models))
+        """Scores of a test set that is not public are told in few digits, and for so many models in a run."""
+        request = Request("metrics", models=tuple(models), is_known=self._is_known)
+        self._check("evaluating", lambda: self._count_models(len(models)), request)
         return self._run_and_release("evaluating", lambda: self.evaluator.evaluate(models), request)
 
-    def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        doing = "predicting"
-        is_known = self._run(doing, self._is_known) is True
-        request = Request("predictions", models=tuple(models), is_known=is_known)
-        return self._run_and_release(doing, lambda: self.evaluator.predict(models), request)
+    def _count_models(self, num_models: int) -> None:
+        self._num_marked += num_models
+        most = self.site.policy.max_evaluations_per_run
+        reason = f"more models than max_evaluations_per_run={most}"
+        self.gate.require(self._is_known or self._num_marked <= most, "metrics", reason)
 
-    def _is_known(self) -> bool:
+    def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        request = Request("predictions", models=tuple(models), is_known=self._is_known)
+        return self._run_and_release("predicting", lambda: self.evaluator.predict(models), request)
+
+    def _has_been_shown(self) -> bool:
         """Whether who asks has shown that it has the same files."""
         said = self.spec.possession
         return bool(said) and self.evaluator.task.possession(self.spec.source) == said

@@ -104,7 +104,8 @@ class SiteAgent:
 
     make_host: Invitation -> SiloHost; raises ConfigError or PerimeterRefused where the owner's file does not allow it.
     end_host: frees what a host holds. executor: where hosts work; by default a thread for each silo.
-    most_bytes: of the arrays of calls that wait for their turn, and again of answers that are not acknowledged.
+    most_waiting: calls that wait for their turn. most_bytes: of their arrays, and again of those of answers that are
+    not acknowledged.
     """
 
     def __init__(
@@ -116,10 +117,12 @@ class SiteAgent:
         end_host: Callable[[SiloHost], None] = _nothing,
         executor: Executor | None = None,
         most_bytes: int = 1 << 32,
+        most_waiting: int = MOST_WAITING,
     ):
         self.site, self.hub, self.own = site, hub, own
         self.incarnation = link.random_name()
         self._make_host, self._end_host, self._most_bytes = make_host, end_host, most_bytes
+        self._most_waiting = most_waiting
         self._executor = executor or ThreadPoolExecutor(MOST_SILOS, f"site-{site}", _one_thread)
         self._loop = link.background_loop()
         self._known_hub, self._received = "", 0
@@ -162,7 +165,7 @@ class SiteAgent:
             await asyncio.gather(self._task, return_exceptions=True)
         self._known_hub = ""
         self._changed.set()
-        await asyncio.gather(*self._end_places())
+        await asyncio.gather(*self._end_places(), return_exceptions=True)
 
     # ---- connections
 
@@ -295,7 +298,7 @@ class SiteAgent:
         if isinstance(header, Ask) and header.call <= self._received:
             raise WireError("a call that was made before")
         if isinstance(header, Ask):
-            while len(self._open) >= MOST_WAITING:
+            while len(self._open) >= self._most_waiting:
                 await self._change()
             await self._budget.claim(header.num_bytes)
             claimed.append(header.num_bytes)
@@ -315,6 +318,10 @@ class SiteAgent:
             request: SiloRequest | WireError = decode(AnyRequest, header.body, payload)
         except WireError as error:
             request = error
+        self._open.add(header.call)
+        self._dispatch(header, request)
+
+    def _dispatch(self, header: Ask, request: "SiloRequest | WireError") -> None:
         place = self._places.get(header.silo)
         if place is None:
             if len(self._places) >= MOST_SILOS:
@@ -322,7 +329,6 @@ class SiteAgent:
                 raise WireError(f"calls of more than {MOST_SILOS} silos")
             place = self._places[header.silo] = _Place(header.silo)
             place.task = asyncio.create_task(self._work(place))
-        self._open.add(header.call)
         place.line.put_nowait((self._known_hub, header, request))
 
     async def _work(self, place: _Place) -> None:

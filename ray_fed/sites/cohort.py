@@ -7,6 +7,7 @@ import contextlib
 import logging
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -17,17 +18,22 @@ import numpy as np
 
 from ray_fed.config import require
 from ray_fed.errors import FedError, SiloFailed, SiloRefused
+from ray_fed.exact_sum import HIGH_UNIT, UPDATE_LIMIT, ExactWeightedSum
 from ray_fed.federation.cohort import Cohort, said_by
 from ray_fed.federation.coordinator import check_agreement
 from ray_fed.federation.messages import (
+    NO_VALUES,
     Arrived,
     Artifact,
     Died,
     Evaluations,
     GradientObservation,
+    Guard,
     JoinRefused,
     MaskedUpdate,
     Raised,
+    RelayedSum,
+    RelayedUpdate,
     Restarted,
     SessionSpec,
     SiloDescription,
@@ -44,15 +50,20 @@ from ray_fed.sites.wire import (
     CloseSessionRequest,
     Encoded,
     EndRequest,
+    EvaluateManyRequest,
     EvaluateRequest,
     FitRequest,
+    FitSumRequest,
     Given,
     Invitation,
     InviteRequest,
     JoinRequest,
     LedgerCopy,
     LedgerRequest,
+    MetricsForm,
+    MetricsOfManyForm,
     MomentsRequest,
+    NumbersForm,
     ObserveRequest,
     OpenRequest,
     OpenSessionRequest,
@@ -61,7 +72,11 @@ from ray_fed.sites.wire import (
     ReceiveModelRequest,
     RestoreRequest,
     SiloRequest,
+    SumForm,
+    WireError,
     encode,
+    message_of,
+    printable,
 )
 
 _log = logging.getLogger(__name__)
@@ -70,6 +85,7 @@ SITES_WITHIN_SECONDS = 600.0
 """Where no other time is given, all sites are waited for so long; one that has not come is named, and the run does not
 begin."""
 POLL_SECONDS = 0.001
+DIED_THERE = "its process, or its site's, was lost behind its hub"
 CLOSE_SECONDS = 10.0
 
 
@@ -95,6 +111,8 @@ class SiteSilo:
 
     site: str
     invitation: Invitation
+    is_behind_hub: bool = False
+    """Whether the site is itself a hub of sites (relay.py), and the silo at one of those."""
 
     @property
     def name(self) -> str:
@@ -140,6 +158,8 @@ class SiteCohort:
         """Calls whose answers are events -> the session they belong to."""
         self._arrived: queue.SimpleQueue[tuple[Call | str, Outcome]] = queue.SimpleQueue()
         self._used: Call | None = None
+        self._events: deque[SiloEvent] = deque()
+        """What came at once, from a hub on the way, and is told one by one."""
         for site in {silo.site for silo in silos}:
             hub.watch(site, partial(self._site_restarted, site))
 
@@ -187,7 +207,7 @@ class SiteCohort:
     def _invite(self, name: str) -> None:
         """Answered when the silo's site is there. What it is asked after that stands in line behind it."""
         self._send_and_forget(name, InviteRequest(self.silos[name].invitation))
-        self._expect(name, JoinRequest(self._standardizer))
+        self._expect(self.silos[name].site, name, JoinRequest(self._standardizer))
 
     # ---- sessions
 
@@ -220,18 +240,32 @@ class SiteCohort:
     # ---- rounds
 
     def submit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
-        encoded: dict[int, tuple[FitRequest, Encoded]] = {}
-        for name, vector in vectors.items():
-            if name in self._lost:
-                continue  # its `Died` stands in line, and the rules send it the round again once it is back
-            if id(vector) not in encoded:
-                request = FitRequest(session, server_round, vector)
-                encoded[id(vector)] = request, encode(request)
-            self._expect(name, *encoded[id(vector)], session=session)
+        # Of a lost silo `Died` stands in line, and the rules send it the round again once it is back.
+        present = {name: vector for name, vector in vectors.items() if name not in self._lost}
+        summed = [name for name in present if self.silos[name].is_behind_hub and not self._is_masked(session, name)]
+        for (site, _), names in _grouped(summed, lambda name: (self.silos[name].site, id(present[name]))):
+            vector = present[names[0]]
+            self._expect(site, site, FitSumRequest(session, server_round, tuple(names), vector), session=session)
+        single = [name for name in present if name not in set(summed)]
+        for _, names in _grouped(single, lambda name: id(present[name])):
+            request = FitRequest(session, server_round, present[names[0]])
+            message = encode(request)
+            for name in names:
+                self._expect(self.silos[name].site, name, request, message, session)
+
+    def _is_masked(self, session: str, silo: str) -> bool:
+        """Whether updates leave the silo under masks: a hub on the way can add them no more than others can."""
+        spec = self._sessions.get(session, {}).get(silo)
+        return spec is not None and spec.secure_threshold > 0
+
+    def sums_updates(self) -> bool:
+        return any(silo.is_behind_hub for silo in self.silos.values())
 
     def next_event(self, timeout: float | None = None) -> SiloEvent | None:
         limit = None if timeout is None else time.monotonic() + timeout
         while self.is_waiting():
+            if self._events:
+                return self._events.popleft()
             self._release_used()
             try:
                 about, outcome = self._arrived.get(
@@ -246,7 +280,7 @@ class SiteCohort:
 
     def is_waiting(self) -> bool:
         """Whether an event is still to come."""
-        return bool(self._waiting) or not self._arrived.empty()
+        return bool(self._events or self._waiting) or not self._arrived.empty()
 
     def _release_used(self) -> None:
         if self._used:
@@ -266,6 +300,9 @@ class SiteCohort:
             return self._joined(name, outcome)
         if isinstance(request, RestoreRequest):
             return self._restored(name, outcome)
+        if isinstance(request, FitSumRequest):
+            self._events += self._events_of_sum(request, outcome)
+            return self._events.popleft() if self._events else None
         assert isinstance(request, FitRequest)
         if isinstance(outcome, Lost):
             return None  # the note of the loss stands in line, too
@@ -276,6 +313,25 @@ class SiteCohort:
             return Arrived(name, request.server_round, outcome.unpacked(request.vector))
         except ValueError as error:
             return Raised(name, request.server_round, said_by(error))
+
+    def _events_of_sum(self, request: FitSumRequest, outcome: Outcome) -> list[SiloEvent]:
+        """Turn what a hub on the way sent into an event for each of its silos."""
+        if isinstance(outcome, Lost):
+            return []
+        try:
+            if isinstance(outcome, FedError):
+                raise outcome
+            assert isinstance(outcome, SumForm)
+            updates = updates_of_sum(outcome, request)
+        except FedError as error:
+            return [Raised(name, request.server_round, said_by(error)) for name in request.silos]
+        for name in outcome.lost:
+            self._note_loss(name, DIED_THERE)
+        failed = sorted(outcome.failures.items())
+        return [
+            *(Arrived(update.silo, request.server_round, update) for update in updates),
+            *(Raised(name, request.server_round, printable(reason)) for name, reason in failed),
+        ]
 
     def _died(self, name: str, reason: str) -> SiloEvent | None:
         """A silo is gone, with all it was asked for, unless it was started again meanwhile."""
@@ -333,7 +389,7 @@ class SiteCohort:
                 self._send_and_forget(silo, OpenSessionRequest(spec))
             return
         self._send_and_forget(silo, InviteRequest(self.silos[silo].invitation))
-        self._expect(silo, RestoreRequest(self._standardizer, self._specs_of(silo)))
+        self._expect(self.silos[silo].site, silo, RestoreRequest(self._standardizer, self._specs_of(silo)))
 
     def _restore(self, name: str) -> "Future[Any]":
         self._send_and_forget(name, InviteRequest(self.silos[name].invitation))
@@ -346,14 +402,34 @@ class SiteCohort:
 
     def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> Evaluations:
         """A silo that is lost now raised; the rules hear of it when it is asked next."""
-        request = EvaluateRequest(session, tuple(models), tuple(models.values()))
-        asked = dict.fromkeys(silos, request)
-        answers = self._answers_of(asked, lambda name, error: Raised(name, 0, said_by(error)))
-        return {name: answers[name] for name in asked}
+        names, vectors, asked = tuple(models), tuple(models.values()), list(silos)
+        behind = [name for name in asked if self.silos[name].is_behind_hub and name not in self._lost]
+        groups = {
+            site: EvaluateManyRequest(session, tuple(group), names, vectors)
+            for site, group in _grouped(behind, lambda name: self.silos[name].site)
+        }
+        told = self._answers_of(groups)
+        single = EvaluateRequest(session, names, vectors)
+        found = self._answers_of({name: single for name in asked if not self.silos[name].is_behind_hub})
+        return found | _united(self._metrics_of_many(groups[site].silos, told.get(site)) for site in groups)
+
+    def _metrics_of_many(self, silos: Sequence[str], told: "MetricsOfManyForm | Raised | None") -> dict[str, Any]:
+        """Return silo -> metrics, or what it raised instead, from what a hub on the way told of these silos."""
+        if not isinstance(told, MetricsOfManyForm):
+            return {} if told is None else {name: Raised(name, 0, told.reason) for name in silos}
+        for name in set(told.lost) & set(silos):
+            self._note_loss(name, DIED_THERE)
+        failures = {**told.failures, **dict.fromkeys(told.lost, DIED_THERE)}
+        failed = {name: Raised(name, 0, printable(why)) for name, why in failures.items() if name in silos}
+        return {name: _metrics_in(told.metrics[name], name) for name in silos if name in told.metrics} | failed
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
         asked = {name: QueryRequest(query, tuple(map(Given.of, parts))) for name, parts in given.items()}
-        return self._answers_of(asked)
+        answers = self._answers_of(asked)
+        for answer in answers.values():
+            if isinstance(answer, Raised):
+                _log.warning("no answer: %s", answer.reason)
+        return {name: answer for name, answer in answers.items() if not isinstance(answer, Raised)}
 
     def observe(self, silo: str, vector: Vector, num_examples: int) -> GradientObservation:
         """Return one gradient for an audit; PerimeterRefused unless the silo's owner allows it."""
@@ -383,16 +459,19 @@ class SiteCohort:
 
     # ---- calls
 
-    def _expect(self, name: str, request: SiloRequest, message: Encoded | None = None, session: str = "") -> None:
+    def _expect(
+        self, site: str, name: str, request: SiloRequest, message: Encoded | None = None, session: str = ""
+    ) -> None:
         """Make a call whose answer is an event."""
-        is_awaited = not isinstance(request, FitRequest)
-        call = self.hub.ask(self.silos[name].site, name, request, self._put, message, is_awaited)
+        is_awaited = not isinstance(request, FitRequest | FitSumRequest)
+        call = self.hub.ask(site, name, request, self._put, message, is_awaited)
         self._waiting[call] = session
 
     def _put(self, call: Call, outcome: Outcome) -> None:
         """In the hub's thread."""
-        if isinstance(outcome, Lost) and isinstance(call.request, FitRequest):
-            self._note_loss(call.silo, outcome.reason)
+        if isinstance(outcome, Lost) and isinstance(call.request, FitRequest | FitSumRequest):
+            for silo in getattr(call.request, "silos", (call.silo,)):
+                self._note_loss(silo, outcome.reason)
         elif isinstance(outcome, Lost):
             self._lost.add(call.silo)  # the answer itself says so
         self._arrived.put((call, outcome))
@@ -407,7 +486,8 @@ class SiteCohort:
         """Make a call whose answer is waited for."""
         future: Future[Any] = Future()
         on_end = partial(_settle, future, at_end)
-        self.hub.ask(self.silos[name].site, name, request, on_end, message)
+        site = self.silos[name].site if name in self.silos else name
+        self.hub.ask(site, name, request, on_end, message)
         return future
 
     def _send_and_forget(self, name: str, request: SiloRequest) -> None:
@@ -425,11 +505,8 @@ class SiteCohort:
         futures = {name: self._call(name, request, at_end=at_end) for name, request in requests.items()}
         return {name: self._value(future, name, requests[name].doing, None) for name, future in futures.items()}
 
-    def _answers_of(
-        self, requests: Mapping[str, SiloRequest], instead: Callable[[str, FedError], Any] | None = None
-    ) -> dict[str, Any]:
-        """Put requests; return the answers of those that gave one, or what stands `instead` of an error. A request that
-        many get is encoded once."""
+    def _answers_of(self, requests: Mapping[str, SiloRequest]) -> dict[str, Any]:
+        """Put requests; return silo -> answer, or what it raised instead. A request that many get is encoded once."""
         encoded = {id(request): encode(request) for request in requests.values()}
         futures = {name: self._call(name, request, encoded[id(request)]) for name, request in requests.items()}
         answers = {}
@@ -437,10 +514,7 @@ class SiteCohort:
             try:
                 answers[name] = self._value(future, name, requests[name].doing)
             except FedError as error:
-                if instead is None:
-                    _log.warning("no answer: %s", error)
-                else:
-                    answers[name] = instead(name, error)
+                answers[name] = Raised(name, 0, said_by(error))
         return answers
 
     def _value(self, future: "Future[Any]", silo: str, doing: str, timeout: float | None = -1.0) -> Any:
@@ -456,6 +530,53 @@ class SiteCohort:
             self._note_loss(silo, outcome.reason)
             raise SiloFailed(silo, doing, outcome.reason)
         return outcome
+
+
+def updates_of_sum(form: SumForm, request: FitSumRequest) -> list[RelayedUpdate]:
+    """Return each silo's part of a sum that a hub has made. SiloFailed for one that is no sum of what was asked for."""
+    told = [*form.numbers, *form.failures, *form.lost]
+    _require_sum(sorted(told) == sorted(request.silos), "other silos than those that were asked")
+    if not form.numbers:
+        return []
+    high, low = (np.array(part) for part in (form.high, form.low))
+    weight = sum(numbers.num_examples for numbers in form.numbers.values())
+    fits = all(part.dtype == np.int64 and part.shape == request.vector.shape for part in (high, low))
+    _require_sum(fits, "numbers of another kind or length than the model's")
+    bound = UPDATE_LIMIT * len(form.numbers) / HIGH_UNIT
+    is_within = int(high.max(initial=0)) <= bound and int(high.min(initial=0)) >= -bound
+    _require_sum(is_within and bool((low >> 50 == 0).all()), "numbers beyond those of a sum")
+    made = RelayedSum(tuple(sorted(form.numbers)), ExactWeightedSum.of_parts(high, low, weight, len(form.numbers)))
+    updates = [_relayed(silo, form.numbers[silo], request, made) for silo in made.silos]
+    for update in updates:
+        Guard().check(update, request.vector, request.server_round, request.session)
+    return updates
+
+
+def _relayed(silo: str, numbers: NumbersForm, request: FitSumRequest, made: RelayedSum) -> RelayedUpdate:
+    return RelayedUpdate(
+        silo, request.session, request.server_round, NO_VALUES, numbers.num_examples, numbers.num_steps, numbers.loss,
+        numbers.seconds, sum=made, sent_bytes=numbers.num_bytes,
+    )  # fmt: skip
+
+
+def _require_sum(holds: bool, what: str) -> None:
+    if not holds:
+        raise SiloFailed("of a hub", "training", f"its hub sent {what}")
+
+
+def _metrics_in(form: MetricsForm, silo: str) -> Any:
+    try:
+        return message_of(form)
+    except WireError as error:
+        return Raised(silo, 0, f"its hub sent {error}")
+
+
+def _grouped(names: Iterable[str], key: Callable[[str], Any]) -> list[tuple[Any, list[str]]]:
+    """Return (key, names) for each key, in the order in which they come."""
+    groups: dict[Any, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return list(groups.items())
 
 
 def _left(limit: float | None) -> float | None:
@@ -518,6 +639,9 @@ class JoinedCohort:
             if limit is not None and time.monotonic() >= limit:
                 return None
         return None
+
+    def sums_updates(self) -> bool:
+        return any(cohort.sums_updates() for cohort in self.cohorts)
 
     def is_waiting(self) -> bool:
         return any(cohort.is_waiting() for cohort in self.cohorts)

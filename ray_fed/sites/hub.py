@@ -433,6 +433,8 @@ class Hub:
 
     def _outcome(self, call: Call, header: Answer, payload: memoryview) -> Outcome:
         form = decode(ANSWERS[header.kind], header.body, payload)
+        if getattr(form, "silo", call.silo) != call.silo:
+            raise WireError("a message in the name of another silo than the one that was asked")
         if not isinstance(form, FailureForm):
             return message_of(form)
         if form.error == LOST:

@@ -40,7 +40,7 @@ PROTOCOL = 1
 DTYPES = ("<f4", "<f8", "<i8", "<u8", "|u1")
 ALIGNMENT = 8
 MOST_DIMENSIONS = 4
-MAX_BODY_BYTES = 1 << 18
+MAX_BODY_BYTES = 1 << 20
 LONGEST_TEXT = 2000
 LONGEST_NAME = 200
 MOST_ENTRIES = 4096
@@ -231,6 +231,23 @@ class FitRequest(SiloRequest, frozen=True, tag="fit"):
         return 4 * self.vector.nbytes + 1024  # masked: 16 bytes for a value of 4, and two values more
 
 
+class FitSumRequest(SiloRequest, frozen=True, tag="fit_sum"):
+    """Of a hub that is a site: let its silos train from one vector, and add their updates up."""
+
+    answers = ("sum",)
+    doing = "training"
+    session: Name
+    server_round: Count
+    silos: tuple[Name, ...]
+    vector: np.ndarray
+
+    def put_to(self, host: SiloHost) -> object:  # noqa: ARG002
+        raise ConfigError("this site is no hub of other sites")
+
+    def answer_limit(self) -> int:
+        return 4 * self.vector.nbytes + 1024
+
+
 class EvaluateRequest(SiloRequest, frozen=True, tag="evaluate"):
     answers = ("metrics",)
     doing = "evaluating"
@@ -240,6 +257,20 @@ class EvaluateRequest(SiloRequest, frozen=True, tag="evaluate"):
 
     def put_to(self, host: SiloHost) -> dict[str, Metrics]:
         return host.evaluate(self.session, dict(zip(self.names, self.vectors, strict=True)))
+
+
+class EvaluateManyRequest(SiloRequest, frozen=True, tag="evaluate_many"):
+    """Of a hub that is a site: let its silos evaluate the same models."""
+
+    answers = ("metrics_of_many",)
+    doing = "evaluating"
+    session: Name
+    silos: tuple[Name, ...]
+    names: tuple[Name, ...]
+    vectors: tuple[np.ndarray, ...]
+
+    def put_to(self, host: SiloHost) -> object:  # noqa: ARG002
+        raise ConfigError("this site is no hub of other sites")
 
 
 class Given(Struct, frozen=True, forbid_unknown_fields=True):
@@ -317,8 +348,8 @@ class LedgerRequest(SiloRequest, frozen=True, tag="ledger"):
 
 AnyRequest = (
     InviteRequest | OpenRequest | JoinRequest | MomentsRequest | PrepareRequest | OpenSessionRequest | RestoreRequest
-    | CloseSessionRequest | FitRequest | EvaluateRequest | QueryRequest | ObserveRequest | LedgerRequest
-    | ReceiveModelRequest | EndRequest
+    | CloseSessionRequest | FitRequest | FitSumRequest | EvaluateRequest | EvaluateManyRequest | QueryRequest
+    | ObserveRequest | LedgerRequest | ReceiveModelRequest | EndRequest
 )  # fmt: skip
 
 
@@ -356,6 +387,35 @@ class FailureForm(Struct, frozen=True, forbid_unknown_fields=True):
     args: tuple[Text | int, ...]
 
 
+class NumbersForm(Struct, frozen=True, forbid_unknown_fields=True):
+    """A silo's update without its vector."""
+
+    num_examples: Count
+    num_steps: Count
+    loss: float
+    seconds: float
+    num_bytes: Count
+
+
+class SumForm(Struct, frozen=True, forbid_unknown_fields=True):
+    """What a round came to behind a hub: the exact sum of its silos' updates, and of each silo what it sent besides."""
+
+    high: np.ndarray
+    """int64 [len(vector)], with `low` the parts of an ExactWeightedSum; empty without an update."""
+    low: np.ndarray
+    numbers: dict[Name, NumbersForm]
+    failures: dict[Name, Text]
+    """Silo -> why it has no part in the sum."""
+    lost: tuple[Name, ...] = ()
+    """Silos whose process is gone."""
+
+
+class MetricsOfManyForm(Struct, frozen=True, forbid_unknown_fields=True):
+    metrics: dict[Name, MetricsForm]
+    failures: dict[Name, Text]
+    lost: tuple[Name, ...] = ()
+
+
 class DigestForm(Struct, frozen=True, forbid_unknown_fields=True):
     digest: Name
 
@@ -377,12 +437,14 @@ ANSWERS: dict[str, type] = {
     "update": Update,
     "masked": MaskedUpdate,
     "metrics": MetricsForm,
+    "sum": SumForm,
+    "metrics_of_many": MetricsOfManyForm,
     "artifact": Artifact,
     "observation": GradientObservation,
     "ledger": LedgerCopy,
     FAILED: FailureForm,
 }
-MAY_BE_NOT_FINITE = (Update, MaskedUpdate, ScoresForm, Artifact)
+MAY_BE_NOT_FINITE = (Update, MaskedUpdate, NumbersForm, ScoresForm, Artifact)
 """Their numbers are judged elsewhere, with a word for the reason: by the guard of a round, by who reads metrics."""
 
 
@@ -391,7 +453,7 @@ def answer_form(message: object, silo: str) -> tuple[str, object]:
     if isinstance(message, str):
         return "digest", DigestForm(message)
     if isinstance(message, dict):
-        return "metrics", MetricsForm(silo, {name: _scores_forms(metrics) for name, metrics in message.items()})
+        return "metrics", metrics_form(message, silo)
     for kind, cls in ANSWERS.items():
         if type(message) is cls:
             return kind, message
@@ -405,6 +467,10 @@ def message_of(form: object) -> object:
     if isinstance(form, MetricsForm):
         return {name: Metrics(form.silo, *map(_scores_of, both)) for name, both in form.by_model.items()}
     return form
+
+
+def metrics_form(by_model: Mapping[str, Metrics], silo: str) -> MetricsForm:
+    return MetricsForm(silo, {name: _scores_forms(metrics) for name, metrics in by_model.items()})
 
 
 def _scores_forms(metrics: Metrics) -> tuple[ScoresForm, ScoresForm]:

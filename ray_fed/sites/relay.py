@@ -1,0 +1,281 @@
+"""A hub that is a site of another hub: a region, a consortium. Towards its silos it is a hub, towards the coordinator
+one site with many silos.
+
+Small messages pass through for each silo. A round's updates are added up here, exactly as the coordinator would: sums
+of whole numbers are the same whoever adds them in which order, so hubs between change no bit of the model. The
+coordinator sends a vector once for all silos of the hub and gets one sum back.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ray_fed.errors import ConfigError, FedError, SiloFailed, UpdateRejected
+from ray_fed.exact_sum import ExactWeightedSum
+from ray_fed.federation.cohort import said_by
+from ray_fed.federation.messages import Guard, Update
+from ray_fed.sites.agent import HubAddress, SiteAgent
+from ray_fed.sites.hub import RESTARTED, Call, Hub, Lost, Outcome
+from ray_fed.sites.link import Certificates
+from ray_fed.sites.wire import (
+    FAILED,
+    LONGEST_TEXT,
+    MOST_CALLS,
+    Answer,
+    Ask,
+    Encoded,
+    EndRequest,
+    EvaluateManyRequest,
+    EvaluateRequest,
+    FitRequest,
+    FitSumRequest,
+    HostLost,
+    Invitation,
+    InviteRequest,
+    MetricsForm,
+    MetricsOfManyForm,
+    NumbersForm,
+    SiloHost,
+    SiloRequest,
+    SumForm,
+    WireError,
+    answer_form,
+    encode,
+    failure_form,
+    metrics_form,
+    printable,
+)
+
+_log = logging.getLogger(__name__)
+
+EMPTY = np.empty(0, np.int64)
+ADDED_IN_THE_LOOP = 1 << 16
+"""Longer vectors are added up in a thread, so that the connections live on meanwhile."""
+
+
+class RelayAgent(SiteAgent):
+    """Passes an upper hub's calls on to the sites of a lower hub.
+
+        with Hub("0.0.0.0:7443", own, {"north": "", "south": ""}) as lower:
+            RelayAgent("region", HubAddress("hub.example:7443"), own, lower, {"silo-1": "north", ...}).run()
+
+    sites: silo -> its site at the lower hub. patience: seconds after which a round is answered without the silos that
+    are late; None waits for all, whatever deadline the coordinator has.
+    """
+
+    def __init__(
+        self,
+        site: str,
+        hub: HubAddress,
+        own: Certificates,
+        lower: Hub,
+        sites: Mapping[str, str],
+        patience: float | None = None,
+        most_bytes: int = 1 << 32,
+    ):
+        super().__init__(site, hub, own, _no_host, most_bytes=most_bytes, most_waiting=MOST_CALLS)
+        self.lower, self.sites, self.patience = lower, dict(sites), patience
+        self._invited: set[str] = set()
+        self._lost: set[str] = set()
+        self._relaying: set[asyncio.Task[None]] = set()
+        for each in set(sites.values()):
+            lower.watch(each, partial(self._site_restarted, each))
+
+    # ---- what comes from above
+
+    def _dispatch(self, header: Ask, request: "SiloRequest | WireError") -> None:
+        """Ask below at once, in the order in which calls come; answer when the answers are there."""
+        if isinstance(request, FitSumRequest):
+            fit = FitRequest(request.session, request.server_round, request.vector)
+            answer = partial(self._sum, request, self._ask_all(request.silos, fit, is_awaited=False))
+        elif isinstance(request, EvaluateManyRequest):
+            asked = EvaluateRequest(request.session, request.names, request.vectors)
+            answer = partial(self._metrics, self._ask_all(request.silos, asked))
+        elif isinstance(request, WireError):
+            answer = partial(_raised, SiloFailed(header.silo, "reading a call", f"it is {request}"))
+        else:
+            answer = partial(self._one, self._ask_all((header.silo,), request))
+        task = asyncio.get_running_loop().create_task(self._relay(self._known_hub, header, request, answer))
+        self._relaying.add(task)
+        task.add_done_callback(partial(self._relayed, header.num_bytes))
+
+    def _relayed(self, num_bytes: int, task: "asyncio.Task[None]") -> None:
+        self._relaying.discard(task)
+        self._budget.release(num_bytes)
+
+    async def _relay(
+        self,
+        hub: str,
+        header: Ask,
+        request: "SiloRequest | WireError",
+        answer: "Callable[[], Coroutine[Any, Any, object]]",
+    ) -> None:
+        """Send the answer up."""
+        try:
+            kind, form = _form(await answer(), header.silo)
+            encoded = encode(form)
+        except Exception as error:  # a call without an answer would be waited for for ever
+            doing = getattr(request, "doing", "answering")
+            if not isinstance(error, FedError | HostLost):
+                _log.exception("hub '%s', silo '%s': failed while %s", self.site, header.silo, doing)
+            kind, encoded = FAILED, encode(failure_form(error, header.silo, doing))
+        if hub == self._known_hub:
+            sent = Answer(call=header.call, kind=kind, body=encoded.body, num_bytes=encoded.num_bytes)
+            self._keep(header.call, (sent, encoded))
+
+    def _end_places(self) -> "list[asyncio.Task[None]]":
+        """The upper hub is another one, or this end hangs up: what was asked for it is dropped, hosts are ended."""
+        tasks = list(self._relaying)
+        for task in tasks:
+            task.cancel()
+        for silo in self._invited:
+            self.lower.ask(self.sites[silo], silo, EndRequest(), _nothing)
+        self._invited, self._lost = set(), set()
+        return tasks
+
+    # ---- what is asked below
+
+    def _ask_all(self, silos: tuple[str, ...], request: SiloRequest, is_awaited: bool = True) -> "_Answers":
+        """Put one request, encoded once, to many silos."""
+        message, answers = encode(request), _Answers(silos)
+        for silo in silos:
+            self._ask_below(silo, request, message, is_awaited, answers)
+        return answers
+
+    def _ask_below(
+        self, silo: str, request: SiloRequest, message: Encoded, is_awaited: bool, answers: "_Answers"
+    ) -> None:
+        if silo not in self.sites:
+            reason = f"silo '{silo}': the hub '{self.site}' has no site for it; name it there"
+            return answers.come.put_nowait((silo, ConfigError(reason), None))
+        if isinstance(request, InviteRequest):
+            self._invited.add(silo)
+            self._lost.discard(silo)
+        elif silo in self._lost:
+            return answers.come.put_nowait((silo, Lost(RESTARTED), None))
+        call = self.lower.ask(self.sites[silo], silo, request, partial(self._came, answers), message, is_awaited)
+        answers.calls[silo] = call
+        return None
+
+    def _came(self, answers: "_Answers", call: Call, outcome: Outcome) -> None:
+        if isinstance(outcome, Lost):
+            self._lost.add(call.silo)
+        answers.come.put_nowait((call.silo, outcome, call))
+
+    def _site_restarted(self, site: str, _: str, invited: frozenset[str]) -> None:
+        self._lost |= {silo for silo in self._invited if self.sites[silo] == site} - invited
+
+    # ---- answers
+
+    async def _one(self, answers: "_Answers") -> object:
+        _, outcome, _ = await answers.come.get()
+        if isinstance(outcome, Lost):
+            raise HostLost
+        if isinstance(outcome, FedError):
+            raise outcome
+        return outcome.packed() if isinstance(outcome, Update) else outcome
+
+    async def _sum(self, request: FitSumRequest, answers: "_Answers") -> SumForm:
+        """Add updates up as they come; none is held longer than that."""
+        total, numbers = ExactWeightedSum(len(request.vector)), {}
+
+        async def take(silo: str, outcome: Outcome) -> None:
+            update = _checked(silo, outcome, request)
+            if len(update.vector) <= ADDED_IN_THE_LOOP:
+                total.add(update.vector, update.num_examples)
+            else:
+                await asyncio.to_thread(total.add, update.vector, update.num_examples)
+            numbers[silo] = NumbersForm(
+                update.num_examples, update.num_steps, update.loss, update.seconds, update.num_bytes
+            )
+
+        failures, lost = await self._gather(answers, take)
+        high, low = total.parts() if numbers else (EMPTY, EMPTY)
+        return SumForm(high, low, numbers, failures, lost)
+
+    async def _metrics(self, answers: "_Answers") -> MetricsOfManyForm:
+        metrics: dict[str, MetricsForm] = {}
+
+        async def take(silo: str, outcome: Any) -> None:
+            metrics[silo] = metrics_form(outcome, silo)
+
+        failures, lost = await self._gather(answers, take)
+        return MetricsOfManyForm(metrics, failures, lost)
+
+    async def _gather(self, answers: "_Answers", take: "Take") -> tuple[dict[str, str], tuple[str, ...]]:
+        """Take each answer when it comes; return (silo -> why it has none, silos that are lost)."""
+        failures, lost = {}, []
+        limit = None if self.patience is None else asyncio.get_running_loop().time() + self.patience
+        waiting = set(answers.silos)
+        while waiting:
+            try:
+                async with asyncio.timeout_at(limit):
+                    silo, outcome, call = await answers.come.get()
+            except TimeoutError:
+                break
+            waiting.discard(silo)
+            if isinstance(outcome, Lost):
+                lost.append(silo)
+            elif reason := await _taken(take, silo, outcome):
+                failures[silo] = reason
+            del outcome
+            if call:
+                self.lower.release(call)
+        self.lower.drop([answers.calls[silo] for silo in waiting])
+        failures |= dict.fromkeys(waiting, f"late: no answer to its hub within {self.patience} s")
+        return failures, tuple(sorted(lost))
+
+
+Take = Callable[[str, Outcome], Coroutine[Any, Any, None]]
+
+
+@dataclass(eq=False)
+class _Answers:
+    """What comes to one question that was put to several silos."""
+
+    silos: tuple[str, ...]
+    calls: dict[str, Call] = field(default_factory=dict)
+    come: "asyncio.Queue[tuple[str, Outcome, Call | None]]" = field(default_factory=asyncio.Queue)
+
+
+async def _taken(take: Take, silo: str, outcome: Outcome) -> str:
+    """Let an answer be taken; return why it could not, "" where it could."""
+    try:
+        if isinstance(outcome, FedError):
+            raise outcome
+        await take(silo, outcome)
+    except (FedError, ValueError) as error:
+        return printable(said_by(error), LONGEST_TEXT)
+    return ""
+
+
+def _checked(silo: str, outcome: Outcome, request: FitSumRequest) -> Update:
+    """Return a silo's update with its vector; UpdateRejected for one that does not fit, as at the coordinator."""
+    if not isinstance(outcome, Update):
+        raise UpdateRejected(silo, request.server_round, "it came under masks, and no sum was asked for under masks")
+    update = outcome.unpacked(request.vector)
+    Guard().check(update, request.vector, request.server_round, request.session)
+    return update
+
+
+def _form(answer: object, silo: str) -> tuple[str, object]:
+    if isinstance(answer, SumForm):
+        return "sum", answer
+    return ("metrics_of_many", answer) if isinstance(answer, MetricsOfManyForm) else answer_form(answer, silo)
+
+
+async def _raised(error: FedError) -> object:
+    raise error
+
+
+def _nothing(_: Call, __: Outcome) -> None:
+    """Nobody waits for this answer."""
+
+
+def _no_host(_: Invitation) -> SiloHost:
+    raise AssertionError("a hub has no hosts of its own")

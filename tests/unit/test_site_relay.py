@@ -1,0 +1,254 @@
+"""Hubs that stack: a hub as a site of another hub, and the bits of a federation without it."""
+
+import contextlib
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ray_fed.errors import ConfigError, SiloFailed
+from ray_fed.exact_sum import ExactWeightedSum
+from ray_fed.federation.cohort import LocalCohort
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.rounds.job import Job, local_job
+from ray_fed.federation.silo import Evaluator
+from ray_fed.federation.strategies import CoordinateMedian, FedAdam
+from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.privacy.compression import Compression
+from ray_fed.sites import wire
+from ray_fed.sites.agent import HubAddress
+from ray_fed.sites.cohort import SiteCohort, SiteSilo, updates_of_sum
+from ray_fed.sites.relay import RelayAgent
+from ray_fed.sites.wire import FitSumRequest, NumbersForm, SumForm
+from tests.sites import OwnHosts, agent, certificates, hub_of, invitation, site_of
+from tests.synthetic import DrawnRows, SyntheticTask, silos
+from tests.unit.test_site_connections import bits, running, wait_until
+
+PLAN = TrainingPlan(seed=0, epochs=6, steps_per_epoch=4, num_rounds=6, learning_rate=0.01)
+SIZES = (40, 60, 25, 31, 50)
+NAMES = tuple(f"silo-{number}" for number in range(1, 6))
+REGIONS = {"region-a": NAMES[:2], "region-b": NAMES[2:4]}
+TASK = SyntheticTask()
+
+
+def job(plan=PLAN, **changes):
+    return Job("federated", NAMES, dict.fromkeys(NAMES, plan), model_seed=0, **changes)
+
+
+def run(cohort, *jobs):
+    coordinator = Coordinator(cohort, TASK, NAMES)
+    agreement = coordinator.agree()
+    return agreement, [list(coordinator.run(each)) for each in jobs or (job(),)]
+
+
+@contextlib.contextmanager
+def region(name, upper, names, specs, make_host=None, **options):
+    """A hub for some silos that is a site of the upper hub."""
+    with hub_of([site_of(silo) for silo in names]) as lower:
+        address = HubAddress(f"127.0.0.1:{upper.port}")
+        relay = RelayAgent(name, address, certificates(name), lower, {silo: site_of(silo) for silo in names}, **options)
+        sites = [agent(site_of(silo), lower.port, [specs[silo]], TASK, make_host=make_host) for silo in names]
+        with running(*sites), running(relay):
+            yield relay, sites
+
+
+@contextlib.contextmanager
+def two_levels(specs=None, make_host=None, evaluator=None, **options):
+    """Silos 1 and 2 behind one hub, 3 and 4 behind another, 5 at a site of the coordinator's own hub."""
+    by_name = {spec.name: spec for spec in specs or silos(*SIZES, held_out=12)}
+    with contextlib.ExitStack() as stack:
+        upper = stack.enter_context(hub_of([*REGIONS, "site-5"]))
+        for name, names in REGIONS.items():
+            stack.enter_context(region(name, upper, names, by_name, make_host, **options))
+        stack.enter_context(running(agent("site-5", upper.port, [by_name["silo-5"]], TASK)))
+        behind = [SiteSilo(name, invitation(silo), True) for name, names in REGIONS.items() for silo in names]
+        yield SiteCohort(upper, [*behind, SiteSilo("site-5", invitation("silo-5"))], TASK, evaluator)
+
+
+def assert_equal(ours, theirs):
+    for one, other in zip(ours[1], theirs[1], strict=True):
+        assert one == other
+        assert bits(one) == bits(other)
+    assert ours[0].standardizer.mean.tobytes() == theirs[0].standardizer.mean.tobytes()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"strategy": FedAdam()},
+        {"plan": replace(PLAN, optimizer_state="average")},
+        {"plan": replace(PLAN, compression=Compression("int8"))},
+        {"secure_threshold": 3},
+    ],
+    ids=["plain", "fed_adam", "average", "int8", "masks"],
+)
+def test_two_levels_of_hubs_give_the_bits_of_silos_in_this_process(changes):
+    test = SiloSpec("test", DrawnRows(50))
+    specs = silos(*SIZES, held_out=12)
+    with two_levels(evaluator=Evaluator(test, TASK)) as cohort:
+        assert_equal(run(LocalCohort(specs, TASK, test), job(**changes)), run(cohort, job(**changes)))
+
+
+@pytest.mark.parametrize(
+    "the_job",
+    [job(strategy=CoordinateMedian()), job(max_norm=1.0), local_job(job(), job().plans, "local")],
+    ids=["median", "max_norm", "local"],
+)
+def test_what_needs_single_updates_is_refused_with_the_remedy(the_job):
+    says = r"hubs (between silos and coordinator|on the way)"
+    with two_levels() as cohort, pytest.raises(ConfigError, match=says):
+        run(cohort, the_job)
+
+
+def test_a_vector_comes_to_a_hub_once_for_all_its_silos_and_one_sum_goes_back():
+    asked = []
+    with two_levels() as cohort:
+        ask = cohort.hub.ask
+
+        def counting(site, silo, request, *more):
+            asked.append((silo, type(request).__name__))
+            return ask(site, silo, request, *more)
+
+        cohort.hub.ask = counting
+        run(cohort)
+    fits = [silo for silo, kind in asked if "Fit" in kind]
+    assert fits == ["region-a", "region-b", "silo-5"] * 6
+    evaluations = [silo for silo, kind in asked if "Evaluate" in kind]
+    assert sorted(evaluations) == sorted(["region-a", "region-b", "silo-5"] * 7)
+
+
+def test_a_silo_that_fails_behind_a_hub_is_named_and_the_others_count():
+    class Failing(OwnHosts):
+        def __call__(self, invited):
+            host = super().__call__(invited)
+            if invited.silo == "silo-1":
+                inner = host.fit
+
+                def fit(session, server_round, vector):
+                    update = inner(session, server_round, vector)
+                    return replace(update, vector=update.vector * np.nan) if server_round == 2 else update
+
+                host.fit = fit
+            return host
+
+    specs = silos(*SIZES)
+    with two_levels(specs, Failing(specs, TASK)) as cohort:
+        _, [records] = run(cohort)
+    assert [record.participants for record in records[1:]] == [NAMES, NAMES[1:], *[NAMES] * 4]
+    assert "not finite" in dict(records[2].failures)["silo-1"]
+
+
+def test_a_site_behind_a_hub_that_is_started_again_is_restored_through_it(tmp_path):
+    specs = [replace(spec, state_folder=str(tmp_path / spec.name)) for spec in silos(*SIZES, held_out=12)]
+    by_name = {spec.name: spec for spec in specs}
+    with contextlib.ExitStack() as stack:
+        upper = stack.enter_context(hub_of(["region-a", "region-b", "site-5"]))
+        relay, sites = stack.enter_context(region("region-a", upper, NAMES[:2], by_name))
+        stack.enter_context(region("region-b", upper, NAMES[2:4], by_name))
+        stack.enter_context(running(agent("site-5", upper.port, [by_name["silo-5"]], TASK)))
+        behind = [SiteSilo(name, invitation(silo), True) for name, names in REGIONS.items() for silo in names]
+        cohort = SiteCohort(upper, [*behind, SiteSilo("site-5", invitation("silo-5"))], TASK)
+        coordinator = Coordinator(cohort, TASK, NAMES)
+        coordinator.agree()
+        rounds = coordinator.run(job())
+        records = [next(rounds) for _ in range(3)]
+        sites[0].stop()
+        wait_until(lambda: not relay.lower.is_connected("site-1"))
+        stack.enter_context(running(agent("site-1", relay.lower.port, specs[:1], TASK)))
+        wait_until(lambda: relay.lower.is_connected("site-1"))
+        records += rounds
+    whole = run(LocalCohort(silos(*SIZES, held_out=12), TASK))[1][0]
+    assert bits(records) == bits(whole)
+    assert [(record.server_round, silo) for record in records for silo, _ in record.restarts] == [(3, "silo-1")]
+
+
+def test_a_hub_answers_in_time_without_the_silos_that_are_late():
+    class Late(OwnHosts):
+        def __call__(self, invited):
+            host = super().__call__(invited)
+            if invited.silo == "silo-3":
+                inner = host.fit
+
+                def fit(session, server_round, vector):
+                    if server_round == 2:
+                        relay_is_late.wait(20)
+                    return inner(session, server_round, vector)
+
+                host.fit = fit
+            return host
+
+    relay_is_late = threading.Event()
+    specs = silos(*SIZES)
+    with two_levels(specs, Late(specs, TASK), patience=2.0) as cohort:
+        coordinator = Coordinator(cohort, TASK, NAMES)
+        coordinator.agree()
+        rounds = coordinator.run(job())
+        records = [next(rounds) for _ in range(3)]
+        relay_is_late.set()
+        records += rounds
+    assert dict(records[2].failures) == {"silo-3": "late: no answer to its hub within 2.0 s"}
+    assert [len(record.participants) for record in records[1:]] == [5, 4, 5, 5, 5, 5]
+
+
+def test_a_silo_that_a_hub_has_no_site_for_is_named_with_the_remedy():
+    with hub_of(["region-a"]) as upper, region("region-a", upper, NAMES[:1], {"silo-1": silos(9)[0]}):
+        cohort = SiteCohort(upper, [SiteSilo("region-a", invitation("silo-9"), True)], TASK)
+        with pytest.raises(ConfigError, match="silo 'silo-9': the hub 'region-a' has no site for it; name it there"):
+            cohort.open()
+
+
+# ---- a hub's sum is looked at before it counts
+
+VECTOR = np.zeros(3, np.float32)
+REQUEST = FitSumRequest("s", 1, ("a", "b"), VECTOR)
+
+
+def sum_form(**changes):
+    total = ExactWeightedSum(3)
+    for _ in range(2):
+        total.add(np.ones(3, np.float32), 2)
+    numbers = dict.fromkeys("ab", NumbersForm(2, 1, 0.5, 0.1, 12))
+    return SumForm(**{"high": total.parts()[0], "low": total.parts()[1], "numbers": numbers, "failures": {}} | changes)
+
+
+def test_a_sum_is_the_update_of_each_of_its_silos():
+    updates = updates_of_sum(sum_form(), REQUEST)
+    assert [update.silo for update in updates] == ["a", "b"]
+    assert updates[0].summed().total.mean().tolist() == [1.0, 1.0, 1.0]
+    assert updates[0].sum is updates[1].sum
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"numbers": {"a": NumbersForm(2, 1, 0.5, 0.1, 12)}},
+        {"failures": {"a": "late"}},
+        {"failures": {"c": "late"}},
+        {"lost": ("b",)},
+        {"numbers": dict.fromkeys("ab", NumbersForm(0, 1, 0.5, 0.1, 12))},
+        {"numbers": dict.fromkeys("ab", NumbersForm(2, 1, float("nan"), 0.1, 12))},
+        {"high": np.zeros(2, np.int64)},
+        {"high": np.zeros(3)},
+        {"high": np.full(3, -(2**63))},
+        {"high": np.full(3, 2**62)},
+        {"low": np.full(3, 2**50)},
+        {"low": np.full(3, -1)},
+    ],
+    ids=str,
+)
+def test_what_is_no_sum_of_what_was_asked_for_is_refused(changes):
+    with pytest.raises(wire.FedError):
+        updates_of_sum(sum_form(**changes), REQUEST)
+
+
+def test_a_site_that_is_no_hub_says_so():
+    with hub_of(["site-1"]) as hub, running(agent("site-1", hub.port, silos(9), TASK)):
+        cohort = SiteCohort(hub, [SiteSilo("site-1", invitation("silo-1"), True)], TASK)
+        cohort.open()
+        cohort.submit("s", 1, {"silo-1": VECTOR})
+        assert "silo 'site-1'" in cohort.next_event(20).reason
+        with pytest.raises(SiloFailed, match="not been invited"):
+            raise cohort._call("site-1", wire.OpenRequest()).result(20)
