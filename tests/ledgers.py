@@ -1,5 +1,6 @@
 """A finished run of a small federation behind boundaries, with its ledgers and its model file, as forgers find it."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +15,7 @@ from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.silo import Silo
-from ray_fed.federation.strategies import FedAvg
+from ray_fed.federation.strategies import FedAvg, State
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.perimeter.coordinator_record import CollectedLedgers, CoordinatorRecord, SiloLedger
@@ -29,34 +30,51 @@ PLAN = TrainingPlan(seed=0, epochs=6, steps_per_epoch=4, num_rounds=3, learning_
 NAMES = ("silo-1", "silo-2")
 
 
-def finished_run(folder: Path) -> tuple[RunDirectory, list[RoundRecord]]:
+def finished_run(folder: Path, broken_off_after: int | None = None) -> tuple[RunDirectory, list[RoundRecord]]:
     """Return a run of two silos and three rounds, and its records. The silos' keys are in folder/silos, the
-    coordinator's is folder/coordinator.key."""
-    directory, task = RunDirectory(folder / "run"), SyntheticTask()
+    coordinator's is folder/coordinator.key.
+
+    broken_off_after: round after which all processes end, and the run is resumed by new ones.
+    """
+    directory = RunDirectory(folder / "run")
     directory.path.mkdir()
-    run = name_of_run(directory)
+    directory.write_config({"pipeline": "synthetic"})
+    parts = [(0, 4)] if broken_off_after is None else [(0, broken_off_after + 1), (broken_off_after, 4)]
+    records: list[RoundRecord] = []
+    for after_round, until in parts:
+        records += _one_process(folder, directory, after_round, until, records[-1].state if records else None)
+    models = records[-1].models
+    assert models is not None
+    arrays = Layout.of(SyntheticTask().model(0)).unflatten(models["federated"])
+    directory.write_bytes("models/federated.safetensors", serialised(arrays))
+    CoordinatorLedger(directory, name_of_run(directory), SigningKey.at(folder / "coordinator.key")).end_run()
+    directory.write_summary({"status": "completed"})
+    return directory, records
+
+
+def _one_process(
+    folder: Path, directory: RunDirectory, after_round: int, until: int, state: State | None
+) -> list[RoundRecord]:
+    """Run rounds as one process of silos and coordinator does it, and hand the ledgers over."""
+    run, task = name_of_run(directory), SyntheticTask()
     specs = [replace(spec, run=run, ledger_folder=str(folder / "silos")) for spec in silos(40, 60, held_out=12)]
     cohort = LocalCohort(specs, task)
     boundaries = {spec.name: GuardedSilo(spec, lambda spec=spec: Silo(spec, task)) for spec in specs}
     cohort.silos = boundaries  # type: ignore[assignment]
     coordinator = Coordinator(cohort, task, NAMES, [CoordinatorRecord(task)])
+    ledger = CoordinatorLedger(directory, run, SigningKey.at(folder / "coordinator.key"))
     coordinator.agree()
     job = Job("federated", NAMES, dict.fromkeys(NAMES, PLAN), 0, FedAvg())
-    records = list(coordinator.run(job))
-    ledger = CoordinatorLedger(directory, run, SigningKey.at(folder / "coordinator.key"))
+    rounds = coordinator.run(job, after_round, state)
+    records = list(itertools.islice(rounds, until - after_round - (state is not None)))
+    rounds.close()  # type: ignore[attr-defined]
     for record in records:
         ledger.write(record.notes)
     collected = {name: boundary.collect_ledger() for name, boundary in boundaries.items()}
-    handed_over = {name: SiloLedger(*said) for name, said in collected.items() if said is not None}
-    ledger.add_silo_ledgers(CollectedLedgers(handed_over))
-    models = records[-1].models
-    assert models is not None
-    arrays = Layout.of(task.model(0)).unflatten(models["federated"])
-    directory.write_bytes("models/federated.safetensors", serialised(arrays))
-    directory.write_config({"pipeline": "synthetic"})
-    ledger.end_run()
-    directory.write_summary({"status": "completed"})
-    return directory, records
+    found = {name: SiloLedger.handed_over(name, said) for name, said in collected.items()}
+    ledger.add_silo_ledgers(CollectedLedgers({name: each for name, each in found.items() if each is not None}))
+    ledger.close()
+    return records
 
 
 def owners_keys(directory: RunDirectory) -> dict[str, str]:

@@ -220,7 +220,8 @@ class FedTransferOutcome:
         )
         codecs = [
             [silo, codec, f"{told[f'codec.{codec}.bytes']:,.0f}",
-             f"{told['codec.fp32.bytes'] / told[f'codec.{codec}.bytes']:.2f}", _decibel(told[f"codec.{codec}.psnr_db"])]
+             f"{told['codec.fp32.bytes'] / told[f'codec.{codec}.bytes']:.2f}",
+             _decibel(told.get(f"codec.{codec}.psnr_db"))]
             for silo, told in facts.items() for codec in CODECS
         ]  # fmt: skip
         blocks: list[Block] = [

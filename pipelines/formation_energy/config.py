@@ -122,8 +122,8 @@ class FormationEnergyConfig(UpdateOptions):
     top_k_share: float = 0.01
     """Share of the values that top_k sends."""
     secure_aggregation: bool = False
-    """Let the coordinator learn the sum of a round's updates alone (masks that cancel, Bonawitz et al. 2017); the model
-    comes out bit for bit the same. For strategies that need only sums."""
+    """Let the coordinator learn sums alone, of updates, losses, steps, moments and metrics (masks that cancel,
+    Bonawitz et al. 2017); the model comes out bit for bit the same. For strategies that need only sums."""
     secure_threshold: int | None = None
     """Silos that must answer for a sum to be shown, and that together could unmask one; more than half, two thirds if
     not given."""

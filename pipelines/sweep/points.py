@@ -42,8 +42,8 @@ class Trial:
 
 
 def configured(base: FormationEnergyConfig, trial: Trial) -> FormationEnergyConfig:
-    """Return the configuration of a trial; ConfigError where its values make no sense together."""
-    return replace(base, **dict(trial.point))
+    """Return the configuration of a trial, one of the repeats; ConfigError where its values make no sense together."""
+    return replace(base, repeats=1, **dict(trial.point))
 
 
 def trials_of(sweep: SweepConfig, base: FormationEnergyConfig) -> list[Trial]:

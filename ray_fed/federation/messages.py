@@ -104,8 +104,7 @@ class MaskedUpdate:
     session: str
     server_round: int
     ring: np.ndarray = field(repr=False)
-    """uint64 [len(vector) + 2, 2]: weight * vector, weight * loss and weight, in the ring."""
-    num_steps: int
+    """uint64 [len(vector) + 3, 2]: weight * vector, weight * loss, weight * steps and weight, in the ring."""
     seconds: float = field(default=0.0, compare=False)
 
     @property

@@ -13,6 +13,8 @@ from ray_fed.privacy.secure_sum.ring import of_integers
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 from ray_fed.privacy.signing import SigningKey
 
+STEP = 2.0**-20
+"""Of steps under masks: so that their product with a number of rows stays small."""
 MASKED_MOMENTS, MASKED_METRICS = "secure_moments", "secure_metrics"
 QUERIES = frozenset({
     "secure_begin", "secure_keys", "secure_shares", "secure_deliver", "secure_show", "secure_agree", "secure_unmask",
@@ -55,9 +57,10 @@ class SecureClient:
     def masked(self, update: Update) -> MaskedUpdate:
         """Return the update under the masks of its round. SiloFailed where there are none, or they are used up."""
         member = self._member(update.session, update.server_round)
-        vector = np.append(update.vector, np.float32(update.loss))
+        beside = np.array([update.loss, update.num_steps * STEP], np.float32)
+        vector = np.concatenate([update.vector, beside])
         ring = member.masked(vector, update.num_examples)
-        return MaskedUpdate(self.silo, update.session, update.server_round, ring, update.num_steps, update.seconds)
+        return MaskedUpdate(self.silo, update.session, update.server_round, ring, update.seconds)
 
     def masked_moments(self, moments: ColumnMoments, session: str, server_round: int) -> Artifact:
         """Return the moments of the silo's rows under the masks of a sum of moments."""

@@ -20,7 +20,6 @@ import numpy as np
 
 from ray_fed.federation.messages import (
     MAX_SECONDS,
-    MAX_STEPS,
     MAX_SUM,
     Artifact,
     GradientObservation,
@@ -152,19 +151,17 @@ def digest_update(kind: str, update: Update) -> MessageDigest:
 def check_masked_update(gate: Gate, message: Any, request: Request) -> MaskedUpdate:
     _require_message(gate, "masked", message, MaskedUpdate)
     assert request.vector is not None
-    ring, shape = message.ring, (len(request.vector) + 2, 2)
+    ring, shape = message.ring, (len(request.vector) + 3, 2)
     fits = is_plain_array(ring, np.uint64, 2) and ring.shape == shape
     gate.require(fits, "masked", f"it must hold uint64 {list(shape)}")
-    steps, seconds = message.num_steps, plain_number(gate, "masked", message.seconds, "seconds", MAX_SECONDS)
-    are_steps = type(steps) is int and is_count(steps, MAX_STEPS)
-    gate.require(are_steps, "masked", f"num_steps must be a whole number, 0 or more, below {MAX_STEPS}")
+    seconds = plain_number(gate, "masked", message.seconds, "seconds", MAX_SECONDS)
     gate.require(seconds >= 0, "masked", "seconds must not be negative")
-    return MaskedUpdate(gate.silo, request.session, request.server_round, ring, steps, _plain_seconds(seconds))
+    return MaskedUpdate(gate.silo, request.session, request.server_round, ring, _plain_seconds(seconds))
 
 
 def digest_masked_update(kind: str, message: MaskedUpdate) -> MessageDigest:
     digest = hashlib.sha256(np.ascontiguousarray(message.ring, "<u8").reshape(-1).data).hexdigest()
-    return message_digest(kind, message, ("ring", "num_steps"), content=digest)
+    return message_digest(kind, message, ("ring",), content=digest)
 
 
 # ---- moments and metrics

@@ -1,6 +1,7 @@
 """A silo's style models: its own generator, trained and sent as an artifact, and those it received from others."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -42,8 +43,9 @@ class CodecCost:
     """What a codec costs and spoils, measured with the silo's own generator."""
 
     num_bytes: int
-    psnr_db: float
-    """Of images painted with the coded weights against those painted with the exact ones, held-out labels."""
+    psnr_db: float | None
+    """Of images painted with the coded weights against those painted with the exact ones, held-out labels; None where
+    they are the same."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,8 @@ class StyleModels:
         for codec in CODECS:
             artifact = self._artifact(codec)
             coded = synthesise(artifact.generator(), spec, *where, low_precision=False).cpu().numpy()
-            found[codec] = CodecCost(artifact.num_bytes, psnr(exact, coded, 255))
+            quality = psnr(exact, coded, 255)
+            found[codec] = CodecCost(artifact.num_bytes, quality if math.isfinite(quality) else None)
         return found
 
     def _fingerprint(self) -> str:

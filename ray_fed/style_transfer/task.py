@@ -131,7 +131,9 @@ class StyleSilo(Silo):
         for epoch, losses in enumerate(report.losses, 1):
             facts |= {f"epoch.{epoch}.{name}": value for name, value in losses.items()}
         for codec, cost in report.codecs.items():
-            facts |= {f"codec.{codec}.bytes": cost.num_bytes, f"codec.{codec}.psnr_db": cost.psnr_db}
+            facts[f"codec.{codec}.bytes"] = cost.num_bytes
+            if cost.psnr_db is not None:
+                facts[f"codec.{codec}.psnr_db"] = cost.psnr_db
         return self._answer("learn_style", facts)
 
     def style(self, codec: str) -> Artifact:

@@ -101,7 +101,7 @@ def test_a_sweep_under_noise_says_what_all_its_trials_promise_together(tmp_path,
     steps = int(rows(tmp_path / "run")[0]["local_steps"])
     one = [PrivacyAccount("example", noise, 1 / (steps / 6)).epsilon(2 * steps) for noise in (2.0, 4.0)]
     assert max(one) < total < sum(one)
-    for text in (printed.out, printed.err, (tmp_path / "run" / "report.md").read_text()):
+    for text in (printed.out, printed.err, (tmp_path / "run" / "report.html").read_text()):
         assert f"epsilon {total:.3g} at delta 1e-05 for all 4 trials with noise together" in " ".join(text.split())
 
 

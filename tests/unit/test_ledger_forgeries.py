@@ -52,6 +52,15 @@ def test_a_run_is_verified_where_its_keys_are_known(run, forged, capsys):
     assert "the run is complete and every key is known" in capsys.readouterr().out
 
 
+def test_a_run_that_was_broken_off_and_resumed_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_FED_SITE", str(tmp_path / "no site"))
+    resumed, records = finished_run(tmp_path, broken_off_after=1)
+    assert [record.server_round for record in records] == [0, 1, 2, 3]
+    assert verify(resumed, *pins(resumed)) == VERIFIED
+    kinds = [line["kind"] for line in lines_of(ledger_of(resumed, "silo-1"))]
+    assert (kinds.count("reopening"), kinds.count("closing")) == (1, 2)
+
+
 def test_without_keys_nobody_can_know_who_signed(run, forged, capsys):
     assert verify(forged) == NOT_KNOWN
     said = capsys.readouterr().out

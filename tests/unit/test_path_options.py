@@ -17,10 +17,14 @@ NO_PLACES = {
     ("sweep", "scheduler"): "the word 'file' is not its own",
     ("fedtransfer", "masks"): "what numbers in masks mean",
     ("formation-energy", "start_timeout"): "seconds",
+    ("formation-energy", "share_model"): "yes or no",
+    ("sweep", "share_model"): "yes or no",
+    ("resume", "strategy"): "code of one's own, MODULE:NAME",
+    ("audit", "strategy"): "code of one's own, MODULE:NAME",
     ("sweep", "start_timeout"): "seconds",
     **{
         ("site init", option): "written into site.yaml, in which `~` is read as the home of the silo's account"
-        for option in ("dataset", "tls", "ledger", "state")
+        for option in ("dataset", "tls", "ledger", "state", "receive_models")
     },
     ("ledger key", "silo"): "the name of a silo",
     ("segment", "bits"): "bits of a camera",

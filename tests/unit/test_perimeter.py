@@ -307,7 +307,7 @@ PHRASES = {
 
 FIELDS = {
     "update": Update("north", "s", 1, np.zeros(4, np.float32), 10, 1, 0.5),
-    "masked": MaskedUpdate("north", "s", 1, np.zeros((6, 2), np.uint64), 1),
+    "masked": MaskedUpdate("north", "s", 1, np.zeros((6, 2), np.uint64)),
     "moments": ColumnMoments.of(np.arange(20.0).reshape(10, 2)),
     "description": SiloDescription("north", 10, 0, {}, {}, {}, "cpu"),
     "artifact": Artifact("north", "s", 10, {}, np.zeros(3, np.uint8)),

@@ -36,6 +36,7 @@ SILENT = {
     "prepare": "answers nothing",
     "restore": "answers nothing",
     "close_session": "answers nothing",
+    "receive_model": "answers nothing",
     "open_session": "answers the digest it was sent",
     "take": "answers how many models it was sent",
     "collect_ledger": "answers the ledger, which holds names and hashes; hand_over_ledger=false keeps it",
@@ -134,6 +135,7 @@ def questions(boundary):
         "open": (), "moments": (), "prepare": (None,), "open_session": (spec,), "restore": (None, [spec]),
         "close_session": ("s",), "fit": ("s", 1, vector), "evaluate": ("s", {"m": vector}), "query": ("spectra",),
         "observe": (vector, 4), "collect_ledger": (), "leaving": (None,),
+        "receive_model": (np.zeros(1, np.uint8), np.zeros(1, np.uint8)),
     }  # fmt: skip
 
 
@@ -152,4 +154,4 @@ def test_no_question_brings_the_rows_of_a_silo_that_answers_nothing_else(leaking
     assert rows[0].tobytes() not in crossed
     assert rows[0].astype(np.float32).tobytes() not in crossed
     assert str(rows[0, 0]).encode() not in crossed
-    assert set(refused) == {"open", "moments", "open_session", "restore", "fit", "evaluate", "query"}
+    assert set(refused) == {"open", "moments", "open_session", "restore", "fit", "evaluate", "query", "receive_model"}

@@ -84,7 +84,7 @@ def test_a_home_in_its_paths_is_that_of_the_account_that_reads_the_data(received
 def test_it_is_no_deeper_than_a_parser_can_go(received):
     path = Path(received())
     path.write_text("silos: " + "[" * 5000 + "]" * 5000)
-    with pytest.raises(ConfigError, match="nested deeper than any federation file"):
+    with pytest.raises(ConfigError, match="nests deeper than 60 levels"):
         read_federation(str(path))
 
 

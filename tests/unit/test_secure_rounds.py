@@ -344,9 +344,9 @@ def test_keys_are_made_once_a_round_so_that_one_round_has_one_sum():
 
 
 def test_bytes_of_keys_and_shares_are_counted():
-    """Masked updates are 16 bytes a value, and two values longer; the rest is the protocol's."""
+    """Masked updates are 16 bytes a value, and three values longer; the rest is the protocol's."""
     secure, num_values = run(3)[1], len(run()[0].state["federated"])
-    parameters = len(NAMES) * (4 * num_values + 16 * (num_values + 2))
+    parameters = len(NAMES) * (4 * num_values + 16 * (num_values + 3))
     assert parameters < secure.bytes_sent < parameters + len(NAMES) * 9000
 
 

@@ -11,10 +11,13 @@ import yaml
 from ray_fed.errors import ConfigError, PerimeterRefused
 from ray_fed.federation.silo import make_silo
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
+from ray_fed.perimeter.guarded_silo import GuardedSilo
+from ray_fed.sites.cohort import SiteCohort, SiteSilo
 from ray_fed.sites.site_file import read_site_file
 from ray_fed.sites.tasks import accepted, check_source, source_hash
 from ray_fed.sites.wire import Invitation
 from tests.crystal_files import ROCKSALT, TARGET, WURTZITE, table
+from tests.sites import agent, hub_of
 
 KEY = "3f" * 32
 OPTIONS = {"features": "guo65", "hidden": (8,), "target": TARGET, "unit": "eV/atom"}
@@ -141,3 +144,23 @@ def test_code_of_the_current_folder_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError, match="install it in this environment"):
         source_hash("here")
+
+
+def test_a_refusal_reaches_the_coordinator_in_its_phrase_and_a_silo_that_is_named_opens_its_data(site):
+    file = site()
+
+    def make_host(invitation):
+        invited = accepted(file, invitation)
+        return GuardedSilo(invited.spec, lambda: make_silo(invited.spec, invited.make_task()), site=invited.site)
+
+    known, unknown = ASKED, replace(ASKED, silo="other", dataset="secret")
+    task = PropertyTask("guo65", (), (8,))
+    with hub_of(["north"]) as hub:
+        serving = agent("north", hub.port, [], make_host=make_host).start()
+        try:
+            said = SiteCohort(hub, [SiteSilo("north", known)], task).open()["north"]
+            assert (said.num_examples, said.metrics) == (6, ("mae", "r2", "mse"))
+            with pytest.raises(PerimeterRefused, match="its owner names no such data set"):
+                SiteCohort(hub, [SiteSilo("north", unknown)], task).open()
+        finally:
+            serving.stop()

@@ -28,6 +28,7 @@ from ray_fed.federation.messages import (
 )
 from ray_fed.federation.rounds.driver import RoundDriver, now
 from ray_fed.federation.rounds.machine import Event, Refused, Submit
+from ray_fed.federation.secure_client import STEP
 from ray_fed.federation.strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedBN, FedProx, FedYogi, Strategy
 from ray_fed.metrics import TRAIN_LOSS
 from ray_fed.privacy.secure_sum.collector import SecureCollector
@@ -35,6 +36,8 @@ from ray_fed.privacy.secure_sum.member import FEWEST, Keys, sealed_by
 from ray_fed.privacy.secure_sum.sealed import SealedShares
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 
+BESIDE = 2
+"""Numbers beside the vector: the loss, and the steps."""
 SUMS_ONLY = (FedAvg, FedProx, FedBN, FedAvgM, FedAdagrad, FedAdam, FedYogi)
 """Strategies that take nothing but the weighted mean of a round's updates."""
 
@@ -101,7 +104,7 @@ class SecureRoundDriver(RoundDriver):
     def _exchange_keys(self, silos: Sequence[str], server_round: int, length: int) -> None:
         said = self._query("secure_keys", dict.fromkeys(silos, ()), server_round)
         roster = self._roster(said, server_round)
-        self.collector = SecureCollector(self.session, server_round, length + 1, roster, ())
+        self.collector = SecureCollector(self.session, server_round, length + BESIDE, roster, ())
         self._require_enough(roster, "gave keys", server_round)
         told = as_bytes(
             {f"{part}.{silo}": value for silo, keys in roster.items() for part, value in vars(keys).items()}
@@ -228,9 +231,7 @@ class SecureRoundDriver(RoundDriver):
         if (update.silo, update.session, update.server_round) != (silo, self.session, server_round):
             return "it answers another query"
         ring = update.ring
-        fits = type(ring) is np.ndarray and ring.dtype == np.uint64 and ring.shape == (length + 2, 2)
-        if type(update.num_steps) is not int or not 0 <= update.num_steps < 2**31:
-            return "its number of steps is none"
+        fits = type(ring) is np.ndarray and ring.dtype == np.uint64 and ring.shape == (length + BESIDE + 1, 2)
         if type(update.seconds) is not float or not 0 <= update.seconds < inf:
             return "its seconds are none"
         if not fits or self.collector is None or silo not in self.collector.partners:
@@ -241,7 +242,7 @@ class SecureRoundDriver(RoundDriver):
         masked: object = update
         assert isinstance(masked, MaskedUpdate)
         self.num_bytes += masked.num_bytes
-        kept = Update(masked.silo, masked.session, masked.server_round, NO_VALUES, 1, masked.num_steps, 0.0)
+        kept = Update(masked.silo, masked.session, masked.server_round, NO_VALUES, 1, 0, 0.0)
         self.seen.append((now(), kept))
 
     def _unmasked(self, server_round: int) -> ExactWeightedSum:
@@ -285,12 +286,18 @@ class SecureRoundDriver(RoundDriver):
 
     def _summed(self, server_round: int, total: ExactWeightedSum, length: int) -> SummedUpdate:
         high, low = total.parts()
-        loss = ExactWeightedSum.of_parts(high[length:], low[length:], total.total_weight, total.num_summands)
-        self.mean_loss = float(loss.mean()[0])
+        beside = ExactWeightedSum.of_parts(high[length:], low[length:], total.total_weight, total.num_summands)
+        self.mean_loss, steps = (float(mean) for mean in beside.mean())
         whole = ExactWeightedSum.of_parts(high[:length], low[:length], total.total_weight, total.num_summands)
-        steps = max(update.num_steps for _, update in self.seen)
         return SummedUpdate(
-            "all", self.session, server_round, whole.mean(), total.total_weight, steps, self.mean_loss, total=whole
+            "all",
+            self.session,
+            server_round,
+            whole.mean(),
+            total.total_weight,
+            round(steps / STEP),
+            self.mean_loss,
+            total=whole,
         )
 
     def _query(self, query: str, given: Mapping[str, tuple], server_round: int) -> dict[str, Mapping[str, bytes]]:
