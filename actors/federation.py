@@ -13,7 +13,7 @@ from actors.cohort import value_of
 from actors.coordinator import CoordinatorActor, RemoteCoordinator
 from actors.silo import EvaluatorActor, Handle, SiloActor
 from actors.silo_logs import readable_logs
-from ray_fed.errors import PlacementError
+from ray_fed.errors import FedError, PlacementError
 from ray_fed.federation.messages import Artifact, SiloDescription
 from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.task import SiloSpec, Task
@@ -118,10 +118,7 @@ class SiloActors:
             for receiver in silos
             if sender != receiver
         }
-        return {
-            (sender, receiver): int(value_of(ref, receiver, f"taking what '{sender}' sent").facts["bytes"])
-            for (sender, receiver), ref in refs.items()
-        }
+        return {(sender, receiver): _receipt(ref, sender, receiver) for (sender, receiver), ref in refs.items()}
 
     @contextlib.contextmanager
     def coordinator(
@@ -153,6 +150,15 @@ class SiloActors:
             except RayActorError:
                 self.start(spec)
                 value_of(self.handles[spec.name].open.remote(), spec.name, "starting again")
+
+
+def _receipt(ref: "ray.ObjectRef[Artifact]", sender: str, receiver: str) -> int:
+    doing = f"taking what '{sender}' sent"
+    try:
+        return int(value_of(ref, receiver, doing).facts["bytes"])
+    except FedError as error:  # the receiver's boundary says what went wrong, and no more
+        error.add_note(f"silo '{receiver}' was {doing}")
+        raise
 
 
 def _kill(actors: Sequence[Handle]) -> None:

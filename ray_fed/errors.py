@@ -44,6 +44,7 @@ class Trouble(Enum):
     OTHER_NETWORK = "its network differs from the coordinator's"
     UNKNOWN_QUERY = "it does not know this question"
     BUDGET_SPENT = "its budget is spent"
+    MESSAGE_DAMAGED = "what another silo sent cannot be used"
     MASKS_FAILED = "its part of secure aggregation failed"
     REFUSED = "its gate refused"
     PACKAGE_MISSING = "a package is missing or cannot be imported"

@@ -44,7 +44,7 @@ class Request:
     metrics: tuple[str, ...] = ()
     """Names of metrics that it declared then."""
     is_known: bool = False
-    """Whether who asks has the rows already, and showed it."""
+    """Whether the rows are public, or who asks has them already and showed it."""
 
 
 class MessageKind(NamedTuple):

@@ -21,6 +21,7 @@ from ray_fed.metrics import MeanScores, RegressionSums, Scores
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
 from ray_fed.perimeter.checks import checked_fingerprint, checked_scores
 from ray_fed.perimeter.gate import Gate, MessageKind, Request
+from ray_fed.perimeter.insistence import FEWER
 from ray_fed.perimeter.ledger import MessageDigest, message_digest
 from ray_fed.perimeter.policy import DECLARED
 
@@ -37,9 +38,8 @@ def check_test_scores(gate: Gate, by_model: Any, request: Request) -> dict[str, 
 
 def check_predictions(gate: Gate, shown: Any, request: Request) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """True values and predictions of single rows, of a public test set only."""
-    is_public = gate.policy.test_set == "public" or request.is_known
     remedy = f"only scores leave this test set; its owner may say 'silos: {{{gate.silo}: {{test_set: public}}}}'"
-    gate.require(is_public, "predictions", remedy)
+    gate.require(request.is_known, "predictions", remedy)
     is_pair = type(shown) is tuple and len(shown) == 2 and type(shown[1]) is dict
     gate.require(is_pair and tuple(shown[1]) == request.models, "predictions", "they must be those asked for")
     true, predicted = shown
@@ -76,7 +76,13 @@ class GuardedEvaluator(EgressBoundary):
         site_file: Path | None = None,
     ):
         super().__init__(spec, KINDS, block, redirects_output, site_file)
-        self._build(lambda: setattr(self, "evaluator", make()))
+        self._num_marked = 0
+        self._build(lambda: self._install(make()))
+
+    def _install(self, evaluator: Evaluator) -> None:
+        evaluator.resolution = self.site.policy.resolution
+        evaluator.is_public = self.site.policy.test_set == "public"
+        self.evaluator = evaluator
 
     def open(self) -> dict[str, object]:
         doing = "opening the test set"
@@ -91,19 +97,23 @@ class GuardedEvaluator(EgressBoundary):
         self._run("standardising", lambda: self.evaluator.prepare(standardizer))
 
     def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
-        request = Request("metrics", models=tuple(models))
+        is_known = self._run("evaluating", lambda: self.evaluator.is_known) is True
+        request = Request("metrics", models=tuple(models), is_known=is_known)
+        self._check("evaluating", lambda: self._count_evaluation(request), request)
         return self._run_and_release("evaluating", lambda: self.evaluator.evaluate(models), request)
 
     def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         doing = "predicting"
-        is_known = self._run(doing, self._is_known) is True
+        is_known = self._run(doing, lambda: self.evaluator.is_known) is True
         request = Request("predictions", models=tuple(models), is_known=is_known)
         return self._run_and_release(doing, lambda: self.evaluator.predict(models), request)
 
-    def _is_known(self) -> bool:
-        """Whether who asks has shown that it has the same files."""
-        said = self.spec.possession
-        return bool(said) and self.evaluator.task.possession(self.spec.source) == said
+    def _count_evaluation(self, request: Request) -> None:
+        """Refuse more models than may be marked on rows that who asks does not have."""
+        self._num_marked += 0 if request.is_known else len(request.models)
+        most = self.site.policy.max_evaluations_per_run
+        reason = f"{self._num_marked} models in one run; max_evaluations_per_run={most}; {FEWER}"
+        self.gate.require(self._num_marked <= most, "metrics", reason)
 
     def _require_enough_rows(self, doing: str, found: Any) -> None:
         """Of a test set with too few rows, as of one with none, nothing is told."""

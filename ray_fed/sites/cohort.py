@@ -412,7 +412,7 @@ class SiteCohort:
         }
         single = EvaluateRequest(session, names, vectors)
         alone = {name: single for name in asked if not self._is_behind_hub(name)}
-        told = self._answers_of(groups | alone)
+        told = self._answers_of(groups | alone, lambda name, error: Raised(name, 0, said_by(error)))
         found = {name: told[name] for name in alone}
         for site, request in groups.items():
             found |= self._metrics_of_many(request.silos, told[site])
@@ -433,11 +433,7 @@ class SiteCohort:
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
         asked = {name: QueryRequest(query, tuple(map(Given.of, parts))) for name, parts in given.items()}
-        answers = self._answers_of(asked)
-        for answer in answers.values():
-            if isinstance(answer, Raised):
-                _log.warning("no answer: %s", answer.reason)
-        return {name: answer for name, answer in answers.items() if not isinstance(answer, Raised)}
+        return self._answers_of(asked)
 
     def observe(self, silo: str, vector: Vector, num_examples: int) -> GradientObservation:
         """Return one gradient for an audit; PerimeterRefused unless the silo's owner allows it."""
@@ -513,8 +509,11 @@ class SiteCohort:
         futures = {name: self._call(name, request, at_end=at_end) for name, request in requests.items()}
         return {name: self._value(future, name, requests[name].doing, None) for name, future in futures.items()}
 
-    def _answers_of(self, requests: Mapping[str, SiloRequest]) -> dict[str, Any]:
-        """Put requests; return silo -> answer, or what it raised instead. A request that many get is encoded once."""
+    def _answers_of(
+        self, requests: Mapping[str, SiloRequest], instead: Callable[[str, FedError], Any] | None = None
+    ) -> dict[str, Any]:
+        """Put requests; return the answers of those that gave one, or what stands `instead` of an error. A request that
+        many get is encoded once."""
         encoded = {id(request): encode(request) for request in requests.values()}
         futures = {name: self._call(name, request, encoded[id(request)]) for name, request in requests.items()}
         answers = {}
@@ -522,7 +521,10 @@ class SiteCohort:
             try:
                 answers[name] = self._value(future, name, requests[name].doing)
             except FedError as error:
-                answers[name] = Raised(name, 0, said_by(error))
+                if instead is None:
+                    _log.warning("no answer: %s", error)
+                else:
+                    answers[name] = instead(name, error)
         return answers
 
     def _value(self, future: "Future[Any]", silo: str, doing: str, timeout: float | None = -1.0) -> Any:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_fed.errors import DataError
+from ray_fed.errors import DataError, Trouble
 
 BAND_SHARE = 0.05
 """Half of the band's width as a share of the image's side."""
@@ -52,7 +52,7 @@ def checked_bank(bank: object, sender: str, image_size: tuple[int, int]) -> Ampl
     """Return a received bank; DataError names the sender and what is wrong with it."""
 
     def refuse(reason: str) -> DataError:
-        return DataError(f"amplitudes received from silo '{sender}' refused: {reason}")
+        return DataError(f"amplitudes received from silo '{sender}' refused: {reason}", failure=Trouble.MESSAGE_DAMAGED)
 
     if not isinstance(bank, AmplitudeBank) or bank.silo != sender:
         raise refuse("they are not a bank of that silo")
@@ -100,5 +100,7 @@ def bank_of(sender: str, data: np.ndarray, facts: Mapping[str, float]) -> Amplit
         side = band_of(height, width)
         amplitudes = data.copy().view("<f4").astype(np.float32).reshape(spectra, side, side)
     except (KeyError, ValueError) as error:
-        raise DataError(f"amplitudes received from silo '{sender}' refused: {error}") from error
+        raise DataError(
+            f"amplitudes received from silo '{sender}' refused: {error}", failure=Trouble.MESSAGE_DAMAGED
+        ) from error
     return AmplitudeBank(sender, amplitudes, (height, width))

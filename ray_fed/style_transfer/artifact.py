@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ray_fed.errors import ConfigError, DataError
+from ray_fed.errors import ConfigError, DataError, Trouble
 from ray_fed.reading import parse_json, readable
 from ray_fed.style_transfer.image_features import GrainStatistics
 from ray_fed.style_transfer.networks import GeneratorSpec, empty_generator
@@ -223,7 +223,9 @@ def unpacked(message: object, sender: str, limit: int = DEFAULT_LIMIT) -> StyleA
         artifact = StyleArtifact(header, data[start:])
         _check_weights(artifact)
     except (ValueError, ConfigError) as error:
-        raise DataError(f"generator received from silo '{sender}' refused: {error}") from error
+        raise DataError(
+            f"generator received from silo '{sender}' refused: {error}", failure=Trouble.MESSAGE_DAMAGED
+        ) from error
     return artifact
 
 
