@@ -4,7 +4,7 @@
 
 Every site is a process of its own, connected by mutual TLS over the loopback. The second table runs one job, with an
 exchange after every batch, on silo actors and at sites: guarded silos, rules, guard and exact sums are the real ones.
-With a Python that has flwr and torch, Flower's deployment engine runs the same job beside it (site_transport_flower.py).
+With a Python that has flwr and torch, Flower's deployment engine runs the same job (site_transport_flower.py).
 """
 
 import argparse
