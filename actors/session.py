@@ -239,10 +239,11 @@ def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str, ship
 
 def _environment(empty: str, ships: bool) -> dict[str, Any]:
     """Return what the nodes get: an empty folder to stand in, and of code what the user asked for."""
-    ours = [_package_folder(name) for name in PACKAGES] if ships else []
+    sent = [*(_package_folder(name) for name in PACKAGES if ships), *_modules_of_job()]
     # The nodes' own processes compare: a node that comes later is not there to be asked now.
     drivers = {} if ships else {DRIVERS_VARIABLE: installed_package() or ""}
-    return {"working_dir": empty, "py_modules": [*ours, *_modules_of_job()], "env_vars": drivers}
+    # Ray 2.60 cannot set up an empty list of modules.
+    return {"working_dir": empty, "env_vars": drivers} | ({"py_modules": sent} if sent else {})
 
 
 def _modules_of_job() -> list[str]:

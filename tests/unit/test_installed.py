@@ -70,7 +70,8 @@ def test_nodes_with_another_package_or_none_are_named():
 
 
 def test_nothing_of_ours_goes_to_a_cluster_unless_asked(tmp_path):
-    assert _environment(str(tmp_path), False)["py_modules"] == []
+    assert set(_environment(str(tmp_path), False)) == {"working_dir", "env_vars"}
+    assert list(tmp_path.iterdir()) == []
     sent = _environment(str(tmp_path), True)
     assert [Path(folder).name for folder in sent["py_modules"]] == list(installed.PACKAGES)
     assert sent["env_vars"] == {}
