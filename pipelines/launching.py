@@ -136,20 +136,17 @@ def _with_sites(
 
     torch.set_num_threads(1)  # sums over several threads differ in the last bits; silo actors have one, too
     assert members.hub is not None
-    with listening(members.hub) as hub, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        here, notices, keepers = None, [], {}
+        if members.silos and cohort == "local":
+            here = LocalCohort(members.silos, members.task, members.test)
+        elif members.silos:  # before the hub: Ray starts processes, which a process with gRPC's threads does badly
+            here, notices, keepers = stack.enter_context(_on_ray(members, address, answer_timeout, start))
+        hub = stack.enter_context(listening(members.hub))
         evaluator = Evaluator(members.test, members.task) if members.test and not members.silos else None
         away = stack.enter_context(contextlib.closing(_site_cohort(hub, members, evaluator, answer_timeout, start)))
-        keepers: dict[str, Keeper] = dict.fromkeys(away.silos, away)
-        if not members.silos:
-            yield HubCoordinator(away, members, keepers), []
-            return
-        if cohort == "local":
-            here: Cohort = LocalCohort(members.silos, members.task, members.test)
-            notices: list[str] = []
-        else:
-            here, notices, of_actors = stack.enter_context(_on_ray(members, address, answer_timeout, start))
-            keepers |= of_actors
-        yield HubCoordinator(JoinedCohort([here, away]), members, keepers), notices
+        both = JoinedCohort([here, away]) if here else away
+        yield HubCoordinator(both, members, {**keepers, **dict.fromkeys(away.silos, away)}), notices
 
 
 def _site_cohort(

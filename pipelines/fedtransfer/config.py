@@ -103,9 +103,9 @@ class FedTransferConfig(UpdateOptions):
     top_k_share: float = 0.01
     """Share of the values that top_k sends."""
     secure_aggregation: bool = False
-    """Let the coordinator learn sums alone, of updates, losses, steps and metrics (masks that cancel, Bonawitz et al.
-    2017); the model comes out bit for bit the same. Leave separate and central out of --methods: they send single
-    models."""
+    """Let the coordinator learn the sums of updates, losses and steps alone (masks that cancel, Bonawitz et al. 2017);
+    the model comes out bit for bit the same. Each silo still tells its own metrics: a round is chosen by them. Leave
+    separate and central out of --methods: they send single models."""
     secure_threshold: int | None = None
     """Silos that must answer for a sum to be shown, and that together could unmask one; more than half, two thirds if
     not given."""

@@ -169,6 +169,7 @@ def job_of(config: FedTransferConfig, method: Method, fold: int, seed: int) -> J
         config.make_strategy() if method.cooperation == "fed_avg" else method.strategy,
         account=config.account(config.local_steps),
         secure_threshold=config.threshold(len(silos)),
+        single_metrics=True,  # by those of the validation tiles a round is chosen, and the tables compare silos
         kind="federated" if method.is_federated else "baseline",
     )  # fmt: skip
 

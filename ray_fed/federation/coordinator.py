@@ -260,7 +260,7 @@ class Coordinator:
         # Silos that never pause would have to stop for it; the evaluator disturbs nobody.
         asks_silos = job.evaluate_silos and not isinstance(job.strategy, FedBuff)
         asked = [silo for silo in silos if silo not in self._untold]
-        if job.secure_threshold:
+        if job.secure_threshold and not job.single_metrics:
             if not test:
                 test, failed = self._on_held_out_rows(job, models, asked, server_round)
         elif test is None or asks_silos:

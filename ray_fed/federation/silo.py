@@ -221,15 +221,25 @@ def make_silo(spec: SiloSpec, task: Task, device: str = "cpu") -> Silo:
 
 
 class Evaluator:
-    """Holds the common test set of a study and scores models on it; takes no part in training or standardisation. Its
-    owner publishes it, so, unlike a silo, an evaluator shows single predictions."""
+    """Holds the common test set of a study and scores models on it; takes no part in training or standardisation.
+
+    Where who asks has shown that it has the same samples (`Task.possession`), or their owner publishes them, scores
+    have all digits and single predictions are shown; else models are marked as a silo marks them (`Scoring`).
+    """
 
     def __init__(self, spec: SiloSpec, task: Task):
         self.spec, self.task = spec, task
+        self.resolution = Resolution()
+        """How exactly scores on samples that others do not have are told."""
+        self.is_public = False
+        """Whether the owner publishes the samples."""
 
     def open(self) -> dict[str, object]:
         """Read the test samples; returns their fingerprint with `num_examples`."""
         self.rows, self._predict = self.task.load(self.spec), self.task.predictor()
+        said = self.spec.possession
+        self.is_known = self.is_public or (bool(said) and self.task.possession(self.spec.source) == said)
+        self._scoring = Scoring(self.rows, self.resolution)
         return {**self.rows.fingerprint, "num_examples": len(self.rows.targets)}
 
     def prepare(self, standardizer: Standardizer | None) -> None:
@@ -238,7 +248,13 @@ class Evaluator:
     def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
         """Return the scores of each model on the test samples."""
         found = {name: self._predict(vector, self.features) for name, vector in models.items()}
-        return {name: self.task.score(self.rows.targets, outputs) for name, outputs in found.items()}
+        scores = {name: self.task.score(self.rows.targets, outputs) for name, outputs in found.items()}
+        if self.is_known:
+            return scores
+        return {
+            name: self._scoring.told([scores[name]], [torch.from_numpy(outputs)], models[name])[0]
+            for name, outputs in found.items()
+        }
 
     def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return (true values [rows], model -> predictions [rows]) for parity plots, in the target's unit."""
@@ -275,13 +291,17 @@ class Scoring:
         """Return what `task.evaluate` finds, as it may be told; NaN for a probe."""
         with recorded_outputs(trainer) as outputs:
             found = task.evaluate(trainer, samples, vector)
-        if self._is_probe([shown for one in outputs if len(shown := one_per_row(one)) >= self.resolution.fewest_rows]):
-            return unmarked(found[0]), unmarked(found[1])
-        train, held_out = (
-            self.resolution.released(scores, coin_of(self._secret, vector, part), self._of_numbers)
-            for part, scores in zip(PARTS, found, strict=True)
-        )
+        train, held_out = self.told(found, outputs, vector)
         return train, held_out
+
+    def told(self, found: Sequence[Scores], outputs: Sequence[torch.Tensor], vector: Vector) -> list[Scores]:
+        """Return scores of a model with these outputs [rows, ...] of each part of the rows, as they may be told."""
+        if self._is_probe([shown for one in outputs if len(shown := one_per_row(one)) >= self.resolution.fewest_rows]):
+            return [unmarked(scores) for scores in found]
+        return [
+            self.resolution.released(scores, coin_of(self._secret, vector, part), self._of_numbers)
+            for part, scores in zip(PARTS, found, strict=False)
+        ]
 
     def _is_probe(self, parts: list[np.ndarray]) -> bool:
         """Tell whether outputs [rows] of each part are a probe's; remember those that are not."""

@@ -18,6 +18,8 @@ from ray_fed.errors import DataError
 from ray_fed.privacy.accounting import Mechanism, composed_epsilon
 
 FILE = "book.json"
+MOST_SESSIONS = 4096
+"""Sessions whose masks are remembered."""
 MOST_RUNS = 256
 """Runs whose evaluations are counted each by itself; the oldest are forgotten, their sum is not."""
 
@@ -48,6 +50,16 @@ class Book:
             for name in list(runs)[:-MOST_RUNS]:
                 del runs[name]
         return ""
+
+    def had_masks(self, dataset: str, session: str, has_masks: bool) -> bool:
+        """Tell whether a session, by its run and name, was opened with masks before; write down that it is now."""
+        with self.page(dataset) as page:
+            masked = page.setdefault("masked_sessions", [])
+            known = session in masked
+            if has_masks and not known:
+                masked.append(session)
+                del masked[:-MOST_SESSIONS]
+        return known
 
     def take_steps(self, dataset: str, mechanism: Mechanism, count: int, budget: float, delta: float) -> str:
         """Count noised steps that are to be taken, of all that together may cost epsilon = `budget`."""

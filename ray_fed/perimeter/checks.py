@@ -210,11 +210,9 @@ def checked_scores(gate: Gate, scores: Any, request: Request) -> Scores:
         return unmarked(scores)
     checked = {name: plain_number(gate, "metrics", value) for name, value in scores_numbers(scores).items()}
     shown = checked if is_enough else dict.fromkeys(checked, 0.0)
-    if isinstance(scores, MeanScores):
-        told: Scores = MeanScores(count * is_enough, shown)
-    else:
-        told = RegressionSums(count * is_enough, **shown)
-    return told if request.is_known else gate.resolution.released(told)
+    n = count * is_enough
+    rebuilt = MeanScores(n, shown) if isinstance(scores, MeanScores) else RegressionSums(n, **shown)
+    return rebuilt if request.is_known else gate.resolution.released(rebuilt)
 
 
 def _check_metric_names(gate: Gate, sums: Any) -> None:

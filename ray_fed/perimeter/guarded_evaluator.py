@@ -21,6 +21,7 @@ from ray_fed.metrics import MeanScores, RegressionSums, Scores
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
 from ray_fed.perimeter.checks import checked_fingerprint, checked_scores
 from ray_fed.perimeter.gate import Gate, MessageKind, Request
+from ray_fed.perimeter.insistence import FEWER
 from ray_fed.perimeter.ledger import MessageDigest, message_digest
 from ray_fed.perimeter.policy import DECLARED
 
@@ -75,16 +76,19 @@ class GuardedEvaluator(EgressBoundary):
         site_file: Path | None = None,
     ):
         super().__init__(spec, KINDS, block, redirects_output, site_file)
-        self._is_known, self._num_marked = False, 0
-        self._build(lambda: setattr(self, "evaluator", make()))
+        self._num_marked = 0
+        self._build(lambda: self._install(make()))
+
+    def _install(self, evaluator: Evaluator) -> None:
+        evaluator.resolution = self.site.policy.resolution
+        evaluator.is_public = self.site.policy.test_set == "public"
+        self.evaluator = evaluator
 
     def open(self) -> dict[str, object]:
         doing = "opening the test set"
         names = self._run(doing, lambda: [metric.name for metric in self.evaluator.task.metrics])
         if DECLARED in self.site.policy.metrics:
             self.gate.metrics |= frozenset(name for name in names if type(name) is str)
-        shown = self._run(doing, self._has_been_shown) is True
-        self._is_known = shown or self.site.policy.test_set == "public"
         found = self._run(doing, lambda: self.evaluator.open())
         self._require_enough_rows(doing, found)
         return self._release(doing, found, Request("description"))
@@ -93,25 +97,23 @@ class GuardedEvaluator(EgressBoundary):
         self._run("standardising", lambda: self.evaluator.prepare(standardizer))
 
     def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
-        """Scores of a test set that is not public are told in few digits, and for so many models in a run."""
-        request = Request("metrics", models=tuple(models), is_known=self._is_known)
-        self._check("evaluating", lambda: self._count_models(len(models)), request)
+        is_known = self._run("evaluating", lambda: self.evaluator.is_known) is True
+        request = Request("metrics", models=tuple(models), is_known=is_known)
+        self._check("evaluating", lambda: self._count_evaluation(request), request)
         return self._run_and_release("evaluating", lambda: self.evaluator.evaluate(models), request)
 
-    def _count_models(self, num_models: int) -> None:
-        self._num_marked += num_models
-        most = self.site.policy.max_evaluations_per_run
-        reason = f"more models than max_evaluations_per_run={most}"
-        self.gate.require(self._is_known or self._num_marked <= most, "metrics", reason)
-
     def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        request = Request("predictions", models=tuple(models), is_known=self._is_known)
-        return self._run_and_release("predicting", lambda: self.evaluator.predict(models), request)
+        doing = "predicting"
+        is_known = self._run(doing, lambda: self.evaluator.is_known) is True
+        request = Request("predictions", models=tuple(models), is_known=is_known)
+        return self._run_and_release(doing, lambda: self.evaluator.predict(models), request)
 
-    def _has_been_shown(self) -> bool:
-        """Whether who asks has shown that it has the same files."""
-        said = self.spec.possession
-        return bool(said) and self.evaluator.task.possession(self.spec.source) == said
+    def _count_evaluation(self, request: Request) -> None:
+        """Refuse more models than may be marked on rows that who asks does not have."""
+        self._num_marked += 0 if request.is_known else len(request.models)
+        most = self.site.policy.max_evaluations_per_run
+        reason = f"{self._num_marked} models in one run; max_evaluations_per_run={most}; {FEWER}"
+        self.gate.require(self._num_marked <= most, "metrics", reason)
 
     def _require_enough_rows(self, doing: str, found: Any) -> None:
         """Of a test set with too few rows, as of one with none, nothing is told."""

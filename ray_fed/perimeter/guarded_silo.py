@@ -59,7 +59,7 @@ class GuardedSilo(EgressBoundary):
         self._rounds: dict[str, int] = {}
         folder = self.site.ledger_folder
         book = Book(Path(folder) if folder else None)
-        self.insistence = Insistence(self.site, self.gate, book, spec.dataset)
+        self.insistence = Insistence(self.site, self.gate, book, spec.dataset, spec.run)
         self._told = ToldMoments(folder_of_told(folder, spec.dataset) if folder else None)
         self._num_marked = 0
         self._build(lambda: self._install(make()))
@@ -134,8 +134,8 @@ class GuardedSilo(EgressBoundary):
 
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
         request = Request("metrics", session, self._rounds.get(session, 0), models=tuple(models))
-        if session in self.insistence.masked or self.site.policy.masks == "required":
-            self._check("evaluating", lambda: self.insistence.before_clear("metrics", session), request)
+        if self.site.policy.masks == "required":
+            self._check("evaluating", lambda: self.insistence.before_clear("metrics"), request)
         self._check("evaluating", lambda: self._count_evaluation(len(models)), request)
         return self._run_and_release("evaluating", lambda: self.silo.evaluate(session, models), request)
 

@@ -28,6 +28,7 @@ class Insistence:
     book: Book
     dataset: str
     """What the book counts by."""
+    run: str = ""
     masked: set[str] = field(default_factory=set)
     """Sessions that were opened with masks at any time: their updates leave under masks only, however often asked."""
     priced: dict[str, TrainingPlan] = field(default_factory=dict)
@@ -67,10 +68,8 @@ class Insistence:
         )
         self.gate.require(not found, "metrics", f"{found}; {FEWER}")
 
-    def before_clear(self, kind: str, session: str = "") -> None:
+    def before_clear(self, kind: str) -> None:
         """Refuse statistics of this silo alone where they are to leave under masks, with the updates."""
-        reason = "its session has masks: they leave under masks, too"
-        self.gate.require(session not in self.masked, kind, reason)
         reason = f"masks: required {IN_SITE_FILE}, and they would leave in clear"
         self.gate.require(self.site.policy.masks != "required", kind, reason)
 
@@ -85,7 +84,10 @@ class Insistence:
     def _require_masks(self, spec: SessionSpec) -> None:
         has_masks = spec.secure_threshold > 0
         reason = "its updates left under masks; the same ones do not leave in clear"
-        self.gate.require(has_masks or spec.session not in self.masked, "session", reason)
+        before = spec.session in self.masked
+        if self.book.lasts:  # a process that was started again must not forget it
+            before |= self.book.had_masks(self.dataset, f"{self.run}/{spec.session}", has_masks)
+        self.gate.require(has_masks or not before, "session", reason)
         if self.site.policy.masks == "required":
             wanted = f"masks: required {IN_SITE_FILE}"
             reason = f"it has no masks; {wanted}; ask for it with --secure-aggregation yes"

@@ -59,7 +59,9 @@ MOST_SILOS = 64
 MOST_WAITING = 256
 """Calls that wait for their turn at one site; a hub that sends more has to wait."""
 MOST_KEPT = 1024
-"""Answers that are kept for a hub that does not acknowledge them; then nothing more is worked on."""
+KEPT_SHARE = 4
+"""Answers that are kept for a hub that does not acknowledge them, and their bytes in units of `most_bytes`; then
+nothing more is taken from it. Waiting could take for ever: acknowledgements come behind calls that wait for room."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class SiteAgent:
 
     make_host: Invitation -> SiloHost; raises ConfigError or PerimeterRefused where the owner's file does not allow it.
     end_host: frees what a host holds. executor: where hosts work; by default a thread for each silo.
-    most_waiting: calls that wait for their turn. most_bytes: of their arrays, and again of those of answers that are
+    most_waiting: calls that wait for their turn. most_bytes: of their arrays; four times as many of answers that are
     not acknowledged.
     """
 
@@ -298,6 +300,8 @@ class SiteAgent:
         if isinstance(header, Ask) and header.call <= self._received:
             raise WireError("a call that was made before")
         if isinstance(header, Ask):
+            if self._keeps_too_much():
+                raise WireError(f"one more call, and no word that {len(self._kept)} answers have arrived")
             while len(self._open) >= self._most_waiting:
                 await self._change()
             await self._budget.claim(header.num_bytes)
@@ -342,8 +346,6 @@ class SiteAgent:
                     return
                 continue
             hub, header, request = item
-            while hub == self._known_hub and self._keeps_too_much():
-                await self._change()
             if hub == self._known_hub:
                 answer = await self._loop.run_in_executor(self._executor, self._answer, place, header, request)
                 if hub == self._known_hub:
@@ -354,7 +356,7 @@ class SiteAgent:
 
     def _keeps_too_much(self) -> bool:
         num_bytes = sum(encoded.num_bytes for _, encoded in self._kept.values())
-        return len(self._kept) >= MOST_KEPT or num_bytes > self._most_bytes
+        return len(self._kept) >= MOST_KEPT or num_bytes > KEPT_SHARE * self._most_bytes
 
     async def _change(self) -> None:
         """Wait for one more answer, acknowledgement or hub."""

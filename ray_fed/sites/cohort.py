@@ -147,6 +147,8 @@ class SiteCohort:
         require(len(self.silos) == len(silos), f"silos must have different names: {[each.name for each in silos]}")
         for silo in silos:
             require(silo.site in hub.sites, f"silo '{silo.name}': the hub knows no site '{silo.site}'; name it there")
+        twice = sorted({silo.site for silo in silos if silo.is_behind_hub} & set(self.silos))
+        require(not twice, f"{twice} are hubs on the way, and silos, too; give the silos other names")
         self._sessions: dict[str, Mapping[str, SessionSpec]] = {}
         self._fingerprint: dict[str, object] | None = None
         self._standardizer: Standardizer | None = None
@@ -403,33 +405,35 @@ class SiteCohort:
     def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> Evaluations:
         """A silo that is lost now raised; the rules hear of it when it is asked next."""
         names, vectors, asked = tuple(models), tuple(models.values()), list(silos)
-        behind = [name for name in asked if self.silos[name].is_behind_hub and name not in self._lost]
         groups = {
             site: EvaluateManyRequest(session, tuple(group), names, vectors)
-            for site, group in _grouped(behind, lambda name: self.silos[name].site)
+            for site, group in _grouped(asked, lambda name: self.silos[name].site if self._is_behind_hub(name) else "")
+            if site
         }
-        told = self._answers_of(groups)
         single = EvaluateRequest(session, names, vectors)
-        found = self._answers_of({name: single for name in asked if not self.silos[name].is_behind_hub})
-        return found | _united(self._metrics_of_many(groups[site].silos, told.get(site)) for site in groups)
+        alone = {name: single for name in asked if not self._is_behind_hub(name)}
+        told = self._answers_of(groups | alone, lambda name, error: Raised(name, 0, said_by(error)))
+        found = {name: told[name] for name in alone}
+        for site, request in groups.items():
+            found |= self._metrics_of_many(request.silos, told[site])
+        return {name: found[name] for name in asked if name in found}
 
-    def _metrics_of_many(self, silos: Sequence[str], told: "MetricsOfManyForm | Raised | None") -> dict[str, Any]:
+    def _is_behind_hub(self, silo: str) -> bool:
+        return self.silos[silo].is_behind_hub
+
+    def _metrics_of_many(self, silos: Sequence[str], told: "MetricsOfManyForm | Raised") -> dict[str, Any]:
         """Return silo -> metrics, or what it raised instead, from what a hub on the way told of these silos."""
-        if not isinstance(told, MetricsOfManyForm):
-            return {} if told is None else {name: Raised(name, 0, told.reason) for name in silos}
+        if isinstance(told, Raised):
+            return {name: Raised(name, 0, told.reason) for name in silos}
         for name in set(told.lost) & set(silos):
             self._note_loss(name, DIED_THERE)
-        failures = {**told.failures, **dict.fromkeys(told.lost, DIED_THERE)}
-        failed = {name: Raised(name, 0, printable(why)) for name, why in failures.items() if name in silos}
-        return {name: _metrics_in(told.metrics[name], name) for name in silos if name in told.metrics} | failed
+        found = {name: _metrics_in(told.metrics[name], name) for name in silos if name in told.metrics}
+        why = dict.fromkeys(silos, "its hub told nothing of it") | dict.fromkeys(told.lost, DIED_THERE) | told.failures
+        return {name: found.get(name) or Raised(name, 0, printable(why[name])) for name in silos}
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
         asked = {name: QueryRequest(query, tuple(map(Given.of, parts))) for name, parts in given.items()}
-        answers = self._answers_of(asked)
-        for answer in answers.values():
-            if isinstance(answer, Raised):
-                _log.warning("no answer: %s", answer.reason)
-        return {name: answer for name, answer in answers.items() if not isinstance(answer, Raised)}
+        return self._answers_of(asked)
 
     def observe(self, silo: str, vector: Vector, num_examples: int) -> GradientObservation:
         """Return one gradient for an audit; PerimeterRefused unless the silo's owner allows it."""
@@ -505,8 +509,11 @@ class SiteCohort:
         futures = {name: self._call(name, request, at_end=at_end) for name, request in requests.items()}
         return {name: self._value(future, name, requests[name].doing, None) for name, future in futures.items()}
 
-    def _answers_of(self, requests: Mapping[str, SiloRequest]) -> dict[str, Any]:
-        """Put requests; return silo -> answer, or what it raised instead. A request that many get is encoded once."""
+    def _answers_of(
+        self, requests: Mapping[str, SiloRequest], instead: Callable[[str, FedError], Any] | None = None
+    ) -> dict[str, Any]:
+        """Put requests; return the answers of those that gave one, or what stands `instead` of an error. A request that
+        many get is encoded once."""
         encoded = {id(request): encode(request) for request in requests.values()}
         futures = {name: self._call(name, request, encoded[id(request)]) for name, request in requests.items()}
         answers = {}
@@ -514,7 +521,10 @@ class SiteCohort:
             try:
                 answers[name] = self._value(future, name, requests[name].doing)
             except FedError as error:
-                answers[name] = Raised(name, 0, said_by(error))
+                if instead is None:
+                    _log.warning("no answer: %s", error)
+                else:
+                    answers[name] = instead(name, error)
         return answers
 
     def _value(self, future: "Future[Any]", silo: str, doing: str, timeout: float | None = -1.0) -> Any:

@@ -115,6 +115,14 @@ class _Site:
     times_said: int = 0
     is_awaited: bool = False
 
+    def seconds_away(self) -> float:
+        return time.monotonic() - self.away_since
+
+    def is_to_be_named(self) -> bool:
+        """Whether it is waited for, and it is time to say so again."""
+        is_needed = self.connection is None and (self.calls or self.is_awaited)
+        return bool(is_needed) and self.seconds_away() >= SAY_AFTER_SECONDS * 3**self.times_said
+
     def is_entitled(self, peer: Peer) -> bool:
         """Whether a certificate is this site's."""
         return peer.key_hash == self.pin if self.pin else self.name in peer.names
@@ -456,12 +464,14 @@ class Hub:
     async def _say_who_is_awaited(self) -> None:
         while True:
             await asyncio.sleep(1.0)
-            for site in self._sites.values():
-                away, is_needed = time.monotonic() - site.away_since, site.calls or site.is_awaited
-                if site.connection is None and is_needed and away >= SAY_AFTER_SECONDS * 3**site.times_said:
-                    site.times_said += 1
-                    remedy = "its owner starts it with `ray-fed site start`"
-                    _log.warning("waiting for site '%s': not connected for %.0f s; %s", site.name, away, remedy)
+            due = [site for site in self._sites.values() if site.is_to_be_named()]
+            for site in due:
+                site.times_said += 1
+            if due:
+                names, seconds = link.listed([site.name for site in due]), max(site.seconds_away() for site in due)
+                which = f"site{'s' * (len(due) > 1)} {names}"
+                remedy = "who owns one starts it with `ray-fed site start`"
+                _log.warning("waiting for %s: not connected for %.0f s; %s", which, seconds, remedy)
 
 
 def _nobody(_: Call, __: Outcome) -> None:

@@ -116,12 +116,25 @@ def test_a_run_over_two_sites_leaves_the_history_and_the_model_of_one_process_by
     assert list((site_run / "tensorboard").rglob("events*"))
 
 
-def test_both_kinds_of_silos_in_one_file_give_the_same_bytes(consortium, port, local_run, site_run):  # noqa: ARG001
-    out = consortium / "mixed"
-    path = federation(consortium, port, sites=("south",))
-    assert main(["formation-energy", "--federation", path, "--cohort", "local", "--out", str(out)]) == 0
+@pytest.mark.parametrize("cohort", ["local", "ray"])
+def test_both_kinds_of_silos_in_one_file_give_the_same_bytes(consortium, port, local_run, site_run, cohort):  # noqa: ARG001
+    out, path = consortium / f"mixed-{cohort}", federation(consortium, port, sites=("south",))
+    words = ("formation-energy", "--federation", path, "--cohort", cohort, "--out", str(out))
+    done = finished(start_ray_fed(*words, folder=consortium))
+    assert done.returncode == 0, done.stderr
     for name in ("history.jsonl", "models/federated.safetensors"):
         assert (out / name).read_bytes() == (local_run / name).read_bytes(), name
+
+
+def test_under_masks_two_sites_give_the_model_of_one_process_byte_for_byte(consortium, port):
+    masks = ["--secure-aggregation", "yes", "--baselines", "no"]
+    for name, path, *more in (
+        ("masked-local", federation(consortium, 1, sites=()), "--cohort", "local"),
+        ("masked", federation(consortium, port)),
+    ):
+        assert main(["formation-energy", "--federation", path, "--out", str(consortium / name), *masks, *more]) == 0
+    model = "models/federated.safetensors"
+    assert (consortium / "masked" / model).read_bytes() == (consortium / "masked-local" / model).read_bytes()
 
 
 LONG = {"epochs": 300, "rounds": 300, "baselines": False}

@@ -26,7 +26,8 @@ def losses(policy: str) -> list[float]:
     plan = StudyPlan(silos=(100, 200), rows=400, seed=0)
     task = PropertyTask(hidden=(16,))
     silos = [SiloSpec(name, CrystalRows(Source(rows=400), StudyPart(plan, name))) for name in ("silo-1", "silo-2")]
-    test = SiloSpec("test", CrystalRows(Source(rows=400), StudyPart(plan, "test")))
+    tested = CrystalRows(Source(rows=400), StudyPart(plan, "test"))
+    test = SiloSpec("test", tested, possession=task.possession(tested))
     names = tuple(spec.name for spec in silos)
     coordinator = Coordinator(LocalCohort(silos, task, test), task, names)
     coordinator.agree()

@@ -104,6 +104,17 @@ def test_a_session_that_had_masks_is_not_opened_again_in_clear(tmp_path, site, o
         boundary.restore(None, [session(boundary)]) if way == "restored" else boundary.open_session(session(boundary))
 
 
+def test_a_silo_that_was_started_again_remembers_which_sessions_had_masks_where_its_owner_keeps_a_book(tmp_path, site):
+    write_site(site, f"ledger: {site}/kept")
+    boundary = guarded(tmp_path)
+    boundary.open_session(session(boundary, threshold=2))
+    again = guarded(tmp_path)
+    with pytest.raises(PerimeterRefused, match="under masks"):
+        again.restore(None, [session(again)])
+    again.open_session(session(again, "another"))
+    again.restore(None, [session(again, threshold=2)])
+
+
 def test_a_silo_that_forgets_its_masks_lets_nothing_out(tmp_path):
     """What the gate goes by is what was opened, not what the silo's own code says."""
 

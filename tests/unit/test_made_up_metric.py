@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from pipelines.cli import main
-from pipelines.formation_energy import setup
 from ray_fed.federation.silo import Silo
 from ray_fed.materials.property_task import PropertyTask
 from ray_fed.metrics import MeanScores, Metric, regression_metrics
@@ -17,6 +16,7 @@ from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.perimeter.policy import SITE_VARIABLE
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.tensorboard_log import global_tag, silo_tag
+from ray_fed.sites import tasks
 
 WITHIN = Metric("within_0.5", "%", higher_is_better=True, digits=1, label="Within half an eV")
 OPTIONS = ["--rows", "300", "--test-rows", "80", "--silos", "60,90", "--epochs", "2", "--communication-frequency", "1",
@@ -40,7 +40,7 @@ class OwnMetricTask(PropertyTask):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made-up")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "PropertyTask", OwnMetricTask)
+        patch.setattr(tasks, "PropertyTask", OwnMetricTask)
         patch.setenv(SITE_VARIABLE, str(folder))
         assert main(["formation-energy", *OPTIONS, "--out", str(folder / "run")]) == 0
     return RunDirectory(folder / "run")

@@ -13,12 +13,13 @@ from torch.nn import functional
 
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.messages import SessionSpec
-from ray_fed.federation.silo import Scoring, Silo, num_changed, num_groups
+from ray_fed.federation.silo import Evaluator, Scoring, Silo, num_changed, num_groups
 from ray_fed.federation.task import LocalRows, SiloSpec
 from ray_fed.federation.torch_task import TorchTask
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.metrics import MeanScores, RegressionSums, Resolution, coin_of, on_grid, secret_of
+from ray_fed.perimeter.guarded_evaluator import GuardedEvaluator
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.perimeter.policy import Policy
 from tests.boundaries import write_site
@@ -212,6 +213,34 @@ def test_rows_that_change_are_counted_against_the_largest_change():
     assert num_changed(old, old) == 0
     assert num_changed(old, np.array([1, 1, 1, *[1e-3] * 7], np.float32)) == 3
     assert num_changed(old, np.linspace(0.1, 1, 10, dtype=np.float32)) == 10
+
+
+# ---- test sets
+
+
+def evaluator():
+    made, task = SiloSpec("test", 1), TASKS["mean absolute error"]
+    guarded = GuardedEvaluator(made, lambda: Evaluator(made, task))
+    guarded.open(), guarded.prepare(None)
+    return guarded
+
+
+def test_a_test_set_that_is_not_public_is_no_oracle_either(site):
+    hidden, steps = evaluator(), np.linspace(-2, 2, 40)
+    constant, line = np.array([0, 0, 0, 0, 1], np.float32), np.array([1, 1, 1, 1, 0], np.float32)
+    assert np.isnan(hidden.evaluate({"m": constant})["m"].mae)
+    told = {hidden.evaluate({"m": line + np.float32(1e-3 * step)})["m"].mae for step in steps}
+    assert len(told) < 10
+    with pytest.raises(PerimeterRefused, match="max_evaluations_per_run=1000"):
+        hidden.evaluate({f"m{number}": line for number in range(POLICY.max_evaluations_per_run)})
+    plain = Evaluator(SiloSpec("test", 1), TASKS["mean absolute error"])
+    plain.open(), plain.prepare(None)
+    assert plain.evaluate({"m": line})["m"] == evaluator().evaluate({"m": line})["m"]  # as in every cohort
+    write_site(site, "silos: {test: {test_set: public}}")
+    public = evaluator()
+    exact = [public.evaluate({"m": line + np.float32(1e-3 * step)})["m"].mae for step in steps]
+    assert len(set(exact)) == 40
+    assert np.isfinite(public.evaluate({"m": constant})["m"].mae)
 
 
 # ---- how many

@@ -111,13 +111,18 @@ def test_moments_are_added_up_once_with_the_same_silos():
         masked_moments(cohort, NAMES[:3], 2, ())
 
 
-def test_a_silo_in_a_secure_session_tells_no_metrics_of_its_own():
+def test_a_silo_whose_owner_requires_masks_tells_no_metrics_and_no_moments_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_FED_SITE", str(tmp_path))
+    (tmp_path / "site.yaml").write_text(f"perimeter: {{masks: required}}\npartners: {{silo-2: '{'0' * 64}'}}\n")
+    (tmp_path / "site.yaml").chmod(0o600)
     spec = SPECS[0]
     silo = GuardedSilo(spec, lambda: make_silo(spec, SyntheticTask()))
     silo.open(), silo.prepare(None)
     silo.open_session(SessionSpec("s", PLAN, 0, Layout.of(SyntheticTask().model(0)).digest, secure_threshold=2))
-    with pytest.raises(PerimeterRefused, match="its session has masks: they leave under masks, too"):
+    with pytest.raises(PerimeterRefused, match=r"masks: required .* and they would leave in clear"):
         silo.evaluate("s", {"m": initial_vector(SyntheticTask().model(0))})
+    with pytest.raises(PerimeterRefused, match=r"masks: required .* and they would leave in clear"):
+        silo.moments()
 
 
 def run(threshold=0, cohort=None, task=None, observers=(), agrees_under_masks=False, **changes):

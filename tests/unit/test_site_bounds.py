@@ -21,6 +21,7 @@ from ray_fed.federation.rounds.job import Job
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.sites import wire
 from ray_fed.sites.agent import HubAddress, SiteAgent
+from ray_fed.sites.hub import Hub
 from ray_fed.sites.link import ByteBudget
 from ray_fed.sites.wire import Encoded, Given, InviteRequest, QueryRequest
 from tests.sites import OwnHosts, agent, certificates, cohort_of, hub_of, invitation, site_of
@@ -191,6 +192,20 @@ def test_calls_wait_at_the_hub_when_a_site_has_enough_of_them():
             rounds = [cohort.next_event(20).server_round for _ in range(8)]
             wait_until(lambda: site._budget.held == 0)
     assert rounds == asked == list(range(8))
+
+
+def test_a_hub_that_acknowledges_nothing_is_not_worked_for(caplog, monkeypatch):
+    monkeypatch.setattr("ray_fed.sites.agent.MOST_KEPT", 3)
+    monkeypatch.setattr(Hub, "_acknowledge", lambda *_: None)
+    asked = []
+    with hub_of(["site-1"]) as hub:
+        site = agent("site-1", hub.port, [], make_host=lambda given: Echo(given.silo, asked))
+        with running(site):
+            cohort = invited(cohort_of(hub, silos(1), SyntheticTask()))
+            for server_round in range(5):
+                cohort.submit("s", server_round, {"silo-1": np.zeros(3, np.float32)})
+                cohort.next_event(0.5)
+            wait_until(lambda: any("no word that 3 answers have arrived" in line for line in caplog.messages))
 
 
 def test_an_invitation_of_more_silos_than_a_site_takes_ends_the_connection(caplog, monkeypatch):

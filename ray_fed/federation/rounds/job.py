@@ -36,6 +36,9 @@ class Job:
     """Rounds between evaluations; round 0 and the last are always evaluated."""
     evaluate_silos: bool = True
     """Also evaluate the models on every silo's own rows."""
+    single_metrics: bool = False
+    """Let each silo tell its own metrics under secure aggregation, too, where its owner allows it; else they are added
+    up under masks."""
     account: PrivacyAccount | None = None
     """What the noise in the silos or in the strategy promises; none where there is no noise."""
     secure_threshold: int = 0
