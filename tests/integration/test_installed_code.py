@@ -99,9 +99,9 @@ def test_other_installations_are_named_with_the_remedy_and_the_remedy_works(tmp_
     assert all(str(installed_package()) in line for line in failures)
 
     for site in ("other", "none"):
-        done = run(tmp_path, address, site, "--out", site, RAY_FED_SHIP_CODE="yes")
+        done = run(tmp_path, address, site, "--out", f"run-{site}", RAY_FED_SHIP_CODE="yes")
         assert done.returncode == 0, done.stderr
-        assert json.loads((tmp_path / site / "summary.json").read_text())["status"] == "completed"
+        assert json.loads((tmp_path / f"run-{site}" / "summary.json").read_text())["status"] == "completed"
 
 
 def test_a_users_own_task_goes_on_where_the_package_is_installed(tmp_path, cluster):
