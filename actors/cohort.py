@@ -14,9 +14,10 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
 
 from actors.placement import actor_options
+from actors.same_package import REMEDY
 from actors.session import INLINE_VARIABLE, RAYS_INLINE_BYTES
 from actors.silo import Handle, SiloActor
-from ray_fed.errors import FedError, SiloFailed, SiloRefused
+from ray_fed.errors import FedError, PlacementError, SiloFailed, SiloRefused
 from ray_fed.federation.cohort import said_by
 from ray_fed.federation.coordinator import check_agreement
 from ray_fed.federation.messages import (
@@ -25,6 +26,7 @@ from ray_fed.federation.messages import (
     Died,
     Evaluations,
     JoinRefused,
+    Metrics,
     Raised,
     Restarted,
     SessionSpec,
@@ -39,6 +41,7 @@ from ray_fed.metrics import Scores
 Value = TypeVar("Value")
 
 COLLECT_SECONDS = 60.0
+DEATH = "its process died (killed, out of memory or crashed)"
 RESTORE_SECONDS = 120.0
 """A new process imports torch and reads the silo's data before it can answer."""
 
@@ -184,9 +187,9 @@ class RayCohort:
             if call.is_joining:
                 return self._refuse_join(name, said_by(error.cause))
             return Raised(name, call.server_round, said_by(error.cause))
-        except RayActorError:
+        except RayActorError as error:
             self._pending = {other: asked for other, asked in self._pending.items() if asked.silo != name}
-            return Died(name, "its process died (killed, out of memory or crashed)")
+            return Died(name, str(_creation_error(error) or DEATH))
         except ObjectLostError:
             # A large answer stays in its node's store until fetched; the next call tells whether more is gone.
             return self._lost(call, "its answer was lost with its node, before it was fetched")
@@ -238,18 +241,19 @@ class RayCohort:
         self._expect(ref, PendingCall(silo, 0, is_restore=True))
 
     def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> Evaluations:
-        """A silo that dies now is left out here; the rules hear of it when it is asked next."""
+        """Raised of a silo that dies or does not answer now; the rules hear of a death when it is asked next."""
         put = _put_once(models.values())
         vectors = [put[id(vector)] for vector in models.values()]
         refs = {name: self.silos[name].evaluate.remote(session, tuple(models), *vectors) for name in silos}
-        found = {}
-        for name, ref in refs.items():
-            with contextlib.suppress(RayError):
-                try:
-                    found[name] = ray.get(ref, timeout=self.answer_timeout)
-                except RayTaskError as error:
-                    found[name] = Raised(name, 0, said_by(error.cause))
-        return found
+        return {name: self._evaluated(name, ref) for name, ref in refs.items()}
+
+    def _evaluated(self, name: str, ref: "ray.ObjectRef[dict[str, Metrics]]") -> "Mapping[str, Metrics] | Raised":
+        try:
+            return ray.get(ref, timeout=self.answer_timeout)
+        except RayTaskError as error:
+            return Raised(name, 0, said_by(error.cause))
+        except RayError as error:
+            return Raised(name, 0, _loss(error, self.answer_timeout))
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
         refs = {name: self.silos[name].query.remote(query, *parts) for name, parts in given.items()}
@@ -285,28 +289,33 @@ def value_of(ref: "ray.ObjectRef[Value]", silo: str, doing: str, timeout: float 
     """Return the value behind `ref`; what went wrong there is raised here as one of our errors, naming the silo."""
     try:
         return ray.get(ref, timeout=timeout)
-    except GetTimeoutError as error:
-        raise SiloFailed(silo, doing, f"no answer within {timeout:g} s (round_timeout)") from error
     except RayTaskError as error:
         cause = error.cause
         if isinstance(cause, FedError):
             raise cause from None
         raise SiloFailed(silo, doing, f"{type(cause).__name__}: {cause}") from error
     except RayActorError as error:
-        raise _creation_error(error) or SiloFailed(
-            silo, doing, "its process died (killed, out of memory or crashed)"
-        ) from error
+        raise _creation_error(error) or SiloFailed(silo, doing, DEATH) from error
     except RayError as error:
-        raise SiloFailed(silo, doing, f"its answer is lost ({type(error).__name__})") from error
+        raise SiloFailed(silo, doing, _loss(error, timeout)) from error
 
 
-def _creation_error(error: RayActorError) -> FedError | None:
+def _loss(error: RayError, timeout: float | None) -> str:
+    """Return why there is no answer, where the silo's code is not the reason."""
+    if isinstance(error, GetTimeoutError):
+        return f"no answer within {timeout:g} s (round_timeout)"
+    if isinstance(error, RayActorError):
+        return str(_creation_error(error) or DEATH)
+    return f"its answer is lost ({type(error).__name__})"
+
+
+def _creation_error(error: RayActorError) -> PlacementError | None:
     """Ray reports an exception of an actor's constructor only inside the text; find the one we raise there."""
-    from ray_fed.errors import PlacementError
-
     for line in str(error).splitlines():
         if "PlacementError: " in line:
             return PlacementError(line.split("PlacementError: ", 1)[1])
+        if "ModuleNotFoundError: No module named 'actors" in line:
+            return PlacementError(f"its node has no ray-fed: {REMEDY}")
     return None
 
 

@@ -18,7 +18,8 @@ from types import ModuleType
 from typing import Any
 
 from actors import forking
-from ray_fed.errors import PlacementError
+from ray_fed.deployment.installed import DRIVERS_VARIABLE, PACKAGES, installed_package
+from ray_fed.errors import ConfigError, PlacementError
 
 INLINE_VARIABLE = "RAY_max_direct_call_object_size"
 RAYS_INLINE_BYTES = 100 * 1024
@@ -26,24 +27,31 @@ RAYS_INLINE_BYTES = 100 * 1024
 OUR_INLINE_BYTES = 2 << 20
 """In a cluster of our own: the vector of half a million parameters still travels inside (twice as fast per round)."""
 
+SHIP_VARIABLE = "RAY_FED_SHIP_CODE"
+"""A user's wish that the nodes of a cluster we join run this process's code instead of what is installed there."""
+
+SHIP_WORDS = {"": False, "0": False, "no": False, "false": False, "1": True, "yes": True, "true": True}
+
 _started_here = False
-PACKAGES = ("ray_fed", "actors", "pipelines")
-"""The code that travels to a cluster we join; data never do."""
 
 
 @contextlib.contextmanager
-def session(address: str = "local", num_cpus: float = 0, num_gpus: int | None = None) -> Iterator[None]:
+def session(
+    address: str = "local", num_cpus: float = 0, num_gpus: int | None = None, ship_code: bool | None = None
+) -> Iterator[None]:
     """Connect to Ray for the duration of the block.
 
     `address="local"` starts a private cluster with at least `num_cpus` logical CPUs, on the loopback address where
     Ray lets us choose, and with a token of its own, so that nobody else on the network can submit work to it.
-    Any other address joins that cluster and takes the code of this installation along. A process that is connected to
-    Ray already keeps its connection.
+    Any other address joins that cluster, where every node runs the ray-fed that is installed there: the same as here,
+    or PlacementError says where not. With `ship_code` this process's code goes to the nodes and is run instead; None:
+    as the environment's RAY_FED_SHIP_CODE says. A process that is connected to Ray already keeps its connection.
     PlacementError when the address does not answer.
     """
     if address == "local" and _is_connected():
         yield
         return
+    ships = address != "local" and (ships_code() if ship_code is None else ship_code)
     if address == "local":
         set_private_token()
         os.environ.setdefault(INLINE_VARIABLE, str(OUR_INLINE_BYTES))
@@ -57,7 +65,7 @@ def session(address: str = "local", num_cpus: float = 0, num_gpus: int | None = 
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             _reachable(address)
-            _start(address, num_cpus, num_gpus, empty)
+            _start(address, num_cpus, num_gpus, empty, ships)
         except (OSError, RuntimeError, ValueError) as error:
             first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise PlacementError(f"no Ray cluster at address {address!r}: {first_line}{_remedy(first_line)}") from error
@@ -65,10 +73,22 @@ def session(address: str = "local", num_cpus: float = 0, num_gpus: int | None = 
         global _started_here
         _started_here = address == "local"
         try:
+            if not (_started_here or ships):
+                from actors import same_package
+
+                same_package.check_nodes()
             yield
         finally:
             _started_here = False
             ray.shutdown()
+
+
+def ships_code() -> bool:
+    """Whether the user asks for this process's code on every node; ConfigError for a word that is neither."""
+    word = os.environ.get(SHIP_VARIABLE, "").strip().lower()
+    if word not in SHIP_WORDS:
+        raise ConfigError(f"{SHIP_VARIABLE}={word!r} must be yes or no (or 1 or 0)")
+    return SHIP_WORDS[word]
 
 
 def set_private_token() -> None:
@@ -179,7 +199,7 @@ def _modules_of_fields(instance: object) -> set[str]:
 
 
 def _is_installed(module: ModuleType) -> bool:
-    """Whether workers can import the module: ours travels with the session, others come from site-packages."""
+    """Whether workers can import the module: ours is on every node, others come from site-packages."""
     if module.__name__.split(".")[0] in PACKAGES:
         return True
     path = getattr(module, "__file__", None)
@@ -195,7 +215,7 @@ def _standard_library() -> str:
     return sysconfig.get_paths()["stdlib"]
 
 
-def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str) -> None:
+def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str, ships: bool) -> None:
     import ray
 
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
@@ -214,12 +234,20 @@ def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str) -> N
         return
     # A driver that `ray job submit` started has an environment already, which Ray refuses to change unless told to.
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
-    code = {"py_modules": [*(_package_folder(name) for name in PACKAGES), *_modules_of_job()], "working_dir": empty}
-    ray.init(address=address, runtime_env=code, **quiet)
+    ray.init(address=address, runtime_env=_environment(empty, ships), **quiet)
+
+
+def _environment(empty: str, ships: bool) -> dict[str, Any]:
+    """Return what the nodes get: an empty folder to stand in, and of code what the user asked for."""
+    sent = [*(_package_folder(name) for name in PACKAGES if ships), *_modules_of_job()]
+    # The nodes' own processes compare: a node that comes later is not there to be asked now.
+    drivers = {} if ships else {DRIVERS_VARIABLE: installed_package() or ""}
+    # Ray 2.60 cannot set up an empty list of modules.
+    return {"working_dir": empty, "env_vars": drivers} | ({"py_modules": sent} if sent else {})
 
 
 def _modules_of_job() -> list[str]:
-    """Return the packages that the submitter of this job sent along; ours travel besides them, not instead."""
+    """Return the packages that the submitter of this job sent along; ours, if sent, go besides them."""
     submitted = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
     return list((submitted.get("runtime_env") or {}).get("py_modules") or [])
 

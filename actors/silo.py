@@ -9,6 +9,7 @@ import ray
 
 from actors.egress_block import ClosedEgress
 from actors.owned import owned, owners_site_file
+from actors.same_package import check_this_process
 from ray_fed.errors import PlacementError
 from ray_fed.federation.messages import (
     Artifact,
@@ -46,6 +47,7 @@ class SiloActor:
         """task: or, at a site that its owner runs, an invitation: what it asks for is looked up in the owner's file."""
         self.name = spec.name
         _one_thread()
+        check_this_process(f"silo '{spec.name}'")
         stand_at_site(spec)
         device, block, site_file = reserved_device(), ClosedEgress(spec.name), owners_site_file()
         if isinstance(task, Invitation):
@@ -125,6 +127,7 @@ class EvaluatorActor:
 
     def __init__(self, spec: SiloSpec, task: Task):
         _one_thread()
+        check_this_process(f"silo '{spec.name}'")
         stand_at_site(spec)
         block = ClosedEgress(spec.name)
         make = functools.partial(Evaluator, spec, task)

@@ -112,7 +112,8 @@ def federate(
     rules: when a round counts; by default every silo takes part, and failures are gone on without.
     test: a common test set, published by its owner; without one, models are marked on the silos' held-out samples.
     cohort: "ray" makes every silo an actor on the cluster at `address` ("local" starts a private one, or uses the one
-    this process is connected to); "local" keeps all silos in this process, with bit-equal results.
+    this process is connected to); "local" keeps all silos in this process, with bit-equal results. A cluster that is
+    joined runs the ray-fed installed at its nodes, or, with RAY_FED_SHIP_CODE=yes, this process's.
     on_round: called with each RoundRecord as it comes.
 
     Raises ConfigError, DataError, PlacementError or SiloRefused before training; QuorumLost or SiloFailed during it.

@@ -21,13 +21,14 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Visit the nodes, print what they are like and what is wrong; 1 when a run would break."""
     config = DoctorConfig(**options)
     silos = _silos_of(config.federation)
-    from actors.session import session
+    from actors.session import session, ships_code
 
-    with session(config.address):
+    # Its own code goes along: it has to look at nodes on which another ray-fed is installed, or none.
+    with session(config.address, ship_code=True):
         from actors import cluster_check
 
         nodes = cluster_check.check_nodes(_paths_at(silos), round(config.megabytes * 1e6), config.timeout)
-        found = [*findings(nodes, describe_machine()), *_of_places(silos)]
+        found = [*findings(nodes, describe_machine(), ships_code()), *_of_places(silos)]
     print(software_table(nodes))
     print(machine_table(nodes))
     return conclusion(found, len(nodes), len(silos))

@@ -120,7 +120,8 @@ class FedTransferConfig(UpdateOptions):
     cohort: Literal["ray", "local"] = "ray"
     """ray: every silo is an actor; local: one after another in this process, same results."""
     address: str = "local"
-    """Ray cluster: 'local' starts a private one; 'auto' or HOST:PORT joins a running one."""
+    """Ray cluster: 'local' starts a private one; 'auto' or HOST:PORT joins a running one, with the ray-fed installed
+    there (RAY_FED_SHIP_CODE=yes: with this machine's)."""
     out: PathText | None = None
     """Folder of the run; runs/fedtransfer-DATE-TIME if not given. An interrupted run there with the same options is
     resumed."""

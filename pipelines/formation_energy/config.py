@@ -139,7 +139,8 @@ class FormationEnergyConfig(UpdateOptions):
     """GPUs per silo: 1 pins each to one, 0.25 shares one among four, 0 uses the CPU; an even share of the cluster's if
     not given. A cluster without GPUs trains on CPU and says so once."""
     address: str = "local"
-    """Ray cluster: 'local' starts a private one; 'auto' or HOST:PORT joins a running one."""
+    """Ray cluster: 'local' starts a private one; 'auto' or HOST:PORT joins a running one, with the ray-fed installed
+    there (RAY_FED_SHIP_CODE=yes: with this machine's)."""
     out: PathText | None = None
     """Folder of the run; runs/formation-energy-DATE-TIME if not given."""
 

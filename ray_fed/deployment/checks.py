@@ -60,18 +60,21 @@ class Finding:
         return f"{self.severity}: {self.where}: {self.message}"
 
 
-def findings(nodes: Sequence[NodeReport], here: Machine) -> list[Finding]:
-    """Return what is wrong with the nodes, failures first. `here` is the driver's machine, which others must equal."""
-    found = [finding for node in nodes for finding in _of_node(node, here)]
+def findings(nodes: Sequence[NodeReport], here: Machine, ships_code: bool = False) -> list[Finding]:
+    """Return what is wrong with the nodes, failures first. `here` is the driver's machine, which others must equal.
+
+    ships_code: runs take the driver's ray-fed along instead of what is installed at the nodes.
+    """
+    found = [finding for node in nodes for finding in _of_node(node, here, ships_code)]
     found += _of_protection(nodes, here)
     return sorted(found, key=lambda finding: finding.severity)
 
 
-def _of_node(node: NodeReport, here: Machine) -> Iterator[Finding]:
+def _of_node(node: NodeReport, here: Machine, ships_code: bool) -> Iterator[Finding]:
     if node.machine is None:
         yield Finding("failure", node.name, node.trouble or "it did not answer")
         return
-    yield from _of_versions(node.name, node.machine, here)
+    yield from _of_versions(node.name, node.machine, here, ships_code)
     yield from _of_room(node.name, node.machine)
     yield from _of_gpus(node, node.machine)
     yield from _of_certificate(node.name, node.machine)
@@ -83,7 +86,7 @@ def _of_node(node: NodeReport, here: Machine) -> Iterator[Finding]:
         )
 
 
-def _of_versions(name: str, machine: Machine, here: Machine) -> Iterator[Finding]:
+def _of_versions(name: str, machine: Machine, here: Machine, ships_code: bool) -> Iterator[Finding]:
     for package, wanted in here.versions.items():
         there = machine.versions.get(package)
         if there == wanted:
@@ -98,8 +101,11 @@ def _of_versions(name: str, machine: Machine, here: Machine) -> Iterator[Finding
             message = f"{package} {there}, the driver has {wanted}; last bits of results may differ"
             yield Finding("warning", name, message)
         else:
-            message = f"ray-fed {there or 'not installed'}, the driver has {wanted}; its code travels with the run"
-            yield Finding("warning", name, message)
+            message = f"ray-fed {there or 'not installed'}, the driver has {wanted}; "
+            if ships_code:
+                yield Finding("warning", name, f"{message}its code is sent along (RAY_FED_SHIP_CODE)")
+            else:
+                yield Finding("failure", name, f"{message}install the same wheel, or set RAY_FED_SHIP_CODE=yes")
     if machine.tables != here.tables:
         message = f"element tables {machine.tables}, the driver has {here.tables}; the silo would refuse to take part"
         yield Finding("failure", name, f"{message}; install the same ray-fed at every site")

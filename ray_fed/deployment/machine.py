@@ -11,11 +11,12 @@ from pathlib import Path
 
 from ray_fed.config import at_home
 from ray_fed.deployment.certificates import days_left
+from ray_fed.deployment.installed import installed_package
 from ray_fed.errors import ConfigError
 from ray_fed.materials.features.elements import TABLE_NAMES, load_table
 from ray_fed.reporting.environment import gpu_names, installed_version
 
-PACKAGES = ("ray-fed", "ray", "torch", "numpy")
+PACKAGES = ("ray", "torch", "numpy")
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -24,7 +25,7 @@ class Machine:
     """Facts of one machine, as seen by a process that Ray started there."""
 
     versions: Mapping[str, str | None]
-    """Package, or "python" -> version; None: not installed."""
+    """Package, or "python" -> version; None: not installed. That of ray-fed has a hash of its files beside it."""
     tables: str
     """Hash of the element tables that descriptors are made from."""
     shm_free: int
@@ -51,7 +52,11 @@ def describe_machine(paths: Sequence[str] = (), ask_torch: bool = False) -> Mach
     disk = shutil.disk_usage(tempfile.gettempdir())
     has_tls = os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
     return Machine(
-        {"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}},
+        {
+            "python": platform.python_version(),
+            "ray-fed": installed_package(),
+            **{name: installed_version(name) for name in PACKAGES},
+        },
         tables_digest(),
         shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0,
         disk.free,

@@ -261,7 +261,8 @@ class Coordinator:
         asks_silos = job.evaluate_silos and not isinstance(job.strategy, FedBuff)
         asked = [silo for silo in silos if silo not in self._untold]
         if job.secure_threshold and not job.single_metrics:
-            test = test or self._on_held_out_rows(job, models, asked, server_round)
+            if not test:
+                test, failed = self._on_held_out_rows(job, models, asked, server_round)
         elif test is None or asks_silos:
             by_silo, failed = self._silos_metrics(job, models, asked)
             for silo in sorted(by_silo):
@@ -280,10 +281,13 @@ class Coordinator:
         by_silo, failed = sound_metrics(told, models, self._metric_names)
         return self._observed(by_silo, job.name), failed
 
-    def _on_held_out_rows(self, job: Job, models: Models, silos: Sequence[str], server_round: int) -> dict[str, Scores]:
-        """Return each model's scores on the held-out rows of all silos together, added up under masks."""
-        found = masked_metrics(self.cohort, job, silos, models, server_round, self.observers)
-        return {model: held_out for model, (_, held_out) in found.items()}
+    def _on_held_out_rows(
+        self, job: Job, models: Models, silos: Sequence[str], server_round: int
+    ) -> tuple[dict[str, Scores], Mapping[str, str]]:
+        """Return each model's scores on the held-out rows of all silos together, added up under masks; and silo -> why
+        of those left out."""
+        found, left_out = masked_metrics(self.cohort, job, silos, models, server_round, self.observers)
+        return {model: held_out for model, (_, held_out) in found.items()}, left_out
 
 
 def check_agreement(silo: str, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:

@@ -48,9 +48,7 @@ def probe(site: str, hub: HubAddress, tls_folder: Path) -> Reached:
 
 def _presented(hub: HubAddress, tls_folder: Path) -> str:
     """Return the hash of the key that the hub shows in TLS, through the proxy where there is one."""
-    context = ssl.create_default_context(cafile=str(tls_folder / "ca.crt"))
-    context.load_cert_chain(tls_folder / "node.crt", tls_folder / "node.key")
-    context.set_alpn_protocols(["h2"])
+    context = _context(tls_folder)
     host, _, port = hub.address.rpartition(":")
     name = hub.server_name or host.strip("[]")
     try:
@@ -66,6 +64,20 @@ def _presented(hub: HubAddress, tls_folder: Path) -> str:
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ConfigError(f"{hub.address}: cannot be reached: {said}; check address, proxy and firewall") from None
     return Peer.of(ssl.DER_cert_to_PEM_cert(shown).encode()).key_hash
+
+
+def _context(tls_folder: Path) -> ssl.SSLContext:
+    """ConfigError for files that are not there or do not belong together."""
+    Certificates.read(tls_folder)
+    try:
+        context = ssl.create_default_context(cafile=str(tls_folder / "ca.crt"))
+        context.load_cert_chain(tls_folder / "node.crt", tls_folder / "node.key")
+    except (OSError, ssl.SSLError) as error:
+        said = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
+        remedy = "node.crt and node.key must be a pair, and ca.crt their authority's"
+        raise ConfigError(f"{tls_folder}: {said}; {remedy}") from None
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 def _dialled(host: str, port: int, proxy: str) -> socket.socket:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -95,6 +96,38 @@ def test_a_silo_with_one_restart_is_left_out_at_its_second_death(tmp_path):
     records = run(tmp_path, fault, RoundRules(max_restarts=1))
     assert [record.participants for record in records[1:]] == [NAMES, NAMES, *[("silo-1", "silo-3")] * 2]
     assert "its process died" in records[3].failures[0][1]
+
+
+class DiesAtEvaluation(FaultyTask):
+    """The faulty silo's process ends, or answers too late, when it is to evaluate."""
+
+    def evaluate(self, trainer, samples, vector):
+        for fault in (fault for fault in self.faults if fault.strikes()):
+            if fault.kind == "exit":
+                os._exit(1)
+            time.sleep(fault.seconds)
+        return super().evaluate(trainer, samples, vector)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Fault("exit", 10**6, "struck"), "its process died (killed, out of memory or crashed)"),
+        (Fault("hang", 10**6, "struck", seconds=12.0), "no answer within 5 s (round_timeout)"),
+    ],
+)
+def test_a_silo_that_is_lost_while_it_evaluates_is_named_in_that_record(tmp_path, fault, reason):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    fault = replace(fault, marker=str(tmp_path / "struck"))
+    job = Job("federated", NAMES, dict.fromkeys(NAMES, PLAN), model_seed=0)
+    try:
+        with federation(specs(tmp_path, fault), DiesAtEvaluation(), None, NAMES, 5.0) as placed:
+            placed.coordinator.agree()
+            records = list(placed.coordinator.run(job))
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert [record.failures for record in records] == [(("silo-2", reason),), (), (), (), ()]
+    assert ["silo.silo-2.mse" in record.metrics for record in records] == [False, True, True, True, True]
 
 
 def task_that_tells_its_process(path):

@@ -143,6 +143,15 @@ def test_no_silo_gets_more_than_one_gpu_and_none_from_another_site():
     assert [spec.num_gpus for spec in settled] == [1.0, 0.0]
 
 
+def test_a_node_that_came_later_with_another_installation_holds_no_silo():
+    drivers = {"env_vars": {"RAY_FED_DRIVER_PACKAGE": "0.1.0+0123456789ab"}}
+    actor = SiloActor.options(num_cpus=0.1, runtime_env=drivers).remote(silos(30)[0], SyntheticTask())
+    with pytest.raises(
+        PlacementError, match=r"silo 'silo-1': node .* has ray-fed .*, the driver has 0\.1\.0\+0123456789ab"
+    ):
+        value_of(actor.open.remote(), "silo-1", "opening its data")
+
+
 def test_a_silo_stands_at_its_site():
     specs = [replace(spec, site="lab") for spec in silos(30, 30, 30)]
     with federation(specs, SyntheticTask(), None, NAMES) as placed:

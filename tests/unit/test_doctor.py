@@ -9,7 +9,7 @@ from ray_fed.deployment.checks import Link, NodeReport, findings
 from ray_fed.deployment.machine import Machine, describe_machine
 
 HERE = Machine(
-    {"python": "3.11.7", "ray-fed": "0.1.0", "ray": "2.60.0", "torch": "2.13.0", "numpy": "2.4.6"},
+    {"python": "3.11.7", "ray-fed": "0.1.0+3f2a91c04d5e", "ray": "2.60.0", "torch": "2.13.0", "numpy": "2.4.6"},
     tables="c63ba62e", shm_free=10**9, disk_free=10**11, disk_used=0.5, auth_mode="token", has_tls=True,
     certificate_days=300.0, gpus_seen=1, torch_has_gpu=True,
 )  # fmt: skip
@@ -64,8 +64,8 @@ def test_a_cluster_in_which_everything_is_wrong_gets_each_finding_once(capsys):
         ("numpy", "2.4.7", "warning"),
         ("torch", "2.12.0", "warning"),
         ("torch", None, "failure"),
-        ("ray-fed", None, "warning"),
-        ("ray-fed", "0.2.0", "warning"),
+        ("ray-fed", None, "failure"),
+        ("ray-fed", "0.1.0+8d1c63f0aa07", "failure"),
     ],
 )
 def test_a_version_fails_where_messages_would_break(package, version, severity):
@@ -137,10 +137,10 @@ def test_failures_come_first_and_set_the_exit_code(capsys):
 def test_tables_have_one_aligned_line_per_node():
     silent = NodeReport("head", "192.0.2.10", "", 0.0, trouble="no answer")
     assert software_table([silent, NORTH]).splitlines() == [
-        "node     address     site   ray-fed  ray     torch   python  tables",
-        "-------  ----------  -----  -------  ------  ------  ------  --------",
-        "head     192.0.2.10  -      -        -       -       -       -",
-        "north-1  192.0.2.21  north  0.1.0    2.60.0  2.13.0  3.11.7  c63ba62e",
+        "node     address     site   ray-fed             ray     torch   python  tables",
+        "-------  ----------  -----  ------------------  ------  ------  ------  --------",
+        "head     192.0.2.10  -      -                   -       -       -       -",
+        "north-1  192.0.2.21  north  0.1.0+3f2a91c04d5e  2.60.0  2.13.0  3.11.7  c63ba62e",
     ]
     assert machine_table([NORTH]).splitlines()[2].split() == [
         "north-1", "1", "1.0", "100.0", "yes", "300", "days", "3.0", "20.0", "100", "90",

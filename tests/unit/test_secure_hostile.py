@@ -21,7 +21,7 @@ HONEST = tuple(name for name in NAMES if name != HOSTILE)
 
 
 class Hostile(LocalCohort):
-    """One silo answers one question of round 2 with something else."""
+    """One silo answers one question of round 2, of its training, with something else."""
 
     def __init__(self, question, change):
         super().__init__(SPECS, SyntheticTask())
@@ -29,7 +29,8 @@ class Hostile(LocalCohort):
 
     def query(self, question, given):
         answers = super().query(question, given)
-        if question in self.lies and {parts[1] for parts in given.values()} == {2} and HOSTILE in answers:
+        asked = {parts[:2] for parts in given.values()}
+        if question in self.lies and asked == {("federated", 2)} and HOSTILE in answers:
             member = self.silos[HOSTILE].secure._members["federated"]
             answers[HOSTILE] = self.lies[question](answers[HOSTILE], member)
         return answers

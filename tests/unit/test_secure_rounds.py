@@ -14,6 +14,7 @@ from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.rounds.secure_driver import default_threshold
 from ray_fed.federation.rounds.secure_tally import masked_moments
+from ray_fed.federation.secure_client import MASKED_METRICS
 from ray_fed.federation.silo import make_silo
 from ray_fed.federation.strategies import STRATEGIES, make_strategy
 from ray_fed.learning.layout import Layout, initial_vector
@@ -87,6 +88,15 @@ def test_metrics_under_masks_are_those_of_all_rows_together(held_out):
         found = {name: value for name, value in one.metrics.items() if name.startswith("federated.")}
         assert found == pytest.approx(pooled, rel=1e-12)
     assert bool(held_out) == ("federated.mae" in secure[-1].metrics)
+
+
+def test_a_silo_that_is_not_in_the_sums_of_an_evaluation_is_named_in_that_record():
+    specs = silos(40, 60, 25, 30, held_out=12)
+    cohort = Failing(specs, SyntheticTask(), phase=MASKED_METRICS, silo="silo-3", server_round=2)
+    records = run(3, cohort)
+    said = "secure aggregation: it sent no part of the evaluation"
+    assert [record.failures for record in records] == [(), (), (("silo-3", said),), ()]
+    assert all(record.participants == NAMES for record in records[1:])
 
 
 def test_moments_are_added_up_once_with_the_same_silos():

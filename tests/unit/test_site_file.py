@@ -1,13 +1,17 @@
 """The owner's file of a site: it is the owner's alone, and every mistake in it is named with its remedy."""
 
 import os
+import re
+import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
+from pipelines import cli
 from ray_fed.errors import ConfigError
-from ray_fed.perimeter.policy import read_site
+from ray_fed.perimeter.policy import KINDS, SITE_KEYS, Policy, read_site
 from ray_fed.sites.site_file import TASK_NAMES, TargetColumn, read_site_file
 from ray_fed.sites.tasks import TASKS
 
@@ -193,3 +197,25 @@ def test_a_fifo_in_its_place_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "site.yaml", 0o600)
     with pytest.raises(ConfigError, match="is no plain file"):
         read_site_file(Path(tmp_path / "site.yaml"))
+
+
+OWNERS_PAGE = (Path(__file__).resolve().parents[2] / "cluster" / "site.md").read_text()
+
+
+def test_the_owners_page_names_every_kind_of_message_and_only_keys_that_there_are():
+    rows = [line.strip("|").split("|") for line in OWNERS_PAGE.splitlines() if line.startswith("|")][2:]
+    kinds = [kind.strip() for row in rows for kind in row[0].split(",") if not kind.startswith(" no kind")]
+    assert sorted(kinds) == sorted(KINDS)
+    keys = {key.partition(":")[0] for row in rows for key in re.findall(r"`([^`]+)`", row[2])}
+    assert keys <= {each.name for each in fields(Policy)} | set(SITE_KEYS)
+
+
+def test_every_command_of_the_owners_page_is_one_and_the_page_is_one_screen():
+    text = OWNERS_PAGE.replace("\\\n", " ")
+    commands = [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith("    ray-fed site")]
+    assert [words[2] for words in commands] == ["init", "check", "start", "key"]
+    for words in commands:
+        cli._parse(words[1:])
+    lines = OWNERS_PAGE.splitlines()
+    assert len(lines) <= 60
+    assert max(map(len, lines)) <= 150

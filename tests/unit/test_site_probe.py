@@ -1,6 +1,7 @@
 """`ray-fed site check` asks a hub whether a run would reach it, and begins nothing."""
 
 import contextlib
+import shutil
 import socket
 import threading
 from dataclasses import replace
@@ -125,3 +126,10 @@ def _copy(one, other):
         while part := one.recv(1 << 16):
             other.sendall(part)
         other.shutdown(socket.SHUT_WR)
+
+
+def test_certificates_that_are_missing_or_no_pair_are_named_before_anything_is_dialled(address, tls, tmp_path):
+    assert "a site and a hub need node.crt, node.key and ca.crt there" in refused("north", address, tmp_path / "none")
+    mixed = shutil.copytree(tls / "north", tmp_path / "mixed")
+    shutil.copyfile(tls / "hub" / "node.key", mixed / "node.key")
+    assert "node.crt and node.key must be a pair" in refused("north", address, mixed)

@@ -16,6 +16,8 @@ from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.metrics import Scores
 from ray_fed.privacy.secure_sum.wire import as_bytes
 
+NO_PART = "secure aggregation: it sent no part of the evaluation"
+
 
 def masked_moments(
     cohort: Cohort, silos: Sequence[str], threshold: int, observers: Sequence[Observer]
@@ -36,13 +38,20 @@ def masked_metrics(
     models: Mapping[str, Vector],
     server_round: int,
     observers: Sequence[Observer],
-) -> dict[str, tuple[Scores, Scores]]:
-    """Return model -> scores on all training rows, on all held-out rows, of all silos together."""
+) -> tuple[dict[str, tuple[Scores, Scores]], dict[str, str]]:
+    """Return model -> scores on all training rows, on all held-out rows, of all silos together; and silo -> why of
+    those that are not in these sums, or gave false help."""
     tally = _tally(cohort, f"{job.name}{METRICS}", silos, job.secure_threshold, observers)
     told = as_bytes(dict.fromkeys(models, b""))
     given = dict.fromkeys(silos, (told, *models.values()))
     numbers, _, names = _added(tally, MASKED_METRICS, given, server_round)
-    return metrics_of(numbers, names, list(models))
+    return metrics_of(numbers, names, list(models)), _left_out(tally, silos)
+
+
+def _left_out(tally: SecureRoundDriver, silos: Sequence[str]) -> dict[str, str]:
+    assert tally.collector is not None
+    missing = {silo: NO_PART for silo in silos if silo not in tally.collector.survivors}
+    return {**missing, **tally.objections}
 
 
 def _tally(
