@@ -81,6 +81,8 @@ class Policy:
     test_set: Literal["scores", "public"] = "scores"
     """What leaves of a test set that stands here: scores over all of it, or, where it is public, its true values and
     single predictions, too. Whoever shows that it has the same files already gets both anyway."""
+    max_steps_per_round: int = 1_000_000
+    """Training steps that a coordinator may ask for in one round: a call must end."""
     audit: bool = False
     """Whether the silo's messages may be replayed and attacked by `ray-fed audit`, and single gradients leave as
     observations to be attacked elsewhere."""
@@ -117,7 +119,7 @@ class Policy:
     def __post_init__(self) -> None:
         for name in (
             "min_examples", "min_examples_per_update", "max_bytes_per_run", "max_description_bytes", "metric_bits",
-            "metric_bits_of_numbers", "max_evaluations_per_run", "max_evaluations_per_dataset",
+            "metric_bits_of_numbers", "max_evaluations_per_run", "max_evaluations_per_dataset", "max_steps_per_round",
         ):  # fmt: skip
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be 1 or more")
         require(self.min_noise_multiplier > 0, f"min_noise_multiplier={self.min_noise_multiplier} must be above 0")
