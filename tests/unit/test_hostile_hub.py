@@ -7,17 +7,17 @@ import time
 from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
+from queue import Queue
 
 import msgspec
-import torch
 import numpy as np
 import pandas as pd
-import pytest
 import yaml
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
+from ray_fed.errors import FedError
 from ray_fed.federation.messages import SessionSpec
 from ray_fed.federation.secure_client import QUERIES
 from ray_fed.federation.silo import make_silo
@@ -29,6 +29,7 @@ from ray_fed.materials.property_task import PropertyTask
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.sites import wire
 from ray_fed.sites.agent import SiteAgent, _Place
+from ray_fed.sites.hub import Hub
 from ray_fed.sites.site_file import read_site_file
 from ray_fed.sites.tasks import accepted, require_plain
 from ray_fed.sites.wire import FAILED, AnyRequest, Ask, Encoded, Given, Invitation, WireError, decode, encode, error_of
@@ -157,8 +158,7 @@ class Coordinator:
             return None
         assert answer.kind in request.answers
         self.kinds[answer.kind] += answer.kind in RELEASED
-        if isinstance(request, wire.EvaluateRequest):
-            self.marked += len(request.names)
+        self.marked += len(request.names) if isinstance(request, wire.EvaluateRequest) else 0
         return wire.message_of(form)
 
 
@@ -168,7 +168,9 @@ def request_limit(request) -> int:
 
 # ---- what it sends
 
-SESSIONS = st.sampled_from(["federated", "other", "federated.metrics", "moments", "../../x", "", "n" * 150, MARK[:3]])
+SESSIONS = st.sampled_from(
+    ["federated", "federated", "other", "federated.metrics", "moments", "../../x", "", "n" * 150, MARK[:3]]
+)
 ROUNDS = st.one_of(st.integers(0, 4), st.sampled_from([2**31, 2**53]))
 SILOS = st.sampled_from(["north", "north", "north", "south", "../x", ""])
 
@@ -187,7 +189,7 @@ VECTORS = st.builds(
 ) | st.sampled_from([np.nan, np.inf, -np.inf, 1e-45, 3e38]).map(lambda value: np.full(SIZE, value, np.float32))
 PLANS = st.builds(
     TrainingPlan,
-    st.integers(-1, 2**63 - 1),
+    st.integers(-1, 5) | st.just(2**63 - 1),
     st.sampled_from([1, 2, 4, 0, -3, 10**9]),
     st.sampled_from([1, 2, 8, 0, -1, 10**12]),
     st.sampled_from([1, 2, 4, 0, -1, 2**53]),
@@ -195,7 +197,8 @@ PLANS = st.builds(
     optimizer=st.sampled_from(["adam", "sgd", "os.system"]),
     optimizer_state=st.sampled_from(["keep", "reset", "average", "x"]),
     keep_local=st.sampled_from([(), ("0.weight",), (MARK[:4],)]),
-    private=st.none() | st.builds(PrivateSteps, st.sampled_from([1.0, 1e-9, 1e9]), most_steps=st.none() | st.integers(-1, 9)),
+    private=st.none()
+    | st.builds(PrivateSteps, st.sampled_from([1.0, 1e-9, 1e9]), most_steps=st.none() | st.integers(-1, 9)),
 )
 SPECS = st.builds(
     SessionSpec,
@@ -213,8 +216,8 @@ STANDARDIZERS = st.none() | st.builds(
 )
 INVITATIONS = st.builds(
     Invitation,
-    st.sampled_from(["run", "run", "run-2", "../../x", "", "r" * 300]),
-    SILOS,
+    st.sampled_from(["run", "run", "run", "run-2", "../../x", "r" * 300]),
+    st.sampled_from(["north", "north", "north", "south"]),
     st.sampled_from(["alloys", "alloys", "alloys", "/etc/passwd", "../alloys.csv", "embedded", ""]),
     st.sampled_from(["property", "property", "os:system", "ray_fed.sites.tasks:own_task", ""]),
     st.fixed_dictionaries({}, optional={
@@ -235,16 +238,23 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=5,
 )
-KEYS = st.dictionaries(
-    st.sampled_from(["mask.north", "mask.south", "share.south", "signing.south", "north", "south", "x", "mask"]),
-    st.binary(max_size=64), max_size=6,
-).map(lambda parts: np.frombuffer(json.dumps({name: value.hex() for name, value in parts.items()}).encode(), np.uint8))  # fmt: skip
+
+
+def written(parts):
+    """Return byte strings by name as those of secure aggregation travel."""
+    return np.frombuffer(json.dumps({name: value.hex() for name, value in parts.items()}).encode(), np.uint8)
+
+
+PARTS = ["mask.north", "mask.south", "share.south", "signing.south", "north", "south", "x", "mask"]
+KEYS = st.dictionaries(st.sampled_from(PARTS), st.binary(max_size=64), max_size=6).map(written)
 GIVEN = st.one_of(
     SESSIONS.map(lambda value: Given(value=value)),
     ROUNDS.map(lambda value: Given(value=value)),
     KEYS.map(lambda array: Given(array=array)),
     VECTORS.map(lambda array: Given(array=array)),
-    st.sampled_from([Given(), Given(value=-1), Given(array=np.array([2], np.int64)), Given(array=np.array([], np.int64))]),
+    st.sampled_from(
+        [Given(), Given(value=-1), Given(array=np.array([2], np.int64)), Given(array=np.array([], np.int64))]
+    ),
 )
 NAMES = st.lists(st.sampled_from(["a", "b", "../x", MARK[:2], ""]), max_size=4).map(tuple)
 
@@ -259,6 +269,24 @@ class HostileHub(RuleBasedStateMachine):
         self.owner = make_owner(self.folder)
         self.hub = Coordinator(self.owner)
         honest_begin(self.hub)
+
+    @rule()
+    def start_well(self):
+        """Bring the silo to where most calls mean something."""
+        self.hub.send(wire.InviteRequest(ASKED))
+        self.hub.send(wire.JoinRequest(Standardizer(np.zeros(65), np.ones(65))))
+
+    @rule(session=SESSIONS, threshold=st.sampled_from([0, 0, 2]), epochs=st.sampled_from([2, 8]), vector=VECTORS)
+    def train(self, session, threshold, epochs, vector):
+        """The same sessions in clear, under masks, and again in clear."""
+        self.hub.send(
+            wire.OpenSessionRequest(SessionSpec(session, replace(PLAN, epochs=epochs), 0, DIGEST, 6, threshold))
+        )
+        self.hub.send(wire.FitRequest(session, 1, vector))
+        models = tuple(np.random.default_rng(seed).normal(size=SIZE).astype(np.float32) for seed in range(3))
+        self.hub.send(wire.EvaluateRequest(session, ("a", "b", "c"), models))
+        for query in ("secure_keys", "secure_moments"):
+            self.hub.send(wire.QueryRequest(query, (Given(value=session), Given(value=1))))
 
     @rule(invitation=INVITATIONS, silo=SILOS)
     def invite(self, invitation, silo):
@@ -296,7 +324,9 @@ class HostileHub(RuleBasedStateMachine):
 
     @rule(session=SESSIONS, names=NAMES, vectors=st.lists(VECTORS, max_size=4), many=st.integers(1, 5))
     def evaluate(self, session, names, vectors, many):
-        self.hub.send(wire.EvaluateRequest(session, names * many, tuple(vectors) * many))
+        self.hub.send(wire.EvaluateRequest(session, names, tuple(vectors)))
+        repeated = tuple(f"{name}{number}" for name in names for number in range(many))
+        self.hub.send(wire.EvaluateRequest(session, repeated, tuple(vectors[:1]) * len(repeated)))
         assert self.hub.send(wire.EvaluateManyRequest(session, names, names, tuple(vectors))) is None
 
     @rule(query=st.sampled_from([*sorted(QUERIES), "rows", "__init__", "queries"]), given=st.lists(GIVEN, max_size=5))
@@ -402,6 +432,64 @@ def require_ledgers(owner: Owner, hub: Coordinator) -> None:
         sizes = [json.loads(line).get("bytes", 0) for line in path.read_bytes().splitlines()]
         assert sum(sizes) <= POLICY["max_bytes_per_run"]
     assert not any(MARK in failure for failure in hub.failures)
+
+
+class Asked:
+    """Calls over a hub, one after another."""
+
+    def __init__(self, hub: Hub):
+        self.hub, self.calls = hub, 0
+
+    def send(self, request: wire.SiloRequest):
+        """Return the message that answers; None for an error."""
+        self.calls += 1
+        ended: Queue = Queue()
+        self.hub.ask("north", "north", request, lambda _, outcome: ended.put(outcome))
+        outcome = ended.get(timeout=LONGEST_SECONDS)
+        return None if isinstance(outcome, FedError) else outcome
+
+
+def test_over_the_wire_an_honest_hub_after_a_hostile_one_gets_the_honest_bits(tmp_path):
+    owner = make_owner(tmp_path)
+    with hub_of(["north"]) as hub, running(agent("north", hub.port, [], make_host=owner)):
+        assert hub.wait_for(["north"], 20) == []
+        asked = Asked(hub)
+        honest_begin(asked)
+        for request in hostile_requests():
+            asked.send(request)
+        assert hub.is_connected("north")
+        there = honest_end(asked)
+    directly = Coordinator(make_owner(tmp_path))
+    honest_begin(directly)
+    assert there == honest_end(directly)
+
+
+def hostile_requests() -> list[wire.SiloRequest]:
+    """Return some of each kind, each out of its place."""
+    plan = replace(PLAN, epochs=10**9)
+    specs = [SessionSpec(name, plan, 0, DIGEST, 10**12, 2) for name in ("../x", "a")]
+    vector = np.full(3 * SIZE, np.nan, np.float32)
+    elsewhere = replace(ASKED, dataset="/etc/passwd")
+    return [
+        wire.FitRequest("a", 2**53, vector), wire.InviteRequest(elsewhere), wire.OpenRequest(),
+        wire.InviteRequest(ASKED), wire.MomentsRequest(), wire.JoinRequest(None),
+        *map(wire.OpenSessionRequest, specs), wire.RestoreRequest(None, tuple(specs)),
+        wire.EvaluateRequest("a", ("m",) * 3, (vector,)), wire.ObserveRequest(vector, 1), wire.CloseSessionRequest("x"),
+        wire.QueryRequest("secure_unmask", (Given(value="a"), Given(value=1), Given(array=vector))),
+        wire.ReceiveModelRequest(vector, vector), wire.FitSumRequest("a", 1, ("north",), vector), wire.EndRequest(),
+    ]  # fmt: skip
+
+
+def test_a_plan_whose_round_would_not_end_is_refused_in_every_way_that_asks_for_it(tmp_path):
+    hub = Coordinator(make_owner(tmp_path))
+    assert honest_end(hub)
+    for epochs, steps, rounds in ((10**9, 1, 1), (1, 10**12, 10**12), (0, 1, 1), (1, 1, 0), (1, -1, 1)):
+        spec = SessionSpec("long", TrainingPlan(0, epochs, steps, rounds), 0, DIGEST)
+        assert hub.send(wire.OpenSessionRequest(spec)) is None
+        assert hub.send(wire.RestoreRequest(None, (spec,))) is None
+    assert hub.send(wire.OpenSessionRequest(SessionSpec("large", PLAN, 0, DIGEST, kept_states=10**12))) is None
+    assert len(hub.failures) == 11
+    assert all("session refused by the silo's own perimeter" in failure for failure in hub.failures)
 
 
 def test_whatever_a_hub_sends_it_gets_what_the_policy_allows_and_an_honest_run_follows(tmp_path):
