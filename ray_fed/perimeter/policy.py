@@ -94,6 +94,9 @@ class Policy:
     max_evaluations_per_dataset: int = 10_000
     """The same for all runs on a data set together, whatever they are called. Counted in the owner's book, which needs
     a folder that lasts (`ledger` in this file); without one a process counts from 0 when it starts."""
+    max_splits_per_dataset: int = 20
+    """Ways in which a coordinator may have the rows dealt into those for training and those held out, over all runs:
+    how many rows each part has is told, and who chooses who is held out learns a little of who is there."""
     metric_bits: int = 7
     """Binary digits after the first that a metric has at least; 7 are steps of 0.4 to 0.8 per cent. It has more where
     a step is then still as large as the share of `min_examples` rows: from 128 times `min_examples` rows on."""
@@ -120,6 +123,7 @@ class Policy:
         for name in (
             "min_examples", "min_examples_per_update", "max_bytes_per_run", "max_description_bytes", "metric_bits",
             "metric_bits_of_numbers", "max_evaluations_per_run", "max_evaluations_per_dataset", "max_steps_per_round",
+            "max_splits_per_dataset",
         ):  # fmt: skip
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be 1 or more")
         require(self.min_noise_multiplier > 0, f"min_noise_multiplier={self.min_noise_multiplier} must be above 0")

@@ -49,6 +49,7 @@ POLICY = {
     "max_evaluations_per_dataset": 30,
     "max_bytes_per_run": 1 << 20,
     "max_steps_per_round": 64,
+    "max_splits_per_dataset": 3,
 }
 LONGEST_SECONDS = 20
 """Of one call: a bound that says that it ends, not how fast."""
@@ -269,6 +270,8 @@ class HostileHub(RuleBasedStateMachine):
         self.owner = make_owner(self.folder)
         self.hub = Coordinator(self.owner)
         honest_begin(self.hub)
+        self.train("federated", 0, 2, np.full(SIZE, 0.01, np.float32))
+        assert self.hub.kinds["metrics"] == 1
 
     @rule()
     def start_well(self):
@@ -279,6 +282,7 @@ class HostileHub(RuleBasedStateMachine):
     @rule(session=SESSIONS, threshold=st.sampled_from([0, 0, 2]), epochs=st.sampled_from([2, 8]), vector=VECTORS)
     def train(self, session, threshold, epochs, vector):
         """The same sessions in clear, under masks, and again in clear."""
+        self.start_well()
         self.hub.send(
             wire.OpenSessionRequest(SessionSpec(session, replace(PLAN, epochs=epochs), 0, DIGEST, 6, threshold))
         )
