@@ -428,8 +428,8 @@ class SiteCohort:
         for name in set(told.lost) & set(silos):
             self._note_loss(name, DIED_THERE)
         found = {name: _metrics_in(told.metrics[name], name) for name in silos if name in told.metrics}
-        failures = dict.fromkeys(told.lost, DIED_THERE) | told.failures
-        return {name: Raised(name, 0, printable(why)) for name, why in failures.items() if name in silos} | found
+        why = dict.fromkeys(silos, "its hub told nothing of it") | dict.fromkeys(told.lost, DIED_THERE) | told.failures
+        return {name: found.get(name) or Raised(name, 0, printable(why[name])) for name in silos}
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
         asked = {name: QueryRequest(query, tuple(map(Given.of, parts))) for name, parts in given.items()}
