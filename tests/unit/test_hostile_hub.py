@@ -128,6 +128,8 @@ class Coordinator:
         self.agent = SiteAgent("north", None, certificates("north"), owner)  # type: ignore[arg-type]
         self.kinds: Counter[str] = Counter()
         self.marked = 0
+        self.run = ""
+        self.masked: set[tuple[str, str]] = set()
         self.secrets = owner.secrets()
         self.failures: list[str] = []
 
@@ -159,8 +161,19 @@ class Coordinator:
             return None
         assert answer.kind in request.answers
         self.kinds[answer.kind] += answer.kind in RELEASED
+        self._require_masks(request, answer)
         self.marked += len(request.names) if isinstance(request, wire.EvaluateRequest) else 0
         return wire.message_of(form)
+
+    def _require_masks(self, request, answer: wire.Answer) -> None:
+        """A session that had masks gives no update in clear, also of a silo that was invited anew."""
+        if isinstance(request, wire.InviteRequest):
+            self.run = request.invitation.run
+        if isinstance(request, wire.OpenSessionRequest) and request.spec.secure_threshold > 0:
+            self.masked.add((self.run, request.spec.session))
+        if isinstance(request, wire.RestoreRequest):
+            self.masked |= {(self.run, spec.session) for spec in request.sessions if spec.secure_threshold > 0}
+        assert not (answer.kind == "update" and (self.run, request.session) in self.masked)
 
 
 def request_limit(request) -> int:
@@ -482,6 +495,20 @@ def hostile_requests() -> list[wire.SiloRequest]:
         wire.QueryRequest("secure_unmask", (Given(value="a"), Given(value=1), Given(array=vector))),
         wire.ReceiveModelRequest(vector, vector), wire.FitSumRequest("a", 1, ("north",), vector), wire.EndRequest(),
     ]  # fmt: skip
+
+
+def test_a_session_that_had_masks_gives_no_update_in_clear_when_its_silo_is_invited_anew(tmp_path):
+    hub = Coordinator(make_owner(tmp_path))
+    honest_end(hub)
+    masked = SessionSpec("federated", PLAN, 0, DIGEST, secure_threshold=2)
+    assert hub.send(wire.OpenSessionRequest(masked)) == DIGEST
+    hub.send(wire.InviteRequest(ASKED))
+    hub.send(wire.JoinRequest(Standardizer(np.zeros(65), np.ones(65))))
+    in_clear = replace(masked, secure_threshold=0)
+    assert hub.send(wire.OpenSessionRequest(in_clear)) is None
+    assert hub.send(wire.RestoreRequest(Standardizer(np.zeros(65), np.ones(65)), (in_clear,))) is None
+    assert all("do not leave in clear" in failure for failure in hub.failures)
+    assert len(hub.failures) == 2
 
 
 def test_a_plan_whose_round_would_not_end_is_refused_in_every_way_that_asks_for_it(tmp_path):
