@@ -497,6 +497,15 @@ def hostile_requests() -> list[wire.SiloRequest]:
     ]  # fmt: skip
 
 
+def test_the_hashes_of_a_fingerprint_are_the_owners_and_the_same_in_each_run(tmp_path):
+    """Who knows all rows but one value could try values until the hash over all is the one told."""
+    one, other = make_owner(tmp_path), make_owner(tmp_path)
+    told = [host.open().fingerprint for host in (one(ASKED), one(replace(ASKED, run="next")), other(ASKED))]
+    assert told[0] == told[1]
+    assert told[0]["sha256"] != told[2]["sha256"]
+    assert told[0]["num_rows"] == told[2]["num_rows"] == 60
+
+
 def test_a_session_that_had_masks_gives_no_update_in_clear_when_its_silo_is_invited_anew(tmp_path):
     hub = Coordinator(make_owner(tmp_path))
     honest_end(hub)
