@@ -84,6 +84,8 @@ _log = logging.getLogger(__name__)
 SITES_WITHIN_SECONDS = 600.0
 """Where no other time is given, all sites are waited for so long; one that has not come is named, and the run does not
 begin."""
+SHARE_ON_THE_WAY = 0.9
+"""A hub on the way answers after this share of the time that is waited for it: what is there then still arrives."""
 POLL_SECONDS = 0.001
 DIED_THERE = "its process, or its site's, was lost behind its hub"
 CLOSE_SECONDS = 10.0
@@ -110,13 +112,17 @@ class SiteSilo:
     """A silo at a site: whom to ask, and for what."""
 
     site: str
+    """The one that dials this hub."""
     invitation: Invitation
-    is_behind_hub: bool = False
-    """Whether the site is itself a hub of sites (relay.py), and the silo at one of those."""
 
     @property
     def name(self) -> str:
         return self.invitation.silo
+
+    @property
+    def is_behind_hub(self) -> bool:
+        """Whether the site is itself a hub of sites (relay.py), and the silo at one of those."""
+        return bool(self.invitation.way)
 
 
 class SiteCohort:
@@ -247,13 +253,17 @@ class SiteCohort:
         summed = [name for name in present if self.silos[name].is_behind_hub and not self._is_masked(session, name)]
         for (site, _), names in _grouped(summed, lambda name: (self.silos[name].site, id(present[name]))):
             vector = present[names[0]]
-            self._expect(site, site, FitSumRequest(session, server_round, tuple(names), vector), session=session)
+            request = FitSumRequest(session, server_round, tuple(names), vector, self._patience_on_the_way())
+            self._expect(site, site, request, session=session)
         single = [name for name in present if name not in set(summed)]
         for _, names in _grouped(single, lambda name: id(present[name])):
             request = FitRequest(session, server_round, present[names[0]])
             message = encode(request)
             for name in names:
                 self._expect(self.silos[name].site, name, request, message, session)
+
+    def _patience_on_the_way(self) -> float | None:
+        return None if self.answer_timeout is None else SHARE_ON_THE_WAY * self.answer_timeout
 
     def _is_masked(self, session: str, silo: str) -> bool:
         """Whether updates leave the silo under masks: a hub on the way can add them no more than others can."""
@@ -406,7 +416,7 @@ class SiteCohort:
         """A silo that is lost now raised; the rules hear of it when it is asked next."""
         names, vectors, asked = tuple(models), tuple(models.values()), list(silos)
         groups = {
-            site: EvaluateManyRequest(session, tuple(group), names, vectors)
+            site: EvaluateManyRequest(session, tuple(group), names, vectors, self._patience_on_the_way())
             for site, group in _grouped(asked, lambda name: self.silos[name].site if self._is_behind_hub(name) else "")
             if site
         }
