@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ray_fed.perimeter.chain import SUMMED, Chain, Line
-from ray_fed.perimeter.verification import UPDATES
+from ray_fed.perimeter.verification import UPDATES, place_of
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def lineage(coordinator: Chain, silos: Sequence[Chain], origin: Origin) -> list[
     A run that was resumed may have done a round twice; what counts is what was received before the round's last model.
     """
     sent = {(chain.writer, line["sha256"]): line["number"] for chain in silos for line in chain.messages()}
-    own = {(chain.writer, *_asked(line)): line for chain in silos for line in chain.of_kind("update")}
+    own = {(chain.writer, *place_of(line)): line for chain in silos for line in chain.of_kind("update")}
     rounds: dict[int, list[Contribution]] = {}
     pending: dict[int, dict[str, Line]] = {}
     for line in coordinator.lines[: origin.number]:
@@ -61,18 +61,13 @@ def lineage(coordinator: Chain, silos: Sequence[Chain], origin: Origin) -> list[
                 pending.setdefault(message["round"], {})[line["silo"]] = message
         elif line["kind"] == SUMMED and line["session"] == origin.session:
             unseen = {"num_examples": line["num_examples"], "norm": None, "sha256": ""}
-            message = {**own.get((line["silo"], *_asked(line)), unseen), "is_summed": True}
+            message = {**own.get((line["silo"], *place_of(line)), unseen), "is_summed": True}
             pending.setdefault(line["round"], {})[line["silo"]] = message
         elif line["kind"] == "model" and line["session"] == origin.session:
             received = pending.pop(line["round"], {})
             took_part = [silo for silo in _makers(line, origin) if silo in received]
             rounds[line["round"]] = [_contribution(line["round"], silo, received[silo], sent) for silo in took_part]
     return [each for server_round in sorted(rounds) for each in rounds[server_round]]
-
-
-def _asked(line: Line) -> tuple[object, ...]:
-    """Return to what an update belongs."""
-    return line["session"], line["round"], line["num_examples"]
 
 
 def _makers(line: Line, origin: Origin) -> list[str]:

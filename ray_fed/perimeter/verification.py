@@ -142,7 +142,7 @@ def _sums(
     summed, own = coordinator.of_kind(SUMMED), 0
     left = {silo: _updates_by_round(chain) for silo, chain in silos.items()}
     for line in summed:
-        silo, which = line["silo"], (line["session"], line["round"], line["num_examples"])
+        silo, which = line["silo"], place_of(line)
         if silo in left and not left[silo][which]:
             where = f"silo '{silo}': coordinator's line {line['number']}: its part of a sum"
             yield True, f"{where} of session '{which[0]}', round {which[1]}, {which[2]} rows, never left the silo"
@@ -164,8 +164,13 @@ def _updates_by_round(silo: Chain) -> dict[tuple[Any, ...], list[Line]]:
     """Return (session, round, rows) -> the updates that left for it."""
     found: dict[tuple[Any, ...], list[Line]] = defaultdict(list)
     for line in silo.of_kind("update"):
-        found[line["session"], line["round"], line["num_examples"]].append(line)
+        found[place_of(line)].append(line)
     return found
+
+
+def place_of(update: Line) -> tuple[Any, ...]:
+    """Return what tells an update's place in a run without its hash: session, round and rows."""
+    return update.get("session"), update.get("round"), update.get("num_examples")
 
 
 def _problems_with_the_collected(coordinator: Chain, silo: Chain) -> Iterator[Finding]:

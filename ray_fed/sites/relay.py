@@ -265,7 +265,7 @@ class RelayAgent(SiteAgent):
         """Take each answer when it comes; return (silo -> why it has none, silos that are lost). told: the
         coordinator's patience."""
         failures, lost = {}, []
-        patience = min((each for each in (self.patience, told) if each is not None), default=None)
+        patience = min((each for each in (self.patience, told) if each is not None), default=inf)
         clock = _Clock(patience)
         waiting = set(answers.silos)
         while waiting:
@@ -298,16 +298,16 @@ class _Clock:
     """When an answer is given without those who are late, and when it is said for whom it waits: after 10 s, then at
     ever longer intervals."""
 
-    def __init__(self, patience: float | None):
+    def __init__(self, patience: float):
         self._now = asyncio.get_running_loop().time
         self._start, self._patience, self._say_after = self._now(), patience, SAY_AFTER_SECONDS
 
     def next(self) -> float:
         """Return the loop's time of whichever comes first."""
-        return self._start + min(self._say_after, inf if self._patience is None else self._patience)
+        return self._start + min(self._say_after, self._patience)
 
     def is_over(self) -> bool:
-        return self._patience is not None and self._now() >= self._start + self._patience
+        return self._now() >= self._start + self._patience
 
     def said(self) -> float:
         """Return the seconds until now, and wait longer until it is said again."""

@@ -169,7 +169,13 @@ def test_a_site_behind_a_hub_that_is_started_again_is_restored_through_it(tmp_pa
     assert [(record.server_round, silo) for record in records for silo, _ in record.restarts] == [(3, "silo-1")]
 
 
-def test_a_hub_answers_in_time_without_the_silos_that_are_late():
+@pytest.mark.parametrize(
+    ("own", "told", "seconds"), [(2.0, None, 2.0), (None, 2.0, 1.8), (9.0, 2.0, 1.8), (1.5, 2.0, 1.5)]
+)
+def test_a_hub_answers_in_time_without_the_silos_that_are_late(own, told, seconds, monkeypatch, caplog):
+    """In its own time, or in nine tenths of the coordinator's; meanwhile it says for whom it waits."""
+    monkeypatch.setattr("ray_fed.sites.relay.SAY_AFTER_SECONDS", 0.3)
+
     class Late(OwnHosts):
         def __call__(self, invited):
             host = super().__call__(invited)
@@ -186,14 +192,18 @@ def test_a_hub_answers_in_time_without_the_silos_that_are_late():
 
     relay_is_late = threading.Event()
     specs = silos(*SIZES)
-    with two_levels(specs, Late(specs, TASK), patience=2.0) as cohort:
+    with two_levels(specs, Late(specs, TASK), patience=own) as cohort:
+        cohort.answer_timeout = told
         coordinator = Coordinator(cohort, TASK, NAMES)
         coordinator.agree()
         rounds = coordinator.run(job())
         records = [next(rounds) for _ in range(3)]
         relay_is_late.set()
         records += rounds
-    assert dict(records[2].failures) == {"silo-3": "late: no answer to its hub within 2 s"}
+    assert dict(records[2].failures) == {"silo-3": f"late: no answer to its hub within {seconds:g} s"}
+    said = [record.getMessage() for record in caplog.records if "waiting for round 2" in record.getMessage()]
+    assert [line.endswith("for 'silo-3 at site-3'") for line in said] == [True] * len(said)
+    assert len(said) == 2, "after 0.3 s, 0.9 s and 2.7 s"
     assert [len(record.participants) for record in records[1:]] == [5, 4, 5, 5, 5, 5]
 
 
@@ -202,6 +212,38 @@ def test_a_silo_that_a_hub_has_no_site_for_is_named_with_the_remedy():
         cohort = SiteCohort(upper, [behind("region-a", "silo-9")], TASK)
         with pytest.raises(ConfigError, match="silo 'silo-9': the hub 'region-a' knows no site 'site-9'; name it"):
             cohort.open()
+
+
+def test_a_site_that_never_comes_is_named_in_the_end():
+    with hub_of(["region-a"]) as upper, hub_of(["site-1"]) as lower:
+        address = HubAddress(f"127.0.0.1:{upper.port}")
+        relay = RelayAgent("region-a", address, certificates("region-a"), lower, site_within=0.5)
+        cohort = SiteCohort(upper, [behind("region-a", "silo-1")], TASK)
+        says = (
+            "silo 'silo-1' failed while joining the federation: its site 'site-1' has not answered the hub 'region-a'"
+        )
+        with running(relay), pytest.raises(SiloFailed, match=f"{says} within 0.5 s; its owner starts it"):
+            cohort.open()
+
+
+def test_three_levels_of_hubs_give_the_bits_of_silos_in_this_process():
+    """A consortium of a region of a site."""
+    specs = silos(*SIZES[:2], held_out=12)
+    names, by_name = NAMES[:2], {spec.name: spec for spec in specs}
+    ours = Job("federated", names, dict.fromkeys(names, PLAN), model_seed=0)
+    with hub_of(["consortium"]) as upper, hub_of(["region"]) as middle:
+        address = HubAddress(f"127.0.0.1:{upper.port}")
+        consortium = RelayAgent("consortium", address, certificates("consortium"), middle)
+        with running(consortium), region("region", middle, names, by_name):
+            ways = [replace(invitation(silo), way=f"region/{site_of(silo)}") for silo in names]
+            cohort = SiteCohort(upper, [SiteSilo("consortium", way) for way in ways], TASK)
+            coordinator = Coordinator(cohort, TASK, names)
+            coordinator.agree()
+            records = list(coordinator.run(ours))
+    coordinator = Coordinator(LocalCohort(specs, TASK), TASK, names)
+    coordinator.agree()
+    assert bits(records) == bits(coordinator.run(ours))
+    assert str(consortium.sums) == "12 updates in 6 sums"
 
 
 # ---- a hub's sum is looked at before it counts
