@@ -9,7 +9,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -45,7 +45,8 @@ from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.task import Task
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.metrics import Scores
-from ray_fed.sites.hub import Call, Hub, Lost, Outcome
+from ray_fed.sites.hub import SAY_AFTER_SECONDS, Call, Hub, Lost, Outcome
+from ray_fed.sites.link import listed
 from ray_fed.sites.wire import (
     CloseSessionRequest,
     Encoded,
@@ -517,7 +518,24 @@ class SiteCohort:
         with the name, before it hears anything else of the silo's site."""
         requests = {name: request_for(name) for name in names}
         futures = {name: self._call(name, request, at_end=at_end) for name, request in requests.items()}
-        return {name: self._value(future, name, requests[name].doing, None) for name, future in futures.items()}
+        answers = {}
+        for name, future in futures.items():
+            self._wait_and_say(future, futures, requests[name].doing)
+            answers[name] = self._value(future, name, requests[name].doing, None)
+        return answers
+
+    def _wait_and_say(self, future: "Future[Any]", futures: "Mapping[str, Future[Any]]", doing: str) -> None:
+        """Wait for an answer; say after 10 s, then at ever longer intervals, whose answers are not there. Of a site
+        behind another hub this hub could say nothing."""
+        seconds = SAY_AFTER_SECONDS
+        while wait([future], seconds).not_done:
+            late = [f"{name} at {self._place_of(name)}" for name, each in futures.items() if not each.done()]
+            _log.warning("waiting, %.0f s more until now, while %s, for the silos %s", seconds, doing, listed(late))
+            seconds *= 3
+
+    def _place_of(self, name: str) -> str:
+        silo = self.silos[name]
+        return f"{silo.site}/{silo.invitation.way}" if silo.is_behind_hub else silo.site
 
     def _answers_of(
         self, requests: Mapping[str, SiloRequest], instead: Callable[[str, FedError], Any] | None = None

@@ -34,10 +34,8 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, hub_of(["region"]) as upper:
         patch.setenv("RAY_FED_SITE", str(folder / "no site"))
         with region("region", upper, NAMES, {spec.name: spec for spec in specs}):
-            cohort, record = (
-                SiteCohort(upper, [behind("region", silo) for silo in NAMES], task),
-                CoordinatorRecord(task),
-            )
+            cohort = SiteCohort(upper, [behind("region", silo) for silo in NAMES], task)
+            record = CoordinatorRecord(task)
             coordinator = Coordinator(cohort, task, NAMES, [record])
             ledger = CoordinatorLedger(directory, name, SigningKey.at(folder / "coordinator.key"))
             coordinator.agree()
@@ -112,7 +110,7 @@ def one_took_no_part(lines):
 @pytest.mark.parametrize(
     ("forge", "says"),
     [
-        (other_rows, "its part of a sum of session 'federated', round 1, 4"),
+        (other_rows, "its part of a sum of session 'federated', round 1, "),
         (another_round, f"round {ROUNDS + 1}, "),
         (one_line_less, "took part in round 1 of 'federated' without an update"),
         (one_line_twice, "its part of a sum of session 'federated', round 1"),
@@ -128,9 +126,8 @@ def test_a_coordinator_that_forges_sums_contradicts_the_silos_or_itself(forged, 
 
 def test_without_a_silos_own_ledger_its_part_is_the_coordinators_word(run, forged, capsys):
     ledger_of(forged, "silo-1").unlink()
-    changed(
-        forged, lambda lines: [line for line in lines if (line["kind"], line.get("silo")) != ("handed over", "silo-1")]
-    )
+    handed_over = ("handed over", "silo-1")
+    changed(forged, lambda lines: [line for line in lines if (line["kind"], line.get("silo")) != handed_over])
     keys = {name: key for name, key in owners_keys(run).items() if name == "silo-2"}
     code, said = verify(forged, keys, capsys)
     assert code == NOT_KNOWN

@@ -214,16 +214,41 @@ def test_a_silo_that_a_hub_has_no_site_for_is_named_with_the_remedy():
             cohort.open()
 
 
-def test_a_site_that_never_comes_is_named_in_the_end():
+def test_a_site_that_never_comes_is_named_at_both_hubs_and_in_the_end(monkeypatch, caplog):
+    for module in ("hub", "cohort"):
+        monkeypatch.setattr(f"ray_fed.sites.{module}.SAY_AFTER_SECONDS", 0.2)
     with hub_of(["region-a"]) as upper, hub_of(["site-1"]) as lower:
         address = HubAddress(f"127.0.0.1:{upper.port}")
-        relay = RelayAgent("region-a", address, certificates("region-a"), lower, site_within=0.5)
+        relay = RelayAgent("region-a", address, certificates("region-a"), lower, site_within=3.0)
         cohort = SiteCohort(upper, [behind("region-a", "silo-1")], TASK)
         says = (
             "silo 'silo-1' failed while joining the federation: its site 'site-1' has not answered the hub 'region-a'"
         )
-        with running(relay), pytest.raises(SiloFailed, match=f"{says} within 0.5 s; its owner starts it"):
+        with running(relay), pytest.raises(SiloFailed, match=f"{says} within 3 s; its owner starts it"):
             cohort.open()
+    said = [record.getMessage() for record in caplog.records]
+    assert "for the silos 'silo-1 at region-a/site-1'" in next(line for line in said if line.startswith("waiting, "))
+    assert any(line.startswith("waiting for site 'site-1': not connected for") for line in said)
+
+
+def test_a_hub_between_that_is_started_again_changes_no_bit(tmp_path):
+    specs = [replace(spec, state_folder=str(tmp_path / spec.name)) for spec in silos(*SIZES[:2], held_out=12)]
+    names, by_name = NAMES[:2], {spec.name: spec for spec in specs}
+    ours = Job("federated", names, dict.fromkeys(names, PLAN), model_seed=0)
+    with hub_of(["region-a"]) as upper, contextlib.ExitStack() as stack:
+        relay, _ = stack.enter_context(region("region-a", upper, names, by_name))
+        coordinator = Coordinator(SiteCohort(upper, [behind("region-a", silo) for silo in names], TASK), TASK, names)
+        coordinator.agree()
+        rounds = coordinator.run(ours)
+        records = [next(rounds) for _ in range(3)]
+        relay.stop()
+        again = RelayAgent("region-a", HubAddress(f"127.0.0.1:{upper.port}"), certificates("region-a"), relay.lower)
+        with running(again):
+            records += rounds
+    coordinator = Coordinator(LocalCohort(silos(*SIZES[:2], held_out=12), TASK), TASK, names)
+    coordinator.agree()
+    assert bits(records) == bits(coordinator.run(ours))
+    assert sorted(silo for record in records for silo, _ in record.restarts) == list(names)
 
 
 def test_three_levels_of_hubs_give_the_bits_of_silos_in_this_process():
