@@ -1,9 +1,10 @@
 """What the way to sites costs: a large model against a plain TLS stream, and small exchanges against Ray's actors.
 
-    python benchmarks/site_transport.py [--million-parameters 25] [--rounds 300]
+    python benchmarks/site_transport.py [--million-parameters 25] [--rounds 300] [--flower-python PYTHON]
 
 Every site is a process of its own, connected by mutual TLS over the loopback. The second table runs one job, with an
 exchange after every batch, on silo actors and at sites: guarded silos, rules, guard and exact sums are the real ones.
+With a Python that has flwr and torch, Flower's deployment engine runs the same job (site_transport_flower.py).
 """
 
 import argparse
@@ -12,8 +13,10 @@ import os
 import queue
 import socket
 import ssl
+import subprocess
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +31,10 @@ from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import make_silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.federation.torch_task import TorchTask
+from ray_fed.learning.private_steps import PrivateSteps
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.perimeter.guarded_silo import GuardedSilo
+from ray_fed.privacy.compression import Compression
 from ray_fed.sites.agent import HubAddress, SiteAgent
 from ray_fed.sites.cohort import SiteCohort, SiteSilo
 from ray_fed.sites.hub import Hub
@@ -158,26 +163,49 @@ def guarded(invited):
     return GuardedSilo(spec(invited.silo), lambda: make_silo(spec(invited.silo), task()))
 
 
-def job(rounds):
-    plan = TrainingPlan(seed=0, epochs=rounds // BATCHES, steps_per_epoch=BATCHES, num_rounds=rounds)
-    return Job("federated", NAMES, dict.fromkeys(NAMES, plan), 0, evaluate_every=rounds)
+def keeping_a_ledger(invited):
+    folder = tempfile.mkdtemp(prefix="ray-fed-ledger-")
+    mine = replace(spec(invited.silo), run="bench", ledger_folder=folder, state_folder=folder)
+    return GuardedSilo(mine, lambda: make_silo(mine, task()))
 
 
-def rounds_a_second(coordinator, rounds):
+def bare(invited):
+    """No gate at all: what protections are measured against."""
+    return make_silo(spec(invited.silo), task())
+
+
+PROTECTIONS = {
+    "none": (bare, {}, 0),
+    "the gate": (guarded, {}, 0),
+    "gate and signed ledger": (keeping_a_ledger, {}, 0),
+    "gate, noise in every step": (guarded, {"private": PrivateSteps(1.0)}, 0),
+    "gate, masks": (guarded, {}, 3),
+    "gate, updates as int8": (guarded, {"compression": Compression("int8")}, 0),
+}
+"""Name -> (host, options of the training plan, threshold of secure aggregation)."""
+
+
+def job(rounds, options=None, threshold=0):
+    plan = TrainingPlan(seed=0, epochs=rounds // BATCHES, steps_per_epoch=BATCHES, num_rounds=rounds, **(options or {}))
+    plans = dict.fromkeys(NAMES, plan)
+    return Job("federated", NAMES, plans, 0, evaluate_every=rounds, secure_threshold=threshold)
+
+
+def rounds_a_second(coordinator, rounds, options=None, threshold=0):
     """Return the rate, and the model."""
     coordinator.agree()
-    records = list(coordinator.run(job(rounds)))
+    records = list(coordinator.run(job(rounds, options, threshold)))
     seconds = [record.seconds["total"] for record in records[1 + rounds // 10 :]]
     return len(seconds) / sum(seconds), records[-1].models["federated"].tobytes()
 
 
-def at_sites(own, of_site, rounds):
+def at_sites(own, of_site, rounds, make_host=guarded, options=None, threshold=0):
     with (
         Hub("127.0.0.1:0", own, dict.fromkeys(NAMES, of_site.key_hash())) as hub,
-        processes(hub, of_site, guarded, NAMES),
+        processes(hub, of_site, make_host, NAMES),
     ):
         cohort = SiteCohort(hub, [SiteSilo(name, invitation(name)) for name in NAMES], task())
-        return rounds_a_second(Coordinator(cohort, task(), NAMES), rounds)
+        return rounds_a_second(Coordinator(cohort, task(), NAMES), rounds, options, threshold)
 
 
 def on_actors(rounds):
@@ -188,10 +216,20 @@ def on_actors(rounds):
         return rounds_a_second(placed.coordinator, rounds)
 
 
+def at_flowers_nodes(python, rounds=4):
+    """Return the rate of Flower's deployment engine: four SuperNodes of one SuperLink."""
+    script = Path(__file__).with_name("site_transport_flower.py")
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([python, str(script), folder, str(rounds)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return 1 / float(done.stdout.split()[-1])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--million-parameters", type=float, default=25.0)
     parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--flower-python", help="a Python that has flwr and torch; without one Flower is left out")
     given = parser.parse_args()
     torch.set_num_threads(1)
     own, of_site = certificates()
@@ -207,6 +245,15 @@ def main():
     assert first == second, "the cohorts are not bit-equal"
     print(f"4 silo actors             {actors:6.0f} rounds/s 1.00")
     print(f"4 sites                   {sites:6.0f} rounds/s {sites / actors:.2f}   the same bits")
+    print("\nprotection, 4 sites")
+    first = None
+    for name, (make_host, options, threshold) in PROTECTIONS.items():
+        rate, _ = at_sites(own, of_site, given.rounds, make_host, options, threshold)
+        first = first or rate
+        print(f"{name:25s} {rate:6.0f} rounds/s {rate / first:.2f}", flush=True)
+    if given.flower_python:
+        flower = at_flowers_nodes(given.flower_python)
+        print(f"4 SuperNodes of Flower    {flower:6.3f} rounds/s {flower / actors:.4f}")
 
 
 if __name__ == "__main__":
