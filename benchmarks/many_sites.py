@@ -96,7 +96,7 @@ def serve_hub(name, names, upper, own, pin, of_sites, stop, said):
         sites = context.Process(target=serve_sites, args=(names, hub.port, of_sites, stop, said))
         sites.start()
         assert not hub.wait_for(names, 300)
-        RelayAgent(name, HubAddress(f"127.0.0.1:{upper}"), own, hub, {silo: silo for silo in names}).start()
+        RelayAgent(name, HubAddress(f"127.0.0.1:{upper}"), own, hub).start()
         stop.wait()
         said.put(("hub", len(names), memory() - before))
         sites.join()
@@ -159,7 +159,7 @@ def measured(num_sites, num_hubs, num_parameters, rounds, counted):
         assert not hub.wait_for(known, 300)
         site_of = {name: f"hub-{number}" if num_hubs else name for number, part in enumerate(parts) for name in part}
         silos = [
-            SiteSilo(site_of[name], Invitation("run", name, name, "light", {}), is_behind_hub=bool(num_hubs))
+            SiteSilo(site_of[name], Invitation("run", name, name, "light", {}, way=name if num_hubs else ""))
             for name in names
         ]
         line = trained(SiteCohort(hub, silos, task(num_parameters)), names, rounds, counted)

@@ -431,6 +431,14 @@ COMMANDS = (
         "Dial out to the hub, for ever, and train on this machine what the site's file allows.",
     ),
     Command(
+        "site relay",
+        "serve as a hub between sites and the coordinator, for a region or a consortium, until Ctrl-C",
+        "pipelines.site.relay:run",
+        (SITE_FILE,),
+        "Let sites dial in here, dial out to the coordinator's hub as one site, and add the sites' updates up on the "
+        "way: no bit of the model changes. The file has `relay: {listen: HOST:PORT, sites: {NAME: KEY}}`, and no data.",
+    ),
+    Command(
         "site key",
         "print the hash of a machine's public key, for the other side to pin",
         "pipelines.site.key:run",

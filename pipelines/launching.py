@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -142,7 +143,7 @@ def _with_sites(
             here = LocalCohort(members.silos, members.task, members.test)
         elif members.silos:  # before the hub: Ray starts processes, which a process with gRPC's threads does badly
             here, notices, keepers = stack.enter_context(_on_ray(members, address, answer_timeout, start))
-        hub = stack.enter_context(listening(members.hub))
+        hub = stack.enter_context(listening(members.hub, Path(members.hub.tls)))
         evaluator = Evaluator(members.test, members.task) if members.test and not members.silos else None
         away = stack.enter_context(contextlib.closing(_site_cohort(hub, members, evaluator, answer_timeout, start)))
         both = JoinedCohort([here, away]) if here else away

@@ -7,6 +7,7 @@ silos:
     num_gpus: 1
     where: {source: OQMD}
   - {name: south-lab, dataset: alloys, site: south}   # at a site that its owner runs (`ray-fed site start`)
+  - {name: east-lab, dataset: alloys, site: region/east}   # at one that dials the hub `region` (`ray-fed site relay`)
 hub:                           # where such sites dial in, and which keys they have; any field of `HubSection`
   listen: 0.0.0.0:7443
   tls: certs/hub
@@ -59,7 +60,7 @@ class SiteEntry:
     """Name of the silo in messages, tables and figures."""
     site: str = ""
     """Value of the Ray node label `site` of the machines that hold the data; empty: anywhere. With `dataset`: the name
-    of the site that has it."""
+    of the site that has it, after those of the hubs on the way to it, as HUB/SITE."""
     target: str | None = None
     """The site's name for the column to learn; the pipeline's target if not given."""
     unit: str | None = None
@@ -93,6 +94,16 @@ class SiteEntry:
         for name in ("data", "target", "unit", "where", "state", "num_gpus"):
             unwanted = f"{name}={getattr(self, name)!r} goes with data; of a dataset, its owner's site.yaml says that"
             require(not getattr(self, name), unwanted)
+
+    @property
+    def dialling(self) -> str:
+        """The site that dials the coordinator's hub: the one with the data, or the first hub on the way to it."""
+        return self.site.partition("/")[0]
+
+    @property
+    def way(self) -> str:
+        """From there to the site with the data; empty where that is the one."""
+        return self.site.partition("/")[2]
 
     @property
     def conditions(self) -> tuple[tuple[str, str], ...]:
@@ -148,8 +159,11 @@ def _hub(values: Any, silos: Sequence[SiteEntry], path: str) -> HubSection | Non
         return None
     hub = _section(HubSection, values or {}, f"{path}: hub")
     for silo in owned:
-        missing = f"{path}: hub: sites: the key of site '{silo.site}' is missing"
-        require(silo.site in hub.pins, f"{missing}; its owner reads it out: `ray-fed site init` prints it")
+        parts = silo.site.split("/")
+        fits = all(map(PLAIN_NAME.fullmatch, parts))
+        require(fits, f"{path}: silo '{silo.name}': site={silo.site!r} must be SITE, or HUB/SITE behind another hub")
+        missing = f"{path}: hub: sites: the key of site '{silo.dialling}' is missing"
+        require(silo.dialling in hub.pins, f"{missing}; its owner reads it out: `ray-fed site init` prints it")
     return hub
 
 

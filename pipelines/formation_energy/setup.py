@@ -158,6 +158,7 @@ def _part(config: FormationEnergyConfig, source: Source, plan: StudyPlan, name: 
 
 
 def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
+    _check_baselines(config, file)
     base = at_home(str(config.federation)).resolve().parent
     fraction = 0.0 if file.test else config.test_fraction
     silos = tuple(
@@ -172,11 +173,17 @@ def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
         for entry in file.silos
         if not entry.dataset
     )
-    sites = tuple((entry.site, _invitation(config, entry, fraction)) for entry in file.silos if entry.dataset)
+    sites = tuple((entry.dialling, _invitation(config, entry, fraction)) for entry in file.silos if entry.dataset)
     order = tuple(entry.name for entry in file.silos)
     hub = replace(file.hub, tls=str(base / at_home(file.hub.tls))) if file.hub else None
     test = SiloSpec("test", _site_rows(config, file.test, base, 0.0), site=file.test.site) if file.test else None
     return Setup(config, _task(config), silos, None, test and _held(test, _task(config)), sites, hub, order)
+
+
+def _check_baselines(config: FormationEnergyConfig, file: FederationFile) -> None:
+    for entry in file.silos:
+        refused = f"baselines: silo '{entry.name}' cannot train alone: a hub on the way adds its updates to others'"
+        require(not (entry.dataset and entry.way and config.baselines), f"{refused}; give --baselines no")
 
 
 def _held(test: SiloSpec, task: PropertyTask) -> SiloSpec:
@@ -187,7 +194,7 @@ def _held(test: SiloSpec, task: PropertyTask) -> SiloSpec:
 def _invitation(config: FormationEnergyConfig, entry: SiteEntry, test_fraction: float) -> Invitation:
     """Return what a site is asked for: names and plain options."""
     options = {**asdict(property_options(config)), **({FILTERS: entry.filters} if entry.filters else {})}
-    return Invitation("", entry.name, entry.dataset, "property", options, test_fraction, config.seed)
+    return Invitation("", entry.name, entry.dataset, "property", options, test_fraction, config.seed, entry.way)
 
 
 def _site_rows(config: FormationEnergyConfig, entry: SiteEntry, base: Path, test_fraction: float) -> CrystalRows:

@@ -58,6 +58,7 @@ def _row(each: Contribution) -> list[str]:
     line = "missing" if each.line is None else str(each.line)
     rows = "masked" if each.num_examples is None else f"{each.num_examples:,}"
     norm = "masked" if each.norm is None else f"{each.norm:.4g}"
+    norm = "in a sum" if each.is_summed and each.norm is None else norm
     return [str(each.server_round), each.silo, rows, norm, each.sha256[:16], line]
 
 
@@ -65,4 +66,6 @@ def _counts_text(contributions: Sequence[Contribution]) -> str:
     """Return how many updates of which silos the model was made from."""
     each = ", ".join(f"{silo} {count:,}" for silo, count in sorted(Counter(one.silo for one in contributions).items()))
     known = sum(one.line is not None for one in contributions)
-    return f"  from {len(contributions):,} updates ({each or 'none'}); {known:,} of them stand in their silos' ledgers"
+    found = f"  from {len(contributions):,} updates ({each or 'none'}); {known:,} of them stand in their silos' ledgers"
+    summed = sum(one.is_summed for one in contributions)
+    return f"{found}; {summed:,} came in a hub's sum, as their silos say" if summed else found

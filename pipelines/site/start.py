@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +41,25 @@ def _serve(file: SiteFile, path: Path, own: Certificates) -> None:
     agent = SiteAgent(file.name, address_of(file.hub), own, hosts, hosts.end)
     print(f"dialling {file.hub.address}; Ctrl-C ends the site", file=sys.stderr)
     agent.start()
-    said = ""
     try:
-        while True:
-            time.sleep(SAY_EVERY_SECONDS)
-            if (now := str(hosts.departures)) != said:
-                logging.getLogger("ray_fed.site").info("left so far: %s", now)
-            said = now
-    except KeyboardInterrupt:
-        print("ending; what a silo is at is lost", file=sys.stderr)
+        say_until_interrupted(lambda: f"left so far: {hosts.departures}")
     finally:
         hosts.end_all()
         agent.stop()
         print(f"site '{file.name}' has ended: {hosts.departures}", file=sys.stderr)
+
+
+def say_until_interrupted(words: Callable[[], str]) -> None:
+    """Write into the log what has changed, until Ctrl-C."""
+    said = ""
+    try:
+        while True:
+            time.sleep(SAY_EVERY_SECONDS)
+            if (now := words()) != said:
+                logging.getLogger("ray_fed.site").info("%s", now)
+            said = now
+    except KeyboardInterrupt:
+        print("ending; what a silo is at is lost", file=sys.stderr)
 
 
 def write_log(folder: Path) -> Path:

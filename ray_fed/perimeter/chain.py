@@ -15,10 +15,11 @@ from ray_fed.privacy.signing import is_signed
 from ray_fed.reading import bounded_lines, parse_json
 
 Line = Mapping[str, Any]
+SUMMED = "summed on the way"
+"""Kind of the coordinator's line of an update that a hub between has added to others."""
 OTHER_LINES = (
     "opening", "reopening", "signature", CLOSING, "refused", "error", "session", "handed over", "received", "malformed",
-    "summed on the way",
-    "model",
+    SUMMED, "model",
 )  # fmt: skip
 """Kinds of line that are no message that left."""
 MAX_LINE_BYTES = 1 << 22
@@ -65,6 +66,9 @@ REQUIRED: Mapping[str, Mapping[str, Check]] = {
     "reopening": OPENING,
     "signature": {"signature": _is_text},
     "received": {"silo": _is_text, "message": lambda value: isinstance(value, dict) and not _misfits(value, MESSAGE)},
+    SUMMED: {
+        "silo": _is_text, "session": _is_text, "round": _is_count, "num_examples": _is_count, "summed_with": _are_texts,
+    },
     "model": {
         "session": _is_text, "round": _is_count, "strategy": _is_text, "participants": _are_texts,
         "models": _map_of(_is_text),

@@ -17,7 +17,7 @@ from ray_fed.federation.messages import RelayedUpdate
 from ray_fed.federation.rounds.job import Job, Observer, RoundRecord
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout
-from ray_fed.perimeter.chain import MAX_LEDGER_BYTES
+from ray_fed.perimeter.chain import MAX_LEDGER_BYTES, SUMMED
 from ray_fed.perimeter.checks import digest_of
 from ray_fed.perimeter.ledger import tensors_digest, vector_digest
 from ray_fed.perimeter.policy import PUBLIC_KEY
@@ -122,9 +122,12 @@ class CoordinatorRecord(Observer):
 
 def _received(silo: str, message: object, session: str, server_round: int) -> Note:
     """Return the note of a message; of one that is none, that it came: the coordinator itself refuses it by name. What
-    a hub has summed on the way has no digest here: its vector never came."""
+    a hub has summed on the way has no digest here: its vector never came. With whose it was summed is noted."""
     if isinstance(message, RelayedUpdate):
-        return {"kind": "summed on the way", "silo": silo, "session": session, "round": server_round}
+        return {
+            "kind": SUMMED, "silo": silo, "session": session, "round": server_round,
+            "num_examples": message.num_examples, "summed_with": list(message.sum.silos),
+        }  # fmt: skip
     try:
         digest = digest_of(message)
     except Exception:  # a foreign object may raise anything when it is looked at

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from ray_fed.perimeter.chain import Chain, Line
-from ray_fed.perimeter.verification import UPDATES
+from ray_fed.perimeter.chain import SUMMED, Chain, Line
+from ray_fed.perimeter.verification import UPDATES, place_of
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,11 @@ class Contribution(NamedTuple):
     """None under masks: the coordinator does not know it."""
     norm: float | None
     sha256: str
+    """Empty where it came in a sum, and its silo's ledger is not there: the coordinator has not seen it."""
     line: int | None
     """Number of the line in its silo's ledger; None where it is not there."""
+    is_summed: bool = False
+    """Whether a hub on the way added it to others."""
 
 
 def origin_of(coordinator: Chain, digest: str) -> Origin | None:
@@ -48,6 +51,7 @@ def lineage(coordinator: Chain, silos: Sequence[Chain], origin: Origin) -> list[
     A run that was resumed may have done a round twice; what counts is what was received before the round's last model.
     """
     sent = {(chain.writer, line["sha256"]): line["number"] for chain in silos for line in chain.messages()}
+    own = {(chain.writer, *place_of(line)): line for chain in silos for line in chain.of_kind("update")}
     rounds: dict[int, list[Contribution]] = {}
     pending: dict[int, dict[str, Line]] = {}
     for line in coordinator.lines[: origin.number]:
@@ -55,6 +59,10 @@ def lineage(coordinator: Chain, silos: Sequence[Chain], origin: Origin) -> list[
             message = line["message"]
             if message["session"] == origin.session:
                 pending.setdefault(message["round"], {})[line["silo"]] = message
+        elif line["kind"] == SUMMED and line["session"] == origin.session:
+            unseen = {"num_examples": line["num_examples"], "norm": None, "sha256": ""}
+            message = {**own.get((line["silo"], *place_of(line)), unseen), "is_summed": True}
+            pending.setdefault(line["round"], {})[line["silo"]] = message
         elif line["kind"] == "model" and line["session"] == origin.session:
             received = pending.pop(line["round"], {})
             took_part = [silo for silo in _makers(line, origin) if silo in received]
@@ -70,4 +78,7 @@ def _makers(line: Line, origin: Origin) -> list[str]:
 
 def _contribution(server_round: int, silo: str, message: Line, sent: dict[tuple[str, str], int]) -> Contribution:
     line = sent.get((silo, message["sha256"]))
-    return Contribution(server_round, silo, message["num_examples"], message["norm"], message["sha256"], line)
+    is_summed = message.get("is_summed", False)
+    return Contribution(
+        server_round, silo, message["num_examples"], message["norm"], message["sha256"], line, is_summed
+    )

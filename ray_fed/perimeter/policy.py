@@ -39,8 +39,8 @@ COORDINATOR = "coordinator"
 SITE_VARIABLE = "RAY_FED_SITE"
 SITE_FOLDER = ".config/ray-fed"
 SITE_FILE = "site.yaml"
-AGENT_KEYS = ("name", "hub", "datasets", "tasks", "own_tasks", "device", "state")
-"""Of a site that its owner runs."""
+AGENT_KEYS = ("name", "hub", "datasets", "tasks", "own_tasks", "device", "state", "relay")
+"""Of a site that its owner runs, or of a hub that is one."""
 SITE_KEYS = ("ledger", "perimeter", "silos", "partners", "receive_models", *AGENT_KEYS)
 PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
 KINDS = (

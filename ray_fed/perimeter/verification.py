@@ -1,12 +1,12 @@
 """Compares the ledgers of a run: what contradicts, and what nobody can know from them."""
 
 import itertools
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray_fed.perimeter.chain import Chain, Line
+from ray_fed.perimeter.chain import SUMMED, Chain, Line
 from ray_fed.perimeter.policy import COORDINATOR
 
 UPDATES = ("update", "masked")
@@ -51,6 +51,7 @@ def compare(
         *_other_writers(coordinator, silos),
         *_seconds(silos),
         *(each for silo in both for each in _unmatched(silo, received[silo], sent[silo])),
+        *_sums(coordinator, by_name, sent),
         *_missing(coordinator, received, by_name),
         *(each for chain in silos for each in _problems_with_the_collected(coordinator, chain)),
         *_round_problems(coordinator),
@@ -133,6 +134,45 @@ def _unmatched(silo: str, messages: Sequence[Line], sent: Counter[tuple[Any, ...
             yield True, f"{where}: the {message['kind']} of {which} never left the silo"
 
 
+def _sums(
+    coordinator: Chain, silos: Mapping[str, Chain], sent: Mapping[str, Counter[tuple[Any, ...]]]
+) -> Iterator[Finding]:
+    """Yield what contradicts the sums that hubs have made on the way, and that nobody here can add them up again.
+    Takes the updates that silos wrote down for them out of `sent`."""
+    summed, own = coordinator.of_kind(SUMMED), 0
+    left = {silo: _updates_by_round(chain) for silo, chain in silos.items()}
+    for line in summed:
+        silo, which = line["silo"], place_of(line)
+        if silo in left and not left[silo][which]:
+            where = f"silo '{silo}': coordinator's line {line['number']}: its part of a sum"
+            yield True, f"{where} of session '{which[0]}', round {which[1]}, {which[2]} rows, never left the silo"
+        elif silo in left:
+            update = left[silo][which].pop()
+            sent[silo][_compared_fields(update)] -= 1
+            own += 1
+    if summed:
+        names = ", ".join(f"'{silo}'" for silo in sorted({line["silo"] for line in summed}))
+        yield (
+            False,
+            f"{len(summed)} updates of the silos {names} were added up by a hub on the way, and never came here one by "
+            f"one: {own} of them stand in their silos' ledgers, with session, round and rows; whether the hub added up "
+            "these values, and nothing else, is its operator's word",
+        )
+
+
+def _updates_by_round(silo: Chain) -> dict[tuple[Any, ...], list[Line]]:
+    """Return (session, round, rows) -> the updates that left for it."""
+    found: dict[tuple[Any, ...], list[Line]] = defaultdict(list)
+    for line in silo.of_kind("update"):
+        found[place_of(line)].append(line)
+    return found
+
+
+def place_of(update: Line) -> tuple[Any, ...]:
+    """Return what tells an update's place in a run without its hash: session, round and rows."""
+    return update.get("session"), update.get("round"), update.get("num_examples")
+
+
 def _problems_with_the_collected(coordinator: Chain, silo: Chain) -> Iterator[Finding]:
     """Yield where a ledger is not the one that the coordinator collected: it wrote down key and head of each."""
     whose = f"silo '{silo.writer}': the ledger"
@@ -191,13 +231,18 @@ def _round_problems(coordinator: Chain) -> Iterator[Finding]:
     """Yield what the coordinator's own ledger lacks: rounds of a job, which runs from 0 to the number it says, and
     updates of who took part in one."""
     arrived: set[tuple[str, int, str]] = set()
+    sums: dict[tuple[str, int], set[tuple[str, ...]]] = defaultdict(set)
     jobs: dict[str, list[Line]] = {}
     for line in coordinator.lines:
         if line["kind"] == "received" and line["message"]["kind"] in UPDATES:
             arrived.add((line["message"]["session"], line["message"]["round"], line["silo"]))
+        elif line["kind"] == SUMMED:
+            arrived.add((line["session"], line["round"], line["silo"]))
+            sums[line["session"], line["round"]].add(tuple(line["summed_with"]))
         elif line["kind"] == "model":
             jobs.setdefault(line["session"], []).append(line)
             yield from _without_update(line, arrived)
+            yield from _parts_of_sums(line, sums.pop((line["session"], line["round"]), set()))
     if coordinator.closing is not None:
         for session, lines in jobs.items():
             yield from _missing_rounds(session, lines)
@@ -209,6 +254,14 @@ def _without_update(model: Line, arrived: Collection[tuple[str, int, str]]) -> I
         if (session, number, silo) not in arrived:
             where = f"coordinator's line {model['number']}"
             yield True, f"{where}: silo '{silo}' took part in round {number} of '{session}' without an update"
+
+
+def _parts_of_sums(model: Line, sums: Collection[tuple[str, ...]]) -> Iterator[Finding]:
+    """Yield who stands in a sum that went into a model, and not among those who took part: none can be taken out."""
+    took_part = set(model["participants"])
+    for silo in sorted({silo for each in sums if took_part & set(each) for silo in set(each) - took_part}):
+        where = f"coordinator's line {model['number']}"
+        yield True, f"{where}: silo '{silo}' is in a sum of round {model['round']}, and did not take part in it"
 
 
 def _missing_rounds(session: str, models: Sequence[Line]) -> Iterator[Finding]:

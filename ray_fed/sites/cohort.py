@@ -9,7 +9,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -45,7 +45,8 @@ from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.task import Task
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.metrics import Scores
-from ray_fed.sites.hub import Call, Hub, Lost, Outcome
+from ray_fed.sites.hub import SAY_AFTER_SECONDS, Call, Hub, Lost, Outcome
+from ray_fed.sites.link import listed
 from ray_fed.sites.wire import (
     CloseSessionRequest,
     Encoded,
@@ -84,6 +85,8 @@ _log = logging.getLogger(__name__)
 SITES_WITHIN_SECONDS = 600.0
 """Where no other time is given, all sites are waited for so long; one that has not come is named, and the run does not
 begin."""
+SHARE_ON_THE_WAY = 0.9
+"""A hub on the way answers after this share of the time that is waited for it: what is there then still arrives."""
 POLL_SECONDS = 0.001
 DIED_THERE = "its process, or its site's, was lost behind its hub"
 CLOSE_SECONDS = 10.0
@@ -110,13 +113,17 @@ class SiteSilo:
     """A silo at a site: whom to ask, and for what."""
 
     site: str
+    """The one that dials this hub."""
     invitation: Invitation
-    is_behind_hub: bool = False
-    """Whether the site is itself a hub of sites (relay.py), and the silo at one of those."""
 
     @property
     def name(self) -> str:
         return self.invitation.silo
+
+    @property
+    def is_behind_hub(self) -> bool:
+        """Whether the site is itself a hub of sites (relay.py), and the silo at one of those."""
+        return bool(self.invitation.way)
 
 
 class SiteCohort:
@@ -247,13 +254,17 @@ class SiteCohort:
         summed = [name for name in present if self.silos[name].is_behind_hub and not self._is_masked(session, name)]
         for (site, _), names in _grouped(summed, lambda name: (self.silos[name].site, id(present[name]))):
             vector = present[names[0]]
-            self._expect(site, site, FitSumRequest(session, server_round, tuple(names), vector), session=session)
+            request = FitSumRequest(session, server_round, tuple(names), vector, self._patience_on_the_way())
+            self._expect(site, site, request, session=session)
         single = [name for name in present if name not in set(summed)]
         for _, names in _grouped(single, lambda name: id(present[name])):
             request = FitRequest(session, server_round, present[names[0]])
             message = encode(request)
             for name in names:
                 self._expect(self.silos[name].site, name, request, message, session)
+
+    def _patience_on_the_way(self) -> float | None:
+        return None if self.answer_timeout is None else SHARE_ON_THE_WAY * self.answer_timeout
 
     def _is_masked(self, session: str, silo: str) -> bool:
         """Whether updates leave the silo under masks: a hub on the way can add them no more than others can."""
@@ -406,7 +417,7 @@ class SiteCohort:
         """A silo that is lost now raised; the rules hear of it when it is asked next."""
         names, vectors, asked = tuple(models), tuple(models.values()), list(silos)
         groups = {
-            site: EvaluateManyRequest(session, tuple(group), names, vectors)
+            site: EvaluateManyRequest(session, tuple(group), names, vectors, self._patience_on_the_way())
             for site, group in _grouped(asked, lambda name: self.silos[name].site if self._is_behind_hub(name) else "")
             if site
         }
@@ -507,7 +518,24 @@ class SiteCohort:
         with the name, before it hears anything else of the silo's site."""
         requests = {name: request_for(name) for name in names}
         futures = {name: self._call(name, request, at_end=at_end) for name, request in requests.items()}
-        return {name: self._value(future, name, requests[name].doing, None) for name, future in futures.items()}
+        answers = {}
+        for name, future in futures.items():
+            self._wait_and_say(future, futures, requests[name].doing)
+            answers[name] = self._value(future, name, requests[name].doing, None)
+        return answers
+
+    def _wait_and_say(self, future: "Future[Any]", futures: "Mapping[str, Future[Any]]", doing: str) -> None:
+        """Wait for an answer; say after 10 s, then at ever longer intervals, whose answers are not there. Of a site
+        behind another hub this hub could say nothing."""
+        seconds = SAY_AFTER_SECONDS
+        while wait([future], seconds).not_done:
+            late = [f"{name} at {self._place_of(name)}" for name, each in futures.items() if not each.done()]
+            _log.warning("waiting, %.0f s more until now, while %s, for the silos %s", seconds, doing, listed(late))
+            seconds *= 3
+
+    def _place_of(self, name: str) -> str:
+        silo = self.silos[name]
+        return f"{silo.site}/{silo.invitation.way}" if silo.is_behind_hub else silo.site
 
     def _answers_of(
         self, requests: Mapping[str, SiloRequest], instead: Callable[[str, FedError], Any] | None = None

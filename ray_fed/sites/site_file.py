@@ -21,6 +21,13 @@ The file is the one of ray_fed/perimeter/policy.py, with these keys besides `per
     state: ~/ray-fed/state            optimiser states during a run
 
 It belongs to the account that runs the site, mode 0600. Nothing that a coordinator sends is read into it.
+
+A hub between sites and coordinator (`ray-fed site relay`) has a file of the same name and mode, with `name`, `hub`,
+`ledger`, for its log, and
+
+    relay:                            any field of `Relay`
+      listen: 0.0.0.0:7443
+      sites: {north: 3fa1..., south: 77c0...}
 """
 
 import re
@@ -52,6 +59,7 @@ TASK_NAMES = ("property",)
 """Built in: ray_fed/sites/tasks.py."""
 EMBEDDED = "embedded"
 """The source that needs no file: model crystals."""
+RELAY_KEYS = ("name", "hub", "relay", "ledger")
 STATE_FOLDER, LEDGER_FOLDER = "~/ray-fed/state", "~/ray-fed/ledger"
 
 
@@ -108,6 +116,45 @@ class HubEntry:
     @property
     def tls_folder(self) -> Path:
         return at_home(self.tls)
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where sites that their owners run dial in."""
+
+    listen: str = "0.0.0.0:7443"
+    """HOST:PORT of this machine, the one port that is to be open."""
+    sites: Any = None
+    """Site -> hash of its public key, as its owner reads it out (`ray-fed site init` prints it). Another key is
+    refused."""
+
+    def __post_init__(self) -> None:
+        require(PORT.fullmatch(self.listen) is not None, f"listen={self.listen!r} must be HOST:PORT")
+        require(isinstance(self.sites or {}, Mapping), f"sites={self.sites!r} must be a mapping of sites to their keys")
+        for site, key in self.pins.items():
+            wanted = "must be the hash of the site's key, 64 digits 0-9 a-f in quotes"
+            require(HASH.fullmatch(key) is not None, f"sites: {site}={key!r} {wanted}")
+            fits = NAME.fullmatch(site) is not None
+            require(fits, f"sites: {site!r} must be letters, digits, '-', '_' and '.', at most 64")
+
+    @property
+    def pins(self) -> dict[str, str]:
+        return {str(site): str(key) for site, key in (self.sites or {}).items()}
+
+
+@dataclass(frozen=True)
+class Relay(Listening):
+    """What a hub is that is a site of another hub."""
+
+    patience: float | None = None
+    """Seconds after which a round goes on without the sites that are late, where the coordinator does not say fewer
+    (round_timeout); none waits as long as the coordinator does."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(bool(self.pins), "sites: is empty; name at least one site, with the hash of its key")
+        fits = self.patience is None or (isfinite(self.patience) and self.patience > 0)
+        require(fits, f"patience={self.patience} must be a finite number above 0")
 
 
 @dataclass(frozen=True)
@@ -173,16 +220,50 @@ class SiteFile:
         return self.ledger_folder / "signing.key"
 
 
+@dataclass(frozen=True)
+class RelayFile:
+    """All that the operator of a hub between says."""
+
+    path: Path
+    name: str
+    hub: HubEntry
+    relay: Relay
+    log_folder: Path
+
+
+def read_relay_file(path: Path | None = None) -> RelayFile:
+    """Return what the operator's file says; see `read_site_file`."""
+    reader = _read(path)
+    for key in reader.content:
+        none_here = f"{reader.path}: {key}: a hub between has no data; leave it out, it belongs into a site's own file"
+        require(key in RELAY_KEYS, none_here)
+    named = "relay" in reader.content
+    require(named, f"{reader.path}: key 'relay' is missing; write relay: {{listen: HOST:PORT, sites: {{NAME: HASH}}}}")
+    return RelayFile(
+        reader.path,
+        reader.name(),
+        reader.section(HubEntry, "hub"),
+        reader.section(Relay, "relay"),
+        at_home(ledger_folder_of(reader.content, reader.path) or LEDGER_FOLDER),
+    )
+
+
+def _read(path: Path | None) -> "_Reader":
+    path = path or site_path()
+    require(path.exists(), f"{path}: no such file; make one with `ray-fed site init`")
+    content = read_owned(path, is_secret=True)
+    check_keys(content, path)
+    return _Reader(path, content)
+
+
 def read_site_file(path: Path | None = None) -> SiteFile:
     """Return what the owner's file says; where it stands: see policy.py.
 
     ConfigError names the file, the key, the value and the remedy.
     """
-    path = path or site_path()
-    require(path.exists(), f"{path}: no such file; make one with `ray-fed site init`")
-    content = read_owned(path, is_secret=True)
-    check_keys(content, path)
-    reader = _Reader(path, content)
+    reader = _read(path)
+    path, content = reader.path, reader.content
+    require("relay" not in content, f"{path}: relay: is for a hub between; start it with `ray-fed site relay`")
     alone = "counts where a coordinator's file names silos; here write it under datasets: NAME: perimeter"
     require("silos" not in content, f"{path}: silos: {alone}")
     return SiteFile(

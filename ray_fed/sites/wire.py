@@ -35,7 +35,7 @@ from ray_fed.federation.messages import (
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.metrics import MeanScores, RegressionSums, Scores
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of everything in this file."""
 DTYPES = ("<f4", "<f8", "<i8", "<u8", "|u1")
 ALIGNMENT = 8
@@ -121,6 +121,9 @@ class Invitation:
     """Share of the rows that are held out."""
     split_seed: int = 0
     """Seed of the draw of those rows."""
+    way: str = ""
+    """Of a hub that is a site: which of its own sites is meant, NAME or, where that is a hub, too, NAME/NAME; empty at
+    the site that has the silo."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.test_fraction < 1:
@@ -240,6 +243,8 @@ class FitSumRequest(SiloRequest, frozen=True, tag="fit_sum"):
     server_round: Count
     silos: tuple[Name, ...]
     vector: np.ndarray
+    patience: float | None = None
+    """Seconds after which the answer is wanted, without the silos that are late; None: when all are there."""
 
     def put_to(self, host: SiloHost) -> object:  # noqa: ARG002
         raise ConfigError("this site is no hub of other sites")
@@ -268,6 +273,8 @@ class EvaluateManyRequest(SiloRequest, frozen=True, tag="evaluate_many"):
     silos: tuple[Name, ...]
     names: tuple[Name, ...]
     vectors: tuple[np.ndarray, ...]
+    patience: float | None = None
+    """As in `FitSumRequest`."""
 
     def put_to(self, host: SiloHost) -> object:  # noqa: ARG002
         raise ConfigError("this site is no hub of other sites")

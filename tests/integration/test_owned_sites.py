@@ -33,8 +33,11 @@ def free_port() -> int:
 @pytest.fixture(scope="module")
 def consortium(tmp_path_factory):
     """A hub and two sites, each with its certificate and its table, before anything runs."""
-    folder = tmp_path_factory.mktemp("consortium")
-    write_certificates(folder / "tls", [Node(name, ("127.0.0.1",)) for name in ("hub", *SITES)], 3)
+    return prepared(tmp_path_factory.mktemp("consortium"), "hub")
+
+
+def prepared(folder: Path, *hubs: str) -> Path:
+    write_certificates(folder / "tls", [Node(name, ("127.0.0.1",)) for name in (*hubs, *SITES)], 3)
     crystals = make_model_crystals(num_rows=500).rename(columns={"target": TARGET})
     for site, anion in SITES.items():
         crystals[crystals["anion"] == anion].to_csv(folder / f"{site}.csv", index=False)
@@ -45,11 +48,11 @@ def key_of(folder: Path, name: str) -> str:
     return Certificates.read(folder / "tls" / name).key_hash()
 
 
-def init(folder: Path, site: str, port: int) -> int:
+def init(folder: Path, site: str, port: int, hub: str = "hub") -> int:
     """Write the owner's file with the command, as an owner would."""
     return main([
         "site", "init", "--file", str(folder / site / "site.yaml"), "--name", site, "--hub", f"127.0.0.1:{port}",
-        "--hub-key", key_of(folder, "hub"), "--dataset", f"alloys={folder / site}.csv",
+        "--hub-key", key_of(folder, hub), "--dataset", f"alloys={folder / site}.csv",
         "--target", f"{TARGET}={TARGET}:eV/atom", "--tls", str(folder / "tls" / site),
         "--ledger", str(folder / site / "ledger"), "--state", str(folder / site / "state"),
         *(["--receive-models", str(folder / "models")] if site == "north" else []),

@@ -12,7 +12,7 @@ import yaml
 from pipelines import cli
 from ray_fed.errors import ConfigError
 from ray_fed.perimeter.policy import KINDS, SITE_KEYS, Policy, read_site
-from ray_fed.sites.site_file import TASK_NAMES, TargetColumn, read_site_file
+from ray_fed.sites.site_file import TASK_NAMES, TargetColumn, read_relay_file, read_site_file
 from ray_fed.sites.tasks import TASKS
 
 KEY = "3f" * 32
@@ -114,6 +114,43 @@ def test_a_mistake_is_named_with_file_key_value_and_remedy(write, changes, messa
         read_site_file(path)
     assert message in str(raised.value)
     assert str(raised.value).startswith(str(path))
+
+
+RELAY = {"datasets": None, "tasks": None, "perimeter": None, "partners": None, "relay": {"sites": {"south": KEY}}}
+
+
+def test_the_file_of_a_hub_between_names_its_sites_and_no_data(write, tmp_path):
+    file = read_relay_file(write(**RELAY, ledger=str(tmp_path / "log")))
+    assert (file.name, file.hub.address, file.relay.listen) == ("north", "hub.example.org:7443", "0.0.0.0:7443")
+    assert (file.relay.pins, file.relay.patience, file.log_folder) == ({"south": KEY}, None, tmp_path / "log")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"datasets": GOOD["datasets"]}, "datasets: a hub between has no data"),
+        ({"relay": None}, "key 'relay' is missing; write relay: {listen: HOST:PORT"),
+        ({"relay": {}}, "relay: sites: is empty; name at least one site"),
+        ({"relay": {"sites": {"south": "12"}}}, "relay: sites: south='12' must be the hash of the site's key"),
+        ({"relay": {"sites": {"a/b": KEY}}}, "relay: sites: 'a/b' must be letters"),
+        ({"relay": {"sites": {"a": KEY}, "listen": "x"}}, "relay: listen='x' must be HOST:PORT"),
+        ({"relay": {"sites": {"a": KEY}, "patience": 0}}, "relay: patience=0.0 must be a finite number above 0"),
+        ({"relay": {"site": {"a": KEY}}}, "relay: unknown key 'site'; did you mean 'sites'?"),
+    ],
+)
+def test_a_mistake_in_the_file_of_a_hub_between_is_named_with_file_key_value_and_remedy(write, changes, message):
+    path = write(**{**RELAY, **changes})
+    with pytest.raises(ConfigError) as raised:
+        read_relay_file(path)
+    assert message in str(raised.value)
+    assert str(raised.value).startswith(str(path))
+
+
+def test_the_file_of_a_hub_between_is_refused_when_others_can_read_it_and_where_a_site_is_started(write):
+    with pytest.raises(ConfigError, match="others can read or write it"):
+        read_relay_file(write(0o644, **RELAY))
+    with pytest.raises(ConfigError, match="relay: is for a hub between; start it with `ray-fed site relay`"):
+        read_site_file(write(**RELAY))
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o644, 0o660])

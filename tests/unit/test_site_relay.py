@@ -33,6 +33,10 @@ REGIONS = {"region-a": NAMES[:2], "region-b": NAMES[2:4]}
 TASK = SyntheticTask()
 
 
+def behind(region, silo):
+    return SiteSilo(region, replace(invitation(silo), way=site_of(silo)))
+
+
 def job(plan=PLAN, **changes):
     return Job("federated", NAMES, dict.fromkeys(NAMES, plan), model_seed=0, **changes)
 
@@ -48,7 +52,7 @@ def region(name, upper, names, specs, make_host=None, **options):
     """A hub for some silos that is a site of the upper hub."""
     with hub_of([site_of(silo) for silo in names]) as lower:
         address = HubAddress(f"127.0.0.1:{upper.port}")
-        relay = RelayAgent(name, address, certificates(name), lower, {silo: site_of(silo) for silo in names}, **options)
+        relay = RelayAgent(name, address, certificates(name), lower, **options)
         sites = [agent(site_of(silo), lower.port, [specs[silo]], TASK, make_host=make_host) for silo in names]
         with running(*sites), running(relay):
             yield relay, sites
@@ -63,8 +67,8 @@ def two_levels(specs=None, make_host=None, evaluator=None, **options):
         for name, names in REGIONS.items():
             stack.enter_context(region(name, upper, names, by_name, make_host, **options))
         stack.enter_context(running(agent("site-5", upper.port, [by_name["silo-5"]], TASK)))
-        behind = [SiteSilo(name, invitation(silo), True) for name, names in REGIONS.items() for silo in names]
-        yield SiteCohort(upper, [*behind, SiteSilo("site-5", invitation("silo-5"))], TASK, evaluator)
+        far = [behind(name, silo) for name, names in REGIONS.items() for silo in names]
+        yield SiteCohort(upper, [*far, SiteSilo("site-5", invitation("silo-5"))], TASK, evaluator)
 
 
 def assert_equal(ours, theirs):
@@ -149,8 +153,8 @@ def test_a_site_behind_a_hub_that_is_started_again_is_restored_through_it(tmp_pa
         relay, sites = stack.enter_context(region("region-a", upper, NAMES[:2], by_name))
         stack.enter_context(region("region-b", upper, NAMES[2:4], by_name))
         stack.enter_context(running(agent("site-5", upper.port, [by_name["silo-5"]], TASK)))
-        behind = [SiteSilo(name, invitation(silo), True) for name, names in REGIONS.items() for silo in names]
-        cohort = SiteCohort(upper, [*behind, SiteSilo("site-5", invitation("silo-5"))], TASK)
+        far = [behind(name, silo) for name, names in REGIONS.items() for silo in names]
+        cohort = SiteCohort(upper, [*far, SiteSilo("site-5", invitation("silo-5"))], TASK)
         coordinator = Coordinator(cohort, TASK, NAMES)
         coordinator.agree()
         rounds = coordinator.run(job())
@@ -165,7 +169,13 @@ def test_a_site_behind_a_hub_that_is_started_again_is_restored_through_it(tmp_pa
     assert [(record.server_round, silo) for record in records for silo, _ in record.restarts] == [(3, "silo-1")]
 
 
-def test_a_hub_answers_in_time_without_the_silos_that_are_late():
+@pytest.mark.parametrize(
+    ("own", "told", "seconds"), [(2.0, None, 2.0), (None, 2.0, 1.8), (9.0, 2.0, 1.8), (1.5, 2.0, 1.5)]
+)
+def test_a_hub_answers_in_time_without_the_silos_that_are_late(own, told, seconds, monkeypatch, caplog):
+    """In its own time, or in nine tenths of the coordinator's; meanwhile it says for whom it waits."""
+    monkeypatch.setattr("ray_fed.sites.relay.SAY_AFTER_SECONDS", 0.3)
+
     class Late(OwnHosts):
         def __call__(self, invited):
             host = super().__call__(invited)
@@ -182,22 +192,83 @@ def test_a_hub_answers_in_time_without_the_silos_that_are_late():
 
     relay_is_late = threading.Event()
     specs = silos(*SIZES)
-    with two_levels(specs, Late(specs, TASK), patience=2.0) as cohort:
+    with two_levels(specs, Late(specs, TASK), patience=own) as cohort:
+        cohort.answer_timeout = told
         coordinator = Coordinator(cohort, TASK, NAMES)
         coordinator.agree()
         rounds = coordinator.run(job())
         records = [next(rounds) for _ in range(3)]
         relay_is_late.set()
         records += rounds
-    assert dict(records[2].failures) == {"silo-3": "late: no answer to its hub within 2.0 s"}
+    assert dict(records[2].failures) == {"silo-3": f"late: no answer to its hub within {seconds:g} s"}
+    said = [record.getMessage() for record in caplog.records if "waiting for round 2" in record.getMessage()]
+    assert [line.endswith("for 'silo-3 at site-3'") for line in said] == [True] * len(said)
+    assert len(said) == 2, "after 0.3 s, 0.9 s and 2.7 s"
     assert [len(record.participants) for record in records[1:]] == [5, 4, 5, 5, 5, 5]
 
 
 def test_a_silo_that_a_hub_has_no_site_for_is_named_with_the_remedy():
     with hub_of(["region-a"]) as upper, region("region-a", upper, NAMES[:1], {"silo-1": silos(9)[0]}):
-        cohort = SiteCohort(upper, [SiteSilo("region-a", invitation("silo-9"), True)], TASK)
-        with pytest.raises(ConfigError, match="silo 'silo-9': the hub 'region-a' has no site for it; name it there"):
+        cohort = SiteCohort(upper, [behind("region-a", "silo-9")], TASK)
+        with pytest.raises(ConfigError, match="silo 'silo-9': the hub 'region-a' knows no site 'site-9'; name it"):
             cohort.open()
+
+
+def test_a_site_that_never_comes_is_named_at_both_hubs_and_in_the_end(monkeypatch, caplog):
+    for module in ("hub", "cohort"):
+        monkeypatch.setattr(f"ray_fed.sites.{module}.SAY_AFTER_SECONDS", 0.2)
+    with hub_of(["region-a"]) as upper, hub_of(["site-1"]) as lower:
+        address = HubAddress(f"127.0.0.1:{upper.port}")
+        relay = RelayAgent("region-a", address, certificates("region-a"), lower, site_within=3.0)
+        cohort = SiteCohort(upper, [behind("region-a", "silo-1")], TASK)
+        says = (
+            "silo 'silo-1' failed while joining the federation: its site 'site-1' has not answered the hub 'region-a'"
+        )
+        with running(relay), pytest.raises(SiloFailed, match=f"{says} within 3 s; its owner starts it"):
+            cohort.open()
+    said = [record.getMessage() for record in caplog.records]
+    assert "for the silos 'silo-1 at region-a/site-1'" in next(line for line in said if line.startswith("waiting, "))
+    assert any(line.startswith("waiting for site 'site-1': not connected for") for line in said)
+
+
+def test_a_hub_between_that_is_started_again_changes_no_bit(tmp_path):
+    specs = [replace(spec, state_folder=str(tmp_path / spec.name)) for spec in silos(*SIZES[:2], held_out=12)]
+    names, by_name = NAMES[:2], {spec.name: spec for spec in specs}
+    ours = Job("federated", names, dict.fromkeys(names, PLAN), model_seed=0)
+    with hub_of(["region-a"]) as upper, contextlib.ExitStack() as stack:
+        relay, _ = stack.enter_context(region("region-a", upper, names, by_name))
+        coordinator = Coordinator(SiteCohort(upper, [behind("region-a", silo) for silo in names], TASK), TASK, names)
+        coordinator.agree()
+        rounds = coordinator.run(ours)
+        records = [next(rounds) for _ in range(3)]
+        relay.stop()
+        again = RelayAgent("region-a", HubAddress(f"127.0.0.1:{upper.port}"), certificates("region-a"), relay.lower)
+        with running(again):
+            records += rounds
+    coordinator = Coordinator(LocalCohort(silos(*SIZES[:2], held_out=12), TASK), TASK, names)
+    coordinator.agree()
+    assert bits(records) == bits(coordinator.run(ours))
+    assert sorted(silo for record in records for silo, _ in record.restarts) == list(names)
+
+
+def test_three_levels_of_hubs_give_the_bits_of_silos_in_this_process():
+    """A consortium of a region of a site."""
+    specs = silos(*SIZES[:2], held_out=12)
+    names, by_name = NAMES[:2], {spec.name: spec for spec in specs}
+    ours = Job("federated", names, dict.fromkeys(names, PLAN), model_seed=0)
+    with hub_of(["consortium"]) as upper, hub_of(["region"]) as middle:
+        address = HubAddress(f"127.0.0.1:{upper.port}")
+        consortium = RelayAgent("consortium", address, certificates("consortium"), middle)
+        with running(consortium), region("region", middle, names, by_name):
+            ways = [replace(invitation(silo), way=f"region/{site_of(silo)}") for silo in names]
+            cohort = SiteCohort(upper, [SiteSilo("consortium", way) for way in ways], TASK)
+            coordinator = Coordinator(cohort, TASK, names)
+            coordinator.agree()
+            records = list(coordinator.run(ours))
+    coordinator = Coordinator(LocalCohort(specs, TASK), TASK, names)
+    coordinator.agree()
+    assert bits(records) == bits(coordinator.run(ours))
+    assert str(consortium.sums) == "12 updates in 6 sums"
 
 
 # ---- a hub's sum is looked at before it counts
@@ -246,7 +317,7 @@ def test_what_is_no_sum_of_what_was_asked_for_is_refused(changes):
 
 def test_a_site_that_is_no_hub_says_so():
     with hub_of(["site-1"]) as hub, running(agent("site-1", hub.port, silos(9), TASK)):
-        cohort = SiteCohort(hub, [SiteSilo("site-1", invitation("silo-1"), True)], TASK)
+        cohort = SiteCohort(hub, [behind("site-1", "silo-1")], TASK)
         cohort.open()
         cohort.submit("s", 1, {"silo-1": VECTOR})
         assert "silo 'site-1'" in cohort.next_event(20).reason
