@@ -61,6 +61,16 @@ class Book:
                 del masked[:-MOST_SESSIONS]
         return known
 
+    def take_split(self, dataset: str, test_fraction: float, split_seed: int, most: int) -> str:
+        """Note a way to hold out rows, of at most so many different ones in all runs together."""
+        with self.page(dataset) as page:
+            splits, split = page.setdefault("splits", []), f"{test_fraction!r} {split_seed}"
+            if split not in splits and len(splits) >= most:
+                return f"its rows were held out in {most} other ways before; max_splits_per_dataset={most}"
+            if split not in splits:
+                splits.append(split)
+        return ""
+
     def take_steps(self, dataset: str, mechanism: Mechanism, count: int, budget: float, delta: float) -> str:
         """Count noised steps that are to be taken, of all that together may cost epsilon = `budget`."""
         with self.page(dataset) as page:

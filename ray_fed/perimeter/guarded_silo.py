@@ -5,6 +5,7 @@ other way has a method here.
 """
 
 import contextlib
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -250,7 +251,16 @@ class GuardedSilo(EgressBoundary):
         if type(said) is not SiloDescription:
             return said, request  # the gate refuses it
         self._require_enough_rows(doing, said)
-        return replace(said, agreement=self._compared(said.agreement, expected)), request
+        fingerprint = self._keyed(said.fingerprint)
+        return replace(said, agreement=self._compared(said.agreement, expected), fingerprint=fingerprint), request
+
+    def _keyed(self, fingerprint: Any) -> Any:
+        """Return a fingerprint whose hashes nobody else can compute, where the owner's key lasts: who knows all rows
+        but one value could try values until the hash is the one told. In all runs of the owner's they are the same."""
+        key = self._key
+        if key is None or not self.site.ledger_folder or type(fingerprint) is not dict:
+            return fingerprint
+        return {name: _keyed_hash(key, value) if type(value) is str else value for name, value in fingerprint.items()}
 
     def _declared(self) -> tuple[dict[str, str], tuple[str, ...]]:
         """Return what the task wants all to agree on, and the names of its metrics."""
@@ -285,3 +295,8 @@ class GuardedSilo(EgressBoundary):
             values = getattr(samples, name)
             shown = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
             self.gate.row_matcher.add(f"prepared {name}", shown)
+
+
+def _keyed_hash(key: SigningKey, text: str) -> str:
+    """Return a hash that needs the private key; Ed25519 signs a text in one way only (RFC 8032)."""
+    return hashlib.sha256(key.sign(f"fingerprint {text}".encode()).encode()).hexdigest()

@@ -16,6 +16,10 @@ from ray_fed.perimeter.gate import Gate
 from ray_fed.perimeter.policy import COORDINATOR, Site
 
 IN_SITE_FILE = "in its owner's site.yaml"
+MOST_STEPS_PER_EPOCH = 1 << 20
+"""The rows are dealt into so many batches: each takes memory, however few rows there are."""
+MOST_KEPT_STATES = 1 << 10
+"""Each takes room on the owner's disk."""
 FEWER = "evaluate less often (evaluate_every), or let the owner allow more in site.yaml"
 
 
@@ -36,6 +40,7 @@ class Insistence:
 
     def open(self, spec: SessionSpec) -> None:
         """Refuse a session in which updates would leave otherwise than their owner wants."""
+        self._require_an_end(spec)
         self._require_masks(spec)
         self._require_noise(spec.plan.private)
         self.priced.pop(spec.session, None)
@@ -80,6 +85,18 @@ class Insistence:
         insists = policy.masks == "required" or policy.needs_noise
         reason = f"{demanded}: required {IN_SITE_FILE}, and this answer would leave without"
         self.gate.require(not insists or query in SECURE_QUERIES, kind, reason)
+
+    def _require_an_end(self, spec: SessionSpec) -> None:
+        """Refuse a plan whose rounds would never end, or fill the memory or the disk."""
+        plan, most = spec.plan, self.site.policy.max_steps_per_round
+        numbers = (plan.epochs, plan.steps_per_epoch, plan.num_rounds)
+        reason = "epochs, steps_per_epoch and num_rounds must be 1 or more"
+        self.gate.require(all(type(number) is int and number >= 1 for number in numbers), "session", reason)
+        reason = f"one round would be more than max_steps_per_round={most} {IN_SITE_FILE}; exchange more often"
+        self.gate.require(-(-plan.total_steps // plan.num_rounds) <= most, "session", reason)
+        reason = f"more than {MOST_STEPS_PER_EPOCH} steps an epoch, or {MOST_KEPT_STATES} kept states"
+        fits = plan.steps_per_epoch <= MOST_STEPS_PER_EPOCH and 0 <= spec.kept_states <= MOST_KEPT_STATES
+        self.gate.require(fits, "session", reason)
 
     def _require_masks(self, spec: SessionSpec) -> None:
         has_masks = spec.secure_threshold > 0

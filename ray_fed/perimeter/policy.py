@@ -81,6 +81,8 @@ class Policy:
     test_set: Literal["scores", "public"] = "scores"
     """What leaves of a test set that stands here: scores over all of it, or, where it is public, its true values and
     single predictions, too. Whoever shows that it has the same files already gets both anyway."""
+    max_steps_per_round: int = 1_000_000
+    """Training steps that a coordinator may ask for in one round: a call must end."""
     audit: bool = False
     """Whether the silo's messages may be replayed and attacked by `ray-fed audit`, and single gradients leave as
     observations to be attacked elsewhere."""
@@ -92,6 +94,9 @@ class Policy:
     max_evaluations_per_dataset: int = 10_000
     """The same for all runs on a data set together, whatever they are called. Counted in the owner's book, which needs
     a folder that lasts (`ledger` in this file); without one a process counts from 0 when it starts."""
+    max_splits_per_dataset: int = 20
+    """Ways in which a coordinator may have the rows dealt into those for training and those held out, over all runs:
+    how many rows each part has is told, and who chooses who is held out learns a little of who is there."""
     metric_bits: int = 7
     """Binary digits after the first that a metric has at least; 7 are steps of 0.4 to 0.8 per cent. It has more where
     a step is then still as large as the share of `min_examples` rows: from 128 times `min_examples` rows on."""
@@ -117,7 +122,8 @@ class Policy:
     def __post_init__(self) -> None:
         for name in (
             "min_examples", "min_examples_per_update", "max_bytes_per_run", "max_description_bytes", "metric_bits",
-            "metric_bits_of_numbers", "max_evaluations_per_run", "max_evaluations_per_dataset",
+            "metric_bits_of_numbers", "max_evaluations_per_run", "max_evaluations_per_dataset", "max_steps_per_round",
+            "max_splits_per_dataset",
         ):  # fmt: skip
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be 1 or more")
         require(self.min_noise_multiplier > 0, f"min_noise_multiplier={self.min_noise_multiplier} must be above 0")

@@ -26,11 +26,17 @@ from ray_fed.materials.databases.columns import canonical_target
 from ray_fed.materials.databases.source import Source
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.symmetry import Symmetry
+from ray_fed.perimeter.book import Book
 from ray_fed.perimeter.policy import Site
 from ray_fed.sites.site_file import Dataset, OwnTask, SiteFile
 
 _log = logging.getLogger(__name__)
 
+SPLIT_STEPS = 20
+"""Parts of 1 by which a test_fraction may differ from another: two that differ by less hold out the same rows but for
+one that a coordinator can choose, and the counts of rows would tell whether it is there."""
+LEAST_HELD_OUT, MOST_HELD_OUT = 2, 10
+"""Of SPLIT_STEPS; for the same reason none holds out single rows."""
 FILTERS = "filters"
 """Option of every task: names of conditions that the owner allows."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,127}")
@@ -90,11 +96,27 @@ def accepted(file: SiteFile, invitation: InvitationLike) -> Invited:
         make_task, source = _task_and_source(file, dataset, invitation, options, where)
     except ConfigError as error:
         refuse(silo, "its options make no task at this site", str(error))
+    _count_split(file, dataset, invitation)
     spec = SiloSpec(
         silo, source, file.device.num_gpus, file.device.num_cpus, state_folder=str(file.state_folder / invitation.run),
         run=invitation.run, ledger_folder=str(file.ledger_folder), dataset=dataset.name,
     )  # fmt: skip
     return Invited(spec, make_task, file.site_of(dataset), dataset)
+
+
+def _count_split(file: SiteFile, dataset: Dataset, invitation: InvitationLike) -> None:
+    """Refuse to hold out rows in a way that singles some out, or in too many ways; note the way in the owner's book."""
+    fraction, step = invitation.test_fraction, round(invitation.test_fraction * SPLIT_STEPS)
+    if fraction == 0:
+        return
+    is_coarse = LEAST_HELD_OUT <= step <= MOST_HELD_OUT and abs(fraction * SPLIT_STEPS - step) < 1e-9
+    if not is_coarse:
+        phrase = "test_fraction must be 0, or one of 0.1, 0.15, ... 0.5: a finer one tells who is among its rows"
+        refuse(invitation.silo, phrase, f"{fraction!r} of '{dataset.name}' is asked for")
+    most = dataset.policy.max_splits_per_dataset
+    found = Book(file.ledger_folder).take_split(dataset.name, step / SPLIT_STEPS, invitation.split_seed, most)
+    if found:
+        refuse(invitation.silo, found, f"{fraction!r}, seed {invitation.split_seed} of '{dataset.name}' is asked for")
 
 
 def require_plain(silo: str, name: str) -> None:

@@ -270,7 +270,7 @@ DAMAGES = {
     "progress empty": (lambda run: (run / "checkpoint" / "progress.json").write_text("{}"), "cannot be resumed"),
     "progress cut": (lambda run: (run / "checkpoint" / "progress.json").write_text('{"li'), "damaged"),
     "history removed": (lambda run: (run / "history.jsonl").unlink(), "cannot be resumed"),
-    "configuration empty": (lambda run: (run / "config.yaml").write_text(""), "resumed"),
+    "configuration empty": (lambda run: (run / "config.yaml").write_text(""), "config.yaml is damaged"),
     "other network": (
         lambda run: (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("- 32", "- 33")),
         "another network",

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from ray_fed.federation.messages import SessionSpec
 from ray_fed.federation.rounds.job import Job
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.perimeter.own_words import words_of
 from ray_fed.privacy.accounting import PrivacyAccount
 from tests.commands import start_ray_fed
 from tests.synthetic import SyntheticTask, silos
@@ -206,7 +207,8 @@ class Notes:
 @pytest.fixture(scope="module")
 def after_deaths(tmp_path_factory, ray_session):  # noqa: ARG001
     """Three trials on the same silos: the first one's process is killed, the second one kills a silo."""
-    specs, task = silos(40, 30), SyntheticTask()
+    logs, task = str(tmp_path_factory.mktemp("logs")), SyntheticTask()
+    specs = [replace(spec, log_folder=logs) for spec in silos(40, 30)]
     with federation(specs, task, None, ["silo-1", "silo-2"]) as standing:
         agreement = standing.coordinator.agree()
         shared = SharedSilos.of(standing.silos, specs, task, agreement.standardizer)
@@ -214,11 +216,11 @@ def after_deaths(tmp_path_factory, ray_session):  # noqa: ARG001
         configs, dying = [{"number": number} for number in (1, 2, 3)], Dying()
         carry_by_value(dying)
         run_trials(dying, configs, shared.board, notes, folder=tmp_path_factory.mktemp("tune"), longest=1)
-        yield standing, shared, notes
+        yield standing, shared, notes, specs
 
 
 def test_a_trial_that_takes_its_process_or_a_silo_with_it_costs_no_other_trial(after_deaths):
-    standing, shared, notes = after_deaths
+    standing, shared, notes, _ = after_deaths
     assert "process died" in notes.ended[1]
     assert "silo 'silo-1' failed while training" in notes.ended[2]
     assert notes.ended[3] == ""
@@ -227,14 +229,15 @@ def test_a_trial_that_takes_its_process_or_a_silo_with_it_costs_no_other_trial(a
 
 
 def test_no_session_of_a_dead_trial_stays_in_a_silo(after_deaths):
-    _, shared, _ = after_deaths
+    _, shared, _, specs = after_deaths
     for silo in shared.silos.values():
-        with pytest.raises(SiloFailed, match=r"no session 'trial-9'; open: \[\]"):
+        with pytest.raises(SiloFailed, match="it has no session of that name") as raised:
             value_of(silo.fit.remote("trial-9", 1, np.zeros(3, np.float32)), "silo", "training")
+        assert "no session 'trial-9'; open: []" in words_of(str(raised.value), specs)[0]
 
 
 def test_a_silo_that_was_started_again_trains_to_the_same_bits(after_deaths):
-    _, shared, _ = after_deaths
+    _, shared, _, _ = after_deaths
     job = Job(
         "after", ("silo-1", "silo-2"), dict.fromkeys(("silo-1", "silo-2"), TrainingPlan(0, 4, 2, 2, 0.01, "adam")), 0
     )

@@ -43,9 +43,11 @@ def site(tmp_path):
     }
     content = {"name": "north", "hub": {"address": "hub:1", "key": KEY}, "datasets": {"alloys": alloys}}
 
+    folders = {"state": str(tmp_path / "state"), "ledger": str(tmp_path / "ledger")}
+
     def read(**changes):
         path = tmp_path / "site.yaml"
-        path.write_text(yaml.safe_dump({**content, "tasks": ["property"], "state": str(tmp_path / "state"), **changes}))
+        path.write_text(yaml.safe_dump({**content, "tasks": ["property"], **folders, **changes}))
         path.chmod(0o600)
         return read_site_file(path)
 
@@ -91,6 +93,22 @@ def test_what_the_owner_has_not_named_is_refused_in_a_phrase_without_a_name_of_t
     for hidden in ("alloys", "e_form", "pbe", "PATENT"):
         assert hidden not in str(raised.value)
     assert phrase in caplog.text
+
+
+@pytest.mark.parametrize("fraction", [0.2000001, 1e-9, 0.05, 0.55, 0.999])
+def test_a_split_that_singles_out_rows_is_refused(site, fraction):
+    """Two fractions that differ by little hold out the same rows but for one formula: its count told who is there."""
+    with pytest.raises(PerimeterRefused, match="tells who is among its rows"):
+        accepted(site(), replace(ASKED, test_fraction=fraction))
+
+
+def test_a_data_set_is_split_in_few_ways_whatever_the_run_is_called(site):
+    file = site(perimeter={"max_splits_per_dataset": 2})
+    for number in (0, 1, 0, 1):
+        accepted(file, replace(ASKED, run=f"run-{number}", test_fraction=0.2, split_seed=number))
+    with pytest.raises(PerimeterRefused, match="held out in 2 other ways before; max_splits_per_dataset=2"):
+        accepted(file, replace(ASKED, run="run-3", test_fraction=0.2, split_seed=2))
+    accepted(file, ASKED)
 
 
 def test_columns_that_the_owner_does_not_list_are_no_inputs(site):
