@@ -1,7 +1,7 @@
 """The Python API: one call federates a task over silos, in this process or on Ray."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Literal
 
@@ -124,6 +124,8 @@ def federate(
     require(len(names) > 0, "silos is empty; give at least one SiloSpec")
     require(len(set(names)) == len(names), f"silo names {names} must differ")
     rules = rules or RoundRules()
+    if test is not None:
+        test = replace(test, possession=task.possession(test.source))
     members = FederationSpec(silos, task, test, names)
     with launched(members, cohort, address, rules.round_timeout, [chosen]) as (coordinator, _):
         agreement = coordinator.agree()

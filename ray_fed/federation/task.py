@@ -15,7 +15,7 @@ from ray_fed.learning.layout import floating_buffers
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.steps import Loss
 from ray_fed.learning.trainer import LocalTrainer, Trainer, copy_blocks, portions
-from ray_fed.metrics import Metric, RegressionSums, Scores, regression_metrics
+from ray_fed.metrics import Metric, RegressionSums, Scores, regression_metrics, secret_of
 
 Predictor = Callable[[Vector, Any], np.ndarray]
 """(vector, inputs) -> outputs [rows, ...] of the model at that vector."""
@@ -141,10 +141,14 @@ class Task(ABC):
         output [rows, 1] against targets [rows], in the target's unit."""
         return RegressionSums.of(targets, outputs[:, 0])
 
-    def possession(self, source: object) -> str:  # noqa: ARG002
-        """Return what only somebody can know who has the files of a source, "" where nobody has shown that it does:
-        whoever says it of a test set may see single predictions. Default: nobody does."""
-        return ""
+    def possession(self, source: object) -> str:
+        """Return what only somebody can know who has the samples of a source, "" where that is not shown: whoever says
+        it of a test set may see single predictions. Default: a hash over its targets, where they can be read here."""
+        try:
+            targets = self.load(SiloSpec("test", source)).targets
+        except Exception:  # whoever cannot read them has not shown that they are there; the evaluator says why
+            return ""
+        return secret_of([targets]).hex() if isinstance(targets, np.ndarray) and targets.dtype != object else ""
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:
         """Return the rows as a trainer takes them. Default: tensors on the device."""

@@ -260,7 +260,11 @@ def test_evaluations_of_a_data_set_are_counted_over_runs_where_its_owner_keeps_a
 # ---- the digits
 
 
-@given(st.floats(-1e30, 1e30, allow_subnormal=False), st.integers(1, 40), st.floats(0, 1, exclude_max=True))
+@given(
+    st.floats(-1e30, 1e30, allow_subnormal=False).filter(lambda x: abs(x) > 1e-290 or x == 0),
+    st.integers(1, 40),
+    st.floats(0, 1, exclude_max=True),
+)
 def test_what_is_told_is_within_a_step_of_the_truth_and_stays_as_it_is_when_rounded_again(value, bits, up):
     told = on_grid(value, bits, up)
     assert abs(told - value) <= abs(value) * 2.0**-bits
