@@ -29,8 +29,10 @@ class Markers:
             for form in ("<d", ">d", "<f", ">f"):
                 yield f"number {number} as {form}", struct.pack(form, number)
 
-    def found_in(self, content: bytes) -> list[str]:
-        return [what for what, pattern in self.patterns() if pattern in content]
+    def found_in(self, content: bytes, shortest: int = 1) -> list[str]:
+        """Return what of it is in the content; patterns shorter than `shortest` bytes are left out: in megabytes of
+        random bytes, as ciphers are, some of four are found by chance."""
+        return [what for what, pattern in self.patterns() if len(pattern) >= shortest and pattern in content]
 
 
 def marked_rows(site: str, num_rows: int, seed: int) -> tuple[pd.DataFrame, Markers]:
