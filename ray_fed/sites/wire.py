@@ -143,7 +143,7 @@ class SiloRequest(Struct, frozen=True, forbid_unknown_fields=True, tag_field="ve
 
     def put_to(self, host: SiloHost) -> object:
         """Make the call; return its message."""
-        raise NotImplementedError
+        raise NotImplementedError(type(self).__name__)  # never decoded: `AnyRequest` lists the kinds that have it
 
     def answer_limit(self) -> int:
         """Return the most bytes that the arrays of an answer may have."""
