@@ -20,8 +20,8 @@ from ray_fed.materials.databases.columns import UNKNOWN_UNIT, canonical_target, 
 from ray_fed.materials.databases.source import EMBEDDED, Source
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
+from ray_fed.sites.requests import Invitation
 from ray_fed.sites.tasks import FILTERS, PropertyOptions
-from ray_fed.sites.wire import Invitation
 
 POOLED = "pooled"
 ENERGY_UNIT = "eV/atom"

@@ -12,17 +12,10 @@ from typing import TypeVar
 import numpy as np
 
 from ray_fed.config import require
-from ray_fed.errors import ConfigError, QuorumLost, SiloRefused
-from ray_fed.federation.cohort import Cohort, busy_seconds, now
-from ray_fed.federation.messages import (
-    MAX_EXAMPLES,
-    Guard,
-    Metrics,
-    SessionSpec,
-    SiloDescription,
-    Vector,
-    sound_metrics,
-)
+from ray_fed.errors import ConfigError, QuorumLost
+from ray_fed.federation.cohort import Cohort, busy_seconds, check_agreement, now
+from ray_fed.federation.guard import MAX_EXAMPLES, Guard, sound_metrics
+from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Vector
 from ray_fed.federation.rounds.asynchronous_driver import AsyncRoundDriver
 from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
 from ray_fed.federation.rounds.driver import RoundDriver
@@ -305,13 +298,6 @@ class Coordinator:
         of those left out."""
         found, left_out = masked_metrics(self.cohort, job, silos, models, server_round, self.observers)
         return {model: held_out for model, (_, held_out) in found.items()}, left_out
-
-
-def check_agreement(silo: str, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
-    """Raise SiloRefused at the first field in which a silo differs from the federation."""
-    for key, value in ours.items():
-        if theirs.get(key) != value:
-            raise SiloRefused(silo, key, repr(theirs.get(key)), repr(value))
 
 
 def _own(metrics: Mapping[str, Metrics], silo: str) -> Scores:

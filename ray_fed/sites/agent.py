@@ -20,31 +20,29 @@ import torch
 
 from ray_fed.errors import ConfigError, FedError, SiloFailed
 from ray_fed.sites import link
+from ray_fed.sites.answers import FAILED, HostLost, answer_form, failure_form
 from ray_fed.sites.link import ByteBudget, Certificates, Peer
-from ray_fed.sites.wire import (
-    FAILED,
-    PROTOCOL,
-    Acknowledge,
-    Answer,
-    AnyHeader,
-    AnyRequest,
-    Ask,
-    Encoded,
+from ray_fed.sites.requests import (
     EndRequest,
-    Header,
-    Hello,
-    HostLost,
     Invitation,
     InviteRequest,
     MakeHost,
     SiloHost,
     SiloRequest,
+    decode_request,
+)
+from ray_fed.sites.wire import (
+    PROTOCOL,
+    Acknowledge,
+    Answer,
+    AnyHeader,
+    Ask,
+    Encoded,
+    Header,
+    Hello,
     Welcome,
     WireError,
-    answer_form,
-    decode,
     encode,
-    failure_form,
     printable,
 )
 
@@ -319,7 +317,7 @@ class SiteAgent:
         """Put a call in line behind those of its silo."""
         self._received = header.call
         try:
-            request: SiloRequest | WireError = decode(AnyRequest, header.body, payload)
+            request: SiloRequest | WireError = decode_request(header.body, payload)
         except WireError as error:
             request = error
         self._open.add(header.call)

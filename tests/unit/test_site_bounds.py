@@ -18,12 +18,14 @@ from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.messages import Update
 from ray_fed.federation.rounds.job import Job
+from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.sites import wire
+from ray_fed.sites import requests
 from ray_fed.sites.agent import HubAddress, SiteAgent
 from ray_fed.sites.hub import Hub
 from ray_fed.sites.link import ByteBudget
-from ray_fed.sites.wire import Encoded, Given, InviteRequest, QueryRequest
+from ray_fed.sites.requests import Given, InviteRequest, QueryRequest
+from ray_fed.sites.wire import Encoded
 from tests.sites import OwnHosts, agent, certificates, cohort_of, hub_of, invitation, site_of
 from tests.synthetic import SyntheticTask, silos
 from tests.unit.test_site_connections import bits, running, wait_until
@@ -38,7 +40,7 @@ class Echo:
         self.name, self.asked = name, asked if asked is not None else []
 
     def moments(self):
-        return wire.ColumnMoments.of(np.zeros((1, 2)))
+        return ColumnMoments.of(np.zeros((1, 2)))
 
     def fit(self, session, server_round, vector):
         self.asked.append(server_round)
@@ -147,7 +149,7 @@ def test_calls_of_anything_reach_no_host_and_are_answered_by_an_error(one_site, 
     hub, cohort, hosts = one_site
     sent = Encoded(body, (memoryview(payload),) if payload else (), len(payload))
     with pytest.raises(SiloFailed, match="reading a call: it is"):
-        cohort._value(cohort._call("silo-1", wire.OpenRequest(), sent), "silo-1", "opening", 20)
+        cohort._value(cohort._call("silo-1", requests.OpenRequest(), sent), "silo-1", "opening", 20)
     assert hosts.made == []
     assert hub.is_connected("site-1")
 

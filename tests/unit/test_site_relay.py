@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ray_fed.errors import ConfigError, SiloFailed
+from ray_fed.errors import ConfigError, FedError, SiloFailed
 from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
@@ -17,11 +17,13 @@ from ray_fed.federation.strategies import CoordinateMedian, FedAdam
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.privacy.compression import Compression
-from ray_fed.sites import wire
+from ray_fed.sites import requests
 from ray_fed.sites.agent import HubAddress
-from ray_fed.sites.cohort import SiteCohort, SiteSilo, updates_of_sum
+from ray_fed.sites.answers import NumbersForm, SumForm
+from ray_fed.sites.cohort import SiteCohort, SiteSilo
 from ray_fed.sites.relay import RelayAgent
-from ray_fed.sites.wire import FitSumRequest, NumbersForm, SumForm
+from ray_fed.sites.requests import FitSumRequest
+from ray_fed.sites.sums import updates_of_sum
 from tests.sites import OwnHosts, agent, certificates, hub_of, invitation, site_of
 from tests.synthetic import DrawnRows, SyntheticTask, silos
 from tests.unit.test_site_connections import bits, running, wait_until
@@ -274,7 +276,7 @@ def test_three_levels_of_hubs_give_the_bits_of_silos_in_this_process():
 # ---- a hub's sum is looked at before it counts
 
 VECTOR = np.zeros(3, np.float32)
-REQUEST = FitSumRequest("s", 1, ("a", "b"), VECTOR)
+REQUEST = FitSumRequest("s", 1, ("a", "b"), (9, 9), VECTOR)
 
 
 def sum_form(**changes):
@@ -311,7 +313,7 @@ def test_a_sum_is_the_update_of_each_of_its_silos():
     ids=str,
 )
 def test_what_is_no_sum_of_what_was_asked_for_is_refused(changes):
-    with pytest.raises(wire.FedError):
+    with pytest.raises(FedError):
         updates_of_sum(sum_form(**changes), REQUEST)
 
 
@@ -322,4 +324,4 @@ def test_a_site_that_is_no_hub_says_so():
         cohort.submit("s", 1, {"silo-1": VECTOR})
         assert "silo 'site-1'" in cohort.next_event(20).reason
         with pytest.raises(SiloFailed, match="not been invited"):
-            raise cohort._call("site-1", wire.OpenRequest()).result(20)
+            raise cohort._call("site-1", requests.OpenRequest()).result(20)

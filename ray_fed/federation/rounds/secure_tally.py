@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ray_fed.federation.cohort import Cohort
-from ray_fed.federation.messages import Guard, Vector
+from ray_fed.federation.guard import Guard
+from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.job import Job, Observer
 from ray_fed.federation.rounds.machine import RoundMachine, RoundRules
 from ray_fed.federation.rounds.secure_driver import SecureRoundDriver
