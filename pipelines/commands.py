@@ -109,9 +109,9 @@ COMMANDS = (
     Command(
         "formation-energy",
         "multi-source training of a formation-energy network (Guo et al. 2022)",
-        "pipelines.formation_energy.pipeline:run",
+        "pipelines.training.pipeline:run",
         (
-            "pipelines.formation_energy.config:FormationEnergyConfig",
+            "pipelines.training.config:FormationEnergyConfig",
             argument(
                 "--set",
                 dest="site_overrides",
@@ -128,14 +128,14 @@ COMMANDS = (
     Command(
         "resume",
         "go on with a run that was interrupted, failed or killed",
-        "pipelines.formation_energy.pipeline:resume",
+        "pipelines.training.pipeline:resume",
         (RUN, OWN_STRATEGY),
         "Continue a run from its last complete round; the result is that of a run that was not broken off.",
     ),
     Command(
         "predict",
         "predict new structures or formulas with the model of a run",
-        "pipelines.formation_energy.predict:run",
+        "pipelines.training.predict:run",
         (
             RUN_OR_MODEL,
             place(
@@ -174,7 +174,7 @@ COMMANDS = (
             argument("pipeline", nargs="?", default="formation-energy", choices=["formation-energy"]),
             place("--resume", metavar="RUN", default=None, help="go on with a sweep that was broken off"),
             "pipelines.sweep.config:SweepConfig",
-            "pipelines.formation_energy.config:FormationEnergyConfig",
+            "pipelines.training.config:FormationEnergyConfig",
         ),
         "Run Ray Tune over fields of a pipeline. The silos open their data once and serve all trials.",
         _start_fork_server,

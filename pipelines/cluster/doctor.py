@@ -37,7 +37,7 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
 def _silos_of(federation: str | None) -> tuple[SiloSpec, ...]:
     if federation is None:
         return ()
-    from pipelines.formation_energy.setup import resolve
+    from pipelines.training.setup import resolve
 
     return resolve({"federation": federation}).silos
 

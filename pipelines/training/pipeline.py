@@ -13,13 +13,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from pipelines.formation_energy.checkpoint import Checkpoint
-from pipelines.formation_energy.experiment import TrainingExperiment, launched
-from pipelines.formation_energy.membership import check_data, founded, rejoined, with_founders
-from pipelines.formation_energy.outcome import TrainingOutcome
-from pipelines.formation_energy.recorder import TrainingRecorder
-from pipelines.formation_energy.setup import Setup, jobs, resolve, with_ledgers, with_state_folder
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger, discard_unused, name_of_run, silos_folder
+from pipelines.training.checkpoint import Checkpoint
+from pipelines.training.experiment import TrainingExperiment, launched
+from pipelines.training.membership import check_data, founded, rejoined, with_founders
+from pipelines.training.outcome import TrainingOutcome
+from pipelines.training.recorder import TrainingRecorder
+from pipelines.training.setup import Setup, jobs, resolve, with_ledgers, with_state_folder
 from pipelines.update_options import require_own_code
 from ray_fed.config import at_home
 from ray_fed.errors import ConfigError, DataError, FedError

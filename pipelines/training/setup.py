@@ -7,9 +7,9 @@ from math import ceil
 from pathlib import Path
 from typing import get_type_hints
 
-from pipelines.formation_energy.config import FormationEnergyConfig
-from pipelines.formation_energy.federation_file import FederationFile, SiteEntry, read_federation
 from pipelines.hub import HubSection
+from pipelines.training.config import FormationEnergyConfig
+from pipelines.training.federation_file import FederationFile, SiteEntry, read_federation
 from ray_fed.config import at_home, coerce, require
 from ray_fed.errors import DataError
 from ray_fed.federation.messages import SiloDescription

@@ -27,8 +27,8 @@ from dataclasses import dataclass, fields
 from math import isfinite
 from typing import Any, TypeVar
 
-from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.hub import HubSection
+from pipelines.training.config import FormationEnergyConfig
 from ray_fed.config import at_home, coerce, from_mapping, require, unknown_name
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.reading import MAX_YAML_BYTES, parse_yaml, read_bounded
