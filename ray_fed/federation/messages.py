@@ -316,7 +316,6 @@ class Guard:
             if norm > self.max_norm:
                 yield f"it moved by {norm:.6g}, {bound}", f"it moved by {bound}"
 
-
     def _too_many_examples(self, update: Update) -> Iterator[Objection]:
         """Of those that a hub has summed, all are held against all they may have: none can be taken out."""
         silos = update.sum.silos if isinstance(update, RelayedUpdate) else (update.silo,)
