@@ -14,8 +14,15 @@ import numpy as np
 from ray_fed.config import require
 from ray_fed.errors import ConfigError, QuorumLost
 from ray_fed.federation.cohort import Cohort, busy_seconds, check_agreement, now
-from ray_fed.federation.guard import MAX_EXAMPLES, Guard, sound_metrics
-from ray_fed.federation.messages import Metrics, SessionSpec, SiloDescription, Vector
+from ray_fed.federation.messages import (
+    MAX_EXAMPLES,
+    Guard,
+    Metrics,
+    SessionSpec,
+    SiloDescription,
+    Vector,
+    sound_metrics,
+)
 from ray_fed.federation.rounds.asynchronous_driver import AsyncRoundDriver
 from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
 from ray_fed.federation.rounds.driver import RoundDriver
@@ -49,6 +56,8 @@ class Agreement:
     """Fingerprint of the common test set."""
     joined: Mapping[str, str] = field(default_factory=dict)
     """Silo that was not there at the start -> when it came."""
+    outside_scaler: Mapping[str, str] = field(default_factory=dict)
+    """Silo -> why its rows have no part in the scaler, though they should, or why what it did for it was wrong."""
 
     def __repr__(self) -> str:
         rows = sum(description.num_examples for description in self.silos.values())
@@ -79,9 +88,10 @@ class Coordinator:
         expected = self.task.agreement()
         for name, description in silos.items():
             check_agreement(name, description.agreement, expected)
-        standardizer = self._standardizer([name for name in self.training if name in silos], secure_threshold)
+        training = [name for name in self.training if name in silos]
+        standardizer, outside = self._standardizer(training, secure_threshold)
         self.cohort.prepare(standardizer)
-        return Agreement(silos, standardizer, self.layout, self.cohort.test_fingerprint())
+        return Agreement(silos, standardizer, self.layout, self.cohort.test_fingerprint(), outside_scaler=outside)
 
     def hear(self, descriptions: Iterable[SiloDescription]) -> None:
         """Remember how many rows silos told, and which of them tell no metrics: they are not asked for any."""
@@ -90,14 +100,17 @@ class Coordinator:
             if not description.metrics:
                 self._untold.add(description.silo)
 
-    def _standardizer(self, silos: Sequence[str], secure_threshold: int) -> Standardizer | None:
+    def _standardizer(
+        self, silos: Sequence[str], secure_threshold: int
+    ) -> tuple[Standardizer | None, Mapping[str, str]]:
+        """Return the scaler, and silo -> why of those that have no part in it."""
         if not self.task.standardises:
-            return None
+            return None, {}
         if secure_threshold:
-            moments = masked_moments(self.cohort, silos, secure_threshold, self.observers)
-            return Standardizer.from_moments(moments)
-        moments = self._observed(self.cohort.moments(silos))
-        return Standardizer.from_moments(merge_moments(moments[name] for name in sorted(moments)))
+            moments, outside = masked_moments(self.cohort, silos, secure_threshold, self.observers)
+            return Standardizer.from_moments(moments), outside
+        told = self._observed(self.cohort.moments(silos))
+        return Standardizer.from_moments(merge_moments(told[name] for name in sorted(told))), {}
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
         """Yield a record per round, from 0 to `job.num_rounds`.

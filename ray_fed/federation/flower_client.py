@@ -20,8 +20,7 @@ from torch import nn
 
 from ray_fed.config import require
 from ray_fed.errors import DataError, SiloFailed
-from ray_fed.federation.guard import MAX_EXAMPLES
-from ray_fed.federation.messages import SessionSpec, Vector
+from ray_fed.federation.messages import MAX_EXAMPLES, SessionSpec, Vector
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.standardisation import Standardizer

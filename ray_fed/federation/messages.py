@@ -1,13 +1,18 @@
-"""Everything that crosses a silo's boundary; no message has room for a row."""
+"""Everything that crosses a silo's boundary; no message has room for a row. And what makes an update fit to be
+averaged."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ray_fed.exact_sum import ExactWeightedSum
+from ray_fed.config import require
+from ray_fed.errors import UpdateRejected
+from ray_fed.exact_sum import UPDATE_LIMIT, ExactWeightedSum
+from ray_fed.federation.norms import distance
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.metrics import Scores
+from ray_fed.metrics import MeanScores, RegressionSums, Scores
 from ray_fed.privacy.compression import rebuilt
 
 Vector = np.ndarray
@@ -242,5 +247,235 @@ class GradientObservation:
     """float32 [num_parameters]: of the mean loss."""
 
 
+# ---- is this update an honest answer to what was sent in this round?
+
+MAX_EXAMPLES = 2**29
+"""Weights below it keep the exact sum exact."""
+MAX_STEPS = 2**31
+"""More steps than any round has; a whole number without a bound has room for rows."""
+MAX_LOSS = float(np.finfo(np.float32).max)
+"""Sums of such losses, weighted with rows, are finite, and under masks a loss is a float32."""
+MAX_SECONDS = 1e9
+
+
+def _as_it_says(_: str) -> int:
+    return MAX_EXAMPLES - 1
+
+
+Objection = tuple[str, str]
+"""What is wrong with an update: for its receiver, with what was found; and as a fixed phrase."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Checks one update at a time and remembers nothing; who has answered in the round is passed in as `seen`.
+
+    In a round:
+
+        guard, seen = Guard(), set()
+        guard.check(update, vectors[update.silo], server_round, session, seen)
+        seen.add(update.silo)
+    """
+
+    max_norm: float | None = None
+    """Longest move |update - dispatched| that is accepted, in the unit of the parameters; None accepts any."""
+    least_steps: int = 0
+    """Fewest optimiser steps: some strategies divide by them."""
+    most_examples: Callable[[str], int] = _as_it_says
+    """Silo -> most rows that it can have seen in a round, by what it told when it opened its data
+    (`Task.most_examples`). An update weighs as much as its rows, so a silo must not make them up."""
+
+    def __post_init__(self) -> None:
+        bound = self.max_norm
+        require(bound is None or 0 < bound < math.inf, f"max_norm={bound!r} must be positive and finite, or None")
+
+    def check(
+        self, update: Update, dispatched: Vector, server_round: int, session: str, seen: Collection[str] = ()
+    ) -> None:
+        """Raise UpdateRejected with the first reason why the update must not be averaged.
+
+        dispatched: what the silo started the round from, float32; the answer has its shape. seen: silos whose update
+        of this round was accepted. Nothing given is changed.
+        """
+        for reason, _ in self.objections(update, dispatched, server_round, session, seen):
+            raise UpdateRejected(update.silo, server_round, reason)
+
+    def objections(
+        self, update: Update, dispatched: Vector, server_round: int, session: str, seen: Collection[str] = ()
+    ) -> Iterator[Objection]:
+        """Yield what is wrong, cheap checks first; later ones rely on the earlier ones not having been yielded."""
+        yield from _wrong_round(update, server_round, session, seen)
+        yield from _wrong_numbers(update, self.least_steps)
+        yield from self._too_many_examples(update)
+        if isinstance(update, RelayedUpdate):  # its hub has looked at the rest, where the vector was
+            return
+        yield from _wrong_array(update.vector, len(dispatched))
+        yield from _wrong_values(update)
+        if self.max_norm is not None:
+            norm, bound = distance(update.vector, dispatched), f"more than max_norm={self.max_norm:.6g}"
+            if norm > self.max_norm:
+                yield f"it moved by {norm:.6g}, {bound}", f"it moved by {bound}"
+
+    def _too_many_examples(self, update: Update) -> Iterator[Objection]:
+        """Of those that a hub has summed, all are held against all they may have: none can be taken out."""
+        silos = update.sum.silos if isinstance(update, RelayedUpdate) else (update.silo,)
+        count = update.sum.total.total_weight if isinstance(update, RelayedUpdate) else update.num_examples
+        most, who = sum(map(self.most_examples, silos)), "its hub's silos" if len(silos) > 1 else "it"
+        if count > most:
+            told = f"more than the {most} that a round can have with the rows that {who} told when opening the data"
+            yield f"num_examples={_shown(count)} is {told}", f"num_examples is {told}"
+
+
+def _wrong_round(update: Update, server_round: int, session: str, seen: Collection[str]) -> Iterator[Objection]:
+    if type(update.session) is not str or update.session != session:
+        yield f"it belongs to session {_shown(update.session)}, this is {session!r}", "it belongs to another session"
+    theirs = update.server_round
+    if not _is_whole(theirs):
+        yield f"server_round={_shown(theirs)} is not a whole number", "server_round is not a whole number"
+    if theirs != server_round:
+        age = "stale" if theirs < server_round else "from the future"
+        said = f"{age}: it answers round {_shown(theirs)}, this is round {server_round}"
+        yield said, "it answers another round"
+    if update.silo in seen:
+        duplicate = "duplicate: the silo has already answered in this round"
+        yield duplicate, duplicate
+
+
+def _wrong_numbers(update: Update, least_steps: int) -> Iterator[Objection]:
+    examples, steps = update.num_examples, update.num_steps
+    if not _is_whole(examples) or not 0 < examples < MAX_EXAMPLES:
+        yield _refused("num_examples", examples, f"must be a whole number from 1 to {MAX_EXAMPLES - 1}")
+    if not _is_whole(steps) or not least_steps <= steps < MAX_STEPS:
+        yield _refused("num_steps", steps, f"must be a whole number, {least_steps} or more, below {MAX_STEPS}")
+    if not _is_within(update.loss, MAX_LOSS):
+        yield _refused("loss", update.loss, "is not a finite number, as a float32")
+    if not _is_within(update.seconds, MAX_SECONDS) or update.seconds < 0:
+        yield _refused("seconds", update.seconds, f"is not a finite number, 0 or more, up to {MAX_SECONDS:g}")
+
+
+def _refused(name: str, value: object, requirement: str) -> Objection:
+    return f"{name}={_shown(value)} {requirement}", f"{name} {requirement}"
+
+
+def _shown(value: object) -> str:
+    """Return a value for a message; not in all its digits, and not as an object of another class would have it."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "a number of many digits"
+    text = repr(value) if isinstance(value, bool | int | float | str | np.generic | None) else type(value).__name__
+    return text[:60]
+
+
+def _wrong_array(vector: object, length: int) -> Iterator[Objection]:
+    if type(vector) is not np.ndarray:  # subclasses (masked, matrix) have arithmetic of their own
+        yield f"the vector is a {type(vector).__name__[:60]}, not a plain array", "the vector is not a plain array"
+    assert isinstance(vector, np.ndarray)
+    if vector.dtype != np.float32:
+        yield f"dtype {vector.dtype.str} instead of float32", "another dtype instead of float32"
+    if vector.shape != (length,):
+        yield f"shape {vector.shape} instead of ({length},)", f"another shape instead of ({length},)"
+    if not vector.flags.c_contiguous:
+        yield f"the vector is not contiguous (strides {vector.strides})", "the vector is not contiguous"
+
+
+def _wrong_values(update: Update) -> Iterator[Objection]:
+    vector = update.vector
+    peak = max(float(vector.max(initial=0)), -float(vector.min(initial=0)))
+    if not math.isfinite(peak):
+        bad = np.flatnonzero(~np.isfinite(vector))
+        yield f"{len(bad)} values are not finite (first at {bad[0]})", "it has values that are not finite"
+    if peak * update.num_examples >= UPDATE_LIMIT:
+        said = f"largest |value| {peak:.3g} times num_examples={update.num_examples} is above {UPDATE_LIMIT:.3g}"
+        yield said, f"its largest |value| times num_examples is above {UPDATE_LIMIT:.3g}"
+
+
+def is_count(value: object, limit: int = 2**53) -> bool:
+    """Whether a value is a whole number from 0 to `limit`, limit excluded."""
+    return _is_whole(value) and 0 <= value < limit  # type: ignore[operator]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_within(value: object, limit: float) -> bool:
+    """Whether a value is a number of at most this size; false for NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= limit  # math.isfinite raises for a whole number of 400 digits
+
+
+# ---- and an evaluation?
+
+MAX_SUM = 1e100
+"""Sums over samples beyond it are no metric of anything, and two of them may have no finite sum."""
+
+
 Evaluations = Mapping[str, "Mapping[str, Metrics] | Raised"]
 """Silo -> model -> metrics, or what it raised instead."""
+
+
+def sound_metrics(
+    by_silo: Evaluations, models: Collection[str], names: Collection[str]
+) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:
+    """Return (silo -> metrics) that can be added up, and silo -> why of those that cannot.
+
+    models: those that were sent. names: metrics that the task declares. What a silo tells must have the form that most
+    silos' have.
+    """
+    failures = {silo: found.reason for silo, found in by_silo.items() if isinstance(found, Raised)}
+    told = {silo: found for silo, found in by_silo.items() if not isinstance(found, Raised)}
+    failures |= {silo: problem for silo, found in told.items() if (problem := _metrics_problem(found, models, names))}
+    forms = {silo: _form(found) for silo, found in told.items() if silo not in failures}
+    usual = max(forms.values(), key=lambda form: (list(forms.values()).count(form), sorted(form)), default=None)
+    failures |= {silo: "its metrics are others than most silos tell" for silo, form in forms.items() if form != usual}
+    return {silo: found for silo, found in told.items() if silo not in failures}, failures
+
+
+def _form(by_model: Mapping[str, Metrics]) -> frozenset[str]:
+    parts = [scores for metrics in by_model.values() for scores in (metrics.train, metrics.held_out)]
+    return frozenset(name for scores in parts for name in (type(scores).__name__, *scores_numbers(scores)))
+
+
+def _metrics_problem(by_model: object, models: Collection[str], names: Collection[str]) -> str:
+    """Return what is wrong with a silo's evaluation, in a fixed phrase; "" where nothing is."""
+    if not isinstance(by_model, Mapping) or set(by_model) != set(models):
+        return "its metrics are not those of the models asked for"
+    for metrics in by_model.values():
+        if not isinstance(metrics, Metrics):
+            return "its metrics are no Metrics"
+        for scores in (metrics.train, metrics.held_out):
+            if problem := _scores_problem(scores, names):
+                return problem
+    return ""
+
+
+def _scores_problem(scores: Scores, names: Collection[str]) -> str:
+    if not is_count(scores.num_examples):
+        return "its metrics are over no whole number of rows"
+    numbers = scores_numbers(scores)
+    if not is_unmarked(scores) and not all(_is_within(number, MAX_SUM) for number in numbers.values()):
+        return "its metrics have sums that are not finite, or huge"
+    unknown = isinstance(scores, MeanScores) and not set(numbers) <= set(names)
+    return "its metrics have names that the task does not declare" if unknown else ""
+
+
+def is_unmarked(scores: Scores) -> bool:
+    """Tell whether an evaluation has no number at all, as of a model that a silo does not mark (`Silo.evaluate`)."""
+    numbers = scores_numbers(scores).values()
+    return bool(numbers) and all(type(number) is float and math.isnan(number) for number in numbers)
+
+
+def unmarked(scores: Scores) -> Scores:
+    """Return the scores of the same rows without a number among them; those of no rows as they are."""
+    if scores.num_examples == 0:
+        return scores
+    if isinstance(scores, MeanScores):
+        return MeanScores(scores.num_examples, dict.fromkeys(scores.sums, math.nan))
+    return RegressionSums(scores.num_examples, *[math.nan] * 4) if isinstance(scores, RegressionSums) else scores
+
+
+def scores_numbers(scores: Scores) -> dict[str, float]:
+    """Return the sums of an evaluation by name."""
+    if isinstance(scores, MeanScores):
+        return dict(scores.sums)
+    return {name: value for name, value in vars(scores).items() if name != "num_examples"}

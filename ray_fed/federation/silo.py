@@ -12,8 +12,7 @@ import numpy as np
 import torch
 
 from ray_fed.errors import SiloFailed, Trouble
-from ray_fed.federation.guard import unmarked
-from ray_fed.federation.messages import MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector
+from ray_fed.federation.messages import MaskedUpdate, Metrics, SessionSpec, SiloDescription, Update, Vector, unmarked
 from ray_fed.federation.secure_client import MASKED_METRICS, MASKED_MOMENTS, SecureClient
 from ray_fed.federation.secure_client import QUERIES as SECURE_QUERIES
 from ray_fed.federation.silo_state import SiloState

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ray_fed.errors import FedError
-from ray_fed.federation.guard import MAX_SUM
+from ray_fed.federation.messages import MAX_SUM
 from ray_fed.federation.task import SiloSpec
 from ray_fed.model_library.cards import PackedModel
 from ray_fed.model_library.selection import Protocol, SourceFeatures, Target

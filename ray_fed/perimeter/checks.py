@@ -18,15 +18,21 @@ from typing import Any
 
 import numpy as np
 
-from ray_fed.federation.guard import MAX_SECONDS, MAX_SUM, Guard, is_count, is_unmarked, scores_numbers, unmarked
 from ray_fed.federation.messages import (
+    MAX_SECONDS,
+    MAX_SUM,
     Artifact,
     GradientObservation,
+    Guard,
     MaskedUpdate,
     Metrics,
     SiloDescription,
     Update,
     Vector,
+    is_count,
+    is_unmarked,
+    scores_numbers,
+    unmarked,
 )
 from ray_fed.federation.norms import distance
 from ray_fed.federation.reasons import OTHER, kind_of

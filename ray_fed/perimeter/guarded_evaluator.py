@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from ray_fed.errors import DataError, Trouble
-from ray_fed.federation.guard import MAX_SUM
-from ray_fed.federation.messages import Vector
+from ray_fed.federation.messages import MAX_SUM, Vector
 from ray_fed.federation.silo import Evaluator
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.standardisation import Standardizer

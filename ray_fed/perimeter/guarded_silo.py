@@ -65,6 +65,8 @@ class GuardedSilo(EgressBoundary):
         folder = self.site.ledger_folder
         book = Book(Path(folder) if folder else None)
         self.insistence = Insistence(self.site, self.gate, book, spec.dataset, spec.run)
+        if book.lasts:
+            self.gate.take_bytes = self.insistence.before_bytes
         self._told = ToldMoments(folder_of_told(folder, spec.dataset) if folder else None)
         self._num_marked = 0
         self._build(lambda: self._install(make()))

@@ -236,10 +236,11 @@ class SiteCohort(Attendance):
 
     def _most_examples(self, session: str, silo: str) -> int:
         """Return the most rows that an update may claim: a hub on the way cannot take it out of its sum later."""
-        assert self.task is not None
-        plan = self._sessions[session][silo].plan
-        public = plan.private.public_examples if plan.private else None
-        return self.task.most_examples(max(self._num_told[silo], public or 0), plan)
+        spec = self._sessions.get(session, {}).get(silo)
+        if spec is None or self.task is None:
+            return 0  # no silo answers in a session that was not opened
+        public = spec.plan.private.public_examples if spec.plan.private else None
+        return self.task.most_examples(max(self._num_told[silo], public or 0), spec.plan)
 
     def _patience_on_the_way(self) -> float | None:
         return None if self.answer_timeout is None else SHARE_ON_THE_WAY * self.answer_timeout

@@ -21,8 +21,7 @@ import numpy as np
 from ray_fed.errors import ConfigError, FedError, SiloFailed, UpdateRejected
 from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.federation.cohort import said_by
-from ray_fed.federation.guard import Guard
-from ray_fed.federation.messages import Update
+from ray_fed.federation.messages import Guard, Update
 from ray_fed.sites.agent import MOST_SILOS, HubAddress, SiteAgent
 from ray_fed.sites.answers import (
     FAILED,

@@ -6,8 +6,7 @@ import numpy as np
 
 from ray_fed.errors import SiloFailed
 from ray_fed.exact_sum import HIGH_UNIT, UPDATE_LIMIT, ExactWeightedSum
-from ray_fed.federation.guard import Guard
-from ray_fed.federation.messages import NO_VALUES, Raised, RelayedSum, RelayedUpdate
+from ray_fed.federation.messages import NO_VALUES, Guard, Raised, RelayedSum, RelayedUpdate
 from ray_fed.sites.answers import MetricsForm, NumbersForm, SumForm, message_of
 from ray_fed.sites.requests import FitSumRequest
 from ray_fed.sites.wire import WireError

@@ -178,7 +178,7 @@ def decode(
     except RecursionError:
         raise WireError("it is nested too deeply") from None
     except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, MemoryError) as error:
-        raise WireError(f"no {called or cls.__name__} ({_without_values(error)})") from None
+        raise WireError(f"no {called or getattr(cls, '__name__', 'message')} ({_without_values(error)})") from None
     finally:
         del _received.payload
 

@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_fed.errors import ConfigError, UpdateRejected
-from ray_fed.federation.guard import Guard
-from ray_fed.federation.messages import Update
+from ray_fed.federation.messages import Guard, Update
 from ray_fed.federation.strategies import fed_avg
 
 DISPATCHED = np.array([1, 1, 1, 1], np.float32)

@@ -53,10 +53,11 @@ from ray_fed.sites.requests import (
     ReceiveModelRequest,
     RestoreRequest,
     SiloRequest,
+    decode_request,
 )
 from ray_fed.sites.site_file import read_site_file
 from ray_fed.sites.tasks import accepted, require_plain
-from ray_fed.sites.wire import Ask, Encoded, WireError, decode, encode
+from ray_fed.sites.wire import Ask, Encoded, WireError, encode
 from tests.sites import agent, certificates, hub_of
 from tests.unit.test_site_connections import running
 
@@ -165,7 +166,7 @@ class Coordinator:
         """Return the message that answers, or the error, as the hub reads it."""
         self.calls += 1
         try:
-            request = decode(AnyRequest, body, payload)
+            request = decode_request(body, payload)
         except WireError as error:
             request = error
         place = self.places.setdefault(silo, _Place(silo))

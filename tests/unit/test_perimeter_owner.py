@@ -13,6 +13,7 @@ from ray_fed.federation.silo import Silo
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.source import Source
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
+from ray_fed.perimeter.book import Book
 from ray_fed.perimeter.error_policy import REFERENCE, reduced_error
 from ray_fed.perimeter.gate import RowMatcher
 from ray_fed.perimeter.guarded_silo import GuardedSilo
@@ -289,6 +290,20 @@ def test_a_session_that_would_break_the_budget_of_the_run_does_not_begin(tmp_pat
     boundary = guarded(tmp_path)
     with pytest.raises(PerimeterRefused, match=r"its 3 updates have \d+ bytes, \d+ are left of max_bytes_per_run"):
         open_session(boundary)
+
+
+def test_the_bytes_of_all_runs_on_a_data_set_are_bounded_together_whatever_they_are_called(tmp_path, site):
+    content = "ledger: {}\nperimeter: {{max_bytes_per_dataset: {}}}"
+    write_site(site, content.format(tmp_path / "kept", 60_000))
+    sent = []
+    with pytest.raises(PerimeterRefused, match=r"than max_bytes_per_dataset=60000, over all runs"):
+        for number in range(100):
+            boundary = guarded(tmp_path / f"run-{number}")
+            vector = open_session(boundary)
+            sent.append(boundary.fit("s", 1, vector).num_bytes)
+    assert 1 < len(sent) < 60_000 / vector.nbytes
+    with Book(tmp_path / "kept").page(boundary.spec.dataset) as page:
+        assert sum(sent) < page["num_bytes"] <= 60_000
 
 
 def test_the_budget_of_a_run_outlives_the_process(tmp_path, site):

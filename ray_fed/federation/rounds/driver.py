@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 
 from ray_fed.errors import QuorumLost, UpdateRejected
 from ray_fed.federation.cohort import Cohort, now
-from ray_fed.federation.guard import Guard
 from ray_fed.federation.messages import (
     NO_VALUES,
     Arrived,
     Died,
+    Guard,
     RelayedUpdate,
     Restarted,
     SiloDescription,

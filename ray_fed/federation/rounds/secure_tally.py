@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ray_fed.federation.cohort import Cohort
-from ray_fed.federation.guard import Guard
-from ray_fed.federation.messages import Vector
+from ray_fed.federation.messages import Guard, Vector
 from ray_fed.federation.rounds.job import Job, Observer
 from ray_fed.federation.rounds.machine import RoundMachine, RoundRules
 from ray_fed.federation.rounds.secure_driver import SecureRoundDriver
@@ -17,19 +16,20 @@ from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.metrics import Scores
 from ray_fed.privacy.secure_sum.wire import as_bytes
 
-NO_PART = "secure aggregation: it sent no part of the evaluation"
+NO_PART = "secure aggregation: it sent no part of the {}"
 
 
 def masked_moments(
     cohort: Cohort, silos: Sequence[str], threshold: int, observers: Sequence[Observer]
-) -> ColumnMoments:
-    """Return the moments of all silos' rows together. QuorumLost when fewer than `threshold` silos took part."""
+) -> tuple[ColumnMoments, dict[str, str]]:
+    """Return the moments of all silos' rows together; and silo -> why of those that are not in them, or gave false
+    help. QuorumLost when fewer than `threshold` silos took part."""
     tally = _tally(cohort, MOMENTS, silos, threshold, observers)
     begun = tally._query("secure_begin", dict.fromkeys(silos, (np.array([threshold], np.int64),)), 0)
     tally._require_enough(begun, "answered", 0)
     server_round = max(int.from_bytes(said.get("round", b"")[:4], "little") for said in begun.values())
     numbers, num_examples, _ = _added(tally, MASKED_MOMENTS, dict.fromkeys(begun, ()), server_round)
-    return moments_of(numbers, num_examples)
+    return moments_of(numbers, num_examples), _left_out(tally, silos, "moments")
 
 
 def masked_metrics(
@@ -46,12 +46,12 @@ def masked_metrics(
     told = as_bytes(dict.fromkeys(models, b""))
     given = dict.fromkeys(silos, (told, *models.values()))
     numbers, _, names = _added(tally, MASKED_METRICS, given, server_round)
-    return metrics_of(numbers, names, list(models)), _left_out(tally, silos)
+    return metrics_of(numbers, names, list(models)), _left_out(tally, silos, "evaluation")
 
 
-def _left_out(tally: SecureRoundDriver, silos: Sequence[str]) -> dict[str, str]:
+def _left_out(tally: SecureRoundDriver, silos: Sequence[str], what: str) -> dict[str, str]:
     assert tally.collector is not None
-    missing = {silo: NO_PART for silo in silos if silo not in tally.collector.survivors}
+    missing = {silo: NO_PART.format(what) for silo in silos if silo not in tally.collector.survivors}
     return {**missing, **tally.objections}
 
 
