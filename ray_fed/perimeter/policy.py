@@ -124,10 +124,9 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name in (
-            "min_examples", "min_examples_per_update", "max_bytes_per_run", "max_bytes_per_dataset", "max_description_bytes",
-            "metric_bits",
-            "metric_bits_of_numbers", "max_evaluations_per_run", "max_evaluations_per_dataset", "max_steps_per_round",
-            "max_splits_per_dataset",
+            "min_examples", "min_examples_per_update", "max_bytes_per_run", "max_bytes_per_dataset",
+            "max_description_bytes", "metric_bits", "metric_bits_of_numbers", "max_evaluations_per_run",
+            "max_evaluations_per_dataset", "max_steps_per_round", "max_splits_per_dataset",
         ):  # fmt: skip
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be 1 or more")
         require(self.min_noise_multiplier > 0, f"min_noise_multiplier={self.min_noise_multiplier} must be above 0")
