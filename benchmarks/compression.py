@@ -7,8 +7,8 @@ import argparse
 import statistics
 from dataclasses import replace
 
-from pipelines.formation_energy.config import FormationEnergyConfig
-from pipelines.formation_energy.setup import _study, jobs
+from pipelines.training.config import FormationEnergyConfig
+from pipelines.training.setup import _study, jobs
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pipelines.formation_energy.config import FormationEnergyConfig
-from pipelines.formation_energy.setup import _study, jobs
+from pipelines.training.config import FormationEnergyConfig
+from pipelines.training.setup import _study, jobs
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.rounds.job import EPSILON

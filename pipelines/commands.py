@@ -91,6 +91,11 @@ KEY = argument(
     help="public key of a silo, or of 'coordinator', as its owner told it (repeatable); else those in site.yaml count",
 )
 PREDICTIONS = place("--out", default=None, help="CSV to write (default: FILE's name with .predictions.csv, here)")
+DATABASE = (
+    argument("--query", default="", help="of a database: a SELECT statement, or the filter of its kind"),
+    argument("--table", default="", help="of a database: a table, view or collection instead"),
+    argument("--query-timeout", default=600.0, type=float, metavar="SECONDS", help="for all its rows (default: 600)"),
+)
 LIBRARY = place("--library", default="library", help="folder of the library (default: library)")
 MODEL_ID = argument("id", help="id of a model, or its first digits")
 SITE_FILE = place(
@@ -109,9 +114,9 @@ COMMANDS = (
     Command(
         "formation-energy",
         "multi-source training of a formation-energy network (Guo et al. 2022)",
-        "pipelines.formation_energy.pipeline:run",
+        "pipelines.training.pipeline:run",
         (
-            "pipelines.formation_energy.config:FormationEnergyConfig",
+            "pipelines.training.config:FormationEnergyConfig",
             argument(
                 "--set",
                 dest="site_overrides",
@@ -128,20 +133,23 @@ COMMANDS = (
     Command(
         "resume",
         "go on with a run that was interrupted, failed or killed",
-        "pipelines.formation_energy.pipeline:resume",
+        "pipelines.training.pipeline:resume",
         (RUN, OWN_STRATEGY),
         "Continue a run from its last complete round; the result is that of a run that was not broken off.",
     ),
     Command(
         "predict",
         "predict new structures or formulas with the model of a run",
-        "pipelines.formation_energy.predict:run",
+        "pipelines.training.predict:run",
         (
             RUN_OR_MODEL,
             place(
-                "file", metavar="FILE", help="CSV/parquet/JSON table, folder of CIF/POSCAR files, or a structure file"
+                "file",
+                metavar="FILE",
+                help="CSV/parquet/JSON table, folder of CIF/POSCAR files, a structure file, or a database's address",
             ),
             PREDICTIONS,
+            *DATABASE,
             argument("--model", default="federated", help="which model of the run (default: federated)"),
         ),
         "Write a CSV with one line per entry of FILE: the prediction with its unit, or the reason why not.",
@@ -174,7 +182,7 @@ COMMANDS = (
             argument("pipeline", nargs="?", default="formation-energy", choices=["formation-energy"]),
             place("--resume", metavar="RUN", default=None, help="go on with a sweep that was broken off"),
             "pipelines.sweep.config:SweepConfig",
-            "pipelines.formation_energy.config:FormationEnergyConfig",
+            "pipelines.training.config:FormationEnergyConfig",
         ),
         "Run Ray Tune over fields of a pipeline. The silos open their data once and serve all trials.",
         _start_fork_server,

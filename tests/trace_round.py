@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 import ray_fed
-from pipelines.formation_energy.setup import jobs, resolve
+from pipelines.training.setup import jobs, resolve
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.silo import make_silo

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.formation_energy.checkpoint import kind_of
-from pipelines.formation_energy.setup import ENERGY_UNIT
+from pipelines.training.checkpoint import kind_of
+from pipelines.training.setup import ENERGY_UNIT
 from ray_fed.materials.databases.columns import UNKNOWN_UNIT, unit_of_target
 from ray_fed.metrics import TRAIN_LOSS, Metric, regression_metrics
 from ray_fed.reporting.results import measured, results_from_summary

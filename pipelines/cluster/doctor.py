@@ -9,7 +9,7 @@ from ray_fed.deployment.checks import Finding, Link, NodeReport, findings
 from ray_fed.deployment.machine import Machine, describe_machine
 from ray_fed.errors import PlacementError
 from ray_fed.federation.task import SiloSpec
-from ray_fed.materials.databases.source import EMBEDDED
+from ray_fed.materials.databases.kinds import is_on_disk
 from ray_fed.materials.property_task import CrystalRows
 from ray_fed.reporting.terminal import aligned
 
@@ -37,7 +37,7 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
 def _silos_of(federation: str | None) -> tuple[SiloSpec, ...]:
     if federation is None:
         return ()
-    from pipelines.formation_energy.setup import resolve
+    from pipelines.training.setup import resolve
 
     return resolve({"federation": federation}).silos
 
@@ -47,7 +47,7 @@ def _paths_at(silos: Sequence[SiloSpec]) -> dict[str, list[str]]:
     paths: dict[str, list[str]] = {}
     for silo in silos:
         assert isinstance(silo.source, CrystalRows)
-        if silo.source.source.path != EMBEDDED:
+        if is_on_disk(silo.source.source.path):
             paths.setdefault(silo.site, []).append(silo.source.source.path)
     return paths
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.formation_energy.setup import POOLED, Setup, jobs, resolve
 from pipelines.ledger.coordinator_ledger import coordinator_path
+from pipelines.training.setup import POOLED, Setup, jobs, resolve
 from pipelines.update_options import require_own_code
 from ray_fed.config import require
 from ray_fed.errors import ConfigError, DataError

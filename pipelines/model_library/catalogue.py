@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipelines.formation_energy.predict import check_place, model_path
+from pipelines.training.predict import check_place, model_path
 from ray_fed.errors import DataError
 from ray_fed.model_library.cards import SHOWN_WITH_FAILURES, pack
 from ray_fed.model_library.crystal_graph import METHOD, predict_structures

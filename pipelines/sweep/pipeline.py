@@ -11,7 +11,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.formation_energy.setup import Setup, resolve
 from pipelines.sweep import results_file
 from pipelines.sweep.advice import recommendation
 from pipelines.sweep.config import SweepConfig
@@ -19,6 +18,7 @@ from pipelines.sweep.outcomes import TrialOutcome, objective_of, table
 from pipelines.sweep.points import Trial, configured, trials_of
 from pipelines.sweep.privacy import read_privacy
 from pipelines.sweep.sweep import Sweep
+from pipelines.training.setup import Setup, resolve
 from pipelines.update_options import require_own_code
 from ray_fed.config import require
 from ray_fed.errors import ConfigError, DataError, FedError

@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields, replace
 from math import exp, log
 from typing import Any, get_type_hints
 
-from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.sweep.config import SweepConfig
+from pipelines.training.config import FormationEnergyConfig
 from ray_fed.config import coerce, require, unknown_name
 from ray_fed.errors import ConfigError
 from ray_fed.randomness import generator

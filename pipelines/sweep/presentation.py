@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.formation_energy.outcome import CITATION
 from pipelines.sweep import figures as draw
 from pipelines.sweep import results_file
 from pipelines.sweep.advice import recommendation
 from pipelines.sweep.outcomes import PointSummary, TrialOutcome, best_of, pareto_front, summaries, table
 from pipelines.sweep.points import Trial, shown, swept_fields
 from pipelines.sweep.privacy import SweepPrivacy
+from pipelines.training.outcome import CITATION
 from ray_fed.metrics import Metric
 from ray_fed.reporting.figures import save_figure
 from ray_fed.reporting.report import Block, Figure, Paragraph, Section, Table, write_report

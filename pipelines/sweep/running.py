@@ -9,13 +9,13 @@ from actors.federation import federation
 from actors.session import carry_by_value
 from actors.shared_silos import SharedSilos
 from actors.tuning import run_trials
-from pipelines.formation_energy.membership import fingerprints, is_same_source
 from pipelines.sweep.points import Trial, configured
 from pipelines.sweep.privacy import privacy_of, write_privacy
 from pipelines.sweep.progress import SweepProgress
 from pipelines.sweep.sweep import Sweep
 from pipelines.sweep.trial import Shared, job_of, work
 from pipelines.sweep.watcher import Watcher
+from pipelines.training.membership import fingerprints, is_same_source
 from ray_fed.errors import DataError
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.reporting.run_directory import RunDirectory

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.formation_energy.setup import Setup
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.outcomes import TrialOutcome, objective_of
 from pipelines.sweep.points import Trial
+from pipelines.training.setup import Setup
 from ray_fed.metrics import Metric, reported
 from ray_fed.reporting.run_directory import RunDirectory
 

@@ -11,9 +11,9 @@ from actors.cohort import RayCohort
 from actors.shared_silos import read_board
 from actors.silo import Handle
 from actors.tuning import OBJECTIVE
-from pipelines.formation_energy.config import FormationEnergyConfig
-from pipelines.formation_energy.setup import Setup, jobs
 from pipelines.sweep.points import Trial, configured
+from pipelines.training.config import FormationEnergyConfig
+from pipelines.training.setup import Setup, jobs
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.messages import SiloDescription
 from ray_fed.federation.rounds.job import Job, RoundRecord

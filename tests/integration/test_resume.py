@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from pipelines.cli import main
-from pipelines.formation_energy.outcome import TrainingOutcome
+from pipelines.training.outcome import TrainingOutcome
 from ray_fed.reporting import run_directory
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.writing import write_atomically

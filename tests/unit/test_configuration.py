@@ -4,8 +4,8 @@ from typing import Literal
 import pytest
 import yaml
 
-from pipelines.formation_energy.config import FormationEnergyConfig
-from pipelines.formation_energy.federation_file import read_federation
+from pipelines.training.config import FormationEnergyConfig
+from pipelines.training.federation_file import read_federation
 from ray_fed.config import coerce, field_documentation, from_mapping
 from ray_fed.errors import ConfigError
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from pipelines.formation_energy.federation_file import read_federation
+from pipelines.training.federation_file import read_federation
 from ray_fed.errors import DataError, FedError
 from ray_fed.leakage.images import load_images
 from ray_fed.learning.layout import Layout, initial_vector

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from actors.placement import NodeOffer, divided, unseen
-from pipelines.formation_energy.config import FormationEnergyConfig
-from pipelines.formation_energy.membership import (
+from pipelines.training.config import FormationEnergyConfig
+from pipelines.training.membership import (
     admitted,
     check_data,
     fingerprints,
@@ -15,7 +15,7 @@ from pipelines.formation_energy.membership import (
     start_rules,
     with_founders,
 )
-from pipelines.formation_energy.setup import Setup
+from pipelines.training.setup import Setup
 from ray_fed.errors import ConfigError, DataError, QuorumLost
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pipelines.formation_energy.config import FormationEnergyConfig
-from pipelines.formation_energy.pipeline import run
+from pipelines.training.config import FormationEnergyConfig
+from pipelines.training.pipeline import run
 from ray_fed.errors import ConfigError
 from ray_fed.federation.strategies import DPFedAvg
 

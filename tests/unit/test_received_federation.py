@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from pipelines.cli import main
-from pipelines.formation_energy.federation_file import STATE_FOLDER, read_federation
-from pipelines.formation_energy.setup import resolve
+from pipelines.training.federation_file import STATE_FOLDER, read_federation
+from pipelines.training.setup import resolve
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.silo import make_silo

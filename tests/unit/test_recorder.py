@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pipelines.formation_energy.recorder import TrainingRecorder, history_line, timing_line
+from pipelines.training.recorder import TrainingRecorder, history_line, timing_line
 from ray_fed.federation.rounds.job import RoundRecord
 
 SECONDS = {"total": 1.0, "compute": 0.5, "communicate": 0.5, "evaluate": 0.0}

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from pipelines.formation_energy.setup import resolve
+from pipelines.training.setup import resolve
 from ray_fed.errors import ConfigError
 
 KEY = "3f" * 32

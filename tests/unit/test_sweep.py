@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.cli import main
-from pipelines.formation_energy.config import FormationEnergyConfig
 from pipelines.sweep import figures as sweep_figures
 from pipelines.sweep import results_file
 from pipelines.sweep.advice import recommendation
@@ -17,6 +16,7 @@ from pipelines.sweep.points import FREQUENCIES, configured, joined, swept_fields
 from pipelines.sweep.privacy import privacy_of, read_privacy, write_privacy
 from pipelines.sweep.progress import SweepProgress
 from pipelines.sweep.watcher import Watcher
+from pipelines.training.config import FormationEnergyConfig
 from ray_fed.errors import ConfigError
 from ray_fed.federation.rounds.job import Job
 from ray_fed.learning.trainer import TrainingPlan

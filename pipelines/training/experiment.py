@@ -10,10 +10,10 @@ from typing import Protocol
 import numpy as np
 
 from pipelines import launching
-from pipelines.formation_energy.checkpoint import Checkpoint
-from pipelines.formation_energy.membership import admitted, fingerprints, start_rules
-from pipelines.formation_energy.setup import Setup, jobs
 from pipelines.launching import CoordinatorLike, FederationSpec
+from pipelines.training.checkpoint import Checkpoint
+from pipelines.training.membership import admitted, fingerprints, start_rules
+from pipelines.training.setup import Setup, jobs
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.federation.messages import Vector

@@ -9,10 +9,10 @@ from statistics import mean, stdev
 
 import numpy as np
 
-from pipelines.formation_energy.experiment import TrainingExperiment
-from pipelines.formation_energy.membership import fingerprints
-from pipelines.formation_energy.per_silo_errors import own_errors, own_table
 from pipelines.launching import CoordinatorLike
+from pipelines.training.experiment import TrainingExperiment
+from pipelines.training.membership import fingerprints
+from pipelines.training.per_silo_errors import own_errors, own_table
 from pipelines.update_options import privacy_statement
 from ray_fed.federation.rounds.job import EPSILON
 from ray_fed.metrics import Metric

@@ -7,7 +7,7 @@ themselves (`--personal-bias`) use it here.
 from collections.abc import Mapping
 from statistics import mean, stdev
 
-from pipelines.formation_energy.experiment import TrainingExperiment
+from pipelines.training.experiment import TrainingExperiment
 from ray_fed.federation.rounds.job import RoundRecord
 from ray_fed.metrics import Metric
 from ray_fed.reporting.results import number

@@ -7,7 +7,7 @@ What all silos start from, the scaler and the number of steps in an epoch, comes
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from pipelines.formation_energy.setup import Setup
+from pipelines.training.setup import Setup
 from ray_fed.errors import DataError
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.federation.rounds.job import RoundRecord

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 
-from pipelines.formation_energy.setup import Setup
 from pipelines.launching import CoordinatorLike
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger
+from pipelines.training.setup import Setup
 from ray_fed.errors import FedError
 from ray_fed.federation.rounds.job import EPSILON, Job, RoundRecord
 from ray_fed.metrics import TRAIN_LOSS

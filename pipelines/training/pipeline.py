@@ -9,21 +9,23 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from pipelines.formation_energy.checkpoint import Checkpoint
-from pipelines.formation_energy.experiment import TrainingExperiment, launched
-from pipelines.formation_energy.membership import check_data, founded, rejoined, with_founders
-from pipelines.formation_energy.outcome import TrainingOutcome
-from pipelines.formation_energy.recorder import TrainingRecorder
-from pipelines.formation_energy.setup import Setup, jobs, resolve, with_ledgers, with_state_folder
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger, discard_unused, name_of_run, silos_folder
+from pipelines.training.checkpoint import Checkpoint
+from pipelines.training.experiment import TrainingExperiment, launched
+from pipelines.training.membership import check_data, founded, rejoined, with_founders
+from pipelines.training.outcome import TrainingOutcome
+from pipelines.training.recorder import TrainingRecorder
+from pipelines.training.setup import Setup, jobs, resolve, with_ledgers, with_state_folder
 from pipelines.update_options import require_own_code
 from ray_fed.config import at_home
 from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.federation.coordinator import Agreement
+from ray_fed.materials.databases.kinds import whole_path
 from ray_fed.perimeter.own_words import words_of
 from ray_fed.reporting.environment import software_versions
 from ray_fed.reporting.run_directory import RunDirectory
@@ -300,8 +302,8 @@ def _with_whole_paths(options: Mapping[str, object]) -> dict[str, object]:
     whole = dict(options)
     for name in ("data", "federation"):
         value = whole.get(name)
-        if isinstance(value, str) and value != "embedded":
-            whole[name] = str(at_home(value).absolute())
+        if isinstance(value, str):
+            whole[name] = whole_path(str(at_home(value)) if value.startswith("~") else value, Path.cwd())
     return whole
 
 
