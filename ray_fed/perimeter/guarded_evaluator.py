@@ -17,9 +17,9 @@ from ray_fed.federation.messages import MAX_SUM, Vector
 from ray_fed.federation.silo import Evaluator
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.standardisation import Standardizer
-from ray_fed.metrics import MeanScores, RegressionSums, Scores
+from ray_fed.metrics import Scores
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
-from ray_fed.perimeter.checks import checked_fingerprint, checked_scores
+from ray_fed.perimeter.checks import SCORES, checked_fingerprint, checked_scores
 from ray_fed.perimeter.gate import Gate, MessageKind, Request
 from ray_fed.perimeter.insistence import FEWER
 from ray_fed.perimeter.ledger import MessageDigest, message_digest
@@ -57,7 +57,7 @@ def _digest(kind: str, message: Any) -> MessageDigest:
 
 KINDS = {
     "description": MessageKind(dict, check_test_fingerprint, _digest),
-    "metrics": MessageKind(dict, check_test_scores, _digest, parts=(MeanScores, RegressionSums)),
+    "metrics": MessageKind(dict, check_test_scores, _digest, parts=SCORES),
     "predictions": MessageKind(tuple, check_predictions, _digest),
 }
 
