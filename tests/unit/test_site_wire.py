@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ray_fed.errors import ConfigError, DataError, PerimeterRefused, SiloFailed
 from ray_fed.federation.messages import (
     Artifact,
+    Counts,
     GradientObservation,
     MaskedUpdate,
     Metrics,
@@ -77,6 +78,7 @@ MESSAGES = [
     MaskedUpdate("a", "s", 1, np.full((7, 2), 2**64 - 1, np.uint64)),
     {"m": Metrics("a", SUMS, SUMS), "n": Metrics("a", MeanScores(2, {"iou": 1.5}), MeanScores(0, {}))},
     Artifact("a", "generator", 3, {"bytes": 3.0}, VECTOR.view(np.uint8)),
+    Counts("a", "count_errors", 9, np.array([0, 5, 9])),
     GradientObservation("a", 3, VECTOR),
     LedgerCopy(VECTOR.view(np.uint8), "head", "key"),
     wire.SumForm(np.arange(3), np.arange(3), {"a": wire.NumbersForm(1, 2, 0.5, 0.1, 12)}, {"b": "late"}, ("c",)),
@@ -370,4 +372,4 @@ def test_who_changes_what_travels_counts_the_version_up():
     _, parts = msgspec.json.schema_components(classes, schema_hook=lambda _: {"type": "array"})
     shapes = {name: sorted(part.get("properties", {})) for name, part in parts.items()}
     digest = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
-    assert (wire.PROTOCOL, digest[:16]) == (2, "5806093bd69cd0d2")
+    assert (wire.PROTOCOL, digest[:16]) == (3, "12cb3ece7d6f913c")
