@@ -2,7 +2,7 @@
 averaged."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -277,27 +277,28 @@ class CountedRows:
 
 def counted_together(question: str, told: Mapping[str, "Counts | Raised"]) -> CountedRows:
     """Return the sum of what silos told, silos in the order of their names; of an answer that is none, why."""
-    usable, missing = {}, {}
+    total, num_examples, missing = np.zeros(0, np.int64), 0, {}
     for silo, answer in sorted(told.items()):
-        why = answer.reason if isinstance(answer, Raised) else _why_no_counts(silo, question, answer)
-        if not why and usable and len(answer.counts) != len(next(iter(usable.values())).counts):
-            why = "its counts are of another length than the others'"
+        why = _why_no_counts(silo, question, answer, len(total))
         if why:
             missing[silo] = why
-        else:
-            usable[silo] = answer
-    total = sum((each.counts for each in usable.values()), np.zeros(1, np.int64) if not usable else 0)
-    return CountedRows(sum(each.num_examples for each in usable.values()), np.asarray(total, np.int64), missing)
+        elif isinstance(answer, Counts):
+            total = total + answer.counts if len(total) else answer.counts
+            num_examples += answer.num_examples
+    return CountedRows(num_examples, total, missing)
 
 
-def _why_no_counts(silo: str, question: str, answer: object) -> str:
+def _why_no_counts(silo: str, question: str, answer: object, length: int) -> str:
+    """Return why an answer cannot be added to others of a length, 0 where it is the first; "" where it can."""
+    if isinstance(answer, Raised):
+        return answer.reason
     if type(answer) is not Counts or (answer.silo, answer.what) != (silo, question):
         return "its answer is no answer to this question"
     counts, rows = answer.counts, answer.num_examples
     fits = type(counts) is np.ndarray and counts.dtype == np.int64 and counts.ndim == 1 and is_count(rows, MAX_EXAMPLES)
     if not fits or (len(counts) and not 0 <= int(counts.min()) <= int(counts.max()) <= rows):
         return "its counts are not whole numbers from 0 to the number of its rows"
-    return ""
+    return "its counts are of another length than the others'" if length and len(counts) != length else ""
 
 
 # ---- is this update an honest answer to what was sent in this round?
@@ -309,6 +310,12 @@ MAX_STEPS = 2**31
 MAX_LOSS = float(np.finfo(np.float32).max)
 """Sums of such losses, weighted with rows, are finite, and under masks a loss is a float32."""
 MAX_SECONDS = 1e9
+
+
+def _as_it_says(_: str) -> int:
+    return MAX_EXAMPLES - 1
+
+
 Objection = tuple[str, str]
 """What is wrong with an update: for its receiver, with what was found; and as a fixed phrase."""
 
@@ -328,6 +335,9 @@ class Guard:
     """Longest move |update - dispatched| that is accepted, in the unit of the parameters; None accepts any."""
     least_steps: int = 0
     """Fewest optimiser steps: some strategies divide by them."""
+    most_examples: Callable[[str], int] = _as_it_says
+    """Silo -> most rows that it can have seen in a round, by what it told when it opened its data; `Task.most_examples`.
+    An update weighs as much as its rows, so a silo must not make them up."""
 
     def __post_init__(self) -> None:
         bound = self.max_norm
@@ -350,6 +360,7 @@ class Guard:
         """Yield what is wrong, cheap checks first; later ones rely on the earlier ones not having been yielded."""
         yield from _wrong_round(update, server_round, session, seen)
         yield from _wrong_numbers(update, self.least_steps)
+        yield from self._too_many_examples(update)
         if isinstance(update, RelayedUpdate):  # its hub has looked at the rest, where the vector was
             return
         yield from _wrong_array(update.vector, len(dispatched))
@@ -358,6 +369,15 @@ class Guard:
             norm, bound = distance(update.vector, dispatched), f"more than max_norm={self.max_norm:.6g}"
             if norm > self.max_norm:
                 yield f"it moved by {norm:.6g}, {bound}", f"it moved by {bound}"
+
+    def _too_many_examples(self, update: Update) -> Iterator[Objection]:
+        """Of those that a hub has summed, all are held against all they may have: none can be taken out."""
+        silos = update.sum.silos if isinstance(update, RelayedUpdate) else (update.silo,)
+        count = update.sum.total.total_weight if isinstance(update, RelayedUpdate) else update.num_examples
+        most, who = sum(map(self.most_examples, silos)), "its hub's silos" if len(silos) > 1 else "it"
+        if count > most:
+            told = f"more than the {most} that a round can have with the rows that {who} told when opening the data"
+            yield f"num_examples={_shown(count)} is {told}", f"num_examples is {told}"
 
 
 def _wrong_round(update: Update, server_round: int, session: str, seen: Collection[str]) -> Iterator[Objection]:
