@@ -35,7 +35,8 @@ class Sureness:
         chances = np.asarray(chances, np.float64)
         best = chances.argmax(axis=1)[:, None]
         top = np.take_along_axis(chances, best, axis=1)
-        log_odds = np.clip(self.slope * np.log(odds_of(top)) + self.offset, -40, 40)
+        counted = np.clip(odds_of(top), edge(0.5), edge(NUM_BINS - 0.5))  # beyond it, odds were told apart no more
+        log_odds = self.slope * np.log(counted) + self.offset
         sure = np.maximum(1 / (1 + np.exp(-log_odds)), 1 / chances.shape[1])
         others = np.where(top < 1, chances / np.maximum(1 - top, TINY), 1 / max(1, chances.shape[1] - 1))
         found = others * (1 - sure)

@@ -48,9 +48,10 @@ KINDS = (
     "predictions",
 )  # fmt: skip
 """Kinds of message that leave a silo if its owner says nothing. Any other kind leaves only where the owner lists it."""
-COUNTED = ("errors", "spreads", "elements", "places")
-"""Questions that are answered with counts of rows: of errors and of how far the silos' models are apart (intervals of
-predictions), of elements, of distances from the mean (flags of inputs that are unlike the rows)."""
+COUNTED = ("errors", "spreads", "confidences", "elements", "places")
+"""Questions that are answered with counts of rows: of errors, of how far the silos' models are apart, of how sure they
+are of classes (intervals and chances of predictions), of elements, of distances from the mean (flags of inputs that are
+unlike the rows)."""
 DECLARED = "declared"
 """Among the names of metrics: those that a task declares when it opens its data."""
 GIB = 2**30
