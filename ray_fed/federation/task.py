@@ -19,6 +19,8 @@ from ray_fed.metrics import Metric, RegressionSums, Scores, regression_metrics, 
 
 Predictor = Callable[[Vector, Any], np.ndarray]
 """(vector, inputs) -> outputs [rows, ...] of the model at that vector."""
+Counting = Callable[..., tuple[int, np.ndarray]]
+"""(samples, care, *what was given with the question) -> (rows counted, counts int64 [n]); see `Task.countings`."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,17 @@ class Samples:
     """What the columns were standardised with; None where the task has no scaler."""
 
 
+@dataclass(frozen=True)
+class Care:
+    """What whoever counts rows has to mind."""
+
+    fewest: int
+    """Rows that a count must have; below it is 0."""
+    is_probe: Callable[[str, np.ndarray], bool]
+    """(part of the rows, outputs [rows, ...] of a model there) -> whether the model is made to tell rows apart: its
+    errors are then not counted."""
+
+
 class Task(ABC):
     """What silos and coordinator have in common: how samples become arrays, which network, which loss.
 
@@ -157,6 +170,11 @@ class Task(ABC):
         """Return what outputs of the network [rows, ...] say in the user's terms, for `score` and for people. Default:
         as they are."""
         return outputs
+
+    def countings(self) -> Mapping[str, Counting]:
+        """Return the questions that a silo, or who holds a test set, answers with counts of rows: name, beginning with
+        `count_`, -> what counts. Default: none."""
+        return {}
 
     def possession(self, source: object) -> str:
         """Return what only somebody can know who has the samples of a source, "" where that is not shown: whoever says
