@@ -1,7 +1,7 @@
 """What is trained: samples, a network, a loss. A silo opens its samples through its task, inside its own process."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,6 +81,15 @@ class LocalRows:
     """Hash, rows and columns of the source, for the record of the run; leaves the silo."""
     agreement: Mapping[str, str]
     """What this silo has of what all must agree on: compared with `Task.agreement`; leaves the silo."""
+    groups: Sequence[str] = field(default=(), repr=False)
+    """Of each training sample the group that no split may cut, such as its reduced formula; none where there are
+    none."""
+    held_out_groups: Sequence[str] = field(default=(), repr=False)
+    """The same of the held-out samples."""
+    names: Sequence[str] = field(default=(), repr=False)
+    """What the owner calls each training sample, for the owner's own log; perhaps none."""
+    held_out_names: Sequence[str] = field(default=(), repr=False)
+    """The same of the held-out samples."""
 
     def __repr__(self) -> str:  # no value of a row: this may end in a log
         return f"{type(self).__name__}({len(self.features)} samples, {len(self.held_out_features)} held out)"
