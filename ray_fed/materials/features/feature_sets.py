@@ -105,6 +105,10 @@ class FeatureSet(ABC):
         formulas = items["formula"].tolist() if isinstance(items, pd.DataFrame) else items
         return self._features(formulas, items)
 
+    def num_imputed(self, formulas: list) -> np.ndarray:
+        """Return for how many element properties some element of each formula has no value of its own, int64 [rows]."""
+        return self._element_columns().num_missing(read_compositions(formulas)[0])[:, 0].astype(np.int64)
+
     def _features(self, formulas: list, cells: pd.DataFrame | list) -> tuple[np.ndarray, list[str]]:
         """Return features and reasons of formulas with the cells of a table or of Structures."""
         self.check_options()
