@@ -14,8 +14,8 @@ import numpy as np
 
 from ray_fed.federation.task import Task
 from ray_fed.materials.learners import Learner
+from ray_fed.materials.partitions import grouped_folds
 from ray_fed.metrics import Scores, merged, reported
-from ray_fed.randomness import generator
 
 NUM_FOLDS = 3
 FAR_BEHIND = 1.1
@@ -53,18 +53,6 @@ class Questions:
 
     def judge(self, rows: np.ndarray) -> Callable[[np.ndarray], float]:
         return lambda predicted: badness(self.task, self.task.score(self.targets[rows], predicted))
-
-
-def grouped_folds(groups: Sequence[str], most: int, seed: int) -> list[np.ndarray]:
-    """Return row numbers of `most` folds of about equal size, groups whole; fewer where there are fewer groups."""
-    names, numbered = np.unique(np.asarray(groups, dtype=object).astype(str), return_inverse=True)
-    sizes, random = np.bincount(numbered), generator(seed, "folds of a silo")
-    filled, chosen = np.zeros(min(most, len(names)), np.int64), np.empty(len(names), np.int64)
-    order = random.permutation(len(names))
-    for group in order[np.argsort(-sizes[order], kind="stable")]:  # large groups first: folds come out even
-        chosen[group] = filled.argmin()
-        filled[chosen[group]] += sizes[group]
-    return [np.flatnonzero(chosen[numbered] == fold) for fold in range(len(filled))]
 
 
 def badness(task: Task, scores: Scores) -> float:

@@ -84,7 +84,11 @@ class TreeLearner:
         return self.columns.features[rows]
 
     def learn(
-        self, inside: np.ndarray, new: np.ndarray, longest: int, judge: Judge | None = None
+        self,
+        inside: np.ndarray,
+        new: np.ndarray,
+        longest: int,
+        judge: Judge | None = None,  # noqa: ARG002 (trees are all grown before one looks at them)
     ) -> Iterator[np.ndarray]:
         shorter = replace(self, lengths=[length for length in self.lengths if length <= longest])
         staged = [shorter._outputs(at, inside, new) for at in range(len(self.columns.num_classes))]
