@@ -11,6 +11,7 @@ from torch import nn
 
 from ray_fed.config import at_home
 from ray_fed.federation.messages import SessionSpec, Vector
+from ray_fed.learning.early_stopping import StoppingTrainer
 from ray_fed.learning.layout import floating_buffers
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.steps import Loss
@@ -168,8 +169,9 @@ class Task(ABC):
 
     def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:
         """Return what trains in a session of a silo. Default: mini-batch steps on `model(session.model_seed)`."""
-        module = self.model(session.model_seed)
-        return LocalTrainer(module, self.loss, samples.features, samples.targets, session.plan, silo.name)
+        module, plan = self.model(session.model_seed), session.plan
+        given = module, self.loss, samples.features, samples.targets, plan, silo.name
+        return StoppingTrainer(*given, samples.rows.groups) if plan.validation_share else LocalTrainer(*given)
 
     def most_examples(self, num_examples: int, plan: TrainingPlan) -> int:
         """Return the most rows that a silo which told so many can count in one round: its weight in the mean. An update
