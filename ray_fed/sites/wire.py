@@ -297,7 +297,7 @@ class Given(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class QueryRequest(SiloRequest, frozen=True, tag="query"):
-    answers = ("artifact", "counts")
+    answers = ("artifact", "counts", "metrics")
     doing = "answering a query"
     query: Name
     given: tuple[Given, ...]
