@@ -69,6 +69,9 @@ class TrainingPlan:
     """Example-level differential privacy of every step: clipped gradients of single examples, noise, secret batches."""
     compression: Compression | None = None
     """How a silo codes its move for the way to the coordinator; none sends it as float32."""
+    sums: int = 0
+    """Most values of an answer, where silos answer sums of whole numbers that are added up (boosted trees). Such an
+    answer has as many values as the first number of the received vector says. 0: parameters, which are averaged."""
 
     def __post_init__(self) -> None:
         both = self.control_variates and self.optimizer_state == "average"

@@ -35,7 +35,7 @@ from ray_fed.federation.messages import (
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.metrics import MeanScores, RegressionSums, Scores
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Version of everything in this file."""
 DTYPES = ("<f4", "<f8", "<i8", "<u8", "|u1")
 ALIGNMENT = 8
@@ -226,12 +226,15 @@ class FitRequest(SiloRequest, frozen=True, tag="fit"):
     session: Name
     server_round: Count
     vector: np.ndarray
+    num_values: Count = 0
+    """Values of the answer, where it is not as long as the vector (TrainingPlan.sums)."""
 
     def put_to(self, host: SiloHost) -> Update | MaskedUpdate:
         return host.fit(self.session, self.server_round, self.vector).packed()
 
     def answer_limit(self) -> int:
-        return 4 * self.vector.nbytes + 1024  # masked: 16 bytes for a value of 4, and two values more
+        values = max(len(self.vector), self.num_values)
+        return 16 * values + 1024  # masked: 16 bytes for a value of 4, and two values more
 
 
 class FitSumRequest(SiloRequest, frozen=True, tag="fit_sum"):

@@ -117,10 +117,10 @@ def _edges(cells: Cells, num_bins: int, min_rows: int) -> np.ndarray:
             ends.append(place)
             held, bins_left = 0, bins_left - 1
     last = cells.low + (np.int64(1) << cells.bits) - 1
-    return np.unique([_between(last[end], cells.low[end + 1]) for end in ends]).astype(np.float32)
+    return np.unique([_between(int(last[end]), int(cells.low[end + 1])) for end in ends]).astype(np.float32)
 
 
-def _between(last: np.int64, following: np.int64) -> np.float32:
+def _between(last: int, following: int) -> np.float32:
     """Return the float32 in the middle between two keys' values: at least the first, below the second."""
     ends = values_of(np.array([last, following]))
     low, high = (float(end) if np.isfinite(end) else np.copysign(float(LARGEST), end) for end in ends)

@@ -1,9 +1,9 @@
 """A forest as arrays, and what it predicts.
 
-Each tree is a full one of `depth` levels: inner node i has the children 2i + 1 and 2i + 2, and a node that was not split
-sends every row to the left. As one float32 vector:
+Each tree is a full one of `depth` levels: inner node i has the children 2i + 1 and 2i + 2, and a node that was not
+split sends every row to the left. As one float32 vector, for n trees:
 
-    start [outputs]   then for each tree   feature [splits]  threshold [splits]  missing_left [splits]  value [leaves]
+    start [outputs]  feature [n, splits]  threshold [n, splits]  missing_left [n, splits]  value [n, places]
 
 Trees stand iteration by iteration, in each one for every output. A value at or below the threshold goes left.
 """
@@ -19,50 +19,46 @@ NO_SPLIT = -1.0
 
 @dataclass(frozen=True)
 class Forest:
-    """A view of a forest's vector; what is not grown yet splits nothing and adds 0."""
+    """Trees as they were grown, each a row of numbers: feature, threshold, missing_left, value."""
 
-    vector: np.ndarray
-    """float32 [outputs + trees * outputs * block]."""
     settings: TreeSettings
+    start: np.ndarray
+    """float32 [outputs]: what is predicted before the first tree."""
+    blocks: np.ndarray
+    """float32 [trees, block_size]."""
 
     @classmethod
-    def empty(cls, settings: TreeSettings) -> "Forest":
-        block = np.concatenate([
-            np.full(settings.num_splits, NO_SPLIT), np.zeros(settings.num_splits), np.ones(settings.num_splits),
-            np.zeros(settings.num_leaf_places),
-        ])  # fmt: skip
-        blocks = np.tile(block, settings.trees * settings.outputs)
-        return cls(np.concatenate([np.zeros(settings.outputs), blocks]).astype(np.float32), settings)
+    def of(cls, vector: np.ndarray, settings: TreeSettings) -> "Forest":
+        """Return the forest of a vector, of as many trees as it has."""
+        start, rest = np.split(np.asarray(vector, np.float32), [settings.outputs])
+        count = len(rest) // block_size(settings)
+        widths = [settings.num_splits] * 3 + [settings.num_leaf_places]
+        parts = np.split(rest, np.cumsum(widths)[:-1] * count)
+        table = [part.reshape(count, width) for part, width in zip(parts, widths, strict=True)]
+        return cls(settings, start, np.concatenate(table, axis=1))
 
     @property
-    def start(self) -> np.ndarray:
-        """What is predicted before the first tree, [outputs]."""
-        return self.vector[: self.settings.outputs]
+    def vector(self) -> np.ndarray:
+        return np.concatenate([self.start, *(part.ravel() for part in self.parts().values())])
 
-    @property
-    def blocks(self) -> np.ndarray:
-        """The trees one after another, [trees, block]."""
-        return self.vector[self.settings.outputs :].reshape(-1, block_size(self.settings))
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return what goes into a file: start, feature, threshold, missing_left and value, of each tree a row."""
+    def parts(self) -> dict[str, np.ndarray]:
+        """Return feature, threshold, missing_left [trees, splits] and value [trees, places], float32."""
         splits = self.settings.num_splits
         parts = np.split(self.blocks, [splits, 2 * splits, 3 * splits], axis=1)
-        feature, threshold, missing_left, value = (part.copy() for part in parts)
-        return {
-            "start": self.start.copy(),
-            "feature": feature.astype(np.int32),
-            "threshold": threshold,
-            "missing_left": missing_left.astype(np.uint8),
-            "value": value,
-        }
+        return dict(zip(("feature", "threshold", "missing_left", "value"), parts, strict=True))
 
-    @classmethod
-    def of_arrays(cls, arrays: dict[str, np.ndarray], settings: TreeSettings) -> "Forest":
-        """Return the forest that `arrays` gave."""
-        parts = [arrays[name].astype(np.float32) for name in ("feature", "threshold", "missing_left", "value")]
-        blocks = np.concatenate(parts, axis=1)
-        return cls(np.concatenate([arrays["start"].astype(np.float32), blocks.ravel()]), settings)
+    def filled(self) -> "Forest":
+        """Return the forest with as many trees as its settings allow; those that were not grown add 0."""
+        wanted = self.settings.trees * self.settings.outputs - len(self.blocks)
+        return Forest(self.settings, self.start, np.concatenate([self.blocks, no_trees(self.settings, wanted)]))
+
+
+def no_trees(settings: TreeSettings, count: int) -> np.ndarray:
+    """Return trees that add 0, [count, block_size]."""
+    block = np.zeros(block_size(settings), np.float32)
+    block[: settings.num_splits] = NO_SPLIT
+    block[2 * settings.num_splits : 3 * settings.num_splits] = 1
+    return np.tile(block, (count, 1))
 
 
 def block_size(settings: TreeSettings) -> int:
@@ -72,11 +68,11 @@ def block_size(settings: TreeSettings) -> int:
 
 def tree_block(settings: TreeSettings, splits: np.ndarray, thresholds: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Return one tree's numbers; splits [n, 4]: level, place in the level, feature, missing_left."""
-    feature, threshold = np.full(settings.num_splits, NO_SPLIT, np.float32), np.zeros(settings.num_splits, np.float32)
-    missing_left = np.ones(settings.num_splits, np.float32)
+    block = no_trees(settings, 1)[0]
+    feature, threshold, missing_left, value = np.split(block, settings.num_splits * np.arange(1, 4))
     node = (1 << splits[:, 0]) - 1 + splits[:, 1]
-    feature[node], threshold[node], missing_left[node] = splits[:, 2], thresholds, splits[:, 3]
-    return np.concatenate([feature, threshold, missing_left, values.astype(np.float32)])
+    feature[node], threshold[node], missing_left[node], value[:] = splits[:, 2], thresholds, splits[:, 3], values
+    return block
 
 
 def places(block: np.ndarray, features: np.ndarray, settings: TreeSettings) -> np.ndarray:
@@ -100,28 +96,24 @@ class ForestPredictor:
     def __init__(self, settings: TreeSettings):
         self.settings = settings
         self._inputs: np.ndarray | None = None
-        self._seen = np.zeros(0, np.float32)
-        self._sums = np.zeros(0)
+        self._seen = Forest(settings, np.zeros(settings.outputs, np.float32), no_trees(settings, 0))
+        self._sums = np.zeros((settings.outputs, 0))
 
-    def scores(self, vector: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """Return start + values of all trees, added in their order, float64 [outputs, rows]."""
-        forest = Forest(vector, self.settings)
-        blocks, size = forest.blocks, block_size(self.settings)
-        grown = _num_grown(blocks, self.settings)
-        known = len(self._seen) // size
-        is_longer = self._inputs is features and known <= grown and np.array_equal(self._start, forest.start)
-        if not (is_longer and np.array_equal(self._seen, blocks[:known].ravel())):
+    def scores(self, forest: Forest, features: np.ndarray) -> np.ndarray:
+        """Return start + values of all trees, added in their order, float64 [outputs, rows]; features float32."""
+        known = len(self._seen.blocks)
+        if not (self._inputs is features and self._goes_on(forest)):
             known, self._sums = 0, np.repeat(forest.start.astype(np.float64)[:, None], len(features), 1)
         sums = self._sums.copy()
-        for number in range(known, grown):
-            place = places(blocks[number], features, self.settings)
-            sums[number % self.settings.outputs] += blocks[number, 3 * self.settings.num_splits :][place]
-        self._inputs, self._start, self._sums = features, forest.start.copy(), sums
-        self._seen = blocks[:grown].ravel().copy()
+        for number in range(known, len(forest.blocks)):
+            value = forest.blocks[number, 3 * self.settings.num_splits :]
+            if value.any():
+                place = places(forest.blocks[number], features, self.settings)
+                sums[number % self.settings.outputs] += value[place]
+        self._inputs, self._seen, self._sums = features, forest, sums
         return sums.copy()
 
-
-def _num_grown(blocks: np.ndarray, settings: TreeSettings) -> int:
-    """Return after which tree nothing more is added."""
-    adds = (blocks[:, 3 * settings.num_splits :] != 0).any(axis=1)
-    return int(np.flatnonzero(adds).max(initial=-1)) + 1
+    def _goes_on(self, forest: Forest) -> bool:
+        known = len(self._seen.blocks)
+        same_start = np.array_equal(self._seen.start, forest.start)
+        return same_start and np.array_equal(self._seen.blocks, forest.blocks[:known])

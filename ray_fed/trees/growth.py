@@ -7,8 +7,8 @@
       LEAF                exact sums in each leaf: its value; and the scale of the next iteration's residuals
 
 The scale of an iteration is that of the residuals before the last one, which saves an exchange; a residual beyond it
-counts as the scale in a histogram, and as it is in a leaf's value. A silo that comes or goes within an iteration changes
-the number of rows behind a sum, and the iteration begins again: the rows of one iteration are the same in all its sums.
+counts as the scale in a histogram, and as it is in a leaf's value. A silo that comes or goes within an iteration
+changes the number of rows behind a sum, and the iteration begins again: the same rows are behind all its sums.
 """
 
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ from functools import partial
 import numpy as np
 
 from ray_fed.trees.bins import LARGEST, Cells, edges_of, to_refine
-from ray_fed.trees.forest import Forest, tree_block
+from ray_fed.trees.forest import Forest, block_size, tree_block
 from ray_fed.trees.losses import has_curvature, newton_factor, of_classes, start_of
 from ray_fed.trees.member import STOPPING_EXPONENT, SUM_DIGITS, features_of_tree
 from ray_fed.trees.numbers import EXACT, FRACTION_BITS, NUM_EXPONENTS, agreed_exponent, of_digits
-from ray_fed.trees.question import Ask, Question, Step, cells_as_numbers
+from ray_fed.trees.question import CountedChild, Question, Step, cells_as_numbers
 from ray_fed.trees.settings import TreeSettings
 
 START_ROUNDS = 3
@@ -58,7 +58,7 @@ class Growth:
     nodes: np.ndarray = field(default_factory=NO_LONGS.copy)
     """[num_nodes, 2]: output and place of the nodes of the level whose histograms are known."""
     histograms: np.ndarray = field(default_factory=NO_LONGS.copy)
-    """[num_nodes, bins, 2]: residuals in levels, rows."""
+    """[num_nodes, 2, bins]: residuals in levels, rows."""
     values: np.ndarray = field(default_factory=NO_FLOATS.copy)
     """[outputs * leaves]: of the last iteration, in its own place in the next question."""
     losses: np.ndarray = field(default_factory=partial(np.zeros, 0))
@@ -92,6 +92,11 @@ class Growth:
     @property
     def rows(self) -> int:
         return int(self.step[3])
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether patience was at an end, or all iterations done with a patience."""
+        return bool(self.step[4])
 
     def moved(self, step: Step, number: int, **changes: np.ndarray) -> "Growth":
         return replace(self, step=np.array([step, number, *self.step[2:]]), **changes)
@@ -137,7 +142,7 @@ class Grower:
         size = 2 * self._digits(growth) * int(self._offsets(growth)[-1])
         if growth.at is Step.ROOT:
             return rows + outputs * size + (2 * SUM_DIGITS if self.settings.patience else 0)
-        asked = (growth.splits[:, 1] == growth.number - 1) & (growth.splits[:, 6] != Ask.NEITHER)
+        asked = (growth.splits[:, 1] == growth.number - 1) & (growth.splits[:, 6] != CountedChild.NEITHER)
         return rows + int(asked.sum()) * size
 
     def largest_answer(self) -> int:
@@ -170,20 +175,14 @@ class Grower:
             return self._after_root(growth, sums)
         return self._after_level(growth, sums) if growth.at is Step.LEVEL else self._after_leaf(growth, sums)
 
-    def forest(self, growth: Growth) -> np.ndarray:
-        """Return the forest so far as a vector of its full length; ended by patience, up to its best iteration."""
-        whole = Forest.empty(self.settings)
+    def forest(self, growth: Growth) -> Forest:
+        """Return the forest so far; ended by patience, up to its best iteration. A finished one has its full length."""
+        blocks = growth.forest.reshape(-1, block_size(self.settings))
+        if growth.is_stopped:
+            blocks = blocks[: self.settings.outputs * int(growth.losses.argmin())]
         start = growth.start if len(growth.start) else np.zeros(self.settings.outputs, np.float32)
-        whole.vector[: self.settings.outputs] = start
-        grown = self._kept_trees(growth)
-        whole.vector[self.settings.outputs : self.settings.outputs + len(grown)] = grown
-        return whole.vector
-
-    def _kept_trees(self, growth: Growth) -> np.ndarray:
-        if not growth.step[4]:
-            return growth.forest
-        size = len(growth.forest) // max(1, growth.iteration)
-        return growth.forest[: size * int(growth.losses.argmin())]
+        forest = Forest(self.settings, start.astype(np.float32), blocks)
+        return forest.filled() if growth.at is Step.DONE else forest
 
     def _again(self, growth: Growth) -> Growth:
         """Begin the iteration, or the counting, once more: other silos than before were behind a sum."""
@@ -260,7 +259,7 @@ class Grower:
                 growth.step[4] = 1
                 return growth.moved(Step.DONE, 0, values=NO_FLOATS)
         size = int(self._offsets(growth)[-1])
-        histograms = of_digits(sums.reshape(self.settings.outputs, size, 2, self._digits(growth)))
+        histograms = of_digits(sums.reshape(self.settings.outputs, 2, size, self._digits(growth)))
         nodes = np.stack([np.arange(self.settings.outputs), np.zeros(self.settings.outputs, np.int64)], 1)
         growth = replace(growth, splits=np.zeros((0, SPLIT_COLUMNS), np.int64), values=NO_FLOATS)
         return self._split(growth, 0, nodes, histograms)
@@ -268,12 +267,14 @@ class Grower:
     def _after_level(self, growth: Growth, sums: np.ndarray) -> Growth:
         """Both children of each split from the smaller one's histogram and the parent's."""
         size = int(self._offsets(growth)[-1])
-        found = of_digits(sums.reshape(-1, size, 2, self._digits(growth)))
-        splits = growth.splits[(growth.splits[:, 1] == growth.number - 1) & (growth.splits[:, 6] != Ask.NEITHER)]
+        found = of_digits(sums.reshape(-1, 2, size, self._digits(growth)))
+        splits = growth.splits[
+            (growth.splits[:, 1] == growth.number - 1) & (growth.splits[:, 6] != CountedChild.NEITHER)
+        ]
         parent = {(output, place): number for number, (output, place) in enumerate(growth.nodes.tolist())}
         parents = growth.histograms[[parent[output, place] for output, place in splits[:, [0, 2]].tolist()]]
-        is_right = (splits[:, 6] == Ask.RIGHT).astype(np.int64)
-        histograms = np.stack([found, parents - found], 1).reshape(-1, size, 2)
+        is_right = (splits[:, 6] == CountedChild.RIGHT).astype(np.int64)
+        histograms = np.stack([found, parents - found], 1).reshape(-1, 2, size)
         asked = 2 * splits[:, 2] + is_right
         places = np.stack([asked, asked ^ 1], 1).ravel()
         return self._split(growth, growth.number, np.stack([np.repeat(splits[:, 0], 2), places], 1), histograms)
@@ -299,7 +300,7 @@ class Grower:
         ]
         table = np.array(splits, np.int64).reshape(-1, SPLIT_COLUMNS)
         growth = replace(growth, splits=np.concatenate([growth.splits, table]))
-        asks = bool((table[:, 6] != Ask.NEITHER).any())
+        asks = bool((table[:, 6] != CountedChild.NEITHER).any())
         kept = chosen if asks else chosen[:0]
         return growth.moved(
             Step.LEVEL if asks else Step.LEAF,
@@ -315,9 +316,9 @@ class Grower:
 
     def _split_row(self, node: np.ndarray, level: int, best: np.ndarray, is_last: bool) -> list[int]:
         feature, bin_number, missing_left, left, right = (int(value) for value in best[1:])
-        ask = Ask.LEFT if left <= right else Ask.RIGHT
+        ask = CountedChild.LEFT if left <= right else CountedChild.RIGHT
         if is_last or max(left, right) < 2 * self.settings.min_rows:
-            ask = Ask.NEITHER
+            ask = CountedChild.NEITHER
         return [int(node[0]), level, int(node[1]), feature, bin_number, missing_left, ask]
 
     def _best_splits(self, growth: Growth, histograms: np.ndarray) -> np.ndarray:
@@ -332,21 +333,21 @@ class Grower:
         sizes, has_missing = np.diff(offsets), growth.bins[features, 1]
         number = np.repeat(np.arange(len(features)), sizes)
         within = np.arange(offsets[-1]) - offsets[number]
-        running = np.cumsum(histograms, axis=1)
-        before = np.concatenate([np.zeros_like(running[:, :1]), running], 1)[:, offsets[:-1]]
-        total = running[:, offsets[1] - 1]
-        left = running - before[:, number]
+        running = np.cumsum(histograms, axis=2)
+        before = np.concatenate([np.zeros_like(running[..., :1]), running], 2)[..., offsets[:-1]]
+        total = running[..., offsets[1] - 1]
+        left = running - before[..., number]
         is_last, is_missing = within == sizes[number] - 1, (within == 0) & (has_missing[number] == 1)
         gains = self._gains(left, total)
         gains[:, is_last | is_missing] = -np.inf
         other = np.flatnonzero((has_missing[number] == 1) & ~is_missing)
-        without = left[:, other] - histograms[:, offsets[number[other]]]
+        without = left[..., other] - histograms[..., offsets[number[other]]]
         gains = np.concatenate([gains, self._gains(without, total)], 1)
         best = gains.argmax(axis=1)
         rows = np.arange(len(histograms))
         is_other = best >= offsets[-1]
         slot = np.where(is_other, np.concatenate([other, [0]])[np.where(is_other, best - offsets[-1], -1)], best)
-        counts = np.concatenate([left, without], 1)[rows, best, 1]
+        counts = np.concatenate([left, without], 2)[rows, 1, best]
         rest = total[:, 1] - counts
         missing_left = np.where(has_missing[number[slot]] == 1, ~is_other, counts >= rest)
         found = [gains[rows, best], features[number[slot]], within[slot], missing_left, counts, rest]
@@ -355,12 +356,12 @@ class Grower:
     def _gains(self, left: np.ndarray, total: np.ndarray) -> np.ndarray:
         """Return gains [nodes, candidates]; minus infinity where a side has fewer than `min_rows`."""
         l2, fewest = self.settings.l2, self.settings.min_rows
-        whole = total[:, None].astype(np.float64)
-        sums, rows = left[..., 0].astype(np.float64), left[..., 1].astype(np.float64)
-        sums_right, rows_right = whole[..., 0] - sums, whole[..., 1] - rows
+        whole = total[..., None].astype(np.float64)
+        sums, rows = left[:, 0].astype(np.float64), left[:, 1].astype(np.float64)
+        sums_right, rows_right = whole[:, 0] - sums, whole[:, 1] - rows
         fits = (rows >= fewest) & (rows_right >= fewest)
         rows, rows_right = np.maximum(rows, 1) + l2, np.maximum(rows_right, 1) + l2
-        parent = whole[..., 0] ** 2 / (np.maximum(whole[..., 1], 1) + l2)
+        parent = whole[:, 0] ** 2 / (np.maximum(whole[:, 1], 1) + l2)
         return np.where(fits, sums**2 / rows + sums_right**2 / rows_right - parent, -np.inf)
 
     # ---- leaves
@@ -369,7 +370,8 @@ class Grower:
         settings, outputs = self.settings, self.settings.outputs
         exact, sizes = np.split(sums, [len(sums) - outputs * NUM_EXPONENTS])
         numbers = of_digits(exact.reshape(outputs, 2, settings.num_leaf_places, SUM_DIGITS))
-        values = [self._leaf_values(*pair, int(scale)) for pair, scale in zip(numbers, growth.scales, strict=True)]
+        scales = growth.scales.tolist()
+        values = [self._leaf_values(pair[0], pair[1], scale) for pair, scale in zip(numbers, scales, strict=True)]
         blocks = [self._block(growth, output, value) for output, value in enumerate(values)]
         iteration = growth.iteration + 1
         is_done = iteration == settings.trees and not settings.patience

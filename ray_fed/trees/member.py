@@ -10,10 +10,10 @@ import numpy as np
 
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.trees.bins import as_float32, codes_of, counted, keys_of
-from ray_fed.trees.forest import ForestPredictor
+from ray_fed.trees.forest import Forest, ForestPredictor, block_size
 from ray_fed.trees.losses import of_classes, residuals, row_losses, target_table
 from ray_fed.trees.numbers import NUM_EXPONENTS, digits_of, exponents, fixed_point
-from ray_fed.trees.question import Ask, Question, Step, cells_of_numbers, edges_of_numbers
+from ray_fed.trees.question import CountedChild, Question, Step, cells_of_numbers, edges_of_numbers
 from ray_fed.trees.settings import TreeSettings
 
 SUM_DIGITS = 3
@@ -142,8 +142,8 @@ class Member:
     def _restart(self, question: Question) -> None:
         """Take over the forest and the splits of the current trees from a whole question."""
         self._take_bins(question)
-        vector = np.concatenate([question.start, question.forest])
-        self.scores = ForestPredictor(self.settings).scores(vector, self.features)
+        forest = Forest(self.settings, question.start, question.forest.reshape(-1, block_size(self.settings)))
+        self.scores = ForestPredictor(self.settings).scores(forest, self.features)
         if question.step is Step.ROOT:
             return
         self._begin_trees(question)
@@ -226,26 +226,26 @@ class Member:
         splits, sums = question.split_table(), []
         splits = splits[splits[:, 1] == question.number - 1]
         for output in range(self.settings.outputs):
-            mine = splits[(splits[:, 0] == output) & (splits[:, 6] != Ask.NEITHER)]
-            asked = 2 * mine[:, 2] + (mine[:, 6] == Ask.RIGHT)
+            mine = splits[(splits[:, 0] == output) & (splits[:, 6] != CountedChild.NEITHER)]
+            asked = 2 * mine[:, 2] + (mine[:, 6] == CountedChild.RIGHT)
             slot_of_place = np.full(1 << question.number, -1, np.int64)
             slot_of_place[asked] = np.arange(len(asked))
             sums.append(self._histograms(output, slot_of_place[self.places[output]], len(asked)))
         return np.concatenate([np.zeros(0, np.int64), *self._in_digits(sums, question.digits)])
 
     def _histograms(self, output: int, slots: np.ndarray, num_slots: int) -> np.ndarray:
-        """Return (sum of residuals, number of rows) of each bin of each slot, int64 [slots, bins, 2]; slot -1: none."""
+        """Return (sums of residuals, numbers of rows) of each slot's bins, int64 [slots, 2, bins]; slot -1: none."""
         size = int(self._offsets[-1])
         if num_slots == 0 or size == 0:
-            return np.zeros((num_slots, size, 2), np.int64)
+            return np.zeros((num_slots, 2, size), np.int64)
         rows = np.flatnonzero((slots >= 0) & self.is_fitted[output])
         places = self._coded if len(rows) == self.num_rows else np.take(self._coded, rows, axis=1)
         places = places if num_slots == 1 else places + slots[rows] * size
         weights = np.broadcast_to(self._weights[output][rows], places.shape).ravel()
         sums = np.bincount(places.ravel(), weights, num_slots * size)
         counts = np.rint(sums / ROW_WEIGHT)
-        both = np.stack([sums - counts * ROW_WEIGHT, counts], -1)
-        return both.astype(np.int64).reshape(num_slots, size, 2)
+        parts = (sums - counts * ROW_WEIGHT, counts)
+        return np.stack([part.astype(np.int64).reshape(num_slots, size) for part in parts], 1)
 
     @staticmethod
     def _in_digits(sums: list[np.ndarray], digits: int) -> list[np.ndarray]:

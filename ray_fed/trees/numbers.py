@@ -30,7 +30,7 @@ def digits_of(numbers: np.ndarray, count: int) -> np.ndarray:
 def of_digits(digits: np.ndarray) -> np.ndarray:
     """Return the whole numbers behind digits, or behind sums of digits, [..., count]."""
     places = [digits[..., place].astype(np.int64) << (DIGIT_BITS * place) for place in range(digits.shape[-1])]
-    return np.sum(places, axis=0, dtype=np.int64)
+    return np.asarray(sum(places), np.int64)
 
 
 def exponents(values: np.ndarray) -> np.ndarray:

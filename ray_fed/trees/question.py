@@ -32,7 +32,7 @@ class Step(IntEnum):
     """Nothing more."""
 
 
-class Ask(IntEnum):
+class CountedChild(IntEnum):
     """Which child of a split is to be counted: what the other holds is known by subtraction."""
 
     NEITHER = 0

@@ -21,5 +21,5 @@ def grown(
         answers = [member.answer(question) for member in members]
         if on_answers:
             on_answers(question, answers)
-        growth = grower.after(growth, np.sum(answers, axis=0, dtype=np.int64))
+        growth = grower.after(growth, np.stack(answers).sum(axis=0))
     return growth

@@ -370,4 +370,4 @@ def test_who_changes_what_travels_counts_the_version_up():
     _, parts = msgspec.json.schema_components(classes, schema_hook=lambda _: {"type": "array"})
     shapes = {name: sorted(part.get("properties", {})) for name, part in parts.items()}
     digest = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
-    assert (wire.PROTOCOL, digest[:16]) == (2, "5806093bd69cd0d2")
+    assert (wire.PROTOCOL, digest[:16]) == (3, "d35b0c9e75eaeca8")
