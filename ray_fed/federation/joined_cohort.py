@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 
 from ray_fed.federation.cohort import Cohort
-from ray_fed.federation.messages import Artifact, Evaluations, SessionSpec, SiloDescription, SiloEvent, Vector
+from ray_fed.federation.messages import (
+    Artifact,
+    Counts,
+    Evaluations,
+    Raised,
+    SessionSpec,
+    SiloDescription,
+    SiloEvent,
+    Vector,
+)
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.metrics import Scores
 
@@ -76,6 +85,12 @@ class JoinedCohort:
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
         return _united(cohort.query(query, share) for cohort, share in self._shares(given))
+
+    def count(self, question: str, given: Mapping[str, tuple]) -> "dict[str, Counts | Raised]":
+        return _united(cohort.count(question, share) for cohort, share in self._shares(given))
+
+    def count_test(self, question: str, given: tuple) -> Counts | None:
+        return _first(cohort.count_test(question, given) for cohort in self.cohorts)
 
     def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
         return _first(cohort.evaluate_test(models) for cohort in self.cohorts)

@@ -19,6 +19,7 @@ from ray_fed.federation.cohort import Attendance, said_by
 from ray_fed.federation.messages import (
     Arrived,
     Artifact,
+    Counts,
     Died,
     Evaluations,
     GradientObservation,
@@ -30,6 +31,7 @@ from ray_fed.federation.messages import (
     SiloEvent,
     Update,
     Vector,
+    answer_size,
 )
 from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.task import Task
@@ -82,6 +84,8 @@ class TestSet(Protocol):
     def prepare(self, standardizer: Standardizer | None) -> None: ...
 
     def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]: ...
+
+    def count(self, question: str, *given: Any) -> Counts: ...
 
     def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]: ...
 
@@ -221,7 +225,7 @@ class SiteCohort(Attendance):
     def submit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
         # Of a lost silo `Died` stands in line, and the rules send it the round again once it is back.
         present = {name: vector for name, vector in vectors.items() if name not in self._lost}
-        summed = [name for name in present if self.silos[name].is_behind_hub and not self._is_masked(session, name)]
+        summed = [name for name in present if self.silos[name].is_behind_hub and self._can_be_summed(session, name)]
         for (site, _), names in _grouped(summed, lambda name: (self.silos[name].site, id(present[name]))):
             vector = present[names[0]]
             most = tuple(self._most_examples(session, name) for name in names)
@@ -229,7 +233,9 @@ class SiteCohort(Attendance):
             self._expect(site, site, request, session=session)
         single = [name for name in present if name not in set(summed)]
         for _, names in _grouped(single, lambda name: id(present[name])):
-            request = FitRequest(session, server_round, present[names[0]])
+            vector, spec = present[names[0]], self._sessions.get(session, {}).get(names[0])
+            num_values = answer_size(vector, spec.plan.sums) if spec and spec.plan.sums else 0
+            request = FitRequest(session, server_round, vector, num_values)
             message = encode(request)
             for name in names:
                 self._expect(self.silos[name].site, name, request, message, session)
@@ -245,10 +251,11 @@ class SiteCohort(Attendance):
     def _patience_on_the_way(self) -> float | None:
         return None if self.answer_timeout is None else SHARE_ON_THE_WAY * self.answer_timeout
 
-    def _is_masked(self, session: str, silo: str) -> bool:
-        """Whether updates leave the silo under masks: a hub on the way can add them no more than others can."""
+    def _can_be_summed(self, session: str, silo: str) -> bool:
+        """Whether a hub on the way may add up what the silo answers: neither what is under masks, nor answers of
+        another length than what was sent."""
         spec = self._sessions.get(session, {}).get(silo)
-        return spec is not None and spec.secure_threshold > 0
+        return spec is None or not (spec.secure_threshold or spec.plan.sums)
 
     def sums_updates(self) -> bool:
         return any(silo.is_behind_hub for silo in self.silos.values())
@@ -420,6 +427,14 @@ class SiteCohort(Attendance):
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
         asked = {name: QueryRequest(query, tuple(map(Given.of, parts))) for name, parts in given.items()}
         return self._answers_of(asked)
+
+    def count(self, question: str, given: Mapping[str, tuple]) -> "dict[str, Counts | Raised]":
+        requests = {id(parts): QueryRequest(question, tuple(map(Given.of, parts))) for parts in given.values()}
+        asked = {name: requests[id(parts)] for name, parts in given.items()}
+        return self._answers_of(asked, lambda name, error: Raised(name, 0, said_by(error)))
+
+    def count_test(self, question: str, given: tuple) -> Counts | None:
+        return self.evaluator.count(question, *given) if self.evaluator else None
 
     def observe(self, silo: str, vector: Vector, num_examples: int) -> GradientObservation:
         """Return one gradient for an audit; PerimeterRefused unless the silo's owner allows it."""
