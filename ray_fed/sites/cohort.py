@@ -171,9 +171,10 @@ class SiteCohort(Attendance):
         seconds = start.timeout if start.timeout or start.may_be_late else SITES_WITHIN_SECONDS
         missing = set(self.hub.wait_for(sites, seconds))
         late = {name: silo.site for name, silo in self.silos.items() if silo.site in missing}
-        for name, site in late.items():
-            if name not in start.may_be_late or len(self.silos) - len(late) < start.fewest:
-                raise _not_there(name, site, seconds)
+        for name in late:
+            may_be_late = name in start.may_be_late and not self.silos[name].is_behind_hub
+            if not may_be_late or len(self.silos) - len(late) < start.fewest:
+                raise _not_there(self.silos[name], seconds)
         self._absent = {name: f"its site '{site}' has not connected yet" for name, site in late.items()}
 
     def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]:
@@ -573,6 +574,9 @@ def _settle(future: "Future[Any]", at_end: Callable[[str], None], call: Call, ou
     future.set_result(outcome)
 
 
-def _not_there(silo: str, site: str, seconds: float) -> SiloFailed:
-    reason = f"its site '{site}' has not connected within {seconds:g} s; its owner starts it with `ray-fed site start`"
-    return SiloFailed(silo, "joining the federation", reason)
+def _not_there(silo: SiteSilo, seconds: float) -> SiloFailed:
+    missing = f"its site '{silo.site}' has not connected within {seconds:g} s; its owner starts it with "
+    reason = missing + (
+        "`ray-fed site relay`; silos behind a hub cannot come late" if silo.is_behind_hub else "`ray-fed site start`"
+    )
+    return SiloFailed(silo.name, "joining the federation", reason)

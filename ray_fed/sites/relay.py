@@ -212,7 +212,7 @@ class RelayAgent(SiteAgent):
             self.lower.drop(answers.calls.values())
             self._end_below(silo)
             missing = f"its site '{self._sites[silo]}' has not answered the hub '{self.site}'"
-            remedy = "its owner starts it with `ray-fed site start`"
+            remedy = "its owner starts it with `ray-fed site start`; silos behind a hub cannot come late"
             said = f"{missing} within {self.site_within:g} s; {remedy}"
             raise SiloFailed(silo, "joining the federation", said) from None
 

@@ -1,6 +1,7 @@
 """What an owner decides of a silo's gate: errors, budgets, the site file; and how rows are recognised."""
 
 import io
+import itertools
 import re
 from dataclasses import replace
 
@@ -292,17 +293,24 @@ def test_a_session_that_would_break_the_budget_of_the_run_does_not_begin(tmp_pat
         open_session(boundary)
 
 
+def consume(call, times):
+    for _ in range(times):
+        call()
+
+
 def test_the_bytes_of_all_runs_on_a_data_set_are_bounded_together_whatever_they_are_called(tmp_path, site):
     content = "ledger: {}\nperimeter: {{max_bytes_per_dataset: {}}}"
     write_site(site, content.format(tmp_path / "kept", 60_000))
-    sent = []
+    sent, run = [], itertools.count()
+
+    def one_more_run():
+        boundary = guarded(tmp_path / f"run-{next(run)}")
+        sent.append(boundary.fit("s", 1, open_session(boundary)).num_bytes)
+
     with pytest.raises(PerimeterRefused, match=r"than max_bytes_per_dataset=60000, over all runs"):
-        for number in range(100):
-            boundary = guarded(tmp_path / f"run-{number}")
-            vector = open_session(boundary)
-            sent.append(boundary.fit("s", 1, vector).num_bytes)
-    assert 1 < len(sent) < 60_000 / vector.nbytes
-    with Book(tmp_path / "kept").page(boundary.spec.dataset) as page:
+        consume(one_more_run, 100)
+    assert 1 < len(sent) < 60_000 / sent[0]
+    with Book(tmp_path / "kept").page(spec(tmp_path).dataset) as page:
         assert sum(sent) < page["num_bytes"] <= 60_000
 
 

@@ -7,11 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ray_fed.errors import ConfigError, FedError, SiloFailed
+from ray_fed.errors import ConfigError, FedError, SiloFailed, UpdateRejected
 from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.messages import Update
 from ray_fed.federation.rounds.job import Job, local_job
+from ray_fed.federation.rounds.machine import StartRules
 from ray_fed.federation.silo import Evaluator
 from ray_fed.federation.strategies import CoordinateMedian, FedAdam
 from ray_fed.federation.task import SiloSpec
@@ -21,7 +23,7 @@ from ray_fed.sites import requests
 from ray_fed.sites.agent import HubAddress
 from ray_fed.sites.answers import NumbersForm, SumForm
 from ray_fed.sites.cohort import SiteCohort, SiteSilo
-from ray_fed.sites.relay import RelayAgent
+from ray_fed.sites.relay import RelayAgent, _checked
 from ray_fed.sites.requests import FitSumRequest
 from ray_fed.sites.sums import updates_of_sum
 from tests.sites import OwnHosts, agent, certificates, hub_of, invitation, site_of
@@ -231,6 +233,23 @@ def test_a_site_that_never_comes_is_named_at_both_hubs_and_in_the_end(monkeypatc
     said = [record.getMessage() for record in caplog.records]
     assert "for the silos 'silo-1 at region-a/site-1'" in next(line for line in said if line.startswith("waiting, "))
     assert any(line.startswith("waiting for site 'site-1': not connected for") for line in said)
+
+
+def test_a_silo_behind_a_hub_cannot_come_late_and_that_is_said():
+    rules = StartRules(timeout=0.2, may_be_late=frozenset({"silo-1", "silo-2"}), fewest=1)
+    with hub_of(["region-a", "site-2"]) as upper, running(agent("site-2", upper.port, silos(9, 9)[1:], TASK)):
+        both = [behind("region-a", "silo-1"), SiteSilo("site-2", invitation("silo-2"))]
+        cohort = SiteCohort(upper, both, TASK, start=rules)
+        with pytest.raises(SiloFailed, match=r"'silo-1' .* `ray-fed site relay`; silos behind a hub cannot come late"):
+            cohort.open()
+
+
+def test_a_hub_takes_no_update_of_more_rows_than_its_silo_may_claim():
+    update = Update("a", "s", 1, VECTOR, 9, 1, 0.0)
+    assert _checked("a", update, REQUEST) is update
+    for claimed in (replace(update, num_examples=10), replace(update, silo="c", num_examples=1)):
+        with pytest.raises(UpdateRejected, match=r"is more than the [09] that a round can have with the rows"):
+            _checked("a", claimed, REQUEST)
 
 
 def test_a_hub_between_that_is_started_again_changes_no_bit(tmp_path):
