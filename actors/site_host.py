@@ -33,7 +33,7 @@ from ray_fed.sites.tasks import accepted, refuse, require_plain
 
 
 class ActorHost:
-    """One silo: see `ray_fed.sites.wire.SiloHost`. `HostLost` when its process is gone."""
+    """One silo: see `ray_fed.sites.requests.SiloHost`. `HostLost` when its process is gone."""
 
     def __init__(self, silo: str, actor: Handle, departures: "Departures"):
         self.silo, self.actor, self._departures = silo, actor, departures

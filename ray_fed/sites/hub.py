@@ -280,9 +280,7 @@ class Hub:
                 self._fail_all(site, reason)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, reason)
         except Exception as error:
-            if not isinstance(
-                error, grpc.aio.AbortError | grpc.aio.BaseError
-            ):  # those are our own refusals, and hang-ups
+            if not isinstance(error, OUR_OWN_ENDS):
                 _log.exception("the hub failed in a connection of site '%s'", site.name if site else "unknown")
                 await context.abort(grpc.StatusCode.INTERNAL, "the hub failed; its log says how")
             raise

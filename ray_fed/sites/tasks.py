@@ -51,7 +51,7 @@ Options = Mapping[str, Any]
 
 
 class InvitationLike(Protocol):
-    """What is read of an invitation (wire.py)."""
+    """What is read of an invitation (requests.py)."""
 
     @property
     def run(self) -> str: ...
