@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pipelines.update_options import Coding, UpdateOptions
 from ray_fed.config import PathText, require, unknown_name
-from ray_fed.materials.databases.columns import UNKNOWN_UNIT
+from ray_fed.materials.databases.addresses import check_address
+from ray_fed.materials.units import UNKNOWN_UNIT
 
 if TYPE_CHECKING:
     from ray_fed.federation.rounds.machine import RoundRules
+    from ray_fed.materials.databases.source import Access
 
 
 AUTO = "auto"
@@ -39,8 +41,16 @@ class TrainConfig(UpdateOptions):
     }
 
     data: PathText = "embedded"
-    """What the silos are cut from: 'embedded' (model crystals, no download), a parquet/CSV/JSON file, or a folder of
-    CIF/POSCAR files with id_prop.csv."""
+    """What the silos are cut from: 'embedded' (model crystals, no download), a parquet/CSV/JSON file, a folder of
+    CIF/POSCAR files with id_prop.csv, or the address of a database: postgresql://USER@HOST/NAME, sqlite:///FILE,
+    ase:///FILE, optimade+https://HOST/PATH, mongodb://HOST/NAME. Its password stands in the environment: write
+    ${RAY_FED_PASSWORD}."""
+    query: str = ""
+    """Of a database: a SELECT statement; for OPTIMADE and MongoDB a filter, for ASE a selection."""
+    table: str = ""
+    """Of a database, instead of a statement: a table or view; for MongoDB the collection."""
+    query_timeout: float = 600.0
+    """Seconds in which all rows of a database must have come."""
     target: tuple[str, ...] = ()
     """Columns to learn, one or several; rows without some of them are used for the others. formation_energy_per_atom
     of the embedded data."""
@@ -66,7 +76,8 @@ class TrainConfig(UpdateOptions):
     features: str = "auto"
     """auto: rich+structure, or rich where the data of a study have formulas only, with a note; rich: a large element
     set; rich+structure: with cell and space group; guo73: 13 element properties x 5 statistics + cell and space group
-    (Guo et al. 2022); guo65: without structure."""
+    (Guo et al. 2022); guo65: without structure; guo73_literal: the paper's list to the letter (also guo73_variance,
+    guo73_youngs: one change each)."""
     impute: Literal["median", "matminer"] = "median"
     """Missing element properties: median over the elements (log10 first where marked), or matminer's mean."""
     symmetry: Literal["given", "spglib", "moyopy"] = "given"
@@ -174,6 +185,8 @@ class TrainConfig(UpdateOptions):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
         self._check_targets()
+        check_address(self.data, only_ours=True)
+        self.access()
         for name in ("epochs", "batch_size", "repeats", "learning_rate", "alpha"):
             value = getattr(self, name)
             require(isfinite(value) and value > 0, f"{name}={value} must be positive")
@@ -255,6 +268,12 @@ class TrainConfig(UpdateOptions):
         require(self.accept_failures or not self.late_silos, f"{given}; accept_failures=no stops at the first of them")
         asynchronous = "fed_buff counts on all silos from the start"
         require(self.strategy != "fed_buff" or not self.late_silos, f"late_silos: {asynchronous}; choose another one")
+
+    def access(self) -> "Access":
+        """Return how a database is asked; ConfigError where that makes no sense."""
+        from ray_fed.materials.databases.source import Access
+
+        return Access(self.query, self.table, self.query_timeout)
 
     def rules(self) -> "RoundRules":
         """Return the round rules; ConfigError where they make no sense."""

@@ -14,7 +14,7 @@ from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.learning.layout import floating_buffers
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.steps import Loss
-from ray_fed.learning.trainer import LocalTrainer, Trainer, copy_blocks, portions
+from ray_fed.learning.trainer import LocalTrainer, Trainer, TrainingPlan, copy_blocks, portions
 from ray_fed.metrics import Metric, RegressionSums, Scores, regression_metrics, secret_of
 
 Predictor = Callable[[Vector, Any], np.ndarray]
@@ -98,8 +98,12 @@ class Samples:
     """The same of the targets, as `target_tensor` makes them."""
     held_out_features: Any = field(repr=False)
     """Like `features`, of the held-out samples."""
-    standardizer: Standardizer | None = None
-    """What the columns were standardised with; None where the task has no scaler."""
+    undo: Callable[[np.ndarray], np.ndarray] | None = field(default=None, kw_only=True)
+    """From outputs of the network [rows, ...] to what they say in the user's terms, where that is something else."""
+
+    def said(self, outputs: np.ndarray) -> np.ndarray:
+        """Return what outputs [rows, ...] say in the user's terms, for scores and for people."""
+        return outputs if self.undo is None else self.undo(outputs)
 
 
 class Task(ABC):
@@ -139,7 +143,7 @@ class Task(ABC):
         return regression_metrics(self.unit)
 
     def score(self, targets: np.ndarray, outputs: np.ndarray) -> Scores:
-        """Return what an evaluation tells: sums over samples, none of them alone; outputs are what `predicted` returns.
+        """Return what an evaluation tells: sums over samples, none of them alone; outputs are what `Samples.said` returns.
         Default: MAE, R² and MSE of one output [rows, 1] against targets [rows], in the target's unit."""
         return RegressionSums.of(targets, outputs[:, 0])
 
@@ -152,11 +156,6 @@ class Task(ABC):
         """Return the scaler that the moments of all silos' `moment_columns` make. Default: one mean and one standard
         deviation per column."""
         return Standardizer.from_moments(moments)
-
-    def predicted(self, outputs: np.ndarray, standardizer: Standardizer | None) -> np.ndarray:  # noqa: ARG002
-        """Return what outputs of the network [rows, ...] say in the user's terms, for `score` and for people. Default:
-        as they are."""
-        return outputs
 
     def possession(self, source: object) -> str:
         """Return what only somebody can know who has the samples of a source, "" where that is not shown: whoever says
@@ -172,12 +171,18 @@ class Task(ABC):
         features, held_out = (
             feature_tensor(part, standardizer, device) for part in (rows.features, rows.held_out_features)
         )
-        return Samples(rows, features, target_tensor(rows.targets, device), held_out, standardizer)
+        return Samples(rows, features, target_tensor(rows.targets, device), held_out)
 
     def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:
         """Return what trains in a session of a silo. Default: mini-batch steps on `model(session.model_seed)`."""
         module = self.model(session.model_seed)
         return LocalTrainer(module, self.loss, samples.features, samples.targets, session.plan, silo.name)
+
+    def most_examples(self, num_examples: int, plan: TrainingPlan) -> int:
+        """Return the most rows that a silo which told so many can count in one round: its weight in the mean. An update
+        that claims more is refused. Default: every row once in each pass that the round begins."""
+        steps = -(-plan.total_steps // plan.num_rounds)
+        return num_examples * -(-steps // plan.steps_per_epoch)
 
     def evaluate(self, trainer: Trainer, samples: Samples, vector: Vector) -> tuple[Scores, Scores]:
         """Return the scores of the model at `vector` on the silo's training and held-out samples."""
@@ -186,7 +191,7 @@ class Task(ABC):
 
         def scored(targets: np.ndarray, features: Any) -> Scores:
             outputs = trainer.predict(features, vector).cpu().numpy()
-            return self.score(targets, self.predicted(outputs, samples.standardizer))
+            return self.score(targets, samples.said(outputs))
 
         return (
             scored(rows.targets[:shown], samples.features[:shown]),

@@ -4,14 +4,14 @@ Asked only of a study, in which one and the same person has the source and cuts 
 data is read before its silos open them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
 from ray_fed.materials.databases.columns import find_roles, target_column, to_numbers
-from ray_fed.materials.databases.readers import open_table
+from ray_fed.materials.databases.kinds import open_source
+from ray_fed.materials.databases.source import Source
 from ray_fed.materials.targets import MOST_CLASSES, TRUTH, TWO_CLASSES, label_texts
 
 MOST_INTEGERS = 10
@@ -31,9 +31,9 @@ class Inferred:
     """Target -> its labels, if there are few enough for classes."""
 
 
-def inferred(path: str, names: Sequence[str]) -> Inferred:
-    """Read a source's columns of these targets. DataError where one is missing."""
-    table = open_table(Path(path), names[0])
+def inferred(source: Source) -> Inferred:
+    """Read the columns of a source's targets. DataError where one is missing."""
+    table, names = open_source(source), source.targets
     columns = {name: table.read(target_column(table.columns, name, table.source)) for name in names}
     labels = {name: _labels(column) for name, column in columns.items()}
     classes = {name: labels[name] if _are_classes(column) else () for name, column in columns.items()}

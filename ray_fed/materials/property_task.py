@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from ray_fed.learning.steps import Loss
 from ray_fed.materials.databases.columns import canonical_target
 from ray_fed.materials.databases.database import Database, open_database
 from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
+from ray_fed.materials.databases.kinds import is_on_disk
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source
 from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
 from ray_fed.materials.lattices import CELL_COLUMNS
@@ -35,7 +37,7 @@ from ray_fed.materials.targets import (
     predicted_values,
     target_scaler,
 )
-from ray_fed.metrics import Metric, RegressionSums, Scores, regression_metrics
+from ray_fed.metrics import Metric, regression_metrics
 
 FORMATION_ENERGY = Target(EMBEDDED_TARGET, "eV/atom")
 LABELS = [f"label.{at}" for at in range(MOST_TARGETS)]
@@ -67,7 +69,7 @@ class CrystalRows:
     def with_one_number(self, task: "PropertyTask") -> "CrystalRows":
         """Return the same rows, read as those of one number per row where that is all the task wants."""
         source = self.source
-        if len(task.targets) > 1 or task.targets[0].classes:
+        if not task.is_one_number:
             return self
         ((column, unit),) = zip(source.targets, self.units, strict=True)
         only = replace(source, target=column, targets=(), unit=unit)
@@ -90,9 +92,14 @@ class PropertyTask(Task):
     """Whether the network learns numbers with mean 0 and deviation 1, agreed by all silos, so that no unit matters."""
 
     @property
+    def is_one_number(self) -> bool:
+        """Whether one regression target is all."""
+        return [target.kind for target in self.targets] == ["regression"]
+
+    @property
     def loss(self) -> Loss:  # type: ignore[override]
         """The mean squared error of one number; of several targets or classes, the mean over what is there."""
-        if len(self.targets) == 1 and not self.targets[0].classes:
+        if self.is_one_number:
             return functional.mse_loss
         return MaskedLoss(tuple(len(target.classes) for target in self.targets))
 
@@ -101,16 +108,9 @@ class PropertyTask(Task):
         """Unit of the first target."""
         return self.targets[0].shown_unit
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        return tuple(metric for target in self.targets for metric in self.metrics_of(target))
-
     def metrics_of(self, target: Target) -> tuple[Metric, ...]:
-        """Return what is told of one target; its name stands before, where there are several."""
+        """Return what is told of one target."""
         return regression_metrics(target.shown_unit)
-
-    def score(self, targets: np.ndarray, outputs: np.ndarray) -> Scores:
-        return RegressionSums.of(self._table(targets)[:, 0], outputs[:, 0])
 
     def _table(self, targets: np.ndarray) -> np.ndarray:
         """Return targets [rows, T]; those of one target alone are [rows]."""
@@ -205,10 +205,10 @@ class PropertyTask(Task):
 
     def standardizer(self, moments: ColumnMoments) -> Standardizer:
         """Return the scaler of the features, and after them of the regression targets, where they are standardised."""
-        d = self.num_features
-        of_features = Standardizer.from_moments(replace(moments, digits=moments.digits[:d]))
         if not self.standardise_target:
-            return of_features
+            return Standardizer.from_moments(moments)
+        d = len(moments.digits) - 2 * sum(not target.classes for target in self.targets)
+        of_features = Standardizer.from_moments(replace(moments, digits=moments.digits[:d]))
         return of_features.beside(target_scaler(replace(moments, digits=moments.digits[d:])))
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:
@@ -218,23 +218,25 @@ class PropertyTask(Task):
             feature_tensor(part, of_features, device) for part in (rows.features, rows.held_out_features)
         )
         learned = target_tensor(learned_values(self._table(rows.targets), self.targets, of_targets), device)
-        return Samples(rows, features, learned, held_out, standardizer)
+        undo = None
+        if self.standardise_target or not self.is_one_number or self.targets[0].transform != "none":
+            undo = partial(predicted_values, targets=self.targets, scaler=of_targets)
+        return Samples(rows, features, learned, held_out, undo=undo)
 
     def scalers(self, standardizer: Standardizer) -> tuple[Standardizer, Standardizer | None]:
         """Return the scaler of the features, and that of the targets where they are standardised."""
-        of_features, of_targets = standardizer.split(self.num_features)
-        return of_features, of_targets if self.standardise_target else None
-
-    def predicted(self, outputs: np.ndarray, standardizer: Standardizer | None) -> np.ndarray:
-        """Return what outputs of the network [rows, O] say, [rows, W] (targets.predicted_values)."""
-        of_targets = None if standardizer is None else self.scalers(standardizer)[1]
-        return predicted_values(outputs, self.targets, of_targets)
+        if not self.standardise_target:
+            return standardizer, None
+        return standardizer.split(len(standardizer.mean) - sum(not target.classes for target in self.targets))
 
     def possession(self, source: object) -> str:
         """Return a hash over the bytes of a source's files; data that come with the package are everybody's."""
         if not isinstance(source, CrystalRows):
             return ""
-        return EMBEDDED if source.source.path == EMBEDDED else _hash_of_files(Path(source.source.path))
+        path = source.source.path
+        if not is_on_disk(path):  # nobody shows by hashing what a database answers that its rows are his
+            return EMBEDDED if path == EMBEDDED else ""
+        return _hash_of_files(Path(path))
 
     def _features(self, frame: pd.DataFrame, folder: Path | None) -> tuple[np.ndarray, list[str]]:
         """Return (features [rows, d], reason per row): the reader's reason first, then the featurizer's.

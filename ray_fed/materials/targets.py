@@ -23,9 +23,9 @@ from ray_fed.config import require, unknown_name
 from ray_fed.errors import ConfigError, DataError, Trouble
 from ray_fed.federation.reasons import OUTSIDE
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
-from ray_fed.materials.databases.columns import MISSING_TEXTS, UNKNOWN_UNIT, to_numbers
+from ray_fed.materials.databases.columns import MISSING_TEXTS, to_numbers
 from ray_fed.materials.databases.database import MAX_TARGET
-from ray_fed.materials.units import converted
+from ray_fed.materials.units import UNKNOWN_UNIT, converted
 
 Kind = Literal["regression", "classification"]
 MAX_PREDICTION = 1e30
