@@ -19,6 +19,8 @@ from ray_fed.metrics import Metric, RegressionSums, Scores, regression_metrics, 
 
 Predictor = Callable[[Vector, Any], np.ndarray]
 """(vector, inputs) -> outputs [rows, ...] of the model at that vector."""
+Counting = Callable[..., tuple[int, np.ndarray]]
+"""(samples, care, *what was given with the question) -> (rows counted, counts int64 [n]); see `Task.countings`."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,17 @@ class Samples:
         return outputs if self.undo is None else self.undo(outputs)
 
 
+@dataclass(frozen=True)
+class Care:
+    """What whoever counts rows has to mind."""
+
+    fewest: int
+    """Rows that a count must have; below it is 0."""
+    is_probe: Callable[[str, np.ndarray], bool]
+    """(part of the rows, outputs [rows, ...] of a model there) -> whether the model is made to tell rows apart: its
+    errors are then not counted."""
+
+
 class Task(ABC):
     """What silos and coordinator have in common: how samples become arrays, which network, which loss.
 
@@ -143,7 +156,7 @@ class Task(ABC):
         return regression_metrics(self.unit)
 
     def score(self, targets: np.ndarray, outputs: np.ndarray) -> Scores:
-        """Return what an evaluation tells: sums over samples, none of them alone; outputs are what `Samples.said` returns.
+        """Return what an evaluation tells: sums over samples, none of them alone; outputs are what `Samples.said` tells.
         Default: MAE, R² and MSE of one output [rows, 1] against targets [rows], in the target's unit."""
         return RegressionSums.of(targets, outputs[:, 0])
 
@@ -156,6 +169,11 @@ class Task(ABC):
         """Return the scaler that the moments of all silos' `moment_columns` make. Default: one mean and one standard
         deviation per column."""
         return Standardizer.from_moments(moments)
+
+    def countings(self) -> Mapping[str, Counting]:
+        """Return the questions that a silo, or who holds a test set, answers with counts of rows: name, beginning with
+        `count_`, -> what counts. Default: none."""
+        return {}
 
     def possession(self, source: object) -> str:
         """Return what only somebody can know who has the samples of a source, "" where that is not shown: whoever says

@@ -30,14 +30,24 @@ from ray_fed.materials.targets import (
     MOST_TARGETS,
     MaskedLoss,
     Target,
-    key_of,
     labels,
     learned_values,
     moment_columns,
     predicted_values,
     target_scaler,
+    values_by_target,
 )
-from ray_fed.metrics import Metric, regression_metrics
+from ray_fed.metrics import (
+    ClassificationSums,
+    Metric,
+    RegressionSums,
+    Scores,
+    SeveralScores,
+    classification_metrics,
+    metrics_of_targets,
+    regression_metrics,
+)
+from ray_fed.metrics.classification import MISSING
 
 FORMATION_ENERGY = Target(EMBEDDED_TARGET, "eV/atom")
 LABELS = [f"label.{at}" for at in range(MOST_TARGETS)]
@@ -96,12 +106,7 @@ class PropertyTask(Task):
         """Whether one regression target is all."""
         return [target.kind for target in self.targets] == ["regression"]
 
-    @property
-    def loss(self) -> Loss:  # type: ignore[override]
-        """The mean squared error of one number; of several targets or classes, the mean over what is there."""
-        if self.is_one_number:
-            return functional.mse_loss
-        return MaskedLoss(tuple(len(target.classes) for target in self.targets))
+    loss = staticmethod(functional.mse_loss)
 
     @property
     def unit(self) -> str:  # type: ignore[override]
@@ -109,12 +114,10 @@ class PropertyTask(Task):
         return self.targets[0].shown_unit
 
     def metrics_of(self, target: Target) -> tuple[Metric, ...]:
-        """Return what is told of one target."""
-        return regression_metrics(target.shown_unit)
-
-    def _table(self, targets: np.ndarray) -> np.ndarray:
-        """Return targets [rows, T]; those of one target alone are [rows]."""
-        return targets.reshape(len(targets), len(self.targets))
+        """Return what is told of one target, as it stands in records: with its name, if there are several."""
+        return tuple(
+            metric for metric in self.metrics if len(self.targets) == 1 or metric.name.startswith(f"{target.key}.")
+        )
 
     def featurizer(self) -> FeatureSet:
         """Return a fresh feature set of this task."""
@@ -196,7 +199,11 @@ class PropertyTask(Task):
         if len(self.targets) == 1:
             return {}
         counts = (~np.isnan(targets)).sum(axis=0).tolist()
-        return {f"{LABELS_OF}{key_of(target.name)}": count for target, count in zip(self.targets, counts, strict=True)}
+        return {f"{LABELS_OF}{target.key}": count for target, count in zip(self.targets, counts, strict=True)}
+
+    def _table(self, targets: np.ndarray) -> np.ndarray:
+        """Return targets [rows, T]; those of one target alone are [rows]."""
+        return targets.reshape(len(targets), len(self.targets))
 
     def moment_columns(self, rows: LocalRows) -> np.ndarray:
         if not self.standardise_target:
@@ -268,6 +275,48 @@ class PropertyTask(Task):
         if rows.test_fraction == 0:
             return np.zeros(len(frame), bool)
         return hash_split(frame["formula"].tolist(), rows.test_fraction, rows.split_seed)
+
+
+@dataclass(frozen=True)
+class JointPropertyTask(PropertyTask):
+    """Predict several properties, or classes, with one network; each row teaches what it has a label of."""
+
+    @property
+    def loss(self) -> Loss:  # type: ignore[override]
+        """The mean over targets of squared error and cross-entropy over the labels that are there."""
+        return MaskedLoss(tuple(len(target.classes) for target in self.targets))
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Of each target those of its kind."""
+        return metrics_of_targets({target.key: _metrics(target) for target in self.targets})
+
+    def score(self, targets: np.ndarray, outputs: np.ndarray) -> Scores:
+        """Return the scores of each target over the rows that have it."""
+        columns = zip(self.targets, self._table(targets).T, values_by_target(outputs, self.targets), strict=True)
+        parts = {target.key: _scores(target, true, said) for target, true, said in columns}
+        return next(iter(parts.values())) if len(parts) == 1 else SeveralScores(len(targets), parts)
+
+
+def _metrics(target: Target) -> tuple[Metric, ...]:
+    return classification_metrics(len(target.classes)) if target.classes else regression_metrics(target.shown_unit)
+
+
+def _scores(target: Target, true: np.ndarray, said: np.ndarray) -> RegressionSums | ClassificationSums:
+    """Return the scores of one target; true [rows], NaN without a label, said [rows, values]."""
+    there = ~np.isnan(true)
+    if target.classes:
+        return ClassificationSums.of(np.where(there, np.nan_to_num(true), MISSING).astype(np.int64), said)
+    return RegressionSums.of(true[there], said[there, 0])
+
+
+def property_task(
+    features: str, options: tuple[tuple[str, object], ...], hidden: tuple[int, ...], targets: tuple[Target, ...],
+    standardise_target: bool,
+) -> PropertyTask:  # fmt: skip
+    """Return the task of these targets."""
+    kind = PropertyTask if [target.kind for target in targets] == ["regression"] else JointPropertyTask
+    return kind(features, options, hidden, targets, standardise_target)
 
 
 def _hash_of_files(path: Path) -> str:
