@@ -227,14 +227,19 @@ class PropertyTask(Task):
         learned = target_tensor(learned_values(self._table(rows.targets), self.targets, of_targets), device)
         undo = None
         if self.standardise_target or not self.is_one_number or self.targets[0].transform != "none":
-            undo = partial(predicted_values, targets=self.targets, scaler=of_targets)
-        return Samples(rows, features, learned, held_out, undo=undo)
+            undo = partial(self.predicted, standardizer=standardizer)
+        return Samples(rows, features, learned, held_out, standardizer=standardizer, undo=undo)
 
     def scalers(self, standardizer: Standardizer) -> tuple[Standardizer, Standardizer | None]:
         """Return the scaler of the features, and that of the targets where they are standardised."""
         if not self.standardise_target:
             return standardizer, None
         return standardizer.split(len(standardizer.mean) - sum(not target.classes for target in self.targets))
+
+    def predicted(self, outputs: np.ndarray, standardizer: Standardizer | None) -> np.ndarray:
+        """Return what outputs of the network [rows, O] say, [rows, W] (targets.predicted_values)."""
+        of_targets = None if standardizer is None else self.scalers(standardizer)[1]
+        return predicted_values(outputs, self.targets, of_targets)
 
     def possession(self, source: object) -> str:
         """Return a hash over the bytes of a source's files; data that come with the package are everybody's."""
