@@ -184,6 +184,8 @@ class TrainConfig(UpdateOptions):
         for name in ("target", "unit"):  # a run of before there were several names one as text
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        if [label.lower() for label in self.classes] == ["false", "true"]:  # as YAML says them, they are no text
+            object.__setattr__(self, "classes", ("false", "true"))
         self._check_targets()
         check_address(self.data, only_ours=True)
         self.access()

@@ -357,6 +357,8 @@ def _with_units(config: TrainConfig, said: Sequence[Sequence[str]]) -> tuple[Tra
         known = unit_of_target(name)
         assumed = (told or [config.UNIT_IF_UNKNOWN])[0] if known == UNKNOWN_UNIT else known
         units.append("dimensionless" if labels else assumed)
+        if len(set(told)) > 1 and known == UNKNOWN_UNIT:
+            notes.append(f"sites say {name} in different units; it is learned in '{assumed}', and the others converted")
         if not labels and known == UNKNOWN_UNIT and not told:
             shown = "its values are shown as" if assumed == UNKNOWN_UNIT else "it is taken to be in"
             notes.append(f"the unit of {name!r} is not given, and {shown} '{assumed}'; say it with --unit, e.g. GPa")
