@@ -285,11 +285,9 @@ def _classes(config: TrainConfig) -> list[tuple[str, ...]]:
 def _settled_by_data(config: TrainConfig, path: str) -> tuple[TrainConfig, tuple[str, ...]]:
     """Return the options of a study with features, classes and units settled by its one source; and what to say."""
     is_open = config.features == AUTO or (config.task != "regression" and not config.classes)
-    found = (
-        inferred(Source(path, None, access=config.access(), targets=config.target))
-        if is_open and path != EMBEDDED
-        else None
-    )
+    where = tuple(_condition(text) for text in config.where)
+    source = Source(path, None, where, access=config.access(), targets=config.target)
+    found = inferred(source) if is_open and path != EMBEDDED else None
     config, of_features = _with_features(config, found is None or found.has_structures)
     config, of_classes = _with_classes(config, found)
     config, of_units = _with_units(config, [])
