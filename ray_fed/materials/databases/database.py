@@ -182,7 +182,7 @@ def crystal_frame(table: RawTable, source: Source) -> pd.DataFrame:
         name: require_column(table.columns, name, table.source) for name in source.keep if name not in FRAME_COLUMNS
     }
     kept |= {f"target.{at}": target_column(table.columns, name, table.source) for at, name in enumerate(source.targets)}
-    chosen = Selection(table, roles, _chosen_positions(table, source))
+    chosen = Selection(table, roles, chosen_positions(table, source))
     reasons = Reasons(len(chosen))
     reasons.add({row: table.problems[at] for row, at in enumerate(chosen.positions.tolist()) if at in table.problems})
     # Before the symmetry search, which is slow and leaves out rows that cannot be used anyway.
@@ -217,7 +217,7 @@ def _roles(table: RawTable, allowed: Sequence[str]) -> dict[str, str]:
     return roles
 
 
-def _chosen_positions(table: RawTable, source: Source) -> np.ndarray:
+def chosen_positions(table: RawTable, source: Source) -> np.ndarray:
     """Return the rows that meet every condition of `source.where`, at most `source.rows`."""
     chosen = np.ones(table.num_rows, bool)
     for name, value in source.where:
