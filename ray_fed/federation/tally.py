@@ -14,6 +14,8 @@ from ray_fed.metrics.classification import num_bins, num_tables
 
 MOMENTS = "moments"
 """Name under which the moments of all silos are added up; there is no session yet."""
+COUNTS = "counts"
+"""Name under which counts of all silos' rows are added up."""
 METRICS = ".metrics"
 """What follows a session's name where its metrics are added up."""
 UNIT = 2**66

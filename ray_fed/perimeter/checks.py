@@ -13,15 +13,17 @@ import contextlib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ray_fed.federation.messages import (
+    COUNT,
     MAX_SECONDS,
     MAX_SUM,
     Artifact,
+    Counts,
     GradientObservation,
     Guard,
     MaskedUpdate,
@@ -397,6 +399,52 @@ def digest_artifact(kind: str, artifact: Artifact) -> MessageDigest:
     return message_digest(kind, artifact, (artifact.what, *artifact.facts), artifact.num_examples, content=digest)
 
 
+# ---- counts
+
+MAX_COUNTS = 1 << 20
+
+
+def check_counts(gate: Gate, message: Any, request: Request) -> Counts:
+    """Whole numbers, each of enough rows and of no more than there are; of too few rows, none."""
+    _require_message(gate, "counts", message, Counts)
+    question, num_rows, counts = request.session, message.num_examples, message.counts
+    gate.require(_is_text(message.what, question), "counts", "they answer another question")
+    require_countable(gate, question)
+    gate.require(is_count(num_rows), "counts", "num_examples must be a whole number, 0 or more")
+    fits = is_plain_array(counts, np.int64) and len(counts) <= MAX_COUNTS
+    gate.require(fits, "counts", f"they must be one row of at most {MAX_COUNTS} whole numbers")
+    least = 1 if request.is_known else gate.policy.min_examples
+    if num_rows < least:
+        return Counts(gate.silo, question, 0, np.zeros_like(counts))
+    are_enough = bool(((counts == 0) | (counts >= least)).all())
+    gate.require(are_enough, "counts", f"one of them has fewer rows than its owner's min_examples={least}")
+    gate.require(bool((counts <= num_rows).all()), "counts", "one of them has more rows than there are")
+    return Counts(gate.silo, question, num_rows, counts)
+
+
+def require_countable(gate: Gate, question: str) -> None:
+    """Raise PerimeterRefused for a question that the owner does not answer with counts."""
+    allowed = gate.policy.counts
+    reason = f"its owner's 'counts' are {', '.join(allowed) or 'none'}, and do not name this question"
+    gate.require(question.removeprefix(COUNT) in allowed, "counts", reason)
+
+
+def largest(given: Sequence[Any]) -> np.ndarray | None:
+    """Return the largest array that came with a question: what leaves is measured by what was received."""
+    arrays = [part for part in given if type(part) is np.ndarray]
+    return max(arrays, key=lambda part: part.nbytes, default=None)
+
+
+def num_models(given: Sequence[Any]) -> int:
+    """Return how many models came with a question: vectors of parameters."""
+    return sum(type(part) is np.ndarray and part.dtype == np.float32 for part in given)
+
+
+def digest_counts(kind: str, message: Counts) -> MessageDigest:
+    digest = hashlib.sha256(np.ascontiguousarray(message.counts, "<i8").data).hexdigest()
+    return message_digest(kind, message, (message.what,), message.num_examples, content=digest)
+
+
 # ---- observations: single gradients, made to be attacked
 
 
@@ -434,6 +482,7 @@ KINDS: MessageKinds = {
     "masked": MessageKind(MaskedUpdate, check_masked_update, digest_masked_update),
     "metrics": MessageKind(dict, check_metrics, digest_metrics, parts=(Metrics, *SCORES)),
     "artifact": MessageKind(Artifact, check_artifact, digest_artifact, answers_queries=True),
+    "counts": MessageKind(Counts, check_counts, digest_counts, answers_queries=True),
     "observation": MessageKind(GradientObservation, check_observation, digest_observation),
 }
 

