@@ -16,7 +16,7 @@ from pipelines.training.membership import fingerprints
 from pipelines.training.per_silo_errors import own_errors, own_table
 from pipelines.update_options import privacy_statement
 from ray_fed.federation.rounds.job import EPSILON
-from ray_fed.materials.targets import Target, key_of, values_by_target
+from ray_fed.materials.targets import Target, values_by_target
 from ray_fed.materials.trained_model import card_entries, scaler_arrays
 from ray_fed.metrics import Metric
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
@@ -271,7 +271,7 @@ class TrainingOutcome:
             f"seed {self.experiment.setup.config.seed}. Colour: density of points."
         )
         several = len(self.experiment.setup.task.targets) > 1
-        return self._save(f"parity-{key_of(target.name)}" if several else "parity", figure, caption)
+        return self._save(f"parity-{target.key}" if several else "parity", figure, caption)
 
     @staticmethod
     def _name(row: ResultRow) -> str:

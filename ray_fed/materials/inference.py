@@ -32,7 +32,7 @@ class Inferred:
 
 
 def inferred(source: Source) -> Inferred:
-    """Read a source's columns of its `targets`. DataError where one is missing."""
+    """Read the columns of a source's targets. DataError where one is missing."""
     table, names = open_source(source), source.targets
     columns = {name: table.read(target_column(table.columns, name, table.source)) for name in names}
     labels = {name: _labels(column) for name, column in columns.items()}

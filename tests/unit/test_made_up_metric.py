@@ -40,7 +40,7 @@ class OwnMetricTask(PropertyTask):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made-up")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "PropertyTask", OwnMetricTask)
+        patch.setattr(tasks, "property_task", OwnMetricTask)
         patch.setenv(SITE_VARIABLE, str(folder))
         assert main(["formation-energy", *OPTIONS, "--out", str(folder / "run")]) == 0
     return RunDirectory(folder / "run")
