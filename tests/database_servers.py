@@ -75,8 +75,7 @@ def postgres_server() -> Iterator[PostgresServer]:
               "--no-sync", "-E", "UTF8", "--locale=C"], settings)  # fmt: skip
         options = ["-c", f"port={port}", "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}",
                    "-c", "fsync=off", "-c", "full_page_writes=off"]  # fmt: skip
-        with open(f"{folder}/log", "w") as log:
-            os.chmod(log.name, 0o666)
+        with (Path(folder) / "log").open("w") as log:
             server = subprocess.Popen([binaries / "postgres", "-D", data, *options], stdout=log, stderr=log, **settings)
         try:
             yield _prepared(port, server)
