@@ -51,7 +51,8 @@ class FormationEnergyConfig(UpdateOptions):
     """Rows taken from the data by a seeded choice; all of them if not given (the embedded set then has 12,897)."""
     features: str = "guo73"
     """guo73: 13 element properties x 5 statistics + cell and space group; guo65: without structure, for data that have
-    only formulas; rich: a larger element set; rich+structure: with cell and space group."""
+    only formulas; guo73_literal: the paper's list to the letter (also guo73_variance, guo73_youngs: one change each);
+    rich: a larger element set; rich+structure: with cell and space group."""
     impute: Literal["median", "matminer"] = "median"
     """Missing element properties: median over the elements (log10 first where marked), or matminer's mean."""
     symmetry: Literal["given", "spglib", "moyopy"] = "given"

@@ -3,6 +3,9 @@
     name             columns   what
     guo73            65 + 8    Guo et al. 2022: 13 element properties x 5 statistics, and the cell
     guo65            65        the same without the cell: formulas are enough
+    guo73_variance   65 + 8    guo73 with the paper's variance in the place of the standard deviation
+    guo73_youngs     65 + 8    guo73 with the paper's Young's modulus in the place of the bulk modulus
+    guo73_literal    65 + 8    the paper to the letter: both, and s, p, d, f counted 1 to 4
     rich             240       48 of XenonPy's 58 element properties x its 5 statistics
     rich+structure   240 + 8   the same and the cell
 
@@ -102,6 +105,10 @@ class FeatureSet(ABC):
         formulas = items["formula"].tolist() if isinstance(items, pd.DataFrame) else items
         return self._features(formulas, items)
 
+    def num_imputed(self, formulas: list) -> np.ndarray:
+        """Return for how many element properties some element of each formula has no value of its own, int64 [rows]."""
+        return self._element_columns().num_missing(read_compositions(formulas)[0])[:, 0].astype(np.int64)
+
     def _features(self, formulas: list, cells: pd.DataFrame | list) -> tuple[np.ndarray, list[str]]:
         """Return features and reasons of formulas with the cells of a table or of Structures."""
         self.check_options()
@@ -199,6 +206,9 @@ class RichFeatures(FeatureSet):
 FEATURE_SETS: Mapping[str, tuple[type[FeatureSet], Mapping[str, object]]] = {
     "guo73": (GuoFeatures, {}),
     "guo65": (GuoFeatures, {"structure": "none"}),
+    "guo73_variance": (GuoFeatures, {"spread": "variance"}),
+    "guo73_youngs": (GuoFeatures, {"modulus": "youngs"}),
+    "guo73_literal": (GuoFeatures, {"spread": "variance", "modulus": "youngs", "block": "ordinal"}),
     "rich": (RichFeatures, {}),
     "rich+structure": (RichFeatures, {"structure": "as_given"}),
 }
