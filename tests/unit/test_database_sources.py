@@ -1,11 +1,13 @@
 """Silos in databases: the same rows give the same model, bit for bit, whichever server they stand in; what goes wrong
 is one line; and a password stays where it was."""
 
+import gzip
 import json
 import re
 import shutil
 import socket
 import sqlite3
+import zipfile
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -747,3 +749,53 @@ def test_paths_of_files_are_taken_from_the_folder_of_who_names_them(tmp_path):
     assert [whole_path(path, tmp_path) for path in ("embedded", "~/a.csv")] == ["embedded", "~/a.csv"]
     with pytest.raises(ConfigError, match="must name a file"):
         whole_path("sqlite://", tmp_path)
+
+
+MATBENCH = {
+    "index": ["mb-jdft2d-0001", "mb-jdft2d-0002"],
+    "columns": ["structure", "exfoliation_en"],
+    "data": [[row.structure | {"@module": "pymatgen.core.structure"}, row.energy] for row in ROWS[:2]],
+}
+JARVIS = [
+    {"jid": f"JVASP-{at}", "formation_energy_peratom": row.energy if at else "na", "optb88vdw_bandgap": 0.1,
+     "atoms": {"lattice_mat": row.lattice, "coords": row.positions, "elements": row.elements, "cartesian": True,
+               "props": ["", ""], "abc": [1, 1, 1], "angles": [90, 90, 90]}}
+    for at, row in enumerate(ROWS[:3])
+]  # fmt: skip
+
+
+def test_a_file_of_matbench_is_read_with_its_ids(tmp_path):
+    with gzip.open(tmp_path / "matbench_jdft2d.json.gz", "wt") as file:
+        json.dump(MATBENCH, file)
+    frame = open_database(Source(str(tmp_path / "matbench_jdft2d.json.gz"), target="exfoliation_en")).frame
+    assert frame["id"].tolist() == MATBENCH["index"]
+    assert frame["target"].tolist() == [row.energy for row in ROWS[:2]]
+    assert (frame["reason"] == "").all()
+    expected = open_database(Source(write_parquet(tmp_path / "rows.parquet", ROWS[:2]), target=TARGET)).frame
+    pd.testing.assert_frame_equal(frame.drop(columns="id"), expected.drop(columns="id"), check_exact=True)
+
+
+def test_a_file_of_jarvis_is_read_as_it_is_and_zipped_and_what_it_calls_na_is_missing(tmp_path):
+    (tmp_path / "jdft_3d.json").write_text(json.dumps(JARVIS))
+    with zipfile.ZipFile(tmp_path / "jdft_3d.json.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("__MACOSX/._jdft_3d.json", b"\0")
+        archive.write(tmp_path / "jdft_3d.json", "data/jdft_3d.json")
+    plain, packed = (
+        open_database(Source(str(tmp_path / f"jdft_3d.{ending}"), target=TARGET)) for ending in ("json", "json.zip")
+    )
+    assert_same(packed, plain)
+    assert plain.frame["id"].tolist() == ["JVASP-0", "JVASP-1", "JVASP-2"]
+    assert plain.frame["reason"].tolist() == ["target is missing", "", ""]
+    assert plain.frame["target"].tolist()[1:] == [row.energy for row in ROWS[1:3]]
+
+
+def test_an_archive_of_several_tables_or_of_none_or_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    for number, names in enumerate(((), ("a.json", "b.json"), ("a.exe",))):
+        with zipfile.ZipFile(tmp_path / f"{number}.zip", "w") as archive:
+            for name in names:
+                archive.writestr(name, json.dumps(JARVIS))
+        assert "must hold one" in refused(Source(str(tmp_path / f"{number}.zip")), Trouble.FILE_UNKNOWN)
+    monkeypatch.setattr("ray_fed.materials.databases.readers.MAX_ZIPPED_BYTES", 1000)
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.json", " " * 100_000)
+    assert "longer than 1,000 bytes" in refused(Source(str(tmp_path / "bomb.zip")), Trouble.FILE_DAMAGED)
