@@ -17,7 +17,7 @@ from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.steps import Loss
 from ray_fed.materials.databases.columns import canonical_target
-from ray_fed.materials.databases.database import Database, open_database
+from ray_fed.materials.databases.database import Database, hash_of_rows, open_database
 from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
 from ray_fed.materials.databases.kinds import is_on_disk
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source
@@ -219,7 +219,7 @@ class PropertyTask(Task):
             feature_tensor(part, of_features, device) for part in (rows.features, rows.held_out_features)
         )
         learned = target_tensor(learned_values(self._table(rows.targets), self.targets, of_targets), device)
-        return Samples(rows, features, learned, held_out, standardizer)
+        return Samples(rows, features, learned, held_out, standardizer=standardizer)
 
     def scalers(self, standardizer: Standardizer) -> tuple[Standardizer, Standardizer | None]:
         """Return the scaler of the features, and that of the targets where they are standardised."""
@@ -232,13 +232,14 @@ class PropertyTask(Task):
         return predicted_values(outputs, self.targets, of_targets)
 
     def possession(self, source: object) -> str:
-        """Return a hash over the bytes of a source's files; data that come with the package are everybody's."""
+        """Return a hash over the bytes of a source's files, or over what its database answers; data that come with the
+        package are everybody's."""
         if not isinstance(source, CrystalRows):
             return ""
         path = source.source.path
-        if not is_on_disk(path):  # nobody shows by hashing what a database answers that its rows are his
-            return EMBEDDED if path == EMBEDDED else ""
-        return _hash_of_files(Path(path))
+        if path == EMBEDDED:
+            return EMBEDDED
+        return _hash_of_files(Path(path)) if is_on_disk(path) else hash_of_rows(source.source)
 
     def _features(self, frame: pd.DataFrame, folder: Path | None) -> tuple[np.ndarray, list[str]]:
         """Return (features [rows, d], reason per row): the reader's reason first, then the featurizer's.

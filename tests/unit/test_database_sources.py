@@ -348,6 +348,10 @@ def test_a_study_and_predictions_read_a_database_too(postgres, tmp_path, monkeyp
     monkeypatch.setenv("PGPASSWORD", READER_PASSWORD)
     study = ["--data", postgres.address(), "--table", "crystals", "--silos", "16,16", "--test-rows", "10"]
     assert main(["formation-energy", *OPTIONS, *study, "--out", "run"]) == 0
+    alike = ["--data", write_parquet(tmp_path / "rows.parquet", ROWS), *study[4:]]
+    assert main(["formation-energy", *OPTIONS, *alike, "--out", "alike"]) == 0
+    history, expected = (Path(run, "history.jsonl").read_bytes() for run in ("run", "alike"))
+    assert history == expected  # metrics, too: who asks for the study has all of its rows
     query = "SELECT id, structure FROM crystals WHERE id < 'c-005'"
     assert main(["predict", "run", postgres.address(), "--query", query, "--out", "p.csv"]) == 0
     assert pd.read_csv("p.csv")["id"].tolist() == [row.id for row in ROWS[:5]]
