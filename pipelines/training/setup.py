@@ -15,6 +15,7 @@ from ray_fed.federation.messages import SiloDescription
 from ray_fed.federation.rounds.job import Job, local_job
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.materials.databases.addresses import scheme_of
 from ray_fed.materials.databases.columns import canonical_target, unit_of_target
 from ray_fed.materials.databases.kinds import is_on_disk, whole_path
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Access, Source
@@ -191,7 +192,10 @@ def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     order = tuple(entry.name for entry in file.silos)
     hub = replace(file.hub, tls=str(base / at_home(file.hub.tls))) if file.hub else None
     test = SiloSpec("test", _site_rows(config, task, file.test, base, 0.0), site=file.test.site) if file.test else None
-    return Setup(config, task, silos, None, test and _held(test, task), sites, hub, order, notes=notes)
+    # A database that somebody else's file names is not asked from here, where other secrets are.
+    is_here = file.test is not None and not scheme_of(file.test.data)
+    test = _held(test, task) if test and is_here else test
+    return Setup(config, task, silos, None, test, sites, hub, order, notes=notes)
 
 
 def _check_baselines(config: TrainConfig, file: FederationFile) -> None:

@@ -18,7 +18,7 @@ from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.steps import Loss
 from ray_fed.materials.databases.columns import canonical_target
-from ray_fed.materials.databases.database import Database, open_database
+from ray_fed.materials.databases.database import Database, hash_of_rows, open_database
 from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
 from ray_fed.materials.databases.kinds import is_on_disk
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source
@@ -242,13 +242,14 @@ class PropertyTask(Task):
         return predicted_values(outputs, self.targets, of_targets)
 
     def possession(self, source: object) -> str:
-        """Return a hash over the bytes of a source's files; data that come with the package are everybody's."""
+        """Return a hash over the bytes of a source's files, or over what its database answers; data that come with the
+        package are everybody's."""
         if not isinstance(source, CrystalRows):
             return ""
         path = source.source.path
-        if not is_on_disk(path):  # nobody shows by hashing what a database answers that its rows are his
-            return EMBEDDED if path == EMBEDDED else ""
-        return _hash_of_files(Path(path))
+        if path == EMBEDDED:
+            return EMBEDDED
+        return _hash_of_files(Path(path)) if is_on_disk(path) else hash_of_rows(source.source)
 
     def _features(self, frame: pd.DataFrame, folder: Path | None) -> tuple[np.ndarray, list[str]]:
         """Return (features [rows, d], reason per row): the reader's reason first, then the featurizer's.

@@ -37,6 +37,7 @@ from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
 from ray_fed.perimeter.checks import (
     ANOTHER,
     KINDS,
+    LICENCES,
     kind_of_answer,
     largest,
     num_models,
@@ -336,7 +337,8 @@ class GuardedSilo(EgressBoundary):
         key = self._key
         if key is None or not self.site.ledger_folder or type(fingerprint) is not dict:
             return fingerprint
-        return {name: _keyed_hash(key, value) if type(value) is str else value for name, value in fingerprint.items()}
+        hashed = {name: value for name, value in fingerprint.items() if type(value) is str and value not in LICENCES}
+        return {**fingerprint, **{name: _keyed_hash(key, value) for name, value in hashed.items()}}
 
     def _declared(self) -> tuple[dict[str, str], tuple[str, ...]]:
         """Return what the task wants all to agree on, and the names of its metrics."""
