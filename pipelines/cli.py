@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from pipelines.commands import COMMANDS, Command
 from ray_fed.errors import FedError
+from ray_fed.materials.databases.addresses import redacted
 
 INTERRUPTED = 130
 
@@ -30,7 +31,7 @@ class OneLineParser(argparse.ArgumentParser):
             near = difflib.get_close_matches(name, self._known_flags(), n=1, cutoff=0.4)
             hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
             message = f"unknown option {name}; {hint}"
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {redacted(message)}\n")
 
     def _known_flags(self) -> list[str]:
         return [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command.carry_out(options, ("ray-fed", *arguments))
     except FedError as error:
         # What a silo's log on this disk says of it comes with it as notes.
-        print(f"{prog}: error: {_one_line('; '.join([str(error), *_notes_of(error)]))}", file=sys.stderr)
+        print(f"{prog}: error: {redacted(_one_line('; '.join([str(error), *_notes_of(error)])))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)

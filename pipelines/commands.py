@@ -91,6 +91,11 @@ KEY = argument(
     help="public key of a silo, or of 'coordinator', as its owner told it (repeatable); else those in site.yaml count",
 )
 PREDICTIONS = place("--out", default=None, help="CSV to write (default: FILE's name with .predictions.csv, here)")
+DATABASE = (
+    argument("--query", default="", help="of a database: a SELECT statement, or the filter of its kind"),
+    argument("--table", default="", help="of a database: a table, view or collection instead"),
+    argument("--query-timeout", default=600.0, type=float, metavar="SECONDS", help="for all its rows (default: 600)"),
+)
 LIBRARY = place("--library", default="library", help="folder of the library (default: library)")
 MODEL_ID = argument("id", help="id of a model, or its first digits")
 SITE_FILE = place(
@@ -139,9 +144,12 @@ COMMANDS = (
         (
             RUN_OR_MODEL,
             place(
-                "file", metavar="FILE", help="CSV/parquet/JSON table, folder of CIF/POSCAR files, or a structure file"
+                "file",
+                metavar="FILE",
+                help="CSV/parquet/JSON table, folder of CIF/POSCAR files, a structure file, or a database's address",
             ),
             PREDICTIONS,
+            *DATABASE,
             argument("--model", default="federated", help="which model of the run (default: federated)"),
         ),
         "Write a CSV with one line per entry of FILE: the prediction with its unit, or the reason why not.",

@@ -9,7 +9,7 @@ from ray_fed.deployment.checks import Finding, Link, NodeReport, findings
 from ray_fed.deployment.machine import Machine, describe_machine
 from ray_fed.errors import PlacementError
 from ray_fed.federation.task import SiloSpec
-from ray_fed.materials.databases.source import EMBEDDED
+from ray_fed.materials.databases.kinds import is_on_disk
 from ray_fed.materials.property_task import CrystalRows
 from ray_fed.reporting.terminal import aligned
 
@@ -47,7 +47,7 @@ def _paths_at(silos: Sequence[SiloSpec]) -> dict[str, list[str]]:
     paths: dict[str, list[str]] = {}
     for silo in silos:
         assert isinstance(silo.source, CrystalRows)
-        if silo.source.source.path != EMBEDDED:
+        if is_on_disk(silo.source.source.path):
             paths.setdefault(silo.site, []).append(silo.source.source.path)
     return paths
 

@@ -10,7 +10,8 @@ from ray_fed.config import at_home
 from ray_fed.deployment.certificates import days_left
 from ray_fed.errors import ConfigError, FedError
 from ray_fed.materials.databases.database import open_database
-from ray_fed.materials.databases.source import EMBEDDED, Source
+from ray_fed.materials.databases.kinds import is_on_disk
+from ray_fed.materials.databases.source import Source
 from ray_fed.perimeter.policy import require_site_file, site_path
 from ray_fed.reporting.environment import gpu_names
 from ray_fed.sites.agent import HubAddress
@@ -60,7 +61,9 @@ def _is_ok(name: str, look: Callable[[], str]) -> bool:
 def opened(file: SiteFile, dataset: Dataset) -> str:
     """Open a data set with each of its targets and filters; return what can be used."""
     if "property" not in file.tasks:
-        if dataset.source != EMBEDDED and not os.access(dataset.source, os.R_OK):
+        if not is_on_disk(dataset.source):
+            return "is for the site's own tasks to open"
+        if not os.access(dataset.source, os.R_OK):
             raise ConfigError(f"{dataset.source} is not there, or may not be read; correct its source")
         return "is there"
     if not dataset.targets:
@@ -76,7 +79,8 @@ def _filtered(dataset: Dataset, name: str) -> str:
 
 
 def _counted(dataset: Dataset, column: str, unit: str, where: tuple[tuple[str, Any], ...]) -> str:
-    frame = open_database(Source(dataset.source, column, where, unit=unit, columns=dataset.columns)).frame
+    source = Source(dataset.source, column, where, unit=unit, columns=dataset.columns, access=dataset.access)
+    frame = open_database(source).frame
     usable, least = sum(not reason for reason in frame["reason"]), dataset.policy.min_examples
     if usable < least:
         raise ConfigError(f"{usable} usable rows are fewer than min_examples={least}; nothing about them may leave")

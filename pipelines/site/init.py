@@ -9,6 +9,8 @@ from typing import Any
 
 from ray_fed.config import at_home, require
 from ray_fed.errors import ConfigError
+from ray_fed.materials.databases.addresses import check_address
+from ray_fed.materials.databases.kinds import whole_path
 from ray_fed.perimeter.owner_file import check_own_folder
 from ray_fed.perimeter.policy import require_site_file, site_path
 from ray_fed.privacy.signing import SigningKey
@@ -19,7 +21,7 @@ QUESTIONS = {
     "name": "Name of this site, as the coordinator will call it",
     "hub": "HOST:PORT of the coordinator's hub",
     "hub_key": "Hash of the hub's public key, 64 digits (the coordinator reads it out)",
-    "dataset": "A data set, as NAME=FILE",
+    "dataset": "A data set, as NAME=FILE or NAME=ADDRESS of a database",
     "target": "A column that may be learned, as NAME=COLUMN:UNIT",
 }
 
@@ -37,6 +39,7 @@ hub:
 
 datasets:                        # a coordinator says these names, never a path, a column or a condition
 {datasets}
+    # query: SELECT ... ORDER BY id   # of a database, or table: NAME; query_timeout: SECONDS; password: TEXT
     # columns: [formula]         # inputs that may be used; all that are understood if not given
     # filters: {{pbe: {{functional: PBE}}}}   # conditions that may be asked for by name
     # perimeter: {{min_examples: 50, epsilon_budget: 8}}   # rules of this data set beside those below
@@ -116,7 +119,8 @@ def _content(found: Mapping[str, Any]) -> str:
 
 
 def _source(place: str) -> str:
-    return place if place == "embedded" or place.startswith("~") else str(Path(place).absolute())
+    check_address(place, "--dataset")
+    return whole_path(place, Path.cwd())
 
 
 def _target(text: str) -> tuple[str, dict[str, str]]:

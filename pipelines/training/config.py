@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pipelines.update_options import Coding, UpdateOptions
 from ray_fed.config import PathText, require, unknown_name
+from ray_fed.materials.databases.addresses import check_address
 
 if TYPE_CHECKING:
     from ray_fed.federation.rounds.machine import RoundRules
+    from ray_fed.materials.databases.source import Access
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,16 @@ class FormationEnergyConfig(UpdateOptions):
     }
 
     data: PathText = "embedded"
-    """What the silos are cut from: 'embedded' (model crystals, no download), a parquet/CSV/JSON file, or a folder of
-    CIF/POSCAR files with id_prop.csv."""
+    """What the silos are cut from: 'embedded' (model crystals, no download), a parquet/CSV/JSON file, a folder of
+    CIF/POSCAR files with id_prop.csv, or the address of a database: postgresql://USER@HOST/NAME, sqlite:///FILE,
+    ase:///FILE, optimade+https://HOST/PATH, mongodb://HOST/NAME. Its password stands in the environment: write
+    ${RAY_FED_PASSWORD}."""
+    query: str = ""
+    """Of a database: a SELECT statement; for OPTIMADE and MongoDB a filter, for ASE a selection."""
+    table: str = ""
+    """Of a database, instead of a statement: a table or view; for MongoDB the collection."""
+    query_timeout: float = 600.0
+    """Seconds in which all rows of a database must have come."""
     target: str = "formation_energy_per_atom"
     """Column to learn, in eV/atom."""
     where: tuple[str, ...] = ()
@@ -41,7 +51,8 @@ class FormationEnergyConfig(UpdateOptions):
     """Rows taken from the data by a seeded choice; all of them if not given (the embedded set then has 12,897)."""
     features: str = "guo73"
     """guo73: 13 element properties x 5 statistics + cell and space group; guo65: without structure, for data that have
-    only formulas; rich: a larger element set; rich+structure: with cell and space group."""
+    only formulas; guo73_literal: the paper's list to the letter (also guo73_variance, guo73_youngs: one change each);
+    rich: a larger element set; rich+structure: with cell and space group."""
     impute: Literal["median", "matminer"] = "median"
     """Missing element properties: median over the elements (log10 first where marked), or matminer's mean."""
     symmetry: Literal["given", "spglib", "moyopy"] = "given"
@@ -145,6 +156,8 @@ class FormationEnergyConfig(UpdateOptions):
     """Folder of the run; runs/formation-energy-DATE-TIME if not given."""
 
     def __post_init__(self) -> None:
+        check_address(self.data, only_ours=True)
+        self.access()
         for name in ("epochs", "batch_size", "repeats", "learning_rate", "alpha"):
             value = getattr(self, name)
             require(isfinite(value) and value > 0, f"{name}={value} must be positive")
@@ -213,6 +226,12 @@ class FormationEnergyConfig(UpdateOptions):
         require(self.accept_failures or not self.late_silos, f"{given}; accept_failures=no stops at the first of them")
         asynchronous = "fed_buff counts on all silos from the start"
         require(self.strategy != "fed_buff" or not self.late_silos, f"late_silos: {asynchronous}; choose another one")
+
+    def access(self) -> "Access":
+        """Return how a database is asked; ConfigError where that makes no sense."""
+        from ray_fed.materials.databases.source import Access
+
+        return Access(self.query, self.table, self.query_timeout)
 
     def rules(self) -> "RoundRules":
         """Return the round rules; ConfigError where they make no sense."""

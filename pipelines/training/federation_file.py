@@ -6,6 +6,9 @@ silos:
     site: north                # node label; the silo starts nowhere else
     num_gpus: 1
     where: {source: OQMD}
+  - name: west-lab               # a database, whose password stands in the silo's environment: cluster/databases.md
+    data: postgresql://reader:${RAY_FED_PASSWORD}@db.west.example/materials
+    query: SELECT id, formula, spacegroup_number, e_form FROM crystals ORDER BY id
   - {name: south-lab, dataset: alloys, site: south}   # at a site that its owner runs (`ray-fed site start`)
   - {name: east-lab, dataset: alloys, site: region/east}   # at one that dials the hub `region` (`ray-fed site relay`)
 hub:                           # where such sites dial in, and which keys they have; any field of `HubSection`
@@ -31,6 +34,8 @@ from pipelines.hub import HubSection
 from pipelines.training.config import FormationEnergyConfig
 from ray_fed.config import at_home, coerce, from_mapping, require, unknown_name
 from ray_fed.errors import ConfigError, DataError
+from ray_fed.materials.databases.addresses import check_address
+from ray_fed.materials.databases.source import Access
 from ray_fed.reading import MAX_YAML_BYTES, parse_yaml, read_bounded
 
 Section = TypeVar("Section")
@@ -51,7 +56,14 @@ class SiteEntry:
     """One silo, or the common test set, of a federation file."""
 
     data: str = ""
-    """File or folder on the site's own disk, or 'embedded'."""
+    """File or folder on the site's own disk, address of a database that it reaches, or 'embedded'. An address has no
+    password: ${RAY_FED_...} is looked up where the silo runs."""
+    query: str = ""
+    """Of a database: a SELECT statement; for OPTIMADE and MongoDB a filter, for ASE a selection."""
+    table: str = ""
+    """Of a database, instead of a statement: a table or view; for MongoDB the collection."""
+    query_timeout: float = 600.0
+    """Seconds in which all rows of a database must have come."""
     dataset: str = ""
     """Instead of `data`: name of a data set at a site that its owner runs, as the owner's site.yaml has it."""
     filters: tuple[str, ...] = ()
@@ -84,6 +96,8 @@ class SiteEntry:
             value = getattr(self, name)
             fits = value is None or (isfinite(value) and value >= 0)
             require(fits, f"{name}={value} must be a finite number, 0 or more")
+        check_address(self.data, only_ours=True)
+        self.access  # noqa: B018 (checks what it is made of)
         if self.dataset:
             self._check_owned()
         require(bool(self.dataset) or not self.filters, f"filters={self.filters} need dataset; give where with data")
@@ -91,7 +105,7 @@ class SiteEntry:
     def _check_owned(self) -> None:
         """What the owner's file says is not for this one."""
         require(bool(self.site), f"dataset={self.dataset!r} needs site: the name of the site that has it")
-        for name in ("data", "target", "unit", "where", "state", "num_gpus"):
+        for name in ("data", "query", "table", "target", "unit", "where", "state", "num_gpus"):
             unwanted = f"{name}={getattr(self, name)!r} goes with data; of a dataset, its owner's site.yaml says that"
             require(not getattr(self, name), unwanted)
 
@@ -104,6 +118,10 @@ class SiteEntry:
     def way(self) -> str:
         """From there to the site with the data; empty where that is the one."""
         return self.site.partition("/")[2]
+
+    @property
+    def access(self) -> Access:
+        return Access(self.query, self.table, self.query_timeout)
 
     @property
     def conditions(self) -> tuple[tuple[str, str], ...]:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -24,6 +25,7 @@ from pipelines.update_options import require_own_code
 from ray_fed.config import at_home
 from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.federation.coordinator import Agreement
+from ray_fed.materials.databases.kinds import whole_path
 from ray_fed.perimeter.own_words import words_of
 from ray_fed.reporting.environment import software_versions
 from ray_fed.reporting.run_directory import RunDirectory
@@ -300,8 +302,8 @@ def _with_whole_paths(options: Mapping[str, object]) -> dict[str, object]:
     whole = dict(options)
     for name in ("data", "federation"):
         value = whole.get(name)
-        if isinstance(value, str) and value != "embedded":
-            whole[name] = str(at_home(value).absolute())
+        if isinstance(value, str):
+            whole[name] = whole_path(str(at_home(value)) if value.startswith("~") else value, Path.cwd())
     return whole
 
 

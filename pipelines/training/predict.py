@@ -14,8 +14,10 @@ from ray_fed.errors import ConfigError, DataError
 from ray_fed.learning.layout import Layout, bind
 from ray_fed.learning.models import mlp
 from ray_fed.learning.standardisation import Standardizer
+from ray_fed.materials.databases.addresses import check_address
 from ray_fed.materials.databases.database import open_database
-from ray_fed.materials.databases.source import Source
+from ray_fed.materials.databases.kinds import whole_path
+from ray_fed.materials.databases.source import Access, Source
 from ray_fed.materials.features.featurizers import make_featurizer
 from ray_fed.reporting.model_files import ModelCard, load_model
 from ray_fed.reporting.run_directory import RunDirectory
@@ -28,10 +30,12 @@ MAX_REASONS = 10
 def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Write predictions for every entry of `file`; returns 0, or 1 when no entry could be predicted."""
     file = options["file"]
+    check_address(file, "file", only_ours=True)
     path = Path(options["out"] or f"{Path(file).name}.predictions.csv")
     check_place(path, Path(file))
     arrays, card = load_model(model_path(options["run_directory"], options["model"]))
-    database = open_database(Source(path=str(Path(file).absolute()), target=None))
+    access = Access(options["query"], options["table"], options["query_timeout"])
+    database = open_database(Source(path=whole_path(file, Path.cwd()), target=None, access=access))
     table = predict_table(database.frame, arrays, card)
     write_atomically(path, table.to_csv(index=False).encode())
     reasons = [reason for reason in table["reason"] if reason]

@@ -1,6 +1,5 @@
 """From the configuration to silos, test set and task."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
@@ -17,6 +16,7 @@ from ray_fed.federation.rounds.job import Job, local_job
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.databases.columns import UNKNOWN_UNIT, canonical_target, unit_of_target
+from ray_fed.materials.databases.kinds import is_on_disk, whole_path
 from ray_fed.materials.databases.source import EMBEDDED, Source
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
@@ -138,11 +138,12 @@ def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
 
 
 def _study(config: FormationEnergyConfig) -> Setup:
-    path = config.data if config.data == EMBEDDED else str(at_home(config.data))
+    path = str(at_home(config.data)) if config.data.startswith("~") else config.data
     source = _source(config, path, None, tuple(_condition(text) for text in config.where))
     if source.path == EMBEDDED:
         source = replace(source, rows=config.rows)
-    if source.path != EMBEDDED and not Path(source.path).exists():
+    source = replace(source, access=config.access())
+    if is_on_disk(source.path) and not Path(source.path).exists():
         raise DataError(f"data={config.data}: no such file or folder; 'embedded' needs none")
     plan = StudyPlan(
         config.silos, config.rows, config.test_rows, config.split, config.partition, config.alpha, config.seed
@@ -199,8 +200,8 @@ def _invitation(config: FormationEnergyConfig, entry: SiteEntry, test_fraction: 
 
 def _site_rows(config: FormationEnergyConfig, entry: SiteEntry, base: Path, test_fraction: float) -> CrystalRows:
     """Relative paths of a federation file are relative to that file; `~` is the home of the silo's account."""
-    path = entry.data if entry.data == EMBEDDED or entry.data.startswith("~") else str(base / entry.data)
-    source = _source(config, path, entry.target, entry.conditions)
+    path = whole_path(entry.data, base)
+    source = replace(_source(config, path, entry.target, entry.conditions), access=entry.access)
     if entry.unit:
         source = replace(source, unit=entry.unit)
     return CrystalRows(
@@ -209,8 +210,7 @@ def _site_rows(config: FormationEnergyConfig, entry: SiteEntry, base: Path, test
 
 
 def _source(config: FormationEnergyConfig, path: str, target: str | None, where: tuple[tuple[str, str], ...]) -> Source:
-    is_located = path == EMBEDDED or path.startswith("~")
-    located = path if is_located else os.path.abspath(path)  # noqa: PTH100 (resolve() raises on a loop of links)
+    located = whole_path(path, Path.cwd())
     keep = (config.partition.removeprefix("column:"),) if config.partition.startswith("column:") else ()
     column = target or config.target
     unit = None if unit_of_target(column) != UNKNOWN_UNIT else ENERGY_UNIT

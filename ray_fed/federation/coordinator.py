@@ -6,6 +6,7 @@ A plain class on a `Cohort`; it never holds a row. Everything it reports about a
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +14,15 @@ import numpy as np
 from ray_fed.config import require
 from ray_fed.errors import ConfigError, QuorumLost, SiloRefused
 from ray_fed.federation.cohort import Cohort, busy_seconds, now
-from ray_fed.federation.messages import Guard, Metrics, SessionSpec, SiloDescription, Vector, sound_metrics
+from ray_fed.federation.messages import (
+    MAX_EXAMPLES,
+    Guard,
+    Metrics,
+    SessionSpec,
+    SiloDescription,
+    Vector,
+    sound_metrics,
+)
 from ray_fed.federation.rounds.asynchronous_driver import AsyncRoundDriver
 from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
 from ray_fed.federation.rounds.driver import RoundDriver
@@ -74,7 +83,6 @@ class Coordinator:
         under masks of at least so many silos."""
         silos = self._observed(self.cohort.open())
         self.hear(silos.values())
-        self._num_examples = {name: description.num_examples for name, description in silos.items()}
         expected = self.task.agreement()
         for name, description in silos.items():
             check_agreement(name, description.agreement, expected)
@@ -83,8 +91,11 @@ class Coordinator:
         return Agreement(silos, standardizer, self.layout, self.cohort.test_fingerprint())
 
     def hear(self, descriptions: Iterable[SiloDescription]) -> None:
-        """Remember which silos tell no metrics: they are not asked for any."""
-        self._untold |= {description.silo for description in descriptions if not description.metrics}
+        """Remember how many rows silos told, and which of them tell no metrics: they are not asked for any."""
+        for description in descriptions:
+            self._num_examples[description.silo] = description.num_examples
+            if not description.metrics:
+                self._untold.add(description.silo)
 
     def _standardizer(self, silos: Sequence[str], secure_threshold: int) -> Standardizer | None:
         if not self.task.standardises:
@@ -170,7 +181,7 @@ class Coordinator:
 
     def _driver(self, job: Job, after_round: int, state: State) -> RoundDriver:
         strategy = job.strategy
-        guard = Guard(job.max_norm, getattr(strategy, "least_steps", 0))
+        guard = Guard(job.max_norm, getattr(strategy, "least_steps", 0), partial(self._most_examples, job))
         absent = self.cohort.absent()
         if isinstance(strategy, FedBuff):
             require(not absent, f"silos {sorted(absent)} are not there yet: with FedBuff all must be from the start")
@@ -195,6 +206,12 @@ class Coordinator:
                 threshold=job.secure_threshold,
             )
         return RoundDriver(self.cohort, machine, guard, job.name, self.observers)
+
+    def _most_examples(self, job: Job, silo: str) -> int:
+        """Return the most rows of the silo that a round of the job can have."""
+        plan, told = job.plans[silo], self._num_examples.get(silo, MAX_EXAMPLES - 1)
+        public = plan.private.public_examples if plan.private else None
+        return self.task.most_examples(max(told, public or 0), plan)
 
     @staticmethod
     def _ranking(job: Job, server_round: int) -> list[str]:

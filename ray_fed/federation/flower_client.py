@@ -20,11 +20,11 @@ from torch import nn
 
 from ray_fed.config import require
 from ray_fed.errors import DataError, SiloFailed
-from ray_fed.federation.messages import SessionSpec, Vector
+from ray_fed.federation.messages import MAX_EXAMPLES, SessionSpec, Vector
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.standardisation import Standardizer
-from ray_fed.learning.trainer import FitResult, Trainer
+from ray_fed.learning.trainer import FitResult, Trainer, TrainingPlan
 from ray_fed.metrics import LOSS, MeanScores, Metric, regression_metrics
 
 Arrays = list[np.ndarray]
@@ -97,6 +97,10 @@ class FlowerTask(Task):
     def agreement(self) -> Mapping[str, str]:
         """Return the digest of names and shapes of the floating-point arrays."""
         return {"task": "flower", "parameters": Layout.of(self.model(0)).digest}
+
+    def most_examples(self, num_examples: int, plan: TrainingPlan) -> int:  # noqa: ARG002
+        """A client tells its number of samples with its updates only, so there is nothing to hold them against."""
+        return MAX_EXAMPLES - 1
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:  # noqa: ARG002
         """The client prepares its own data."""

@@ -2,7 +2,7 @@
 averaged."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -256,6 +256,12 @@ MAX_STEPS = 2**31
 MAX_LOSS = float(np.finfo(np.float32).max)
 """Sums of such losses, weighted with rows, are finite, and under masks a loss is a float32."""
 MAX_SECONDS = 1e9
+
+
+def _as_it_says(_: str) -> int:
+    return MAX_EXAMPLES - 1
+
+
 Objection = tuple[str, str]
 """What is wrong with an update: for its receiver, with what was found; and as a fixed phrase."""
 
@@ -275,6 +281,9 @@ class Guard:
     """Longest move |update - dispatched| that is accepted, in the unit of the parameters; None accepts any."""
     least_steps: int = 0
     """Fewest optimiser steps: some strategies divide by them."""
+    most_examples: Callable[[str], int] = _as_it_says
+    """Silo -> most rows that it can have seen in a round, by what it told when it opened its data; `Task.most_examples`.
+    An update weighs as much as its rows, so a silo must not make them up."""
 
     def __post_init__(self) -> None:
         bound = self.max_norm
@@ -297,6 +306,7 @@ class Guard:
         """Yield what is wrong, cheap checks first; later ones rely on the earlier ones not having been yielded."""
         yield from _wrong_round(update, server_round, session, seen)
         yield from _wrong_numbers(update, self.least_steps)
+        yield from self._too_many_examples(update)
         if isinstance(update, RelayedUpdate):  # its hub has looked at the rest, where the vector was
             return
         yield from _wrong_array(update.vector, len(dispatched))
@@ -305,6 +315,15 @@ class Guard:
             norm, bound = distance(update.vector, dispatched), f"more than max_norm={self.max_norm:.6g}"
             if norm > self.max_norm:
                 yield f"it moved by {norm:.6g}, {bound}", f"it moved by {bound}"
+
+    def _too_many_examples(self, update: Update) -> Iterator[Objection]:
+        """Of those that a hub has summed, all are held against all they may have: none can be taken out."""
+        silos = update.sum.silos if isinstance(update, RelayedUpdate) else (update.silo,)
+        count = update.sum.total.total_weight if isinstance(update, RelayedUpdate) else update.num_examples
+        most, who = sum(map(self.most_examples, silos)), "its hub's silos" if len(silos) > 1 else "it"
+        if count > most:
+            told = f"more than the {most} that a round can have with the rows that {who} told when opening the data"
+            yield f"num_examples={_shown(count)} is {told}", f"num_examples is {told}"
 
 
 def _wrong_round(update: Update, server_round: int, session: str, seen: Collection[str]) -> Iterator[Objection]:

@@ -14,7 +14,7 @@ from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.learning.layout import floating_buffers
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.steps import Loss
-from ray_fed.learning.trainer import LocalTrainer, Trainer, copy_blocks, portions
+from ray_fed.learning.trainer import LocalTrainer, Trainer, TrainingPlan, copy_blocks, portions
 from ray_fed.metrics import Metric, RegressionSums, Scores, regression_metrics, secret_of
 
 Predictor = Callable[[Vector, Any], np.ndarray]
@@ -161,6 +161,12 @@ class Task(ABC):
         """Return what trains in a session of a silo. Default: mini-batch steps on `model(session.model_seed)`."""
         module = self.model(session.model_seed)
         return LocalTrainer(module, self.loss, samples.features, samples.targets, session.plan, silo.name)
+
+    def most_examples(self, num_examples: int, plan: TrainingPlan) -> int:
+        """Return the most rows that a silo which told so many can count in one round: its weight in the mean. An update
+        that claims more is refused. Default: every row once in each pass that the round begins."""
+        steps = -(-plan.total_steps // plan.num_rounds)
+        return num_examples * -(-steps // plan.steps_per_epoch)
 
     def evaluate(self, trainer: Trainer, samples: Samples, vector: Vector) -> tuple[Scores, Scores]:
         """Return the scores of the model at `vector` on the silo's training and held-out samples."""

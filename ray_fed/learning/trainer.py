@@ -192,7 +192,7 @@ class LocalTrainer:
         num_examples, loss_sum = 0, torch.zeros((), device=self.flat.device)
         with self._lent_generator(steps.start):
             for x, y in self._batches(steps):
-                num_examples += len(x)
+                num_examples += len(y)  # of graphs, x has a row per atom
                 loss_sum += self.step(x, y)
         for term in self.terms:
             term.finish(len(steps))

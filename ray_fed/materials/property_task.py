@@ -16,6 +16,7 @@ from ray_fed.federation.task import LocalRows, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
+from ray_fed.materials.databases.kinds import is_on_disk
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source
 from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
 from ray_fed.materials.lattices import CELL_COLUMNS
@@ -112,7 +113,10 @@ class PropertyTask(Task):
         """Return a hash over the bytes of a source's files; data that come with the package are everybody's."""
         if not isinstance(source, CrystalRows):
             return ""
-        return EMBEDDED if source.source.path == EMBEDDED else _hash_of_files(Path(source.source.path))
+        path = source.source.path
+        if not is_on_disk(path):  # nobody shows by hashing what a database answers that its rows are his
+            return EMBEDDED if path == EMBEDDED else ""
+        return _hash_of_files(Path(path))
 
     def _features(self, frame: pd.DataFrame, folder: Path | None) -> tuple[np.ndarray, list[str]]:
         """Return (features [rows, d], reason per row): the reader's reason first, then the featurizer's.

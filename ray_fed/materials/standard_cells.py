@@ -21,8 +21,8 @@ from itertools import product
 import numpy as np
 
 from ray_fed.errors import DataError
+from ray_fed.materials.crystal import Crystal, reduced_formula
 from ray_fed.materials.lattices import cells_of_vectors, niggli_basis
-from ray_fed.materials.structures import Crystal, reduced_formula
 from ray_fed.materials.symmetry import Finder, Operations, operations
 
 EXACT = 1e-3

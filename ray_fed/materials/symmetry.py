@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ray_fed.errors import ConfigError, DataError, quoted
-from ray_fed.materials.structures import Crystal
+from ray_fed.materials.crystal import Crystal
 
 Finder = Literal["spglib", "moyopy"]
 Symmetry = Literal["given", "check", "spglib", "moyopy"]
@@ -115,7 +115,9 @@ def notes_of_finder(caught: Sequence[warnings.WarningMessage], finder: Finder) -
     return [f"{finder} warns {quoted(message, 200)}" for message in dict.fromkeys(messages)]
 
 
-def operations(vectors: np.ndarray, positions: np.ndarray, kinds: np.ndarray, finder: Finder, symprec: float) -> Operations:
+def operations(
+    vectors: np.ndarray, positions: np.ndarray, kinds: np.ndarray, finder: Finder, symprec: float
+) -> Operations:
     """Return the symmetry of a cell; DataError where none is found. Call it under `quiet_finders`."""
     inside = positions % 1.0
     if finder == "spglib":

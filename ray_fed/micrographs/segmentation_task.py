@@ -230,6 +230,10 @@ class SegmentationTask(Task):
         found = {name: np.array([values[name] for values in per_image]) for name in names}
         return MeanScores.of({LOSS.name: loss, **found})
 
+    def most_examples(self, num_examples: int, plan: TrainingPlan) -> int:  # noqa: ARG002
+        """Every silo takes the same number of steps, with tiles drawn again and again, however many it has."""
+        return self.batch_size * -(-plan.total_steps // plan.num_rounds)
+
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> TileSamples:
         assert isinstance(rows, TileRows)
         plain = super().prepare(rows, standardizer, device)

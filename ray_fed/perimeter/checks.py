@@ -113,6 +113,9 @@ def check_update(gate: Gate, update: Any, request: Request) -> Update:
     for _, phrase in FORM.objections(update, received, request.server_round, request.session):
         raise gate.refusal("update", phrase)
     require_rows(gate, "update", update.num_examples, "min_examples_per_update")
+    most = request.most_examples
+    told = "it claims more rows than a round can have with those that its silo told"
+    gate.require(most is None or update.num_examples <= most, "update", told)
     if policy.max_update_norm is not None:
         moved = distance(update.vector, received)
         reason = f"it moved by more than max_update_norm={policy.max_update_norm:g}"

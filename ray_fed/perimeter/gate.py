@@ -35,6 +35,8 @@ class Request:
     server_round: int = 0
     vector: Vector | None = None
     """What it was sent to train from."""
+    most_examples: int | None = None
+    """Most rows that an update can claim to have seen, by those that the silo told; None: not known."""
     models: tuple[str, ...] = ()
     """Names of the models it was sent to evaluate, or to search in."""
     per_source: bool = False

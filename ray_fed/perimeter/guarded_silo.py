@@ -58,6 +58,10 @@ class GuardedSilo(EgressBoundary):
     ):
         super().__init__(spec, KINDS, block, redirects_output, site_file, site)
         self._rounds: dict[str, int] = {}
+        self._num_told = 0
+        """Rows for training that its description had."""
+        self._most_examples: dict[str, int] = {}
+        """Session -> most rows that an update of it may claim."""
         folder = self.site.ledger_folder
         book = Book(Path(folder) if folder else None)
         self.insistence = Insistence(self.site, self.gate, book, spec.dataset, spec.run)
@@ -95,6 +99,7 @@ class GuardedSilo(EgressBoundary):
         self._check(doing, lambda: self.insistence.trained_by(trainer))
         self._rounds[spec.session] = 0
         self._check(doing, lambda: self._check_session(spec, digest, num_bytes))
+        self._bound_examples(doing, spec)
         return spec.layout_digest
 
     def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> None:
@@ -105,6 +110,7 @@ class GuardedSilo(EgressBoundary):
         for spec in sessions:
             trainer = self._run(doing, lambda spec=spec: self._trainer_of(spec.session))
             self._check(doing, lambda trainer=trainer: self.insistence.trained_by(trainer))
+            self._bound_examples(doing, spec)
         self._rounds |= {spec.session: 0 for spec in sessions}
         # It does not leave once more, but what it declares counts for this process, too.
         self._check(doing, lambda: self.gate.inspect(said, request))
@@ -112,6 +118,7 @@ class GuardedSilo(EgressBoundary):
     def close_session(self, session: str) -> None:
         self._run("closing a session", lambda: self.silo.close_session(session))
         self._rounds.pop(session, None)
+        self._most_examples.pop(session, None)
         self.insistence.priced.pop(session, None)
         if self._ledger:
             self._ledger.sign()
@@ -122,7 +129,7 @@ class GuardedSilo(EgressBoundary):
             self._check(doing, lambda: self.insistence.before_fit(session, server_round))
         update = self._run(doing, lambda: self.silo.fit(session, server_round, vector))
         self._rounds[session] = server_round
-        request = Request("update", session, server_round, vector)
+        request = Request("update", session, server_round, vector, self._most_examples.get(session))
         if session not in self.insistence.masked:
             return self._release(doing, update, request)
         inspected = self._check(doing, lambda: self.gate.inspect(update, request), request)
@@ -193,6 +200,15 @@ class GuardedSilo(EgressBoundary):
         trainer = self.silo.sessions.get(session)
         return "" if trainer is None else str(type(trainer).__module__)
 
+    def _bound_examples(self, doing: str, spec: SessionSpec) -> None:
+        """Note how many rows an update of a session may claim: under masks, nobody but this gate sees how many it
+        does."""
+        private = spec.plan.private
+        told = max(self._num_told, private.public_examples or 0 if private else 0)
+        most = self._run(doing, lambda: self.silo.task.most_examples(told, spec.plan))
+        self._check(doing, lambda: self.gate.require(type(most) is int, "session", "its task bounds no rows"))
+        self._most_examples[spec.session] = most
+
     def _check_session(self, spec: SessionSpec, digest: object, num_bytes: object) -> None:
         """The answer is what the coordinator sent, or none."""
         agrees = type(digest) is str and digest == spec.layout_digest and type(num_bytes) is int
@@ -251,6 +267,7 @@ class GuardedSilo(EgressBoundary):
         if type(said) is not SiloDescription:
             return said, request  # the gate refuses it
         self._require_enough_rows(doing, said)
+        self._num_told = said.num_examples
         fingerprint = self._keyed(said.fingerprint)
         return replace(said, agreement=self._compared(said.agreement, expected), fingerprint=fingerprint), request
 

@@ -10,7 +10,7 @@ The file is the one of ray_fed/perimeter/policy.py, with these keys besides `per
       tls: ~/ray-fed/tls              folder with ca.crt, node.crt and node.key
     datasets:
       alloys:                         any field of `Dataset`; the name is all that a coordinator ever says
-        source: ~/data/alloys.parquet
+        source: ~/data/alloys.parquet    or the address of a database, with query or table, query_timeout, password
         targets: {formation_energy_per_atom: {column: e_form, unit: eV/atom}}
         columns: [formula, spacegroup_number]
         filters: {pbe: {functional: PBE}}
@@ -39,6 +39,9 @@ from typing import Any
 
 from ray_fed.config import at_home, coerce, from_mapping, require, unknown_name
 from ray_fed.errors import ConfigError
+from ray_fed.materials.databases.addresses import check_address, split
+from ray_fed.materials.databases.kinds import whole_path
+from ray_fed.materials.databases.source import Access
 from ray_fed.perimeter.owner_file import read_owned
 from ray_fed.perimeter.policy import (
     Policy,
@@ -59,6 +62,8 @@ TASK_NAMES = ("property",)
 """Built in: ray_fed/sites/tasks.py."""
 EMBEDDED = "embedded"
 """The source that needs no file: model crystals."""
+ACCESS_KEYS = tuple(each.name for each in fields(Access))
+"""What is said of a data set in a database besides its address."""
 RELAY_KEYS = ("name", "hub", "relay", "ledger")
 STATE_FOLDER, LEDGER_FOLDER = "~/ray-fed/state", "~/ray-fed/ledger"
 
@@ -80,7 +85,8 @@ class Dataset:
     name: str
     """What a coordinator says."""
     source: str
-    """File or folder on this machine, or 'embedded'; what the site's own tasks get as their source."""
+    """File or folder on this machine, address of a database without its password, or 'embedded'; what the site's own
+    tasks get as their source."""
     targets: Mapping[str, TargetColumn]
     """Name by which others know a target -> the column, and its unit. Empty for tasks that need none."""
     columns: tuple[str, ...]
@@ -90,6 +96,8 @@ class Dataset:
     own."""
     policy: Policy
     """What may leave: `perimeter` of the site, with what the data set has of its own, such as an `epsilon_budget`."""
+    access: Access = field(default_factory=Access)
+    """Of a database: what it is asked, and its password."""
 
 
 @dataclass(frozen=True)
@@ -338,24 +346,35 @@ class _Reader:
 
     def _dataset(self, name: str) -> Dataset:
         where, said = f"{self.path}: datasets: {name}", self._under("datasets", name)
-        known = ("source", "targets", "columns", "filters", "perimeter")
+        known = ("source", *ACCESS_KEYS, "targets", "columns", "filters", "perimeter")
         for key in said:
             if key not in known:
                 raise ConfigError(f"{where}: {unknown_name('key', str(key), known)}")
+        source, access = self._source(said, where)
         return Dataset(
             name,
-            self._source(said, where),
+            source,
             {str(key): _target(value, f"{where}: targets: {key}") for key, value in _pairs(said, "targets", where)},
             coerce(said.get("columns") or (), tuple[str, ...], f"{where}: columns"),
             {str(key): _conditions(value, f"{where}: filters: {key}") for key, value in _pairs(said, "filters", where)},
             policy_of(self.content, self.path, said.get("perimeter"), f"{where}: perimeter"),
+            access,
         )
 
-    def _source(self, said: Mapping[str, Any], where: str) -> str:
-        """Return the source with its home filled in; relative ones are relative to the file."""
+    def _source(self, said: Mapping[str, Any], where: str) -> tuple[str, Access]:
+        """Return the source with its home filled in, and how it is asked; relative ones are relative to the file. A
+        password within an address is taken out of it."""
         source = coerce(said.get("source") or "", str, f"{where}: source")
-        require(bool(source), f"{where}: key 'source' is missing; give a file, a folder or 'embedded'")
-        return source if source == EMBEDDED else str(self.path.absolute().parent / at_home(source))
+        wanted = "give a file, a folder, the address of a database or 'embedded'"
+        require(bool(source), f"{where}: key 'source' is missing; {wanted}")
+        source, within = split(source)
+        asked = {key: said[key] for key in ACCESS_KEYS if said.get(key) is not None}
+        twice = not (within and "password" in asked)
+        require(twice, f"{where}: password: the address has one, too; write it once")
+        check_address(source, f"{where}: source")
+        access = from_mapping(Access, {**({"password": within} if within else {}), **asked}, where)
+        folder = self.path.absolute().parent
+        return whole_path(str(at_home(source)) if source.startswith("~") else source, folder), access
 
 
 def _pairs(said: Mapping[str, Any], key: str, where: str) -> list[tuple[Any, Any]]:

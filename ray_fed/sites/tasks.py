@@ -197,7 +197,8 @@ def _property(
         known = ", ".join(dataset.targets) or "none"
         detail = f"target {wanted.target!r} of '{dataset.name}' is asked for; targets: {known}"
         refuse(invitation.silo, "its owner names no such target", detail)
-    source = Source(dataset.source, column.column, where, wanted.symmetry, unit=column.unit, columns=dataset.columns)
+    source = Source(dataset.source, column.column, where, wanted.symmetry, unit=column.unit, columns=dataset.columns,
+                    access=dataset.access)  # fmt: skip
     rows = CrystalRows(source, None, invitation.test_fraction, invitation.split_seed, task.target)
     return wanted.task, rows
 

@@ -84,7 +84,7 @@ def test_a_round_puts_two_vectors_of_each_silo_on_the_wire_and_little_else(clust
         }
         record_property("bytes per round", json.dumps(figures))
         print(json.dumps(figures))
-        assert theory <= sent[OBJECTS] <= 1.1 * theory
+        assert theory <= sent[OBJECTS] <= 1.25 * theory  # what is sent again on a busy machine is in it
 
 
 def traffic(pcap: Path, host: Host) -> Counter[int]:

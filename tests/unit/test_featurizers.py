@@ -112,7 +112,7 @@ def test_featurizers_clone_with_their_options_and_their_fingerprint(name):
     assert (
         copy.fit().get_feature_names_out().tolist() == featurizer.feature_labels() == list(featurizer.feature_units())
     )
-    assert featurizer.needs_structure == (name in ("guo73", "rich+structure"))
+    assert featurizer.needs_structure == (name not in ("guo65", "rich"))
 
 
 def test_every_option_changes_the_fingerprint():
@@ -187,13 +187,32 @@ def test_any_sequence_of_formulas_is_taken(items):
     )
 
 
+def test_the_paper_to_the_letter_differs_from_the_default_in_spreads_modulus_and_block_alone():
+    labels = dict.fromkeys(("guo73", "guo73_variance", "guo73_youngs", "guo73_literal"))
+    for name in labels:
+        labels[name] = make_featurizer(name).feature_labels()
+        assert len(labels[name]) == 73
+    changed = {name: set(found) - set(labels["guo73"]) for name, found in labels.items()}
+    assert {len(changed["guo73_variance"]), len(changed["guo73_youngs"])} == {13, 5}
+    assert all(label.startswith("variance ") for label in changed["guo73_variance"])
+    assert all("youngs_modulus" in label for label in changed["guo73_youngs"])
+    words = "block_ordinal", "log10_youngs_modulus"
+    assert {label for label in changed["guo73_literal"] if not label.startswith("variance ")} == {
+        f"{statistic} {word}" for word in words for statistic in ("minimum", "maximum", "range", "mean")
+    }
+    frame = crystal_frame(formula=["Fe2O3", "LaB6"])
+    std, variance = (make_featurizer(name).transform(frame) for name in ("guo73", "guo73_variance"))
+    spread = [label.startswith("std_dev") for label in labels["guo73"]]
+    np.testing.assert_allclose(variance[:, spread], np.square(std[:, spread]), rtol=1e-9)
+
+
 def test_no_rows_give_no_rows():
     assert make_featurizer("guo65").transform([]).shape == (0, 65)
     assert make_featurizer("guo73", missing_count=True).transform(crystal_frame().iloc[:0]).shape == (0, 74)
 
 
 @pytest.mark.parametrize(("name", "options", "message"), [
-    ("guo37", {}, "feature set 'guo37' is not known; choose one of guo73, guo65, rich, rich.structure"),
+    ("guo37", {}, "feature set 'guo37' is not known; choose one of guo73, guo65, guo73_variance, guo73_youngs, guo73_literal, rich"),
     ("guo73", {"imputer": "x"}, "feature set 'guo73' has no option 'imputer'; it has impute, spread"),
     ("guo73", {"impute": "mean"}, "impute='mean' is not known; choose one of median, matminer, none"),
     ("guo73", {"impute": True}, "impute=True is not known"),

@@ -33,6 +33,13 @@ def test_a_good_update_passes():
     check()
 
 
+def test_a_silo_claims_no_more_rows_than_it_told():
+    told = Guard(most_examples={"mit": 10}.__getitem__)
+    check(guard=told)
+    said = reason(replace(GOOD, num_examples=11), guard=told)
+    assert said.startswith("num_examples=11 is more than the 10 that a round can have with the rows that it told")
+
+
 def test_what_a_silo_may_send_at_the_edges_passes():
     check(replace(GOOD, num_examples=1, num_steps=0, loss=0, seconds=0))
     check(replace(GOOD, num_examples=2**29 - 1, loss=-1.0))

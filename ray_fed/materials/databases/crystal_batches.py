@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ray_fed.errors import DataError
+from ray_fed.materials.crystal import Crystal
 from ray_fed.materials.databases.feature_cache import (
     Arrays,
     cache_folder,
@@ -26,7 +27,7 @@ from ray_fed.materials.databases.feature_cache import (
 from ray_fed.materials.databases.structure_folders import structure_text
 from ray_fed.materials.lattices import cell_problems, cells_of_vectors
 from ray_fed.materials.standard_cells import standard_cell
-from ray_fed.materials.structures import Crystal, crystal_of_lists, parse_structure
+from ray_fed.materials.structures import crystal_of_lists, parse_structure
 from ray_fed.materials.symmetry import SymmetrySearch, finder_version, notes_of_finder, quiet_finders, space_groups
 
 BATCH_ROWS = 1000

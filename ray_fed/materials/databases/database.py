@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ray_fed.config import at_home
 from ray_fed.errors import DataError, Trouble, quoted
 from ray_fed.materials.databases.columns import (
     LATTICE_ROLES,
@@ -49,8 +48,8 @@ from ray_fed.materials.databases.crystal_batches import (
     columns_of_structures,
 )
 from ray_fed.materials.databases.feature_cache import content_key
+from ray_fed.materials.databases.kinds import open_source
 from ray_fed.materials.databases.raw_table import RawTable
-from ray_fed.materials.databases.readers import open_table
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source
 from ray_fed.materials.features.composition import read_compositions
 from ray_fed.materials.lattices import CELL_COLUMNS, cell_problems, vectors_of_cells, volumes_of_cells
@@ -73,7 +72,8 @@ class Database:
     """One name for each quantity, whatever the source's column is called; "" without a target."""
     target_unit: str
     fingerprint: dict[str, object]
-    """sha256, num_rows, num_usable, num_columns: of the rows read, under the names of their columns and target."""
+    """sha256, num_rows, num_usable, num_columns: of the rows read, under the names of their columns and target; of some
+    databases also provider and licence."""
 
 
 def reason_counts(frame: pd.DataFrame) -> dict[str, int]:
@@ -96,15 +96,14 @@ def open_database(source: Source, silo: str = "") -> Database:
 
 
 def _open(source: Source) -> Database:
-    path = at_home(source.path)  # here, where it is that of the silo's account
-    table = _embedded_table(source) if source.path == EMBEDDED else open_table(path, source.target)
+    table = _embedded_table(source) if source.path == EMBEDDED else open_source(source)
     frame = crystal_frame(table, source)
     if all(frame["reason"]):
         counted = "; ".join(f"{count} x {reason}" for reason, count in list(reason_counts(frame).items())[:5])
         raise DataError(f"{table.source} has no usable row of {len(frame)}: {counted}", failure=Trouble.TOO_FEW_ROWS)
     name = canonical_target(source.target) if source.target else ""
     unit = source.unit or (unit_of_target(name) if name else "")
-    return Database(frame, name, unit, _fingerprint(frame, f"{name} [{unit}]"))
+    return Database(frame, name, unit, {**_fingerprint(frame, f"{name} [{unit}]"), **table.record})
 
 
 def _embedded_table(source: Source) -> RawTable:
@@ -289,9 +288,7 @@ def _given_cells(chosen: Selection, reasons: Reasons) -> np.ndarray:
     return cells
 
 
-def _formulas(
-    chosen: Selection, found: CrystalColumns | None, reasons: Reasons, search: SymmetrySearch
-) -> list[str]:
+def _formulas(chosen: Selection, found: CrystalColumns | None, reasons: Reasons, search: SymmetrySearch) -> list[str]:
     """Return the formulas as given; those of the structures or of the atomic numbers where there is none."""
     column = chosen.of_role("formula")
     if column is not None:

@@ -74,7 +74,7 @@ def cached(key: str, compute: Callable[[], Arrays], folder: Path | None) -> Arra
         return found
     if not _made(folder):
         return compute()
-    with _one_at_a_time(folder / f".{key}.lock"):
+    with one_at_a_time(folder / f".{key}.lock"):
         return _found_or_stored(path, compute)
 
 
@@ -119,7 +119,7 @@ def _made(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[None]:
+def one_at_a_time(lock: Path) -> Iterator[None]:
     """Hold an advisory lock; where the file system or the platform has none, go on without it."""
     with contextlib.ExitStack() as held:
         file = _locked(lock)

@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from ray_fed.errors import DataError, Trouble, quoted
-from ray_fed.materials.databases.raw_table import RawTable, reading, table_of_columns
+from ray_fed.materials.databases.raw_table import MAX_ROWS, RawTable, reading, table_of_columns
 from ray_fed.materials.databases.structure_folders import (
     PROPERTY_FILES,
     is_structure_file,
@@ -32,9 +32,6 @@ from ray_fed.reading import open_regular, parse_json, plain_within_bounds, read_
 
 MAX_TEXT_BYTES = 1 << 29
 """Of a table as text, unpacked; larger tables are kept as parquet."""
-
-MAX_ROWS = 50_000_000
-"""Of a parquet file: a kilobyte can hold the same value a billion times."""
 
 
 def open_table(path: Path, target: str | None) -> RawTable:

@@ -1,11 +1,13 @@
-"""Where a silo's rows come from: a file, a folder or the embedded crystals, and which of their columns and rows."""
+"""Where a silo's rows come from: a file, a folder, a database or the embedded crystals, and which of their columns and
+rows."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from ray_fed.config import require
+from ray_fed.materials.databases.addresses import check_address, redacted, scheme_of, shown
 from ray_fed.materials.symmetry import Cell, Symmetry
 
 EMBEDDED = "embedded"
@@ -13,12 +15,31 @@ EMBEDDED_TARGET = "formation_energy_per_atom"
 
 
 @dataclass(frozen=True)
+class Access:
+    """How a database is asked for its rows."""
+
+    query: str = ""
+    """One SELECT statement; for OPTIMADE a filter, for MongoDB a filter as JSON, for ASE a selection."""
+    table: str = ""
+    """Instead of a statement the name of a table or view; for MongoDB the collection."""
+    query_timeout: float = 600.0
+    """Seconds in which all rows must have come."""
+    password: str = field(default="", repr=False)
+    """From the owner's site file; others have none here."""
+
+    def __post_init__(self) -> None:
+        timeout = self.query_timeout
+        fits = isinstance(timeout, int | float) and 0 < timeout <= 7 * 24 * 3600
+        require(fits, f"query_timeout={timeout!r} must be seconds, above 0 and up to a week")
+
+
+@dataclass(frozen=True)
 class Source:
     """Where a silo's rows come from. Hashable, picklable, and checked: ConfigError names the wrong field."""
 
     path: str = EMBEDDED
-    """A file (parquet, CSV, JSON, JSON lines), a folder of structures with id_prop.csv, a folder with one such file, or
-    'embedded' (model crystals)."""
+    """A file (parquet, CSV, JSON, JSON lines), a folder of structures with id_prop.csv, a folder with one such file,
+    the address of a database (`kinds.KINDS`), or 'embedded' (model crystals). An address holds no password."""
     target: str | None = EMBEDDED_TARGET
     """Column to learn; None for rows to predict, which need no target."""
     where: tuple[tuple[str, Any], ...] = ()
@@ -41,12 +62,15 @@ class Source:
     """Unit of the target where the source's column is not one of the known ones."""
     columns: tuple[str, ...] = ()
     """The columns that may be used as inputs; all of them if not given."""
+    access: Access = field(default_factory=Access)
+    """Of a database: what it is asked."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", str(self.path))
         object.__setattr__(self, "where", _pairs(self.where))
         named = bool(self.path) and "\0" not in self.path
-        require(named, f"path={self.path!r} must name a file or folder, or be 'embedded'")
+        require(named, f"path={redacted(self.path)!r} must name a file or folder, or be 'embedded'")
+        check_address(self.path, "path")
         require(self.target is None or bool(self.target), "target='' must name a column; None is for rows to predict")
         known = get_args(Symmetry)
         require(self.symmetry in known, f"symmetry={self.symmetry!r} must be one of {', '.join(known)}")
@@ -62,8 +86,16 @@ class Source:
 
     @property
     def name(self) -> str:
-        """The last part of the path: what may be disclosed without the owner's folder."""
+        """The last part of the path: what may be disclosed without the owner's folder or server."""
+        if scheme_of(self.path):
+            return shown(self.path)
         return EMBEDDED if self.path == EMBEDDED else Path(self.path).name
+
+    @property
+    def wanted_columns(self) -> tuple[str, ...]:
+        """All columns that are named here: the target, those to filter by, to keep, and to use."""
+        target = (self.target,) if self.target else ()
+        return tuple(dict.fromkeys([*target, *(name for name, _ in self.where), *self.keep, *self.columns]))
 
 
 def _pairs(where: Any) -> tuple[tuple[str, Any], ...]:
