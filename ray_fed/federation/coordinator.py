@@ -4,7 +4,7 @@ A plain class on a `Cohort`; it never holds a row. Everything it reports about a
 (`RoundRecord.metrics`) or a time (`RoundRecord.seconds`), never both in one field.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -16,11 +16,14 @@ from ray_fed.errors import ConfigError, QuorumLost, SiloRefused
 from ray_fed.federation.cohort import Cohort, busy_seconds, now
 from ray_fed.federation.messages import (
     MAX_EXAMPLES,
+    CountedRows,
+    Counts,
     Guard,
     Metrics,
     SessionSpec,
     SiloDescription,
     Vector,
+    counted_together,
     sound_metrics,
 )
 from ray_fed.federation.rounds.asynchronous_driver import AsyncRoundDriver
@@ -29,9 +32,10 @@ from ray_fed.federation.rounds.driver import RoundDriver
 from ray_fed.federation.rounds.job import EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
 from ray_fed.federation.rounds.machine import RoundMachine
 from ray_fed.federation.rounds.secure_driver import THROUGH_HUBS, SecureRoundDriver, require_sums_only
-from ray_fed.federation.rounds.secure_tally import masked_metrics, masked_moments
+from ray_fed.federation.rounds.secure_tally import masked_counts, masked_metrics, masked_moments
+from ray_fed.federation.silo import names_told
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart
-from ray_fed.federation.strategies import FedBuff, Models, State, local_plan
+from ray_fed.federation.strategies import FedBuff, Models, State, Strategy, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout, floating_buffers, initial_vector
@@ -102,9 +106,9 @@ class Coordinator:
             return None
         if secure_threshold:
             moments = masked_moments(self.cohort, silos, secure_threshold, self.observers)
-            return Standardizer.from_moments(moments)
+            return self.task.standardizer(moments)
         moments = self._observed(self.cohort.moments(silos))
-        return Standardizer.from_moments(merge_moments(moments[name] for name in sorted(moments)))
+        return self.task.standardizer(merge_moments(moments[name] for name in sorted(moments)))
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
         """Yield a record per round, from 0 to `job.num_rounds`.
@@ -116,6 +120,8 @@ class Coordinator:
             require_sums_only(job.strategy, job.max_norm)
         elif self.cohort.sums_updates():
             require_sums_only(job.strategy, job.max_norm, THROUGH_HUBS)
+            summed = "hubs on the way weigh updates by their rows, and this strategy adds up sums as they are"
+            require(not job.any_plan.sums, f"{summed}; let the sites dial this hub themselves")
         self._metric_names = frozenset(metric.name for metric in self.task.metrics)
         module = self.task.model(job.model_seed)
         plans = {silo: local_plan(job.strategy, plan, module) for silo, plan in job.plans.items()}
@@ -144,9 +150,39 @@ class Coordinator:
         public = max(1, self._num_examples.get(silo, mean))
         return replace(plan, private=replace(plan.private, public_examples=public))
 
+    def count(self, question: str, given: tuple, silos: Sequence[str], secure_threshold: int = 0) -> CountedRows:
+        """Return what silos together count in answer to one of the task's questions (`Task.countings`); above 0, added
+        up under masks of at least so many silos."""
+        if secure_threshold:
+            asked = (self.cohort, silos, question, given, secure_threshold, self.observers)
+            return CountedRows(*masked_counts(*asked))
+        told = self.cohort.count(question, dict.fromkeys(silos, given))
+        self._observed({silo: answer for silo, answer in told.items() if isinstance(answer, Counts)})
+        absent = {silo: "it gave no answer" for silo in silos if silo not in told}
+        found = counted_together(question, told)
+        return replace(found, missing={**absent, **found.missing})
+
+    def count_test(self, question: str, given: tuple) -> CountedRows | None:
+        """Return the same of the common test set, None without one."""
+        found = self.cohort.count_test(question, given)
+        return None if found is None else CountedRows(found.num_examples, found.counts)
+
     def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
         """Return (true, model -> predicted) on the common test set, None without one."""
         return self.cohort.predict_test(models)
+
+    def ask_metrics(
+        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = ()
+    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:
+        """Put a question that is answered by metrics of some names (silo.METRICS_OF) to silos; return silo -> name ->
+        metrics, and silo -> why of those without an answer that can be used."""
+        asked = [silo for silo in silos if silo not in self._untold]
+        told = self.cohort.query(query, dict.fromkeys(asked, (names_told(names), *given)))
+        metrics = frozenset(metric.name for metric in self.task.metrics)
+        found, failed = sound_metrics(told, names, metrics)  # type: ignore[arg-type]
+        silent = {silo: "it gave no answer; its own log says why" for silo in asked if silo not in told}
+        kept = {silo: "its owner keeps its metrics" for silo in silos if silo not in asked}
+        return self._observed(found, query), {**kept, **silent, **failed}
 
     def _observed(self, messages: dict[str, Message], session: str = "") -> dict[str, Message]:
         """Show what came from the silos, by silo, to the observers."""
@@ -170,18 +206,24 @@ class Coordinator:
         if state is None:
             state = first
             yield self._record(job, 0, state, driver, now(), now())
-        elif {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in first.items()}:
+        elif not _fits(job.strategy, state, first):
             raise ConfigError(f"the checkpoint of job '{job.name}' is of another network or strategy; start a new run")
         for server_round in range(after_round + 1, job.num_rounds + 1):
             start = now()
             vectors = job.strategy.dispatch(state, job.silos)
+            driver.catch_up = _catch_up(job.strategy, state)
             updates = driver.updates(server_round, vectors, self._ranking(job, server_round))
             state = driver.remembered(job.strategy.aggregate(state, updates))
+            ends = _is_done(job.strategy, state)
+            job = replace(job, last_round=server_round) if ends else job
             yield self._record(job, server_round, state, driver, start, now())
+            if ends:
+                return
 
     def _driver(self, job: Job, after_round: int, state: State) -> RoundDriver:
         strategy = job.strategy
-        guard = Guard(job.max_norm, getattr(strategy, "least_steps", 0), partial(self._most_examples, job))
+        least, sums = getattr(strategy, "least_steps", 0), job.any_plan.sums
+        guard = Guard(job.max_norm, least, partial(self._most_examples, job), sums)
         absent = self.cohort.absent()
         if isinstance(strategy, FedBuff):
             require(not absent, f"silos {sorted(absent)} are not there yet: with FedBuff all must be from the start")
@@ -322,3 +364,23 @@ def _own(metrics: Mapping[str, Metrics], silo: str) -> Scores:
 
 def _named(prefix: str, scores: Scores) -> dict[str, float]:
     return {f"{prefix}.{name}": value for name, value in scores.values().items()} if scores.num_examples else {}
+
+
+def _catch_up(strategy: Strategy, state: State) -> Callable[[], Vector] | None:
+    """Return what makes the vector for silos that have not answered the last round; None where it is that of all."""
+    whole = getattr(strategy, "catch_up", None)
+    return partial(whole, state) if whole else None
+
+
+def _is_done(strategy: Strategy, state: State) -> bool:
+    """Whether no further round would change the models."""
+    done = getattr(strategy, "is_done", None)
+    return bool(done and done(state))
+
+
+def _fits(strategy: Strategy, state: State, first: State) -> bool:
+    """Whether a state can be one that this strategy has come to from its first one."""
+    own = getattr(strategy, "fits", None)
+    if own:
+        return own(state)
+    return {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in first.items()}

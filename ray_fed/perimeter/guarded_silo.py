@@ -16,7 +16,9 @@ import torch
 
 from ray_fed.errors import DataError, Trouble
 from ray_fed.federation.messages import (
+    COUNT,
     Artifact,
+    Counts,
     GradientObservation,
     MaskedUpdate,
     Metrics,
@@ -25,14 +27,22 @@ from ray_fed.federation.messages import (
     Update,
     Vector,
 )
-from ray_fed.federation.secure_client import MASKED_METRICS, MASKED_MOMENTS
-from ray_fed.federation.silo import Silo, models_asked
+from ray_fed.federation.secure_client import MASKED_COUNTS, MASKED_METRICS, MASKED_MOMENTS
+from ray_fed.federation.silo import Silo, counts_asked, models_asked, names_asked
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.perimeter.book import Book
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
-from ray_fed.perimeter.checks import ANOTHER, KINDS, kind_of_answer, require_audit
+from ray_fed.perimeter.checks import (
+    ANOTHER,
+    KINDS,
+    kind_of_answer,
+    largest,
+    num_models,
+    require_audit,
+    require_countable,
+)
 from ray_fed.perimeter.error_policy import place_of_words
 from ray_fed.perimeter.gate import Request
 from ray_fed.perimeter.insistence import FEWER, Insistence
@@ -62,6 +72,8 @@ class GuardedSilo(EgressBoundary):
         """Rows for training that its description had."""
         self._most_examples: dict[str, int] = {}
         """Session -> most rows that an update of it may claim."""
+        self._sums: dict[str, int] = {}
+        """Session -> most values of an answer, of one whose answers are sums."""
         folder = self.site.ledger_folder
         book = Book(Path(folder) if folder else None)
         self.insistence = Insistence(self.site, self.gate, book, spec.dataset, spec.run)
@@ -119,6 +131,7 @@ class GuardedSilo(EgressBoundary):
         self._run("closing a session", lambda: self.silo.close_session(session))
         self._rounds.pop(session, None)
         self._most_examples.pop(session, None)
+        self._sums.pop(session, None)
         self.insistence.priced.pop(session, None)
         if self._ledger:
             self._ledger.sign()
@@ -129,7 +142,8 @@ class GuardedSilo(EgressBoundary):
             self._check(doing, lambda: self.insistence.before_fit(session, server_round))
         update = self._run(doing, lambda: self.silo.fit(session, server_round, vector))
         self._rounds[session] = server_round
-        request = Request("update", session, server_round, vector, self._most_examples.get(session))
+        most, sums = self._most_examples.get(session), self._sums.get(session, 0)
+        request = Request("update", session, server_round, vector, most, sums=sums)
         if session not in self.insistence.masked:
             return self._release(doing, update, request)
         inspected = self._check(doing, lambda: self.gate.inspect(update, request), request)
@@ -150,6 +164,11 @@ class GuardedSilo(EgressBoundary):
     def query(self, query: str, *given: Any) -> Any:
         """Put one of the further questions to the silo (`Silo.queries`)."""
         doing = f"answering '{query}'"
+        if query.startswith(COUNT):
+            return self._counted(doing, query, given)
+        names = self._check(doing, lambda: names_asked(query, given))
+        if names:
+            return self._metrics_of(doing, query, names, given)
         self._check(doing, lambda: self.insistence.before_answer("artifact", query))
         answer = self._answer(doing, query, given)
         # Nothing was received that its size could be measured by: max_bytes_per_round and _per_run bound it.
@@ -173,6 +192,17 @@ class GuardedSilo(EgressBoundary):
 
     # ---- what the calls are made of
 
+    def _metrics_of(self, doing: str, query: str, names: tuple[str, ...], given: Sequence[Any]) -> dict[str, Metrics]:
+        """Return metrics of the names asked for, each counted like a model; what the silo has to say of single rows is
+        written into its owner's log."""
+        request = Request("metrics", query, models=names)
+        self._check(doing, lambda: self.insistence.before_answer("metrics", query), request)
+        self._check(doing, lambda: self._count_evaluation(len(names)), request)
+        answer = self._run(doing, lambda: self.silo.query(query, *given))
+        for note in self._run(doing, lambda: self.silo.notes_for_owner()):
+            self.log.note(str(note))
+        return self._release(doing, answer, request)
+
     def _keep_model(self, weights: np.ndarray, card: np.ndarray) -> None:
         folder = self.site.model_folder
         self.gate.require(folder is not None, "model", "its owner takes no models")
@@ -193,7 +223,8 @@ class GuardedSilo(EgressBoundary):
         """Return what the silo answers, the bytes of one update, and the module of what trains."""
         digest = self.silo.open_session(spec)
         trainer = self.silo.sessions.get(spec.session)
-        return digest, 0 if trainer is None else 4 * trainer.layout.size, self._trainer_of(spec.session)
+        num_values = 0 if trainer is None else spec.plan.sums or trainer.layout.size
+        return digest, 4 * num_values, self._trainer_of(spec.session)
 
     def _trainer_of(self, session: str) -> str:
         """Return the module of the class that trains in a session; "" where nothing does."""
@@ -207,7 +238,7 @@ class GuardedSilo(EgressBoundary):
         told = max(self._num_told, private.public_examples or 0 if private else 0)
         most = self._run(doing, lambda: self.silo.task.most_examples(told, spec.plan))
         self._check(doing, lambda: self.gate.require(type(most) is int, "session", "its task bounds no rows"))
-        self._most_examples[spec.session] = most
+        self._most_examples[spec.session], self._sums[spec.session] = most, spec.plan.sums
 
     def _check_session(self, spec: SessionSpec, digest: object, num_bytes: object) -> None:
         """The answer is what the coordinator sent, or none."""
@@ -223,7 +254,29 @@ class GuardedSilo(EgressBoundary):
         if query == MASKED_METRICS:
             metrics = self._inspected_metrics(doing, given)
             return self._run(doing, lambda: self.silo.secure.masked_metrics(metrics, *given[:2]))
+        if query == MASKED_COUNTS:
+            counted = self._inspected_counts(doing, given)
+            return self._run(doing, lambda: self.silo.secure.masked_counts(counted, *given[:2]))
         return self._run(doing, lambda: self.silo.query(query, *given))
+
+    def _counted(self, doing: str, question: str, given: Sequence[Any]) -> Counts:
+        """Return counts of rows, in clear."""
+        self._check(doing, lambda: self.insistence.before_answer("counts", question))
+        self._check(doing, lambda: self._before_counts(question, given))
+        request = Request("counts", question, vector=largest(given))
+        return self._run_and_release(doing, lambda: self.silo.query(question, *given), request)
+
+    def _before_counts(self, question: str, given: Sequence[Any]) -> None:
+        """Refuse a question that the owner does not answer, or not without noise; each model in it is marked."""
+        require_countable(self.gate, question)
+        self.insistence.before_counts()
+        self._count_evaluation(num_models(given))
+
+    def _inspected_counts(self, doing: str, given: Sequence[Any]) -> Counts:
+        question, *more = self._run(doing, lambda: counts_asked(tuple(given)))
+        self._check(doing, lambda: self._before_counts(question, more))
+        found = self._run(doing, lambda: self.silo.count(question, *more))
+        return self._check(doing, lambda: self.gate.inspect(found, Request("counts", question)))
 
     def _inspected_metrics(self, doing: str, given: Sequence[Any]) -> dict[str, Metrics]:
         session, models = models_asked(tuple(given))
@@ -236,14 +289,18 @@ class GuardedSilo(EgressBoundary):
         """Return the moments, checked, or those that were told of nearly the same rows before (told.py)."""
         request, found = Request("moments"), self._run(doing, lambda: self.silo.moments())
         moments = self._check(doing, lambda: self.gate.inspect(found, request), request)
-        features = self._run(doing, lambda: getattr(getattr(self.silo, "_rows", None), "features", None))
-        if type(features) is not np.ndarray:
+        columns = self._run(doing, self._columns_of_moments)
+        if type(columns) is not np.ndarray:
             return moments
-        return self._check(doing, lambda: self._told_before(features, moments), request)
+        return self._check(doing, lambda: self._told_before(columns, moments), request)
 
-    def _told_before(self, features: np.ndarray, moments: ColumnMoments) -> ColumnMoments:
+    def _columns_of_moments(self) -> object:
+        """Return what the moments are of, None where the silo has no rows of its own."""
+        return None if getattr(self.silo, "_rows", None) is None else self.silo.moment_columns()
+
+    def _told_before(self, columns: np.ndarray, moments: ColumnMoments) -> ColumnMoments:
         try:
-            return self._told.answer(features, moments, self.site.policy.min_examples)  # type: ignore[union-attr]
+            return self._told.answer(columns, moments, self.site.policy.min_examples)  # type: ignore[union-attr]
         except ValueError as error:
             raise self.gate.refusal("moments", str(error)) from None
 
@@ -307,6 +364,8 @@ class GuardedSilo(EgressBoundary):
         if rows is not None:
             for name in ("features", "targets", "held_out_features", "held_out_targets"):
                 self.gate.row_matcher.add(name, getattr(rows, name))
+            for name in ("calibration_features", "calibration_targets"):
+                self.gate.row_matcher.add(name, getattr(rows, name, np.empty(0)))
         samples = getattr(self.silo, "_samples", None)
         for name in ("features", "targets") if samples is not None else ():
             values = getattr(samples, name)

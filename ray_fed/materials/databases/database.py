@@ -109,11 +109,12 @@ def _open(source: Source) -> Database:
 def _embedded_table(source: Source) -> RawTable:
     from ray_fed.materials.model_crystals.crystals import make_model_crystals
 
-    if source.target is not None and canonical_target(source.target) != EMBEDDED_TARGET:
-        raise DataError(
-            f"the embedded data have no {source.target!r}; their only target is {EMBEDDED_TARGET!r}",
-            failure=Trouble.COLUMN_MISSING,
-        )
+    for name in (*([source.target] if source.target is not None else []), *source.targets):
+        if canonical_target(name) != EMBEDDED_TARGET:
+            raise DataError(
+                f"the embedded data have no {name!r}; their only target is {EMBEDDED_TARGET!r}",
+                failure=Trouble.COLUMN_MISSING,
+            )
     options = {} if source.rows is None else {"num_rows": source.rows}
     frame = make_model_crystals(**options, seed=source.seed)
     columns = {EMBEDDED_TARGET if name == "target" else str(name): column for name, column in frame.items()}
@@ -177,7 +178,10 @@ def crystal_frame(table: RawTable, source: Source) -> pd.DataFrame:
     """Return the crystal frame of a table (see `databases`). DataError where a column is missing or no row is left."""
     roles = _roles(table, source.columns)
     wanted_target = target_column(table.columns, source.target, table.source) if source.target else None
-    kept = [require_column(table.columns, name, table.source) for name in source.keep if name not in FRAME_COLUMNS]
+    kept = {
+        name: require_column(table.columns, name, table.source) for name in source.keep if name not in FRAME_COLUMNS
+    }
+    kept |= {f"target.{at}": target_column(table.columns, name, table.source) for at, name in enumerate(source.targets)}
     chosen = Selection(table, roles, _chosen_positions(table, source))
     reasons = Reasons(len(chosen))
     reasons.add({row: table.problems[at] for row, at in enumerate(chosen.positions.tolist()) if at in table.problems})
@@ -189,15 +193,15 @@ def crystal_frame(table: RawTable, source: Source) -> pd.DataFrame:
 
 
 def _frame(
-    chosen: Selection, crystals: CrystalColumns, target: np.ndarray, reasons: Reasons, kept: Sequence[str]
+    chosen: Selection, crystals: CrystalColumns, target: np.ndarray, reasons: Reasons, kept: Mapping[str, str]
 ) -> pd.DataFrame:
     columns: dict[str, Any] = {"id": _ids(chosen), "formula": crystals.formulas}
     columns |= {name: crystals.cells[:, at] for at, name in enumerate(CELL_COLUMNS)}
     columns |= {"spacegroup_number": crystals.space_groups, "num_atoms": crystals.num_atoms}
     columns |= {"target": target, "reason": reasons.texts, "note": crystals.notes}
     frame = pd.DataFrame(columns).astype(dict.fromkeys(("id", "formula", "reason", "note"), "str"))
-    for name in kept:
-        frame[name] = _plain(chosen.column(name))
+    for name, column in kept.items():
+        frame[name] = _plain(chosen.column(column))
     return frame
 
 

@@ -64,6 +64,9 @@ class Source:
     """The columns that may be used as inputs; all of them if not given."""
     access: Access = field(default_factory=Access)
     """Of a database: what it is asked."""
+    targets: tuple[str, ...] = ()
+    """With target=None: columns of several targets, or of labels of classes, which stand as they are in the frame, as
+    "target.0", "target.1", ..."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", str(self.path))
@@ -72,6 +75,9 @@ class Source:
         require(named, f"path={redacted(self.path)!r} must name a file or folder, or be 'embedded'")
         check_address(self.path, "path")
         require(self.target is None or bool(self.target), "target='' must name a column; None is for rows to predict")
+        both = "target and targets are two ways to say it; give one"
+        require(self.target is None or not self.targets, both)
+        object.__setattr__(self, "targets", tuple(self.targets))
         known = get_args(Symmetry)
         require(self.symmetry in known, f"symmetry={self.symmetry!r} must be one of {', '.join(known)}")
         require(self.cell in get_args(Cell), f"cell={self.cell!r} must be one of {', '.join(get_args(Cell))}")
