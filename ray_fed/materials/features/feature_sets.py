@@ -174,8 +174,8 @@ class GuoFeatures(FeatureSet):
     modulus        bulk, matminer's | youngs, the paper's word
     block          matminer (s 1, p 2, d and f 3) | ordinal (1 to 4)
     structure      as_given (8 columns) | normalised (13 columns; needs `num_atoms`) | none
-    cell           given | standard: of the standardised primitive cell, see `standard_cells`; the reader of a table sees
-                   to it. Formulas are then reduced, too: Na4Cl4 is NaCl
+    cell           given | standard: of the standardised primitive cell, see `standard_cells`; the reader of a table
+                   sees to it. Formulas are then reduced, too: Na4Cl4 is NaCl
     missing_count  add a column: for how many of the 13 properties a value had to be imputed
     """
 
