@@ -26,9 +26,10 @@ _FORMULAS = (
     "formula is missing", "formula is empty", "cannot read at", "cannot read: bracket is not closed",
     "cannot read: bracket closes nothing", "no atoms", "unknown element", "element is not in the element table",
     "unknown atomic number", "numbers is empty", "amount of must be a number, 0 or more",
+    "full stop may be a decimal point or the dot of a hydrate; write · for the dot, or leave it out",
 )  # fmt: skip
 _STRUCTURES = (
-    "structure is missing", "structure is empty", "structure is neither text nor object", "unreadable structure",
+    "structure is missing", "structure is empty", "structure is a web page or XML", "structure is neither text nor object", "unreadable structure",
     "structure has sites; 1 to 100,000 can be read", "structure has a lattice or coordinates of the wrong shape",
     "structure has a lattice vector or coordinate that is not finite",
     "structure has no lattice; molecules cannot be used",
@@ -36,7 +37,8 @@ _STRUCTURES = (
     "structure has a lattice without a reduced cell",
     "structure has translations that do not map its atoms onto each other",
     "atoms are too close; under 0.4 Å none can be", "spglib finds no primitive cell", "moyopy finds no primitive cell",
-    "CIF lists no atoms with fractional coordinates", "CIF has structures; choose one by its number, or all",
+    "CIF lists no atoms with fractional coordinates", "file has structures; choose one by its number, or all",
+    "file has structures, number is asked for",
     "CIF has no site with an atom on it", "CIF has a coordinate that is not a number",
     "CIF has an occupancy that is not a number, 0 or more", "site type is no element", "site label is of no element",
     "site label may be of several elements; give _atom_site_type_symbol",
@@ -78,7 +80,7 @@ NOTES = frozenset((
     "id is listed more than once", "id is listed more than once with different targets",
     "formula NaN is read as sodium nitride", "spglib finds no space group", "moyopy finds no space group",
     "structure file that the list does not name", "file of a kind that is not read",
-    "line before the header is left out", "line of units under the header is left out", "text is not UTF-8: read as Latin-1",
+    "line before the header is left out", "decimal commas are read as points", "sheet beside the first is left out",
 ))  # fmt: skip
 """Every note that may leave."""
 

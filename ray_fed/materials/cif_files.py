@@ -82,7 +82,7 @@ def crystal_of_cif(text: str) -> Crystal:
     if not blocks:
         raise DataError("CIF lists no atoms with fractional coordinates")
     if len(blocks) > 1:
-        raise DataError(f"CIF has '{len(blocks)}' structures; choose one by its number, or all")
+        raise DataError(f"file has '{len(blocks)}' structures; choose one by its number, or all")
     return _crystal(blocks[0] if _BLOCK.search(blocks[0].lstrip()) else f"data_\n{blocks[0]}")
 
 

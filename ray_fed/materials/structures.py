@@ -58,6 +58,8 @@ def _parse(value: Any) -> Crystal:
         return _from_mapping(json.loads(value))
     if not value.strip():
         raise DataError("structure is empty")
+    if value.lstrip().startswith("<"):
+        raise DataError("structure is a web page or XML")
     return crystal_of_cif(value) if _IS_CIF.search(value) else _from_poscar(value)
 
 

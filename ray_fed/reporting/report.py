@@ -153,7 +153,8 @@ def write_report(
 
     `results` are the models' (results_from_summary), where the run has models; `unreadable` is silo -> reason ->
     number of rows, `notes` silo -> what is odd -> number of rows; `command` is the line that repeats the run;
-    `provenance` says where the data come from and what they are not. Configuration, data and versions are read from the run. DataError when a figure is missing or not PNG.
+    `provenance` says where the data come from and what they are not. Configuration, data and versions are read from the
+    run. DataError when a figure is missing or not PNG.
     """
     summary = {key: to_plain(value) for key, value in summary.items()}
     body = [

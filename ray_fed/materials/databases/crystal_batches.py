@@ -24,7 +24,7 @@ from ray_fed.materials.databases.feature_cache import (
     pack_texts,
     unpack_texts,
 )
-from ray_fed.materials.databases.structure_folders import structure_text
+from ray_fed.materials.databases.structure_folders import StructurePart, structure_content
 from ray_fed.materials.lattices import cell_problems, cells_of_vectors
 from ray_fed.materials.standard_cells import standard_cell
 from ray_fed.materials.structures import crystal_of_lists, parse_structure
@@ -73,10 +73,10 @@ def columns_of_structures(values: Sequence[Any], known: np.ndarray, search: Symm
 
 def _loaded(value: Any) -> Any:
     """Return a structure's content; for a file that cannot be read its DataError, the row's reason."""
-    if not isinstance(value, Path):
+    if not isinstance(value, Path | StructurePart):
         return value
     try:
-        return structure_text(value)
+        return structure_content(value)
     except DataError as error:
         return error
 

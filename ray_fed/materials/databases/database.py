@@ -58,6 +58,12 @@ from ray_fed.materials.symmetry import SymmetrySearch
 
 FRAME_COLUMNS = ("id", "formula", *CELL_COLUMNS, "spacegroup_number", "num_atoms", "target", "reason", "note")
 NO_SITES_NOTE = "cell as given: there are no sites to standardise it by"
+MISSING_FORMULAS = frozenset(
+    {"nan", "NAN", "NA", "N/A", "n/a", "#N/A", "<NA>", "None", "none", "NONE", "null", "Null", "NULL", "-", "--", "?"}
+)
+"""What programs write where there is nothing. "Na" is sodium, and "NO" nitrogen monoxide."""
+FEW_NITRIDES = 2
+NITRIDE_NOTE = "formula NaN is read as sodium nitride"
 SHOWN_REASON = 200
 """Characters of a whole reason on the terminal."""
 MAX_TARGET = 1e15
@@ -203,7 +209,9 @@ def crystal_frame(table: RawTable, source: Source) -> pd.DataFrame:
     crystals = _crystal_columns(chosen, SymmetrySearch(source.symmetry, source.symprec, cell), reasons)
     for row, at in enumerate(chosen.positions.tolist()):
         crystals.notes[row] = "; ".join(filter(None, (table.notes.get(at), crystals.notes[row])))
+    _check_missing(crystals, reasons)
     _check_formulas(crystals.formulas, reasons)
+    _note_repeated_ids(chosen, crystals, target)
     return _frame(chosen, crystals, target, reasons, kept)
 
 
@@ -372,6 +380,38 @@ def _completed_by_lists(
     for at, row in enumerate(rows.tolist()):
         given.formulas[row], given.notes[row] = found.formulas[at], found.notes[at]
     return given
+
+
+def _check_missing(crystals: CrystalColumns, reasons: Reasons) -> None:
+    """Give a reason to formulas that mean "missing". NaN may be sodium nitride: where it comes with a cell, or once in
+    a table without other such words; then it gets a note."""
+    formulas = crystals.formulas
+    missing = [row for row, formula in enumerate(formulas) if formula in MISSING_FORMULAS]
+    nitrides = [row for row, formula in enumerate(formulas) if formula == "NaN"]
+    has_cell = ~np.isnan(crystals.cells[:, 0])
+    for row in nitrides:
+        few = len(nitrides) <= max(FEW_NITRIDES, len(formulas) // 100)
+        if few and (has_cell[row] or (len(nitrides) == 1 and not missing)):
+            crystals.notes[row] = "; ".join(filter(None, (crystals.notes[row], NITRIDE_NOTE)))
+        else:
+            missing.append(row)
+    reasons.add({row: f"formula is missing {quoted(formulas[row])}" for row in missing})
+
+
+def _note_repeated_ids(chosen: Selection, crystals: CrystalColumns, target: np.ndarray) -> None:
+    """Note the rows of a table whose id it has more than once, and whether they disagree about the target; what is read
+    from a folder has such notes already."""
+    ids = chosen.of_role("id")
+    if ids is None or not ids.duplicated().any():
+        return
+    for _, rows in pd.Series(range(len(ids))).groupby(ids.astype(str)):
+        of_id = rows.tolist()
+        if len(of_id) < 2 or "id is listed" in crystals.notes[of_id[0]]:
+            continue
+        differ = len({str(value) for value in target[of_id]}) > 1
+        note = "id is listed more than once" + (" with different targets" if differ else "")
+        for row in of_id:
+            crystals.notes[row] = "; ".join(filter(None, (crystals.notes[row], note)))
 
 
 def _check_formulas(formulas: list[str], reasons: Reasons) -> None:
