@@ -349,6 +349,7 @@ class TrainingOutcome:
             command=self.command,
             results=self.results,
             unreadable={name: silo.unreadable for name, silo in agreement.silos.items() if silo.unreadable},
+            notes={name: silo.notes for name, silo in agreement.silos.items() if silo.notes},
             warnings=self.notices,
             provenance=self._provenance(),
         )

@@ -263,7 +263,7 @@ def property_options(config: TrainConfig) -> PropertyOptions:
     return PropertyOptions(
         config.features, config.impute, config.hidden, tuple(map(canonical_target, config.target)), config.unit,
         tuple("none" if labels else name for name, labels in zip(transforms, classes, strict=True)), classes,
-        config.standardise_target, config.symmetry,
+        config.standardise_target, config.symmetry, config.cell,
     )  # fmt: skip
 
 

@@ -84,6 +84,10 @@ class LocalRows:
     """Hash, rows and columns of the source, for the record of the run; leaves the silo."""
     agreement: Mapping[str, str]
     """What this silo has of what all must agree on: compared with `Task.agreement`; leaves the silo."""
+    notes: Mapping[str, int] = field(default_factory=dict, kw_only=True)
+    """Kind of note -> number of rows of which something is odd, used all the same; no value of any row."""
+    remarks: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
+    """Reasons and notes in whole, with values: for the owner's log alone."""
     groups: Sequence[str] = field(default=(), repr=False, kw_only=True)
     """Of each training sample the group that no split may cut, such as its reduced formula; none where there are
     none."""

@@ -94,7 +94,9 @@ class GuardedSilo(EgressBoundary):
 
     def open(self) -> SiloDescription:
         doing = "opening its data"
-        return self._release(doing, *self._opened(doing, lambda: self.silo.open()))
+        opened = self._opened(doing, lambda: self.silo.open())
+        self._write_notes(doing)
+        return self._release(doing, *opened)
 
     def moments(self) -> ColumnMoments:
         doing, request = "computing moments", Request("moments")
@@ -202,9 +204,13 @@ class GuardedSilo(EgressBoundary):
         self._check(doing, lambda: self.insistence.before_answer("metrics", query), request)
         self._check(doing, lambda: self._count_evaluation(len(names)), request)
         answer = self._run(doing, lambda: self.silo.query(query, *given))
+        self._write_notes(doing)
+        return self._release(doing, answer, request)
+
+    def _write_notes(self, doing: str) -> None:
+        """Write what the silo has to say of single rows into its owner's log, the only place for it."""
         for note in self._run(doing, lambda: self.silo.notes_for_owner()):
             self.log.note(str(note))
-        return self._release(doing, answer, request)
 
     def _keep_model(self, weights: np.ndarray, card: np.ndarray) -> None:
         folder = self.site.model_folder

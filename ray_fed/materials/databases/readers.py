@@ -1,7 +1,9 @@
 """Files and folders to raw tables: every column as the source has it.
 
 parquet                    one table, columns decoded only when asked for
-CSV, CSV.gz                a header, then rows
+CSV, TSV, text (.gz)       a header, then rows, see `delimited`
+xlsx                       the first sheet with rows
+extended XYZ and others    what ASE reads, see `ase_files`: a row for each structure
 JSON lines, JSON (.gz)     objects with a structure in them (JARVIS: atoms), bare `Structure.as_dict`, or columns as
                            pandas and matbench write them
 .json.zip, ..., .zip       one such file, packed as JARVIS does
@@ -9,9 +11,7 @@ folder                     with id_prop.csv or targets.csv: structure files, see
 folder                     with one of the files above and no other data file: that file
 """
 
-import csv
 import gzip
-import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +21,11 @@ from typing import Any
 import pandas as pd
 
 from ray_fed.errors import DataError, Trouble, quoted
+from ray_fed.materials.databases.ase_files import is_ase_file, open_ase_file
 from ray_fed.materials.databases.columns import find_roles
+from ray_fed.materials.databases.delimited import decoded, table_of_text
 from ray_fed.materials.databases.raw_table import MAX_ROWS, RawTable, reading, table_of_columns
+from ray_fed.materials.databases.spreadsheets import open_spreadsheet
 from ray_fed.materials.databases.structure_folders import (
     PROPERTY_FILES,
     is_structure_file,
@@ -39,14 +42,15 @@ MAX_ZIPPED_BYTES = 1 << 31
 """Of a file in an archive: all of JARVIS' three-dimensional crystals are more than half of it."""
 
 
-def open_table(path: Path, target: str | None) -> RawTable:
+def open_table(path: Path, target: str | None, structures: str = "") -> RawTable:
     """Return the table of a file or folder. DataError where there is none.
 
+    `structures` says which of several structures in one file, as in `open_structure_folder`.
     `target` names the second column of an id_prop.csv, which has no header; None where no target is wanted.
     """
     with reading(path):
         if path.is_dir():
-            return _open_folder(path, target)
+            return _open_folder(path, target, structures)
         if not path.is_file():
             raise DataError(
                 f"{path}: {'neither a file nor a folder' if path.exists() else 'no such file or folder'}",
@@ -54,17 +58,19 @@ def open_table(path: Path, target: str | None) -> RawTable:
             )
         if path.stat().st_size == 0:
             raise DataError(f"{path} is an empty file", failure=Trouble.FILE_EMPTY)
+    if is_ase_file(path):
+        return open_ase_file(path, structures or "all")
     if target is None and is_structure_file(path) and _reader(path) is not _open_json:
-        return one_structure(path)
+        return one_structure(path, structures)
     return _required_reader(path)(path)
 
 
-def _open_folder(folder: Path, target: str | None) -> RawTable:
+def _open_folder(folder: Path, target: str | None, structures: str) -> RawTable:
     if property_file(folder):
-        return open_structure_folder(folder, target)
+        return open_structure_folder(folder, target, structures)
     files = sorted(path for path in folder.iterdir() if _reader(path) and path.is_file())
-    structures = structure_files(folder)
-    tables = [path for path in files if path not in structures]
+    in_folder = structure_files(folder)
+    tables = [path for path in files if path not in in_folder]
     if len(tables) == 1:
         return open_table(tables[0], target)
     if len(tables) > 1:
@@ -72,13 +78,13 @@ def _open_folder(folder: Path, target: str | None) -> RawTable:
             f"{folder} holds {len(tables)} data files ({_names(tables)}); give the path of one of them",
             failure=Trouble.FILE_UNKNOWN,
         )
-    if len(structures) == 1 and _reader(structures[0]):
-        return open_table(structures[0], target)
-    if structures and target is None:
-        return open_structure_folder(folder, target)
-    if structures:
+    if len(in_folder) == 1 and (_reader(in_folder[0]) or is_ase_file(in_folder[0])):
+        return open_table(in_folder[0], target, structures)
+    if in_folder and target is None:
+        return open_structure_folder(folder, target, structures)
+    if in_folder:
         raise DataError(
-            f"{folder} has {len(structures)} structure files but no {' or '.join(PROPERTY_FILES)}; write one line per "
+            f"{folder} has {len(in_folder)} structure files but no {' or '.join(PROPERTY_FILES)}; write one line per "
             "structure, without a header: id,target",
             failure=Trouble.FILE_MISSING,
         )
@@ -111,42 +117,18 @@ def _open_parquet(path: Path) -> RawTable:
 def _text(path: Path) -> str:
     with reading(path):
         if path.suffix.lower() != ".gz":
-            return read_bounded(path, MAX_TEXT_BYTES).decode("utf-8-sig")
+            return decoded(read_bounded(path, MAX_TEXT_BYTES))
         with open_regular(path) as packed, gzip.open(packed) as file:
-            return read_at_most(file, MAX_TEXT_BYTES).decode("utf-8-sig")
+            return decoded(read_at_most(file, MAX_TEXT_BYTES))
 
 
-def _open_csv(path: Path) -> RawTable:
+def _open_delimited(path: Path) -> RawTable:
     return _table_of_csv(path, _text(path))
 
 
 def _table_of_csv(path: Path, text: str) -> RawTable:
     with reading(path):
-        lines = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-    header, rows = [name.strip() for name in lines[0]] if lines else [], lines[1:]
-    _check_separator(path, header)
-    problems = {
-        number: f"torn row '{len(row)} of {len(header)} values'"
-        for number, row in enumerate(rows)
-        if len(row) != len(header)
-    }
-    for number in problems:
-        rows[number] = [""] * len(header)
-    columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
-    table = table_of_columns(str(path), columns, len(rows), problems)
-    # A name that occurs twice is lost in the mapping; the table refuses it by its list of names.
-    return table if len(columns) == len(header) else RawTable(str(path), tuple(header), len(rows), table.read)
-
-
-def _check_separator(path: Path, header: Sequence[str]) -> None:
-    """DataError for one column whose name is many: spreadsheets in some languages separate by semicolons."""
-    found = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
-    if found:
-        named = {"\t": "tabs"}.get(found, f"'{found}'")
-        raise DataError(
-            f"{path} separates its columns by {named}; save it with commas, and numbers with decimal points",
-            failure=Trouble.FILE_UNKNOWN,
-        )
+        return table_of_text(str(path), text)
 
 
 def _open_json_lines(path: Path) -> RawTable:
@@ -258,7 +240,7 @@ def _open_zip(path: Path) -> RawTable:
                 failure=Trouble.FILE_UNKNOWN,
             )
         with archive.open(names[0]) as member:
-            text = read_at_most(member, MAX_ZIPPED_BYTES).decode("utf-8-sig")
+            text = decoded(read_at_most(member, MAX_ZIPPED_BYTES))
     of_text = _reader_of_text(Path(names[0]))
     assert of_text is not None
     return of_text(path, text)
@@ -267,8 +249,12 @@ def _open_zip(path: Path) -> RawTable:
 READERS: dict[str, Callable[[Path], RawTable]] = {
     ".parquet": _open_parquet,
     ".pq": _open_parquet,
-    ".csv": _open_csv,
-    ".csv.gz": _open_csv,
+    ".csv": _open_delimited,
+    ".csv.gz": _open_delimited,
+    ".tsv": _open_delimited,
+    ".tsv.gz": _open_delimited,
+    ".txt": _open_delimited,
+    ".xlsx": open_spreadsheet,
     ".jsonl": _open_json_lines,
     ".jsonl.gz": _open_json_lines,
     ".json": _open_json,
