@@ -243,12 +243,15 @@ def _way_on(status: str, directory: RunDirectory) -> str:
 
 
 def _unusable(agreement: Agreement) -> list[str]:
-    """Say per silo how many rows could not be used, and why."""
+    """Say per silo how many rows could not be used, and why, and of how many something is odd."""
     lines = []
     for name, silo in agreement.silos.items():
         if silo.unreadable:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted(silo.unreadable.items()))
             lines.append(f"silo '{name}': {sum(silo.unreadable.values())} rows not usable: {reasons}")
+        if silo.notes:
+            notes = "; ".join(f"{count} x {note}" for note, count in sorted(silo.notes.items()))
+            lines.append(f"silo '{name}': noted: {notes}")
     return lines
 
 

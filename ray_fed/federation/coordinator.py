@@ -279,9 +279,9 @@ class Coordinator:
         updates = sorted((update for _, update in driver.seen), key=lambda update: update.silo)
         self.hear(driver.joined)
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
-        models, failures = job.strategy.models(state), driver.failures
+        models, failures, scores = job.strategy.models(state), driver.failures, {}
         if server_round % job.evaluate_every == 0 or server_round == job.num_rounds:
-            found, failed = self._evaluation(job, models, driver.idle(), server_round)
+            found, failed, scores = self._evaluation(job, models, driver.idle(), server_round)
             if failed and not job.rules.accept_failures:
                 raise QuorumLost(server_round, "; ".join(f"silo '{silo}': {failed[silo]}" for silo in sorted(failed)))
             metrics |= found
@@ -310,13 +310,15 @@ class Coordinator:
             state,
             tuple(driver.joined),
             tuple(driver.restarts),
+            scores=scores if server_round == job.num_rounds else {},
         )
 
     def _evaluation(
         self, job: Job, models: Models, silos: Sequence[str], server_round: int
-    ) -> tuple[dict[str, float], Mapping[str, str]]:
+    ) -> tuple[dict[str, float], Mapping[str, str], Mapping[str, Scores]]:
         """Return the errors of each model on the common test set (else on all held-out rows) and on each silo's rows,
-        with masks none of single silos; and silo -> why of those that told none that can be used."""
+        with masks none of single silos; silo -> why of those that told none that can be used; and model -> the scores
+        that its errors are of."""
         metrics: dict[str, float] = {}
         failed: Mapping[str, str] = {}
         # Statistics that stay with the silos leave the global model without any: only silos can evaluate it.
@@ -336,7 +338,7 @@ class Coordinator:
                 test = {model: merged(by_silo[silo][model].held_out for silo in sorted(by_silo)) for model in models}
         for model, scores in sorted((test or {}).items()):
             metrics |= _named(model, scores)
-        return metrics, failed
+        return metrics, failed, test or {}
 
     def _silos_metrics(
         self, job: Job, models: Models, silos: Sequence[str]
