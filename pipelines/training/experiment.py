@@ -86,7 +86,7 @@ class TrainingExperiment:
         if shown is not None:
             self.true, self.predicted = shown
             for model, predicted in self.predicted.items():  # of jobs that were finished before a run went on
-                self.scores.setdefault(model, self.setup.task.score(self.true, predicted))
+                self.scores.setdefault(model, self.setup.task.score(self.true, predicted.reshape(len(self.true), -1)))
 
     def _run(self, coordinator: CoordinatorLike, job: Job, seed: int) -> None:
         finished = self.checkpoint.models_of(job.name)
