@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pipelines.update_options import Coding, UpdateOptions
 from ray_fed.config import PathText, require, unknown_name
 from ray_fed.materials.databases.addresses import check_address
-from ray_fed.materials.databases.columns import UNKNOWN_UNIT
+from ray_fed.materials.units import UNKNOWN_UNIT
 
 if TYPE_CHECKING:
     from ray_fed.federation.rounds.machine import RoundRules
@@ -185,12 +185,14 @@ class TrainConfig(UpdateOptions):
     """Folder of the run; runs/COMMAND-DATE-TIME if not given."""
 
     def __post_init__(self) -> None:
-        check_address(self.data, only_ours=True)
-        self.access()
         for name in ("target", "unit"):  # a run of before there were several names one as text
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        if [label.lower() for label in self.classes] == ["false", "true"]:  # as YAML says them, they are no text
+            object.__setattr__(self, "classes", ("false", "true"))
         self._check_targets()
+        check_address(self.data, only_ours=True)
+        self.access()
         for name in ("epochs", "batch_size", "repeats", "learning_rate", "alpha"):
             value = getattr(self, name)
             require(isfinite(value) and value > 0, f"{name}={value} must be positive")

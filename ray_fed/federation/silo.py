@@ -300,14 +300,14 @@ class Evaluator:
         return {**self.rows.fingerprint, "num_examples": len(self.rows.targets)}
 
     def prepare(self, standardizer: Standardizer | None) -> None:
-        self.standardizer = standardizer
         self.samples = self.task.prepare(self.rows, standardizer, "cpu")
-        self.features = self.samples.features
 
     def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
         """Return the scores of each model on the test samples."""
-        found = {name: self._predict(vector, self.features) for name, vector in models.items()}
-        scores = {name: self.task.score(self.rows.targets, self._predicted(outputs)) for name, outputs in found.items()}
+        found = {name: self._predict(vector, self.samples.features) for name, vector in models.items()}
+        scores = {
+            name: self.task.score(self.rows.targets, self.samples.said(outputs)) for name, outputs in found.items()
+        }
         if self.is_known:
             return scores
         return {
@@ -325,11 +325,10 @@ class Evaluator:
     def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return (true values [rows], model -> predictions [rows]) for parity plots, in the target's unit; of several
         values per row [rows, values] each."""
-        found = {name: self._predicted(self._predict(vector, self.features)) for name, vector in models.items()}
+        found = {
+            name: self.samples.said(self._predict(vector, self.samples.features)) for name, vector in models.items()
+        }
         return self.rows.targets, {name: told[:, 0] if told.shape[1] == 1 else told for name, told in found.items()}
-
-    def _predicted(self, outputs: np.ndarray) -> np.ndarray:
-        return self.task.predicted(outputs, self.standardizer)
 
 
 # ---- evaluations of models on the silo's own rows

@@ -116,6 +116,13 @@ class Samples:
     """Like `features`, of the held-out samples."""
     standardizer: Standardizer | None = field(default=None, kw_only=True)
     """What the columns were standardised with; None where the task has no scaler."""
+    undo: Callable[[np.ndarray], np.ndarray] | None = field(default=None, kw_only=True)
+    """From outputs of the network [rows, ...] to what they say in the user's terms, where that is something else:
+    `Task.predicted` with the standardizer."""
+
+    def said(self, outputs: np.ndarray) -> np.ndarray:
+        """Return what outputs [rows, ...] say in the user's terms, for scores and for people."""
+        return outputs if self.undo is None else self.undo(outputs)
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,7 @@ class Task(ABC):
         return regression_metrics(self.unit)
 
     def score(self, targets: np.ndarray, outputs: np.ndarray) -> Scores:
-        """Return what an evaluation tells: sums over samples, none of them alone; outputs are what `predicted` returns.
+        """Return what an evaluation tells: sums over samples, none of them alone; outputs are what `Samples.said` tells.
         Default: MAE, R² and MSE of one output [rows, 1] against targets [rows], in the target's unit."""
         return RegressionSums.of(targets, outputs[:, 0])
 
@@ -204,7 +211,7 @@ class Task(ABC):
         features, held_out = (
             feature_tensor(part, standardizer, device) for part in (rows.features, rows.held_out_features)
         )
-        return Samples(rows, features, target_tensor(rows.targets, device), held_out, standardizer)
+        return Samples(rows, features, target_tensor(rows.targets, device), held_out, standardizer=standardizer)
 
     def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:
         """Return what trains in a session of a silo. Default: mini-batch steps on `model(session.model_seed)`."""
@@ -225,7 +232,7 @@ class Task(ABC):
 
         def scored(targets: np.ndarray, features: Any) -> Scores:
             outputs = trainer.predict(features, vector).cpu().numpy()
-            return self.score(targets, self.predicted(outputs, samples.standardizer))
+            return self.score(targets, samples.said(outputs))
 
         return (
             scored(rows.targets[:shown], samples.features[:shown]),

@@ -340,14 +340,21 @@ def _name(gate: Gate, value: Any) -> str:
     return value
 
 
+LICENCES = frozenset({
+    "CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0",
+    "CC-BY-ND-4.0", "CC-BY-NC-ND-4.0", "ODbL-1.0", "ODC-By-1.0", "PDDL-1.0", "MIT", "Apache-2.0", "BSD-3-Clause",
+})  # fmt: skip
+"""What a fingerprint may say in words: under which of these licences a public source gives its data."""
+
+
 def checked_fingerprint(gate: Gate, fingerprint: Any) -> dict[str, object]:
-    """Return a fingerprint with hashes, whole numbers and shapes; of a text, which may be a name or a path of the
-    owner's, only its hash."""
+    """Return a fingerprint with hashes, whole numbers, shapes and licences; of another text, which may be a name or a
+    path of the owner's, only its hash."""
     return {_name(gate, key): _fingerprint_value(gate, value) for key, value in _mapping(gate, fingerprint).items()}
 
 
 def _fingerprint_value(gate: Gate, value: Any) -> Any:
-    if value is None or type(value) is bool or (type(value) is str and HASH.fullmatch(value)):
+    if value is None or type(value) is bool or (type(value) is str and (HASH.fullmatch(value) or value in LICENCES)):
         return value
     if type(value) is str:
         return hashlib.sha256(value.encode()).hexdigest()[:16]

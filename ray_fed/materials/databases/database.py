@@ -150,6 +150,15 @@ def _fingerprint(frame: pd.DataFrame, target: str) -> dict[str, object]:
     }
 
 
+def hash_of_rows(source: Source) -> str:
+    """Return a hash over a source's rows that no message holds; "" where they cannot be read here."""
+    try:
+        frame = open_database(source).frame
+    except DataError:
+        return ""
+    return content_key("held by who asks", *(_content(column) for _, column in frame.items()))
+
+
 def _content(column: pd.Series) -> np.ndarray | str:
     """Return a column as what can be hashed alike on every machine; all NaN have one bit pattern."""
     if column.dtype.kind != "f":
@@ -199,7 +208,7 @@ def crystal_frame(table: RawTable, source: Source) -> pd.DataFrame:
         name: require_column(table.columns, name, table.source) for name in source.keep if name not in FRAME_COLUMNS
     }
     kept |= {f"target.{at}": target_column(table.columns, name, table.source) for at, name in enumerate(source.targets)}
-    chosen = Selection(table, roles, _chosen_positions(table, source))
+    chosen = Selection(table, roles, chosen_positions(table, source))
     reasons = Reasons(len(chosen))
     reasons.add({row: table.problems[at] for row, at in enumerate(chosen.positions.tolist()) if at in table.problems})
     # Before the symmetry search, which is slow and leaves out rows that cannot be used anyway.
@@ -240,7 +249,7 @@ def _roles(table: RawTable, allowed: Sequence[str]) -> dict[str, str]:
     return roles
 
 
-def _chosen_positions(table: RawTable, source: Source) -> np.ndarray:
+def chosen_positions(table: RawTable, source: Source) -> np.ndarray:
     """Return the rows that meet every condition of `source.where`, at most `source.rows`."""
     chosen = np.ones(table.num_rows, bool)
     for name, value in source.where:

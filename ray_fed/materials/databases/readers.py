@@ -4,14 +4,16 @@ parquet                    one table, columns decoded only when asked for
 CSV, TSV, text (.gz)       a header, then rows, see `delimited`
 xlsx                       the first sheet with rows
 extended XYZ and others    what ASE reads, see `ase_files`: a row for each structure
-JSON lines, JSON (.gz)     objects with a structure in them, bare `Structure.as_dict`, or columns as pandas and
-                           matbench write them
+JSON lines, JSON (.gz)     objects with a structure in them (JARVIS: atoms), bare `Structure.as_dict`, or columns as
+                           pandas and matbench write them
+.json.zip, ..., .zip       one such file, packed as JARVIS does
 folder                     with id_prop.csv or targets.csv: structure files, see `structure_folders`
 folder                     with one of the files above and no other data file: that file
 """
 
 import gzip
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import pandas as pd
 
 from ray_fed.errors import DataError, Trouble, quoted
 from ray_fed.materials.databases.ase_files import is_ase_file, open_ase_file
+from ray_fed.materials.databases.columns import find_roles
 from ray_fed.materials.databases.delimited import decoded, table_of_text
 from ray_fed.materials.databases.raw_table import MAX_ROWS, RawTable, reading, table_of_columns
 from ray_fed.materials.databases.spreadsheets import open_spreadsheet
@@ -35,6 +38,8 @@ from ray_fed.reading import open_regular, parse_json, plain_within_bounds, read_
 
 MAX_TEXT_BYTES = 1 << 29
 """Of a table as text, unpacked; larger tables are kept as parquet."""
+MAX_ZIPPED_BYTES = 1 << 31
+"""Of a file in an archive: all of JARVIS' three-dimensional crystals are more than half of it."""
 
 
 def open_table(path: Path, target: str | None, structures: str = "") -> RawTable:
@@ -118,13 +123,20 @@ def _text(path: Path) -> str:
 
 
 def _open_delimited(path: Path) -> RawTable:
-    text = _text(path)
+    return _table_of_csv(path, _text(path))
+
+
+def _table_of_csv(path: Path, text: str) -> RawTable:
     with reading(path):
         return table_of_text(str(path), text)
 
 
 def _open_json_lines(path: Path) -> RawTable:
-    lines = [line for line in _text(path).split("\n") if line.strip()]
+    return _table_of_json_lines(path, _text(path))
+
+
+def _table_of_json_lines(path: Path, text: str) -> RawTable:
+    lines = [line for line in text.split("\n") if line.strip()]
     return _table_of_entries(path, [_entry_or_none(line) for line in lines])
 
 
@@ -137,7 +149,10 @@ def _entry_or_none(line: str) -> Any:
 
 
 def _open_json(path: Path) -> RawTable:
-    text = _text(path)
+    return _table_of_json(path, _text(path))
+
+
+def _table_of_json(path: Path, text: str) -> RawTable:
     with reading(path):
         content = plain_within_bounds(json.loads(text), refuse_infinite=False)
     if isinstance(content, list):
@@ -177,8 +192,7 @@ def _is_structure(value: Any) -> bool:
 def _table_of_json_columns(path: Path, content: dict[str, Any]) -> RawTable:
     """Return the table of {"columns": [...], "data": [[...]]} or of {column: {row: value}} or {column: [value]}."""
     if isinstance(content.get("columns"), list) and isinstance(content.get("data"), list):
-        names = [str(name) for name in content["columns"]]
-        return _table_of_entries(path, [_zipped(names, row) for row in content["data"]])
+        return _table_of_split(path, content)
     values = {name: column for name, column in content.items() if isinstance(column, dict | list)}
     if not content or len(values) < len(content):
         keys = quoted(", ".join(content))
@@ -189,6 +203,17 @@ def _table_of_json_columns(path: Path, content: dict[str, Any]) -> RawTable:
     rows = list(dict.fromkeys(row for column in values.values() for row in _keys(column)))
     columns = {name: [_at(column, row) for row in rows] for name, column in values.items()}
     return table_of_columns(str(path), columns, len(rows))
+
+
+def _table_of_split(path: Path, content: dict[str, Any]) -> RawTable:
+    """Return the table of {"index": [...], "columns": [...], "data": [[...]]}; an index of text is the ids, as in
+    matbench, if no column is."""
+    names, rows = [str(name) for name in content["columns"]], content["data"]
+    entries, index = [_zipped(names, row) for row in rows], content.get("index")
+    named = isinstance(index, list) and len(index) == len(rows) and all(isinstance(each, str) for each in index)
+    if isinstance(index, list) and named and "id" not in find_roles(names):
+        entries = [entry and {"id": each, **entry} for each, entry in zip(index, entries, strict=True)]
+    return _table_of_entries(path, entries)
 
 
 def _zipped(names: Sequence[str], row: Any) -> dict[str, Any] | None:
@@ -205,6 +230,22 @@ def _at(column: dict[str, Any] | list[Any], row: str) -> Any:
     return column[int(row)] if row.isdigit() and int(row) < len(column) else None
 
 
+def _open_zip(path: Path) -> RawTable:
+    """Return the table of the one file in an archive; other members, of a Mac's for one, are none that can be read."""
+    with reading(path), open_regular(path) as packed, zipfile.ZipFile(packed) as archive:
+        names = [name for name in archive.namelist() if _reader_of_text(Path(name))]
+        if len(names) != 1:
+            raise DataError(
+                f"{path} holds {len(names)} files that can be read; it must hold one, or unpack it and give its path",
+                failure=Trouble.FILE_UNKNOWN,
+            )
+        with archive.open(names[0]) as member:
+            text = decoded(read_at_most(member, MAX_ZIPPED_BYTES))
+    of_text = _reader_of_text(Path(names[0]))
+    assert of_text is not None
+    return of_text(path, text)
+
+
 READERS: dict[str, Callable[[Path], RawTable]] = {
     ".parquet": _open_parquet,
     ".pq": _open_parquet,
@@ -218,8 +259,20 @@ READERS: dict[str, Callable[[Path], RawTable]] = {
     ".jsonl.gz": _open_json_lines,
     ".json": _open_json,
     ".json.gz": _open_json,
+    ".zip": _open_zip,
 }
 """File ending -> reader."""
+TEXT_READERS: dict[str, Callable[[Path, str], RawTable]] = {
+    ".csv": _table_of_csv,
+    ".jsonl": _table_of_json_lines,
+    ".json": _table_of_json,
+}
+"""File ending -> reader of text that was taken from an archive."""
+
+
+def _reader_of_text(path: Path) -> Callable[[Path, str], RawTable] | None:
+    hidden = path.name.startswith(".") or "__MACOSX" in path.parts
+    return None if hidden else TEXT_READERS.get(path.suffix.lower())
 
 
 def _reader(path: Path) -> Callable[[Path], RawTable] | None:

@@ -104,9 +104,9 @@ class Source:
 
     @property
     def wanted_columns(self) -> tuple[str, ...]:
-        """All columns that are named here: the target, those to filter by, to keep, and to use."""
-        target = (self.target,) if self.target else ()
-        return tuple(dict.fromkeys([*target, *(name for name, _ in self.where), *self.keep, *self.columns]))
+        """All columns that are named here: the targets, those to filter by, to keep, and to use."""
+        targets = (self.target,) if self.target else self.targets
+        return tuple(dict.fromkeys([*targets, *(name for name, _ in self.where), *self.keep, *self.columns]))
 
 
 def _pairs(where: Any) -> tuple[tuple[str, Any], ...]:
