@@ -399,7 +399,7 @@ class Guard:
 
 def _wrong_round(update: Update, server_round: int, session: str, seen: Collection[str]) -> Iterator[Objection]:
     if type(update.session) is not str or update.session != session:
-        yield f"it belongs to session {_shown(update.session)}, this is {session!r}", "it belongs to another session"
+        yield f"it belongs to another session than {session!r}", "it belongs to another session"
     theirs = update.server_round
     if not _is_whole(theirs):
         yield f"server_round={_shown(theirs)} is not a whole number", "server_round is not a whole number"
@@ -429,16 +429,16 @@ def _refused(name: str, value: object, requirement: str) -> Objection:
 
 
 def _shown(value: object) -> str:
-    """Return a value for a message; not in all its digits, and not as an object of another class would have it."""
-    if isinstance(value, int) and abs(value) >= 2**63:
-        return "a number of many digits"
-    text = repr(value) if isinstance(value, bool | int | float | str | np.generic | None) else type(value).__name__
-    return text[:60]
+    """Return a number for a message; not in all its digits, and nothing of what is no plain number: where no gate
+    stands before, that would be a silo's own text."""
+    if type(value) not in (bool, int, float):
+        return "(no plain number)"
+    return "(a number of many digits)" if isinstance(value, int) and abs(value) >= 2**63 else repr(value)
 
 
 def _wrong_array(vector: object, length: int) -> Iterator[Objection]:
     if type(vector) is not np.ndarray:  # subclasses (masked, matrix) have arithmetic of their own
-        yield f"the vector is a {type(vector).__name__[:60]}, not a plain array", "the vector is not a plain array"
+        yield "the vector is not a plain array", "the vector is not a plain array"
     assert isinstance(vector, np.ndarray)
     if vector.dtype != np.float32:
         yield f"dtype {vector.dtype.str} instead of float32", "another dtype instead of float32"
