@@ -107,9 +107,7 @@ class Asking:
                     answers[name] = instead(name, error)
         return answers
 
-    def _answer_of(
-        self, name: str, request: SiloRequest, seconds: float | None, message: Encoded | None = None
-    ) -> Any:
+    def _answer_of(self, name: str, request: SiloRequest, seconds: float | None, message: Encoded | None = None) -> Any:
         """Put one request; return the answer. message: the request, encoded already."""
         asked = {name: self._call(name, request, message)}
         ((_, future),) = self._in_turn(asked, {name: request}, seconds, self.away_timeout)

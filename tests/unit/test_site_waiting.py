@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import threading
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -14,10 +15,13 @@ from ray_fed.deployment.certificates import Node, write_certificates
 from ray_fed.errors import SiloFailed
 from ray_fed.federation.rounds.machine import StartRules
 from ray_fed.sites.agent import HubAddress, SiteAgent
+from ray_fed.sites.asking import SiteSilo
+from ray_fed.sites.cohort import SiteCohort
 from ray_fed.sites.link import Certificates
+from ray_fed.sites.relay import RelayAgent
 from tests.commands import finished, start
 from tests.relay import relay
-from tests.sites import OwnHosts, agent, cohort_of, hub_of
+from tests.sites import OwnHosts, agent, certificates, cohort_of, hub_of, invitation
 from tests.synthetic import SyntheticTask, silos
 
 SPECS = silos(40, 60, held_out=12)
@@ -92,6 +96,22 @@ def test_a_site_that_is_away_for_too_long_ends_the_beginning_of_a_run_by_name(mo
         host.is_over.set()
         for each in agents:
             each.stop()
+
+
+def test_a_hub_between_ends_the_beginning_where_a_site_below_it_is_away_for_too_long(monkeypatch):
+    monkeypatch.setattr("ray_fed.sites.relay.LOOK_AFTER_SECONDS", 0.1)
+    with hub_of(["region"]) as upper, hub_of(["site-1"]) as lower, relay(lower.port) as between:
+        address, host = HubAddress(f"127.0.0.1:{upper.port}"), Silent(happens=between.cut)
+        middle = RelayAgent("region", address, certificates("region"), lower, site_within=0.5).start()
+        site = agent("site-1", between.port, [], make_host=host).start()
+        assert not lower.wait_for(["site-1"], 30)
+        cohort = SiteCohort(upper, [SiteSilo("region", replace(invitation("silo-1"), way="site-1"))], SyntheticTask())
+        says = "while opening its data: its site 'site-1' has not been connected to the hub 'region' for"
+        with pytest.raises(SiloFailed, match=f"silo 'silo-1' failed {says}"):
+            cohort.open()
+        host.is_over.set()
+        site.stop()
+        middle.stop()
 
 
 def test_a_ledger_that_does_not_come_is_not_waited_for_for_ever(monkeypatch):
