@@ -8,7 +8,6 @@ All state belongs to one event loop; `ask`, `drop` and `release` may be called f
 """
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
@@ -330,9 +329,7 @@ class Hub:
         """End the connection that the same process had before."""
         if site.connection:
             before, site.connection = site.connection, None
-            before.task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await before.task
+            await link.end(before.task)
 
     async def _converse(self, site: _KnownSite, hello: Hello, context: grpc.aio.ServicerContext) -> None:
         received = hello.received if hello.hub == self.incarnation else 0
