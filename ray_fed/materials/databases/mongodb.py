@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ray_fed.errors import DataError, Trouble
+from ray_fed.errors import DataError, FedError, Trouble
 from ray_fed.materials.databases.addresses import filled, shown
 from ray_fed.materials.databases.columns import find_roles
 from ray_fed.materials.databases.packages import required_package
@@ -104,7 +104,9 @@ def _problems_told(name: str, seconds: float) -> Iterator[None]:
     problem: DataError | None = None
     try:
         yield
-    except PyMongoError as error:
+    except FedError:
+        raise
+    except (PyMongoError, ValueError, TypeError) as error:  # the latter of an address, or of the options in it
         problem = next(make(name, seconds) for fits, make in _PROBLEMS if fits(error))
     if problem is not None:
         raise problem from None
@@ -129,7 +131,7 @@ _PROBLEMS = (
      _says("it refuses the user or the password; its owner sets them where the silo runs", Trouble.DATABASE_LOCKED)),
     (_is("ConnectionFailure", "ServerSelectionTimeoutError"),
      _says("no server answers there; is it running, and is the address right?", Trouble.DATABASE_AWAY)),
-    (_is("ConfigurationError", "InvalidURI"),
+    (_is("ConfigurationError", "InvalidURI", "ValueError", "TypeError"),
      _says("the address cannot be used; write mongodb://USER@SERVER/DATABASE", Trouble.OPTION_WRONG)),
     (_is("PyMongoError"),
      _says("the query fails; try its filter in the database's own client", Trouble.QUERY_FAILED)),

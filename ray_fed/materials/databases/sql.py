@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ray_fed.errors import DataError, Trouble, quoted
+from ray_fed.errors import DataError, FedError, Trouble, quoted
 from ray_fed.materials.databases.addresses import file_of, filled, scheme_of, shown
 from ray_fed.materials.databases.packages import required_package
 from ray_fed.materials.databases.raw_table import RawTable, in_fixed_order, reading, table_of_rows
@@ -207,6 +207,8 @@ def _problems_told(name: str, seconds: float) -> Iterator[None]:
     problem: DataError | None = None
     try:
         yield
+    except FedError:
+        raise
     except TimeoutError:
         problem = _late(name, seconds)
     except ImportError as error:
@@ -215,6 +217,9 @@ def _problems_told(name: str, seconds: float) -> Iterator[None]:
         problem = DataError(told, failure=Trouble.PACKAGE_MISSING)
     except (SQLAlchemyError, sqlite3.Error) as error:
         problem = _problem(name, seconds, error)
+    except (ValueError, TypeError, OSError):  # of an address, or of the options in it
+        told = f"{name}: the address cannot be used; write SCHEME://USER@SERVER:PORT/DATABASE"
+        problem = DataError(told, failure=Trouble.OPTION_WRONG)
     if problem is not None:
         raise problem from None
 
