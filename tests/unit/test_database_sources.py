@@ -346,6 +346,16 @@ def test_a_run_on_a_database_that_changed_since_it_began_is_not_resumed(federati
     assert main(["resume", str(out)]) == 0
 
 
+def test_a_federation_is_set_up_and_looked_over_without_asking_any_database(federation, served):
+    from pipelines.cluster.doctor import _paths_at
+    from pipelines.training.setup import resolve
+
+    setup = resolve({"federation": str(federation / "databases.yaml")})
+    assert [spec.name for spec in setup.silos] == ["north", "south", "east", "west"]
+    assert served.asked == []
+    assert _paths_at(setup.silos) == {}
+
+
 def test_a_study_and_predictions_read_a_database_too(postgres, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PGPASSWORD", READER_PASSWORD)
@@ -726,6 +736,12 @@ def test_a_file_of_somebody_else_names_only_variables_that_are_meant_for_it():
     check_address("postgresql://u:${HOME}@h/d")
     with pytest.raises(ConfigError, match="a name that begins with RAY_FED_"):
         check_address("postgresql://u:${AWS_SECRET_ACCESS_KEY}@h/d", only_ours=True)
+
+
+def test_messages_call_a_database_by_its_own_name_alone():
+    names = {"postgresql://u@h:1/d?x=1": "postgresql database 'd'", "optimade+https://h:1": "optimade database",
+             "sqlite:////data/a.db": "sqlite database 'a.db'", "mongodb://u@h/": "mongodb database"}  # fmt: skip
+    assert {path: Source(path).name for path in names} == names
 
 
 def test_variables_are_filled_in_and_escaped_only_where_the_silo_runs():
