@@ -141,6 +141,10 @@ class RunsSweep:
     def folder(self, trial: Trial) -> Path:
         return self.directory.path / trial.name
 
+    def failure(self, trial: Trial) -> Path:
+        """Where it stands why a trial failed."""
+        return self.directory.path / f"{trial.name}.failed.json"
+
     def arguments(self, trial: Trial) -> list[str]:
         """Return the command line of a trial, after `ray-fed`."""
         options = {**self.base, **dict(trial.point), "out": str(self.folder(trial).resolve())}
@@ -157,7 +161,7 @@ def run(pipeline: str, options: Mapping[str, Any], command_line: Sequence[str]) 
     base = {key: value for key, value in options.items() if key not in (*names, "out")}
     if "cohort" in get_type_hints(PIPELINES[pipeline].config_class):  # a Ray inside each trial would start anew
         base = {"cohort": "local", **base}
-    planned = RunsSweep(pipeline, config, base, RunDirectory(Path(".")), shlex.join(command_line))
+    planned = RunsSweep(pipeline, config, base, RunDirectory(Path()), shlex.join(command_line))
     _ = planned.trials  # what is wrong with them is said before a folder is made
     directory = RunDirectory.create(options.get("out"), "sweep")
     sweep = RunsSweep(pipeline, config, base, directory, shlex.join(command_line))
@@ -248,9 +252,9 @@ class Saying:
 
     def on_trial_end(self, number: int, reason: str) -> None:
         trial = self.trials[number]
+        self.sweep.failure(trial).unlink(missing_ok=True)
         if reason:
-            self.sweep.directory.write_json(f"{trial.name}.failed.json", {"reason": reason})
-        (self.sweep.directory.path / f"{trial.name}.failed.json").unlink(missing_ok=True) if not reason else None
+            self.sweep.directory.write_json(self.sweep.failure(trial).name, {"reason": reason})
         said = f"failed: {reason}" if reason else f"{self.sweep.objective} {number_of(self.reports.get(number))}"
         print(f"trial {number}/{len(self.trials)}  {trial.label()}  {said}", file=sys.stderr)
 
@@ -265,6 +269,11 @@ def found(sweep: RunsSweep, trial: Trial) -> float | None:
         return None
     summary = json.loads(path.read_text())
     return value_of(summary, sweep.objective) if summary.get("status", "completed") == "completed" else None
+
+
+def why_failed(sweep: RunsSweep, trial: Trial) -> str:
+    path = sweep.failure(trial)
+    return str(json.loads(path.read_text())["reason"]) if path.is_file() else ""
 
 
 def by_point(sweep: RunsSweep) -> list[tuple[str, list[float]]]:
@@ -291,7 +300,11 @@ def _conclude(sweep: RunsSweep, seconds: float) -> int:
     values = {trial.number: found(sweep, trial) for trial in sweep.trials}
     num_failed = sum(value is None for value in values.values())
     directory, cells = sweep.directory, table(sweep)
-    columns = {"trial": list(values), "point": [trial.label() for trial in sweep.trials], sweep.objective: [*values.values()]}
+    columns = {
+        "trial": list(values),
+        "point": [trial.label() for trial in sweep.trials],
+        sweep.objective: [*values.values()],
+    }
     directory.write_csv("results.csv", columns)
     best = by_point(sweep)[0][0] if by_point(sweep) else ""
     summary = {"status": "completed" if not num_failed else "failed", "trials": len(values), "failed": num_failed,
