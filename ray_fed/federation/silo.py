@@ -247,6 +247,13 @@ def models_asked(given: tuple) -> tuple[str, dict[str, Vector]]:
     return name.removesuffix(METRICS), dict(zip(of_bytes(names), vectors, strict=True))
 
 
+def counts_asked(given: tuple) -> tuple:
+    """Return the question, and what is given with it, of a question for masked counts: (name of the sum, round,
+    question, *given)."""
+    question, *more = given[2:]
+    return next(iter(of_bytes(question))), *more
+
+
 METRICS_OF = "metrics of "
 """How the name of a further query begins that is answered by metrics, by names that the question holds."""
 
@@ -260,13 +267,6 @@ def names_asked(query: str, given: Sequence[object]) -> tuple[str, ...]:
     """Return the names that a query for metrics asks for; none where it is no such query, or names none."""
     is_asked = query.startswith(METRICS_OF) and len(given) > 0 and isinstance(given[0], np.ndarray)
     return tuple(of_bytes(given[0])) if is_asked else ()  # type: ignore[arg-type]
-
-
-def counts_asked(given: tuple) -> tuple:
-    """Return the question, and what is given with it, of a question for masked counts: (name of the sum, round,
-    question, *given)."""
-    question, *more = given[2:]
-    return next(iter(of_bytes(question))), *more
 
 
 def make_silo(spec: SiloSpec, task: Task, device: str = "cpu") -> Silo:

@@ -84,10 +84,10 @@ class LocalRows:
     """Hash, rows and columns of the source, for the record of the run; leaves the silo."""
     agreement: Mapping[str, str]
     """What this silo has of what all must agree on: compared with `Task.agreement`; leaves the silo."""
-    groups: Sequence[str] = field(default=(), repr=False)
+    groups: Sequence[str] = field(default=(), repr=False, kw_only=True)
     """Of each training sample the group that no split may cut, such as its reduced formula; none where there are
     none."""
-    held_out_groups: Sequence[str] = field(default=(), repr=False)
+    held_out_groups: Sequence[str] = field(default=(), repr=False, kw_only=True)
     """The same of the held-out samples."""
     names: Sequence[str] = field(default=(), repr=False)
     """What the owner calls each training sample, for the owner's own log; perhaps none."""
@@ -110,7 +110,7 @@ class Samples:
     """The same of the targets, as `target_tensor` makes them."""
     held_out_features: Any = field(repr=False)
     """Like `features`, of the held-out samples."""
-    standardizer: Standardizer | None = None
+    standardizer: Standardizer | None = field(default=None, kw_only=True)
     """What the columns were standardised with; None where the task has no scaler."""
 
 

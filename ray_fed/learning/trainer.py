@@ -72,6 +72,9 @@ class TrainingPlan:
     validation_share: float = 0.0
     """Share of the rows, at most half, that is kept back to end the training where it is best on them
     (early_stopping.py); 0 trains on all to the end. For models that no others take part in."""
+    sums: int = 0
+    """Most values of an answer, where silos answer sums of whole numbers that are added up (boosted trees). Such an
+    answer has as many values as the first number of the received vector says. 0: parameters, which are averaged."""
 
     def __post_init__(self) -> None:
         both = self.control_variates and self.optimizer_state == "average"
