@@ -254,7 +254,7 @@ class PropertyTask(Task):
             feature_tensor(part, of_features, device) for part in (rows.features, rows.held_out_features)
         )
         learned = target_tensor(learned_values(self._table(rows.targets), self.targets, of_targets), device)
-        return Samples(rows, features, learned, held_out, standardizer)
+        return Samples(rows, features, learned, held_out, standardizer=standardizer)
 
     def scalers(self, standardizer: Standardizer) -> tuple[Standardizer, Standardizer | None]:
         """Return the scaler of the features, and that of the targets where they are standardised."""
