@@ -41,9 +41,13 @@ Judge = Callable[[np.ndarray], float]
 class Learner(Protocol):
     """One way to learn from rows; a row is meant by its number among the silo's."""
 
-    name: str
-    lengths: Sequence[int]
-    """How long it may learn; what is looked at, in this order."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """How long it may learn; what is looked at, in this order."""
+        ...
 
     def learn(self, inside: np.ndarray, new: Any, longest: int, judge: Judge | None = None) -> Iterator[np.ndarray]:
         """Learn from rows `inside` [n]; yield what is predicted of new rows [m, W], as `Task.predicted` gives it, at
@@ -115,9 +119,9 @@ class TreeLearner:
 
         seed = derived_seed(self.columns.seed, self.name, target) % 2**32
         if self.name == "random_forest":
-            forest = RandomForestClassifier if num_classes else RandomForestRegressor
+            forest: Any = RandomForestClassifier if num_classes else RandomForestRegressor
             return forest(self.lengths[-1], max_features=1 / 3, random_state=seed)
-        boosting = HistGradientBoostingClassifier if num_classes else HistGradientBoostingRegressor
+        boosting: Any = HistGradientBoostingClassifier if num_classes else HistGradientBoostingRegressor
         return boosting(max_iter=self.lengths[-1], early_stopping=False, random_state=seed)
 
     def _staged(self, model: Any, num_classes: int, new: np.ndarray) -> Iterator[np.ndarray]:
