@@ -1,6 +1,7 @@
 """What a member would do without the federation, and where a model errs: in the silo, through the gate, in the run."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from pipelines.cli import main
 from pipelines.training.alone import AloneAnswers, AloneResult, summary_of
 from ray_fed.errors import FedError, PerimeterRefused
+from ray_fed.federation.cohort import LocalCohort
+from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.messages import Metrics
 from ray_fed.federation.silo import names_told
 from ray_fed.federation.task import SiloSpec
@@ -34,6 +37,7 @@ from ray_fed.materials.study import StudyPart, StudyPlan
 from ray_fed.materials.targets import Target
 from ray_fed.metrics import RegressionSums
 from ray_fed.perimeter.guarded_silo import GuardedSilo
+from tests.sites import sites
 
 TASK = PropertyTask("guo65", hidden=(8,))
 PLAN = StudyPlan((100, 100), 300, 100)
@@ -383,3 +387,30 @@ def test_without_a_common_test_set_each_silo_compares_on_rows_of_its_own(tmp_pat
     assert analysis["rows"] == "the silos' held-out rows"
     assert set(analysis["importances_by_silo"]) == {"north", "south"}
     assert analysis["worst_rows"] == []
+
+
+# ---- through a coordinator
+
+
+def test_silos_at_sites_tell_what_silos_in_this_process_tell_and_a_silent_one_is_named():
+    specs = [SiloSpec(name, spec_of(test_fraction=0.3).source) for name in ("silo-1", "silo-2")]
+    specs[1] = replace(specs[1], source=CrystalRows(Source(rows=200), None, 0.3))
+    names = [spec.name for spec in specs]
+
+    def told_to(cohort):
+        coordinator = Coordinator(cohort, TASK, names)
+        coordinator.agree()
+        found, silent = coordinator.ask_metrics(OF_GROUPS, names, (*GROUPS[:5], "element.O"), (model_of_task(),))
+        learners, _ = coordinator.ask_metrics(OF_LEARNERS, names, (*LEARNERS, BEST), (0, 2, 50, 1e-3, "adam"))
+        _, refused = coordinator.ask_metrics(OF_SHUFFLES, names, ("no property",), (model_of_task(),))
+        return found, silent, learners, refused
+
+    ours = told_to(LocalCohort(specs, TASK))
+    assert (set(ours[0]), ours[1]) == (set(names), {})
+    assert ours[3] == dict.fromkeys(names, "it gave no answer; its own log says why")
+    with sites(specs, TASK) as cohort:
+        assert told_to(cohort) == ours
+
+
+def model_of_task() -> np.ndarray:
+    return initial_vector(TASK.model(3), "average")
