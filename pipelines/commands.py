@@ -22,7 +22,7 @@ place = partial(argument, type=path_option)
 
 
 @dataclass(frozen=True)
-class Choice:
+class ConfigChoice:
     """An argument that says which configurations a command takes; the first is meant where none is given."""
 
     name: str
@@ -48,7 +48,7 @@ class Command:
     """Its line in the list of commands."""
     run: str | None = None
     """'module:function'; none for a group."""
-    takes: tuple[methodcaller | str | Choice, ...] = ()
+    takes: tuple[methodcaller | str | ConfigChoice, ...] = ()
     """What can be given, in the order of --help: arguments, configurations as 'module:Class', and a choice of them."""
     description: str | None = None
     """What its own --help says; the summary if not given."""
@@ -62,7 +62,7 @@ class Command:
         for each in self.takes:
             if isinstance(each, str):
                 add_options(parser, named(each))
-            elif isinstance(each, Choice):
+            elif isinstance(each, ConfigChoice):
                 each.add_to(parser, arguments)
             else:
                 each(parser)
@@ -208,7 +208,7 @@ COMMANDS = (
         "pipelines.sweep.pipeline:run",
         (
             place("--resume", metavar="RUN", default=None, help="go on with a sweep that was broken off"),
-            Choice(
+            ConfigChoice(
                 "pipeline",
                 {
                     "formation-energy": (
