@@ -9,6 +9,7 @@ bit.
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class StoppingTrainer(LocalTrainer):
             assert self._first is not None
             self._first.copy_(torch.from_numpy(vector.copy()))
         trained, result = self._tried(vector, server_round)
-        return self._ending() if server_round == self.plan.num_rounds else (trained, result)
+        return self._ending(server_round) if server_round == self.plan.num_rounds else (trained, result)
 
     def own_state(self) -> dict[str, torch.Tensor]:
         remembered = {} if self._first is None else {"first": self._first, "looks": self._looks}
@@ -81,12 +82,15 @@ class StoppingTrainer(LocalTrainer):
         self.module.eval()
         return float(self.loss(self.module(features), targets))
 
-    def _ending(self) -> tuple[np.ndarray, FitResult]:
-        """Train on all rows, from the first vector on, for as many rounds as were best."""
+    def _ending(self, server_round: int) -> tuple[np.ndarray, FitResult]:
+        """Train on all rows, from the first vector on, for as many rounds as were best; said of one round are the rows
+        that a round has."""
         assert self._first is not None
         best_round = max(1, int(self._looks[1]))
         whole = LocalTrainer(self._fresh, self.loss, *self._all, self.plan, self.silo)
-        return whole.fit(self._first.numpy(), range(self.plan.steps_of_round(best_round).stop))
+        vector, result = whole.fit(self._first.numpy(), range(self.plan.steps_of_round(best_round).stop))
+        num_rows = len(self._all[0]) * len(self.plan.steps_of_round(server_round)) // self.plan.steps_per_epoch
+        return vector, replace(result, num_examples=max(1, num_rows))
 
 
 def kept_back(groups: Sequence[object], plan: TrainingPlan, silo: str) -> np.ndarray:
