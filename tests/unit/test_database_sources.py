@@ -275,10 +275,11 @@ OPTIONS = ["--cohort", "local", "--baselines", "no", "--epochs", "4", "--communi
            "--features", "guo73", "--batch-size", "16"]  # fmt: skip
 
 
-def train(folder: Path, name: str, *options: str) -> Path:
+def train(folder: Path, name: str, command: str) -> Path:
     out = folder / f"run-{name}"
     given = ["--federation", str(folder / f"{name}.yaml"), "--out", str(out)]
-    assert main(["formation-energy", *OPTIONS, *given, *options]) == 0
+    own = ["--target", TARGET, "--features", "rich+structure"] if command == "train" else []
+    assert main([command, *OPTIONS, *given, *own]) == 0
     return out
 
 
@@ -293,10 +294,11 @@ def forms_of(secret: str) -> list[bytes]:
     return [secret.encode(), quote(secret, safe="").encode(), quote(secret).encode()]
 
 
+@pytest.mark.parametrize("command", ["formation-energy", "train"])
 def test_silos_in_four_databases_give_the_model_of_parquet_files_bit_for_bit_and_no_password_is_written(
-    federation, capfd
+    command, federation, capfd
 ):
-    of_databases, of_files = train(federation, "databases"), train(federation, "files")
+    of_databases, of_files = train(federation, "databases", command), train(federation, "files", command)
     from safetensors.numpy import load_file
 
     ours, theirs = (load_file(run / "models/federated.safetensors") for run in (of_databases, of_files))
@@ -820,6 +822,19 @@ def test_an_invitation_gets_the_access_that_the_owners_file_says(tmp_path):
     invited = accepted(read_site_file(path), Invitation("run", "north", "alloys", "property", {}, 0.0, 0, ""))
     assert invited.spec.source.source.access == Access("SELECT * FROM crystals LIMIT 30", query_timeout=9)
     assert len(invited.make_task().load(invited.spec).targets) == 30
+
+
+@pytest.mark.parametrize(
+    "option", ["postgresql://h/d?plugin=x", "mysql://h/d?local_infile=1", "mssql://h/d?odbc_connect=x"]
+)
+def test_an_address_chooses_neither_code_nor_files_of_this_machine(option):
+    assert "is not allowed in an address" in refused(Source(option, access=Access(table="x")), Trouble.OPTION_WRONG)
+
+
+def test_an_address_lets_no_server_have_the_credentials_of_this_machine():
+    for option in ("authMechanism=MONGODB-AWS", "tls=true&authMechanismProperties=ENVIRONMENT:gcp"):
+        source = Source(f"mongodb://h/d?{option}", access=Access(table="x"))
+        assert "own credentials" in refused(source, Trouble.OPTION_WRONG)
 
 
 def test_an_address_whose_port_is_none_is_one_line():

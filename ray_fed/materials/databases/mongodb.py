@@ -5,6 +5,7 @@ structure stays whole. `_id` is the id where no other field is one.
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from ray_fed.materials.databases.source import Access, Source
 from ray_fed.reading import parse_json
 
 CONNECT_SECONDS = 15
+_OTHER_SECRETS = re.compile(r"[?&]authmechanism(?:properties)?=(?!SCRAM|MONGODB-X509)", re.IGNORECASE)
 RUNS_CODE = ("$where", "$function", "$accumulator")
 """Parts of a filter that make the server run code."""
 
@@ -26,6 +28,9 @@ def open_mongodb(source: Source) -> RawTable:
     name = shown(source.path)
     required_package("pymongo", "mongodb", name)
     wanted = _filter(source.access.query, name)
+    if _OTHER_SECRETS.search(source.path):
+        told = f"{name}: its authMechanism would tell the server this machine's own credentials"
+        raise DataError(f"{told}; use a user and a password", failure=Trouble.OPTION_WRONG)
     if not source.access.table:
         raise DataError(f"{name}: table is missing; give the name of a collection", failure=Trouble.OPTION_WRONG)
     with _problems_told(name, source.access.query_timeout), _client(source) as client:
