@@ -23,10 +23,10 @@ from ray_fed.federation.coordinator import check_agreement
 from ray_fed.federation.messages import (
     Arrived,
     Artifact,
+    Counts,
     Died,
     Evaluations,
     JoinRefused,
-    Metrics,
     Raised,
     Restarted,
     SessionSpec,
@@ -247,7 +247,7 @@ class RayCohort:
         refs = {name: self.silos[name].evaluate.remote(session, tuple(models), *vectors) for name in silos}
         return {name: self._evaluated(name, ref) for name, ref in refs.items()}
 
-    def _evaluated(self, name: str, ref: "ray.ObjectRef[dict[str, Metrics]]") -> "Mapping[str, Metrics] | Raised":
+    def _evaluated(self, name: str, ref: "ray.ObjectRef[Value]") -> "Value | Raised":
         try:
             return ray.get(ref, timeout=self.answer_timeout)
         except RayTaskError as error:
@@ -262,6 +262,20 @@ class RayCohort:
             with contextlib.suppress(RayError):
                 answers[name] = ray.get(ref, timeout=self.answer_timeout)
         return answers
+
+    def count(self, question: str, given: Mapping[str, tuple]) -> "dict[str, Counts | Raised]":
+        """Raised of a silo that dies or does not answer now."""
+        put = _put_once([part for parts in given.values() for part in parts])
+        refs = {
+            name: self.silos[name].query.remote(question, *(put[id(part)] for part in parts))
+            for name, parts in given.items()
+        }
+        return {name: self._evaluated(name, ref) for name, ref in refs.items()}
+
+    def count_test(self, question: str, given: tuple) -> Counts | None:
+        if self.evaluator is None:
+            return None
+        return value_of(self.evaluator.count.remote(question, *given), "test", f"answering '{question}'")
 
     def collect_ledger(self, silo: str) -> tuple[bytes, str, str] | None:
         """Return (ledger, head, public key) of a silo; None where its owner keeps it."""

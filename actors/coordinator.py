@@ -11,7 +11,7 @@ import ray
 from actors.cohort import RayCohort, value_of
 from actors.silo import Handle
 from ray_fed.federation.coordinator import Agreement, Coordinator
-from ray_fed.federation.messages import Vector
+from ray_fed.federation.messages import CountedRows, Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord, state_bytes
 from ray_fed.federation.silo_state import rounds_apart
 from ray_fed.federation.strategies import State
@@ -61,6 +61,14 @@ class CoordinatorActor:
         """
         records = self.coordinator.run(job, after_round, state)
         yield from ([record] for record in records) if every_state else batches(records)
+
+    @ray.method
+    def count(self, question: str, given: tuple, silos: Sequence[str], secure_threshold: int = 0) -> CountedRows:
+        return self.coordinator.count(question, given, silos, secure_threshold)
+
+    @ray.method
+    def count_test(self, question: str, given: tuple) -> CountedRows | None:
+        return self.coordinator.count_test(question, given)
 
     @ray.method
     def predict_test(self, models: Mapping[str, Vector]):
@@ -120,6 +128,13 @@ class RemoteCoordinator:
         stream: Any = self.actor.run.remote(job, after_round, state, self.every_state)
         for ref in stream:
             yield from value_of(ref, "coordinator", f"running job '{job.name}'")
+
+    def count(self, question: str, given: tuple, silos: Sequence[str], secure_threshold: int = 0) -> CountedRows:
+        ref = self.actor.count.remote(question, given, silos, secure_threshold)
+        return value_of(ref, "coordinator", f"asking for '{question}'")
+
+    def count_test(self, question: str, given: tuple) -> CountedRows | None:
+        return value_of(self.actor.count_test.remote(question, given), "coordinator", f"asking for '{question}'")
 
     def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
         return value_of(self.actor.predict_test.remote(models), "coordinator", "predicting the test set")

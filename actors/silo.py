@@ -13,6 +13,7 @@ from actors.same_package import check_this_process
 from ray_fed.errors import PlacementError
 from ray_fed.federation.messages import (
     Artifact,
+    Counts,
     GradientObservation,
     MaskedUpdate,
     Metrics,
@@ -107,7 +108,7 @@ class SiloActor:
         return self.silo.observe(vector, num_examples)
 
     @ray.method
-    def query(self, query: str, *given: Any) -> Artifact:
+    def query(self, query: str, *given: Any) -> Artifact | Counts:
         """What is given may be refs of other silos' artifacts: Ray brings them here, past everybody else."""
         return self.silo.query(query, *given)
 
@@ -144,6 +145,10 @@ class EvaluatorActor:
     @ray.method
     def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
         return self.silo.evaluate(models)
+
+    @ray.method
+    def count(self, question: str, *given: Any) -> Counts:
+        return self.silo.count(question, *given)
 
     @ray.method
     def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -12,7 +12,7 @@ import torch
 from pipelines.hub import HubSection, listening
 from ray_fed.federation.cohort import Cohort, LocalCohort
 from ray_fed.federation.coordinator import Agreement, Coordinator
-from ray_fed.federation.messages import Vector
+from ray_fed.federation.messages import CountedRows, Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.silo import Evaluator
@@ -31,6 +31,10 @@ class CoordinatorLike(Protocol):
     def agree(self, secure_threshold: int = 0) -> Agreement: ...
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]: ...
+
+    def count(self, question: str, given: tuple, silos: Sequence[str], secure_threshold: int = 0) -> CountedRows: ...
+
+    def count_test(self, question: str, given: tuple) -> CountedRows | None: ...
 
     def predict_test(self, models: dict[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
 

@@ -13,6 +13,7 @@ from ray_fed.errors import FedError
 from ray_fed.federation.messages import (
     Arrived,
     Artifact,
+    Counts,
     Evaluations,
     Metrics,
     Raised,
@@ -80,6 +81,15 @@ class Cohort(Protocol):
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
         """Put one of the further questions to several silos at once; return the answers of those that gave one."""
+        ...
+
+    def count(self, question: str, given: Mapping[str, tuple]) -> "dict[str, Counts | Raised]":
+        """Put a question for counts of rows to several silos at once; return the counts, or what a silo raised."""
+        ...
+
+    def count_test(self, question: str, given: tuple) -> Counts | None:
+        """Put it to who holds the common test set; None when there is none. PerimeterRefused where its owner forbids
+        it."""
         ...
 
     def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
@@ -175,6 +185,18 @@ class LocalCohort:
             with contextlib.suppress(FedError):
                 answers[name] = self.silos[name].query(query, *parts)
         return answers
+
+    def count(self, question: str, given: Mapping[str, tuple]) -> dict[str, Counts | Raised]:
+        return {name: self._counted(question, name, parts) for name, parts in given.items()}
+
+    def _counted(self, question: str, name: str, parts: tuple) -> Counts | Raised:
+        try:
+            return self.silos[name].query(question, *parts)
+        except Exception as error:
+            return Raised(name, 0, said_by(error))
+
+    def count_test(self, question: str, given: tuple) -> Counts | None:
+        return self.evaluator.count(question, *given) if self.evaluator else None
 
     def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
         return self.evaluator.evaluate(models) if self.evaluator else None

@@ -16,11 +16,14 @@ from ray_fed.errors import ConfigError, QuorumLost, SiloRefused
 from ray_fed.federation.cohort import Cohort, busy_seconds, now
 from ray_fed.federation.messages import (
     MAX_EXAMPLES,
+    CountedRows,
+    Counts,
     Guard,
     Metrics,
     SessionSpec,
     SiloDescription,
     Vector,
+    counted_together,
     sound_metrics,
 )
 from ray_fed.federation.rounds.asynchronous_driver import AsyncRoundDriver
@@ -29,7 +32,7 @@ from ray_fed.federation.rounds.driver import RoundDriver
 from ray_fed.federation.rounds.job import EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
 from ray_fed.federation.rounds.machine import RoundMachine
 from ray_fed.federation.rounds.secure_driver import THROUGH_HUBS, SecureRoundDriver, require_sums_only
-from ray_fed.federation.rounds.secure_tally import masked_metrics, masked_moments
+from ray_fed.federation.rounds.secure_tally import masked_counts, masked_metrics, masked_moments
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart
 from ray_fed.federation.strategies import FedBuff, Models, State, Strategy, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
@@ -102,9 +105,9 @@ class Coordinator:
             return None
         if secure_threshold:
             moments = masked_moments(self.cohort, silos, secure_threshold, self.observers)
-            return Standardizer.from_moments(moments)
+            return self.task.standardizer(moments)
         moments = self._observed(self.cohort.moments(silos))
-        return Standardizer.from_moments(merge_moments(moments[name] for name in sorted(moments)))
+        return self.task.standardizer(merge_moments(moments[name] for name in sorted(moments)))
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
         """Yield a record per round, from 0 to `job.num_rounds`.
@@ -145,6 +148,23 @@ class Coordinator:
         mean = sum(self._num_examples.values()) // len(self._num_examples)
         public = max(1, self._num_examples.get(silo, mean))
         return replace(plan, private=replace(plan.private, public_examples=public))
+
+    def count(self, question: str, given: tuple, silos: Sequence[str], secure_threshold: int = 0) -> CountedRows:
+        """Return what silos together count in answer to one of the task's questions (`Task.countings`); above 0, added
+        up under masks of at least so many silos."""
+        if secure_threshold:
+            asked = (self.cohort, silos, question, given, secure_threshold, self.observers)
+            return CountedRows(*masked_counts(*asked))
+        told = self.cohort.count(question, dict.fromkeys(silos, given))
+        self._observed({silo: answer for silo, answer in told.items() if isinstance(answer, Counts)})
+        absent = {silo: "it gave no answer" for silo in silos if silo not in told}
+        found = counted_together(question, told)
+        return replace(found, missing={**absent, **found.missing})
+
+    def count_test(self, question: str, given: tuple) -> CountedRows | None:
+        """Return the same of the common test set, None without one."""
+        found = self.cohort.count_test(question, given)
+        return None if found is None else CountedRows(found.num_examples, found.counts)
 
     def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
         """Return (true, model -> predicted) on the common test set, None without one."""

@@ -12,7 +12,7 @@ from ray_fed.errors import UpdateRejected
 from ray_fed.exact_sum import UPDATE_LIMIT, ExactWeightedSum
 from ray_fed.federation.norms import distance
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.metrics import MeanScores, RegressionSums, Scores
+from ray_fed.metrics import ClassificationSums, MeanScores, RegressionSums, Scores, SeveralScores
 from ray_fed.privacy.compression import rebuilt
 
 Vector = np.ndarray
@@ -236,6 +236,23 @@ class Artifact:
     """uint8 [n], read-only for the receiver; empty where only the facts are told."""
 
 
+COUNT = "count_"
+"""What the names of questions begin with that are answered with counts."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many of a silo's rows fall where: in bins of their errors, of their distance from others, among elements."""
+
+    silo: str
+    what: str
+    """The question it answers."""
+    num_examples: int
+    """Rows that were counted; 0 where they are fewer than a statistic needs: then nothing is told."""
+    counts: np.ndarray = field(repr=False)
+    """int64 [n], read-only for the receiver: each 0, or at least as large as a statistic needs rows."""
+
+
 @dataclass(frozen=True)
 class GradientObservation:
     """One gradient, shown to be attacked: how much it gives away is what an audit asks."""
@@ -245,6 +262,43 @@ class GradientObservation:
     """Rows behind it."""
     vector: Vector = field(repr=False)
     """float32 [num_parameters]: of the mean loss."""
+
+
+@dataclass(frozen=True)
+class CountedRows:
+    """Counts of the rows of several silos together."""
+
+    num_examples: int
+    counts: np.ndarray = field(repr=False)
+    """int64 [n]"""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Silo that is not in them -> why: its owner forbids it, it is not there."""
+
+
+def counted_together(question: str, told: Mapping[str, "Counts | Raised"]) -> CountedRows:
+    """Return the sum of what silos told, silos in the order of their names; of an answer that is none, why."""
+    total, num_examples, missing = np.zeros(0, np.int64), 0, {}
+    for silo, answer in sorted(told.items()):
+        why = _why_no_counts(silo, question, answer, len(total))
+        if why:
+            missing[silo] = why
+        elif isinstance(answer, Counts):
+            total = total + answer.counts if len(total) else answer.counts
+            num_examples += answer.num_examples
+    return CountedRows(num_examples, total, missing)
+
+
+def _why_no_counts(silo: str, question: str, answer: object, length: int) -> str:
+    """Return why an answer cannot be added to others of a length, 0 where it is the first; "" where it can."""
+    if isinstance(answer, Raised):
+        return answer.reason
+    if type(answer) is not Counts or (answer.silo, answer.what) != (silo, question):
+        return "its answer is no answer to this question"
+    counts, rows = answer.counts, answer.num_examples
+    fits = type(counts) is np.ndarray and counts.dtype == np.int64 and counts.ndim == 1 and is_count(rows, MAX_EXAMPLES)
+    if not fits or (len(counts) and not 0 <= int(counts.min()) <= int(counts.max()) <= rows):
+        return "its counts are not whole numbers from 0 to the number of its rows"
+    return "its counts are of another length than the others'" if length and len(counts) != length else ""
 
 
 # ---- is this update an honest answer to what was sent in this round?
@@ -454,7 +508,15 @@ def sound_metrics(
 
 def _form(by_model: Mapping[str, Metrics]) -> frozenset[str]:
     parts = [scores for metrics in by_model.values() for scores in (metrics.train, metrics.held_out)]
-    return frozenset(name for scores in parts for name in (type(scores).__name__, *scores_numbers(scores)))
+    return frozenset(name for scores in parts for name in _form_of(scores))
+
+
+def _form_of(scores: Scores) -> list[str]:
+    if isinstance(scores, ClassificationSums):
+        return [f"{scores.num_classes} classes"]
+    if isinstance(scores, SeveralScores):
+        return [f"{target}.{name}" for target, part in scores.parts.items() for name in _form_of(part)]
+    return [type(scores).__name__, *scores_numbers(scores)]
 
 
 def _metrics_problem(by_model: object, models: Collection[str], names: Collection[str]) -> str:
@@ -473,6 +535,10 @@ def _metrics_problem(by_model: object, models: Collection[str], names: Collectio
 def _scores_problem(scores: Scores, names: Collection[str]) -> str:
     if not is_count(scores.num_examples):
         return "its metrics are over no whole number of rows"
+    if isinstance(scores, SeveralScores):
+        return next(filter(None, (_scores_problem(part, names) for part in scores.parts.values())), "")
+    if isinstance(scores, ClassificationSums):
+        return scores.objection()
     numbers = scores_numbers(scores)
     if not is_unmarked(scores) and not all(_is_within(number, MAX_SUM) for number in numbers.values()):
         return "its metrics have sums that are not finite, or huge"
@@ -482,6 +548,10 @@ def _scores_problem(scores: Scores, names: Collection[str]) -> str:
 
 def is_unmarked(scores: Scores) -> bool:
     """Tell whether an evaluation has no number at all, as of a model that a silo does not mark (`Silo.evaluate`)."""
+    if isinstance(scores, ClassificationSums):
+        return not scores.is_marked
+    if isinstance(scores, SeveralScores):
+        return all(is_unmarked(part) for part in scores.parts.values())
     numbers = scores_numbers(scores).values()
     return bool(numbers) and all(type(number) is float and math.isnan(number) for number in numbers)
 
@@ -490,13 +560,17 @@ def unmarked(scores: Scores) -> Scores:
     """Return the scores of the same rows without a number among them; those of no rows as they are."""
     if scores.num_examples == 0:
         return scores
+    if isinstance(scores, ClassificationSums):
+        return scores.unmarked()
+    if isinstance(scores, SeveralScores):
+        return SeveralScores(scores.num_examples, {target: unmarked(part) for target, part in scores.parts.items()})  # type: ignore[misc]
     if isinstance(scores, MeanScores):
         return MeanScores(scores.num_examples, dict.fromkeys(scores.sums, math.nan))
     return RegressionSums(scores.num_examples, *[math.nan] * 4) if isinstance(scores, RegressionSums) else scores
 
 
 def scores_numbers(scores: Scores) -> dict[str, float]:
-    """Return the sums of an evaluation by name."""
+    """Return the sums of means, or of a regression, by name."""
     if isinstance(scores, MeanScores):
         return dict(scores.sums)
     return {name: value for name, value in vars(scores).items() if name != "num_examples"}

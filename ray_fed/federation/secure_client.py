@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from ray_fed.errors import SiloFailed, Trouble
-from ray_fed.federation.messages import Artifact, MaskedUpdate, Metrics, SessionSpec, Update
-from ray_fed.federation.tally import METRICS, MOMENTS, names_of, numbers_of_metrics, numbers_of_moments
+from ray_fed.federation.messages import Artifact, Counts, MaskedUpdate, Metrics, SessionSpec, Update
+from ray_fed.federation.tally import COUNTS, METRICS, MOMENTS, names_of, numbers_of_metrics, numbers_of_moments
 from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.privacy.secure_sum.member import Keys, SecureMember
 from ray_fed.privacy.secure_sum.ring import of_integers
@@ -15,10 +15,10 @@ from ray_fed.privacy.signing import SigningKey
 
 STEP = 2.0**-20
 """Of steps under masks: so that their product with a number of rows stays small."""
-MASKED_MOMENTS, MASKED_METRICS = "secure_moments", "secure_metrics"
+MASKED_MOMENTS, MASKED_METRICS, MASKED_COUNTS = "secure_moments", "secure_metrics", "secure_counts"
 QUERIES = frozenset({
     "secure_begin", "secure_keys", "secure_shares", "secure_deliver", "secure_show", "secure_agree", "secure_unmask",
-    MASKED_MOMENTS, MASKED_METRICS,
+    MASKED_MOMENTS, MASKED_METRICS, MASKED_COUNTS,
 })  # fmt: skip
 
 
@@ -33,8 +33,8 @@ class SecureClient:
         """Session -> the last round that keys were made for; kept when the session is closed, or opened again."""
         self._added_up: set[str] = set()
         """Sessions whose answers are sums: each counts once."""
-        self._moments_with: list[str] | None = None
-        """The silos to whose moments this one's were added."""
+        self._added_to: dict[str, list[str]] = {}
+        """Sum that belongs to no session -> the silos to whose moments, or counts, this one's were added."""
         self._signer = SigningKey.passing()
         self._partners: Mapping[str, str] = {}
 
@@ -75,6 +75,11 @@ class SecureClient:
         numbers = numbers_of_metrics(by_model)
         return self._masked_numbers(MASKED_METRICS, session, server_round, numbers, 1, names_of(by_model))
 
+    def masked_counts(self, counted: Counts, session: str, server_round: int) -> Artifact:
+        """Return counts of the silo's rows under the masks of a sum of counts."""
+        numbers = [counted.num_examples, *counted.counts.tolist()]
+        return self._masked_numbers(MASKED_COUNTS, session, server_round, numbers, 1, [])
+
     def _masked_numbers(
         self, query: str, session: str, server_round: int, numbers: list[int], weight: int, names: list[str]
     ) -> Artifact:
@@ -92,9 +97,9 @@ class SecureClient:
         return Artifact(self.silo, query, num_examples, {}, as_bytes(answers[query](session, server_round, *given)))
 
     def _begin(self, session: str, server_round: int, threshold: np.ndarray) -> dict[str, bytes]:
-        """Be ready to add up moments, before any session is open; return the number that this sum may have."""
-        if session != MOMENTS:
-            raise self._failure(server_round, f"only '{MOMENTS}' begins without a session")
+        """Be ready to add up moments or counts, without a session; return the number that this sum may have."""
+        if session not in (MOMENTS, COUNTS):
+            raise self._failure(server_round, f"only '{MOMENTS}' and '{COUNTS}' begin without a session")
         self._thresholds[session] = int(threshold.reshape(-1)[0])
         return {"round": (self._last_round.get(session, 0) + 1).to_bytes(8, "little")}
 
@@ -117,7 +122,7 @@ class SecureClient:
             keys.setdefault(silo, {})[kind] = value
         roster = {silo: Keys.of_parts(parts) for silo, parts in keys.items()}
         member = self._member(session, server_round)
-        if session == MOMENTS or session.endswith(METRICS):  # of all silos, not of those chosen for a round
+        if session in (MOMENTS, COUNTS) or session.endswith(METRICS):  # of all silos, not of those chosen for a round
             member.threshold = max(member.threshold, len(roster) // 2 + 1)
         return member.shares(roster)
 
@@ -129,11 +134,12 @@ class SecureClient:
 
     def _agree(self, session: str, server_round: int, names: np.ndarray) -> dict[str, bytes]:
         listed = sorted(of_bytes(names))
-        if session == MOMENTS and self._moments_with not in (None, listed):
+        if self._added_to.get(session, listed) != listed:
             # The same moments in two sums, of these silos and of others, would be the difference of the sums.
-            raise self._failure(server_round, "its moments were added to those of other silos before; start it again")
+            raise self._failure(server_round, f"its {session} were added to other silos' before; start it again")
         signature = self._member(session, server_round).agree(listed)
-        self._moments_with = listed if session == MOMENTS else self._moments_with
+        if session in (MOMENTS, COUNTS):
+            self._added_to[session] = listed
         return {"signature": signature}
 
     def _unmask(self, session: str, server_round: int, signatures: np.ndarray) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ The evaluator, who holds the common test set, stands beside it.
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 
 from ray_fed.errors import SiloFailed, Trouble
 from ray_fed.federation.messages import (
+    COUNT,
+    Counts,
     MaskedUpdate,
     Metrics,
     SessionSpec,
@@ -21,11 +24,11 @@ from ray_fed.federation.messages import (
     Vector,
     unmarked,
 )
-from ray_fed.federation.secure_client import MASKED_METRICS, MASKED_MOMENTS, SecureClient
+from ray_fed.federation.secure_client import MASKED_COUNTS, MASKED_METRICS, MASKED_MOMENTS, SecureClient
 from ray_fed.federation.secure_client import QUERIES as SECURE_QUERIES
 from ray_fed.federation.silo_state import SiloState
 from ray_fed.federation.tally import METRICS
-from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
+from ray_fed.federation.task import Care, LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.private_steps import Spent
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer, without_rare
 from ray_fed.learning.trainer import Trainer
@@ -55,6 +58,7 @@ class Silo:
         self.resolution = Resolution()
         """How exactly its evaluations are told."""
         self._scoring: Scoring | None = None
+        self._counting: Counter | None = None
         self._rows: LocalRows | None = None
         self._samples: Samples | None = None
 
@@ -64,7 +68,7 @@ class Silo:
     def open(self) -> SiloDescription:
         """Read and featurise the rows (DataError when that fails) and describe them."""
         rows = self._rows = self.task.load(self.spec)
-        self._scoring, self.secure.num_examples = None, len(rows.features)
+        self._scoring, self._counting, self.secure.num_examples = None, None, len(rows.features)
         return SiloDescription(
             self.spec.name,
             len(rows.features),
@@ -84,9 +88,13 @@ class Silo:
         return self._rows
 
     def moments(self) -> ColumnMoments:
-        """Return count, sum and sum of squares of each feature column of the training rows, without what fewer rows
-        alone have than a statistic needs."""
-        return ColumnMoments.of(without_rare(self.rows.features, self.resolution.fewest_rows))
+        """Return count, sum and sum of squares of each column that the federation standardises, over the training rows,
+        without what fewer rows alone have than a statistic needs."""
+        return ColumnMoments.of(without_rare(self.moment_columns(), self.resolution.fewest_rows))
+
+    def moment_columns(self) -> np.ndarray:
+        """Return what the moments are of, [num_examples, k]; it stays here."""
+        return self.task.moment_columns(self.rows)
 
     def prepare(self, standardizer: Standardizer | None) -> None:
         """Apply the federation's scaler, where the task has one, and put the samples on the device."""
@@ -188,6 +196,10 @@ class Silo:
             return self.secure.masked_moments(self.moments(), *given)  # type: ignore[arg-type]
         if query == MASKED_METRICS:
             return self.secure.masked_metrics(self.evaluate(*models_asked(given)), *given[:2])  # type: ignore[arg-type]
+        if query == MASKED_COUNTS:
+            return self.secure.masked_counts(self.count(*counts_asked(given)), *given[:2])  # type: ignore[arg-type]
+        if query.startswith(COUNT):
+            return self.count(query, *given)
         if query in SECURE_QUERIES:
             return self.secure.answer(query, len(self.rows.features), *given)  # type: ignore[arg-type]
         queries = self.queries()
@@ -195,6 +207,14 @@ class Silo:
             known = f"it knows {sorted(queries)}"
             raise SiloFailed(self.spec.name, f"answering '{query}'", known, failure=Trouble.UNKNOWN_QUERY)
         return queries[query](*given)
+
+    def count(self, question: str, *given: object) -> Counts:
+        """Answer one of the task's questions for counts of rows; SiloFailed for one it does not know."""
+        if question not in self.task.countings():
+            known = f"its task counts {sorted(self.task.countings()) or 'nothing'}"
+            raise SiloFailed(self.spec.name, f"answering '{question}'", known, failure=Trouble.UNKNOWN_QUERY)
+        self._counting = self._counting or Counter(self.task, self.rows, self.resolution)
+        return Counts(self.spec.name, question, *self._counting.count(question, self.samples, *given))
 
     def queries(self) -> Mapping[str, Callable[..., Any]]:
         """Return the further queries of this kind of silo: name -> what answers it, with an `Artifact` or another kind
@@ -212,6 +232,13 @@ def models_asked(given: tuple) -> tuple[str, dict[str, Vector]]:
     """Return the session and the models of a question for masked metrics: (name of the sum, round, names, *vectors)."""
     name, _, names, *vectors = given
     return name.removesuffix(METRICS), dict(zip(of_bytes(names), vectors, strict=True))
+
+
+def counts_asked(given: tuple) -> tuple:
+    """Return the question, and what is given with it, of a question for masked counts: (name of the sum, round,
+    question, *given)."""
+    question, *more = given[2:]
+    return next(iter(of_bytes(question))), *more
 
 
 def make_silo(spec: SiloSpec, task: Task, device: str = "cpu") -> Silo:
@@ -243,12 +270,14 @@ class Evaluator:
         return {**self.rows.fingerprint, "num_examples": len(self.rows.targets)}
 
     def prepare(self, standardizer: Standardizer | None) -> None:
-        self.features = self.task.prepare(self.rows, standardizer, "cpu").features
+        self.standardizer = standardizer
+        self.samples = self.task.prepare(self.rows, standardizer, "cpu")
+        self.features = self.samples.features
 
     def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
         """Return the scores of each model on the test samples."""
         found = {name: self._predict(vector, self.features) for name, vector in models.items()}
-        scores = {name: self.task.score(self.rows.targets, outputs) for name, outputs in found.items()}
+        scores = {name: self.task.score(self.rows.targets, self._predicted(outputs)) for name, outputs in found.items()}
         if self.is_known:
             return scores
         return {
@@ -256,9 +285,21 @@ class Evaluator:
             for name, outputs in found.items()
         }
 
+    def count(self, question: str, *given: object) -> Counts:
+        """Answer one of the task's questions for counts of rows, of the test samples as of held-out ones; exactly
+        where who asks knows the samples."""
+        care = replace(self.resolution, fewest_rows=1) if self.is_known else self.resolution
+        counter = Counter(self.task, self.rows, care)
+        return Counts(self.spec.name, question, *counter.count(question, self.samples, *given))
+
     def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return (true values [rows], model -> predictions [rows]) for parity plots, in the target's unit."""
-        return self.rows.targets, {name: self._predict(vector, self.features)[:, 0] for name, vector in models.items()}
+        """Return (true values [rows], model -> predictions [rows]) for parity plots, in the target's unit; of several
+        values per row [rows, values] each."""
+        found = {name: self._predicted(self._predict(vector, self.features)) for name, vector in models.items()}
+        return self.rows.targets, {name: told[:, 0] if told.shape[1] == 1 else told for name, told in found.items()}
+
+    def _predicted(self, outputs: np.ndarray) -> np.ndarray:
+        return self.task.predicted(outputs, self.standardizer)
 
 
 # ---- evaluations of models on the silo's own rows
@@ -270,6 +311,23 @@ NEARLY_NOTHING = 2.0**-8
 REMEMBERED_VALUES = 1 << 24
 """Outputs of models marked before: 64 MiB. The oldest are forgotten."""
 PARTS = ("train", "held out")
+
+
+class Counter:
+    """Answers a task's questions for counts of rows without becoming an oracle for the rows."""
+
+    def __init__(self, task: Task, rows: LocalRows, resolution: Resolution):
+        self.task, self.rows, self.resolution = task, rows, resolution
+        self._parts: dict[str, Scoring] = {}
+
+    def count(self, question: str, samples: Samples, *given: object) -> tuple[int, np.ndarray]:
+        """Return (rows counted, counts int64 [n])."""
+        return self.task.countings()[question](samples, Care(self.resolution.fewest_rows, self._is_probe), *given)
+
+    def _is_probe(self, part: str, outputs: np.ndarray) -> bool:
+        scoring = self._parts.setdefault(part, Scoring(self.rows, self.resolution))
+        shown = one_per_row(torch.from_numpy(outputs))
+        return len(shown) >= self.resolution.fewest_rows > 1 and scoring.is_probe([shown])
 
 
 class Scoring:
@@ -296,14 +354,14 @@ class Scoring:
 
     def told(self, found: Sequence[Scores], outputs: Sequence[torch.Tensor], vector: Vector) -> list[Scores]:
         """Return scores of a model with these outputs [rows, ...] of each part of the rows, as they may be told."""
-        if self._is_probe([shown for one in outputs if len(shown := one_per_row(one)) >= self.resolution.fewest_rows]):
+        if self.is_probe([shown for one in outputs if len(shown := one_per_row(one)) >= self.resolution.fewest_rows]):
             return [unmarked(scores) for scores in found]
         return [
             self.resolution.released(scores, coin_of(self._secret, vector, part), self._of_numbers)
             for part, scores in zip(PARTS, found, strict=False)
         ]
 
-    def _is_probe(self, parts: list[np.ndarray]) -> bool:
+    def is_probe(self, parts: list[np.ndarray]) -> bool:
         """Tell whether outputs [rows] of each part are a probe's; remember those that are not."""
         few = self.resolution.fewest_rows
         if any(num_groups(part) < few for part in parts):

@@ -7,7 +7,7 @@ Split conformal prediction with a scale of its own for each prediction (Papadopo
     bounds = f(x) - q s(x), f(x) + q s(x)
 
     d(x)   how far the silos' own models are from the model f: root mean square; nothing where there are no such models
-    floor  the median of d over the calibration rows, so that models that happen to agree promise nothing
+    floor  twice the median of d over the calibration rows, so that models that happen to agree promise nothing
     g(x)   the median of |y - f| / (floor + d) over the calibration rows of the chemistry of x
 
 All of it in the space of the network's outputs (transformed and standardised targets): a target that is learned as a
@@ -24,6 +24,8 @@ from ray_fed.learning.counted_quantiles import NUM_BINS, histogram, mean, median
 
 LEVELS = (0.5, 0.9)
 """Shares of the true values that the intervals are to cover."""
+FLOOR = 2.0
+"""Medians of the models' spread that are added to it."""
 FEWEST_OF_GROUP = 20
 """Calibration rows without which a chemistry has no scale of its own and takes that of all."""
 ALL = "all"

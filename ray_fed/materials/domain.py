@@ -95,7 +95,7 @@ def flags(frame: pd.DataFrame, features: np.ndarray, names: Sequence[str], domai
     names      of the features
     imputed    int [rows], element properties that had to be imputed
     """
-    usable = np.isfinite(features).all(axis=1)
+    usable = np.asarray(np.isfinite(features).all(axis=1))
     rows, _ = read_compositions(frame["formula"].tolist())
     standardised = np.where(usable[:, None], (features - scaler.mean) / scaler.scale, 0.0)
     found: list[list[str]] = [[] for _ in range(len(frame))]
@@ -118,8 +118,8 @@ def spread_flags(spread: np.ndarray, largest: float, shown: Sequence[str]) -> di
     shown: the largest spread of each row as it is told, with its unit.
     """
     return {
-        int(row): f"the silos' own models differ by {shown[row]}, more than on {USUAL:.0%} of the calibration rows"
-        for row in np.flatnonzero(spread > largest)
+        row: f"the silos' own models differ by {shown[row]}, more than on {USUAL:.0%} of the calibration rows"
+        for row in np.flatnonzero(spread > largest).tolist()
     }
 
 

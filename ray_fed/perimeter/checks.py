@@ -13,16 +13,18 @@ import contextlib
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ray_fed.federation.messages import (
+    COUNT,
     MAX_SECONDS,
     MAX_SUM,
     Artifact,
+    Counts,
     GradientObservation,
     Guard,
     MaskedUpdate,
@@ -39,7 +41,7 @@ from ray_fed.federation.messages import (
 from ray_fed.federation.norms import distance
 from ray_fed.federation.reasons import OTHER, kind_of
 from ray_fed.learning.standardisation import SQUARE_DIGITS, SUM_DIGITS, ColumnMoments, carried
-from ray_fed.metrics import METRIC_NAME, MeanScores, RegressionSums, Scores
+from ray_fed.metrics import METRIC_NAME, ClassificationSums, MeanScores, RegressionSums, Scores, SeveralScores
 from ray_fed.perimeter.error_policy import REFERENCE
 from ray_fed.perimeter.gate import Gate, MessageKind, MessageKinds, Request
 from ray_fed.perimeter.ledger import MessageDigest, bytes_of, message_digest, vector_digest
@@ -57,6 +59,8 @@ MAX_FACTS = 4096
 """Numbers beside the bytes of an artifact: losses per epoch, sizes."""
 MAX_FACT = 1e100
 SEARCHED_TEXT_BYTES = 1 << 16
+SCORES_OF_TARGET = (RegressionSums, ClassificationSums)
+SCORES = (*SCORES_OF_TARGET, MeanScores, SeveralScores)
 FEW_NUMBERS = 3
 """So many of the rows' numbers in one message are no chance."""
 ANOTHER = "another one, "
@@ -206,21 +210,54 @@ def _checked_metrics(gate: Gate, metrics: Any, request: Request) -> Metrics:
 
 def checked_scores(gate: Gate, scores: Any, request: Request) -> Scores:
     """Sums over too few rows leave as sums over none, all others with the digits that their owner allows."""
-    known = type(scores) in (RegressionSums, MeanScores)
-    gate.require(known, "metrics", "they must be RegressionSums or MeanScores")
+    rebuilt = _rebuilt_scores(gate, scores, request, SCORES)
+    if isinstance(rebuilt, ClassificationSums | SeveralScores):
+        _check_metric_names(gate, rebuilt.values())
+    return rebuilt if request.is_known else gate.resolution.released(rebuilt)
+
+
+def _rebuilt_scores(gate: Gate, scores: Any, request: Request, known: tuple[type, ...]) -> Scores:
+    reason = f"they must be {', '.join(cls.__name__ for cls in known[:-1])} or {known[-1].__name__}"
+    gate.require(type(scores) in known, "metrics", reason)
     _require_message(gate, request.kind, scores, type(scores))
     count = scores.num_examples
     gate.require(is_count(count), "metrics", "num_examples must be a whole number, 0 or more")
     is_enough = count >= gate.policy.min_examples
-    if isinstance(scores, MeanScores):
-        _check_metric_names(gate, scores.sums)
+    match scores:
+        case SeveralScores():
+            return SeveralScores(count * is_enough, _rebuilt_parts(gate, scores.parts, request))
+        case ClassificationSums():
+            _check_counts(gate, scores)
+            return scores if is_enough else ClassificationSums.none(scores.num_classes)
+        case MeanScores():
+            _check_metric_names(gate, scores.sums)
     if is_unmarked(scores):
         return unmarked(scores)
     checked = {name: plain_number(gate, "metrics", value) for name, value in scores_numbers(scores).items()}
     shown = checked if is_enough else dict.fromkeys(checked, 0.0)
     n = count * is_enough
-    rebuilt = MeanScores(n, shown) if isinstance(scores, MeanScores) else RegressionSums(n, **shown)
-    return rebuilt if request.is_known else gate.resolution.released(rebuilt)
+    return MeanScores(n, shown) if isinstance(scores, MeanScores) else RegressionSums(n, **shown)
+
+
+def _rebuilt_parts(gate: Gate, parts: Any, request: Request) -> dict[str, Any]:
+    """Each target's scores are told where enough rows have the target."""
+    fits = type(parts) is dict and 0 < len(parts) <= MAX_METRICS
+    gate.require(fits, "metrics", f"they must be of 1 to {MAX_METRICS} targets")
+    rebuilt = {}
+    for target, part in parts.items():
+        is_name = type(target) is str and NAME.fullmatch(target) is not None
+        gate.require(is_name, "metrics", "the name of a target must be up to 64 letters, digits, '_', '.', '-'")
+        rebuilt[target] = _rebuilt_scores(gate, part, request, SCORES_OF_TARGET)
+    return rebuilt
+
+
+def _check_counts(gate: Gate, scores: ClassificationSums) -> None:
+    """Counts of rows by class and by score; not of more rows than there are, but for their groups
+    (`Resolution.released`)."""
+    objection = scores.objection()
+    gate.require(not objection, "metrics", objection)
+    slack = gate.policy.min_examples * scores.num_classes
+    gate.require(sum(scores.confusion) <= scores.num_examples + slack, "metrics", "its counts are of more rows than it")
 
 
 def _check_metric_names(gate: Gate, sums: Any) -> None:
@@ -367,6 +404,52 @@ def digest_artifact(kind: str, artifact: Artifact) -> MessageDigest:
     return message_digest(kind, artifact, (artifact.what, *artifact.facts), artifact.num_examples, content=digest)
 
 
+# ---- counts
+
+MAX_COUNTS = 1 << 20
+
+
+def check_counts(gate: Gate, message: Any, request: Request) -> Counts:
+    """Whole numbers, each of enough rows and of no more than there are; of too few rows, none."""
+    _require_message(gate, "counts", message, Counts)
+    question, num_rows, counts = request.session, message.num_examples, message.counts
+    gate.require(_is_text(message.what, question), "counts", "they answer another question")
+    require_countable(gate, question)
+    gate.require(is_count(num_rows), "counts", "num_examples must be a whole number, 0 or more")
+    fits = is_plain_array(counts, np.int64) and len(counts) <= MAX_COUNTS
+    gate.require(fits, "counts", f"they must be one row of at most {MAX_COUNTS} whole numbers")
+    least = 1 if request.is_known else gate.policy.min_examples
+    if num_rows < least:
+        return Counts(gate.silo, question, 0, np.zeros_like(counts))
+    are_enough = bool(((counts == 0) | (counts >= least)).all())
+    gate.require(are_enough, "counts", f"one of them has fewer rows than its owner's min_examples={least}")
+    gate.require(bool((counts <= num_rows).all()), "counts", "one of them has more rows than there are")
+    return Counts(gate.silo, question, num_rows, counts)
+
+
+def require_countable(gate: Gate, question: str) -> None:
+    """Raise PerimeterRefused for a question that the owner does not answer with counts."""
+    allowed = gate.policy.counts
+    reason = f"its owner's 'counts' are {', '.join(allowed) or 'none'}, and do not name this question"
+    gate.require(question.removeprefix(COUNT) in allowed, "counts", reason)
+
+
+def largest(given: Sequence[Any]) -> np.ndarray | None:
+    """Return the largest array that came with a question: what leaves is measured by what was received."""
+    arrays = [part for part in given if type(part) is np.ndarray]
+    return max(arrays, key=lambda part: part.nbytes, default=None)
+
+
+def num_models(given: Sequence[Any]) -> int:
+    """Return how many models came with a question: vectors of parameters."""
+    return sum(type(part) is np.ndarray and part.dtype == np.float32 for part in given)
+
+
+def digest_counts(kind: str, message: Counts) -> MessageDigest:
+    digest = hashlib.sha256(np.ascontiguousarray(message.counts, "<i8").data).hexdigest()
+    return message_digest(kind, message, (message.what,), message.num_examples, content=digest)
+
+
 # ---- observations: single gradients, made to be attacked
 
 
@@ -402,8 +485,9 @@ KINDS: MessageKinds = {
     "moments": MessageKind(ColumnMoments, check_moments, digest_moments),
     "update": MessageKind(Update, check_update, digest_update),
     "masked": MessageKind(MaskedUpdate, check_masked_update, digest_masked_update),
-    "metrics": MessageKind(dict, check_metrics, digest_metrics, parts=(Metrics, MeanScores, RegressionSums)),
+    "metrics": MessageKind(dict, check_metrics, digest_metrics, parts=(Metrics, *SCORES)),
     "artifact": MessageKind(Artifact, check_artifact, digest_artifact, answers_queries=True),
+    "counts": MessageKind(Counts, check_counts, digest_counts, answers_queries=True),
     "observation": MessageKind(GradientObservation, check_observation, digest_observation),
 }
 

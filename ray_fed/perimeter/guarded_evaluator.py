@@ -13,13 +13,21 @@ from typing import Any
 import numpy as np
 
 from ray_fed.errors import DataError, Trouble
-from ray_fed.federation.messages import MAX_SUM, Vector
+from ray_fed.federation.messages import MAX_SUM, Counts, Vector
 from ray_fed.federation.silo import Evaluator
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.standardisation import Standardizer
-from ray_fed.metrics import MeanScores, RegressionSums, Scores
+from ray_fed.metrics import Scores
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
-from ray_fed.perimeter.checks import checked_fingerprint, checked_scores
+from ray_fed.perimeter.checks import (
+    SCORES,
+    check_counts,
+    checked_fingerprint,
+    checked_scores,
+    digest_counts,
+    largest,
+    num_models,
+)
 from ray_fed.perimeter.gate import Gate, MessageKind, Request
 from ray_fed.perimeter.insistence import FEWER
 from ray_fed.perimeter.ledger import MessageDigest, message_digest
@@ -57,7 +65,8 @@ def _digest(kind: str, message: Any) -> MessageDigest:
 
 KINDS = {
     "description": MessageKind(dict, check_test_fingerprint, _digest),
-    "metrics": MessageKind(dict, check_test_scores, _digest, parts=(MeanScores, RegressionSums)),
+    "metrics": MessageKind(dict, check_test_scores, _digest, parts=SCORES),
+    "counts": MessageKind(Counts, check_counts, digest_counts),
     "predictions": MessageKind(tuple, check_predictions, _digest),
 }
 
@@ -99,7 +108,7 @@ class GuardedEvaluator(EgressBoundary):
     def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
         is_known = self._run("evaluating", lambda: self.evaluator.is_known) is True
         request = Request("metrics", models=tuple(models), is_known=is_known)
-        self._check("evaluating", lambda: self._count_evaluation(request), request)
+        self._check("evaluating", lambda: self._count_evaluation(request, len(models)), request)
         return self._run_and_release("evaluating", lambda: self.evaluator.evaluate(models), request)
 
     def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -108,9 +117,16 @@ class GuardedEvaluator(EgressBoundary):
         request = Request("predictions", models=tuple(models), is_known=is_known)
         return self._run_and_release(doing, lambda: self.evaluator.predict(models), request)
 
-    def _count_evaluation(self, request: Request) -> None:
+    def count(self, question: str, *given: Any) -> Counts:
+        doing = f"answering '{question}'"
+        is_known = self._run(doing, lambda: self.evaluator.is_known) is True
+        request = Request("counts", question, vector=largest(given), is_known=is_known)
+        self._check(doing, lambda: self._count_evaluation(request, num_models(given)), request)
+        return self._run_and_release(doing, lambda: self.evaluator.count(question, *given), request)
+
+    def _count_evaluation(self, request: Request, num_models: int) -> None:
         """Refuse more models than may be marked on rows that who asks does not have."""
-        self._num_marked += 0 if request.is_known else len(request.models)
+        self._num_marked += 0 if request.is_known else num_models
         most = self.site.policy.max_evaluations_per_run
         reason = f"{self._num_marked} models in one run; max_evaluations_per_run={most}; {FEWER}"
         self.gate.require(self._num_marked <= most, "metrics", reason)

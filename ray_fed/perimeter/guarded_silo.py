@@ -16,7 +16,9 @@ import torch
 
 from ray_fed.errors import DataError, Trouble
 from ray_fed.federation.messages import (
+    COUNT,
     Artifact,
+    Counts,
     GradientObservation,
     MaskedUpdate,
     Metrics,
@@ -25,14 +27,22 @@ from ray_fed.federation.messages import (
     Update,
     Vector,
 )
-from ray_fed.federation.secure_client import MASKED_METRICS, MASKED_MOMENTS
-from ray_fed.federation.silo import Silo, models_asked
+from ray_fed.federation.secure_client import MASKED_COUNTS, MASKED_METRICS, MASKED_MOMENTS
+from ray_fed.federation.silo import Silo, counts_asked, models_asked
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.perimeter.book import Book
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
-from ray_fed.perimeter.checks import ANOTHER, KINDS, kind_of_answer, require_audit
+from ray_fed.perimeter.checks import (
+    ANOTHER,
+    KINDS,
+    kind_of_answer,
+    largest,
+    num_models,
+    require_audit,
+    require_countable,
+)
 from ray_fed.perimeter.error_policy import place_of_words
 from ray_fed.perimeter.gate import Request
 from ray_fed.perimeter.insistence import FEWER, Insistence
@@ -154,6 +164,8 @@ class GuardedSilo(EgressBoundary):
     def query(self, query: str, *given: Any) -> Any:
         """Put one of the further questions to the silo (`Silo.queries`)."""
         doing = f"answering '{query}'"
+        if query.startswith(COUNT):
+            return self._counted(doing, query, given)
         self._check(doing, lambda: self.insistence.before_answer("artifact", query))
         answer = self._answer(doing, query, given)
         # Nothing was received that its size could be measured by: max_bytes_per_round and _per_run bound it.
@@ -228,7 +240,29 @@ class GuardedSilo(EgressBoundary):
         if query == MASKED_METRICS:
             metrics = self._inspected_metrics(doing, given)
             return self._run(doing, lambda: self.silo.secure.masked_metrics(metrics, *given[:2]))
+        if query == MASKED_COUNTS:
+            counted = self._inspected_counts(doing, given)
+            return self._run(doing, lambda: self.silo.secure.masked_counts(counted, *given[:2]))
         return self._run(doing, lambda: self.silo.query(query, *given))
+
+    def _counted(self, doing: str, question: str, given: Sequence[Any]) -> Counts:
+        """Return counts of rows, in clear."""
+        self._check(doing, lambda: self.insistence.before_answer("counts", question))
+        self._check(doing, lambda: self._before_counts(question, given))
+        request = Request("counts", question, vector=largest(given))
+        return self._run_and_release(doing, lambda: self.silo.query(question, *given), request)
+
+    def _before_counts(self, question: str, given: Sequence[Any]) -> None:
+        """Refuse a question that the owner does not answer, or not without noise; each model in it is marked."""
+        require_countable(self.gate, question)
+        self.insistence.before_counts()
+        self._count_evaluation(num_models(given))
+
+    def _inspected_counts(self, doing: str, given: Sequence[Any]) -> Counts:
+        question, *more = self._run(doing, lambda: counts_asked(tuple(given)))
+        self._check(doing, lambda: self._before_counts(question, more))
+        found = self._run(doing, lambda: self.silo.count(question, *more))
+        return self._check(doing, lambda: self.gate.inspect(found, Request("counts", question)))
 
     def _inspected_metrics(self, doing: str, given: Sequence[Any]) -> dict[str, Metrics]:
         session, models = models_asked(tuple(given))
@@ -241,14 +275,18 @@ class GuardedSilo(EgressBoundary):
         """Return the moments, checked, or those that were told of nearly the same rows before (told.py)."""
         request, found = Request("moments"), self._run(doing, lambda: self.silo.moments())
         moments = self._check(doing, lambda: self.gate.inspect(found, request), request)
-        features = self._run(doing, lambda: getattr(getattr(self.silo, "_rows", None), "features", None))
-        if type(features) is not np.ndarray:
+        columns = self._run(doing, self._columns_of_moments)
+        if type(columns) is not np.ndarray:
             return moments
-        return self._check(doing, lambda: self._told_before(features, moments), request)
+        return self._check(doing, lambda: self._told_before(columns, moments), request)
 
-    def _told_before(self, features: np.ndarray, moments: ColumnMoments) -> ColumnMoments:
+    def _columns_of_moments(self) -> object:
+        """Return what the moments are of, None where the silo has no rows of its own."""
+        return None if getattr(self.silo, "_rows", None) is None else self.silo.moment_columns()
+
+    def _told_before(self, columns: np.ndarray, moments: ColumnMoments) -> ColumnMoments:
         try:
-            return self._told.answer(features, moments, self.site.policy.min_examples)  # type: ignore[union-attr]
+            return self._told.answer(columns, moments, self.site.policy.min_examples)  # type: ignore[union-attr]
         except ValueError as error:
             raise self.gate.refusal("moments", str(error)) from None
 
@@ -312,6 +350,8 @@ class GuardedSilo(EgressBoundary):
         if rows is not None:
             for name in ("features", "targets", "held_out_features", "held_out_targets"):
                 self.gate.row_matcher.add(name, getattr(rows, name))
+            for name in ("calibration_features", "calibration_targets"):
+                self.gate.row_matcher.add(name, getattr(rows, name, np.empty(0)))
         samples = getattr(self.silo, "_samples", None)
         for name in ("features", "targets") if samples is not None else ():
             values = getattr(samples, name)

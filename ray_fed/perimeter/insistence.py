@@ -86,6 +86,11 @@ class Insistence:
         reason = f"{demanded}: required {IN_SITE_FILE}, and this answer would leave without"
         self.gate.require(not insists or query in SECURE_QUERIES, kind, reason)
 
+    def before_counts(self) -> None:
+        """Refuse counts of rows where noise is required: they have none, under masks either."""
+        reason = f"noise: required {IN_SITE_FILE}, and counts of rows have none; its predictions have no intervals"
+        self.gate.require(not self.site.policy.needs_noise, "counts", reason)
+
     def _require_an_end(self, spec: SessionSpec) -> None:
         """Refuse a plan whose rounds would never end, or fill the memory or the disk."""
         plan, most = spec.plan, self.site.policy.max_steps_per_round

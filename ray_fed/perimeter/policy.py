@@ -44,9 +44,14 @@ AGENT_KEYS = ("name", "hub", "datasets", "tasks", "own_tasks", "device", "state"
 SITE_KEYS = ("ledger", "perimeter", "silos", "partners", "receive_models", *AGENT_KEYS)
 PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
 KINDS = (
-    "description", "moments", "update", "masked", "metrics", "artifact", "observation", "search", "predictions",
+    "description", "moments", "update", "masked", "metrics", "artifact", "counts", "observation", "search",
+    "predictions",
 )  # fmt: skip
 """Kinds of message that leave a silo if its owner says nothing. Any other kind leaves only where the owner lists it."""
+COUNTED = ("errors", "spreads", "confidences", "elements", "places")
+"""Questions that are answered with counts of rows: of errors, of how far the silos' models are apart, of how sure they
+are of classes (intervals and chances of predictions), of elements, of distances from the mean (flags of inputs that are
+unlike the rows)."""
 DECLARED = "declared"
 """Among the names of metrics: those that a task declares when it opens its data."""
 GIB = 2**30
@@ -61,6 +66,9 @@ class Policy:
     metrics: tuple[str, ...] = (DECLARED,)
     """Names that a metric may have; `declared` stands for those that the task declares when it opens its data, before
     it trains. A name that is made up later could be a row."""
+    counts: tuple[str, ...] = COUNTED
+    """Questions that may be answered with counts of rows, none smaller than `min_examples`. Without `elements` it is
+    not told which elements the rows have; without `errors` the predictions of a run have no intervals."""
     min_examples: int = 5
     """Fewest rows behind a mean, a sum or any other statistic; what has fewer stays inside."""
     min_examples_per_update: int = 1

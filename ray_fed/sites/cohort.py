@@ -25,6 +25,7 @@ from ray_fed.federation.messages import (
     NO_VALUES,
     Arrived,
     Artifact,
+    Counts,
     Died,
     Evaluations,
     GradientObservation,
@@ -101,6 +102,8 @@ class TestSet(Protocol):
     def prepare(self, standardizer: Standardizer | None) -> None: ...
 
     def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]: ...
+
+    def count(self, question: str, *given: Any) -> Counts: ...
 
     def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]: ...
 
@@ -449,6 +452,14 @@ class SiteCohort:
         asked = {name: QueryRequest(query, tuple(map(Given.of, parts))) for name, parts in given.items()}
         return self._answers_of(asked)
 
+    def count(self, question: str, given: Mapping[str, tuple]) -> "dict[str, Counts | Raised]":
+        requests = {id(parts): QueryRequest(question, tuple(map(Given.of, parts))) for parts in given.values()}
+        asked = {name: requests[id(parts)] for name, parts in given.items()}
+        return self._answers_of(asked, lambda name, error: Raised(name, 0, said_by(error)))
+
+    def count_test(self, question: str, given: tuple) -> Counts | None:
+        return self.evaluator.count(question, *given) if self.evaluator else None
+
     def observe(self, silo: str, vector: Vector, num_examples: int) -> GradientObservation:
         """Return one gradient for an audit; PerimeterRefused unless the silo's owner allows it."""
         return self._ask([silo], lambda _: ObserveRequest(vector, num_examples))[silo]
@@ -696,6 +707,12 @@ class JoinedCohort:
 
     def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
         return _united(cohort.query(query, share) for cohort, share in self._shares(given))
+
+    def count(self, question: str, given: Mapping[str, tuple]) -> "dict[str, Counts | Raised]":
+        return _united(cohort.count(question, share) for cohort, share in self._shares(given))
+
+    def count_test(self, question: str, given: tuple) -> Counts | None:
+        return _first(cohort.count_test(question, given) for cohort in self.cohorts)
 
     def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
         return _first(cohort.evaluate_test(models) for cohort in self.cohorts)

@@ -19,7 +19,15 @@ from hypothesis import strategies as st
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.messages import Artifact, GradientObservation, MaskedUpdate, Metrics, SiloDescription, Update
+from ray_fed.federation.messages import (
+    Artifact,
+    Counts,
+    GradientObservation,
+    MaskedUpdate,
+    Metrics,
+    SiloDescription,
+    Update,
+)
 from ray_fed.federation.reasons import OTHER
 from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import Silo
@@ -199,7 +207,7 @@ def test_scores_of_a_class_of_the_task_are_refused(tmp_path):
         return {name: replace(metrics, train=Scores(60, {"mae": rows.targets[0]})) for name, metrics in found.items()}
 
     error = refusal(tmp_path, hostile("evaluate", wrap), method="evaluate")
-    assert "RegressionSums or MeanScores" in str(error)
+    assert "must be RegressionSums, ClassificationSums, MeanScores or SeveralScores" in str(error)
 
 
 def test_a_mean_over_three_rows_leaves_as_no_mean(tmp_path):
@@ -311,6 +319,7 @@ FIELDS = {
     "moments": ColumnMoments.of(np.arange(20.0).reshape(10, 2)),
     "description": SiloDescription("north", 10, 0, {}, {}, {}, "cpu"),
     "artifact": Artifact("north", "s", 10, {}, np.zeros(3, np.uint8)),
+    "counts": Counts("north", "s", 10, np.array([0, 5, 5])),
     "observation": GradientObservation("north", 10, np.zeros(4, np.float32)),
 }
 MARK = "Os3Ir1B5"
@@ -326,7 +335,7 @@ ODD = {
 def test_no_field_of_any_message_has_room_for_something_else(kind, odd):
     """Each field in turn holds something odd: the message is refused without a word of it, or leaves as it was."""
     for field in fields(FIELDS[kind]):
-        gate = Gate("north", Policy(audit=True), KINDS)
+        gate = Gate("north", Policy(audit=True, counts=("s",)), KINDS)
         message = replace(FIELDS[kind], **{field.name: ODD[odd]})
         try:
             crossed = canonical_text(gate.admit(gate.taken(message), Request(kind, "s", 1, np.zeros(4, np.float32))))

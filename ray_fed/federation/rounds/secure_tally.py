@@ -10,8 +10,8 @@ from ray_fed.federation.messages import Guard, Vector
 from ray_fed.federation.rounds.job import Job, Observer
 from ray_fed.federation.rounds.machine import RoundMachine, RoundRules
 from ray_fed.federation.rounds.secure_driver import SecureRoundDriver
-from ray_fed.federation.secure_client import MASKED_METRICS, MASKED_MOMENTS
-from ray_fed.federation.tally import METRICS, MOMENTS, metrics_of, moments_of
+from ray_fed.federation.secure_client import MASKED_COUNTS, MASKED_METRICS, MASKED_MOMENTS
+from ray_fed.federation.tally import COUNTS, METRICS, MOMENTS, metrics_of, moments_of
 from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.metrics import Scores
 from ray_fed.privacy.secure_sum.wire import as_bytes
@@ -24,11 +24,30 @@ def masked_moments(
 ) -> ColumnMoments:
     """Return the moments of all silos' rows together. QuorumLost when fewer than `threshold` silos took part."""
     tally = _tally(cohort, MOMENTS, silos, threshold, observers)
-    begun = tally._query("secure_begin", dict.fromkeys(silos, (np.array([threshold], np.int64),)), 0)
-    tally._require_enough(begun, "answered", 0)
-    server_round = max(int.from_bytes(said.get("round", b"")[:4], "little") for said in begun.values())
+    begun, server_round = _begun(tally, silos, threshold)
     numbers, num_examples, _ = _added(tally, MASKED_MOMENTS, dict.fromkeys(begun, ()), server_round)
     return moments_of(numbers, num_examples)
+
+
+def masked_counts(
+    cohort: Cohort, silos: Sequence[str], question: str, given: tuple, threshold: int, observers: Sequence[Observer]
+) -> tuple[int, np.ndarray, dict[str, str]]:
+    """Return (rows, counts int64 [n]) of all silos together, and silo -> why of those that are not in them. QuorumLost
+    when fewer than `threshold` silos took part."""
+    tally = _tally(cohort, COUNTS, silos, threshold, observers)
+    begun, server_round = _begun(tally, silos, threshold)
+    asked = (as_bytes({question: b""}), *given)
+    numbers, _, _ = _added(tally, MASKED_COUNTS, dict.fromkeys(begun, asked), server_round)
+    return numbers[0], np.array(numbers[1:], np.int64), _left_out(tally, silos)
+
+
+def _begun(
+    tally: SecureRoundDriver, silos: Sequence[str], threshold: int
+) -> tuple[Mapping[str, Mapping[str, bytes]], int]:
+    """Let silos begin a sum without a session; return those that did, and the number that it may have."""
+    begun = tally._query("secure_begin", dict.fromkeys(silos, (np.array([threshold], np.int64),)), 0)
+    tally._require_enough(begun, "answered", 0)
+    return begun, max(int.from_bytes(said.get("round", b"")[:4], "little") for said in begun.values())
 
 
 def masked_metrics(
