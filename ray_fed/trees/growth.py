@@ -19,9 +19,10 @@ import numpy as np
 
 from ray_fed.trees.bins import LARGEST, Cells, edges_of, to_refine
 from ray_fed.trees.forest import Forest, block_size, tree_block
-from ray_fed.trees.losses import has_curvature, newton_factor, of_classes, start_of
+from ray_fed.trees.losses import of_classes, quantile_of, start_of, step_factors
 from ray_fed.trees.member import STOPPING_EXPONENT, SUM_DIGITS, features_of_tree
 from ray_fed.trees.numbers import EXACT, FRACTION_BITS, NUM_EXPONENTS, agreed_exponent, of_digits
+from ray_fed.trees.quantiles import NUM_BUCKETS, quantiles
 from ray_fed.trees.question import CountedChild, Question, Step, cells_as_numbers
 from ray_fed.trees.settings import TreeSettings
 
@@ -136,7 +137,8 @@ class Grower:
             missing = self.num_features if growth.number == 0 else 0
             return rows + self._cells_to_count(growth).num_parts() + missing + of_start[min(growth.number, 3)]
         if growth.at is Step.LEAF:
-            return rows + outputs * (2 * self.settings.num_leaf_places * SUM_DIGITS + NUM_EXPONENTS)
+            places, num_quantiles = self.settings.num_leaf_places, sum(map(bool, quantile_of(self.settings)))
+            return rows + outputs * (2 * places * SUM_DIGITS + NUM_EXPONENTS) + num_quantiles * places * NUM_BUCKETS
         if growth.at is Step.DONE:
             return rows
         size = 2 * self._digits(growth) * int(self._offsets(growth)[-1])
@@ -151,7 +153,7 @@ class Grower:
         bins = self.num_features * (settings.bins + 1) * 4
         nodes = settings.outputs * max(1, min(settings.leaves, settings.num_leaf_places) // 2)
         cells = self.num_features * (settings.bins * 8 + 2) * 16 * 2
-        leaves = settings.outputs * (2 * settings.num_leaf_places * SUM_DIGITS + 2 * NUM_EXPONENTS)
+        leaves = settings.outputs * (settings.num_leaf_places * (2 * SUM_DIGITS + NUM_BUCKETS) + 2 * NUM_EXPONENTS)
         return max(bins * nodes, cells) + leaves + 4 * SUM_DIGITS
 
     def most_rounds(self) -> int:
@@ -224,7 +226,7 @@ class Grower:
         if growth.number > 2:
             return growth
         numbers = of_digits(answer.reshape(settings.outputs, 2, SUM_DIGITS))
-        scales = np.zeros(settings.outputs) if of_classes(settings) else growth.scales
+        scales = np.where(of_classes(settings), 0, growth.scales)
         units = 2.0 ** (scales - FRACTION_BITS)
         return replace(growth, start=start_of(numbers[:, 1] * units / np.maximum(1, numbers[:, 0]), settings))
 
@@ -369,9 +371,7 @@ class Grower:
     def _after_leaf(self, growth: Growth, sums: np.ndarray) -> Growth:
         settings, outputs = self.settings, self.settings.outputs
         exact, sizes = np.split(sums, [len(sums) - outputs * NUM_EXPONENTS])
-        numbers = of_digits(exact.reshape(outputs, 2, settings.num_leaf_places, SUM_DIGITS))
-        scales = growth.scales.tolist()
-        values = [self._leaf_values(pair[0], pair[1], scale) for pair, scale in zip(numbers, scales, strict=True)]
+        values = self._values(growth, exact)
         blocks = [self._block(growth, output, value) for output, value in enumerate(values)]
         iteration = growth.iteration + 1
         is_done = iteration == settings.trees and not settings.patience
@@ -381,13 +381,23 @@ class Grower:
             splits=NO_LONGS, nodes=NO_LONGS, histograms=NO_LONGS, values=np.concatenate(values),
         )  # fmt: skip
 
-    def _leaf_values(self, sums: np.ndarray, weights: np.ndarray, scale: int) -> np.ndarray:
-        """Return float32 [places]: learning rate times a Newton step; 0 where no row is."""
-        settings = self.settings
-        total = sums * 2.0 ** (scale - FRACTION_BITS)
-        weight = weights * (2.0**-FRACTION_BITS if has_curvature(settings) else 1.0) + settings.l2
-        steps = np.where(weight > LEAST_CURVATURE, total / np.maximum(weight, LEAST_CURVATURE), 0.0)
-        return (settings.learning_rate * newton_factor(settings) * steps).astype(np.float32)
+    def _values(self, growth: Growth, answer: np.ndarray) -> list[np.ndarray]:
+        """Return the values of each output's leaves, float32 [places]: the learning rate times a step."""
+        settings, places, values = self.settings, self.settings.num_leaf_places, []
+        factors, shares = settings.learning_rate * step_factors(settings), quantile_of(settings)
+        for factor, share, scale in zip(factors, shares, growth.scales.tolist(), strict=True):
+            exact, answer = np.split(answer, [2 * places * SUM_DIGITS])
+            steps = self._newton(of_digits(exact.reshape(2, places, SUM_DIGITS)), scale)
+            if share:
+                counts, answer = np.split(answer, [places * NUM_BUCKETS])
+                steps = quantiles(counts.reshape(places, NUM_BUCKETS), share, scale)
+            values.append((factor * steps).astype(np.float32))
+        return values
+
+    def _newton(self, sums: np.ndarray, scale: int) -> np.ndarray:
+        """Return residuals over weights, float64 [places]; 0 where no row is."""
+        total, weight = sums[0] * 2.0 ** (scale - FRACTION_BITS), sums[1] * 2.0**-FRACTION_BITS + self.settings.l2
+        return np.where(weight > LEAST_CURVATURE, total / np.maximum(weight, LEAST_CURVATURE), 0.0)
 
     def _block(self, growth: Growth, output: int, values: np.ndarray) -> np.ndarray:
         splits = growth.splits[growth.splits[:, 0] == output]

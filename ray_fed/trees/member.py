@@ -11,8 +11,9 @@ import numpy as np
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.trees.bins import as_float32, codes_of, counted, keys_of
 from ray_fed.trees.forest import Forest, ForestPredictor, block_size
-from ray_fed.trees.losses import of_classes, residuals, row_losses, target_table
+from ray_fed.trees.losses import of_classes, quantile_of, residuals, row_losses, sized, target_table
 from ray_fed.trees.numbers import NUM_EXPONENTS, digits_of, exponents, fixed_point
+from ray_fed.trees.quantiles import NUM_BUCKETS, buckets
 from ray_fed.trees.question import CountedChild, Question, Step, cells_of_numbers, edges_of_numbers
 from ray_fed.trees.settings import TreeSettings
 
@@ -101,11 +102,11 @@ class Member:
         if question.number == 0:
             return self._sizes(self.targets)
         if question.number == 1:
-            scales = np.zeros(self.settings.outputs) if of_classes(self.settings) else question.scales
-            return self._exact_sums(self.targets, scales)
+            return self._exact_sums(self.targets, np.where(of_classes(self.settings), 0, question.scales))
         if question.number == 2:
             scores = np.repeat(question.start.astype(np.float64)[:, None], self.num_rows, 1)
-            return self._sizes(residuals(self.targets, scores, self.settings)[0])
+            found, _ = residuals(self.targets, scores, self.settings)
+            return self._sizes(sized(self.targets, scores, found, self.settings))
         return np.zeros(0, np.int64)
 
     def _sizes(self, table: np.ndarray) -> np.ndarray:
@@ -173,7 +174,7 @@ class Member:
     def _begin_trees(self, question: Question) -> None:
         self.iteration, self.level = question.iteration, 0
         self.places = np.zeros((self.settings.outputs, self.num_rows), np.int64)
-        self._residuals, self._curvatures = residuals(self.targets, self.scores, self.settings)
+        self._residuals, self._leaf_weights = residuals(self.targets, self.scores, self.settings)
         chosen = features_of_tree(self.settings, question.iteration, len(self._edges))
         self._chosen = np.array([feature for feature in chosen if self._num_bins(feature) > 1], np.int64)
         sizes = np.array([self._num_bins(feature) for feature in self._chosen], np.int64)
@@ -185,7 +186,8 @@ class Member:
         return len(self._edges[feature]) + 1 + int(self._has_missing[feature])
 
     def _row_weights(self, output: int, scale: int) -> np.ndarray:
-        """Return ROW_WEIGHT plus each row's residual in whole levels."""
+        """Return ROW_WEIGHT plus each row's residual in whole levels; residuals of a quantile are between -1 and 1."""
+        scale = scale if quantile_of(self.settings)[output] is None else 0
         steps = np.rint(self._residuals[output] * self.settings.levels * 2.0**-scale)
         return ROW_WEIGHT + np.clip(steps, -self.settings.levels, self.settings.levels)
 
@@ -252,17 +254,19 @@ class Member:
         return [digits_of(each, digits).ravel() for each in sums]
 
     def _leaf(self, question: Question) -> np.ndarray:
-        """Return the exact sum of residuals in each place at the bottom and the weight it is divided by (curvatures, or
-        rows); and the residuals' sizes."""
-        parts = []
+        """Return, of each output, the exact sum of residuals in each place at the bottom and the weight it is divided
+        by; of a quantile, the counts of distances, too. And what the next scales are taken from."""
+        parts, quantiles = [], quantile_of(self.settings)
+        gaps = sized(self.targets, self.scores, self._residuals, self.settings)
         for output, places in enumerate(self._bottom()):
             has, scale = self.is_fitted[output], int(question.scales[output])
-            weights = np.ones(int(has.sum()), np.int64)
-            if self._curvatures is not None:
-                weights = fixed_point(self._curvatures[output][has], 0)
-            sums = fixed_point(self._residuals[output][has], scale)
-            parts += [self._added(places[has], sums), self._added(places[has], weights)]
-        return np.concatenate([*parts, self._sizes(self._residuals)])
+            numbers = fixed_point(self._residuals[output][has], 0 if quantiles[output] else scale)
+            weights = fixed_point(self._leaf_weights[output][has], 0)
+            parts += [self._added(places[has], numbers), self._added(places[has], weights)]
+            if quantiles[output]:
+                slots = places[has] * NUM_BUCKETS + buckets(gaps[output][has], scale)
+                parts.append(np.bincount(slots, minlength=NUM_BUCKETS * self.settings.num_leaf_places))
+        return np.concatenate([*parts, self._sizes(gaps)])
 
     def _added(self, places: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """Return the sums of whole numbers in each place, in digits; halves are added up apart, each exactly."""
