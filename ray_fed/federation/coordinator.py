@@ -33,6 +33,7 @@ from ray_fed.federation.rounds.job import EPSILON, STATE_BYTES_PER_VALUE, Job, O
 from ray_fed.federation.rounds.machine import RoundMachine
 from ray_fed.federation.rounds.secure_driver import THROUGH_HUBS, SecureRoundDriver, require_sums_only
 from ray_fed.federation.rounds.secure_tally import masked_counts, masked_metrics, masked_moments
+from ray_fed.federation.silo import names_told
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart
 from ray_fed.federation.strategies import FedBuff, Models, State, Strategy, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
@@ -169,6 +170,19 @@ class Coordinator:
     def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
         """Return (true, model -> predicted) on the common test set, None without one."""
         return self.cohort.predict_test(models)
+
+    def ask_metrics(
+        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = ()
+    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:
+        """Put a question that is answered by metrics of some names (silo.METRICS_OF) to silos; return silo -> name ->
+        metrics, and silo -> why of those without an answer that can be used."""
+        asked = [silo for silo in silos if silo not in self._untold]
+        told = self.cohort.query(query, dict.fromkeys(asked, (names_told(names), *given)))
+        metrics = frozenset(metric.name for metric in self.task.metrics)
+        found, failed = sound_metrics(told, names, metrics)  # type: ignore[arg-type]
+        silent = {silo: "it gave no answer; its own log says why" for silo in asked if silo not in told}
+        kept = {silo: "its owner keeps its metrics" for silo in silos if silo not in asked}
+        return self._observed(found, query), {**kept, **silent, **failed}
 
     def _observed(self, messages: dict[str, Message], session: str = "") -> dict[str, Message]:
         """Show what came from the silos, by silo, to the observers."""

@@ -31,10 +31,10 @@ class SecureClient:
         self._members: dict[str, SecureMember] = {}
         self._last_round: dict[str, int] = {}
         """Session -> the last round that keys were made for; kept when the session is closed, or opened again."""
-        self._added_up: set[str] = set()
-        """Sessions whose answers are sums: each counts once."""
         self._added_to: dict[str, list[str]] = {}
         """Sum that belongs to no session -> the silos to whose moments, or counts, this one's were added."""
+        self._added_up: set[str] = set()
+        """Sessions whose answers are sums: each counts once."""
         self._signer = SigningKey.passing()
         self._partners: Mapping[str, str] = {}
 

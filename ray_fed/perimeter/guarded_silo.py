@@ -28,7 +28,7 @@ from ray_fed.federation.messages import (
     Vector,
 )
 from ray_fed.federation.secure_client import MASKED_COUNTS, MASKED_METRICS, MASKED_MOMENTS
-from ray_fed.federation.silo import Silo, counts_asked, models_asked
+from ray_fed.federation.silo import Silo, counts_asked, models_asked, names_asked
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
@@ -166,6 +166,9 @@ class GuardedSilo(EgressBoundary):
         doing = f"answering '{query}'"
         if query.startswith(COUNT):
             return self._counted(doing, query, given)
+        names = self._check(doing, lambda: names_asked(query, given))
+        if names:
+            return self._metrics_of(doing, query, names, given)
         self._check(doing, lambda: self.insistence.before_answer("artifact", query))
         answer = self._answer(doing, query, given)
         # Nothing was received that its size could be measured by: max_bytes_per_round and _per_run bound it.
@@ -188,6 +191,17 @@ class GuardedSilo(EgressBoundary):
         self._check("taking the final model", lambda: self._keep_model(weights, card))
 
     # ---- what the calls are made of
+
+    def _metrics_of(self, doing: str, query: str, names: tuple[str, ...], given: Sequence[Any]) -> dict[str, Metrics]:
+        """Return metrics of the names asked for, each counted like a model; what the silo has to say of single rows is
+        written into its owner's log."""
+        request = Request("metrics", query, models=names)
+        self._check(doing, lambda: self.insistence.before_answer("metrics", query), request)
+        self._check(doing, lambda: self._count_evaluation(len(names)), request)
+        answer = self._run(doing, lambda: self.silo.query(query, *given))
+        for note in self._run(doing, lambda: self.silo.notes_for_owner()):
+            self.log.note(str(note))
+        return self._release(doing, answer, request)
 
     def _keep_model(self, weights: np.ndarray, card: np.ndarray) -> None:
         folder = self.site.model_folder

@@ -36,7 +36,7 @@ from ray_fed.federation.messages import (
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.metrics import ClassificationSums, MeanScores, RegressionSums, Scores, SeveralScores
 
-PROTOCOL = 4
+PROTOCOL = 3
 """Version of everything in this file."""
 DTYPES = ("<f4", "<f8", "<i8", "<u8", "|u1")
 ALIGNMENT = 8
@@ -300,7 +300,7 @@ class Given(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class QueryRequest(SiloRequest, frozen=True, tag="query"):
-    answers = ("artifact", "counts")
+    answers = ("artifact", "counts", "metrics")
     doing = "answering a query"
     query: Name
     given: tuple[Given, ...]
