@@ -5,7 +5,7 @@ class MyForest(BoostedTask, MyTask): ...
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -35,7 +35,8 @@ class BoostedTask(Task):
 
     def agreed_trees(self) -> Mapping[str, str]:
         """Return all settings as one text: silos with others would add up sums of other things."""
-        return {"trees": ", ".join(f"{name}={value}" for name, value in asdict(self.trees).items())}
+        told = {name: value for name, value in asdict(self.trees).items() if name != "seed"}
+        return {"trees": ", ".join(f"{name}={value}" for name, value in told.items())}
 
     def learned(self, rows: LocalRows) -> np.ndarray:
         """Return what is learned, [rows] or [rows, targets]; NaN where there is no label."""
@@ -56,7 +57,7 @@ class BoostedTask(Task):
     def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:  # noqa: ARG002
         reason = "steps of a network get noise, sums of trees do not; choose --model mlp, or secure aggregation"
         require(session.plan.private is None, f"differential privacy: {reason}")
-        member = Member(samples.features, samples.targets, self.trees)
+        member = Member(samples.features, samples.targets, replace(self.trees, seed=session.model_seed))
         return TreeTrainer(member, session.plan, Layout.of(self.model(0)))
 
     def most_examples(self, num_examples: int, plan: TrainingPlan) -> int:  # noqa: ARG002

@@ -1,16 +1,19 @@
 """What a forest is to be: every choice that changes its bits."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import isfinite
 from typing import Literal
 
-from ray_fed.config import require
+from ray_fed.config import from_mapping, require
 from ray_fed.errors import ConfigError
 
 MOST_BINS = 63
 MOST_DEPTH = 10
+MOST_PLACES = 1 << 22
+"""Of all trees of an output: a larger forest is a mistake, or meant to fill a silo's memory."""
 LOSSES = "squared, log, softmax:CLASSES (3 or more) or quantile:SHARE (between 0 and 1)"
 
 
@@ -92,6 +95,8 @@ class TreeSettings:
         require(0 < self.feature_fraction <= 1, f"feature_fraction={self.feature_fraction} must lie in (0, 1]")
         require(self.patience >= 0, f"patience={self.patience} must be 0 or more")
         require(0 < self.stopping_fraction < 1, f"stopping_fraction={self.stopping_fraction} must lie in (0, 1)")
+        size = self.trees * (1 << self.depth)
+        require(size <= MOST_PLACES, f"trees={self.trees} of depth={self.depth} are {size} places, most {MOST_PLACES}")
         require(bool(self.losses), "losses=() must name one loss for each target")
         self.groups  # noqa: B018  (says what is wrong with a loss)
 
@@ -118,3 +123,17 @@ class TreeSettings:
     def num_splits(self) -> int:
         """Inner nodes of a full tree."""
         return self.num_leaf_places - 1
+
+
+DEFAULTS = ("feature_fraction=0.5",)
+"""Of the command, besides the settings' own: half the bytes, and as good or better (benchmarks/trees.md)."""
+OF_THE_TASK = ("losses", "seed")
+
+
+def tree_settings(options: Sequence[str]) -> TreeSettings:
+    """Return the settings of options NAME=VALUE, later ones before earlier ones; ConfigError names the nearest known
+    option. What is learned, and the seed, are not among them."""
+    values = {name.strip(): value for name, _, value in (text.partition("=") for text in options)}
+    for name in OF_THE_TASK:
+        require(name not in values, f"tree_options: {name} comes from the targets and the options of the run")
+    return from_mapping(TreeSettings, values, "tree_options")
