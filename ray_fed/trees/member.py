@@ -5,6 +5,7 @@ current trees may be asked again.
 """
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 
@@ -24,12 +25,14 @@ ROW_WEIGHT = float(1 << 32)
 STOPPING_EXPONENT = 20
 """Losses of rows to stop by are added up in units of 2^-10, up to 2^30."""
 NEW = -1
+MOST_CODES = 255
 
 
 class LostRounds(Exception):
     """The member has not seen what a question builds on: it needs a whole one."""
 
 
+@lru_cache(maxsize=64)
 def features_of_tree(settings: TreeSettings, iteration: int, num_features: int) -> np.ndarray:
     """Return which features the trees of an iteration may split on, ascending; the same in all silos."""
     count = max(1, round(settings.feature_fraction * num_features))
@@ -59,6 +62,8 @@ class Member:
         self.is_fitted = ~np.isnan(self.targets) & ~self.is_kept
         """[outputs, rows]: whether trees are fitted to a row's target."""
         self.iteration, self.level = NEW, 0
+        self.mean_loss = 0.0
+        """Of the rows that trees are fitted to, under the forest before the trees being grown."""
         self._bins_told = b""
 
     @property
@@ -79,13 +84,6 @@ class Member:
         if len(answer) != question.answer:
             raise ValueError(f"{question.answer} values are asked for, these rows make {len(answer)}")
         return answer
-
-    def mean_loss(self) -> float:
-        """Return the mean loss of the rows under the forest so far."""
-        if self.iteration == NEW or self.is_kept.all():
-            return 0.0
-        losses = row_losses(self.targets, self.scores, self.settings)
-        return float(losses[~self.is_kept].mean())
 
     # ---- before the first tree
 
@@ -157,8 +155,8 @@ class Member:
         if told == self._bins_told:
             return
         self._edges, self._has_missing = edges_of_numbers(question.edges, question.bins)
-        codes = codes_of(self.features, self._edges, self._has_missing)
-        self._codes = np.ascontiguousarray(codes.T)
+        self._codes = codes_of(self.features, self._edges, self._has_missing)
+        self._has_gaps = bool(self._has_missing.any())
         self._bins_told = told
 
     def _finish_trees(self, question: Question) -> None:
@@ -174,12 +172,14 @@ class Member:
     def _begin_trees(self, question: Question) -> None:
         self.iteration, self.level = question.iteration, 0
         self.places = np.zeros((self.settings.outputs, self.num_rows), np.int64)
+        losses = row_losses(self.targets, self.scores, self.settings)[~self.is_kept]
+        self.mean_loss = float(losses.mean()) if len(losses) else 0.0
         self._residuals, self._leaf_weights = residuals(self.targets, self.scores, self.settings)
         chosen = features_of_tree(self.settings, question.iteration, len(self._edges))
         self._chosen = np.array([feature for feature in chosen if self._num_bins(feature) > 1], np.int64)
         sizes = np.array([self._num_bins(feature) for feature in self._chosen], np.int64)
         self._offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        self._coded = self._codes[self._chosen] + self._offsets[:-1, None]
+        self._chosen_codes = self._codes[self._chosen]
         self._weights = [self._row_weights(output, int(scale)) for output, scale in enumerate(question.scales)]
 
     def _num_bins(self, feature: int) -> int:
@@ -205,14 +205,17 @@ class Member:
         self.level = level + 1
 
     def _split_output(self, splits: np.ndarray, places: np.ndarray, level: int) -> None:
-        by_place = np.full((1 << level, 3), -1, np.int64)
-        by_place[splits[:, 2]] = splits[:, 3:6]
-        feature, bin_number, missing_left = by_place[places >> 1].T
-        rows = np.flatnonzero(feature >= 0)
-        feature, bin_number, missing_left = feature[rows], bin_number[rows], missing_left[rows]
-        code = self._codes[feature, rows]
-        is_missing = (code == 0) & (self._has_missing[feature] == 1)
-        places[rows] += np.where(is_missing, missing_left == 0, code > bin_number)
+        """Add 1 to the places of rows that go right; where nothing is split, no code is above the bin."""
+        feature, bin_number, missing_left = (np.full(1 << level, fill) for fill in (0, MOST_CODES, 1))
+        parents = splits[:, 2]
+        feature[parents], bin_number[parents], missing_left[parents] = splits[:, 3], splits[:, 4], splits[:, 5]
+        parent = places >> 1
+        of_row = feature[parent]
+        code = self._codes.ravel()[of_row * self.num_rows + np.arange(self.num_rows)]
+        right = code > bin_number[parent]
+        if self._has_gaps:
+            right = np.where((code == 0) & (self._has_missing[of_row] == 1), missing_left[parent] == 0, right)
+        places += right
 
     def _bottom(self) -> np.ndarray:
         return self.places << (self.settings.depth - self.level)
@@ -241,10 +244,12 @@ class Member:
         if num_slots == 0 or size == 0:
             return np.zeros((num_slots, 2, size), np.int64)
         rows = np.flatnonzero((slots >= 0) & self.is_fitted[output])
-        places = self._coded if len(rows) == self.num_rows else np.take(self._coded, rows, axis=1)
-        places = places if num_slots == 1 else places + slots[rows] * size
-        weights = np.broadcast_to(self._weights[output][rows], places.shape).ravel()
-        sums = np.bincount(places.ravel(), weights, num_slots * size)
+        codes = self._chosen_codes if len(rows) == self.num_rows else np.take(self._chosen_codes, rows, axis=1)
+        bins = np.add(codes, self._offsets[:-1, None], dtype=np.int64)
+        if num_slots > 1:
+            bins += slots[rows] * size
+        weights = np.broadcast_to(self._weights[output][rows], bins.shape).ravel()
+        sums = np.bincount(bins.ravel(), weights, num_slots * size)
         counts = np.rint(sums / ROW_WEIGHT)
         parts = (sums - counts * ROW_WEIGHT, counts)
         return np.stack([part.astype(np.int64).reshape(num_slots, size) for part in parts], 1)
