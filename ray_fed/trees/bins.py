@@ -133,10 +133,10 @@ def _between(last: int, following: int) -> np.float32:
 
 
 def codes_of(values: np.ndarray, edges: list[np.ndarray], has_missing: np.ndarray) -> np.ndarray:
-    """Return the bin of each value, uint8 [features, rows]: of a feature with missing values they come first, as 0."""
-    codes = np.empty(values.T.shape, np.uint8)
+    """Return the bin of each value, uint8 [rows, features]: of a feature with missing values they come first, as 0."""
+    codes = np.empty(values.shape, np.uint8)
     for feature, ends in enumerate(edges):
         column = values[:, feature]
-        codes[feature] = np.searchsorted(ends, column, "left") + has_missing[feature]
-        codes[feature, np.isnan(column)] = 0
+        codes[:, feature] = np.searchsorted(ends, column, "left") + has_missing[feature]
+        codes[np.isnan(column), feature] = 0
     return codes

@@ -87,15 +87,16 @@ def tree_block(settings: TreeSettings, splits: np.ndarray, thresholds: np.ndarra
 
 def places(block: np.ndarray, features: np.ndarray, settings: TreeSettings) -> np.ndarray:
     """Return at which leaf of a tree each row comes out, int64 [rows]; features float32 [rows, columns]."""
-    splits, rows = settings.num_splits, np.arange(len(features))
+    splits, first = settings.num_splits, np.arange(len(features)) * features.shape[1]
+    flat = features.ravel()
     feature, threshold, missing_left = block[:splits].astype(np.int64), block[splits : 2 * splits], block[2 * splits :]
     place = np.zeros(len(features), np.int64)
     for level in range(settings.depth):
         node = (1 << level) - 1 + place
         column = feature[node]
-        value = features[rows, np.maximum(column, 0)]
-        with np.errstate(invalid="ignore"):
-            right = np.where(np.isnan(value), missing_left[node] == 0, value > threshold[node])
+        value = flat[first + np.maximum(column, 0)]
+        right = value > threshold[node]  # false for what is missing
+        right |= np.isnan(value) & (missing_left[node] == 0)
         place = 2 * place + (right & (column >= 0))
     return place
 

@@ -8,6 +8,7 @@ import hashlib
 from functools import lru_cache
 
 import numpy as np
+from scipy.sparse import csc_array
 
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.trees.bins import as_float32, codes_of, counted, keys_of
@@ -65,6 +66,7 @@ class Member:
         self.mean_loss = 0.0
         """Of the rows that trees are fitted to, under the forest before the trees being grown."""
         self._bins_told = b""
+        self._ones, self._memory = np.zeros(0), np.zeros((2, 0), np.int32)
 
     @property
     def num_rows(self) -> int:
@@ -156,6 +158,7 @@ class Member:
             return
         self._edges, self._has_missing = edges_of_numbers(question.edges, question.bins)
         self._codes = codes_of(self.features, self._edges, self._has_missing)
+        self._first_codes = np.arange(self.num_rows) * self._codes.shape[1]
         self._has_gaps = bool(self._has_missing.any())
         self._bins_told = told
 
@@ -179,8 +182,17 @@ class Member:
         self._chosen = np.array([feature for feature in chosen if self._num_bins(feature) > 1], np.int64)
         sizes = np.array([self._num_bins(feature) for feature in self._chosen], np.int64)
         self._offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        self._chosen_codes = self._codes[self._chosen]
+        self._place_bins(self._codes[:, self._chosen])
         self._weights = [self._row_weights(output, int(scale)) for output, scale in enumerate(question.scales)]
+
+    def _place_bins(self, codes: np.ndarray) -> None:
+        """Write each row's places in a histogram into arrays that are made once: new ones cost more than the sums."""
+        if len(self._ones) < codes.size:
+            self._ones = np.ones(codes.size)
+            self._memory = np.empty((2, codes.size), np.int32)
+        self._bins, self._taken = (part[: codes.size].reshape(codes.shape) for part in self._memory)
+        np.add(codes, self._offsets[:-1].astype(np.int32), out=self._bins)
+        self._pointers = np.arange(self.num_rows + 1, dtype=np.int32) * np.int32(codes.shape[1])
 
     def _num_bins(self, feature: int) -> int:
         return len(self._edges[feature]) + 1 + int(self._has_missing[feature])
@@ -211,7 +223,7 @@ class Member:
         feature[parents], bin_number[parents], missing_left[parents] = splits[:, 3], splits[:, 4], splits[:, 5]
         parent = places >> 1
         of_row = feature[parent]
-        code = self._codes.ravel()[of_row * self.num_rows + np.arange(self.num_rows)]
+        code = self._codes.ravel()[of_row + self._first_codes]
         right = code > bin_number[parent]
         if self._has_gaps:
             right = np.where((code == 0) & (self._has_missing[of_row] == 1), missing_left[parent] == 0, right)
@@ -239,17 +251,23 @@ class Member:
         return np.concatenate([np.zeros(0, np.int64), *self._in_digits(sums, question.digits)])
 
     def _histograms(self, output: int, slots: np.ndarray, num_slots: int) -> np.ndarray:
-        """Return (sums of residuals, numbers of rows) of each slot's bins, int64 [slots, 2, bins]; slot -1: none."""
+        """Return (sums of residuals, numbers of rows) of each slot's bins, int64 [slots, 2, bins]; slot -1: none.
+
+        It is np.bincount in a quarter of the time: the product of a sparse matrix, a one in each row's bins, with the
+        rows' weights. These are whole numbers, so the order of the sums changes no bit.
+        """
         size = int(self._offsets[-1])
         if num_slots == 0 or size == 0:
             return np.zeros((num_slots, 2, size), np.int64)
         rows = np.flatnonzero((slots >= 0) & self.is_fitted[output])
-        codes = self._chosen_codes if len(rows) == self.num_rows else np.take(self._chosen_codes, rows, axis=1)
-        bins = np.add(codes, self._offsets[:-1, None], dtype=np.int64)
+        bins = self._taken[: len(rows)]
+        np.take(self._bins, rows, axis=0, out=bins, mode="clip")
         if num_slots > 1:
-            bins += slots[rows] * size
-        weights = np.broadcast_to(self._weights[output][rows], bins.shape).ravel()
-        sums = np.bincount(bins.ravel(), weights, num_slots * size)
+            bins += (slots[rows] * size).astype(np.int32)[:, None]
+        matrix = csc_array((num_slots * size, len(rows)))
+        matrix.indices, matrix.data = bins.reshape(-1), self._ones[: bins.size]
+        matrix.indptr = self._pointers[: len(rows) + 1]
+        sums = matrix @ self._weights[output][rows]
         counts = np.rint(sums / ROW_WEIGHT)
         parts = (sums - counts * ROW_WEIGHT, counts)
         return np.stack([part.astype(np.int64).reshape(num_slots, size) for part in parts], 1)

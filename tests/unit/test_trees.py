@@ -209,7 +209,7 @@ def test_bins_hold_about_equally_many_rows_and_edges_are_no_row_values():
     growth = Growth.begin(1)
     while growth.at is Step.COUNT:
         growth = grower.after(growth, member.answer(grower.question(growth)))
-    counts = np.bincount(codes_of(member.features, [growth.edges], np.array([0]))[0])
+    counts = np.bincount(codes_of(member.features, [growth.edges], np.array([0]))[:, 0])
     assert len(counts) == 32
     assert counts.min() > 0.5 * 4000 / 32
     assert counts.max() < 1.5 * 4000 / 32
