@@ -62,7 +62,9 @@ def test_what_cannot_be_converted_is_refused_with_both_units(unit, wanted):
     assert f"'{wanted}'" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["electron-volts", "eV/", "10 eV", "log(GPa", "x" * 200])
+@pytest.mark.parametrize(
+    "text", ["electron-volts", "eV/", "10 eV", "log(GPa", "x" * 200, "m**9**9**9", "m^(9^9^9)", "m^9999999"]
+)
 def test_what_is_no_unit_is_refused_with_a_remedy(text):
     with pytest.raises(ConfigError, match="is no unit that can be read; write it as eV/atom"):
         checked_unit(text)
