@@ -30,7 +30,7 @@ _WRITTEN = {"f.u.": "formula_unit", "cell": "unit_cell", "cells": "unit_cell", "
 _WORD = re.compile("|".join(rf"(?<!\w){re.escape(text)}(?!\w)" if text[0].isalpha() else re.escape(text)
                             for text in _WRITTEN))  # fmt: skip
 LONGEST = 60
-_POWERS = re.compile(r"(\*\*|\^)\s*(?![-+]?\d{1,2}(\.\d)?(?![\d.])\s*(?!\*\*|\^))")
+_POWERS = re.compile(r"(?:\*\*|\^)(?!\s*[-+]?\d{1,2}(?:\.\d)?(?![\d.])(?!\s*(?:\*\*|\^)))|[⁰¹²³⁴⁵⁶⁷⁸⁹]{3}")
 """A power that is not a small number: who sends `m**9**9**9` from elsewhere must not keep this machine busy."""
 
 
