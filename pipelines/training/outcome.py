@@ -1,6 +1,7 @@
 """What a run leaves behind: summary, model, figures and report."""
 
 import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -85,17 +86,20 @@ class TrainingOutcome:
         self._summarise(status, reason)
         self.directory.write_summary(self.summary)  # type: ignore[arg-type]
 
-    def share_model(self, coordinator: CoordinatorLike) -> list[str]:
-        """Hand the model to the silos' owners; return notices of those who did not take it. Who did is in the
-        summary."""
+    def notice(self, lines: Sequence[str]) -> None:
+        """Say what the user should know, now and in the summary and the report."""
+        self.notices += tuple(lines)
+        for line in lines:
+            print(f"note: {line}", file=sys.stderr)
+
+    def share_model(self, coordinator: CoordinatorLike) -> None:
+        """Hand the model to the silos' owners; name those who did not take it. Who did is in the summary."""
         self._summarise("running", "")
         self._save_model()
         weights, card = (np.fromfile(path, np.uint8) for path in model_paths(self.directory.models / "federated"))
         reasons = coordinator.hand_over_model(weights, card)
         self.has_model = {silo: not reason for silo, reason in reasons.items()}
-        untaken = [f"silo '{silo}' did not take the model: {reason}" for silo, reason in reasons.items() if reason]
-        self.notices += tuple(untaken)
-        return untaken
+        self.notice([f"silo '{silo}' did not take the model: {why}" for silo, why in reasons.items() if why])
 
     def paths(self) -> dict[str, Path]:
         """Label -> path, for the terminal."""
@@ -345,6 +349,7 @@ class TrainingOutcome:
             command=self.command,
             results=self.results,
             unreadable={name: silo.unreadable for name, silo in agreement.silos.items() if silo.unreadable},
+            notes={name: silo.notes for name, silo in agreement.silos.items() if silo.notes},
             warnings=self.notices,
             provenance=self._provenance(),
         )

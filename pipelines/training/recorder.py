@@ -45,11 +45,17 @@ class TrainingRecorder:
                 closing.callback(self.ledger.close)
             closing.callback(self.progress.close)
 
-    def collect(self, coordinator: CoordinatorLike) -> None:
-        """Fetch the silos' ledgers; a coordinator that is gone has none, which must not hide why it is gone."""
-        if self.ledger:
-            with contextlib.suppress(FedError):
-                self.ledger.add_silo_ledgers(coordinator.collect_ledgers())
+    def collect(self, coordinator: CoordinatorLike) -> list[str]:
+        """Fetch the silos' ledgers; return notices of those that did not come. A coordinator that is gone has none,
+        which must not hide why it is gone."""
+        if not self.ledger:
+            return []
+        try:
+            found = coordinator.collect_ledgers()
+            self.ledger.add_silo_ledgers(found)
+        except FedError as error:
+            return [f"the silos' ledgers were not collected: {error}"]
+        return [f"no ledger of silo '{silo}': {reason}" for silo, reason in sorted(found.missing.items())]
 
     def on_job_start(self, job: Job, seed: int) -> None:
         kind = "federated" if job.kind == "federated" else "each silo alone, pooled"

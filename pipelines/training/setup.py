@@ -15,6 +15,7 @@ from ray_fed.federation.messages import SiloDescription
 from ray_fed.federation.rounds.job import Job, local_job
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.materials.databases.addresses import scheme_of
 from ray_fed.materials.databases.columns import canonical_target, unit_of_target
 from ray_fed.materials.databases.kinds import is_on_disk, whole_path
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Access, Source
@@ -23,8 +24,8 @@ from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
 from ray_fed.materials.targets import TWO_CLASSES, Target
 from ray_fed.materials.units import UNKNOWN_UNIT, can_convert, checked_unit
+from ray_fed.sites.requests import Invitation
 from ray_fed.sites.tasks import FILTERS, PropertyOptions
-from ray_fed.sites.wire import Invitation
 
 POOLED = "pooled"
 RICHEST, RICH = "rich+structure", "rich"
@@ -191,7 +192,10 @@ def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     order = tuple(entry.name for entry in file.silos)
     hub = replace(file.hub, tls=str(base / at_home(file.hub.tls))) if file.hub else None
     test = SiloSpec("test", _site_rows(config, task, file.test, base, 0.0), site=file.test.site) if file.test else None
-    return Setup(config, task, silos, None, test and _held(test, task), sites, hub, order, notes=notes)
+    # A database that somebody else's file names is not asked from here, where other secrets are.
+    is_here = file.test is not None and not scheme_of(file.test.data)
+    test = _held(test, task) if test and is_here else test
+    return Setup(config, task, silos, None, test, sites, hub, order, notes=notes)
 
 
 def _check_baselines(config: TrainConfig, file: FederationFile) -> None:
@@ -259,7 +263,7 @@ def property_options(config: TrainConfig) -> PropertyOptions:
     return PropertyOptions(
         config.features, config.impute, config.hidden, tuple(map(canonical_target, config.target)), config.unit,
         tuple("none" if labels else name for name, labels in zip(transforms, classes, strict=True)), classes,
-        config.standardise_target, config.symmetry,
+        config.standardise_target, config.symmetry, config.cell,
     )  # fmt: skip
 
 
@@ -285,11 +289,9 @@ def _classes(config: TrainConfig) -> list[tuple[str, ...]]:
 def _settled_by_data(config: TrainConfig, path: str) -> tuple[TrainConfig, tuple[str, ...]]:
     """Return the options of a study with features, classes and units settled by its one source; and what to say."""
     is_open = config.features == AUTO or (config.task != "regression" and not config.classes)
-    found = (
-        inferred(Source(path, None, access=config.access(), targets=config.target))
-        if is_open and path != EMBEDDED
-        else None
-    )
+    where = tuple(_condition(text) for text in config.where)
+    source = Source(path, None, where, access=config.access(), targets=config.target)
+    found = inferred(source) if is_open and path != EMBEDDED else None
     config, of_features = _with_features(config, found is None or found.has_structures)
     config, of_classes = _with_classes(config, found)
     config, of_units = _with_units(config, [])
@@ -357,6 +359,8 @@ def _with_units(config: TrainConfig, said: Sequence[Sequence[str]]) -> tuple[Tra
         known = unit_of_target(name)
         assumed = (told or [config.UNIT_IF_UNKNOWN])[0] if known == UNKNOWN_UNIT else known
         units.append("dimensionless" if labels else assumed)
+        if len(set(told)) > 1 and known == UNKNOWN_UNIT:
+            notes.append(f"sites say {name} in different units; it is learned in '{assumed}', and the others converted")
         if not labels and known == UNKNOWN_UNIT and not told:
             shown = "its values are shown as" if assumed == UNKNOWN_UNIT else "it is taken to be in"
             notes.append(f"the unit of {name!r} is not given, and {shown} '{assumed}'; say it with --unit, e.g. GPa")

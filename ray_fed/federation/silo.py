@@ -71,6 +71,7 @@ class Silo:
         """Read and featurise the rows (DataError when that fails) and describe them."""
         rows = self._rows = self.task.load(self.spec)
         self._scoring, self._counting, self.secure.num_examples = None, None, len(rows.features)
+        self.owner_notes += rows.remarks
         return SiloDescription(
             self.spec.name,
             len(rows.features),
@@ -80,6 +81,7 @@ class Silo:
             rows.fingerprint,
             self.device,
             metrics=tuple(metric.name for metric in self.task.metrics),
+            notes=rows.notes,
         )
 
     @property

@@ -84,6 +84,10 @@ class LocalRows:
     """Hash, rows and columns of the source, for the record of the run; leaves the silo."""
     agreement: Mapping[str, str]
     """What this silo has of what all must agree on: compared with `Task.agreement`; leaves the silo."""
+    notes: Mapping[str, int] = field(default_factory=dict, kw_only=True)
+    """Kind of note -> number of rows of which something is odd, used all the same; no value of any row."""
+    remarks: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
+    """Reasons and notes in whole, with values: for the owner's log alone."""
     groups: Sequence[str] = field(default=(), repr=False, kw_only=True)
     """Of each training sample the group that no split may cut, such as its reduced formula; none where there are
     none."""
@@ -110,9 +114,9 @@ class Samples:
     """The same of the targets, as `target_tensor` makes them."""
     held_out_features: Any = field(repr=False)
     """Like `features`, of the held-out samples."""
-    standardizer: Standardizer | None = field(default=None, kw_only=True)
+    standardizer: Standardizer | None = field(default=None, kw_only=True, repr=False)
     """What the columns were standardised with; None where the task has no scaler."""
-    undo: Callable[[np.ndarray], np.ndarray] | None = field(default=None, kw_only=True)
+    undo: Callable[[np.ndarray], np.ndarray] | None = field(default=None, kw_only=True, repr=False)
     """From outputs of the network [rows, ...] to what they say in the user's terms, where that is something else:
     `Task.predicted` with the standardizer."""
 

@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn import functional
 
 from ray_fed.errors import DataError, Trouble
-from ray_fed.federation.reasons import counted_reasons
+from ray_fed.federation.reasons import counted_notes, counted_reasons
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task, feature_tensor, target_tensor
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.steps import Loss
 from ray_fed.materials.databases.columns import canonical_target
-from ray_fed.materials.databases.database import Database, open_database
+from ray_fed.materials.databases.database import Database, hash_of_rows, open_database
 from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
 from ray_fed.materials.databases.kinds import is_on_disk
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source
@@ -54,6 +54,8 @@ LABELS = [f"label.{at}" for at in range(MOST_TARGETS)]
 """Columns of a frame with the targets of its rows, as numbers."""
 LABELS_OF = "labels."
 """Before a target's name, in a fingerprint: how many training rows have it."""
+MOST_REMARKS = 10_000
+"""Lines of an owner's log about the rows of one reading."""
 FEWEST_ENERGIES = 20
 LARGEST_FORMATION_ENERGY = 20.0
 """In eV/atom. The most stable compounds lie near -4.5; a value beyond this is in kJ/mol, meV or another unit."""
@@ -130,6 +132,7 @@ class PropertyTask(Task):
 
     @property
     def num_features(self) -> int:
+        """Columns of the feature set."""
         return len(self.featurizer().get_feature_names_out())
 
     def agreement(self) -> dict[str, str]:
@@ -154,7 +157,7 @@ class PropertyTask(Task):
                 f"silo '{spec.name}': its source is {wanted!r}; a property task needs CrystalRows",
                 failure=Trouble.OPTION_WRONG,
             )
-        database = open_database(wanted.source, spec.name)
+        database = open_database(as_read(wanted.source, self.featurizer()), spec.name)
         whole = self._labelled(database, wanted, spec.name)
         frame = wanted.part.take(whole) if wanted.part else whole
         folder = None if wanted.source.path == EMBEDDED else cache_folder()
@@ -176,7 +179,8 @@ class PropertyTask(Task):
         return LocalRows(
             features[train], targets[train], features[held_out], targets[held_out], counted_reasons(reasons),
             {**database.fingerprint, "rows_of_silo": len(frame), **self._label_counts(targets[train])},
-            {**self.agreement(), "target": held},
+            {**self.agreement(), "target": held}, notes=counted_notes([*frame["note"], *database.notices]),
+            remarks=remarks(frame, reasons, database.notices),
         )  # fmt: skip
 
     def _labelled(self, database: Database, wanted: CrystalRows, silo: str) -> pd.DataFrame:
@@ -206,6 +210,7 @@ class PropertyTask(Task):
         return targets.reshape(len(targets), len(self.targets))
 
     def moment_columns(self, rows: LocalRows) -> np.ndarray:
+        """Return the features [rows, d], and beside them what target_scaler needs where targets are standardised."""
         if not self.standardise_target:
             return rows.features
         return np.hstack([rows.features, moment_columns(self._table(rows.targets), self.targets)])
@@ -219,6 +224,7 @@ class PropertyTask(Task):
         return of_features.beside(target_scaler(replace(moments, digits=moments.digits[d:])))
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:
+        """Return features [rows, d] and what is learned of the targets [rows, outputs] as tensors on the device."""
         assert standardizer is not None, "property tasks standardise"
         of_features, of_targets = self.scalers(standardizer)
         features, held_out = (
@@ -242,13 +248,14 @@ class PropertyTask(Task):
         return predicted_values(outputs, self.targets, of_targets)
 
     def possession(self, source: object) -> str:
-        """Return a hash over the bytes of a source's files; data that come with the package are everybody's."""
+        """Return a hash over the bytes of a source's files, or over what its database answers; data that come with the
+        package are everybody's."""
         if not isinstance(source, CrystalRows):
             return ""
         path = source.source.path
-        if not is_on_disk(path):  # nobody shows by hashing what a database answers that its rows are his
-            return EMBEDDED if path == EMBEDDED else ""
-        return _hash_of_files(Path(path))
+        if path == EMBEDDED:
+            return EMBEDDED
+        return _hash_of_files(Path(path)) if is_on_disk(path) else hash_of_rows(source.source)
 
     def _features(self, frame: pd.DataFrame, folder: Path | None) -> tuple[np.ndarray, list[str]]:
         """Return (features [rows, d], reason per row): the reader's reason first, then the featurizer's.
@@ -322,6 +329,21 @@ def property_task(
     """Return the task of these targets."""
     kind = PropertyTask if [target.kind for target in targets] == ["regression"] else JointPropertyTask
     return kind(features, options, hidden, targets, standardise_target)
+
+
+def as_read(source: Source, features: FeatureSet) -> Source:
+    """Return the source as a feature set wants it read: with the cells that its options name."""
+    return replace(source, cell=features.cell if features.needs_structure else "given")
+
+
+def remarks(frame: pd.DataFrame, reasons: Sequence[str], notices: Sequence[str]) -> tuple[str, ...]:
+    """Return what is wrong or odd about rows and their source in whole, one line each, for the owner alone."""
+    told = [f"source: {notice}" for notice in notices]
+    for name, reason, note in zip(frame["id"], reasons, frame["note"], strict=True):
+        told += [f"row {name} not usable: {reason}"] if reason else []
+        told += [f"row {name}: {note}"] if note else []
+    more = len(told) - MOST_REMARKS
+    return tuple(told[:MOST_REMARKS]) + ((f"and {more:,} more rows",) if more > 0 else ())
 
 
 def _hash_of_files(path: Path) -> str:

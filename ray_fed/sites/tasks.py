@@ -25,7 +25,7 @@ from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.materials.databases.columns import canonical_target
 from ray_fed.materials.databases.source import Source
 from ray_fed.materials.property_task import FORMATION_ENERGY, CrystalRows, PropertyTask, property_task
-from ray_fed.materials.symmetry import Symmetry
+from ray_fed.materials.symmetry import Cell, Symmetry
 from ray_fed.materials.targets import MOST_TARGETS, Target
 from ray_fed.materials.units import can_convert, checked_unit
 from ray_fed.perimeter.book import Book
@@ -51,7 +51,7 @@ Options = Mapping[str, Any]
 
 
 class InvitationLike(Protocol):
-    """What is read of an invitation (wire.py)."""
+    """What is read of an invitation (requests.py)."""
 
     @property
     def run(self) -> str: ...
@@ -178,6 +178,7 @@ class PropertyOptions:
     """For each target its labels with "|" between them, "" for a number; numbers all if empty."""
     standardise_target: bool = False
     symmetry: Symmetry = "given"
+    cell: Cell = "given"
 
     def __post_init__(self) -> None:
         count = len(self.target)
@@ -194,6 +195,8 @@ class PropertyOptions:
     def task(self) -> PropertyTask:
         """Return the task; ConfigError for features or options that are not there."""
         options = (("impute", self.impute),) if self.features.startswith("guo") else ()
+        # Cells as given are the default of every feature set: the options of older runs name none.
+        options += (("cell", self.cell),) if self.cell != "given" else ()
         task = property_task(self.features, options, self.hidden, self.targets(), self.standardise_target)
         task.featurizer()
         return task

@@ -181,11 +181,11 @@ def test_lists_are_decoded_only_for_rows_whose_space_group_is_not_given(tmp_path
     cubic = {**ROCKSALT, "a": 2.8, "b": 2.8, "c": 2.8, "volume": 21.952, "n_sites": 2, **lists}
     asked: list[str] = []
 
-    def watched(path, target, opened=databases.open_table):
-        raw = opened(path, target)
+    def watched(source, opened=databases.open_source):
+        raw = opened(source)
         return replace(raw, read=lambda name: asked.append(name) or raw.read(name))
 
-    monkeypatch.setattr(databases, "open_table", watched)
+    monkeypatch.setattr(databases, "open_source", watched)
     table(cubic).to_parquet(tmp_path / "given.parquet")
     assert open_database(Source(str(tmp_path / "given.parquet"))).frame.loc[0, "spacegroup_number"] == 225
     assert {"numbers", "frac_coords"}.isdisjoint(asked)
