@@ -7,24 +7,28 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 from torch.nn.functional import mse_loss
 
 from pipelines.launching import CoordinatorLike
+from pipelines.training.alone import summary_of
+from pipelines.training.analysis_report import figure_of, sections
 from pipelines.training.class_pages import class_sections
 from pipelines.training.experiment import TrainingExperiment
 from pipelines.training.membership import fingerprints
 from pipelines.training.per_silo_errors import own_errors, own_table
 from pipelines.update_options import privacy_statement
 from ray_fed.federation.rounds.job import EPSILON
+from ray_fed.materials.boosted_property_task import BoostedPropertyTask
 from ray_fed.materials.targets import Target, values_by_target
-from ray_fed.materials.trained_model import card_entries, scaler_arrays
+from ray_fed.materials.trained_model import card_entries, forest_entries, scaler_arrays, tree_entries
 from ray_fed.metrics import Metric
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
 from ray_fed.reporting.model_files import ModelCard, model_paths, save_model
 from ray_fed.reporting.report import Figure, Section, Table, write_report
-from ray_fed.reporting.results import ResultRow, Results, results_from_summary
+from ray_fed.reporting.results import BEST, ResultRow, Results, results_from_summary
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.tensorboard_log import EventLog
 
@@ -51,6 +55,8 @@ class TrainingOutcome:
         self.has_model: dict[str, bool] = {}
         """Silo -> whether its owner has taken the final model, where it was handed over."""
         self.summary: dict[str, object] = {}
+        self.pictures: list[Path] = []
+        """Figures that were saved, in their order."""
 
     def begin(self) -> None:
         """Write what is known before training: configuration, versions, data fingerprints, status "running"."""
@@ -79,7 +85,7 @@ class TrainingOutcome:
             self._save_model()
         figures, classes = self._figures(), self._classes()
         self._report(figures, classes)
-        self._log([*figures, *(block for section in classes for block in section.blocks if isinstance(block, Figure))])
+        self._log()
         if seal:
             seal()
         # Last: a run whose summary says "completed" has everything else.
@@ -117,6 +123,7 @@ class TrainingOutcome:
     def _summarise(self, status: str, reason: str) -> None:
         self.summary = {
             **self._metrics(),
+            **self._alone(),
             **own_errors(self.experiment),
             **self._costs(),
             **self._counts(),
@@ -136,6 +143,18 @@ class TrainingOutcome:
                 if len(values) > 1:
                     flat[f"{key}.{metric.name}_std"] = stdev(values)
         return flat
+
+    def _alone(self) -> dict[str, object]:
+        """`best.<silo>.<metric>` and `.learner`, where there is a common test set: what each could do alone."""
+        experiment = self.experiment
+        if experiment.agreement.test is None or not experiment.alone:
+            return {}
+        networks = {metric.name: experiment.finals(metric) for metric in experiment.metrics}
+        rows = {
+            f"{BEST}.{silo}.num_examples": experiment.agreement.silos[silo].num_examples
+            for silo in experiment.alone[0].results
+        }
+        return summary_of(experiment.alone, networks, experiment.metrics, BEST) | rows
 
     def _costs(self) -> dict[str, object]:
         """Rounds, bytes and seconds of one federated run, averaged over the seeds."""
@@ -183,7 +202,6 @@ class TrainingOutcome:
 
     def _save_model(self) -> None:
         agreement, layout = self.experiment.agreement, self.experiment.agreement.layout
-        assert agreement.standardizer is not None
         arrays = layout.unflatten(self.experiment.models["federated"][: layout.size])
         arrays |= scaler_arrays(self.experiment.setup.task, agreement.standardizer)
         save_model(self.directory.models / "federated", arrays, self._card())
@@ -202,15 +220,7 @@ class TrainingOutcome:
                 "options": dict(setup.task.feature_options),  # type: ignore[arg-type]
             },
             feature_names=tuple(str(name) for name in featurizer.get_feature_names_out()),
-            architecture={"type": "mlp", "hidden": list(config.hidden), "activation": "relu"},
-            hyperparameters={
-                "optimizer": config.optimizer,
-                "learning_rate": config.learning_rate,
-                "batch_size": config.batch_size,
-                "epochs": config.epochs,
-                "optimizer_state": config.optimizer_state,
-                "loss": "mse" if setup.task.loss is mse_loss else "mse and cross-entropy over the labels there are",
-            },
+            **self._method(),
             seed=config.seed,
             data=tuple(fingerprints(self.experiment.agreement)),  # type: ignore[arg-type]
             split={"how": config.split, "test_rows": self.summary["test.num_examples"], "seed": config.seed},  # type: ignore[dict-item]
@@ -222,6 +232,23 @@ class TrainingOutcome:
             training_history="../history.jsonl",
             citation=CITATION,
         )
+
+    def _method(self) -> dict[str, Any]:
+        """Return what kind of model it is and how it was trained, as arguments of ModelCard."""
+        config, task = self.experiment.setup.config, self.experiment.setup.task
+        if isinstance(task, BoostedPropertyTask):
+            return {"architecture": forest_entries(task.trees), "hyperparameters": tree_entries(task.trees)}
+        return {
+            "architecture": {"type": "mlp", "hidden": list(config.hidden), "activation": "relu"},
+            "hyperparameters": {
+                "optimizer": config.optimizer,
+                "learning_rate": config.learning_rate,
+                "batch_size": config.batch_size,
+                "epochs": config.epochs,
+                "optimizer_state": config.optimizer_state,
+                "loss": "mse" if task.loss is mse_loss else "mse and cross-entropy over the labels there are",
+            },
+        }
 
     def _federation_record(self) -> dict[str, object]:
         setup = self.experiment.setup
@@ -254,11 +281,11 @@ class TrainingOutcome:
         )
         return class_sections(experiment.setup.task.targets, in_order, is_hidden, where, self._save)
 
-    def _log(self, figures: Sequence[Figure]) -> None:
+    def _log(self) -> None:
         """Show in TensorBoard what the federated model came to, and the pictures."""
         finals = {metric.name: self.summary.get(f"federated.{metric.name}") for metric in self.experiment.metrics}
         with EventLog(self.directory.tensorboard) as log:
-            log.outcome(finals, [figure.path for figure in figures])
+            log.outcome(finals, self.pictures)
 
     @property
     def results(self) -> Results:
@@ -281,7 +308,7 @@ class TrainingOutcome:
         ]
 
     def _parity(self, target: Target, true: np.ndarray, predicted: Mapping[str, np.ndarray]) -> Figure:
-        rows, there = self.results.rows, ~np.isnan(true)
+        rows, there = self.results.shown, ~np.isnan(true)
         silos = sorted((row for row in rows if row.kind == "silo"), key=lambda row: -(row.num_examples or 0))
         left_out = silos[MAX_PARITY_SILOS:]
         metrics = self.experiment.setup.task.metrics_of(target)
@@ -308,7 +335,7 @@ class TrainingOutcome:
 
     def _bars(self) -> Figure | None:
         headline, repeats = self.experiment.metrics[0], self.experiment.setup.config.repeats
-        rows = [row for row in self.results.rows if row.values[headline.name] is not None]
+        rows = [row for row in self.results.shown if row.values[headline.name] is not None]
         if not rows:
             return None
         panels = {metric: _means(rows, metric, repeats > 1) for metric in self.results.metrics}
@@ -325,7 +352,7 @@ class TrainingOutcome:
             return None
         labels = {name: name if name in ("federated", "pooled") else f"{name} alone" for name in curves}
         named = {labels[name]: points for name, points in curves.items()}
-        figure = learning_curves_figure(named, headline, x_label="Epoch")
+        figure = learning_curves_figure(named, headline, x_label=self._pass)
         return self._save("learning_curves", figure, f"Test {headline.title} during training, first seed.")
 
     def _save(self, name: str, figure, caption: str) -> Figure:
@@ -333,7 +360,12 @@ class TrainingOutcome:
 
         path = self.directory.figures / f"{name}.png"
         save_figure(figure, path)
+        self.pictures.append(path)
         return Figure(path, caption)
+
+    @property
+    def _pass(self) -> str:
+        return "Iteration" if isinstance(self.experiment.setup.task, BoostedPropertyTask) else "Epoch"
 
     def _reference(self) -> str:
         return "model data" if self.experiment.setup.config.data == "embedded" else "reference"
@@ -344,7 +376,7 @@ class TrainingOutcome:
             self.directory,
             f"Multi-source training: {_listed([target.words for target in setup.task.targets])}",
             self.summary,
-            [*self._own_section(), *classes, *([Section("Figures", figures)] if figures else [])],
+            [*self._own_section(), *classes, *self._analysis(), *([Section("Figures", figures)] if figures else [])],
             subtitle=f"{len(setup.training)} silos, {self.summary['rounds']} communications",
             command=self.command,
             results=self.results,
@@ -353,6 +385,16 @@ class TrainingOutcome:
             warnings=self.notices,
             provenance=self._provenance(),
         )
+
+    def _analysis(self) -> list[Section]:
+        """Write analysis.json; return its part of the report."""
+        analysis = self.experiment.analysis
+        if analysis is None:
+            return []
+        self.directory.write_json("analysis.json", analysis.as_json())  # type: ignore[arg-type]
+        has_bars = bool(analysis.groups or analysis.importances)
+        caption = f"Errors on {analysis.where} by anion class and element; what the model rests on."
+        return sections(analysis, [self._save("analysis", figure_of(analysis), caption)] if has_bars else [])
 
     def own_table(self) -> list[list[str]]:
         """Return what each silo's own held-out rows say, header first; empty with a common test set."""
