@@ -69,7 +69,8 @@ class TrainConfig(UpdateOptions):
     """Labels of the classes, which all silos share; found in the data in a study, false and true elsewhere. With
     several targets one list each, as a|b|c, and - for numbers."""
     standardise_target: bool = True
-    """Learn numbers of mean 0 and deviation 1, by moments of all silos together, so that no unit matters."""
+    """Learn numbers of mean 0 and deviation 1, by moments of all silos together, so that no unit matters. The training
+    loss is then of these numbers; every other number that is shown is in the target's unit."""
     where: tuple[str, ...] = ()
     """Keep only rows with COLUMN=VALUE, e.g. source=OQMD."""
     rows: int | None = None
