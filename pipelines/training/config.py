@@ -69,7 +69,8 @@ class TrainConfig(UpdateOptions):
     """Labels of the classes, which all silos share; found in the data in a study, false and true elsewhere. With
     several targets one list each, as a|b|c, and - for numbers."""
     standardise_target: bool = True
-    """Learn numbers of mean 0 and deviation 1, by moments of all silos together, so that no unit matters."""
+    """Learn numbers of mean 0 and deviation 1, by moments of all silos together, so that no unit matters. The training
+    loss is then of these numbers; every other number that is shown is in the target's unit."""
     where: tuple[str, ...] = ()
     """Keep only rows with COLUMN=VALUE, e.g. source=OQMD."""
     rows: int | None = None
@@ -171,8 +172,8 @@ class TrainConfig(UpdateOptions):
     max_restarts: int = 3
     """How often a silo whose process died is started again."""
     start_timeout: float = 0.0
-    """Seconds to wait for sites of a federation file that have no machine yet, or no connection (of those ten minutes if
-    0); then the run is refused, or begins without them (--late-silos)."""
+    """Seconds to wait for sites of a federation file that have no machine yet, or no connection (of those ten minutes
+    if 0); then the run is refused, or begins without them (--late-silos)."""
     late_silos: bool = False
     """Begin without silos whose site has no machine yet, if --min-fit-clients are there; each takes part from the round
     after its machine appeared. The scaler, and the steps of an epoch, come from the silos that were there."""
