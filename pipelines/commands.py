@@ -110,24 +110,32 @@ OWN_STRATEGY = argument(
 CATALOGUE = "pipelines.model_library.catalogue"
 PLACE = "folder, or any URL that fsspec knows"
 
+SITE_OVERRIDES = argument(
+    "--set",
+    dest="site_overrides",
+    action="append",
+    default=[],
+    metavar="KEY=VALUE",
+    help="override a field of the federation file: silos.NAME.FIELD=VALUE or test.FIELD=VALUE (repeatable)",
+)
+
 COMMANDS = (
     Command(
+        "train",
+        "train a network for any property over several silos",
+        "pipelines.training.pipeline:train",
+        ("pipelines.training.config:TrainConfig", SITE_OVERRIDES),
+        "Train a network for one or several properties, numbers or classes, over several silos, and compare it with "
+        "each silo alone and with all rows pooled.",
+        _start_fork_server_with_crystals,
+    ),
+    Command(
         "formation-energy",
-        "multi-source training of a formation-energy network (Guo et al. 2022)",
+        "train with the choices of Guo et al. 2022: a formation-energy network",
         "pipelines.training.pipeline:run",
-        (
-            "pipelines.training.config:FormationEnergyConfig",
-            argument(
-                "--set",
-                dest="site_overrides",
-                action="append",
-                default=[],
-                metavar="KEY=VALUE",
-                help="override a field of the federation file: silos.NAME.FIELD=VALUE or test.FIELD=VALUE (repeatable)",
-            ),
-        ),
+        ("pipelines.training.config:FormationEnergyConfig", SITE_OVERRIDES),
         "Train a formation-energy network [eV/atom] over several silos, and compare it with each silo alone and with "
-        "all rows pooled.",
+        "all rows pooled. A preset of `ray-fed train`: the same options, other defaults.",
         _start_fork_server_with_crystals,
     ),
     Command(
@@ -179,7 +187,7 @@ COMMANDS = (
         "many runs over the same silos with Ray Tune: communication frequency, learning rate, any other field",
         "pipelines.sweep.pipeline:run",
         (
-            argument("pipeline", nargs="?", default="formation-energy", choices=["formation-energy"]),
+            argument("pipeline", nargs="?", default="formation-energy", choices=["formation-energy", "train"]),
             place("--resume", metavar="RUN", default=None, help="go on with a sweep that was broken off"),
             "pipelines.sweep.config:SweepConfig",
             "pipelines.training.config:FormationEnergyConfig",

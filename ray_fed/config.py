@@ -13,7 +13,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -39,7 +39,15 @@ def path_option(text: str) -> str:
 
 
 def field_documentation(cls: type) -> dict[str, str]:
-    """Return field name -> the string that stands under the field in the class's source."""
+    """Return field name -> the string that stands under the field in the source of the class, or of one it is made
+    from."""
+    found: dict[str, str] = {}
+    for each in reversed([base for base in cls.__mro__ if is_dataclass(base)]):
+        found |= _own_documentation(each)
+    return found
+
+
+def _own_documentation(cls: type) -> dict[str, str]:
     body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
     assert isinstance(body, ast.ClassDef)
     documented = {}

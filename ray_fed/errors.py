@@ -174,7 +174,7 @@ def failure_of(error: BaseException) -> Trouble:
     return next((failure for cls, failure in FAILURES if isinstance(error, cls)), Trouble.CODE_FAILED)
 
 
-def quoted(value: object) -> str:
-    """Return a value for a message: on one line, in single quotes, at most 62 characters."""
+def quoted(value: object, most: int = 60) -> str:
+    """Return a value for a message: on one line, in single quotes, at most `most` characters between them."""
     text = " ".join(str(value).split()).replace("'", '"')
-    return f"'{text if len(text) <= 60 else text[:57] + '...'}'"
+    return f"'{text if len(text) <= most else text[: most - 3] + '...'}'"

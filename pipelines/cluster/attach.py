@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.training.checkpoint import kind_of
-from pipelines.training.setup import ENERGY_UNIT
+from pipelines.training.config import FormationEnergyConfig
 from ray_fed.materials.databases.columns import UNKNOWN_UNIT, unit_of_target
 from ray_fed.metrics import TRAIN_LOSS, Metric, regression_metrics
 from ray_fed.reporting.results import measured, results_from_summary
@@ -31,9 +31,10 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
 
 
 def _metrics(directory: RunDirectory) -> tuple[Metric, ...]:
-    """Return what the run is measured by; runs that do not say so predict a property."""
+    """Return what the run is measured by; runs that do not say so are of before there was `ray-fed train`."""
     unit = unit_of_target(str(directory.read_config().get("target", "")))
-    return directory.read_metrics() or regression_metrics(ENERGY_UNIT if unit == UNKNOWN_UNIT else unit)
+    assumed = FormationEnergyConfig.UNIT_IF_UNKNOWN
+    return directory.read_metrics() or regression_metrics(assumed if unit == UNKNOWN_UNIT else unit)
 
 
 def follow(directory: RunDirectory, wait: Callable[[], object]) -> Iterator[tuple[Mapping[str, Any], float]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.ledger.coordinator_ledger import coordinator_path
+from pipelines.training.pipeline import options_of, pipeline_of
 from pipelines.training.setup import POOLED, Setup, jobs, resolve
 from pipelines.update_options import require_own_code
 from ray_fed.config import require
@@ -19,6 +20,7 @@ from ray_fed.federation.silo import Silo
 from ray_fed.leakage.replay import RecordedUpdate, Recording, recording_cohort
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.materials.property_task import PropertyTask
+from ray_fed.materials.trained_model import standardizer_of
 from ray_fed.metrics import Metric, Scores, merged
 from ray_fed.perimeter.chain import read_chain
 from ray_fed.perimeter.ledger import vector_digest
@@ -78,11 +80,12 @@ def _setup_of(target: str, strategy: object) -> Setup:
     config = RunDirectory.open(path).read_config()
     if "silos" not in config or "set" not in config or "communication_frequency" not in config:
         raise ConfigError(
-            f"{target} is not a run of formation-energy; an audit replays such runs, or a federation file"
+            f"{target} is not a run of train or formation-energy; an audit replays such runs, or a federation file"
         )
-    options = {key: _as_option(value) for key, value in config.items() if key not in ("command", "set", "out")}
+    options = options_of(config)
     require_own_code(options.get("strategy"), strategy, target)
-    return resolve(options, tuple(str(text) for text in config["set"] or ()))  # type: ignore[union-attr]
+    overrides = tuple(str(text) for text in config["set"] or ())  # type: ignore[union-attr]
+    return resolve(options, overrides, pipeline_of(config))
 
 
 def chosen_silos(setup: Setup, silos: Sequence[str]) -> tuple[str, ...]:
@@ -111,13 +114,13 @@ def scaler_of(target: str) -> Standardizer | None:
     if not path.is_file():
         return None
     arrays, card = load_model(path)
-    return Standardizer(*(arrays[name] for name in card.scaler_tensors))
+    return standardizer_of(arrays, card)
 
 
 def open_audited(setup: Setup, chosen: Sequence[str], scaler: Standardizer | None = None) -> AuditedFederation:
     """Open the chosen silos alone, in this process, without a trace on disk; without a scaler they agree on one."""
     if not isinstance(setup.task, PropertyTask):
-        raise DataError("an audit replays runs of formation-energy; this run has another task")
+        raise DataError("an audit replays runs of train and formation-energy; this run has another task")
     specs = [replace(spec, state_folder="", ledger_folder="") for spec in setup.silos if spec.name in chosen]
     cohort, recording = recording_cohort(specs, setup.task, setup.test)
     coordinator = Coordinator(cohort, setup.task, chosen)
@@ -127,7 +130,7 @@ def open_audited(setup: Setup, chosen: Sequence[str], scaler: Standardizer | Non
     scaler = scaler or agreement.standardizer
     assert scaler is not None, "property tasks standardise"
     return AuditedFederation(
-        cohort, recording, coordinator, _job(setup, agreement.silos), scaler.scale,
+        cohort, recording, coordinator, _job(setup, agreement.silos), setup.task.scalers(scaler)[0].scale,
         setup.task.featurizer().feature_units(), setup.task.unit, len(chosen) == len(setup.silos),
     )  # fmt: skip
 
@@ -159,10 +162,6 @@ def _job(setup: Setup, descriptions: Mapping[str, SiloDescription]) -> Job:
     return replace(job, silos=tuple(name for name in job.silos if name in descriptions))
 
 
-def _as_option(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _held_out(silo: Silo, vector: Vector) -> Scores:
     import torch
 
@@ -170,4 +169,4 @@ def _held_out(silo: Silo, vector: Vector) -> Scores:
 
     with torch.no_grad():
         outputs = load_vector(silo.task.model(0), vector)(silo.samples.held_out_features).numpy()
-    return silo.task.score(silo.rows.held_out_targets, outputs)
+    return silo.task.score(silo.rows.held_out_targets, silo.task.predicted(outputs, silo.samples.standardizer))

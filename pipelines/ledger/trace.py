@@ -38,9 +38,10 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
 
 
 def model_digest(path: Path) -> str:
-    """Return the hash of a model's weights, without the scaler that a model file carries along."""
+    """Return the hash of a model's weights, without the scalers that a model file carries along."""
     arrays, card = load_model(path)
-    return tensors_digest({name: array for name, array in arrays.items() if name not in card.scaler_tensors})
+    beside = {*card.scaler_tensors, *card.target_tensors}
+    return tensors_digest({name: array for name, array in arrays.items() if name not in beside})
 
 
 def _origin_text(origin: Origin) -> str:

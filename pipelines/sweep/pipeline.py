@@ -18,6 +18,7 @@ from pipelines.sweep.outcomes import TrialOutcome, objective_of, table
 from pipelines.sweep.points import Trial, configured, trials_of
 from pipelines.sweep.privacy import read_privacy
 from pipelines.sweep.sweep import Sweep
+from pipelines.training.pipeline import pipeline_of
 from pipelines.training.setup import Setup, resolve
 from pipelines.update_options import require_own_code
 from ray_fed.config import require
@@ -36,7 +37,7 @@ PRESET_DEFAULTS: Mapping[str, Mapping[str, int]] = {
 def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
     """Run or resume a sweep; returns 0 unless every trial failed."""
     resumed = options.pop("resume")
-    del options["pipeline"]
+    pipeline = options.pop("pipeline")
     if resumed is not None:
         strategy = options.pop("strategy", None)  # of a sweep with code of the user's own
         require(not options, f"--resume takes every option from {resumed}; leave out --{'/'.join(options)}")
@@ -44,7 +45,7 @@ def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
     names = {field.name for field in fields(SweepConfig)}
     config = SweepConfig(**{key: _as_option(value) for key, value in options.items() if key in names})
     base = {key: value for key, value in options.items() if key not in names}
-    setup, trials = _resolved(config, _with_defaults(base, config.preset))
+    setup, trials = _resolved(config, _with_defaults(base, config.preset), pipeline)
     directory = RunDirectory.create(setup.config.out, PIPELINE)
     try:
         with _alone(directory):
@@ -62,12 +63,12 @@ def _with_defaults(base: Mapping[str, Any], preset: str) -> dict[str, Any]:
     return whole
 
 
-def _resolved(config: SweepConfig, base: Mapping[str, Any]) -> tuple[Setup, tuple[Trial, ...]]:
-    setup = replace(resolve(dict(base)), pooled=None)
-    alone = "trials share silo actors of one cluster; run ray-fed formation-energy once for each setting"
+def _resolved(config: SweepConfig, base: Mapping[str, Any], pipeline: str) -> tuple[Setup, tuple[Trial, ...]]:
+    setup = replace(resolve(dict(base), (), pipeline), pooled=None)
+    alone = f"trials share silo actors of one cluster; run ray-fed {pipeline} once for each setting"
     require(not setup.sites, f"federation={setup.config.federation}: has sites of their owners, and {alone}")
     require(setup.config.cohort == "ray", "cohort=local: trials of a sweep share silo actors; leave --cohort ray")
-    require(not setup.config.baselines, "baselines=True: trials train no baselines; use ray-fed formation-energy")
+    require(not setup.config.baselines, "baselines=True: trials train no baselines; use ray-fed " + pipeline)
     objective_of(setup.task.metrics, config.objective)  # a name that the task does not have is refused before any run
     trials = tuple(trials_of(config, setup.config))
     for trial in trials:
@@ -98,7 +99,7 @@ def _begun(directory: RunDirectory, strategy: str | None) -> Sweep:
         config = SweepConfig(**{key: _as_option(value) for key, value in told["sweep"].items()})
         base = {key: _as_option(value) for key, value in told["base"].items() if key != "out"}
         require_own_code(base.get("strategy"), strategy, directory.config_path)
-        setup, trials = _resolved(config, base)
+        setup, trials = _resolved(config, base, pipeline_of(told))
         done = tuple(o for o in results_file.read(directory.path / "results.jsonl") if o.status != "failed")
     except FedError:
         raise

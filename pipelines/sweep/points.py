@@ -7,7 +7,7 @@ from math import exp, log
 from typing import Any, get_type_hints
 
 from pipelines.sweep.config import SweepConfig
-from pipelines.training.config import FormationEnergyConfig
+from pipelines.training.config import TrainConfig
 from ray_fed.config import coerce, require, unknown_name
 from ray_fed.errors import ConfigError
 from ray_fed.randomness import generator
@@ -17,8 +17,8 @@ FREQUENCIES = (0.01, 0.02, 0.04, 0.05, 0.1, 0.25, 0.5, 1.0)
 LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 OF_THE_DATA = (
-    "data", "target", "where", "rows", "features", "impute", "symmetry", "federation", "silos", "split", "test_rows",
-    "partition", "alpha", "test_fraction", "hidden",
+    "data", "target", "unit", "transform", "task", "classes", "standardise_target", "where", "rows", "features",
+    "impute", "symmetry", "federation", "silos", "split", "test_rows", "partition", "alpha", "test_fraction", "hidden",
 )  # fmt: skip
 OF_THE_RUN = ("seed", "repeats", "cohort", "num_gpus", "address", "out", "baselines")
 
@@ -41,12 +41,12 @@ class Trial:
         return ", ".join(f"{field}={shown(value)}" for field, value in self.point) or "default"
 
 
-def configured(base: FormationEnergyConfig, trial: Trial) -> FormationEnergyConfig:
+def configured(base: TrainConfig, trial: Trial) -> TrainConfig:
     """Return the configuration of a trial, one of the repeats; ConfigError where its values make no sense together."""
     return replace(base, repeats=1, **dict(trial.point))
 
 
-def trials_of(sweep: SweepConfig, base: FormationEnergyConfig) -> list[Trial]:
+def trials_of(sweep: SweepConfig, base: TrainConfig) -> list[Trial]:
     """Return all trials in the order in which they are run: repeats of all points first, so that a sweep that is
     broken off has something of everything. ConfigError names the field, the value and what can be done."""
     points = _points(sweep, base)
@@ -67,7 +67,7 @@ def swept_fields(trials: Sequence[Trial]) -> list[str]:
     return list(dict.fromkeys(field for trial in trials for field, _ in trial.point))
 
 
-def _points(sweep: SweepConfig, base: FormationEnergyConfig) -> list[tuple[tuple[str, Any], ...]]:
+def _points(sweep: SweepConfig, base: TrainConfig) -> list[tuple[tuple[str, Any], ...]]:
     given = [_grid(text) for text in joined(sweep.grid)]
     ranges = [_range(text) for text in sweep.sample]
     names = [field for field, *_ in (*given, *ranges)]
@@ -135,8 +135,8 @@ def _drawn(ranges: Sequence[tuple[str, str, float, float]], seed: int, draw: int
 
 
 def _sweepable(field: str, where: str) -> Any:
-    hints = get_type_hints(FormationEnergyConfig)
-    known = [each.name for each in fields(FormationEnergyConfig) if each.name not in (*OF_THE_DATA, *OF_THE_RUN)]
+    hints = get_type_hints(TrainConfig)
+    known = [each.name for each in fields(TrainConfig) if each.name not in (*OF_THE_DATA, *OF_THE_RUN)]
     if field in OF_THE_DATA:
         raise ConfigError(
             f"{where}: {field} cannot be swept, all trials share silos that opened their data once; run one sweep per "

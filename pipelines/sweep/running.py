@@ -91,7 +91,8 @@ def _write_beginning(sweep: Sweep, agreement: Agreement) -> None:
     if sweep.is_resumed:
         _check_data(directory, found)
     # All that is needed to take the sweep up again.
-    asked = {"command": sweep.command, "sweep": asdict(sweep.config), "base": asdict(sweep.setup.config)}
+    base = sweep.setup.config
+    asked = {"command": sweep.command, "pipeline": base.PIPELINE, "sweep": asdict(sweep.config), "base": asdict(base)}
     directory.write_config(asked)
     directory.write_environment({name: silo.device for name, silo in agreement.silos.items()})
     directory.write_data(found)

@@ -12,7 +12,7 @@ from actors.shared_silos import read_board
 from actors.silo import Handle
 from actors.tuning import OBJECTIVE
 from pipelines.sweep.points import Trial, configured
-from pipelines.training.config import FormationEnergyConfig
+from pipelines.training.config import TrainConfig
 from pipelines.training.setup import Setup, jobs
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.messages import SiloDescription
@@ -41,7 +41,7 @@ def job_of(setup: Setup, descriptions: Mapping[str, SiloDescription], trial: Tri
     A silo that dies is not started again by one of several coordinators: the trial fails and says so, and the silo is
     started again before the next trial.
     """
-    config: FormationEnergyConfig = replace(configured(setup.config, trial), baselines=False, repeats=1)
+    config: TrainConfig = replace(configured(setup.config, trial), baselines=False, repeats=1)
     job = jobs(replace(setup, config=config, pooled=None), dict(descriptions), trial.seed)[0]
     every = ceil(job.num_rounds / EVALUATIONS)
     return replace(

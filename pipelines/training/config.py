@@ -1,4 +1,4 @@
-"""Every choice of the formation-energy pipeline, with its default and its unit.
+"""Every choice of `ray-fed train` and of its preset `ray-fed formation-energy`, with its default and its unit.
 
 The command line reads this file before anything else, so what brings torch is imported where it is needed.
 
@@ -13,16 +13,24 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pipelines.update_options import Coding, UpdateOptions
 from ray_fed.config import PathText, require, unknown_name
 from ray_fed.materials.databases.addresses import check_address
+from ray_fed.materials.databases.columns import UNKNOWN_UNIT
 
 if TYPE_CHECKING:
     from ray_fed.federation.rounds.machine import RoundRules
     from ray_fed.materials.databases.source import Access
 
 
-@dataclass(frozen=True)
-class FormationEnergyConfig(UpdateOptions):
-    """Multi-source training of a formation-energy network (Guo et al. 2022)."""
+AUTO = "auto"
 
+
+@dataclass(frozen=True)
+class TrainConfig(UpdateOptions):
+    """Multi-source training of a network for any property."""
+
+    PIPELINE: ClassVar[str] = "train"
+    """Name of the command."""
+    UNIT_IF_UNKNOWN: ClassVar[str] = UNKNOWN_UNIT
+    """Unit of a column whose name is not known, where none is given."""
     OPTION_GROUPS: ClassVar = {
         "data": "data",
         "split": "who gets which rows (ignored with --federation)",
@@ -43,16 +51,33 @@ class FormationEnergyConfig(UpdateOptions):
     """Of a database, instead of a statement: a table or view; for MongoDB the collection."""
     query_timeout: float = 600.0
     """Seconds in which all rows of a database must have come."""
-    target: str = "formation_energy_per_atom"
-    """Column to learn, in eV/atom."""
+    target: tuple[str, ...] = ()
+    """Columns to learn, one or several; rows without some of them are used for the others. formation_energy_per_atom
+    of the embedded data."""
+    unit: tuple[str, ...] = ()
+    """Unit in which each target is learned and shown, e.g. eV, meV/atom, W/(m K), log10(GPa); silos with another
+    compatible one are converted. Known column names bring theirs; an unknown one without is shown as 'unknown
+    unit'."""
+    transform: tuple[str, ...] = ("none",)
+    """none | log10 | log1p | sqrt | asinh, one for all targets or one for each: done before training, undone in every
+    number that is shown. Rows without a value under it are counted."""
+    task: Literal["auto", "regression", "classification"] = "auto"
+    """Numbers or classes. auto: classes where the column holds true and false, text, or at most ten whole numbers, and
+    says so; in a federation of sites numbers, unless --classes are given."""
+    classes: tuple[str, ...] = ()
+    """Labels of the classes, which all silos share; found in the data in a study, false and true elsewhere. With
+    several targets one list each, as a|b|c, and - for numbers."""
+    standardise_target: bool = True
+    """Learn numbers of mean 0 and deviation 1, by moments of all silos together, so that no unit matters."""
     where: tuple[str, ...] = ()
     """Keep only rows with COLUMN=VALUE, e.g. source=OQMD."""
     rows: int | None = None
     """Rows taken from the data by a seeded choice; all of them if not given (the embedded set then has 12,897)."""
-    features: str = "guo73"
-    """guo73: 13 element properties x 5 statistics + cell and space group; guo65: without structure, for data that have
-    only formulas; guo73_literal: the paper's list to the letter (also guo73_variance, guo73_youngs: one change each);
-    rich: a larger element set; rich+structure: with cell and space group."""
+    features: str = "auto"
+    """auto: rich+structure, or rich where the data of a study have formulas only, with a note; rich: a large element
+    set; rich+structure: with cell and space group; guo73: 13 element properties x 5 statistics + cell and space group
+    (Guo et al. 2022); guo65: without structure; guo73_literal: the paper's list to the letter (also guo73_variance,
+    guo73_youngs: one change each)."""
     impute: Literal["median", "matminer"] = "median"
     """Missing element properties: median over the elements (log10 first where marked), or matminer's mean."""
     symmetry: Literal["given", "spglib", "moyopy"] = "given"
@@ -153,11 +178,15 @@ class FormationEnergyConfig(UpdateOptions):
     """Ray cluster: 'local' starts a private one; 'auto' or HOST:PORT joins a running one, with the ray-fed installed
     there (RAY_FED_SHIP_CODE=yes: with this machine's)."""
     out: PathText | None = None
-    """Folder of the run; runs/formation-energy-DATE-TIME if not given."""
+    """Folder of the run; runs/COMMAND-DATE-TIME if not given."""
 
     def __post_init__(self) -> None:
         check_address(self.data, only_ours=True)
         self.access()
+        for name in ("target", "unit"):  # a run of before there were several names one as text
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        self._check_targets()
         for name in ("epochs", "batch_size", "repeats", "learning_rate", "alpha"):
             value = getattr(self, name)
             require(isfinite(value) and value > 0, f"{name}={value} must be positive")
@@ -189,11 +218,24 @@ class FormationEnergyConfig(UpdateOptions):
         for condition in self.where:
             require("=" in condition, f"where={condition!r} must be COLUMN=VALUE, e.g. source=OQMD")
 
+    def _check_targets(self) -> None:
+        """What can be known to be wrong before any data are read."""
+        count = len(self.target)
+        require(len(set(self.target)) == count and all(self.target), f"target={self.target} must be different names")
+        fits = not self.unit or len(self.unit) == max(1, count)
+        require(fits, f"unit={','.join(self.unit)} must be one unit for each of the {max(1, count)} targets")
+        fits = len(self.transform) in (1, max(1, count))
+        require(fits, f"transform={','.join(self.transform)} must be one for all targets, or one for each")
+        fits = count < 2 or len(self.classes) in (0, count)
+        require(fits, f"classes={','.join(self.classes)} must be one list for each target, as a|b|c, or - for numbers")
+        both = f"classes={','.join(self.classes)} need task=classification"
+        require(not self.classes or self.task != "regression", both)
+
     def _check_features(self) -> None:
         from ray_fed.materials.features.feature_sets import FEATURE_SETS
 
-        if self.features not in FEATURE_SETS:
-            raise unknown_name("feature set", self.features, FEATURE_SETS)
+        if self.features not in (AUTO, *FEATURE_SETS):
+            raise unknown_name("feature set", self.features, (AUTO, *FEATURE_SETS))
 
     def _check_frequency(self) -> None:
         frequency = self.communication_frequency
@@ -253,3 +295,24 @@ class FormationEnergyConfig(UpdateOptions):
         if self.communication_frequency == "batch":
             return self.epochs * steps_per_epoch
         return max(1, round(float(self.communication_frequency) * self.epochs))
+
+
+@dataclass(frozen=True)
+class FormationEnergyConfig(TrainConfig):
+    """Multi-source training of a formation-energy network (Guo et al. 2022)."""
+
+    PIPELINE: ClassVar[str] = "formation-energy"
+    UNIT_IF_UNKNOWN: ClassVar[str] = "eV/atom"
+    target: tuple[str, ...] = ("formation_energy_per_atom",)
+    """Column to learn; in eV/atom, unless its name or --unit says another unit. For other properties: ray-fed train."""
+    task: Literal["auto", "regression", "classification"] = "regression"
+    """Numbers or classes; auto: as the column looks."""
+    features: str = "guo73"
+    """guo73: 13 element properties x 5 statistics + cell and space group; guo65: without structure, for data that have
+    only formulas; rich: a larger element set; rich+structure: with cell and space group; auto: as in ray-fed train."""
+    standardise_target: bool = False
+    """Learn numbers of mean 0 and deviation 1; the paper learns eV/atom."""
+
+
+CONFIGS: dict[str, type[TrainConfig]] = {each.PIPELINE: each for each in (TrainConfig, FormationEnergyConfig)}
+"""Command -> its configuration."""

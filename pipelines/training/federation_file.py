@@ -17,7 +17,7 @@ hub:                           # where such sites dial in, and which keys they h
   sites: {south: 3fa1...}
 test:                          # optional common test set, published by its owner
   data: /data/benchmark.csv
-training:                      # options of `ray-fed formation-energy`
+training:                      # options of `ray-fed train`
   epochs: 100
 
 Such a file is often received from somebody else. It therefore names no code, no place to write to and no cluster: those
@@ -31,7 +31,7 @@ from math import isfinite
 from typing import Any, TypeVar
 
 from pipelines.hub import HubSection
-from pipelines.training.config import FormationEnergyConfig
+from pipelines.training.config import TrainConfig
 from ray_fed.config import at_home, coerce, from_mapping, require, unknown_name
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.materials.databases.addresses import check_address
@@ -74,9 +74,10 @@ class SiteEntry:
     """Value of the Ray node label `site` of the machines that hold the data; empty: anywhere. With `dataset`: the name
     of the site that has it, after those of the hubs on the way to it, as HUB/SITE."""
     target: str | None = None
-    """The site's name for the column to learn; the pipeline's target if not given."""
+    """The site's name for the column to learn; the pipeline's target if not given. Several with commas between."""
     unit: str | None = None
-    """Unit of that column; a site whose unit differs from the federation's is refused. eV/atom if not given."""
+    """Unit of that column; the site converts it to the federation's, and is refused where that cannot be done. The
+    federation's if not given."""
     where: Any = None
     """Mapping column -> value: keep only these rows."""
     num_gpus: float | None = None
@@ -108,6 +109,16 @@ class SiteEntry:
         for name in ("data", "query", "table", "target", "unit", "where", "state", "num_gpus"):
             unwanted = f"{name}={getattr(self, name)!r} goes with data; of a dataset, its owner's site.yaml says that"
             require(not getattr(self, name), unwanted)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The site's names for the targets, where it has its own."""
+        return tuple(name.strip() for name in self.target.split(",")) if self.target else ()
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """Units of these columns, where it says them; "" where not."""
+        return tuple(unit.strip() for unit in self.unit.split(",")) if self.unit else ()
 
     @property
     def dialling(self) -> str:
@@ -159,7 +170,7 @@ def read_federation(path: str, overrides: Sequence[str] = ()) -> FederationFile:
     require(test is None or not test.dataset, f"{path}: test: dataset: a common test set is data of this side")
     training = content.get("training") or {}
     require(isinstance(training, Mapping), f"{path}: 'training' must be a mapping of options")
-    known = {field.name for field in fields(FormationEnergyConfig)} - {"federation", "data", "silos", *NOT_IN_FILE}
+    known = {field.name for field in fields(TrainConfig)} - {"federation", "data", "silos", *NOT_IN_FILE}
     for key, value in training.items():
         alone = f"{path}: training: {key}={value!r} must not stand in a federation file: {NOT_IN_FILE.get(key)}"
         require(key not in NOT_IN_FILE, f"{alone}; give --{key} on the command line")

@@ -2,12 +2,13 @@
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
+from torch.nn.functional import mse_loss
 
 from pipelines.launching import CoordinatorLike
 from pipelines.training.experiment import TrainingExperiment
@@ -15,6 +16,8 @@ from pipelines.training.membership import fingerprints
 from pipelines.training.per_silo_errors import own_errors, own_table
 from pipelines.update_options import privacy_statement
 from ray_fed.federation.rounds.job import EPSILON
+from ray_fed.materials.targets import Target, key_of, values_by_target
+from ray_fed.materials.trained_model import card_entries, scaler_arrays
 from ray_fed.metrics import Metric
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
 from ray_fed.reporting.model_files import ModelCard, model_paths, save_model
@@ -51,7 +54,12 @@ class TrainingOutcome:
         agreement = self.experiment.agreement
         self.directory.write_metrics(self.experiment.setup.task.metrics)
         self.directory.write_config(
-            {"command": self.command, "set": list(self.site_overrides), **asdict(self.experiment.setup.config)}
+            {
+                "command": self.command,
+                "set": list(self.site_overrides),
+                "pipeline": self.experiment.setup.config.PIPELINE,
+                **asdict(self.experiment.setup.config),
+            }
         )
         self.directory.write_environment({name: silo.device for name, silo in agreement.silos.items()})
         self.directory.write_data(fingerprints(agreement))
@@ -153,7 +161,8 @@ class TrainingOutcome:
             "seed": setup.config.seed,
             "repeats": setup.config.repeats,
             "cohort": setup.config.cohort,
-            "unit": setup.task.unit,
+            "unit": ", ".join(target.shown_unit or "1" for target in setup.task.targets),
+            "target": ", ".join(target.name for target in setup.task.targets),
         }
 
     def _privacy(self) -> dict[str, object]:
@@ -168,7 +177,7 @@ class TrainingOutcome:
         agreement, layout = self.experiment.agreement, self.experiment.agreement.layout
         assert agreement.standardizer is not None
         arrays = layout.unflatten(self.experiment.models["federated"][: layout.size])
-        arrays |= {"scaler.mean": agreement.standardizer.mean, "scaler.scale": agreement.standardizer.scale}
+        arrays |= scaler_arrays(self.experiment.setup.task, agreement.standardizer)
         save_model(self.directory.models / "federated", arrays, self._card())
 
     def _card(self) -> ModelCard:
@@ -178,8 +187,7 @@ class TrainingOutcome:
         first = {name: values["federated"][0] for name, values in finals.items() if "federated" in values}
         return ModelCard(
             name="federated",
-            property=setup.task.target,
-            unit=setup.task.unit,
+            **card_entries(setup.task),
             descriptor={
                 "name": setup.task.features,
                 "table_hash": featurizer.fingerprint(),
@@ -193,7 +201,7 @@ class TrainingOutcome:
                 "batch_size": config.batch_size,
                 "epochs": config.epochs,
                 "optimizer_state": config.optimizer_state,
-                "loss": "mse",
+                "loss": "mse" if setup.task.loss is mse_loss else "mse and cross-entropy over the labels there are",
             },
             seed=config.seed,
             data=tuple(fingerprints(self.experiment.agreement)),  # type: ignore[arg-type]
@@ -224,35 +232,54 @@ class TrainingOutcome:
     # ---- figures and report
 
     def _figures(self) -> list[Figure]:
-        made = [self._parity(), self._bars(), self._curves()]
-        return [figure for figure in made if figure]
+        made = [self._bars(), self._curves()]
+        return [*self._parities(), *(figure for figure in made if figure)]
 
     @property
     def results(self) -> Results:
         """The models so far."""
         return results_from_summary(self.summary, self.experiment.metrics)
 
-    def _parity(self) -> Figure | None:
-        experiment = self.experiment
+    def _parities(self) -> list[Figure]:
+        """Return a parity plot of each target that is a number."""
+        experiment, targets = self.experiment, self.experiment.setup.task.targets
         if experiment.true is None or not experiment.predicted:
-            return None
-        rows = self.results.rows
+            return []
+        shape = len(experiment.true), -1
+        true = experiment.true.reshape(shape)
+        predicted = {
+            name: values_by_target(values.reshape(shape), targets) for name, values in experiment.predicted.items()
+        }
+        columns = [{name: parts[at][:, 0] for name, parts in predicted.items()} for at in range(len(targets))]
+        return [
+            self._parity(target, true[:, at], columns[at]) for at, target in enumerate(targets) if not target.classes
+        ]
+
+    def _parity(self, target: Target, true: np.ndarray, predicted: Mapping[str, np.ndarray]) -> Figure:
+        rows, there = self.results.rows, ~np.isnan(true)
         silos = sorted((row for row in rows if row.kind == "silo"), key=lambda row: -(row.num_examples or 0))
         left_out = silos[MAX_PARITY_SILOS:]
-        panels = [self._panel(row) for row in rows if row not in left_out and row.name in experiment.predicted]
-        figure = parity_figure(panels, experiment.setup.task.unit, self._quantity(), self._reference())
+        metrics = self.experiment.setup.task.metrics_of(target)
+        panels = [
+            ParityPanel(self._name(row), true[there], predicted[row.name][there], self._scores(row, metrics))
+            for row in rows
+            if row not in left_out and row.name in predicted
+        ]
+        figure = parity_figure(panels, target.shown_unit, target.words, self._reference())
         caption = (
-            f"Predicted against true {self._quantity()} ({experiment.setup.task.unit}) on the common test set, "
-            f"seed {experiment.setup.config.seed}. Colour: density of points."
+            f"Predicted against true {target.heading} on the common test set, "
+            f"seed {self.experiment.setup.config.seed}. Colour: density of points."
         )
-        return self._save("parity", figure, caption)
+        several = len(self.experiment.setup.task.targets) > 1
+        return self._save(f"parity-{key_of(target.name)}" if several else "parity", figure, caption)
 
-    def _panel(self, row) -> ParityPanel:
-        experiment = self.experiment
-        scores = {metric: experiment.finals(metric)[row.name][0] for metric in experiment.metrics}
-        size = f" ({row.num_examples:,} rows)" if row.num_examples else ""
-        assert experiment.true is not None
-        return ParityPanel(row.label + size, experiment.true, experiment.predicted[row.name], scores)
+    @staticmethod
+    def _name(row: ResultRow) -> str:
+        return row.label + (f" ({row.num_examples:,} rows)" if row.num_examples else "")
+
+    def _scores(self, row: ResultRow, metrics: Sequence[Metric]) -> dict[Metric, float]:
+        shown = [metric for metric in metrics if metric in self.experiment.metrics]
+        return {metric: self.experiment.finals(metric)[row.name][0] for metric in shown}
 
     def _bars(self) -> Figure | None:
         headline, repeats = self.experiment.metrics[0], self.experiment.setup.config.repeats
@@ -283,9 +310,6 @@ class TrainingOutcome:
         save_figure(figure, path)
         return Figure(path, caption)
 
-    def _quantity(self) -> str:
-        return self.experiment.setup.task.target.removesuffix("_per_atom").replace("_", " ")
-
     def _reference(self) -> str:
         return "model data" if self.experiment.setup.config.data == "embedded" else "reference"
 
@@ -293,7 +317,7 @@ class TrainingOutcome:
         setup, agreement = self.experiment.setup, self.experiment.agreement
         write_report(
             self.directory,
-            "Multi-source training of a formation-energy network",
+            f"Multi-source training: {_listed([target.words for target in setup.task.targets])}",
             self.summary,
             [*self._own_section(), *([Section("Figures", figures)] if figures else [])],
             subtitle=f"{len(setup.training)} silos, {self.summary['rounds']} communications",
@@ -318,6 +342,11 @@ class TrainingOutcome:
         from ray_fed.materials.model_crystals.crystals import PROVENANCE
 
         return f"{PROVENANCE}. Method: {CITATION}."
+
+
+def _listed(words: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(words[:most])
+    return f"{shown} and {len(words) - most} more" if len(words) > most else shown
 
 
 def _means(rows: Sequence[ResultRow], metric: Metric, several: bool) -> tuple[list[float], list[float] | None]:

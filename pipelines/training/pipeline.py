@@ -1,4 +1,4 @@
-"""The formation-energy pipeline: from options, or from a run that was broken off, to a finished run directory."""
+"""`ray-fed train` and its preset: from options, or from a run that was broken off, to a finished run directory."""
 
 import contextlib
 import fcntl
@@ -26,12 +26,16 @@ from ray_fed.config import at_home
 from ray_fed.errors import ConfigError, DataError, FedError
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.materials.databases.kinds import whole_path
+from ray_fed.materials.property_task import LABELS_OF
 from ray_fed.perimeter.own_words import words_of
 from ray_fed.reporting.environment import software_versions
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned, paths_table, results_table
 
-PIPELINE = "formation-energy"
+BEFORE_TRAIN = "formation-energy"
+"""The command of a run whose configuration does not say which: there was one."""
+NOT_OPTIONS = ("command", "set", "pipeline", "out")
+"""What config.yaml holds besides options."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,21 @@ class RunRequest:
 
 
 def run(options: dict[str, object], command: Sequence[str]) -> int:
-    """Run the pipeline; prints progress to stderr and the results to stdout, returns the exit code."""
+    """Run `ray-fed formation-energy`; prints progress to stderr and the results to stdout, returns the exit code."""
+    return _run(options, command, "formation-energy")
+
+
+def train(options: dict[str, object], command: Sequence[str]) -> int:
+    """Run `ray-fed train`, likewise."""
+    return _run(options, command, "train")
+
+
+def _run(options: dict[str, object], command: Sequence[str], pipeline: str) -> int:
     given = options.pop("site_overrides", [])
     assert isinstance(given, list)
-    setup = resolve(_with_whole_paths(options), given)
+    setup = resolve(_with_whole_paths(options), given, pipeline)
     out = setup.config.out
-    directory = RunDirectory.create(at_home(out) if out else None, PIPELINE)
+    directory = RunDirectory.create(at_home(out) if out else None, pipeline)
     checkpoint = Checkpoint(directory)
     setup = with_state_folder(setup, checkpoint.silo_state, directory.path.resolve().name)
     setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
@@ -89,12 +102,12 @@ def _begun(directory: RunDirectory, strategy: object) -> RunRequest:
     the user has named it again."""
     try:
         config = directory.read_config()
-        options = {key: _as_option(value) for key, value in config.items() if key not in ("command", "set", "out")}
+        options = options_of(config)
         require_own_code(options.get("strategy"), strategy, directory.config_path)
         overrides = tuple(str(text) for text in config["set"])  # type: ignore[union-attr]
         checkpoint = Checkpoint(directory)
         is_resumed = checkpoint.load()
-        setup = resolve(options, overrides)
+        setup = resolve(options, overrides, pipeline_of(config))
         setup = with_founders(setup, directory) if is_resumed else setup
         setup = with_state_folder(setup, checkpoint.silo_state, directory.path.resolve().name)
         setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
@@ -107,6 +120,16 @@ def _begun(directory: RunDirectory, strategy: object) -> RunRequest:
             f"{directory.path} cannot be resumed ({type(error).__name__}: {said}); start a new run"
         ) from error
     return RunRequest(setup, directory, command, overrides, checkpoint, is_resumed)
+
+
+def options_of(config: Mapping[str, Any]) -> dict[str, object]:
+    """Return the options in a run's config.yaml."""
+    return {key: _as_option(value) for key, value in config.items() if key not in NOT_OPTIONS}
+
+
+def pipeline_of(config: Mapping[str, Any]) -> str:
+    """Return the command that a run's config.yaml is of."""
+    return str(config.get("pipeline", BEFORE_TRAIN))
 
 
 @contextlib.contextmanager
@@ -169,7 +192,7 @@ def _train(request: RunRequest) -> TrainingOutcome:
     with launched(setup) as (coordinator, notices):
         agreement = coordinator.agree(setup.config.threshold(len(setup.training)))
         changed = _changed_versions(request.directory) if request.is_resumed else []
-        notices = [*notices, *_untold(agreement)]
+        notices = [*setup.notes, *notices, *_untold(agreement), *_labelled(agreement)]
         for line in [*notices, *_unusable(agreement), *changed]:
             print(f"note: {line}", file=sys.stderr)
         _check_sizes(agreement)
@@ -235,6 +258,17 @@ def _untold(agreement: Agreement) -> list[str]:
     lines = [f"silo '{name}': its owner keeps its metrics; errors on its rows are not known" for name in kept]
     if len(kept) == len(agreement.silos) and agreement.test is None:
         lines += ["no silo tells metrics and there is no common test set: the models are trained, their errors unknown"]
+    return lines
+
+
+def _labelled(agreement: Agreement) -> list[str]:
+    """Say per silo how many training rows have a label of each of several targets."""
+    lines = []
+    for name, silo in agreement.silos.items():
+        counts = {key.removeprefix(LABELS_OF): n for key, n in silo.fingerprint.items() if key.startswith(LABELS_OF)}
+        if counts:
+            told = ", ".join(f"{target} {count:,}" for target, count in counts.items())
+            lines.append(f"silo '{name}': labels among its {silo.num_examples:,} training rows: {told}")
     return lines
 
 

@@ -8,17 +8,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.learning.layout import Layout, bind
-from ray_fed.learning.models import mlp
-from ray_fed.learning.standardisation import Standardizer
 from ray_fed.materials.databases.addresses import check_address
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.kinds import whole_path
 from ray_fed.materials.databases.source import Access, Source
 from ray_fed.materials.features.featurizers import make_featurizer
+from ray_fed.materials.targets import prediction_columns
+from ray_fed.materials.trained_model import predict, targets_of
 from ray_fed.reporting.model_files import ModelCard, load_model
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.writing import write_atomically
@@ -64,29 +62,18 @@ def predict_table(frame: pd.DataFrame, arrays: dict[str, np.ndarray], card: Mode
     """Return id, formula, prediction, unit and reason for each row of a crystal frame; unusable rows have NaN."""
     features, reasons = _features(frame, card)
     usable = np.array([reason == "" for reason in reasons])
-    predicted = np.full(len(frame), np.nan)
-    predicted[usable] = predict(features[usable], arrays, card)
+    columns = prediction_columns(predict(features[usable], arrays, card), targets_of(card))
+    spread = {name: _spread(values, usable) for name, values in columns.items()}
     return pd.DataFrame(
-        {
-            "id": frame["id"],
-            "formula": frame["formula"],
-            f"predicted_{card.property}": predicted,
-            "unit": card.unit,
-            "reason": reasons,
-        }
+        {"id": frame["id"], "formula": frame["formula"], **spread, "unit": card.unit, "reason": reasons}
     )
 
 
-def predict(features: np.ndarray, arrays: dict[str, np.ndarray], card: ModelCard) -> np.ndarray:
-    """Return predictions [rows] in `card.unit` for raw features [rows, num_features]."""
-    mean, scale = (arrays[name] for name in card.scaler_tensors)
-    hidden = card.architecture["hidden"]
-    assert isinstance(hidden, list)
-    module = mlp(len(mean), [int(str(width)) for width in hidden])
-    flat, _ = bind(module)
-    np.copyto(flat.numpy(), Layout.of(module).flatten(arrays))
-    with torch.no_grad():
-        return module(torch.from_numpy(Standardizer(mean, scale)(features))).squeeze(1).numpy()
+def _spread(values: np.ndarray, usable: np.ndarray) -> np.ndarray:
+    """Return values of usable rows among all rows [n], with NaN, or "" of labels, for the others."""
+    found = np.full(len(usable), np.nan) if values.dtype.kind == "f" else np.full(len(usable), "", object)
+    found[usable] = values
+    return found
 
 
 def _features(frame: pd.DataFrame, card: ModelCard) -> tuple[np.ndarray, list[str]]:

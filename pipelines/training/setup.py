@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from pipelines.hub import HubSection
-from pipelines.training.config import FormationEnergyConfig
+from pipelines.training.config import AUTO, CONFIGS, FormationEnergyConfig, TrainConfig
 from pipelines.training.federation_file import FederationFile, SiteEntry, read_federation
 from ray_fed.config import at_home, coerce, require
 from ray_fed.errors import DataError
@@ -17,15 +17,20 @@ from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.databases.columns import UNKNOWN_UNIT, canonical_target, unit_of_target
 from ray_fed.materials.databases.kinds import is_on_disk, whole_path
-from ray_fed.materials.databases.source import EMBEDDED, Source
+from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Access, Source
+from ray_fed.materials.inference import Inferred, inferred
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
+from ray_fed.materials.targets import TWO_CLASSES, Target
+from ray_fed.materials.units import can_convert, checked_unit
 from ray_fed.sites.tasks import FILTERS, PropertyOptions
 from ray_fed.sites.wire import Invitation
 
 POOLED = "pooled"
-ENERGY_UNIT = "eV/atom"
-"""Unit of a target column whose name is not one of the known ones, as the options say."""
+RICHEST, RICH = "rich+structure", "rich"
+"""What features=auto comes to."""
+NUMBERS = "-"
+"""Stands for a target that is a number, in a list of classes."""
 EVALUATIONS_PER_JOB = 100
 """An exchange after every batch makes thousands of rounds; about this many of them are evaluated."""
 
@@ -34,7 +39,8 @@ EVALUATIONS_PER_JOB = 100
 class Setup:
     """Everything the experiment needs before it meets a machine."""
 
-    config: FormationEnergyConfig
+    config: TrainConfig
+    """The options; what they leave open (unit, task, classes, features=auto) is settled."""
     task: PropertyTask
     silos: tuple[SiloSpec, ...]
     """The silos of the federation."""
@@ -51,6 +57,8 @@ class Setup:
     """Name of the run in ledgers; none is kept without one."""
     founders: tuple[str, ...] = ()
     """Silos that were there when the run began, once that is known: all of them, but for a run with late ones."""
+    notes: tuple[str, ...] = ()
+    """What was settled without a word of the user, to be said."""
 
     @property
     def members(self) -> tuple[SiloSpec, ...]:
@@ -67,30 +75,32 @@ class Setup:
         return (*self.training, *([self.pooled.name] if self.pooled else []))
 
 
-def resolve(options: dict[str, object], site_overrides: Sequence[str] = ()) -> Setup:
-    """Return the setup of command-line options; those of a federation file count unless given on the command line.
+def resolve(
+    options: dict[str, object], site_overrides: Sequence[str] = (), pipeline: str = FormationEnergyConfig.PIPELINE
+) -> Setup:
+    """Return the setup of a command's options; those of a federation file count unless given on the command line.
 
     ConfigError or DataError for anything that can be known to be wrong before a silo starts.
     """
-    setup = _resolved(options, site_overrides)
+    setup = _resolved(options, site_overrides, CONFIGS[pipeline])
     wanted, there = setup.config.min_fit_clients, len(setup.training)
     require(wanted <= there, f"min_fit_clients={wanted} is more than the {there} silos there are")
     return setup
 
 
-def _resolved(options: dict[str, object], site_overrides: Sequence[str]) -> Setup:
+def _resolved(options: dict[str, object], site_overrides: Sequence[str], kind: type[TrainConfig]) -> Setup:
     path = options.get("federation")
     if path is None:
         if site_overrides:
             raise from_set_without_federation(site_overrides[0])
-        return _study(FormationEnergyConfig(**options))  # type: ignore[arg-type]
+        return _study(kind(**options))  # type: ignore[arg-type]
     file = read_federation(str(path), site_overrides)
-    return _sites(FormationEnergyConfig(**{**_options_of(file, str(path)), **options}), file)  # type: ignore[arg-type]
+    return _sites(kind(**{**_options_of(file, str(path)), **options}), file)  # type: ignore[arg-type]
 
 
 def _options_of(file: FederationFile, path: str) -> dict[str, object]:
     """Return the options that a federation file gives. Whoever wrote it may not choose the code that runs here."""
-    hints = get_type_hints(FormationEnergyConfig)
+    hints = get_type_hints(TrainConfig)
     options = {key: coerce(value, hints[key], f"{path}: training: {key}") for key, value in file.training.items()}
     strategy = options.get("strategy", "")
     own = f"{path}: training: strategy={strategy!r} names code, which a federation file must not"
@@ -137,35 +147,38 @@ def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
     return replace(setup, silos=silos, pooled=pooled, test=test, run=run)
 
 
-def _study(config: FormationEnergyConfig) -> Setup:
+def _study(config: TrainConfig) -> Setup:
     path = str(at_home(config.data)) if config.data.startswith("~") else config.data
-    source = _source(config, path, None, tuple(_condition(text) for text in config.where))
-    if source.path == EMBEDDED:
-        source = replace(source, rows=config.rows)
-    source = replace(source, access=config.access())
-    if is_on_disk(source.path) and not Path(source.path).exists():
+    if path != EMBEDDED and is_on_disk(path) and not Path(path).exists():
         raise DataError(f"data={config.data}: no such file or folder; 'embedded' needs none")
+    config, notes = _settled_by_data(_with_target(config), path)
+    task, where = _task(config), tuple(_condition(text) for text in config.where)
+    rows = _rows(config, task, path, config.target, (), where, config.access())
+    if path == EMBEDDED:
+        rows = replace(rows, source=replace(rows.source, rows=config.rows))
     plan = StudyPlan(
         config.silos, config.rows, config.test_rows, config.split, config.partition, config.alpha, config.seed
     )
-    silos = [_part(config, source, plan, f"silo-{number}") for number in range(1, len(config.silos) + 1)]
-    pooled = _part(config, source, plan, POOLED) if config.baselines else None
-    test = replace(_part(config, source, plan, "test"), num_gpus=0.0)
-    return Setup(config, _task(config), tuple(silos), pooled, _held(test, _task(config)))
+    silos = [_part(config, rows, plan, f"silo-{number}") for number in range(1, len(config.silos) + 1)]
+    pooled = _part(config, rows, plan, POOLED) if config.baselines else None
+    test = replace(_part(config, rows, plan, "test"), num_gpus=0.0)
+    return Setup(config, task, tuple(silos), pooled, _held(test, task), notes=notes)
 
 
-def _part(config: FormationEnergyConfig, source: Source, plan: StudyPlan, name: str) -> SiloSpec:
-    return SiloSpec(name, CrystalRows(source, StudyPart(plan, name)), config.num_gpus)
+def _part(config: TrainConfig, rows: CrystalRows, plan: StudyPlan, name: str) -> SiloSpec:
+    return SiloSpec(name, replace(rows, part=StudyPart(plan, name)), config.num_gpus)
 
 
-def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
+def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     _check_baselines(config, file)
+    config, notes = _settled_by_file(_with_target(config), file)
+    task = _task(config)
     base = at_home(str(config.federation)).resolve().parent
     fraction = 0.0 if file.test else config.test_fraction
     silos = tuple(
         SiloSpec(
             entry.name,
-            _site_rows(config, entry, base, fraction),
+            _site_rows(config, task, entry, base, fraction),
             config.num_gpus if entry.num_gpus is None else entry.num_gpus,
             entry.num_cpus,
             entry.site,
@@ -177,11 +190,11 @@ def _sites(config: FormationEnergyConfig, file: FederationFile) -> Setup:
     sites = tuple((entry.dialling, _invitation(config, entry, fraction)) for entry in file.silos if entry.dataset)
     order = tuple(entry.name for entry in file.silos)
     hub = replace(file.hub, tls=str(base / at_home(file.hub.tls))) if file.hub else None
-    test = SiloSpec("test", _site_rows(config, file.test, base, 0.0), site=file.test.site) if file.test else None
-    return Setup(config, _task(config), silos, None, test and _held(test, _task(config)), sites, hub, order)
+    test = SiloSpec("test", _site_rows(config, task, file.test, base, 0.0), site=file.test.site) if file.test else None
+    return Setup(config, task, silos, None, test and _held(test, task), sites, hub, order, notes=notes)
 
 
-def _check_baselines(config: FormationEnergyConfig, file: FederationFile) -> None:
+def _check_baselines(config: TrainConfig, file: FederationFile) -> None:
     for entry in file.silos:
         refused = f"baselines: silo '{entry.name}' cannot train alone: a hub on the way adds its updates to others'"
         require(not (entry.dataset and entry.way and config.baselines), f"{refused}; give --baselines no")
@@ -192,29 +205,43 @@ def _held(test: SiloSpec, task: PropertyTask) -> SiloSpec:
     return replace(test, possession=task.possession(test.source))
 
 
-def _invitation(config: FormationEnergyConfig, entry: SiteEntry, test_fraction: float) -> Invitation:
+def _invitation(config: TrainConfig, entry: SiteEntry, test_fraction: float) -> Invitation:
     """Return what a site is asked for: names and plain options."""
     options = {**asdict(property_options(config)), **({FILTERS: entry.filters} if entry.filters else {})}
     return Invitation("", entry.name, entry.dataset, "property", options, test_fraction, config.seed, entry.way)
 
 
-def _site_rows(config: FormationEnergyConfig, entry: SiteEntry, base: Path, test_fraction: float) -> CrystalRows:
+def _site_rows(config: TrainConfig, task: PropertyTask, entry: SiteEntry, base: Path, fraction: float) -> CrystalRows:
     """Relative paths of a federation file are relative to that file; `~` is the home of the silo's account."""
     path = whole_path(entry.data, base)
-    source = replace(_source(config, path, entry.target, entry.conditions), access=entry.access)
-    if entry.unit:
-        source = replace(source, unit=entry.unit)
-    return CrystalRows(
-        source, None, test_fraction, config.seed, canonical_target(config.target) if entry.target else ""
-    )
+    columns = entry.columns or config.target
+    same = f"silo '{entry.name}': target={','.join(columns)} must be {len(config.target)} columns, as the federation's"
+    require(len(columns) == len(config.target), same)
+    named = tuple(target.name for target in task.targets) if entry.columns else ()
+    rows = _rows(config, task, path, columns, entry.units, entry.conditions, entry.access)
+    return replace(rows, test_fraction=fraction, split_seed=config.seed, target_is=named)
 
 
-def _source(config: FormationEnergyConfig, path: str, target: str | None, where: tuple[tuple[str, str], ...]) -> Source:
+def _rows(
+    config: TrainConfig, task: PropertyTask, path: str, columns: Sequence[str], units: Sequence[str],
+    where: tuple[tuple[str, str], ...], access: Access,
+) -> CrystalRows:  # fmt: skip
+    """Return the rows of a source with a column for each target, in the unit that its owner says; else in that of its
+    name, else in the federation's. ConfigError where a unit cannot be converted."""
     located = whole_path(path, Path.cwd())
     keep = (config.partition.removeprefix("column:"),) if config.partition.startswith("column:") else ()
-    column = target or config.target
-    unit = None if unit_of_target(column) != UNKNOWN_UNIT else ENERGY_UNIT
-    return Source(located, target=column, where=where, symmetry=config.symmetry, keep=keep, unit=unit)
+    source = Source(located, None, where, config.symmetry, keep=keep, targets=tuple(columns), access=access)
+    given = tuple(units) or ("",) * len(columns)
+    said = tuple(_unit(*each) for each in zip(columns, given, task.targets, strict=True))
+    return CrystalRows(source, units=said).with_one_number(task)
+
+
+def _unit(column: str, given: str, target: Target) -> str:
+    """Return the unit of a silo's column for a target."""
+    if target.classes:
+        return ""
+    known = unit_of_target(column)
+    return checked_unit(given) if given else target.unit if known == UNKNOWN_UNIT else known
 
 
 def _condition(text: str) -> tuple[str, str]:
@@ -222,17 +249,116 @@ def _condition(text: str) -> tuple[str, str]:
     return column, value
 
 
-def _task(config: FormationEnergyConfig) -> PropertyTask:
+def _task(config: TrainConfig) -> PropertyTask:
     return property_options(config).task()
 
 
-def property_options(config: FormationEnergyConfig) -> PropertyOptions:
+def property_options(config: TrainConfig) -> PropertyOptions:
     """Return all that is said of the task; every site that is invited rebuilds it from that."""
-    known = unit_of_target(config.target)
-    unit = ENERGY_UNIT if known == UNKNOWN_UNIT else known
+    transforms = config.transform if len(config.transform) > 1 else config.transform * len(config.target)
+    classes = tuple("|".join(labels) for labels in _classes(config))
     return PropertyOptions(
-        config.features, config.impute, config.hidden, canonical_target(config.target), unit, config.symmetry
-    )
+        config.features, config.impute, config.hidden, tuple(map(canonical_target, config.target)), config.unit,
+        tuple("none" if labels else name for name, labels in zip(transforms, classes, strict=True)), classes,
+        config.standardise_target, config.symmetry,
+    )  # fmt: skip
+
+
+# ---- what the options leave open
+
+
+def _with_target(config: TrainConfig) -> TrainConfig:
+    """Return the options with a target: that of the embedded data, where none is named."""
+    is_embedded = config.data == EMBEDDED and config.federation is None
+    require(bool(config.target) or is_embedded, "target: which column shall be learned? give --target NAME[,NAME...]")
+    return config if config.target else replace(config, target=(EMBEDDED_TARGET,))
+
+
+def _classes(config: TrainConfig) -> list[tuple[str, ...]]:
+    """Return the labels of each target, none of a number."""
+    if not config.classes:
+        return [()] * len(config.target)
+    if len(config.target) == 1:
+        return [() if config.classes == (NUMBERS,) else config.classes]
+    return [() if text == NUMBERS else tuple(text.split("|")) for text in config.classes]
+
+
+def _settled_by_data(config: TrainConfig, path: str) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Return the options of a study with features, classes and units settled by its one source; and what to say."""
+    is_open = config.features == AUTO or (config.task != "regression" and not config.classes)
+    source = Source(path, None, targets=config.target, access=config.access())
+    found = inferred(source) if is_open and path != EMBEDDED else None
+    config, of_features = _with_features(config, found is None or found.has_structures)
+    config, of_classes = _with_classes(config, found)
+    config, of_units = _with_units(config, [])
+    return config, (*of_features, *of_classes, *of_units)
+
+
+def _settled_by_file(config: TrainConfig, file: FederationFile) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Return the same of a federation, whose data are not read here; units are those that the sites say."""
+    config, _ = _with_features(config, has_structures=True)
+    config, of_classes = _with_classes(config, None)
+    entries = [*file.silos, *([file.test] if file.test else [])]
+    config, of_units = _with_units(config, [entry.units for entry in entries if entry.units])
+    for entry, (at, target) in ((entry, each) for entry in entries for each in enumerate(config.target)):
+        given = entry.units[at] if at < len(entry.units) else ""
+        unit = config.unit[at]
+        fits = not given or _classes(config)[at] or can_convert(checked_unit(given), unit)
+        cannot = f"silo '{entry.name or 'test'}': {target} is in '{given}' there, in '{unit}' in the federation"
+        require(bool(fits), f"{cannot}, and the one cannot be converted to the other; say the right one with unit:")
+        owned = f"silo '{entry.name}': its owner says the unit of {target}, and it must be known here, too"
+        is_known = not entry.dataset or unit != UNKNOWN_UNIT or _classes(config)[at]
+        require(bool(is_known), f"{owned}; give --unit")
+    return config, (*of_classes, *of_units)
+
+
+def _with_features(config: TrainConfig, has_structures: bool) -> tuple[TrainConfig, tuple[str, ...]]:
+    if config.features != AUTO:
+        return config, ()
+    note = "the data have formulas without structures: features are 'rich' instead of 'rich+structure'"
+    return replace(config, features=RICHEST if has_structures else RICH), () if has_structures else (note,)
+
+
+def _with_classes(config: TrainConfig, found: Inferred | None) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Return the options with the labels of each target that is none of numbers, and say which were found."""
+    if config.classes or config.task == "regression":
+        return replace(config, task="classification" if any(_classes(config)) else "regression"), ()
+    wanted = config.task == "classification"
+    labels = [_found_classes(found, name, wanted) for name in config.target]
+    if not any(labels):
+        return replace(config, task="regression"), ()
+    texts = labels[0] if len(labels) == 1 else tuple("|".join(each) or NUMBERS for each in labels)
+    notes = [
+        f"{name} holds {len(each)} classes ({', '.join(each)}): it is classified; for numbers: --task regression"
+        for name, each in zip(config.target, labels, strict=True)
+        if each and not wanted
+    ]
+    return replace(config, task="classification", classes=texts), tuple(notes)
+
+
+def _found_classes(found: Inferred | None, name: str, wanted: bool) -> tuple[str, ...]:
+    if found is None:
+        return TWO_CLASSES if wanted else ()
+    labels = found.labels[name] if wanted else found.classes[name]
+    require(bool(labels) or not wanted, f"{name}: holds too many different labels to be classes; learn it as numbers")
+    return labels
+
+
+def _with_units(config: TrainConfig, said: Sequence[Sequence[str]]) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Return the options with a unit for each target: as given, else of its name, else as the first site says; and say
+    which are not known."""
+    if config.unit:
+        return config, ()
+    units, notes = [], []
+    for at, (name, labels) in enumerate(zip(config.target, _classes(config), strict=True)):
+        told = [unit[at] for unit in said if at < len(unit)]
+        known = unit_of_target(name)
+        assumed = (told or [config.UNIT_IF_UNKNOWN])[0] if known == UNKNOWN_UNIT else known
+        units.append("dimensionless" if labels else assumed)
+        if not labels and known == UNKNOWN_UNIT and not told:
+            shown = "its values are shown as" if assumed == UNKNOWN_UNIT else "it is taken to be in"
+            notes.append(f"the unit of {name!r} is not given, and {shown} '{assumed}'; say it with --unit, e.g. GPa")
+    return replace(config, unit=tuple(units)), tuple(notes)
 
 
 def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job]:
@@ -269,9 +395,7 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     return [federated, replace(local_job(federated, alone, f"local-{seed}"), evaluate_every=1)]
 
 
-def within_budget(
-    job: Job, config: FormationEnergyConfig, steps_per_epoch: int, silos: Mapping[str, SiloDescription]
-) -> Job:
+def within_budget(job: Job, config: TrainConfig, steps_per_epoch: int, silos: Mapping[str, SiloDescription]) -> Job:
     """Return the job with the account of its noise, ending before its budget does; ConfigError for a budget too small
     for one round. With a budget, private silos count their own steps and answer no more when these are spent: a round
     that is done twice, after a crash, costs twice, and epsilon as printed counts it once."""
@@ -296,7 +420,7 @@ def within_budget(
     return replace(job, last_round=last, plans=plans, evaluate_silos=False)
 
 
-def _plan(config: FormationEnergyConfig, num_examples: int, seed: int) -> TrainingPlan:
+def _plan(config: TrainConfig, num_examples: int, seed: int) -> TrainingPlan:
     steps = ceil(num_examples / config.batch_size)
     return TrainingPlan(
         seed, config.epochs, steps, config.num_rounds(steps), config.learning_rate, config.optimizer,
@@ -305,6 +429,6 @@ def _plan(config: FormationEnergyConfig, num_examples: int, seed: int) -> Traini
     )  # fmt: skip
 
 
-def output_bias(config: FormationEnergyConfig) -> tuple[str, ...]:
+def output_bias(config: TrainConfig) -> tuple[str, ...]:
     """Return the name of the output bias of the MLP: layers and activations are numbered in turn."""
     return (f"{2 * len(config.hidden)}.bias",)

@@ -105,9 +105,9 @@ class Coordinator:
             return None
         if secure_threshold:
             moments = masked_moments(self.cohort, silos, secure_threshold, self.observers)
-            return Standardizer.from_moments(moments)
+            return self.task.standardizer(moments)
         moments = self._observed(self.cohort.moments(silos))
-        return Standardizer.from_moments(merge_moments(moments[name] for name in sorted(moments)))
+        return self.task.standardizer(merge_moments(moments[name] for name in sorted(moments)))
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
         """Yield a record per round, from 0 to `job.num_rounds`.

@@ -12,7 +12,7 @@ from ray_fed.errors import UpdateRejected
 from ray_fed.exact_sum import UPDATE_LIMIT, ExactWeightedSum
 from ray_fed.federation.norms import distance
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.metrics import MeanScores, RegressionSums, Scores
+from ray_fed.metrics import ClassificationSums, MeanScores, RegressionSums, Scores, SeveralScores
 from ray_fed.privacy.compression import rebuilt
 
 Vector = np.ndarray
@@ -487,7 +487,15 @@ def sound_metrics(
 
 def _form(by_model: Mapping[str, Metrics]) -> frozenset[str]:
     parts = [scores for metrics in by_model.values() for scores in (metrics.train, metrics.held_out)]
-    return frozenset(name for scores in parts for name in (type(scores).__name__, *scores_numbers(scores)))
+    return frozenset(name for scores in parts for name in _form_of(scores))
+
+
+def _form_of(scores: Scores) -> list[str]:
+    if isinstance(scores, ClassificationSums):
+        return [f"{scores.num_classes} classes"]
+    if isinstance(scores, SeveralScores):
+        return [f"{target}.{name}" for target, part in scores.parts.items() for name in _form_of(part)]
+    return [type(scores).__name__, *scores_numbers(scores)]
 
 
 def _metrics_problem(by_model: object, models: Collection[str], names: Collection[str]) -> str:
@@ -506,6 +514,10 @@ def _metrics_problem(by_model: object, models: Collection[str], names: Collectio
 def _scores_problem(scores: Scores, names: Collection[str]) -> str:
     if not is_count(scores.num_examples):
         return "its metrics are over no whole number of rows"
+    if isinstance(scores, SeveralScores):
+        return next(filter(None, (_scores_problem(part, names) for part in scores.parts.values())), "")
+    if isinstance(scores, ClassificationSums):
+        return scores.objection()
     numbers = scores_numbers(scores)
     if not is_unmarked(scores) and not all(_is_within(number, MAX_SUM) for number in numbers.values()):
         return "its metrics have sums that are not finite, or huge"
@@ -515,6 +527,10 @@ def _scores_problem(scores: Scores, names: Collection[str]) -> str:
 
 def is_unmarked(scores: Scores) -> bool:
     """Tell whether an evaluation has no number at all, as of a model that a silo does not mark (`Silo.evaluate`)."""
+    if isinstance(scores, ClassificationSums):
+        return not scores.is_marked
+    if isinstance(scores, SeveralScores):
+        return all(is_unmarked(part) for part in scores.parts.values())
     numbers = scores_numbers(scores).values()
     return bool(numbers) and all(type(number) is float and math.isnan(number) for number in numbers)
 
@@ -523,13 +539,17 @@ def unmarked(scores: Scores) -> Scores:
     """Return the scores of the same rows without a number among them; those of no rows as they are."""
     if scores.num_examples == 0:
         return scores
+    if isinstance(scores, ClassificationSums):
+        return scores.unmarked()
+    if isinstance(scores, SeveralScores):
+        return SeveralScores(scores.num_examples, {target: unmarked(part) for target, part in scores.parts.items()})  # type: ignore[misc]
     if isinstance(scores, MeanScores):
         return MeanScores(scores.num_examples, dict.fromkeys(scores.sums, math.nan))
     return RegressionSums(scores.num_examples, *[math.nan] * 4) if isinstance(scores, RegressionSums) else scores
 
 
 def scores_numbers(scores: Scores) -> dict[str, float]:
-    """Return the sums of an evaluation by name."""
+    """Return the sums of means, or of a regression, by name."""
     if isinstance(scores, MeanScores):
         return dict(scores.sums)
     return {name: value for name, value in vars(scores).items() if name != "num_examples"}

@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 
 OTHER = "another reason"
+OUTSIDE = "target is outside of"
+"""Before the name of a transform that has no value for it."""
 _NUMBERS = (
     "a", "b", "c", "alpha", "beta", "gamma", "volume", "num_atoms", "n_sites", "space group", "spacegroup_number",
     "target",
@@ -41,7 +43,9 @@ _FILES = (
 )  # fmt: skip
 
 UNREADABLE = frozenset((
-    OTHER, "target is not finite", "target is beyond 1e+15", *_FORMULAS, *_STRUCTURES, *_FILES,
+    OTHER, "target is not finite", "target is beyond 1e+15", "label is none of the classes",
+    *_FORMULAS, *_STRUCTURES, *_FILES,
+    *(f"{OUTSIDE} {transform}" for transform in ("log10", "log1p", "sqrt")),
     *(f"{name} is missing" for name in (*_NUMBERS, *_LISTS)),
     *(f"{name} is not a number" for name in _NUMBERS),
     *(f"{name} {fault}" for name in _LISTS for fault in ("is not a list of numbers", "has a value that is not finite")),

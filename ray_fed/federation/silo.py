@@ -88,9 +88,13 @@ class Silo:
         return self._rows
 
     def moments(self) -> ColumnMoments:
-        """Return count, sum and sum of squares of each feature column of the training rows, without what fewer rows
-        alone have than a statistic needs."""
-        return ColumnMoments.of(without_rare(self.rows.features, self.resolution.fewest_rows))
+        """Return count, sum and sum of squares of each column that the federation standardises, over the training rows,
+        without what fewer rows alone have than a statistic needs."""
+        return ColumnMoments.of(without_rare(self.moment_columns(), self.resolution.fewest_rows))
+
+    def moment_columns(self) -> np.ndarray:
+        """Return what the moments are of, [num_examples, k]; it stays here."""
+        return self.task.moment_columns(self.rows)
 
     def prepare(self, standardizer: Standardizer | None) -> None:
         """Apply the federation's scaler, where the task has one, and put the samples on the device."""
@@ -266,13 +270,14 @@ class Evaluator:
         return {**self.rows.fingerprint, "num_examples": len(self.rows.targets)}
 
     def prepare(self, standardizer: Standardizer | None) -> None:
+        self.standardizer = standardizer
         self.samples = self.task.prepare(self.rows, standardizer, "cpu")
         self.features = self.samples.features
 
     def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
         """Return the scores of each model on the test samples."""
         found = {name: self._predict(vector, self.features) for name, vector in models.items()}
-        scores = {name: self.task.score(self.rows.targets, outputs) for name, outputs in found.items()}
+        scores = {name: self.task.score(self.rows.targets, self._predicted(outputs)) for name, outputs in found.items()}
         if self.is_known:
             return scores
         return {
@@ -288,8 +293,13 @@ class Evaluator:
         return Counts(self.spec.name, question, *counter.count(question, self.samples, *given))
 
     def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return (true values [rows], model -> predictions [rows]) for parity plots, in the target's unit."""
-        return self.rows.targets, {name: self._predict(vector, self.features)[:, 0] for name, vector in models.items()}
+        """Return (true values [rows], model -> predictions [rows]) for parity plots, in the target's unit; of several
+        values per row [rows, values] each."""
+        found = {name: self._predicted(self._predict(vector, self.features)) for name, vector in models.items()}
+        return self.rows.targets, {name: told[:, 0] if told.shape[1] == 1 else told for name, told in found.items()}
+
+    def _predicted(self, outputs: np.ndarray) -> np.ndarray:
+        return self.task.predicted(outputs, self.standardizer)
 
 
 # ---- evaluations of models on the silo's own rows

@@ -9,7 +9,8 @@ import numpy as np
 
 from ray_fed.federation.messages import Metrics
 from ray_fed.learning.standardisation import SQUARE_DIGITS, SUM_DIGITS, ColumnMoments, carried
-from ray_fed.metrics import MeanScores, RegressionSums, Scores
+from ray_fed.metrics import ClassificationSums, MeanScores, RegressionSums, Scores, SeveralScores
+from ray_fed.metrics.classification import num_bins, num_tables
 
 MOMENTS = "moments"
 """Name under which the moments of all silos are added up; there is no session yet."""
@@ -22,6 +23,10 @@ LARGEST = 2.0**44
 REGRESSION = "regression"
 """Stands for the names of `RegressionSums`, which are not those of metrics."""
 SUMS_OF_REGRESSION = 4
+CLASSES = "classes/"
+"""Before the number of classes: stands for the names of `ClassificationSums`."""
+OF = ": "
+"""Between a target and the names of its sums; in no name of a metric."""
 
 
 def numbers_of_moments(moments: ColumnMoments) -> list[int]:
@@ -36,8 +41,18 @@ def moments_of(numbers: Sequence[int], num_examples: int) -> ColumnMoments:
 
 def names_of(by_model: Mapping[str, Metrics]) -> list[str]:
     """Return the names of the sums that scores are made of, in order."""
-    some = next(iter(by_model.values())).held_out
-    return sorted(some.sums) if isinstance(some, MeanScores) else [REGRESSION]
+    return _names(next(iter(by_model.values())).held_out)
+
+
+def _names(scores: Scores) -> list[str]:
+    match scores:
+        case MeanScores():
+            return sorted(scores.sums)
+        case ClassificationSums():
+            return [f"{CLASSES}{scores.num_classes}"]
+        case SeveralScores():
+            return [f"{target}{OF}{name}" for target, part in scores.parts.items() for name in _names(part)]
+    return [REGRESSION]
 
 
 def numbers_of_metrics(by_model: Mapping[str, Metrics]) -> list[int]:
@@ -53,12 +68,39 @@ def numbers_of_metrics(by_model: Mapping[str, Metrics]) -> list[int]:
 
 def metrics_of(numbers: Sequence[int], names: Sequence[str], models: Sequence[str]) -> dict[str, tuple[Scores, Scores]]:
     """Return model -> scores of all training rows, of all held-out rows; the numbers are those that were added up."""
-    size = 1 + (SUMS_OF_REGRESSION if list(names) == [REGRESSION] else len(names))
+    size = _size(names)
     parts = [_scores(numbers[start : start + size], names) for start in range(0, len(numbers), size)]
     return {model: (parts[2 * place], parts[2 * place + 1]) for place, model in enumerate(models)}
 
 
+def _by_target(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return target -> names of its sums; empty where there is but one target, which has no name."""
+    found: dict[str, list[str]] = {}
+    for target, is_named, name in (each.partition(OF) for each in names):
+        if is_named:
+            found.setdefault(target, []).append(name)
+    return found
+
+
+def _size(names: Sequence[str]) -> int:
+    """Return how many numbers scores have whose sums have these names."""
+    if by_target := _by_target(names):
+        return 1 + sum(map(_size, by_target.values()))
+    first = names[0] if names else ""
+    if first.startswith(CLASSES):
+        k = int(first.removeprefix(CLASSES))
+        return 2 + k * k + 2 * num_tables(k) * num_bins(k)
+    return 1 + (SUMS_OF_REGRESSION if list(names) == [REGRESSION] else len(names))
+
+
 def _numbers(scores: Scores) -> list[int]:
+    match scores:
+        case ClassificationSums():
+            shown = scores if scores.is_marked else ClassificationSums.none(scores.num_classes)
+            return [shown.num_examples, shown.log_loss_steps, *shown.confusion, *shown.histograms]
+        case SeveralScores():
+            parts = [_numbers(part) for part in scores.parts.values()]
+            return [scores.num_examples, *(number for part in parts for number in part)]
     n, exact = scores.num_examples, _exact_sums(scores)
     return [n, *(round(value * UNIT) for value in exact)] if n and exact else [0] * (1 + _num_sums(scores))
 
@@ -84,9 +126,26 @@ def _exact_sums(scores: Scores) -> list[Fraction]:
 
 
 def _scores(numbers: Sequence[int], names: Sequence[str]) -> Scores:
+    if by_target := _by_target(names):
+        return _several(numbers, by_target)
+    if names and names[0].startswith(CLASSES):
+        return _classification(numbers, int(names[0].removeprefix(CLASSES)))
     n, sums = numbers[0], [Fraction(number, UNIT) for number in numbers[1:]]
     if list(names) != [REGRESSION]:
         return MeanScores(n, {name: float(value) for name, value in zip(names, sums, strict=True)})
     absolute, squared, total, squares = sums
     mean = total / n if n else Fraction(0)
     return RegressionSums(n, float(absolute), float(squared), float(mean), float(max(squares - mean * total, 0)))
+
+
+def _several(numbers: Sequence[int], by_target: Mapping[str, list[str]]) -> SeveralScores:
+    parts, start = {}, 1
+    for target, names in by_target.items():
+        end = start + _size(names)
+        parts[target], start = _scores(numbers[start:end], names), end
+    return SeveralScores(numbers[0], parts)
+
+
+def _classification(numbers: Sequence[int], k: int) -> ClassificationSums:
+    rows, loss, *counts = numbers
+    return ClassificationSums(rows, k, tuple(counts[: k * k]), tuple(counts[k * k :]), loss)

@@ -12,7 +12,7 @@ from torch import nn
 from ray_fed.config import at_home
 from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.learning.layout import floating_buffers
-from ray_fed.learning.standardisation import Standardizer
+from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.steps import Loss
 from ray_fed.learning.trainer import LocalTrainer, Trainer, TrainingPlan, copy_blocks, portions
 from ray_fed.metrics import Metric, RegressionSums, Scores, regression_metrics, secret_of
@@ -100,6 +100,8 @@ class Samples:
     """The same of the targets, as `target_tensor` makes them."""
     held_out_features: Any = field(repr=False)
     """Like `features`, of the held-out samples."""
+    standardizer: Standardizer | None = None
+    """What the columns were standardised with; None where the task has no scaler."""
 
 
 @dataclass(frozen=True)
@@ -150,9 +152,24 @@ class Task(ABC):
         return regression_metrics(self.unit)
 
     def score(self, targets: np.ndarray, outputs: np.ndarray) -> Scores:
-        """Return what an evaluation tells: sums over samples, none of them alone. Default: MAE, R² and MSE of one
-        output [rows, 1] against targets [rows], in the target's unit."""
+        """Return what an evaluation tells: sums over samples, none of them alone; outputs are what `predicted` returns.
+        Default: MAE, R² and MSE of one output [rows, 1] against targets [rows], in the target's unit."""
         return RegressionSums.of(targets, outputs[:, 0])
+
+    def moment_columns(self, rows: LocalRows) -> np.ndarray:
+        """Return the columns [num_examples, k] that the federation standardises together, each without a gap. Default:
+        the features."""
+        return rows.features
+
+    def standardizer(self, moments: ColumnMoments) -> Standardizer:
+        """Return the scaler that the moments of all silos' `moment_columns` make. Default: one mean and one standard
+        deviation per column."""
+        return Standardizer.from_moments(moments)
+
+    def predicted(self, outputs: np.ndarray, standardizer: Standardizer | None) -> np.ndarray:  # noqa: ARG002
+        """Return what outputs of the network [rows, ...] say in the user's terms, for `score` and for people. Default:
+        as they are."""
+        return outputs
 
     def countings(self) -> Mapping[str, Counting]:
         """Return the questions that a silo, or who holds a test set, answers with counts of rows: name, beginning with
@@ -173,7 +190,7 @@ class Task(ABC):
         features, held_out = (
             feature_tensor(part, standardizer, device) for part in (rows.features, rows.held_out_features)
         )
-        return Samples(rows, features, target_tensor(rows.targets, device), held_out)
+        return Samples(rows, features, target_tensor(rows.targets, device), held_out, standardizer)
 
     def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:
         """Return what trains in a session of a silo. Default: mini-batch steps on `model(session.model_seed)`."""
@@ -190,9 +207,14 @@ class Task(ABC):
         """Return the scores of the model at `vector` on the silo's training and held-out samples."""
         rows = samples.rows
         shown = 0 if trainer.plan.private else len(samples.features)  # exact errors on private rows would tell of them
+
+        def scored(targets: np.ndarray, features: Any) -> Scores:
+            outputs = trainer.predict(features, vector).cpu().numpy()
+            return self.score(targets, self.predicted(outputs, samples.standardizer))
+
         return (
-            self.score(rows.targets[:shown], trainer.predict(samples.features[:shown], vector).cpu().numpy()),
-            self.score(rows.held_out_targets, trainer.predict(samples.held_out_features, vector).cpu().numpy()),
+            scored(rows.targets[:shown], samples.features[:shown]),
+            scored(rows.held_out_targets, samples.held_out_features),
         )
 
     def predictor(self) -> Predictor:

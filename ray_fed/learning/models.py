@@ -8,21 +8,21 @@ from torch import nn
 from ray_fed.randomness import derived_seed
 
 
-def mlp(num_features: int, hidden: Sequence[int] = (200, 200)) -> nn.Sequential:
-    """Return Linear-ReLU-...-Linear(1): the network of Guo et al. 2022, Fig. 2, is `mlp(73, (200, 200))`.
+def mlp(num_features: int, hidden: Sequence[int] = (200, 200), num_outputs: int = 1) -> nn.Sequential:
+    """Return Linear-ReLU-...-Linear: the network of Guo et al. 2022, Fig. 2, is `mlp(73, (200, 200))`.
 
-    Input [rows, num_features], output [rows, 1].
+    Input [rows, num_features], output [rows, num_outputs].
     """
     layers: list[nn.Module] = []
     width = num_features
     for units in hidden:
         layers += [nn.Linear(width, units), nn.ReLU()]
         width = units
-    return nn.Sequential(*layers, nn.Linear(width, 1))
+    return nn.Sequential(*layers, nn.Linear(width, num_outputs))
 
 
-def seeded_mlp(num_features: int, hidden: Sequence[int], seed: int) -> nn.Sequential:
+def seeded_mlp(num_features: int, hidden: Sequence[int], seed: int, num_outputs: int = 1) -> nn.Sequential:
     """Return an `mlp` whose initial weights depend on `seed` alone; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "initial weights"))
-        return mlp(num_features, hidden)
+        return mlp(num_features, hidden, num_outputs)

@@ -142,6 +142,15 @@ class Standardizer:
         size, rounding = np.abs(moments.mean), max(10, moments.num_examples) * np.finfo(np.float64).eps
         return cls(moments.mean, np.where(std <= rounding * size, np.maximum(1.0, size), std))
 
+    def beside(self, other: "Standardizer") -> "Standardizer":
+        """Return the scaler of these columns and, after them, of the other's."""
+        return Standardizer(np.concatenate([self.mean, other.mean]), np.concatenate([self.scale, other.scale]))
+
+    def split(self, place: int) -> tuple["Standardizer", "Standardizer"]:
+        """Return the scaler of the columns before a place, and that of those from it on."""
+        first, second = slice(place), slice(place, None)
+        return Standardizer(self.mean[first], self.scale[first]), Standardizer(self.mean[second], self.scale[second])
+
     def __call__(self, values: np.ndarray) -> np.ndarray:
         """Return float32 [rows, num_columns]."""
         return ((np.asarray(values, np.float64) - self.mean) / self.scale).astype(np.float32)

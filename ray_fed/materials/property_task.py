@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,12 @@ from torch.nn import functional
 
 from ray_fed.errors import DataError, Trouble
 from ray_fed.federation.reasons import counted_reasons
-from ray_fed.federation.task import LocalRows, SiloSpec, Task
+from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task, feature_tensor, target_tensor
 from ray_fed.learning.models import seeded_mlp
-from ray_fed.materials.databases.database import open_database
+from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.learning.steps import Loss
+from ray_fed.materials.databases.columns import canonical_target
+from ray_fed.materials.databases.database import Database, open_database
 from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
 from ray_fed.materials.databases.kinds import is_on_disk
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source
@@ -22,7 +25,24 @@ from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
 from ray_fed.materials.lattices import CELL_COLUMNS
 from ray_fed.materials.partitions import hash_split
 from ray_fed.materials.study import StudyPart
+from ray_fed.materials.targets import (
+    MOST_TARGETS,
+    MaskedLoss,
+    Target,
+    key_of,
+    labels,
+    learned_values,
+    moment_columns,
+    predicted_values,
+    target_scaler,
+)
+from ray_fed.metrics import Metric, RegressionSums, Scores, regression_metrics
 
+FORMATION_ENERGY = Target(EMBEDDED_TARGET, "eV/atom")
+LABELS = [f"label.{at}" for at in range(MOST_TARGETS)]
+"""Columns of a frame with the targets of its rows, as numbers."""
+LABELS_OF = "labels."
+"""Before a target's name, in a fingerprint: how many training rows have it."""
 FEWEST_ENERGIES = 20
 LARGEST_FORMATION_ENERGY = 20.0
 """In eV/atom. The most stable compounds lie near -4.5; a value beyond this is in kJ/mol, meV or another unit."""
@@ -40,8 +60,19 @@ class CrystalRows:
     """Without a common test set: share of formulas held out, the same formulas at every site."""
     split_seed: int = 0
     """Seed of that choice of formulas, equal at every site."""
-    target_is: str = ""
-    """What the source's target column holds, by the owner's word, where its name does not show it."""
+    target_is: tuple[str, ...] = ()
+    """What the source's target columns hold, by the owner's word, where their names do not show it."""
+    units: tuple[str, ...] = ()
+    """Units of `source.targets`, "" for classes."""
+
+    def with_one_number(self, task: "PropertyTask") -> "CrystalRows":
+        """Return the same rows, read as those of one number per row where that is all the task wants."""
+        source = self.source
+        if len(task.targets) > 1 or task.targets[0].classes:
+            return self
+        ((column, unit),) = zip(source.targets, self.units, strict=True)
+        only = replace(source, target=column, targets=(), unit=unit)
+        return replace(self, source=only, units=())
 
 
 @dataclass(frozen=True)
@@ -54,28 +85,61 @@ class PropertyTask(Task):
     """(name, value) of its options."""
     hidden: tuple[int, ...] = (200, 200)
     """Widths of the hidden layers."""
-    target: str = "formation_energy_per_atom"
-    """The property, as all silos' columns must be named."""
-    unit: str = "eV/atom"
-    """Unit of the property."""
+    targets: tuple[Target, ...] = (FORMATION_ENERGY,)
+    """What is learned."""
+    standardise_target: bool = False
+    """Whether the network learns numbers with mean 0 and deviation 1, agreed by all silos, so that no unit matters."""
 
-    loss = staticmethod(functional.mse_loss)
+    @property
+    def loss(self) -> Loss:  # type: ignore[override]
+        """The mean squared error of one number; of several targets or classes, the mean over what is there."""
+        if len(self.targets) == 1 and not self.targets[0].classes:
+            return functional.mse_loss
+        return MaskedLoss(tuple(len(target.classes) for target in self.targets))
+
+    @property
+    def unit(self) -> str:  # type: ignore[override]
+        """Unit of the first target."""
+        return self.targets[0].shown_unit
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return tuple(metric for target in self.targets for metric in self.metrics_of(target))
+
+    def metrics_of(self, target: Target) -> tuple[Metric, ...]:
+        """Return what is told of one target; its name stands before, where there are several."""
+        return regression_metrics(target.shown_unit)
+
+    def score(self, targets: np.ndarray, outputs: np.ndarray) -> Scores:
+        return RegressionSums.of(self._table(targets)[:, 0], outputs[:, 0])
+
+    def _table(self, targets: np.ndarray) -> np.ndarray:
+        """Return targets [rows, T]; those of one target alone are [rows]."""
+        return targets.reshape(len(targets), len(self.targets))
 
     def featurizer(self) -> FeatureSet:
         """Return a fresh feature set of this task."""
         return make_feature_set(self.features, **dict(self.feature_options))
 
     def model(self, seed: int) -> nn.Module:
-        """Return the network, input [rows, num_features], output [rows, 1] in `unit`."""
-        return seeded_mlp(len(self.featurizer().get_feature_names_out()), self.hidden, seed)
+        """Return the network, input [rows, num_features], output [rows, num_outputs] as `predicted` reads it."""
+        num_outputs = sum(target.num_outputs for target in self.targets)
+        return seeded_mlp(self.num_features, self.hidden, seed, num_outputs)
+
+    @property
+    def num_features(self) -> int:
+        return len(self.featurizer().get_feature_names_out())
 
     def agreement(self) -> dict[str, str]:
         """Features and tables (by hash), target and unit: what all silos must share."""
         return {
             "feature set": self.features,
             "feature table hash": self.featurizer().fingerprint()[:16],
-            "target": f"{self.target} [{self.unit}]",
+            "target": self._agreed([target.name for target in self.targets]),
         }
+
+    def _agreed(self, names: Sequence[str]) -> str:
+        return "; ".join(target.agreed_as(name) for target, name in zip(self.targets, names, strict=True))
 
     def load(self, spec: SiloSpec) -> LocalRows:
         """Open the source, take the silo's part, featurise; unusable rows are counted by kind of reason.
@@ -89,7 +153,8 @@ class PropertyTask(Task):
                 failure=Trouble.OPTION_WRONG,
             )
         database = open_database(wanted.source, spec.name)
-        frame = wanted.part.take(database.frame) if wanted.part else database.frame
+        whole = self._labelled(database, wanted, spec.name)
+        frame = wanted.part.take(whole) if wanted.part else whole
         folder = None if wanted.source.path == EMBEDDED else cache_folder()
         features, reasons = self._features(frame, folder)
         usable = np.array([not reason for reason in reasons])
@@ -100,14 +165,71 @@ class PropertyTask(Task):
                 f"silo '{spec.name}': no usable row of {len(frame)}: {self._why(frame, reasons)}",
                 failure=Trouble.TOO_FEW_ROWS,
             )
-        targets = frame["target"].to_numpy(np.float64)
-        held = f"{wanted.target_is or database.target_name} [{database.target_unit}]"
-        if held == f"{EMBEDDED_TARGET} [eV/atom]":
-            _check_size(targets[usable], spec.name)
+        table = frame[LABELS[: len(self.targets)]].to_numpy(np.float64)
+        targets = table[:, 0] if len(self.targets) == 1 else table
+        named = [canonical_target(name) for name in wanted.source.targets] or [database.target_name]
+        held = self._agreed(wanted.target_is or named)
+        if held == FORMATION_ENERGY.agreed_as(EMBEDDED_TARGET):
+            _check_size(table[usable, 0], spec.name)
         return LocalRows(
             features[train], targets[train], features[held_out], targets[held_out], counted_reasons(reasons),
-            {**database.fingerprint, "rows_of_silo": len(frame)}, {**self.agreement(), "target": held},
+            {**database.fingerprint, "rows_of_silo": len(frame), **self._label_counts(targets[train])},
+            {**self.agreement(), "target": held},
         )  # fmt: skip
+
+    def _labelled(self, database: Database, wanted: CrystalRows, silo: str) -> pd.DataFrame:
+        """Return the database's frame with a column for each target, in its unit or as numbers of classes, and a reason
+        for rows without any. DataError names the silo."""
+        source, frame = wanted.source, database.frame
+        names = [f"target.{at}" for at in range(len(source.targets))] or ["target"]
+        columns = [pd.Series(frame[name]) for name in names]
+        units = wanted.units if source.targets else (database.target_unit,)
+        try:
+            values, reasons = labels(columns, self.targets, units)
+        except DataError as error:
+            raise DataError(f"silo '{silo}': {error}", failure=error.failure) from error
+        found = {name: values[:, at] for at, name in enumerate(LABELS[: len(self.targets)])}
+        told = [first or second for first, second in zip(frame["reason"], reasons, strict=True)]
+        return frame.assign(**found, target=values[:, 0], reason=pd.Series(told, dtype="str"))
+
+    def _label_counts(self, targets: np.ndarray) -> dict[str, int]:
+        """Return how many training rows have a label of each target, where some have none."""
+        if len(self.targets) == 1:
+            return {}
+        counts = (~np.isnan(targets)).sum(axis=0).tolist()
+        return {f"{LABELS_OF}{key_of(target.name)}": count for target, count in zip(self.targets, counts, strict=True)}
+
+    def moment_columns(self, rows: LocalRows) -> np.ndarray:
+        if not self.standardise_target:
+            return rows.features
+        return np.hstack([rows.features, moment_columns(self._table(rows.targets), self.targets)])
+
+    def standardizer(self, moments: ColumnMoments) -> Standardizer:
+        """Return the scaler of the features, and after them of the regression targets, where they are standardised."""
+        d = self.num_features
+        of_features = Standardizer.from_moments(replace(moments, digits=moments.digits[:d]))
+        if not self.standardise_target:
+            return of_features
+        return of_features.beside(target_scaler(replace(moments, digits=moments.digits[d:])))
+
+    def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:
+        assert standardizer is not None, "property tasks standardise"
+        of_features, of_targets = self.scalers(standardizer)
+        features, held_out = (
+            feature_tensor(part, of_features, device) for part in (rows.features, rows.held_out_features)
+        )
+        learned = target_tensor(learned_values(self._table(rows.targets), self.targets, of_targets), device)
+        return Samples(rows, features, learned, held_out, standardizer)
+
+    def scalers(self, standardizer: Standardizer) -> tuple[Standardizer, Standardizer | None]:
+        """Return the scaler of the features, and that of the targets where they are standardised."""
+        of_features, of_targets = standardizer.split(self.num_features)
+        return of_features, of_targets if self.standardise_target else None
+
+    def predicted(self, outputs: np.ndarray, standardizer: Standardizer | None) -> np.ndarray:
+        """Return what outputs of the network [rows, O] say, [rows, W] (targets.predicted_values)."""
+        of_targets = None if standardizer is None else self.scalers(standardizer)[1]
+        return predicted_values(outputs, self.targets, of_targets)
 
     def possession(self, source: object) -> str:
         """Return a hash over the bytes of a source's files; data that come with the package are everybody's."""

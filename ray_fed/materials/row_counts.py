@@ -101,7 +101,7 @@ class Counted:
         care: Care,
         part: np.ndarray,
         own: np.ndarray,
-        *vectors: Vector,  # noqa: ARG002
+        *vectors: Vector,
     ) -> tuple[int, np.ndarray]:
         """Count how sure the models are where they are right and where they are wrong: [M, C, 2, B]."""
         name, (features, learned), _ = _part(samples, part)

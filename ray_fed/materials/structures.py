@@ -2,29 +2,35 @@
 
     parse_structure(value) -> Crystal      DataError, in one line, for anything else
 
-Cells are taken as given: neither reduced to a primitive cell nor made conventional.
+Cells are taken as given here; `standard_cells` finds the one that does not depend on how a crystal is written. What is
+odd about a structure that can be used all the same is a note: of the same make as a reason, values in '...'.
 """
 
 import json
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from ray_fed.errors import DataError, quoted
-from ray_fed.materials.lattices import vectors_of_cells
+from ray_fed.materials.features.elements import SYMBOLS
+from ray_fed.materials.lattices import near_pairs, vectors_of_cells
 
 MAX_SITES = 100_000
-_CIF_SPACE_GROUP = re.compile(
-    r"^\s*_(?:symmetry_Int_Tables_number|space_group_IT_number)\s+['\"]?(\d+)", re.IGNORECASE | re.MULTILINE
-)
 _IS_CIF = re.compile(r"^\s*(?:data_|_cell_length_a)", re.IGNORECASE | re.MULTILINE)
 _FALSE_NAMES = "Elements in POSCAR cannot be determined"
+MAX_REASON = 2000
+"""Characters of a foreign parser's words that a reason keeps."""
+MIN_DISTANCE = 0.4
+"""Å. Atoms nearer than this are a mistake: the shortest bond, H-H, has 0.74."""
+FULL_OCCUPANCY = 1.01
+"""Sites with less than this together may be near each other: they are the split places of one atom."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,9 @@ class Crystal:
     positions    float64 [n, 3], fractions of the vectors
     kinds        int64   [n], equal for sites with equal occupation
     space_group  the number the file gives, else None
+    amounts      {symbol: atoms in the cell}, with those that have no site; empty: as the formula says
+    occupancies  float64 [n], atoms on each site; None: 1
+    notes        what is odd about it, for its row
     """
 
     formula: str
@@ -43,6 +52,9 @@ class Crystal:
     positions: np.ndarray
     kinds: np.ndarray
     space_group: int | None = None
+    amounts: Mapping[str, float] = field(default_factory=dict)
+    occupancies: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
 def parse_structure(value: Any) -> Crystal:
@@ -54,7 +66,8 @@ def parse_structure(value: Any) -> Crystal:
     except Exception as error:
         # pymatgen's parsers fail on broken files with any exception there is, IndexError to ZeroDivisionError. The row
         # keeps the text as its reason, so nothing is lost here.
-        raise DataError(f"unreadable structure {quoted(f'{type(error).__name__}: {error}')}") from error
+        what = quoted(f"{type(error).__name__}: {error}", MAX_REASON)
+        raise DataError(f"unreadable structure {what}") from error
     return _checked(crystal)
 
 
@@ -68,7 +81,11 @@ def _parse(value: Any) -> Crystal:
         return _from_mapping(json.loads(value))
     if not value.strip():
         raise DataError("structure is empty")
-    return _from_cif(value) if _IS_CIF.search(value) else _from_poscar(value)
+    if _IS_CIF.search(value):
+        from ray_fed.materials.cif_files import crystal_of_cif
+
+        return crystal_of_cif(value)
+    return _from_poscar(value)
 
 
 def _checked(crystal: Crystal) -> Crystal:
@@ -79,31 +96,42 @@ def _checked(crystal: Crystal) -> Crystal:
         raise DataError("structure has a lattice or coordinates of the wrong shape")
     if not (np.isfinite(crystal.vectors).all() and np.isfinite(crystal.positions).all()):
         raise DataError("structure has a lattice vector or coordinate that is not finite")
+    _check_distances(crystal)
     return crystal
 
 
-def _from_cif(text: str) -> Crystal:
-    from pymatgen.io.cif import CifParser
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = CifParser.from_str(text).parse_structures(primitive=False, on_error="raise")
-    given = _CIF_SPACE_GROUP.search(text)
-    # Number 1 says that every atom is listed, far more often than that the crystal has no symmetry.
-    number = int(given.group(1)) if given and int(given.group(1)) > 1 else None
-    return _from_pymatgen(found[0], number)
+def _check_distances(crystal: Crystal) -> None:
+    """DataError for two atoms on nearly the same place, unless together they are no more than one."""
+    if abs(np.linalg.det(crystal.vectors)) < MIN_DISTANCE**3:
+        return  # no crystal at all: the check of cells has the words for it
+    first, second, distances = near_pairs(crystal.vectors, crystal.positions, MIN_DISTANCE)
+    occupancies = np.ones(len(crystal.kinds)) if crystal.occupancies is None else crystal.occupancies
+    wrong = np.flatnonzero(occupancies[first] + occupancies[second] > FULL_OCCUPANCY)
+    if len(wrong):
+        nearest = distances[wrong].min()
+        raise DataError(f"atoms are too close '{nearest:.3f} Å'; under {MIN_DISTANCE:g} Å none can be")
 
 
 def _from_poscar(text: str) -> Crystal:
     from pymatgen.io.vasp import Poscar
 
     _check_atom_counts(text.splitlines())
+    with warnings_as_notes() as notes:
+        structure = Poscar.from_str(text, read_velocities=False).structure
+    if any(_FALSE_NAMES in note for note in notes):
+        raise DataError("POSCAR names no elements (VASP 4 format); write the symbols above their counts")
+    return crystal_of_pymatgen(structure, notes=tuple(notes))
+
+
+@contextmanager
+def warnings_as_notes() -> Iterator[list[str]]:
+    """Keep the warnings of a parser off the terminal, and give them as notes, filled at the end."""
+    notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        structure = Poscar.from_str(text, read_velocities=False).structure
-    if any(_FALSE_NAMES in str(warning.message) for warning in caught):
-        raise DataError("POSCAR names no elements (VASP 4 format); write the symbols above their counts")
-    return _from_pymatgen(structure)
+        yield notes
+    said = (str(one.message) for one in caught if not issubclass(one.category, DeprecationWarning))
+    notes += dict.fromkeys(f"pymatgen warns {quoted(message, MAX_REASON)}" for message in said)
 
 
 def _check_atom_counts(lines: Sequence[str]) -> None:
@@ -114,12 +142,13 @@ def _check_atom_counts(lines: Sequence[str]) -> None:
             raise DataError(f"POSCAR has '{len(lines)}' lines and announces more atoms: {quoted(line)}")
 
 
-def _from_pymatgen(structure: Any, space_group: int | None = None) -> Crystal:
+def crystal_of_pymatgen(structure: Any, space_group: int | None = None, notes: tuple[str, ...] = ()) -> Crystal:
+    """Return the crystal of a pymatgen Structure."""
     amounts = structure.composition.get_el_amt_dict()
-    kinds = _kinds([str(site.species) for site in structure])
     return Crystal(
-        reduced_formula(amounts), np.array(structure.lattice.matrix), np.array(structure.frac_coords), kinds,
-        space_group,
+        reduced_formula(amounts), np.array(structure.lattice.matrix), np.array(structure.frac_coords),
+        numbered([str(site.species) for site in structure]), space_group, amounts,
+        np.array([site.species.num_atoms for site in structure]), notes,
     )  # fmt: skip
 
 
@@ -147,12 +176,13 @@ def _from_sites(vectors: np.ndarray, sites: Sequence[Mapping]) -> Crystal:
     for site in sites:
         for species in site["species"]:
             amounts[species["element"]] = amounts.get(species["element"], 0.0) + float(species["occu"])
-    kinds = _kinds([_label(site["species"]) for site in sites])
+    kinds = numbered([_label(site["species"]) for site in sites])
+    occupancies = np.array([sum(float(one["occu"]) for one in site["species"]) for site in sites])
     if all("abc" in site for site in sites):
         positions = np.array([site["abc"] for site in sites], np.float64)
     else:
         positions = _fractions(np.array([site["xyz"] for site in sites], np.float64), vectors)
-    return Crystal(reduced_formula(amounts), vectors, positions, kinds)
+    return Crystal(reduced_formula(amounts), vectors, positions, kinds, None, amounts, occupancies)
 
 
 def _label(species: Sequence[Mapping]) -> str:
@@ -167,16 +197,16 @@ def _from_atoms(atoms: Mapping) -> Crystal:
     if atoms.get("cartesian"):
         positions = _fractions(positions, vectors)
     amounts = {element: float(elements.count(element)) for element in dict.fromkeys(elements)}
-    return Crystal(reduced_formula(amounts), vectors, positions, _kinds(elements))
+    return Crystal(reduced_formula(amounts), vectors, positions, numbered(elements), None, amounts)
 
 
 def _fractions(cartesian: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return cartesian @ np.linalg.inv(vectors)
 
 
-def _kinds(labels: Sequence[str]) -> np.ndarray:
-    numbered = {label: number for number, label in enumerate(dict.fromkeys(labels), start=1)}
-    return np.array([numbered[label] for label in labels], np.int64)
+def numbered(labels: Sequence[str]) -> np.ndarray:
+    """Return int64 [n], from 1 in the order of the alphabet, equal for equal labels."""
+    return np.unique(np.array(labels, dtype=str), return_inverse=True)[1].reshape(-1).astype(np.int64) + 1
 
 
 def crystal_of_lists(vectors: np.ndarray, numbers: Any, coordinates: Any) -> Crystal:
@@ -187,16 +217,19 @@ def crystal_of_lists(vectors: np.ndarray, numbers: Any, coordinates: Any) -> Cry
     kinds, flat = _number_list(numbers, "numbers"), _number_list(coordinates, "frac_coords")
     if len(flat) != 3 * len(kinds):
         raise DataError(f"frac_coords has '{len(flat)}' values for '{len(kinds)}' sites; three for each are needed")
-    return _checked(Crystal(formula_of_numbers(kinds), vectors, flat.reshape(-1, 3), kinds.astype(np.int64)))
+    amounts = amounts_of_numbers(kinds)
+    positions = flat.reshape(-1, 3)
+    symbols = [SYMBOLS[int(number) - 1] for number in kinds]
+    return _checked(Crystal(reduced_formula(amounts), vectors, positions, numbered(symbols), None, amounts))
 
 
 def formula_of_lists(numbers: Any) -> str:
     """Return the reduced formula of a list of atomic numbers; DataError if there is no such element."""
-    return formula_of_numbers(_number_list(numbers, "numbers"))
+    return reduced_formula(amounts_of_numbers(_number_list(numbers, "numbers")))
 
 
-def formula_of_numbers(numbers: np.ndarray) -> str:
-    """Return the reduced formula of atomic numbers [n], float64; DataError if one is no element."""
+def amounts_of_numbers(numbers: np.ndarray) -> dict[str, float]:
+    """Return {symbol: atoms} of atomic numbers [n], float64; DataError if one is no element."""
     from pymatgen.core import Element
 
     found, counts = np.unique(numbers, return_counts=True)
@@ -204,7 +237,7 @@ def formula_of_numbers(numbers: np.ndarray) -> str:
     if len(wrong) or not len(found):
         raise DataError(f"unknown atomic number '{wrong[0]:g}'" if len(wrong) else "numbers is empty")
     symbols = [Element.from_Z(int(number)).symbol for number in found]
-    return reduced_formula(dict(zip(symbols, counts.astype(float).tolist(), strict=True)))
+    return dict(zip(symbols, counts.astype(float).tolist(), strict=True))
 
 
 def _number_list(values: Any, column: str) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Space-group numbers of crystals by spglib or, about eight times as fast, by moyopy.
 
 Both search the symmetry of the cell as given within `symprec` Å. They agree on all but about 1 % of real crystals:
-those whose atoms lie near the edge of the tolerance.
+those whose atoms lie near the edge of the tolerance. What spglib warns of is a note of the crystal's row.
 """
 
 import logging
@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ray_fed.errors import ConfigError, DataError
+from ray_fed.errors import ConfigError, DataError, quoted
 from ray_fed.materials.structures import Crystal
 
 Finder = Literal["spglib", "moyopy"]
-Symmetry = Literal["given", "spglib", "moyopy"]
-READER_VERSION = 1
+Symmetry = Literal["given", "check", "spglib", "moyopy"]
+Cell = Literal["given", "standard"]
+READER_VERSION = 2
 """Raise it when the same file would be read differently: old cache entries are then left alone."""
 _SPGLIB_PRINTS = "SPGLIB_WARNING"
 
@@ -42,55 +43,119 @@ class SymmetrySearch:
     symmetry: Symmetry = "given"
     symprec: float = 0.1
     """Å"""
+    cell: Cell = "given"
+    """As the source has it, or the standard one (`standard_cells`)."""
 
     @property
     def finder(self) -> Finder:
-        return "spglib" if self.symmetry == "given" else self.symmetry
+        return "moyopy" if self.symmetry == "moyopy" else "spglib"
+
+    @property
+    def takes_given(self) -> bool:
+        """Whether a given number is the space group, where there is one."""
+        return self.symmetry in ("given", "check") and self.cell == "given"
+
+    @property
+    def searches_all(self) -> bool:
+        """Whether the symmetry of every crystal is searched, also where its number is given."""
+        return not self.takes_given or self.symmetry == "check"
 
     @property
     def identity(self) -> str:
         """What a result depends on beside the structures."""
         finder = finder_version(self.finder)  # first: its error names the remedy
         parsers = f"reader {READER_VERSION}, pymatgen-core {version('pymatgen-core')}"
-        return f"{parsers}, {finder}, {self.symmetry}, {self.symprec!r}"
+        return f"{parsers}, {finder}, {self.symmetry}, {self.symprec!r}, {self.cell} cell"
 
 
-def space_groups(crystals: Sequence[Crystal], finder: Finder, symprec: float) -> tuple[np.ndarray, list[str]]:
-    """Return space-group numbers, float64 [n], NaN where none is found, and a reason per crystal, "" where one is."""
+@dataclass(frozen=True)
+class Operations:
+    """The symmetry of a cell with its k operations: x -> rotation x + translation, in fractions of the vectors.
+
+    number        of the space group
+    rotations     int64   [k, 3, 3]
+    translations  float64 [k, 3]
+    """
+
+    number: int
+    rotations: np.ndarray
+    translations: np.ndarray
+
+    @property
+    def pure_translations(self) -> np.ndarray:
+        """Return the translations without a rotation, float64 [m, 3]; one, of zero, in a primitive cell."""
+        return self.translations[(self.rotations == np.eye(3, dtype=np.int64)).all((1, 2))]
+
+
+def space_groups(
+    crystals: Sequence[Crystal], finder: Finder, symprec: float, notes: list[list[str]] | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """Return space-group numbers, float64 [n], NaN where none is found, and a reason per crystal, "" where one is.
+
+    What the finder warns of goes into the crystal's list of `notes`.
+    """
     finder_version(finder)
-    search = _by_spglib if finder == "spglib" else _by_moyopy
+    search = _number_by_spglib if finder == "spglib" else _number_by_moyopy
     numbers, reasons = np.full(len(crystals), np.nan), [""] * len(crystals)
-    with _quiet():
+    with quiet_finders() as caught:
         for row, crystal in enumerate(crystals):
             try:
                 numbers[row] = search(crystal, symprec)
             except DataError as error:
                 reasons[row] = str(error)
+            if caught and notes is not None:
+                notes[row] += notes_of_finder(caught, finder)
+            caught.clear()
     return numbers, reasons
 
 
-def _by_spglib(crystal: Crystal, symprec: float) -> int:
+def notes_of_finder(caught: Sequence[warnings.WarningMessage], finder: Finder) -> list[str]:
+    """Return the notes of what a finder warned of; that one of its functions is old says nothing of a crystal."""
+    messages = (str(one.message) for one in caught if not issubclass(one.category, DeprecationWarning))
+    return [f"{finder} warns {quoted(message, 200)}" for message in dict.fromkeys(messages)]
+
+
+def operations(vectors: np.ndarray, positions: np.ndarray, kinds: np.ndarray, finder: Finder, symprec: float) -> Operations:
+    """Return the symmetry of a cell; DataError where none is found. Call it under `quiet_finders`."""
+    inside = positions % 1.0
+    if finder == "spglib":
+        found = _asked_spglib("get_symmetry_dataset", (vectors, inside, kinds), symprec)
+        return Operations(found.number, found.rotations.astype(np.int64), found.translations)
+    found = _asked_moyopy(vectors, inside, kinds, symprec)
+    return Operations(
+        found.number, np.array(found.operations.rotations, np.int64), np.array(found.operations.translations)
+    )
+
+
+def _number_by_spglib(crystal: Crystal, symprec: float) -> int:
+    # "Fm-3m (225)": a third faster than get_symmetry_dataset, which also makes arrays of all operations.
+    found = _asked_spglib("get_spacegroup", _wrapped(crystal), symprec)
+    return int(found.rpartition("(")[2].rstrip(")"))
+
+
+def _asked_spglib(function: str, cell: Any, symprec: float) -> Any:
     import spglib
 
     try:
-        cell: Any = _wrapped(crystal)
-        # "Fm-3m (225)": a third faster than get_symmetry_dataset, which also makes arrays of all operations.
-        found: Any = spglib.get_spacegroup(cell, symprec=symprec)
+        found = getattr(spglib, function)(cell, symprec=symprec)
     except Exception as error:
         # Version 2.8 returns None where later ones raise `SpglibError`, a class that earlier ones do not have.
         raise DataError(f"spglib finds no space group '{type(error).__name__}'") from error
     if found is None:
         raise DataError("spglib finds no space group")
-    return int(found.rpartition("(")[2].rstrip(")"))
+    return found
 
 
-def _by_moyopy(crystal: Crystal, symprec: float) -> int:
+def _number_by_moyopy(crystal: Crystal, symprec: float) -> int:
+    return _asked_moyopy(*_wrapped(crystal), symprec).number
+
+
+def _asked_moyopy(vectors: np.ndarray, positions: np.ndarray, kinds: np.ndarray, symprec: float) -> Any:
     import moyopy  # pyright: ignore[reportMissingImports]
 
-    vectors, positions, kinds = _wrapped(crystal)
     try:
         cell = moyopy.Cell(vectors.tolist(), positions.tolist(), kinds.tolist())
-        return moyopy.MoyoDataset(cell, symprec=symprec).number
+        return moyopy.MoyoDataset(cell, symprec=symprec)
     except BaseException as error:
         # A panic of its Rust code arrives as PanicException, which is not even an Exception.
         if isinstance(error, ValueError) or type(error).__name__ == "PanicException":
@@ -104,16 +169,16 @@ def _wrapped(crystal: Crystal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep deprecation warnings of spglib and what both print for each odd crystal off the terminal."""
+def quiet_finders() -> Iterator[list[warnings.WarningMessage]]:
+    """Keep what finders say of each odd crystal off the terminal; the list fills with their warnings."""
     logger = logging.getLogger("moyo")
     level, printing = logger.level, os.environ.get(_SPGLIB_PRINTS)
     logger.setLevel(logging.ERROR)
     os.environ[_SPGLIB_PRINTS] = "OFF"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield caught
     finally:
         logger.setLevel(level)
         os.environ.pop(_SPGLIB_PRINTS)

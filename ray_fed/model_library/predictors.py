@@ -22,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
+from ray_fed.config import require
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.materials import trained_model
 from ray_fed.model_library.property_tables import SplitRows
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.reporting.model_files import ModelCard
@@ -124,6 +126,9 @@ def predict(arrays: Arrays, card: ModelCard, features: np.ndarray) -> np.ndarray
     """Return predictions [rows] in `card.unit` for raw features [rows, num_features]; DataError on another width."""
     check_width(card, features)
     method = str(card.architecture["type"])
+    if card.targets:
+        require(card.architecture["type"] == NETWORK, f"model {card.id[:12]}: targets need a network")
+        return one_number(arrays, card, features)
     if method == NETWORK:
         return forward(arrays, standardised(arrays, card, features))[-1][:, 0]
     if method == FOREST:
@@ -133,6 +138,15 @@ def predict(arrays: Arrays, card: ModelCard, features: np.ndarray) -> np.ndarray
     if method == LINEAR:
         return standardised(arrays, card, features).astype(np.float64) @ arrays["coefficients"] + arrays["intercept"][0]
     raise ConfigError(f"model {card.id[:12]}: method {method!r} has no predictor here; known: {', '.join(METHODS)}")
+
+
+def one_number(arrays: Arrays, card: ModelCard, features: np.ndarray) -> np.ndarray:
+    """Return predictions [rows] of a network of `ray-fed train`, in `card.unit`; ConfigError for one of classes or of
+    several targets, which no model of a library has."""
+    named = f"model '{card.name}' predicts {card.property}"
+    targets = trained_model.targets_of(card)
+    require(len(targets) == 1 and not targets[0].classes, f"{named}; a library's models predict one number each")
+    return trained_model.predict(features, arrays, card)[:, 0]
 
 
 def standardised(arrays: Arrays, card: ModelCard, features: np.ndarray) -> np.ndarray:

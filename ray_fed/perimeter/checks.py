@@ -39,7 +39,7 @@ from ray_fed.federation.messages import (
 from ray_fed.federation.norms import distance
 from ray_fed.federation.reasons import OTHER, kind_of
 from ray_fed.learning.standardisation import SQUARE_DIGITS, SUM_DIGITS, ColumnMoments, carried
-from ray_fed.metrics import METRIC_NAME, MeanScores, RegressionSums, Scores
+from ray_fed.metrics import METRIC_NAME, ClassificationSums, MeanScores, RegressionSums, Scores, SeveralScores
 from ray_fed.perimeter.error_policy import REFERENCE
 from ray_fed.perimeter.gate import Gate, MessageKind, MessageKinds, Request
 from ray_fed.perimeter.ledger import MessageDigest, bytes_of, message_digest, vector_digest
@@ -57,6 +57,8 @@ MAX_FACTS = 4096
 """Numbers beside the bytes of an artifact: losses per epoch, sizes."""
 MAX_FACT = 1e100
 SEARCHED_TEXT_BYTES = 1 << 16
+SCORES_OF_TARGET = (RegressionSums, ClassificationSums)
+SCORES = (*SCORES_OF_TARGET, MeanScores, SeveralScores)
 FEW_NUMBERS = 3
 """So many of the rows' numbers in one message are no chance."""
 ANOTHER = "another one, "
@@ -203,21 +205,54 @@ def _checked_metrics(gate: Gate, metrics: Any, request: Request) -> Metrics:
 
 def checked_scores(gate: Gate, scores: Any, request: Request) -> Scores:
     """Sums over too few rows leave as sums over none, all others with the digits that their owner allows."""
-    known = type(scores) in (RegressionSums, MeanScores)
-    gate.require(known, "metrics", "they must be RegressionSums or MeanScores")
+    rebuilt = _rebuilt_scores(gate, scores, request, SCORES)
+    if isinstance(rebuilt, ClassificationSums | SeveralScores):
+        _check_metric_names(gate, rebuilt.values())
+    return rebuilt if request.is_known else gate.resolution.released(rebuilt)
+
+
+def _rebuilt_scores(gate: Gate, scores: Any, request: Request, known: tuple[type, ...]) -> Scores:
+    reason = f"they must be {', '.join(cls.__name__ for cls in known[:-1])} or {known[-1].__name__}"
+    gate.require(type(scores) in known, "metrics", reason)
     _require_message(gate, request.kind, scores, type(scores))
     count = scores.num_examples
     gate.require(is_count(count), "metrics", "num_examples must be a whole number, 0 or more")
     is_enough = count >= gate.policy.min_examples
-    if isinstance(scores, MeanScores):
-        _check_metric_names(gate, scores.sums)
+    match scores:
+        case SeveralScores():
+            return SeveralScores(count * is_enough, _rebuilt_parts(gate, scores.parts, request))
+        case ClassificationSums():
+            _check_counts(gate, scores)
+            return scores if is_enough else ClassificationSums.none(scores.num_classes)
+        case MeanScores():
+            _check_metric_names(gate, scores.sums)
     if is_unmarked(scores):
         return unmarked(scores)
     checked = {name: plain_number(gate, "metrics", value) for name, value in scores_numbers(scores).items()}
     shown = checked if is_enough else dict.fromkeys(checked, 0.0)
     n = count * is_enough
-    rebuilt = MeanScores(n, shown) if isinstance(scores, MeanScores) else RegressionSums(n, **shown)
-    return rebuilt if request.is_known else gate.resolution.released(rebuilt)
+    return MeanScores(n, shown) if isinstance(scores, MeanScores) else RegressionSums(n, **shown)
+
+
+def _rebuilt_parts(gate: Gate, parts: Any, request: Request) -> dict[str, Any]:
+    """Each target's scores are told where enough rows have the target."""
+    fits = type(parts) is dict and 0 < len(parts) <= MAX_METRICS
+    gate.require(fits, "metrics", f"they must be of 1 to {MAX_METRICS} targets")
+    rebuilt = {}
+    for target, part in parts.items():
+        is_name = type(target) is str and NAME.fullmatch(target) is not None
+        gate.require(is_name, "metrics", "the name of a target must be up to 64 letters, digits, '_', '.', '-'")
+        rebuilt[target] = _rebuilt_scores(gate, part, request, SCORES_OF_TARGET)
+    return rebuilt
+
+
+def _check_counts(gate: Gate, scores: ClassificationSums) -> None:
+    """Counts of rows by class and by score; not of more rows than there are, but for their groups
+    (`Resolution.released`)."""
+    objection = scores.objection()
+    gate.require(not objection, "metrics", objection)
+    slack = gate.policy.min_examples * scores.num_classes
+    gate.require(sum(scores.confusion) <= scores.num_examples + slack, "metrics", "its counts are of more rows than it")
 
 
 def _check_metric_names(gate: Gate, sums: Any) -> None:
@@ -445,7 +480,7 @@ KINDS: MessageKinds = {
     "moments": MessageKind(ColumnMoments, check_moments, digest_moments),
     "update": MessageKind(Update, check_update, digest_update),
     "masked": MessageKind(MaskedUpdate, check_masked_update, digest_masked_update),
-    "metrics": MessageKind(dict, check_metrics, digest_metrics, parts=(Metrics, MeanScores, RegressionSums)),
+    "metrics": MessageKind(dict, check_metrics, digest_metrics, parts=(Metrics, *SCORES)),
     "artifact": MessageKind(Artifact, check_artifact, digest_artifact, answers_queries=True),
     "counts": MessageKind(Counts, check_counts, digest_counts, answers_queries=True),
     "observation": MessageKind(GradientObservation, check_observation, digest_observation),

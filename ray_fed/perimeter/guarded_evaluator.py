@@ -17,9 +17,10 @@ from ray_fed.federation.messages import MAX_SUM, Counts, Vector
 from ray_fed.federation.silo import Evaluator
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.standardisation import Standardizer
-from ray_fed.metrics import MeanScores, RegressionSums, Scores
+from ray_fed.metrics import Scores
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
 from ray_fed.perimeter.checks import (
+    SCORES,
     check_counts,
     checked_fingerprint,
     checked_scores,
@@ -64,7 +65,7 @@ def _digest(kind: str, message: Any) -> MessageDigest:
 
 KINDS = {
     "description": MessageKind(dict, check_test_fingerprint, _digest),
-    "metrics": MessageKind(dict, check_test_scores, _digest, parts=(MeanScores, RegressionSums)),
+    "metrics": MessageKind(dict, check_test_scores, _digest, parts=SCORES),
     "counts": MessageKind(Counts, check_counts, digest_counts),
     "predictions": MessageKind(tuple, check_predictions, _digest),
 }

@@ -270,14 +270,18 @@ class GuardedSilo(EgressBoundary):
         """Return the moments, checked, or those that were told of nearly the same rows before (told.py)."""
         request, found = Request("moments"), self._run(doing, lambda: self.silo.moments())
         moments = self._check(doing, lambda: self.gate.inspect(found, request), request)
-        features = self._run(doing, lambda: getattr(getattr(self.silo, "_rows", None), "features", None))
-        if type(features) is not np.ndarray:
+        columns = self._run(doing, self._columns_of_moments)
+        if type(columns) is not np.ndarray:
             return moments
-        return self._check(doing, lambda: self._told_before(features, moments), request)
+        return self._check(doing, lambda: self._told_before(columns, moments), request)
 
-    def _told_before(self, features: np.ndarray, moments: ColumnMoments) -> ColumnMoments:
+    def _columns_of_moments(self) -> object:
+        """Return what the moments are of, None where the silo has no rows of its own."""
+        return None if getattr(self.silo, "_rows", None) is None else self.silo.moment_columns()
+
+    def _told_before(self, columns: np.ndarray, moments: ColumnMoments) -> ColumnMoments:
         try:
-            return self._told.answer(features, moments, self.site.policy.min_examples)  # type: ignore[union-attr]
+            return self._told.answer(columns, moments, self.site.policy.min_examples)  # type: ignore[union-attr]
         except ValueError as error:
             raise self.gate.refusal("moments", str(error)) from None
 

@@ -21,6 +21,8 @@ WEIGHTS_SUFFIX, CARD_SUFFIX = ".safetensors", ".card.json"
 MAX_WEIGHTS_BYTES, MAX_CARD_BYTES = 1 << 31, 1 << 24
 """Longer files are not read: the largest network here has a hundred megabytes."""
 
+ADDED_LATER = ("targets", "target_tensors")
+"""Fields that older cards lack: hashed only where they say something."""
 NOT_HASHED = ("id", "created")
 """`id` is the hash; `created` is a clock: one model made twice is one model."""
 
@@ -57,6 +59,12 @@ class ModelCard:
     """What was done to the target before training: "identity", "log10", ...; the prediction is its inverse."""
     scaler_tensors: tuple[str, str] = ("scaler.mean", "scaler.scale")
     """Names of the arrays with which inputs are standardised, (x - mean) / scale; float64 [num_features]."""
+    targets: tuple[Mapping[str, Plain], ...] = ()
+    """What each output means: {"name": ..., "unit": ..., "transform": "log10", "classes": []}; empty for one number as
+    it is."""
+    target_tensors: tuple[str, ...] = ()
+    """Names of the arrays with which outputs of regression targets are undone, x * scale + mean, before the transform;
+    float64, one value per target. Empty where the network gives the numbers themselves."""
     training_history: str = ""
     """Where the course of training is, relative to the card, e.g. "../history.jsonl"."""
     parent: str = ""
@@ -86,7 +94,7 @@ class ModelCard:
         unknown, missing = sorted(set(values) - known), sorted(required - set(values))
         if unknown or missing:
             raise ConfigError(f"model card: unknown fields {unknown}, missing fields {missing}; see ModelCard")
-        tuples = {"feature_names", "data", "scaler_tensors"}
+        tuples = {"feature_names", "data", "scaler_tensors", "targets", "target_tensors"}
         return cls(**{key: tuple(value) if key in tuples else value for key, value in values.items()})  # type: ignore
 
     def to_mapping(self) -> dict[str, Plain]:
@@ -97,7 +105,8 @@ class ModelCard:
 
     def digest(self) -> str:
         """Return the id this card should have."""
-        content = {key: value for key, value in self.to_mapping().items() if key not in NOT_HASHED}
+        told = self.to_mapping()
+        content = {key: told[key] for key in told if key not in NOT_HASHED and (told[key] or key not in ADDED_LATER)}
         return hashlib.sha256(to_json(content)).hexdigest()
 
 

@@ -75,7 +75,9 @@ class TargetColumn:
     column: str
     """Its name in the owner's source, which others do not hear."""
     unit: str
-    """Its unit."""
+    """Its unit; "" for classes."""
+    classes: tuple[str, ...] = ()
+    """Labels that it holds, if they are classes: what others may learn to tell apart, and hear of."""
 
 
 @dataclass(frozen=True)
@@ -382,10 +384,18 @@ def _pairs(said: Mapping[str, Any], key: str, where: str) -> list[tuple[Any, Any
 
 
 def _target(value: Any, where: str) -> TargetColumn:
-    wanted = f"{where}: must be {{column: NAME, unit: UNIT}}, not {value!r}"
-    fits = isinstance(value, Mapping) and set(value) == {"column", "unit"}
-    require(fits and all(isinstance(part, str) and part for part in value.values()), wanted)
-    return TargetColumn(value["column"], value["unit"])
+    wanted = f"{where}: must be {{column: NAME, unit: UNIT}} or {{column: NAME, classes: [LABEL, ...]}}, not {value!r}"
+    require(isinstance(value, Mapping), wanted)
+    texts = [part for key, part in value.items() if key != "classes"]
+    fits = set(value) in ({"column", "unit"}, {"column", "classes"})
+    require(fits and all(isinstance(part, str) and part for part in texts), wanted)
+    labels = value.get("classes", [])
+    require(isinstance(labels, list) and ("classes" not in value or len(labels) > 1), wanted)
+    return TargetColumn(value["column"], value.get("unit", ""), tuple(_label(label) for label in labels))
+
+
+def _label(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _conditions(value: Any, where: str) -> tuple[tuple[str, Any], ...]:

@@ -24,11 +24,13 @@ from ray_fed.errors import ConfigError, PerimeterRefused
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.materials.databases.columns import canonical_target
 from ray_fed.materials.databases.source import Source
-from ray_fed.materials.property_task import CrystalRows, PropertyTask
+from ray_fed.materials.property_task import FORMATION_ENERGY, CrystalRows, PropertyTask
 from ray_fed.materials.symmetry import Symmetry
+from ray_fed.materials.targets import MOST_TARGETS, Target
+from ray_fed.materials.units import can_convert, checked_unit
 from ray_fed.perimeter.book import Book
 from ray_fed.perimeter.policy import Site
-from ray_fed.sites.site_file import Dataset, OwnTask, SiteFile
+from ray_fed.sites.site_file import Dataset, OwnTask, SiteFile, TargetColumn
 
 _log = logging.getLogger(__name__)
 
@@ -168,11 +170,22 @@ class PropertyOptions:
     features: str = "guo73"
     impute: str = "median"
     hidden: tuple[int, ...] = (200, 200)
-    target: str = "formation_energy_per_atom"
-    unit: str = "eV/atom"
+    target: tuple[str, ...] = (FORMATION_ENERGY.name,)
+    unit: tuple[str, ...] = (FORMATION_ENERGY.unit,)
+    transform: tuple[str, ...] = ()
+    """One for each target; none at all if empty."""
+    classes: tuple[str, ...] = ()
+    """For each target its labels with "|" between them, "" for a number; numbers all if empty."""
+    standardise_target: bool = False
     symmetry: Symmetry = "given"
 
     def __post_init__(self) -> None:
+        count = len(self.target)
+        many = 0 < count <= MOST_TARGETS and len(set(self.target)) == count
+        require(many, f"target={self.target} must be 1 to {MOST_TARGETS} different names")
+        for name in ("unit", "transform", "classes"):
+            said = getattr(self, name)
+            require(len(said) in ((count,) if name == "unit" else (0, count)), f"{name}={said}: one for each target")
         fits = len(self.hidden) <= MOST_LAYERS and all(0 < width <= MOST_WIDTH for width in self.hidden)
         require(fits, f"hidden={self.hidden} must be at most {MOST_LAYERS} widths from 1 to {MOST_WIDTH}")
         size = sum(a * b for a, b in itertools.pairwise(self.hidden))
@@ -181,9 +194,23 @@ class PropertyOptions:
     def task(self) -> PropertyTask:
         """Return the task; ConfigError for features or options that are not there."""
         options = (("impute", self.impute),) if self.features.startswith("guo") else ()
-        task = PropertyTask(self.features, options, self.hidden, canonical_target(self.target), self.unit)
+        task = PropertyTask(self.features, options, self.hidden, self.targets(), self.standardise_target)
         task.featurizer()
         return task
+
+    def targets(self) -> tuple[Target, ...]:
+        """Return what is learned; ConfigError for transforms, units or classes that are none."""
+        nothing = ("",) * len(self.target)
+        each = zip(self.target, self.unit, self.transform or nothing, self.classes or nothing, strict=True)
+        return tuple(
+            Target(
+                canonical_target(name),
+                "" if classes else checked_unit(unit),
+                transform or "none",
+                tuple(classes.split("|")) if classes else (),
+            )
+            for name, unit, transform, classes in each
+        )
 
 
 def _property(
@@ -192,15 +219,31 @@ def _property(
     """Return the task, and rows of the data set with the column that the owner has for its target."""
     wanted = from_mapping(PropertyOptions, options, "options")
     task = wanted.task()
-    column = next((said for name, said in dataset.targets.items() if canonical_target(name) == task.target), None)
+    columns = [_column(dataset, target, invitation.silo) for target in task.targets]
+    source = Source(
+        dataset.source, None, where=where, symmetry=wanted.symmetry, columns=dataset.columns,
+        targets=tuple(column.column for column in columns), access=dataset.access,
+    )  # fmt: skip
+    named = tuple(target.name for target in task.targets)
+    units = tuple(column.unit for column in columns)
+    rows = CrystalRows(source, None, invitation.test_fraction, invitation.split_seed, named, units)
+    return wanted.task, rows.with_one_number(task)
+
+
+def _column(dataset: Dataset, target: Target, silo: str) -> TargetColumn:
+    """Return the owner's column for a target. PerimeterRefused where there is none, or it holds something else."""
+    column = next((said for name, said in dataset.targets.items() if canonical_target(name) == target.name), None)
     if column is None:
         known = ", ".join(dataset.targets) or "none"
-        detail = f"target {wanted.target!r} of '{dataset.name}' is asked for; targets: {known}"
-        refuse(invitation.silo, "its owner names no such target", detail)
-    source = Source(dataset.source, column.column, where, wanted.symmetry, unit=column.unit, columns=dataset.columns,
-                    access=dataset.access)  # fmt: skip
-    rows = CrystalRows(source, None, invitation.test_fraction, invitation.split_seed, task.target)
-    return wanted.task, rows
+        detail = f"target {target.name!r} of '{dataset.name}' is asked for; targets: {known}"
+        refuse(silo, "its owner names no such target", detail)
+    if set(column.classes) != set(target.classes):
+        detail = f"classes {target.classes} of {target.name!r} are asked for; its owner lists {column.classes}"
+        refuse(silo, "its owner lists other classes of that target, or none", detail)
+    if not target.classes and not can_convert(column.unit, target.unit):
+        detail = f"{target.name!r} is asked for in '{target.unit}'; here it is in '{column.unit}'"
+        refuse(silo, "its unit of that target cannot be converted to the one asked for", detail)
+    return column
 
 
 Rebuild = Callable[[Dataset, InvitationLike, Options, tuple], tuple[Callable[[], Task], object]]

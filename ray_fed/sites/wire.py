@@ -34,7 +34,7 @@ from ray_fed.federation.messages import (
     Vector,
 )
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
-from ray_fed.metrics import MeanScores, RegressionSums, Scores
+from ray_fed.metrics import ClassificationSums, MeanScores, RegressionSums, Scores, SeveralScores
 
 PROTOCOL = 3
 """Version of everything in this file."""
@@ -378,6 +378,10 @@ class ScoresForm(Struct, frozen=True, forbid_unknown_fields=True):
 
     kind: Name
     sums: dict[Name, int | float | dict[Name, float]]
+    counts: np.ndarray | None = None
+    """int64 [confusion, then histograms] of a classification."""
+    parts: dict[Name, "ScoresForm"] = {}
+    """Target -> its scores, of a model with several."""
 
 
 class MetricsForm(Struct, frozen=True, forbid_unknown_fields=True):
@@ -437,6 +441,10 @@ FAILURES: dict[str, type[FedError]] = {
     "ConfigError": ConfigError,
 }
 SCORES: dict[str, type] = {"regression": RegressionSums, "means": MeanScores}
+CLASSES, SEVERAL = "classes", "several"
+"""Kinds of scores with counts, and of those that are made of the scores of each target."""
+COUNTED = ("num_examples", "num_classes", "log_loss_steps")
+"""Numbers of a classification beside its counts."""
 ANSWERS: dict[str, type] = {
     "done": type(None),
     "description": SiloDescription,
@@ -487,19 +495,45 @@ def _scores_forms(metrics: Metrics) -> tuple[ScoresForm, ScoresForm]:
 
 
 def _scores_form(scores: Scores) -> ScoresForm:
+    if type(scores) is SeveralScores:
+        parts = {target: _scores_form(part) for target, part in scores.parts.items()}
+        return ScoresForm(SEVERAL, {"num_examples": scores.num_examples}, None, parts)
+    if type(scores) is ClassificationSums:
+        counts = np.array((*scores.confusion, *scores.histograms), np.int64)
+        return ScoresForm(CLASSES, {name: getattr(scores, name) for name in COUNTED}, counts)
     for kind, cls in SCORES.items():
         if type(scores) is cls:
             return ScoresForm(kind, {each.name: getattr(scores, each.name) for each in fields(cls)})
-    raise WireError(f"scores of the class {type(scores).__name__} have no form on the wire; known: {sorted(SCORES)}")
+    known = sorted([*SCORES, CLASSES, SEVERAL])
+    raise WireError(f"scores of the class {type(scores).__name__} have no form on the wire; known: {known}")
 
 
 def _scores_of(form: ScoresForm) -> Scores:
-    if form.kind not in SCORES:
-        raise WireError("scores of an unknown class")
     try:
+        if form.kind == SEVERAL:
+            return _several_of(form)
+        if form.kind == CLASSES:
+            return _classes_of(form)
         return msgspec.convert(form.sums, SCORES[form.kind])
-    except (ValueError, TypeError):
-        raise WireError(f"scores that are no {SCORES[form.kind].__name__}") from None
+    except (ValueError, TypeError, KeyError):
+        raise WireError("scores of an unknown class, or with other numbers than theirs") from None
+
+
+def _several_of(form: ScoresForm) -> SeveralScores:
+    """ValueError for scores that are none; parts of parts are none of a target."""
+    if set(form.sums) != {"num_examples"} or any(part.kind == SEVERAL for part in form.parts.values()):
+        raise ValueError
+    rows = msgspec.convert(form.sums["num_examples"], Count)
+    return SeveralScores(rows, {target: _scores_of(part) for target, part in form.parts.items()})  # type: ignore[misc]
+
+
+def _classes_of(form: ScoresForm) -> ClassificationSums:
+    """ValueError for counts that are none; whether they agree is judged by who reads metrics."""
+    if set(form.sums) != set(COUNTED) or form.counts is None or form.counts.dtype != np.int64 or form.counts.ndim != 1:
+        raise ValueError
+    rows, classes, loss = (msgspec.convert(form.sums[name], Count) for name in COUNTED)
+    counts = tuple(form.counts.tolist())
+    return ClassificationSums(rows, classes, counts[: classes**2], counts[classes**2 :], loss)
 
 
 def failure_form(error: BaseException, silo: str, doing: str) -> FailureForm:

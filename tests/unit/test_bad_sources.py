@@ -96,7 +96,7 @@ def test_a_torn_csv_row_and_a_torn_json_line_are_reasons(tmp_path):
         ({"numbers": [11, 200]}, "unknown atomic number '200'"),
         ({"frac_coords": [0.0] * 5}, "frac_coords has '5' values for '2' sites; three for each are needed"),
         ({"frac_coords": [0.0] * 5 + [NAN]}, "frac_coords has a value that is not finite"),
-        ({"numbers": [31, 31], "frac_coords": [0.0] * 6}, "spglib finds no space group"),
+        ({"numbers": [31, 31], "frac_coords": [0.0] * 6}, "atoms are too close '0.000 Å'; under 0.4 Å none can be"),
         ({"numbers": [], "frac_coords": []}, "numbers is empty"),
         ({"numbers": None}, "numbers is missing"),
     ],

@@ -151,5 +151,5 @@ def test_few_files_of_the_product_know_a_metric_of_regression_by_its_name():
     # The table of commands holds one as an example of a query.
     assert sorted(path.relative_to(root).as_posix() for path in others) == [
         "pipelines/commands.py",
-        "ray_fed/metrics.py",
+        "ray_fed/metrics/scores.py",
     ]

@@ -207,7 +207,7 @@ def test_scores_of_a_class_of_the_task_are_refused(tmp_path):
         return {name: replace(metrics, train=Scores(60, {"mae": rows.targets[0]})) for name, metrics in found.items()}
 
     error = refusal(tmp_path, hostile("evaluate", wrap), method="evaluate")
-    assert "RegressionSums or MeanScores" in str(error)
+    assert "must be RegressionSums, ClassificationSums, MeanScores or SeveralScores" in str(error)
 
 
 def test_a_mean_over_three_rows_leaves_as_no_mean(tmp_path):

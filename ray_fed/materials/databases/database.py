@@ -16,6 +16,7 @@ The crystal frame
     num_atoms                     sites in the cell; NaN unknown
     target                        in `Database.target_unit`
     reason                        "" for a usable row, else why it cannot be used; values of the row are in '...'
+    note                          "" or what is odd about the row, used or not, parted by "; "; of the same make
 """
 
 import math
@@ -55,7 +56,8 @@ from ray_fed.materials.lattices import CELL_COLUMNS, cell_problems, vectors_of_c
 from ray_fed.materials.structures import formula_of_lists
 from ray_fed.materials.symmetry import SymmetrySearch
 
-FRAME_COLUMNS = ("id", "formula", *CELL_COLUMNS, "spacegroup_number", "num_atoms", "target", "reason")
+FRAME_COLUMNS = ("id", "formula", *CELL_COLUMNS, "spacegroup_number", "num_atoms", "target", "reason", "note")
+NO_SITES_NOTE = "cell as given: there are no sites to standardise it by"
 MAX_TARGET = 1e15
 """Squares of larger numbers come near the end of float32, and no property is that large in a sensible unit."""
 
@@ -107,11 +109,12 @@ def _open(source: Source) -> Database:
 def _embedded_table(source: Source) -> RawTable:
     from ray_fed.materials.model_crystals.crystals import make_model_crystals
 
-    if source.target is not None and canonical_target(source.target) != EMBEDDED_TARGET:
-        raise DataError(
-            f"the embedded data have no {source.target!r}; their only target is {EMBEDDED_TARGET!r}",
-            failure=Trouble.COLUMN_MISSING,
-        )
+    for name in (*([source.target] if source.target is not None else []), *source.targets):
+        if canonical_target(name) != EMBEDDED_TARGET:
+            raise DataError(
+                f"the embedded data have no {name!r}; their only target is {EMBEDDED_TARGET!r}",
+                failure=Trouble.COLUMN_MISSING,
+            )
     options = {} if source.rows is None else {"num_rows": source.rows}
     frame = make_model_crystals(**options, seed=source.seed)
     columns = {EMBEDDED_TARGET if name == "target" else str(name): column for name, column in frame.items()}
@@ -120,12 +123,13 @@ def _embedded_table(source: Source) -> RawTable:
 
 def _fingerprint(frame: pd.DataFrame, target: str) -> dict[str, object]:
     """Return what identifies the rows without telling one, nor a name of the owner's: a hash over all, counts."""
-    parts = [part for name, column in frame.items() for part in (str(name), _content(column))]
+    read = frame.drop(columns="note")  # a better word for the same row makes no other row
+    parts = [part for name, column in read.items() for part in (str(name), _content(column))]
     return {
         "sha256": content_key(target, *parts),
         "num_rows": len(frame),
         "num_usable": sum(not reason for reason in frame["reason"]),
-        "num_columns": len(frame.columns),
+        "num_columns": len(read.columns),
     }
 
 
@@ -174,27 +178,30 @@ def crystal_frame(table: RawTable, source: Source) -> pd.DataFrame:
     """Return the crystal frame of a table (see `databases`). DataError where a column is missing or no row is left."""
     roles = _roles(table, source.columns)
     wanted_target = target_column(table.columns, source.target, table.source) if source.target else None
-    kept = [require_column(table.columns, name, table.source) for name in source.keep if name not in FRAME_COLUMNS]
+    kept = {
+        name: require_column(table.columns, name, table.source) for name in source.keep if name not in FRAME_COLUMNS
+    }
+    kept |= {f"target.{at}": target_column(table.columns, name, table.source) for at, name in enumerate(source.targets)}
     chosen = Selection(table, roles, _chosen_positions(table, source))
     reasons = Reasons(len(chosen))
     reasons.add({row: table.problems[at] for row, at in enumerate(chosen.positions.tolist()) if at in table.problems})
     # Before the symmetry search, which is slow and leaves out rows that cannot be used anyway.
     target = _target(chosen, wanted_target, reasons)
-    crystals = _crystal_columns(chosen, SymmetrySearch(source.symmetry, source.symprec), reasons)
+    crystals = _crystal_columns(chosen, SymmetrySearch(source.symmetry, source.symprec, source.cell), reasons)
     _check_formulas(crystals.formulas, reasons)
     return _frame(chosen, crystals, target, reasons, kept)
 
 
 def _frame(
-    chosen: Selection, crystals: CrystalColumns, target: np.ndarray, reasons: Reasons, kept: Sequence[str]
+    chosen: Selection, crystals: CrystalColumns, target: np.ndarray, reasons: Reasons, kept: Mapping[str, str]
 ) -> pd.DataFrame:
     columns: dict[str, Any] = {"id": _ids(chosen), "formula": crystals.formulas}
     columns |= {name: crystals.cells[:, at] for at, name in enumerate(CELL_COLUMNS)}
     columns |= {"spacegroup_number": crystals.space_groups, "num_atoms": crystals.num_atoms}
-    columns |= {"target": target, "reason": reasons.texts}
-    frame = pd.DataFrame(columns).astype(dict.fromkeys(("id", "formula", "reason"), "str"))
-    for name in kept:
-        frame[name] = _plain(chosen.column(name))
+    columns |= {"target": target, "reason": reasons.texts, "note": crystals.notes}
+    frame = pd.DataFrame(columns).astype(dict.fromkeys(("id", "formula", "reason", "note"), "str"))
+    for name, column in kept.items():
+        frame[name] = _plain(chosen.column(column))
     return frame
 
 
@@ -239,15 +246,16 @@ def _ids(chosen: Selection) -> list[str]:
 def _crystal_columns(chosen: Selection, search: SymmetrySearch, reasons: Reasons) -> CrystalColumns:
     """Return formulas, cells, space groups and numbers of atoms, from structures where the source has them."""
     known = _given_space_groups(chosen, reasons)
-    complete = {"a", "formula"} <= chosen.roles.keys() and search.symmetry == "given" and not np.isnan(known).any()
+    complete = {"a", "formula"} <= chosen.roles.keys() and not search.searches_all and not np.isnan(known).any()
     if "structure" in chosen.roles and not complete:
         found = columns_of_structures(chosen.column(chosen.roles["structure"]).tolist(), known, search)
         reasons.add({row: reason for row, reason in enumerate(found.reasons) if reason})
-        return replace(found, formulas=_formulas(chosen, found.formulas, reasons))
+        return replace(found, formulas=_formulas(chosen, found, reasons, search))
     cells = _given_cells(chosen, reasons)
-    formulas = _formulas(chosen, None, reasons)
-    space_groups = _completed_space_groups(chosen, cells, known, search, reasons)
-    return CrystalColumns(formulas, cells, space_groups, _given_num_atoms(chosen), [])
+    given = CrystalColumns.empty(len(chosen))
+    given.cells[:], given.space_groups[:], given.num_atoms[:] = cells, known, _given_num_atoms(chosen)
+    from_lists = _completed_by_lists(chosen, given, search, reasons)
+    return replace(given, formulas=_formulas(chosen, from_lists, reasons, search))
 
 
 def _given_num_atoms(chosen: Selection) -> np.ndarray:
@@ -284,14 +292,19 @@ def _given_cells(chosen: Selection, reasons: Reasons) -> np.ndarray:
     return cells
 
 
-def _formulas(chosen: Selection, from_structures: Sequence[str] | None, reasons: Reasons) -> list[str]:
+def _formulas(
+    chosen: Selection, found: CrystalColumns | None, reasons: Reasons, search: SymmetrySearch
+) -> list[str]:
     """Return the formulas as given; those of the structures or of the atomic numbers where there is none."""
     column = chosen.of_role("formula")
     if column is not None:
         given = ["" if value is None or value != value else str(value).strip() for value in column.tolist()]
-        return [one or other for one, other in zip(given, from_structures or [""] * len(given), strict=True)]
-    if from_structures is not None:
-        return list(from_structures)
+        if found is None:
+            return given
+        compared = given if search.cell == "given" else _of_primitive_cells(given, found)
+        return [one or other for one, other in zip(compared, found.formulas, strict=True)]
+    if found is not None and "structure" in chosen.roles:
+        return list(found.formulas)
     formulas, problems = [""] * len(chosen), {}
     for row, numbers in enumerate(chosen.column(chosen.roles["numbers"]).tolist()):
         try:
@@ -302,27 +315,50 @@ def _formulas(chosen: Selection, from_structures: Sequence[str] | None, reasons:
     return formulas
 
 
-def _completed_space_groups(
-    chosen: Selection, cells: np.ndarray, known: np.ndarray, search: SymmetrySearch, reasons: Reasons
-) -> np.ndarray:
-    """Return space groups [n], computed from the lists where `search` asks for it or no number is given.
+def _of_primitive_cells(given: Sequence[str], found: CrystalColumns) -> list[str]:
+    """Return the structures' formulas where they have the given composition, else the given ones, with a note."""
+    formulas = list(given)
+    of_given, of_found = read_compositions(given)[0], read_compositions(found.formulas)[0]
+    for row, (one, other) in enumerate(zip(given, found.formulas, strict=True)):
+        if not one or not other or one == other:
+            continue
+        if of_given.is_like(of_found, row):
+            formulas[row] = other
+        else:
+            note = f"formula given is not that of the structure {quoted(f'{one}, structure {other}')}"
+            found.notes[row] = "; ".join(filter(None, (found.notes[row], note)))
+    return formulas
+
+
+def _completed_by_lists(
+    chosen: Selection, given: CrystalColumns, search: SymmetrySearch, reasons: Reasons
+) -> CrystalColumns | None:
+    """Write into `given` what the lists of atoms say: the space group where no number is given or `search` asks for it,
+    and the standard cell. Return it, None where the lists are not asked for.
 
     Only then are the lists decoded, and only for rows that are usable so far.
     """
-    if not {"a", "numbers", "frac_coords"} <= chosen.roles.keys():
-        return known
-    unknown = np.isnan(known) if search.symmetry == "given" else np.ones(len(known), bool)
-    usable = np.array([not reason for reason in reasons.texts]) & ~np.isnan(cells).any(axis=1)
-    rows = np.flatnonzero(unknown & usable)
+    has_lists = {"a", "numbers", "frac_coords"} <= chosen.roles.keys()
+    if search.cell == "standard" and not has_lists and "a" in chosen.roles:
+        given.notes[:] = [NO_SITES_NOTE if cell else "" for cell in ~np.isnan(given.cells[:, 0])]
+    if not has_lists:
+        return None
+    wanted = np.ones(len(chosen), bool) if search.searches_all else np.isnan(given.space_groups)
+    usable = np.array([not reason for reason in reasons.texts]) & ~np.isnan(given.cells).any(axis=1)
+    rows = np.flatnonzero(wanted & usable)
     if not len(rows):
-        return known
+        return None
     part = Selection(chosen.table, chosen.roles, chosen.positions[rows])
     numbers, coordinates = part.column(chosen.roles["numbers"]), part.column(chosen.roles["frac_coords"])
-    found = columns_of_lists(vectors_of_cells(cells[rows]), numbers.tolist(), coordinates.tolist(), search)
+    vectors, known = vectors_of_cells(given.cells[rows]), given.space_groups[rows]
+    found = columns_of_lists(vectors, numbers.tolist(), coordinates.tolist(), known, search)
     reasons.add({int(rows[at]): reason for at, reason in enumerate(found.reasons) if reason})
-    completed = known.copy()
-    completed[rows] = found.space_groups
-    return completed
+    given.space_groups[rows] = found.space_groups
+    if search.cell == "standard":
+        given.cells[rows], given.num_atoms[rows] = found.cells, found.num_atoms
+    for at, row in enumerate(rows.tolist()):
+        given.formulas[row], given.notes[row] = found.formulas[at], found.notes[at]
+    return given
 
 
 def _check_formulas(formulas: list[str], reasons: Reasons) -> None:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from ray_fed.config import require
 from ray_fed.materials.databases.addresses import check_address, redacted, scheme_of, shown
-from ray_fed.materials.symmetry import Symmetry
+from ray_fed.materials.symmetry import Cell, Symmetry
 
 EMBEDDED = "embedded"
 EMBEDDED_TARGET = "formation_energy_per_atom"
@@ -45,9 +45,13 @@ class Source:
     where: tuple[tuple[str, Any], ...] = ()
     """(column, value) pairs, or a mapping: keep only rows that equal all of them."""
     symmetry: Symmetry = "given"
-    """Space group: the given number, else spglib; or always computed by spglib or moyopy."""
+    """Space group: the given number, else spglib; the same with a note where spglib finds another ('check'); or always
+    computed by spglib or moyopy."""
     symprec: float = 0.1
     """Tolerance of the symmetry search in Å."""
+    cell: Cell = "given"
+    """Cell and space group as the source has them, or of the standardised primitive cell, which does not depend on how
+    a crystal is written down (`standard_cells`)."""
     rows: int | None = None
     """At most this many rows, the first ones; for the embedded set the number of crystals made."""
     keep: tuple[str, ...] = ()
@@ -60,6 +64,9 @@ class Source:
     """The columns that may be used as inputs; all of them if not given."""
     access: Access = field(default_factory=Access)
     """Of a database: what it is asked."""
+    targets: tuple[str, ...] = ()
+    """With target=None: columns of several targets, or of labels of classes, which stand as they are in the frame, as
+    "target.0", "target.1", ..."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", str(self.path))
@@ -68,8 +75,12 @@ class Source:
         require(named, f"path={redacted(self.path)!r} must name a file or folder, or be 'embedded'")
         check_address(self.path, "path")
         require(self.target is None or bool(self.target), "target='' must name a column; None is for rows to predict")
+        both = "target and targets are two ways to say it; give one"
+        require(self.target is None or not self.targets, both)
+        object.__setattr__(self, "targets", tuple(self.targets))
         known = get_args(Symmetry)
         require(self.symmetry in known, f"symmetry={self.symmetry!r} must be one of {', '.join(known)}")
+        require(self.cell in get_args(Cell), f"cell={self.cell!r} must be one of {', '.join(get_args(Cell))}")
         fits = isinstance(self.symprec, int | float) and 0 < self.symprec <= 1
         require(fits, f"symprec={self.symprec!r} must be a length in Å, above 0 and up to 1")
         counts = isinstance(self.rows, int) and not isinstance(self.rows, bool) and self.rows >= 1

@@ -42,6 +42,14 @@ class CompositionRows:
         """Number of different elements per row, int64 [num_rows]."""
         return np.diff(self.indptr)
 
+    def is_like(self, other: "CompositionRows", row: int, tolerance: float = 1e-3) -> bool:
+        """Whether the row's composition is that of the same row of `other`, whatever the size of its formula."""
+        own, others = (slice(rows.indptr[row], rows.indptr[row + 1]) for rows in (self, other))
+        if not np.array_equal(self.atomic_numbers[own], other.atomic_numbers[others]):
+            return False
+        shares = [rows.amounts[entries] / rows.amounts[entries].sum() for rows, entries in ((self, own), (other, others))]
+        return bool(np.abs(shares[0] - shares[1]).max(initial=0.0) < tolerance)
+
     @classmethod
     def from_entries(
         cls, rows: np.ndarray, atomic_numbers: np.ndarray, amounts: np.ndarray, num_rows: int

@@ -1,98 +1,18 @@
-"""What an evaluation of a model comes to: metrics, sums over samples that add up across silos, and how exactly these
-are told."""
+"""What an evaluation of a model comes to: sums over samples that add up across silos, and how exactly they are told."""
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
-from ray_fed.config import require
+from ray_fed.metrics.metric import Metric, in_one_line
 
 Own = TypeVar("Own", bound="Scores")
-
-METRIC_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_ .-]{0,63}")
-TRAIN_LOSS = "train_loss"
-"""Key of a round's mean training loss, and last part of a silo's: never that of an evaluation."""
-RESERVED = (
-    TRAIN_LOSS, "server_round", "num_examples", "bytes_sent", "participants", "failures", "epsilon", "seconds_compute",
-    "seconds_communicate",
-)  # fmt: skip
-"""What tables and curves hold besides metrics."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One number that an evaluation tells of a model. All that terminal, history, report, figures, TensorBoard, sweep
-    and gate know of it. ConfigError for a name that is none, or is taken."""
-
-    name: str
-    """Its key: 1 to 64 letters, digits, spaces, "_", "." and "-", beginning with a letter."""
-    unit: str
-    """Unit of its values; "" for a pure number."""
-    higher_is_better: bool
-    """Whether more of it is better."""
-    digits: int
-    """Decimals in tables."""
-    label: str = ""
-    """What people call it; its name if empty."""
-    is_detail: bool = False
-    """Kept in history and TensorBoard only, not in summary, tables and figures."""
-
-    def __post_init__(self) -> None:
-        wanted = "must be 1 to 64 letters, digits, '_', ' ', '.' or '-' after a letter"
-        require(METRIC_NAME.fullmatch(self.name) is not None, f"metric name {self.name!r} {wanted}")
-        require(self.name not in RESERVED, f"metric name {self.name!r} is taken; {', '.join(RESERVED)} are no metrics")
-        require(self.digits >= 0, f"metric {self.name!r}: digits={self.digits} must be 0 or more")
-
-    @property
-    def title(self) -> str:
-        """How it is called: "MAE"."""
-        return self.label or self.name
-
-    @property
-    def heading(self) -> str:
-        """How a column of it is called: "MAE (eV/atom)"."""
-        return f"{self.title} ({self.unit})" if self.unit else self.title
-
-    @property
-    def few_digits(self) -> int:
-        """Decimals where there is little room: in figures and on the line of progress."""
-        return max(0, self.digits - 1)
-
-    @property
-    def worst(self) -> float:
-        """The value that no model is below."""
-        return -math.inf if self.higher_is_better else math.inf
-
-    def gain(self, value: float, other: float) -> float:
-        """Return by how much `value` is better than `other`; negative where it is worse."""
-        return value - other if self.higher_is_better else other - value
-
-    def best(self, values: Iterable[float]) -> float | None:
-        """Return the best of the values that are numbers, None without any."""
-        known = [value for value in values if math.isfinite(value)]
-        return (max if self.higher_is_better else min)(known) if known else None
-
-
-LOSS = Metric("loss", "", False, 4)
-
-
-def reported(metrics: Iterable[Metric]) -> tuple[Metric, ...]:
-    """Return those that are shown in tables and figures, in their order; the first one where all are details."""
-    known = tuple(metrics)
-    return tuple(metric for metric in known if not metric.is_detail) or known[:1]
-
-
-def in_one_line(values: Mapping[str, float], most: int = 6) -> str:
-    """Return "mae 0.1802, r2 0.9368" for a repr: four digits each, the first `most` of the values."""
-    shown = [f"{name} {value:.4g}" for name, value in list(values.items())[:most]]
-    return ", ".join([*shown, f"{len(values) - most} more"] if len(values) > most else shown)
 
 
 class Scores(Protocol):
@@ -248,11 +168,18 @@ LEAST_BITS = 7
 LEAST_BITS_OF_NUMBERS = 3
 """The same where every row has one number as its target, which sums of errors can be solved for."""
 
-ABOUT_TARGETS = ("mean_target", "m2_target")
-"""What depends on no model: one coin for all models."""
+ABOUT_TARGETS = ("mean_target", "m2_target", "class_total")
+"""Last parts of the names of what depends on no model: one coin for all models."""
 
 Coin = Callable[[str], float]
 """Name of a number -> where it is rounded, from 0 (down) to 1 (up)."""
+
+
+@runtime_checkable
+class Releasable(Protocol):
+    """Scores that know themselves how they are told."""
+
+    def released(self, resolution: "Resolution", coin: Coin) -> Scores: ...
 
 
 @dataclass(frozen=True)
@@ -271,8 +198,8 @@ class Resolution:
 
     def released(self, scores: Scores, coin: Coin | None = None, of_numbers: bool = False) -> Scores:
         """Return the scores with means of few digits; `of_numbers`: the target of a row is one number. Without a coin
-        to the nearest step, which leaves what was released as it is. What is neither `RegressionSums` nor `MeanScores`
-        is refused at the gate, and returned here."""
+        to the nearest step, which leaves what was released as it is. Scores of another class are refused at the gate,
+        and returned here."""
         coin, n = coin or _nearest, scores.num_examples
         if n == 0:
             return scores
@@ -282,7 +209,7 @@ class Resolution:
             return MeanScores(n, {name: n * mean for name, mean in means.items()})
         if type(scores) is RegressionSums:
             return _regression(scores, bits, coin)
-        return scores
+        return scores.released(self, coin) if isinstance(scores, Releasable) else scores
 
 
 def on_grid(value: float, bits: int, up: float, like: float | None = None) -> float:
@@ -309,7 +236,7 @@ def coin_of(secret: bytes, vector: np.ndarray, part: str) -> Coin:
     model = hashlib.blake2b(np.ascontiguousarray(vector).data).digest()
 
     def coin(name: str) -> float:
-        about = b"" if name in ABOUT_TARGETS else model
+        about = b"" if name.rpartition(".")[2] in ABOUT_TARGETS else model
         drawn = hashlib.blake2b(about + f"{part}.{name}".encode(), key=secret, digest_size=8).digest()
         return int.from_bytes(drawn, "little") / 2.0**64
 

@@ -1,0 +1,88 @@
+"""A trained property network as a file has it: arrays with the scalers of inputs and outputs, targets in its card."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ray_fed.errors import DataError
+from ray_fed.learning.layout import Layout, bind
+from ray_fed.learning.models import mlp
+from ray_fed.learning.standardisation import Standardizer
+from ray_fed.materials.property_task import PropertyTask
+from ray_fed.materials.targets import Target, predicted_values
+from ray_fed.reporting.model_files import ModelCard
+from ray_fed.reporting.writing import Plain
+
+SCALER = ("scaler.mean", "scaler.scale")
+TARGET_SCALER = ("target.mean", "target.scale")
+SAME = "identity"
+"""What a card calls the transform that does nothing."""
+Arrays = Mapping[str, np.ndarray]
+
+
+def scaler_arrays(task: PropertyTask, standardizer: Standardizer) -> dict[str, np.ndarray]:
+    """Return the scalers of features [num_features] and, if there is one, of regression targets [R], by their names."""
+    parts = zip((SCALER, TARGET_SCALER), task.scalers(standardizer), strict=True)
+    arrays: dict[str, np.ndarray] = {}
+    for (mean, scale), scaler in parts:
+        arrays |= {} if scaler is None else {mean: scaler.mean, scale: scaler.scale}
+    return arrays
+
+
+def card_entries(task: PropertyTask) -> dict[str, Any]:
+    """Return what a card says of a task's targets, as arguments of ModelCard."""
+    targets = task.targets
+    told: list[dict[str, Plain]] = [
+        {"name": one.name, "unit": one.unit, "transform": one.transform, "classes": list(one.classes)}
+        for one in targets
+    ]
+    is_plain = len(targets) == 1 and not targets[0].classes and not task.standardise_target
+    transforms = ["classes" if one.classes else SAME if one.transform == "none" else one.transform for one in targets]
+    return {
+        "property": ", ".join(one.name for one in targets),
+        "unit": ", ".join("1" if one.classes else one.unit for one in targets),
+        "target_transform": ", ".join(transforms),
+        "targets": () if is_plain and targets[0].transform == "none" else tuple(told),
+        "target_tensors": TARGET_SCALER if task.standardise_target else (),
+    }
+
+
+def targets_of(card: ModelCard) -> tuple[Target, ...]:
+    """Return the targets of a model; cards of one plain number, as all were once, have no list of them."""
+    if not card.targets:
+        return (Target(card.property, card.unit),)
+    told: list[Any] = [dict(one) for one in card.targets]
+    return tuple(Target(one["name"], one["unit"], one["transform"], tuple(one["classes"])) for one in told)
+
+
+def standardizer_of(arrays: Arrays, card: ModelCard) -> Standardizer:
+    """Return the scaler that the silos agreed on, of features and targets."""
+    of_features, of_targets = scalers_of(arrays, card)
+    return of_features if of_targets is None else of_features.beside(of_targets)
+
+
+def scalers_of(arrays: Arrays, card: ModelCard) -> tuple[Standardizer, Standardizer | None]:
+    """Return the scaler of a model's inputs, and that of its regression targets, where it has one. DataError where the
+    file lacks an array that its card names."""
+    missing = sorted({*card.scaler_tensors, *card.target_tensors} - set(arrays))
+    if missing:
+        raise DataError(f"model '{card.name}': its file has no array {missing[0]!r}; get the model again")
+    of_features = Standardizer(*(arrays[name] for name in card.scaler_tensors))
+    return of_features, Standardizer(*(arrays[name] for name in card.target_tensors)) if card.target_tensors else None
+
+
+def predict(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray:
+    """Return what a model says of raw features [rows, num_features]: [rows, W], numbers in the targets' units and
+    chances of classes, in the order of `targets_of`."""
+    of_features, of_targets = scalers_of(arrays, card)
+    targets, hidden = targets_of(card), card.architecture["hidden"]
+    assert isinstance(hidden, list)
+    num_outputs = sum(target.num_outputs for target in targets)
+    module = mlp(len(of_features.mean), [int(str(width)) for width in hidden], num_outputs)
+    flat, _ = bind(module)
+    np.copyto(flat.numpy(), Layout.of(module).flatten(arrays))
+    with torch.no_grad():
+        outputs = module(torch.from_numpy(of_features(features))).numpy()
+    return predicted_values(outputs, targets, of_targets)
