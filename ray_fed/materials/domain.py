@@ -19,10 +19,9 @@ from ray_fed.materials.features.elements import SYMBOLS
 NUM_ELEMENTS = len(SYMBOLS)
 MOST_IMPUTED = 256
 """Numbers of imputed properties that are told apart."""
-CLOSEST_ATOMS = 0.6
-"""Å. The shortest bond, in H2, is 0.74 Å; neutron data of crystals put H atoms down to about 0.7 Å from others."""
 LEAST_VOLUME_PER_ATOM = 3.0
-"""Å³. Diamond, the densest packing of atoms at normal pressure, has 5.7 Å³."""
+"""Å³. Diamond, the densest packing of atoms at normal pressure, has 5.7 Å³. Atoms nearer to each other than any bond are
+refused when a structure is read (structures.py); of a cell without sites this is all there is to see."""
 MOST_DEVIATIONS = 10.0
 """Standard deviations from the mean beyond which a feature is out of range; of 2,000 crystals of the Materials Project
 one was (benchmarks/uncertainty.md)."""
@@ -146,16 +145,12 @@ def _imputed(imputed: np.ndarray, domain: Domain) -> dict[int, str]:
 
 
 def _too_close(frame: pd.DataFrame) -> dict[int, str]:
-    reasons = {}
-    if "shortest_distance" in frame:
-        shortest = frame["shortest_distance"].to_numpy(np.float64)
-        for row in np.flatnonzero(shortest < CLOSEST_ATOMS).tolist():
-            reasons[row] = f"two atoms are {shortest[row]:.2g} Å apart; below {CLOSEST_ATOMS:g} Å there is no bond"
     with np.errstate(divide="ignore", invalid="ignore"):
         per_atom = frame["volume"].to_numpy(np.float64) / frame["num_atoms"].to_numpy(np.float64)
-    for row in np.flatnonzero(per_atom < LEAST_VOLUME_PER_ATOM).tolist():
-        reasons.setdefault(row, f"{per_atom[row]:.2g} Å³ per atom; below {LEAST_VOLUME_PER_ATOM:g} Å³ atoms overlap")
-    return reasons
+    return {
+        row: f"atoms too close: {per_atom[row]:.2g} Å³ per atom; below {LEAST_VOLUME_PER_ATOM:g} Å³ they overlap"
+        for row in np.flatnonzero(per_atom < LEAST_VOLUME_PER_ATOM).tolist()
+    }
 
 
 def _out_of_range(

@@ -1,12 +1,12 @@
 """Predictions of one model for a crystal frame: values, bounds, how uncertain they are, and what speaks against them.
 
-    columns of a table, T for the name of a target
-    predicted_T                     in the target's unit, or the likeliest class
-    uncertainty_T                   half of the 90 % interval, in the unit
-    lower_50_T, upper_50_T, ..._90  bounds between which the true value is in 50 and 90 of 100 cases like the silos' rows
-    probability_T_LABEL             chance of a class, calibrated where the silos counted
-    flag                            whether the input is unlike the silos' training rows
-    why_flagged                     in what; "" where nothing was found, and what was not looked at for want of counts
+columns of a table, T for the name of a target
+predicted_T                     in the target's unit, or the likeliest class
+uncertainty_T                   half of the 90 % interval, in the unit
+lower_50_T, upper_50_T, ..._90  bounds between which the true value is in 50 and 90 of 100 cases like the silos' rows
+probability_T_LABEL             chance of a class, calibrated where the silos counted
+flag                            whether the input is unlike the silos' training rows
+why_flagged                     in what; "" where nothing was found, and what was not looked at for want of counts
 """
 
 from collections.abc import Mapping, Sequence
