@@ -13,12 +13,14 @@ from pipelines import launching
 from pipelines.launching import CoordinatorLike, FederationSpec
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.membership import admitted, fingerprints, start_rules
+from pipelines.training.measured_limits import measure
 from pipelines.training.setup import Setup, jobs
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.strategies import Models
+from ray_fed.materials.limits import ModelLimits
 from ray_fed.metrics import Metric, reported
 
 
@@ -60,6 +62,8 @@ class TrainingExperiment:
     true: np.ndarray | None = None
     """Targets of the common test set, for parity plots."""
     predicted: dict[str, np.ndarray] = field(default_factory=dict)
+    limits: dict[str, ModelLimits] = field(default_factory=dict)
+    """Model -> how far its predictions can be trusted."""
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -76,6 +80,7 @@ class TrainingExperiment:
         for seed in self.seeds:
             for job in jobs(self.setup, dict(self.agreement.silos), seed):
                 self._run(coordinator, job, seed)
+        self.limits = measure(coordinator, self.setup, self.agreement, self.models)
         try:
             shown = coordinator.predict_test(self.models)
         except PerimeterRefused as refusal:  # its owner shows scores alone

@@ -20,8 +20,8 @@ NUM_ELEMENTS = len(SYMBOLS)
 MOST_IMPUTED = 256
 """Numbers of imputed properties that are told apart."""
 LEAST_VOLUME_PER_ATOM = 3.0
-"""Å³. Diamond, the densest packing of atoms at normal pressure, has 5.7 Å³. Atoms nearer to each other than any bond are
-refused when a structure is read (structures.py); of a cell without sites this is all there is to see."""
+"""Å³. Diamond, the densest packing of atoms at normal pressure, has 5.7 Å³. Atoms nearer to each other than any bond
+are refused when a structure is read (structures.py); of a cell without sites this is all there is to see."""
 MOST_DEVIATIONS = 10.0
 """Standard deviations from the mean beyond which a feature is out of range; of 2,000 crystals of the Materials Project
 one was (benchmarks/uncertainty.md)."""

@@ -28,7 +28,17 @@ from ray_fed.learning.intervals import (
     scale_of,
 )
 from ray_fed.materials.domain import Domain, elements_of, usual
-from ray_fed.materials.row_counts import CHEMISTRIES, CONFIDENCES, ELEMENTS, ERRORS, PARTS, PLACES, SPREADS
+from ray_fed.materials.row_counts import (
+    CALIBRATION,
+    CHEMISTRIES,
+    CONFIDENCES,
+    ELEMENTS,
+    ERRORS,
+    HELD_OUT,
+    PARTS,
+    PLACES,
+    SPREADS,
+)
 from ray_fed.materials.targets import Target
 
 Ask = Callable[[str, tuple], CountedRows]
@@ -86,13 +96,13 @@ class Question:
 
 def measured_limits(
     ask: Ask, targets: tuple[Target, ...], models: Mapping[str, Vector], own: Sequence[str], fewest: int,
-    ask_of_others: Ask | None = None, others: str = "held out",
+    ask_of_others: Ask | None = None, others: str = HELD_OUT, why_not: str = "",
 ) -> dict[str, ModelLimits]:  # fmt: skip
     """Return the limits of each model.
 
     own: which of the models are one silo's own. fewest: rows that an element must have in a silo to be told.
     ask_of_others: asks about rows that were used neither for training nor for calibration, for the coverage; `others`
-    names that part of them.
+    names that part of them. why_not: why no intervals are asked for, where they are not.
     """
     question = Question(targets, models, tuple(own))
     missing: dict[str, str] = {}
@@ -103,6 +113,8 @@ def measured_limits(
         return found
 
     domain = _domain(ask, fewest)
+    if why_not:
+        return {name: ModelLimits(domain=domain, why_none=why_not) for name in models}
     intervals, spreads = _intervals(noting, question) if question.numbers else ({name: {} for name in models}, {})
     sureness = _sureness(noting, question) if question.classes else {name: {} for name in models}
     if missing:
@@ -147,17 +159,17 @@ def _intervals(ask: Ask, question: Question) -> tuple[dict[str, dict[str, Interv
     shape = num_targets, 2, 1 + num_groups, NUM_BINS
     spreads = np.zeros((len(question.models), num_targets, NUM_BINS), np.int64)
     if question.own:
-        spreads = question.shaped(ask(SPREADS, question.given("calibration")), num_targets, NUM_BINS)
+        spreads = question.shaped(ask(SPREADS, question.given(CALIBRATION)), num_targets, NUM_BINS)
     medians = np.array([[median(one) for one in row] for row in spreads])
     floors = np.where(np.isfinite(medians) & (medians > 0), FLOOR * medians, 1.0)
     scales = np.concatenate([floors[..., None], np.ones((*floors.shape, 1 + num_groups))], axis=2)
-    found = question.shaped(ask(ERRORS, question.given("calibration", scales)), *shape)
+    found = question.shaped(ask(ERRORS, question.given(CALIBRATION, scales)), *shape)
     usual_errors = [
         [scale_of(counts, CHEMISTRIES, floor) for counts, floor in zip(*each, strict=True)]
         for each in zip(found, floors.tolist(), strict=True)
     ]
     asked = np.array([[_numbers(scale) for scale in row] for row in usual_errors])
-    found = question.shaped(ask(ERRORS, question.given("calibration", asked)), *shape)
+    found = question.shaped(ask(ERRORS, question.given(CALIBRATION, asked)), *shape)
     largest = {
         name: {target: bound for target, counts in zip(question.numbers, row, strict=True)
                if math.isfinite(bound := usual(counts))}
@@ -194,7 +206,7 @@ def _covering(
 
 
 def _sureness(ask: Ask, question: Question) -> dict[str, dict[str, Sureness]]:
-    found = question.shaped(ask(CONFIDENCES, question.given("calibration")), len(question.classes), 2, NUM_BINS)
+    found = question.shaped(ask(CONFIDENCES, question.given(CALIBRATION)), len(question.classes), 2, NUM_BINS)
     return {
         name: {target: sureness_of(counts) for target, counts in zip(question.classes, row, strict=True)}
         for name, row in zip(question.models, found, strict=True)

@@ -3,7 +3,7 @@
 columns of a table, T for the name of a target
 predicted_T                     in the target's unit, or the likeliest class
 uncertainty_T                   half of the 90 % interval, in the unit
-lower_50_T, upper_50_T, ..._90  bounds between which the true value is in 50 and 90 of 100 cases like the silos' rows
+lower_50_T, upper_50_T, ..._90  bounds between which the true value is in 50 and 90 of 100 rows like the silos'
 probability_T_LABEL             chance of a class, calibrated where the silos counted
 flag                            whether the input is unlike the silos' training rows
 why_flagged                     in what; "" where nothing was found, and what was not looked at for want of counts
@@ -101,7 +101,7 @@ def predictions(inputs: Inputs, model: Trained, own: Mapping[str, Trained]) -> d
     spreads = _spreads(model, outputs, [own[name].outputs(features) for name in limits.own_models if name in own])
     columns = prediction_columns(_with_sureness(model.values(outputs), model), model.targets)
     columns |= _bounds(model, outputs, spreads, inputs.frame["formula"][usable].tolist())
-    said = _flags(inputs, model, outputs, spreads)
+    said = _flags(inputs, model, spreads)
     columns |= {FLAG: np.array([bool(why) for why in said]), WHY_FLAGGED: np.array(said, object)}
     return {name: _among_all(values, usable) for name, values in columns.items()}
 
@@ -157,10 +157,10 @@ def _shown(model: Trained, outputs: np.ndarray, column: int, target: str, both: 
     return np.where(np.isfinite(both), np.stack(values), both)
 
 
-def _flags(inputs: Inputs, model: Trained, outputs: np.ndarray, spreads: Mapping[str, np.ndarray]) -> list[str]:
+def _flags(inputs: Inputs, model: Trained, spreads: Mapping[str, np.ndarray]) -> list[str]:
     """Return what speaks against each usable row, "" where nothing was found."""
     usable, domain = inputs.usable, model.limits.domain
-    frame = inputs.frame[usable].reset_index(drop=True)
+    frame = inputs.frame.loc[usable].reset_index(drop=True)
     formulas, feature_set = frame["formula"].tolist(), model.feature_set
     scaler, of_targets = scalers_of(model.arrays, model.card)
     found = flags(

@@ -1,7 +1,7 @@
 """The task of multi-source training: a network from crystal features to one property (Guo et al. 2022)."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ray_fed.errors import DataError, Trouble
 from ray_fed.federation.reasons import counted_reasons
-from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task, feature_tensor, target_tensor
+from ray_fed.federation.task import Counting, LocalRows, Samples, SiloSpec, Task, feature_tensor, target_tensor
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.steps import Loss
@@ -24,6 +24,7 @@ from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source
 from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
 from ray_fed.materials.lattices import CELL_COLUMNS
 from ray_fed.materials.partitions import hash_split
+from ray_fed.materials.row_counts import PARTS, CrystalLocalRows, CrystalSamples, RowCounts
 from ray_fed.materials.study import StudyPart
 from ray_fed.materials.targets import (
     MOST_TARGETS,
@@ -60,6 +61,9 @@ class CrystalRows:
     """Without a common test set: share of formulas held out, the same formulas at every site."""
     split_seed: int = 0
     """Seed of that choice of formulas, equal at every site."""
+    calibration_fraction: float = 0.0
+    """Share of formulas, none of those, on which no model is trained either: how large its errors are there is counted
+    for the intervals of predictions."""
     target_is: tuple[str, ...] = ()
     """What the source's target columns hold, by the owner's word, where their names do not show it."""
     units: tuple[str, ...] = ()
@@ -158,8 +162,8 @@ class PropertyTask(Task):
         folder = None if wanted.source.path == EMBEDDED else cache_folder()
         features, reasons = self._features(frame, folder)
         usable = np.array([not reason for reason in reasons])
-        held_out = usable & self._held_out(frame, wanted)
-        train = usable & ~held_out
+        held_out, calibration = (usable & part for part in self._held_out(frame, wanted))
+        train = usable & ~held_out & ~calibration
         if not train.any():
             raise DataError(
                 f"silo '{spec.name}': no usable row of {len(frame)}: {self._why(frame, reasons)}",
@@ -171,10 +175,13 @@ class PropertyTask(Task):
         held = self._agreed(wanted.target_is or named)
         if held == FORMATION_ENERGY.agreed_as(EMBEDDED_TARGET):
             _check_size(table[usable, 0], spec.name)
-        return LocalRows(
+        formulas = frame["formula"].to_numpy()
+        return CrystalLocalRows(
             features[train], targets[train], features[held_out], targets[held_out], counted_reasons(reasons),
             {**database.fingerprint, "rows_of_silo": len(frame), **self._label_counts(targets[train])},
             {**self.agreement(), "target": held},
+            features[calibration], targets[calibration],
+            dict(zip(PARTS, (formulas[part].tolist() for part in (calibration, held_out, train)), strict=True)),
         )  # fmt: skip
 
     def _labelled(self, database: Database, wanted: CrystalRows, silo: str) -> pd.DataFrame:
@@ -219,7 +226,11 @@ class PropertyTask(Task):
             feature_tensor(part, of_features, device) for part in (rows.features, rows.held_out_features)
         )
         learned = target_tensor(learned_values(self._table(rows.targets), self.targets, of_targets), device)
-        return Samples(rows, features, learned, held_out, standardizer)
+        return CrystalSamples(rows, features, learned, held_out, standardizer, of_features, of_targets)
+
+    def countings(self) -> Mapping[str, Counting]:
+        """Return what a silo counts for the limits of predictions (limits.py)."""
+        return RowCounts(self).questions()
 
     def scalers(self, standardizer: Standardizer) -> tuple[Standardizer, Standardizer | None]:
         """Return the scaler of the features, and that of the targets where they are standardised."""
@@ -266,10 +277,15 @@ class PropertyTask(Task):
         return counted
 
     @staticmethod
-    def _held_out(frame: pd.DataFrame, rows: CrystalRows) -> np.ndarray:
-        if rows.test_fraction == 0:
-            return np.zeros(len(frame), bool)
-        return hash_split(frame["formula"].tolist(), rows.test_fraction, rows.split_seed)
+    def _held_out(frame: pd.DataFrame, rows: CrystalRows) -> tuple[np.ndarray, np.ndarray]:
+        """Return which rows are for evaluation, and which for calibration, bool [rows] each: all rows of a formula are
+        in one part."""
+        both = rows.test_fraction + rows.calibration_fraction
+        if both == 0:
+            return np.zeros(len(frame), bool), np.zeros(len(frame), bool)
+        formulas = frame["formula"].tolist()
+        test, either = (hash_split(formulas, share, rows.split_seed) for share in (rows.test_fraction, both))
+        return test, either & ~test
 
 
 def _hash_of_files(path: Path) -> str:

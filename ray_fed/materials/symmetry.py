@@ -115,7 +115,9 @@ def notes_of_finder(caught: Sequence[warnings.WarningMessage], finder: Finder) -
     return [f"{finder} warns {quoted(message, 200)}" for message in dict.fromkeys(messages)]
 
 
-def operations(vectors: np.ndarray, positions: np.ndarray, kinds: np.ndarray, finder: Finder, symprec: float) -> Operations:
+def operations(
+    vectors: np.ndarray, positions: np.ndarray, kinds: np.ndarray, finder: Finder, symprec: float
+) -> Operations:
     """Return the symmetry of a cell; DataError where none is found. Call it under `quiet_finders`."""
     inside = positions % 1.0
     if finder == "spglib":

@@ -76,7 +76,12 @@ def scalers_of(arrays: Arrays, card: ModelCard) -> tuple[Standardizer, Standardi
 def predict(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray:
     """Return what a model says of raw features [rows, num_features]: [rows, W], numbers in the targets' units and
     chances of classes, in the order of `targets_of`."""
-    of_features, of_targets = scalers_of(arrays, card)
+    return predicted_values(outputs_of(features, arrays, card), targets_of(card), scalers_of(arrays, card)[1])
+
+
+def outputs_of(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray:
+    """Return the outputs of a model's network for raw features [rows, num_features], float32 [rows, O]."""
+    of_features, _ = scalers_of(arrays, card)
     targets, hidden = targets_of(card), card.architecture["hidden"]
     assert isinstance(hidden, list)
     num_outputs = sum(target.num_outputs for target in targets)
@@ -84,5 +89,4 @@ def predict(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray
     flat, _ = bind(module)
     np.copyto(flat.numpy(), Layout.of(module).flatten(arrays))
     with torch.no_grad():
-        outputs = module(torch.from_numpy(of_features(features))).numpy()
-    return predicted_values(outputs, targets, of_targets)
+        return module(torch.from_numpy(of_features(features))).numpy()

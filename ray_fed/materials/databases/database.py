@@ -292,9 +292,7 @@ def _given_cells(chosen: Selection, reasons: Reasons) -> np.ndarray:
     return cells
 
 
-def _formulas(
-    chosen: Selection, found: CrystalColumns | None, reasons: Reasons, search: SymmetrySearch
-) -> list[str]:
+def _formulas(chosen: Selection, found: CrystalColumns | None, reasons: Reasons, search: SymmetrySearch) -> list[str]:
     """Return the formulas as given; those of the structures or of the atomic numbers where there is none."""
     column = chosen.of_role("formula")
     if column is not None:

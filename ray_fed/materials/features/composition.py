@@ -47,7 +47,9 @@ class CompositionRows:
         own, others = (slice(rows.indptr[row], rows.indptr[row + 1]) for rows in (self, other))
         if not np.array_equal(self.atomic_numbers[own], other.atomic_numbers[others]):
             return False
-        shares = [rows.amounts[entries] / rows.amounts[entries].sum() for rows, entries in ((self, own), (other, others))]
+        shares = [
+            rows.amounts[entries] / rows.amounts[entries].sum() for rows, entries in ((self, own), (other, others))
+        ]
         return bool(np.abs(shares[0] - shares[1]).max(initial=0.0) < tolerance)
 
     @classmethod
