@@ -12,8 +12,8 @@ import numpy as np
 from pipelines import launching
 from pipelines.launching import CoordinatorLike, FederationSpec
 from pipelines.training.checkpoint import Checkpoint
-from pipelines.training.membership import admitted, fingerprints, start_rules
 from pipelines.training.measured_limits import measure
+from pipelines.training.membership import admitted, fingerprints, start_rules
 from pipelines.training.setup import Setup, jobs
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.coordinator import Agreement

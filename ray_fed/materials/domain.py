@@ -111,13 +111,14 @@ def flags(frame: pd.DataFrame, features: np.ndarray, names: Sequence[str], domai
     return found
 
 
-def spread_flags(spread: np.ndarray, largest: float, shown: Sequence[str]) -> dict[int, str]:
+def spread_flags(spread: np.ndarray, largest: float, size: float, unit: str) -> dict[int, str]:
     """Return row -> reason where the silos' own models are farther apart than on all but one in a hundred rows.
 
-    shown: the largest spread of each row as it is told, with its unit.
+    spread [rows], and the largest usual one, in the space of the network's outputs, of which one is `size` `unit`.
     """
+    usual_most = f"{USUAL:.0%} of the calibration rows: at most {largest * size:.2g}"
     return {
-        row: f"the silos' own models differ by {shown[row]}, more than on {USUAL:.0%} of the calibration rows"
+        row: f"the silos' own models differ by {spread[row] * size:.2g} {unit}".strip() + f" ({usual_most})"
         for row in np.flatnonzero(spread > largest).tolist()
     }
 
@@ -137,9 +138,9 @@ def _unseen_elements(rows: CompositionRows, domain: Domain) -> dict[int, str]:
 def _imputed(imputed: np.ndarray, domain: Domain) -> dict[int, str]:
     if domain.most_imputed is None:
         return {}
-    usual_most = f"{USUAL:.0%} of the training rows have at most {domain.most_imputed}"
+    usual_most = f"{USUAL:.0%} of the training rows: at most {domain.most_imputed}"
     return {
-        int(row): f"{imputed[row]:.0f} element properties are imputed, not known; {usual_most}"
+        int(row): f"{imputed[row]:.0f} element properties are imputed ({usual_most})"
         for row in np.flatnonzero(imputed > domain.most_imputed)
     }
 
@@ -148,7 +149,7 @@ def _too_close(frame: pd.DataFrame) -> dict[int, str]:
     with np.errstate(divide="ignore", invalid="ignore"):
         per_atom = frame["volume"].to_numpy(np.float64) / frame["num_atoms"].to_numpy(np.float64)
     return {
-        row: f"atoms too close: {per_atom[row]:.2g} Å³ per atom; below {LEAST_VOLUME_PER_ATOM:g} Å³ they overlap"
+        row: f"atoms too close: {per_atom[row]:.2g} Å³ per atom, and below {LEAST_VOLUME_PER_ATOM:g} Å³ they overlap"
         for row in np.flatnonzero(per_atom < LEAST_VOLUME_PER_ATOM).tolist()
     }
 
@@ -170,8 +171,8 @@ def _out_of_range(
 def _far(distance: np.ndarray, domain: Domain) -> dict[int, str]:
     if domain.farthest is None:
         return {}
-    usual_most = f"{USUAL:.0%} of the training rows are within {domain.farthest:.2f}"
+    usual_most = f"{USUAL:.0%} of the training rows: at most {domain.farthest:.2f}"
     return {
-        int(row): f"far from every silo: {distance[row]:.2f} deviations from the mean; {usual_most}"
+        int(row): f"far from every silo: {distance[row]:.2f} deviations from the mean ({usual_most})"
         for row in np.flatnonzero(distance > domain.farthest)
     }

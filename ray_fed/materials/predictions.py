@@ -172,8 +172,7 @@ def _flags(inputs: Inputs, model: Trained, spreads: Mapping[str, np.ndarray]) ->
         spread, bound = spreads[target.name], domain.largest_spread.get(target.name)
         unit = target.shown_unit if target.transform == "none" else f"{target.transform} of {target.shown_unit}"
         size = 1.0 if of_targets is None else of_targets.scale[place]
-        texts = [f"{each:.2g} {unit}".strip() for each in spread * size]
-        for row, reason in spread_flags(spread, bound, texts).items() if bound is not None else ():
+        for row, reason in spread_flags(spread, bound, size, unit).items() if bound is not None else ():
             found[row].append(reason)
     return ["; ".join(reasons) for reasons in found]
 

@@ -64,7 +64,7 @@ def test_an_element_that_no_silo_has_is_named_and_so_are_its_imputed_properties(
 
 def test_a_cell_too_small_for_its_atoms_is_named(silo):
     (found,) = reasons_of(silo, frame_of([("NaCl", 225, 2.0)]))
-    assert "atoms too close: 1 Å³ per atom; below 3 Å³ they overlap" in found
+    assert "atoms too close: 1 Å³ per atom, and below 3 Å³ they overlap" in found
 
 
 def test_a_feature_out_of_range_is_named_with_its_value_and_what_it_was_in_training(silo):
@@ -100,6 +100,6 @@ def test_few_rows_tell_no_usual_bound():
 
 
 def test_models_that_differ_more_than_usual_are_named():
-    assert spread_flags(np.array([0.1, 3.0]), 0.5, ["0.1 eV", "3 eV"]) == {
-        1: "the silos' own models differ by 3 eV, more than on 99% of the calibration rows"
+    assert spread_flags(np.array([0.1, 3.0]), 0.5, 2.0, "eV") == {
+        1: "the silos' own models differ by 6 eV (99% of the calibration rows: at most 1)"
     }
