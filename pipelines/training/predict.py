@@ -19,7 +19,15 @@ from ray_fed.materials.databases.kinds import open_source, whole_path
 from ray_fed.materials.databases.raw_table import RawTable
 from ray_fed.materials.databases.source import Access, Source
 from ray_fed.materials.predictions import FLAG, WHY_FLAGGED, Inputs, Trained, inputs_of, interval_columns, predictions
-from ray_fed.materials.targets import Target, label_texts, labels
+from ray_fed.materials.targets import Target, labels
+from ray_fed.metrics import (
+    ClassificationSums,
+    Metric,
+    RegressionSums,
+    Scores,
+    classification_metrics,
+    regression_metrics,
+)
 from ray_fed.reporting.model_files import load_model
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned
@@ -100,18 +108,19 @@ def _is_long(value: object) -> bool:
 
 def predicted_table(inputs: Inputs, models: Models, given: pd.DataFrame) -> pd.DataFrame:
     """Return the user's columns, then id and formula where he has none, predictions, units, flags and reasons; with
-    several models their names before their columns. ConfigError where a column would be there twice."""
+    several models their names before their columns. A column of the user's that has one of these names is then called
+    `given_NAME`, which is said."""
     frame = inputs.frame
     found: dict[str, Any] = {name: frame[name] for name in ("id", "formula") if name not in given}
     for name in models.shown:
-        own = models.own_of(name) if not models.missing_of(name) else {}
+        own = None if models.missing_of(name) else models.own_of(name)
         columns = predictions(inputs, models.by_name[name], own)
         found |= {f"{name}.{key}" if len(models.shown) > 1 else key: column for key, column in columns.items()}
     found |= {"unit": models.first.card.unit, "note": frame["note"], "reason": inputs.reasons}
-    twice = [name for name in found if name in given]
-    if twice:
-        raise ConfigError(f"the file has a column {twice[0]!r} already; rename it, predictions need the name")
-    return pd.concat([given, pd.DataFrame(found, index=given.index)], axis=1)
+    renamed = {name: f"given_{name}" for name in given if name in found}
+    for name, other in renamed.items():
+        _note(f"the file's column {name!r} is called {other!r} beside the predictions")
+    return pd.concat([given.rename(columns=renamed), pd.DataFrame(found, index=given.index)], axis=1)
 
 
 # ---- what is said
@@ -181,36 +190,43 @@ def _unit_of(column: str, target: Target) -> str:
     return "" if target.classes else target.unit if known == UNKNOWN_UNIT else known
 
 
+def _metrics(target: Target) -> tuple[Metric, ...]:
+    return classification_metrics(len(target.classes)) if target.classes else regression_metrics(target.shown_unit)
+
+
 def _heading(target: Target) -> list[str]:
-    unit = f" ({target.shown_unit})" if target.shown_unit else ""
-    if target.classes:
-        return [f"errors of {target.words}", "rows", "accuracy"]
-    return [f"errors of {target.words}", "rows", f"MAE{unit}", f"RMSE{unit}", "R²", "in 50 %", "in 90 %", "flagged",
-            f"their MAE{unit}"]  # fmt: skip
+    metrics = _metrics(target)
+    found = [f"errors of {target.words}", "rows", *(metric.heading for metric in metrics)]
+    return found if target.classes else [*found, "in 50 %", "in 90 %", "flagged", f"their {metrics[0].heading}"]
 
 
 def _errors(predicted: pd.DataFrame, models: Models, name: str, target: Target, true: np.ndarray) -> list[str]:
     """Return a model's row of the table of errors; empty where no row has both a true value and a prediction."""
     prefix = f"{name}." if len(models.shown) > 1 else ""
-    said = pd.Series(predicted[f"{prefix}predicted_{target.name}"])
-    if target.classes:
-        texts, there = label_texts(said), np.isfinite(true) & (said != "").to_numpy()
-        right = np.array([text == target.classes[int(code)] if ok else False
-                          for text, code, ok in zip(texts, np.nan_to_num(true), there, strict=True)])  # fmt: skip
-        return [name, f"{there.sum():,}", f"{right[there].mean():.4f}"] if there.any() else []
-    values = said.to_numpy(np.float64)
-    there = np.isfinite(true) & np.isfinite(values)
+    columns = [f"probability_{target.name}_{label}" for label in target.classes] or [f"predicted_{target.name}"]
+    values = np.column_stack([predicted[f"{prefix}{column}"].to_numpy(np.float64) for column in columns])
+    there = np.isfinite(true) & np.isfinite(values).all(axis=1)
     if not there.any():
         return []
-    error, spread = values[there] - true[there], true[there] - true[there].mean()
-    r2 = 1 - (error**2).sum() / (spread**2).sum() if (spread**2).sum() > 0 else np.nan
+    told = [name, f"{there.sum():,}", *_shown(_scores(target, true[there], values[there]), target)]
+    if target.classes:
+        return told
     covered = [_covered(predicted, prefix, columns, true, there) for columns in interval_columns(target.name).values()]
     flagged = there & predicted[f"{prefix}{FLAG}"].to_numpy(bool)
-    of_flagged = f"{np.abs(values - true)[flagged].mean():.4g}" if flagged.any() else ""
-    return [
-        name, f"{there.sum():,}", f"{np.abs(error).mean():.4g}", f"{np.sqrt((error**2).mean()):.4g}", f"{r2:.4f}",
-        *covered, f"{flagged.sum():,}", of_flagged,
-    ]  # fmt: skip
+    of_flagged = _shown(_scores(target, true[flagged], values[flagged]), target)[0] if flagged.any() else ""
+    return [*told, *covered, f"{flagged.sum():,}", of_flagged]
+
+
+def _scores(target: Target, true: np.ndarray, values: np.ndarray) -> Scores:
+    if target.classes:
+        return ClassificationSums.of(true.astype(np.int64), values)
+    return RegressionSums.of(true, values[:, 0])
+
+
+def _shown(scores: Scores, target: Target) -> list[str]:
+    """Return the values of a target's metrics, in order, as text."""
+    found = scores.values()
+    return [f"{found[metric.name]:.{metric.digits}f}" for metric in _metrics(target)]
 
 
 def _covered(

@@ -140,8 +140,9 @@ def _domain(ask: Ask, fewest: int) -> Domain:
     elements, places = ask(ELEMENTS, ()), ask(PLACES, ())
     unknown = {}
     for what, found in (("elements", elements), ("distances", places)):
-        if found.missing:
-            unknown[what] = "; ".join(f"silo '{silo}': {why}" for silo, why in sorted(found.missing.items()))
+        if found.missing or not len(found.counts):
+            why = "; ".join(f"silo '{silo}': {why}" for silo, why in sorted(found.missing.items()))
+            unknown[what] = why or "no silo told them"
     distances, imputed = places.counts.reshape(2, -1) if len(places.counts) else np.zeros((2, NUM_BINS), np.int64)
     farthest, most_imputed = usual(distances), usual(imputed)
     return Domain(

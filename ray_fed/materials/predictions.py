@@ -90,15 +90,17 @@ def inputs_of(frame: pd.DataFrame, feature_set: FeatureSet) -> Inputs:
     return Inputs(frame, features, told)
 
 
-def predictions(inputs: Inputs, model: Trained, own: Mapping[str, Trained]) -> dict[str, np.ndarray]:
+def predictions(inputs: Inputs, model: Trained, own: Mapping[str, Trained] | None) -> dict[str, np.ndarray]:
     """Return the columns of predictions, [rows] each, in the order of the frame; empty where a row cannot be used.
 
-    own: the silos' own models by name, as far as the model's intervals need them (`ModelLimits.own_models`).
+    own: the silos' own models by name that the model's intervals need (`ModelLimits.own_models`); None where one of
+    them is not at hand: then there are no intervals.
     """
     usable, limits = inputs.usable, model.limits
     features = inputs.features[usable]
     outputs = model.outputs(features)
-    spreads = _spreads(model, outputs, [own[name].outputs(features) for name in limits.own_models if name in own])
+    others = [own[name].outputs(features) for name in limits.own_models] if own is not None else []
+    spreads = _spreads(model, outputs, others) if own is not None else {}
     columns = prediction_columns(_with_sureness(model.values(outputs), model), model.targets)
     columns |= _bounds(model, outputs, spreads, inputs.frame["formula"][usable].tolist())
     said = _flags(inputs, model, spreads)
@@ -136,7 +138,7 @@ def _bounds(
     chemistries, intervals = anion_classes(formulas), model.limits.intervals
     names = [target.name for target in model.targets if not target.classes]
     for name, column in zip(names, output_columns(model.targets), strict=True):
-        if model.limits.why_none or name not in intervals:
+        if model.limits.why_none or name not in intervals or name not in spreads:
             continue
         found = intervals[name].bounds(np.asarray(outputs[:, column], np.float64), spreads[name], chemistries)
         shown = {level: _shown(model, outputs, column, name, both) for level, both in found.items()}
@@ -169,10 +171,12 @@ def _flags(inputs: Inputs, model: Trained, spreads: Mapping[str, np.ndarray]) ->
     )  # fmt: skip
     numbers = [target for target in model.targets if not target.classes]
     for place, target in enumerate(numbers):
-        spread, bound = spreads[target.name], domain.largest_spread.get(target.name)
+        spread, bound = spreads.get(target.name), domain.largest_spread.get(target.name)
+        if spread is None or bound is None:
+            continue
         unit = target.shown_unit if target.transform == "none" else f"{target.transform} of {target.shown_unit}"
         size = 1.0 if of_targets is None else of_targets.scale[place]
-        for row, reason in spread_flags(spread, bound, size, unit).items() if bound is not None else ():
+        for row, reason in spread_flags(spread, bound, size, unit).items():
             found[row].append(reason)
     return ["; ".join(reasons) for reasons in found]
 
