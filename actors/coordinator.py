@@ -11,7 +11,7 @@ import ray
 from actors.cohort import RayCohort, value_of
 from actors.silo import Handle
 from ray_fed.federation.coordinator import Agreement, Coordinator
-from ray_fed.federation.messages import CountedRows, Vector
+from ray_fed.federation.messages import CountedRows, Metrics, Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord, state_bytes
 from ray_fed.federation.silo_state import rounds_apart
 from ray_fed.federation.strategies import State
@@ -73,6 +73,12 @@ class CoordinatorActor:
     @ray.method
     def predict_test(self, models: Mapping[str, Vector]):
         return self.coordinator.predict_test(models)
+
+    @ray.method
+    def ask_metrics(
+        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = ()
+    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:
+        return self.coordinator.ask_metrics(query, silos, names, given)
 
     @ray.method
     def collect_ledgers(self) -> CollectedLedgers:
@@ -138,6 +144,11 @@ class RemoteCoordinator:
 
     def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
         return value_of(self.actor.predict_test.remote(models), "coordinator", "predicting the test set")
+
+    def ask_metrics(
+        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = ()
+    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:
+        return value_of(self.actor.ask_metrics.remote(query, silos, names, given), "coordinator", f"asking '{query}'")
 
     def hand_over_model(self, weights: np.ndarray, card: np.ndarray) -> dict[str, str]:
         return value_of(self.actor.hand_over_model.remote(weights, card), "coordinator", "handing the model over")

@@ -12,7 +12,7 @@ import torch
 from pipelines.hub import HubSection, listening
 from ray_fed.federation.cohort import Cohort, LocalCohort
 from ray_fed.federation.coordinator import Agreement, Coordinator
-from ray_fed.federation.messages import CountedRows, Vector
+from ray_fed.federation.messages import CountedRows, Metrics, Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.silo import Evaluator
@@ -37,6 +37,10 @@ class CoordinatorLike(Protocol):
     def count_test(self, question: str, given: tuple) -> CountedRows | None: ...
 
     def predict_test(self, models: dict[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
+
+    def ask_metrics(
+        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = ()
+    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]: ...
 
     def collect_ledgers(self) -> CollectedLedgers: ...
 

@@ -1,7 +1,7 @@
 """From options to trials: which field takes which value, with which seed."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import exp, log
 from typing import Any, get_type_hints
@@ -76,7 +76,7 @@ def _points(sweep: SweepConfig, base: TrainConfig) -> list[tuple[tuple[str, Any]
     grids = _preset(sweep.preset) | dict(given)
     combined = [dict(zip(grids, values, strict=True)) for values in itertools.product(*grids.values())]
     draws = range(sweep.samples) if ranges else range(1)
-    points = [{**point, **_drawn(ranges, base.seed, draw)} for point in combined for draw in draws]
+    points = [{**point, **drawn(ranges, base.seed, draw)} for point in combined for draw in draws]
     return [tuple(sorted(point.items())) for point in points]
 
 
@@ -101,16 +101,27 @@ def _preset(name: str) -> dict[str, tuple[Any, ...]]:
 
 
 def _grid(text: str) -> tuple[str, tuple[Any, ...]]:
+    return parsed_grid(text, _sweepable)
+
+
+def parsed_grid(text: str, sweepable: Callable[[str, str], Any]) -> tuple[str, tuple[Any, ...]]:
+    """Return (field, values) of FIELD=VALUE:VALUE; sweepable as in `parsed_range`."""
     field, _, values = text.partition("=")
-    annotation = _sweepable(field, f"grid={text!r}")
+    annotation = sweepable(field, f"grid={text!r}")
     parts = [value for value in values.split(":") if value]
     require(bool(parts), f"grid={text!r} has no values; write FIELD=VALUE,VALUE, e.g. learning_rate=0.001,0.01")
     return field, tuple(dict.fromkeys(coerce(part, annotation, field) for part in parts))
 
 
 def _range(text: str) -> tuple[str, str, float, float]:
+    return parsed_range(text, _sweepable)
+
+
+def parsed_range(text: str, sweepable: Callable[[str, str], Any]) -> tuple[str, str, float, float]:
+    """Return (field, log or uniform, low, high) of FIELD=log:LOW:HIGH; sweepable: (field, where it is named) -> its type,
+    or ConfigError."""
     field, _, described = text.partition("=")
-    annotation = _sweepable(field, f"sample={text!r}")
+    annotation = sweepable(field, f"sample={text!r}")
     kind, *bounds = described.split(":")
     fits = kind in ("log", "uniform") and len(bounds) == 2
     require(fits, f"sample={text!r} must be FIELD=log:LOW:HIGH or FIELD=uniform:LOW:HIGH")
@@ -124,7 +135,8 @@ def _range(text: str) -> tuple[str, str, float, float]:
     return field, kind, low, high
 
 
-def _drawn(ranges: Sequence[tuple[str, str, float, float]], seed: int, draw: int) -> Mapping[str, float]:
+def drawn(ranges: Sequence[tuple[str, str, float, float]], seed: int, draw: int) -> Mapping[str, float]:
+    """Return field -> value of one draw from ranges."""
     random = generator(seed, "sweep", draw)
     found = {}
     for field, kind, low, high in ranges:

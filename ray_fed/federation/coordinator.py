@@ -4,7 +4,7 @@ A plain class on a `Cohort`; it never holds a row. Everything it reports about a
 (`RoundRecord.metrics`) or a time (`RoundRecord.seconds`), never both in one field.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -33,8 +33,9 @@ from ray_fed.federation.rounds.job import EPSILON, STATE_BYTES_PER_VALUE, Job, O
 from ray_fed.federation.rounds.machine import RoundMachine
 from ray_fed.federation.rounds.secure_driver import THROUGH_HUBS, SecureRoundDriver, require_sums_only
 from ray_fed.federation.rounds.secure_tally import masked_counts, masked_metrics, masked_moments
+from ray_fed.federation.silo import names_told
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart
-from ray_fed.federation.strategies import FedBuff, Models, State, local_plan
+from ray_fed.federation.strategies import FedBuff, Models, State, Strategy, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout, floating_buffers, initial_vector
@@ -119,6 +120,8 @@ class Coordinator:
             require_sums_only(job.strategy, job.max_norm)
         elif self.cohort.sums_updates():
             require_sums_only(job.strategy, job.max_norm, THROUGH_HUBS)
+            summed = "hubs on the way weigh updates by their rows, and this strategy adds up sums as they are"
+            require(not job.any_plan.sums, f"{summed}; let the sites dial this hub themselves")
         self._metric_names = frozenset(metric.name for metric in self.task.metrics)
         module = self.task.model(job.model_seed)
         plans = {silo: local_plan(job.strategy, plan, module) for silo, plan in job.plans.items()}
@@ -168,6 +171,19 @@ class Coordinator:
         """Return (true, model -> predicted) on the common test set, None without one."""
         return self.cohort.predict_test(models)
 
+    def ask_metrics(
+        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = ()
+    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:
+        """Put a question that is answered by metrics of some names (silo.METRICS_OF) to silos; return silo -> name ->
+        metrics, and silo -> why of those without an answer that can be used."""
+        asked = [silo for silo in silos if silo not in self._untold]
+        told = self.cohort.query(query, dict.fromkeys(asked, (names_told(names), *given)))
+        metrics = frozenset(metric.name for metric in self.task.metrics)
+        found, failed = sound_metrics(told, names, metrics)  # type: ignore[arg-type]
+        silent = {silo: "it gave no answer; its own log says why" for silo in asked if silo not in told}
+        kept = {silo: "its owner keeps its metrics" for silo in silos if silo not in asked}
+        return self._observed(found, query), {**kept, **silent, **failed}
+
     def _observed(self, messages: dict[str, Message], session: str = "") -> dict[str, Message]:
         """Show what came from the silos, by silo, to the observers."""
         for observer in self.observers:
@@ -190,18 +206,24 @@ class Coordinator:
         if state is None:
             state = first
             yield self._record(job, 0, state, driver, now(), now())
-        elif {key: value.shape for key, value in state.items()} != {key: value.shape for key, value in first.items()}:
+        elif not _fits(job.strategy, state, first):
             raise ConfigError(f"the checkpoint of job '{job.name}' is of another network or strategy; start a new run")
         for server_round in range(after_round + 1, job.num_rounds + 1):
             start = now()
             vectors = job.strategy.dispatch(state, job.silos)
+            driver.catch_up = _catch_up(job.strategy, state)
             updates = driver.updates(server_round, vectors, self._ranking(job, server_round))
             state = driver.remembered(job.strategy.aggregate(state, updates))
+            ends = _is_done(job.strategy, state)
+            job = replace(job, last_round=server_round) if ends else job
             yield self._record(job, server_round, state, driver, start, now())
+            if ends:
+                return
 
     def _driver(self, job: Job, after_round: int, state: State) -> RoundDriver:
         strategy = job.strategy
-        guard = Guard(job.max_norm, getattr(strategy, "least_steps", 0), partial(self._most_examples, job))
+        least, sums = getattr(strategy, "least_steps", 0), job.any_plan.sums
+        guard = Guard(job.max_norm, least, partial(self._most_examples, job), sums)
         absent = self.cohort.absent()
         if isinstance(strategy, FedBuff):
             require(not absent, f"silos {sorted(absent)} are not there yet: with FedBuff all must be from the start")
@@ -342,3 +364,23 @@ def _own(metrics: Mapping[str, Metrics], silo: str) -> Scores:
 
 def _named(prefix: str, scores: Scores) -> dict[str, float]:
     return {f"{prefix}.{name}": value for name, value in scores.values().items()} if scores.num_examples else {}
+
+
+def _catch_up(strategy: Strategy, state: State) -> Callable[[], Vector] | None:
+    """Return what makes the vector for silos that have not answered the last round; None where it is that of all."""
+    whole = getattr(strategy, "catch_up", None)
+    return partial(whole, state) if whole else None
+
+
+def _is_done(strategy: Strategy, state: State) -> bool:
+    """Whether no further round would change the models."""
+    done = getattr(strategy, "is_done", None)
+    return bool(done and done(state))
+
+
+def _fits(strategy: Strategy, state: State, first: State) -> bool:
+    """Whether a state can be one that this strategy has come to from its first one."""
+    own = getattr(strategy, "fits", None)
+    if own:
+        return own(state)
+    return {key: value.shape for key, value in state.items()} == {key: value.shape for key, value in first.items()}

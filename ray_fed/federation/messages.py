@@ -310,6 +310,8 @@ MAX_STEPS = 2**31
 MAX_LOSS = float(np.finfo(np.float32).max)
 """Sums of such losses, weighted with rows, are finite, and under masks a loss is a float32."""
 MAX_SECONDS = 1e9
+MAX_COUNT = 2**24
+"""Whole numbers below it are float32 values."""
 
 
 def _as_it_says(_: str) -> int:
@@ -318,6 +320,15 @@ def _as_it_says(_: str) -> int:
 
 Objection = tuple[str, str]
 """What is wrong with an update: for its receiver, with what was found; and as a fixed phrase."""
+
+
+def answer_size(received: Vector, sums: int) -> int:
+    """Return how many values the answer to a vector has; `sums` as in the session's TrainingPlan. 0, which no answer
+    has, where more are asked for than the plan allows."""
+    if not sums:
+        return len(received)
+    asked = float(received[0]) if len(received) else 0.0
+    return int(asked) if 1 <= asked <= sums else 0
 
 
 @dataclass(frozen=True)
@@ -336,8 +347,10 @@ class Guard:
     least_steps: int = 0
     """Fewest optimiser steps: some strategies divide by them."""
     most_examples: Callable[[str], int] = _as_it_says
-    """Silo -> most rows that it can have seen in a round, by what it told when it opened its data; `Task.most_examples`.
+    """Silo -> most rows that it can have seen in a round, by what it told when opening its data; `Task.most_examples`.
     An update weighs as much as its rows, so a silo must not make them up."""
+    sums: int = 0
+    """`TrainingPlan.sums` of the session: its answers are whole numbers, each counted once."""
 
     def __post_init__(self) -> None:
         bound = self.max_norm
@@ -363,8 +376,10 @@ class Guard:
         yield from self._too_many_examples(update)
         if isinstance(update, RelayedUpdate):  # its hub has looked at the rest, where the vector was
             return
-        yield from _wrong_array(update.vector, len(dispatched))
-        yield from _wrong_values(update)
+        yield from _wrong_array(update.vector, answer_size(dispatched, self.sums))
+        yield from _wrong_values(update, 1 if self.sums else update.num_examples)
+        if self.sums:
+            yield from _no_sums(update.vector)
         if self.max_norm is not None:
             norm, bound = distance(update.vector, dispatched), f"more than max_norm={self.max_norm:.6g}"
             if norm > self.max_norm:
@@ -431,15 +446,21 @@ def _wrong_array(vector: object, length: int) -> Iterator[Objection]:
         yield f"the vector is not contiguous (strides {vector.strides})", "the vector is not contiguous"
 
 
-def _wrong_values(update: Update) -> Iterator[Objection]:
+def _wrong_values(update: Update, weight: int) -> Iterator[Objection]:
     vector = update.vector
     peak = max(float(vector.max(initial=0)), -float(vector.min(initial=0)))
     if not math.isfinite(peak):
         bad = np.flatnonzero(~np.isfinite(vector))
         yield f"{len(bad)} values are not finite (first at {bad[0]})", "it has values that are not finite"
-    if peak * update.num_examples >= UPDATE_LIMIT:
+    if peak * weight >= UPDATE_LIMIT:
         said = f"largest |value| {peak:.3g} times num_examples={update.num_examples} is above {UPDATE_LIMIT:.3g}"
         yield said, f"its largest |value| times num_examples is above {UPDATE_LIMIT:.3g}"
+
+
+def _no_sums(vector: Vector) -> Iterator[Objection]:
+    if not (np.array_equal(vector, np.rint(vector)) and bool((np.abs(vector) < MAX_COUNT).all())):
+        no_sums = f"its values are no whole numbers below {MAX_COUNT}, which are added up exactly"
+        yield no_sums, no_sums
 
 
 def is_count(value: object, limit: int = 2**53) -> bool:

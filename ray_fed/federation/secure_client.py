@@ -33,6 +33,8 @@ class SecureClient:
         """Session -> the last round that keys were made for; kept when the session is closed, or opened again."""
         self._added_to: dict[str, list[str]] = {}
         """Sum that belongs to no session -> the silos to whose moments, or counts, this one's were added."""
+        self._added_up: set[str] = set()
+        """Sessions whose answers are sums: each counts once."""
         self._signer = SigningKey.passing()
         self._partners: Mapping[str, str] = {}
 
@@ -41,6 +43,7 @@ class SecureClient:
         self._signer, self._partners = key, dict(partners)
 
     def open(self, spec: SessionSpec) -> None:
+        self._added_up = self._added_up | {spec.session} if spec.plan.sums else self._added_up - {spec.session}
         for name in (spec.session, f"{spec.session}{METRICS}"):
             self._members.pop(name, None)
             self._thresholds[name] = spec.secure_threshold
@@ -59,7 +62,7 @@ class SecureClient:
         member = self._member(update.session, update.server_round)
         beside = np.array([update.loss, update.num_steps * STEP], np.float32)
         vector = np.concatenate([update.vector, beside])
-        ring = member.masked(vector, update.num_examples)
+        ring = member.masked(vector, 1 if update.session in self._added_up else update.num_examples)
         return MaskedUpdate(self.silo, update.session, update.server_round, ring, update.seconds)
 
     def masked_moments(self, moments: ColumnMoments, session: str, server_round: int) -> Artifact:

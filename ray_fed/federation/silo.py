@@ -4,7 +4,7 @@ The evaluator, who holds the common test set, stands beside it.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -33,7 +33,7 @@ from ray_fed.learning.private_steps import Spent
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer, without_rare
 from ray_fed.learning.trainer import Trainer
 from ray_fed.metrics import Resolution, Scores, coin_of, secret_of
-from ray_fed.privacy.secure_sum.wire import of_bytes
+from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 from ray_fed.randomness import generator
 
 MOST_SESSIONS = 64
@@ -61,6 +61,8 @@ class Silo:
         self._counting: Counter | None = None
         self._rows: LocalRows | None = None
         self._samples: Samples | None = None
+        self.owner_notes: list[str] = []
+        """What its owner alone may read, and has not been written into the owner's log yet."""
 
     def __repr__(self) -> str:
         return f"Silo({self.spec.name})"
@@ -184,11 +186,16 @@ class Silo:
         """Return each model's errors on the silo's training and held-out rows, as sums of few digits; see `Scoring`
         for models that are not marked."""
         trainer, samples = self._session(session), self.samples
-        scoring = self._scoring = self._scoring or Scoring(self.rows, self.resolution)
         return {
-            name: Metrics(self.spec.name, *scoring.scores(self.task, trainer, samples, vector))
+            name: Metrics(self.spec.name, *self.scoring.scores(self.task, trainer, samples, vector))
             for name, vector in models.items()
         }
+
+    @property
+    def scoring(self) -> "Scoring":
+        """What marks models on the silo's rows."""
+        self._scoring = self._scoring or Scoring(self.rows, self.resolution)
+        return self._scoring
 
     def query(self, query: str, *given: object) -> Any:
         """Answer one of the further queries of this kind of silo; SiloFailed for one it does not know."""
@@ -218,8 +225,14 @@ class Silo:
 
     def queries(self) -> Mapping[str, Callable[..., Any]]:
         """Return the further queries of this kind of silo: name -> what answers it, with an `Artifact` or another kind
-        of message that answers queries."""
+        of message that answers queries. One whose name begins with METRICS_OF is answered by metrics of the names that
+        are its first argument (`names_told`)."""
         return {}
+
+    def notes_for_owner(self) -> list[str]:
+        """Return what is for the owner's log, once."""
+        notes, self.owner_notes = self.owner_notes, []
+        return notes
 
     def _session(self, session: str) -> Trainer:
         if session not in self.sessions:
@@ -239,6 +252,21 @@ def counts_asked(given: tuple) -> tuple:
     question, *given)."""
     question, *more = given[2:]
     return next(iter(of_bytes(question))), *more
+
+
+METRICS_OF = "metrics of "
+"""How the name of a further query begins that is answered by metrics, by names that the question holds."""
+
+
+def names_told(names: Iterable[str]) -> np.ndarray:
+    """Return names as the first argument of a query for metrics, uint8 [n]."""
+    return as_bytes(dict.fromkeys(names, b""))
+
+
+def names_asked(query: str, given: Sequence[object]) -> tuple[str, ...]:
+    """Return the names that a query for metrics asks for; none where it is no such query, or names none."""
+    is_asked = query.startswith(METRICS_OF) and len(given) > 0 and isinstance(given[0], np.ndarray)
+    return tuple(of_bytes(given[0])) if is_asked else ()  # type: ignore[arg-type]
 
 
 def make_silo(spec: SiloSpec, task: Task, device: str = "cpu") -> Silo:
@@ -360,6 +388,10 @@ class Scoring:
             self.resolution.released(scores, coin_of(self._secret, vector, part), self._of_numbers)
             for part, scores in zip(PARTS, found, strict=False)
         ]
+
+    def marks(self, outputs: Sequence[torch.Tensor]) -> bool:
+        """Tell whether a model with these outputs [rows, ...] of each part of the rows is marked; it then was."""
+        return not self.is_probe([one_per_row(one) for one in outputs if len(one) >= self.resolution.fewest_rows])
 
     def is_probe(self, parts: list[np.ndarray]) -> bool:
         """Tell whether outputs [rows] of each part are a probe's; remember those that are not."""

@@ -1,7 +1,7 @@
 """What is trained: samples, a network, a loss. A silo opens its samples through its task, inside its own process."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from ray_fed.config import at_home
 from ray_fed.federation.messages import SessionSpec, Vector
+from ray_fed.learning.early_stopping import StoppingTrainer
 from ray_fed.learning.layout import floating_buffers
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.steps import Loss
@@ -83,6 +84,15 @@ class LocalRows:
     """Hash, rows and columns of the source, for the record of the run; leaves the silo."""
     agreement: Mapping[str, str]
     """What this silo has of what all must agree on: compared with `Task.agreement`; leaves the silo."""
+    groups: Sequence[str] = field(default=(), repr=False, kw_only=True)
+    """Of each training sample the group that no split may cut, such as its reduced formula; none where there are
+    none."""
+    held_out_groups: Sequence[str] = field(default=(), repr=False, kw_only=True)
+    """The same of the held-out samples."""
+    names: Sequence[str] = field(default=(), repr=False)
+    """What the owner calls each training sample, for the owner's own log; perhaps none."""
+    held_out_names: Sequence[str] = field(default=(), repr=False)
+    """The same of the held-out samples."""
 
     def __repr__(self) -> str:  # no value of a row: this may end in a log
         return f"{type(self).__name__}({len(self.features)} samples, {len(self.held_out_features)} held out)"
@@ -100,7 +110,7 @@ class Samples:
     """The same of the targets, as `target_tensor` makes them."""
     held_out_features: Any = field(repr=False)
     """Like `features`, of the held-out samples."""
-    standardizer: Standardizer | None = None
+    standardizer: Standardizer | None = field(default=None, kw_only=True)
     """What the columns were standardised with; None where the task has no scaler."""
 
 
@@ -194,8 +204,9 @@ class Task(ABC):
 
     def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:
         """Return what trains in a session of a silo. Default: mini-batch steps on `model(session.model_seed)`."""
-        module = self.model(session.model_seed)
-        return LocalTrainer(module, self.loss, samples.features, samples.targets, session.plan, silo.name)
+        module, plan = self.model(session.model_seed), session.plan
+        given = module, self.loss, samples.features, samples.targets, plan, silo.name
+        return StoppingTrainer(*given, samples.rows.groups) if plan.validation_share else LocalTrainer(*given)
 
     def most_examples(self, num_examples: int, plan: TrainingPlan) -> int:
         """Return the most rows that a silo which told so many can count in one round: its weight in the mean. An update

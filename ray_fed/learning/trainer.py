@@ -69,10 +69,19 @@ class TrainingPlan:
     """Example-level differential privacy of every step: clipped gradients of single examples, noise, secret batches."""
     compression: Compression | None = None
     """How a silo codes its move for the way to the coordinator; none sends it as float32."""
+    validation_share: float = 0.0
+    """Share of the rows, at most half, that is kept back to end the training where it is best on them
+    (early_stopping.py); 0 trains on all to the end. For models that no others take part in."""
+    sums: int = 0
+    """Most values of an answer, where silos answer sums of whole numbers that are added up (boosted trees). Such an
+    answer has as many values as the first number of the received vector says. 0: parameters, which are averaged."""
 
     def __post_init__(self) -> None:
         both = self.control_variates and self.optimizer_state == "average"
         require(not both, "optimizer_state=average does not go with SCAFFOLD: choose keep or reset")
+        share = self.validation_share
+        require(0 <= share <= 0.5, f"validation_share={share} must lie between 0 and 0.5")
+        require(not share or self.private is None, "validation_share: private steps may not look at rows kept back")
         averages = self.optimizer_state == "average" or self.control_variates
         reason = "a coded second moment can turn negative, and control variates must be exact"
         require(self.compression is None or not averages, f"compression sends parameters alone: {reason}")

@@ -5,7 +5,7 @@ the frame (int64, ascending), and only usable ones are dealt (`reason == ""`).
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -35,13 +35,19 @@ def select_rows(frame: pd.DataFrame, num_rows: int, seed: int) -> np.ndarray:
 # Test sets
 
 
+GROUPS: Mapping[str, Callable[[Sequence[str]], list[str]]] = {
+    "formula": composition_keys, "chemical_system": chemical_systems,
+}  # fmt: skip
+"""What no split may cut: all polymorphs of a formula, or all compounds of the same elements."""
+
+
 def split_rows(
-    frame: pd.DataFrame, test_rows: int, how: str = "grouped", seed: int = 0
+    frame: pd.DataFrame, test_rows: int, how: str = "grouped", seed: int = 0, group: str = "formula"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (train, test): all usable rows, divided.
 
-    grouped  all rows of one reduced formula (its polymorphs) on one side. The test set has exactly `test_rows` rows, or
-             as near to it as whole formulas allow; of two as near, the smaller one.
+    grouped  all rows of one group (GROUPS; of a reduced formula its polymorphs) on one side. The test set has exactly
+             `test_rows` rows, or as near to it as whole groups allow; of two as near, the smaller one.
     random   rows one by one, as in Guo et al. 2022; always exact.
 
     ConfigError unless both sides get a row.
@@ -54,11 +60,55 @@ def split_rows(
         order = random.permutation(len(rows))
         chosen = np.isin(np.arange(len(rows)), order[:test_rows])
     elif how == "grouped":
-        groups = _numbered(composition_keys(frame["formula"].iloc[rows].tolist()))
+        groups = _numbered(GROUPS[group](frame["formula"].iloc[rows].tolist()))
         chosen = choose_groups(np.bincount(groups), test_rows, random)[groups]
     else:
         raise ConfigError(f"split={how!r} must be grouped or random")
     return rows[~chosen], rows[chosen]
+
+
+MATBENCH_FOLDS, MATBENCH_SEED = 5, 18012019
+"""Dunn et al. 2020, doi:10.1038/s41524-020-00406-3: scikit-learn's KFold, of classes StratifiedKFold, over all rows in
+the order of the file."""
+
+
+def matbench_fold(frame: pd.DataFrame, fold: int, is_stratified: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return (train, test) of matbench's fold 1 to 5, without rows that cannot be used; which fold a row is in depends
+    on all rows."""
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    kind = StratifiedKFold if is_stratified else KFold
+    folds = kind(MATBENCH_FOLDS, shuffle=True, random_state=MATBENCH_SEED)
+    labels = frame["target"].to_numpy() if is_stratified else None
+    train, test = list(folds.split(np.zeros(len(frame)), labels))[fold - 1]  # type: ignore[arg-type]
+    usable = usable_rows(frame)
+    return np.intersect1d(train, usable), np.intersect1d(test, usable)
+
+
+def grouped_fold(
+    frame: pd.DataFrame, num_folds: int, fold: int, group: str = "formula", seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (train, test) of fold 1 to `num_folds`: usable rows, groups whole. ConfigError for fewer groups than
+    folds."""
+    rows = usable_rows(frame)
+    folds = grouped_folds(GROUPS[group](frame["formula"].iloc[rows].tolist()), num_folds, seed)
+    if len(folds) < num_folds:
+        raise ConfigError(f"folds={num_folds} need as many groups ({group}), there are {len(folds)}; use fewer folds")
+    chosen = np.zeros(len(rows), bool)
+    chosen[folds[fold - 1]] = True
+    return rows[~chosen], rows[chosen]
+
+
+def grouped_folds(groups: Sequence[str], most: int, seed: int) -> list[np.ndarray]:
+    """Return row numbers of `most` folds of about equal size, groups whole; fewer where there are fewer groups."""
+    numbered = _numbered(groups)
+    sizes, random = np.bincount(numbered), generator(seed, "folds")
+    filled, chosen = np.zeros(min(most, len(sizes)), np.int64), np.empty(len(sizes), np.int64)
+    order = random.permutation(len(sizes))
+    for number in order[np.argsort(-sizes[order], kind="stable")]:  # large groups first: folds come out even
+        chosen[number] = filled.argmin()
+        filled[chosen[number]] += sizes[number]
+    return [np.flatnonzero(chosen[numbered] == fold) for fold in range(len(filled))]
 
 
 def choose_groups(sizes: np.ndarray, wanted: int, random: np.random.Generator) -> np.ndarray:

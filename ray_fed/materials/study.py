@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from ray_fed.errors import ConfigError
-from ray_fed.materials.partitions import partition_rows, select_rows, split_rows
+from ray_fed.materials.partitions import grouped_fold, matbench_fold, partition_rows, select_rows, split_rows
 
 PAPER_ROWS, PAPER_TEST_ROWS = 12_897, 2_897
 """Guo et al. 2022: 10,000 training and 2,897 test rows."""
@@ -29,18 +29,38 @@ class StudyPlan:
     """size | anion | chemical_system | sorted_target | dirichlet | column:<name>"""
     alpha: float = 0.5
     seed: int = 0
+    group: str = "formula"
+    """What no grouped split and no fold cuts: formula | chemical_system."""
+    folds: int | str = 0
+    """The test set is one of so many folds of all rows, or of matbench's five ("matbench"); 0: `test_rows` count."""
+    fold: int = 1
+    """Which one, from 1."""
+    is_stratified: bool = False
+    """Whether the target's classes are dealt evenly over matbench's folds."""
 
     def assign(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
         """Return part -> row positions in `frame`: "test", "pooled" (all training rows) and one part per silo."""
-        chosen = np.flatnonzero((frame["reason"] == "").to_numpy())
         if self.rows is not None:
             chosen = select_rows(frame, self.rows, self.seed)
+        elif self.folds == "matbench":  # whose folds count the rows that cannot be used, too
+            chosen = np.arange(len(frame))
+        else:
+            chosen = np.flatnonzero((frame["reason"] == "").to_numpy())
         subset = frame.iloc[chosen].reset_index(drop=True)
-        train, test = split_rows(subset, test_rows=self._test_rows(len(subset)), how=self.split, seed=self.seed)
+        train, test = self._split(subset)
         sizes = self._sizes(len(train))
         parts = partition_rows(subset, train, self.partition, sizes, self.seed, self.alpha)
         everything = {"test": test, "pooled": train, **parts}
         return {name: np.sort(chosen[index]) for name, index in everything.items()}
+
+    def _split(self, subset: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """Return (train, test)."""
+        if self.folds == "matbench":
+            return matbench_fold(subset, self.fold, self.is_stratified)
+        if self.folds:
+            return grouped_fold(subset, int(self.folds), self.fold, self.group, self.seed)
+        wanted = self._test_rows(len(subset))
+        return split_rows(subset, test_rows=wanted, how=self.split, seed=self.seed, group=self.group)
 
     def _test_rows(self, rows: int) -> int:
         if self.test_rows is None and rows < 2 * (len(self.silos) + 1):

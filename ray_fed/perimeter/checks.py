@@ -14,6 +14,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from ray_fed.federation.messages import (
     SiloDescription,
     Update,
     Vector,
+    answer_size,
     is_count,
     is_unmarked,
     scores_numbers,
@@ -114,13 +116,16 @@ def check_update(gate: Gate, update: Any, request: Request) -> Update:
     are_numbers = all(type(number) in (int, float) for number in numbers)
     reason = "server_round, num_examples, num_steps, loss and seconds must be plain numbers"
     gate.require(are_numbers, "update", reason)
-    for _, phrase in FORM.objections(update, received, request.server_round, request.session):
+    guard = replace(FORM, sums=request.sums) if request.sums else FORM
+    for _, phrase in guard.objections(update, received, request.server_round, request.session):
         raise gate.refusal("update", phrase)
     require_rows(gate, "update", update.num_examples, "min_examples_per_update")
     most = request.most_examples
     told = "it claims more rows than a round can have with those that its silo told"
     gate.require(most is None or update.num_examples <= most, "update", told)
     if policy.max_update_norm is not None:
+        bounds = "max_update_norm bounds moves of parameters, and this session adds up sums"
+        gate.require(not request.sums, "update", bounds)
         moved = distance(update.vector, received)
         reason = f"it moved by more than max_update_norm={policy.max_update_norm:g}"
         gate.require(moved <= policy.max_update_norm, "update", reason)
@@ -158,7 +163,7 @@ def digest_update(kind: str, update: Update) -> MessageDigest:
 def check_masked_update(gate: Gate, message: Any, request: Request) -> MaskedUpdate:
     _require_message(gate, "masked", message, MaskedUpdate)
     assert request.vector is not None
-    ring, shape = message.ring, (len(request.vector) + 3, 2)
+    ring, shape = message.ring, (answer_size(request.vector, request.sums) + 3, 2)
     fits = is_plain_array(ring, np.uint64, 2) and ring.shape == shape
     gate.require(fits, "masked", f"it must hold uint64 {list(shape)}")
     seconds = plain_number(gate, "masked", message.seconds, "seconds", MAX_SECONDS)

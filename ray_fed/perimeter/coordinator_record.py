@@ -140,10 +140,10 @@ def _models(record: RoundRecord, job: Job, task: Task) -> Note:
     models = job.strategy.models(record.state) if record.state is not None else record.models or {}
     note: dict[str, object] = {
         "kind": "model", "session": job.name, "round": record.server_round, "strategy": type(job.strategy).__name__,
-        "num_rounds": job.num_rounds, "participants": list(record.participants),
+        "num_rounds": record.num_rounds, "participants": list(record.participants),
         "models": {name: vector_digest(vector) for name, vector in models.items()},
     }  # fmt: skip
-    if record.server_round == job.num_rounds:
+    if record.server_round == record.num_rounds:
         layout = Layout.of(task.model(job.model_seed), job.any_plan.buffers)
         tensors = {name: layout.unflatten(vector[: layout.size]) for name, vector in models.items()}
         note["tensors"] = {name: tensors_digest(arrays) for name, arrays in tensors.items()}

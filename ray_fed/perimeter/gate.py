@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from ray_fed.errors import PerimeterRefused
-from ray_fed.federation.messages import MaskedUpdate, Update, Vector
+from ray_fed.federation.messages import MaskedUpdate, Update, Vector, answer_size
 from ray_fed.perimeter.ledger import MessageDigest, bytes_of
 from ray_fed.perimeter.policy import DECLARED, Policy
 
@@ -37,6 +37,8 @@ class Request:
     """What it was sent to train from."""
     most_examples: int | None = None
     """Most rows that an update can claim to have seen, by those that the silo told; None: not known."""
+    sums: int = 0
+    """`TrainingPlan.sums` of the session."""
     models: tuple[str, ...] = ()
     """Names of the models it was sent to evaluate, or to search in."""
     per_source: bool = False
@@ -126,7 +128,9 @@ class Gate:
         """Refuse what exceeds the budget of the round or of the run; count the rest."""
         if (request.session, request.server_round) != self._round:
             self._round, self._sent_in_round, self._received = (request.session, request.server_round), 0, 0
-        self._received = max(self._received, 0 if request.vector is None else request.vector.nbytes)
+        if request.vector is not None:
+            answer = request.vector.itemsize * answer_size(request.vector, request.sums)
+            self._received = max(self._received, request.vector.nbytes, answer)
         in_round, in_run = self._sent_in_round + size, self.sent + size
         allowed, in_run_allowed = self._budget(), self.policy.max_bytes_per_run
         reason = f"its bytes in one round are more than the {allowed} allowed"

@@ -28,7 +28,7 @@ from ray_fed.federation.messages import (
     Vector,
 )
 from ray_fed.federation.secure_client import MASKED_COUNTS, MASKED_METRICS, MASKED_MOMENTS
-from ray_fed.federation.silo import Silo, counts_asked, models_asked
+from ray_fed.federation.silo import Silo, counts_asked, models_asked, names_asked
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
@@ -72,6 +72,8 @@ class GuardedSilo(EgressBoundary):
         """Rows for training that its description had."""
         self._most_examples: dict[str, int] = {}
         """Session -> most rows that an update of it may claim."""
+        self._sums: dict[str, int] = {}
+        """Session -> most values of an answer, of one whose answers are sums."""
         folder = self.site.ledger_folder
         book = Book(Path(folder) if folder else None)
         self.insistence = Insistence(self.site, self.gate, book, spec.dataset, spec.run)
@@ -129,6 +131,7 @@ class GuardedSilo(EgressBoundary):
         self._run("closing a session", lambda: self.silo.close_session(session))
         self._rounds.pop(session, None)
         self._most_examples.pop(session, None)
+        self._sums.pop(session, None)
         self.insistence.priced.pop(session, None)
         if self._ledger:
             self._ledger.sign()
@@ -139,7 +142,8 @@ class GuardedSilo(EgressBoundary):
             self._check(doing, lambda: self.insistence.before_fit(session, server_round))
         update = self._run(doing, lambda: self.silo.fit(session, server_round, vector))
         self._rounds[session] = server_round
-        request = Request("update", session, server_round, vector, self._most_examples.get(session))
+        most, sums = self._most_examples.get(session), self._sums.get(session, 0)
+        request = Request("update", session, server_round, vector, most, sums=sums)
         if session not in self.insistence.masked:
             return self._release(doing, update, request)
         inspected = self._check(doing, lambda: self.gate.inspect(update, request), request)
@@ -162,6 +166,9 @@ class GuardedSilo(EgressBoundary):
         doing = f"answering '{query}'"
         if query.startswith(COUNT):
             return self._counted(doing, query, given)
+        names = self._check(doing, lambda: names_asked(query, given))
+        if names:
+            return self._metrics_of(doing, query, names, given)
         self._check(doing, lambda: self.insistence.before_answer("artifact", query))
         answer = self._answer(doing, query, given)
         # Nothing was received that its size could be measured by: max_bytes_per_round and _per_run bound it.
@@ -185,6 +192,17 @@ class GuardedSilo(EgressBoundary):
 
     # ---- what the calls are made of
 
+    def _metrics_of(self, doing: str, query: str, names: tuple[str, ...], given: Sequence[Any]) -> dict[str, Metrics]:
+        """Return metrics of the names asked for, each counted like a model; what the silo has to say of single rows is
+        written into its owner's log."""
+        request = Request("metrics", query, models=names)
+        self._check(doing, lambda: self.insistence.before_answer("metrics", query), request)
+        self._check(doing, lambda: self._count_evaluation(len(names)), request)
+        answer = self._run(doing, lambda: self.silo.query(query, *given))
+        for note in self._run(doing, lambda: self.silo.notes_for_owner()):
+            self.log.note(str(note))
+        return self._release(doing, answer, request)
+
     def _keep_model(self, weights: np.ndarray, card: np.ndarray) -> None:
         folder = self.site.model_folder
         self.gate.require(folder is not None, "model", "its owner takes no models")
@@ -205,7 +223,8 @@ class GuardedSilo(EgressBoundary):
         """Return what the silo answers, the bytes of one update, and the module of what trains."""
         digest = self.silo.open_session(spec)
         trainer = self.silo.sessions.get(spec.session)
-        return digest, 0 if trainer is None else 4 * trainer.layout.size, self._trainer_of(spec.session)
+        num_values = 0 if trainer is None else spec.plan.sums or trainer.layout.size
+        return digest, 4 * num_values, self._trainer_of(spec.session)
 
     def _trainer_of(self, session: str) -> str:
         """Return the module of the class that trains in a session; "" where nothing does."""
@@ -219,7 +238,7 @@ class GuardedSilo(EgressBoundary):
         told = max(self._num_told, private.public_examples or 0 if private else 0)
         most = self._run(doing, lambda: self.silo.task.most_examples(told, spec.plan))
         self._check(doing, lambda: self.gate.require(type(most) is int, "session", "its task bounds no rows"))
-        self._most_examples[spec.session] = most
+        self._most_examples[spec.session], self._sums[spec.session] = most, spec.plan.sums
 
     def _check_session(self, spec: SessionSpec, digest: object, num_bytes: object) -> None:
         """The answer is what the coordinator sent, or none."""

@@ -265,7 +265,8 @@ def _parts_of_sums(model: Line, sums: Collection[tuple[str, ...]]) -> Iterator[F
 
 
 def _missing_rounds(session: str, models: Sequence[Line]) -> Iterator[Finding]:
-    length = max(line.get("num_rounds", 0) for line in models)
+    ends = [line["round"] for line in models if line["round"] == line.get("num_rounds")]  # a strategy may end sooner
+    length = min(ends, default=max(line.get("num_rounds", 0) for line in models))
     done = {line["round"] for line in models if line["round"] <= length}
     if len(done) <= length:
         first = next(number for number in itertools.count() if number not in done)

@@ -41,6 +41,7 @@ from ray_fed.federation.messages import (
     SiloEvent,
     Update,
     Vector,
+    answer_size,
 )
 from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.task import Task
@@ -261,7 +262,9 @@ class SiteCohort:
             self._expect(site, site, request, session=session)
         single = [name for name in present if name not in set(summed)]
         for _, names in _grouped(single, lambda name: id(present[name])):
-            request = FitRequest(session, server_round, present[names[0]])
+            vector, spec = present[names[0]], self._sessions.get(session, {}).get(names[0])
+            num_values = answer_size(vector, spec.plan.sums) if spec and spec.plan.sums else 0
+            request = FitRequest(session, server_round, vector, num_values)
             message = encode(request)
             for name in names:
                 self._expect(self.silos[name].site, name, request, message, session)

@@ -227,12 +227,15 @@ class FitRequest(SiloRequest, frozen=True, tag="fit"):
     session: Name
     server_round: Count
     vector: np.ndarray
+    num_values: Count = 0
+    """Values of the answer, where it is not as long as the vector (TrainingPlan.sums)."""
 
     def put_to(self, host: SiloHost) -> Update | MaskedUpdate:
         return host.fit(self.session, self.server_round, self.vector).packed()
 
     def answer_limit(self) -> int:
-        return 4 * self.vector.nbytes + 1024  # masked: 16 bytes for a value of 4, and two values more
+        values = max(len(self.vector), self.num_values)
+        return 16 * values + 1024  # masked: 16 bytes for a value of 4, and two values more
 
 
 class FitSumRequest(SiloRequest, frozen=True, tag="fit_sum"):
@@ -297,7 +300,7 @@ class Given(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class QueryRequest(SiloRequest, frozen=True, tag="query"):
-    answers = ("artifact", "counts")
+    answers = ("artifact", "counts", "metrics")
     doing = "answering a query"
     query: Name
     given: tuple[Given, ...]

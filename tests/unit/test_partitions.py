@@ -15,12 +15,16 @@ from ray_fed.errors import ConfigError
 from ray_fed.materials.chemical_groups import anion_classes, chemical_systems, composition_keys
 from ray_fed.materials.partitions import (
     choose_groups,
+    grouped_fold,
+    grouped_folds,
     hash_split,
+    matbench_fold,
     partition_rows,
     select_rows,
     split_rows,
     usable_rows,
 )
+from ray_fed.materials.study import StudyPlan
 from ray_fed.randomness import generator
 
 FORMULAS = ("NaCl", "KCl", "MgO", "CaO", "SrTiO3", "ZnS", "GaAs", "GaN", "Ni3Al", "LaOF", "Fe2O3", "CaF2")
@@ -383,6 +387,49 @@ for how in ("size", "anion", "chemical_system", "sorted_target", "dirichlet", "d
         ).stdout
 
     assert printed("1") == printed("2")
+
+
+def test_folds_hold_every_usable_row_once_and_cut_no_group():
+    frame = frame_of([formula for formula in FORMULAS for _ in range(3)])
+    frame.loc[4, "reason"] = "cannot be read"
+    for group, keys in (("formula", composition_keys), ("chemical_system", chemical_systems)):
+        tests = [grouped_fold(frame, 3, fold, group)[1] for fold in (1, 2, 3)]
+        assert np.sort(np.concatenate(tests)).tolist() == usable_rows(frame).tolist()
+        for fold in (1, 2, 3):
+            train, test = grouped_fold(frame, 3, fold, group)
+            assert not set(keys(frame["formula"][train].tolist())) & set(keys(frame["formula"][test].tolist()))
+    with pytest.raises(ConfigError, match="folds=99 need as many groups"):
+        grouped_fold(frame, 99, 1)
+
+
+def test_folds_of_one_size_come_out_even():
+    assert sorted(len(fold) for fold in grouped_folds([f"{n % 30}" for n in range(90)], 5, seed=1)) == [18] * 5
+    assert [len(fold) for fold in grouped_folds(["a", "a", "b"], 3, seed=0)] == [2, 1]
+
+
+@pytest.mark.parametrize("is_stratified", [False, True])
+def test_matbench_folds_are_scikit_learns_without_unusable_rows(is_stratified):
+    from sklearn.model_selection import KFold, StratifiedKFold
+
+    frame = frame_of(["NaCl", "KCl", "MgO", "CaO"] * 10)
+    frame["target"] = np.arange(40) % 2.0
+    frame.loc[7, "reason"] = "cannot be read"
+    kind = StratifiedKFold if is_stratified else KFold
+    expected = list(kind(5, shuffle=True, random_state=18012019).split(frame, frame["target"]))
+    for fold in range(1, 6):
+        train, test = matbench_fold(frame, fold, is_stratified)
+        assert test.tolist() == [row for row in expected[fold - 1][1] if row != 7]
+        assert train.tolist() == [row for row in expected[fold - 1][0] if row != 7]
+
+
+def test_a_plan_with_folds_deals_all_other_rows_to_the_silos():
+    frame = frame_of([formula for formula in FORMULAS for _ in range(4)])
+    for folds in (4, "matbench"):
+        parts = [StudyPlan((1, 2), folds=folds, fold=fold).assign(frame) for fold in (1, 2, 3, 4)]
+        for part in parts:
+            assert len(part["test"]) + len(part["pooled"]) == len(frame)
+            assert len(part["silo-1"]) + len(part["silo-2"]) == len(part["pooled"])
+        assert len({tuple(part["test"]) for part in parts}) == 4
 
 
 def test_a_split_and_a_partition_stay_the_same_from_version_to_version():

@@ -1,6 +1,6 @@
 """Drives the round rules: carries decisions to the cohort, and the silos' events back to the rules."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ray_fed.errors import QuorumLost, UpdateRejected
@@ -54,6 +54,10 @@ class RoundDriver:
     """Silos that were absent and came in the round: they take part from the next one on."""
     restarts: list[tuple[str, str]] = field(default_factory=list)
     """(silo, why) of the silos that were started again in the round, whether they were back in time or not."""
+    catch_up: Callable[[], Vector] | None = None
+    """What a silo is sent that has not answered the last round, where a round builds on the one before."""
+    in_step: set[str] = field(default_factory=set)
+    """Silos whose process has answered the last round."""
 
     def updates(self, server_round: int, vectors: Mapping[str, Vector], ranking: Sequence[str]) -> Iterator[Update]:
         """Run a round and yield its updates as they arrive. QuorumLost when the rules cannot be met."""
@@ -67,6 +71,7 @@ class RoundDriver:
                 self._note(update)
                 yield from self._to_be_averaged(update)
             if any(isinstance(decision, Close) for decision in decisions):
+                self.in_step = {update.silo for _, update in self.seen} - {silo for silo, _ in self.restarts}
                 return
             received = self.cohort.next_event(None if deadline is None else max(0.0, deadline - now()))
             self._observe(received)
@@ -106,6 +111,7 @@ class RoundDriver:
         self._submit([decision for decision in decisions if isinstance(decision, Submit)], server_round, vectors)
         for decision in decisions:
             if isinstance(decision, Restart):
+                self.in_step.discard(decision.silo)
                 self.cohort.restart(decision.silo)
             elif isinstance(decision, Close):
                 self.failures = decision.failures
@@ -114,9 +120,15 @@ class RoundDriver:
 
     def _submit(self, submits: Sequence[Submit], server_round: int, vectors: Mapping[str, Vector]) -> None:
         if submits:
-            sent = {submit.silo: vectors[submit.silo] for submit in submits}
+            sent = self._vectors([submit.silo for submit in submits], vectors)
             self.num_bytes += sum(vector.nbytes for vector in sent.values())
             self.cohort.submit(self.session, server_round, sent)
+
+    def _vectors(self, silos: Sequence[str], vectors: Mapping[str, Vector]) -> dict[str, Vector]:
+        """Return what silos are sent in a round."""
+        behind = [silo for silo in silos if self.catch_up and silo not in self.in_step]
+        whole = self.catch_up() if self.catch_up and behind else None
+        return {silo: vectors[silo] if whole is None or silo not in behind else whole for silo in silos}
 
     def _fresh(self, update: Update, server_round: int, vectors: Mapping[str, Vector]) -> Update:  # noqa: ARG002
         """Return the update as one to the model of this round."""

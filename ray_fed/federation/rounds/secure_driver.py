@@ -25,6 +25,7 @@ from ray_fed.federation.messages import (
     SummedUpdate,
     Update,
     Vector,
+    answer_size,
 )
 from ray_fed.federation.rounds.driver import RoundDriver, now
 from ray_fed.federation.rounds.machine import Event, Refused, Submit
@@ -79,7 +80,7 @@ class SecureRoundDriver(RoundDriver):
     def updates(self, server_round: int, vectors: Mapping[str, Vector], ranking: Sequence[str]) -> Iterator[Update]:
         """Run a round and yield one update, the sum. QuorumLost when too few silos are left to unmask it."""
         self.collector, self.protocol_bytes, self.objections = None, 0, {}
-        length = len(next(iter(vectors.values())))
+        length = self._length(next(iter(vectors.values())))
         for masked in super().updates(server_round, vectors, ranking):
             assert isinstance(masked, MaskedUpdate)
             assert self.collector is not None
@@ -87,6 +88,9 @@ class SecureRoundDriver(RoundDriver):
         total = self._unmasked(server_round)
         self.failures = tuple(sorted({**self.objections, **dict(self.failures)}.items()))
         yield self._summed(server_round, total, length)
+
+    def _length(self, sent: Vector) -> int:
+        return answer_size(sent, self.guard.sums)
 
     def losses(self) -> dict[str, float]:
         """The mean loss of the round; those of single silos stay under the masks."""
@@ -98,7 +102,7 @@ class SecureRoundDriver(RoundDriver):
         if submits and self.opened_in != server_round:
             self.opened_in = server_round
             chosen = [submit.silo for submit in submits]
-            self._exchange_keys(chosen, server_round, len(vectors[chosen[0]]))
+            self._exchange_keys(chosen, server_round, self._length(vectors[chosen[0]]))
         super()._submit(submits, server_round, vectors)
 
     def _exchange_keys(self, silos: Sequence[str], server_round: int, length: int) -> None:
@@ -219,7 +223,7 @@ class SecureRoundDriver(RoundDriver):
     def _checked(self, arrived: Arrived, server_round: int, vectors: Mapping[str, Vector]) -> Event:
         silo = arrived.silo
         if arrived.server_round == server_round:
-            reason = self._objection(silo, arrived.update, server_round, len(vectors[silo]))
+            reason = self._objection(silo, arrived.update, server_round, self._length(vectors[silo]))
             if reason:
                 return Refused(silo, server_round, reason)
         return arrived

@@ -21,6 +21,9 @@ class Strategy(Protocol):
 
     A strategy that has a half in the silos (FedProx, FedBN, SCAFFOLD) also has a method
     `local_plan(plan, module) -> TrainingPlan`, which says what it asks of local training.
+    One whose rounds build on what silos keep has `catch_up(state) -> Vector`, which holds all that a silo needs which
+    has not answered the last round. One that may end before its last round has `is_done(state) -> bool`, and one whose
+    arrays change their shapes `fits(state) -> bool`: whether a checkpoint's state is one of its own.
 
     `start` once; then per round `dispatch`, the silos' work, `aggregate`. No Ray, files, clocks or globals; nothing
     given is changed in place. Law: `aggregate` returns the same bits for every order of `updates`.

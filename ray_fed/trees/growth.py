@@ -1,0 +1,407 @@
+"""The coordinator's half: from the sums of all silos to the next question, as a function of a state of plain arrays.
+
+    COUNT (some rounds)   cells of all features; where the forest starts; the first scales
+    then per iteration
+      ROOT                histograms of all rows
+      LEVEL 1, 2, ...     of the smaller child of each split; the other one's by subtraction
+      LEAF                exact sums in each leaf: its value; and the scale of the next iteration's residuals
+
+The scale of an iteration is that of the residuals before the last one, which saves an exchange; a residual beyond it
+counts as the scale in a histogram, and as it is in a leaf's value. A silo that comes or goes within an iteration
+changes the number of rows behind a sum, and the iteration begins again: the same rows are behind all its sums.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+
+import numpy as np
+
+from ray_fed.trees.bins import LARGEST, Cells, edges_of, to_refine
+from ray_fed.trees.forest import Forest, block_size, tree_block
+from ray_fed.trees.losses import has_curvature, newton_factor, of_classes, start_of
+from ray_fed.trees.member import STOPPING_EXPONENT, SUM_DIGITS, features_of_tree
+from ray_fed.trees.numbers import EXACT, FRACTION_BITS, NUM_EXPONENTS, agreed_exponent, of_digits
+from ray_fed.trees.question import CountedChild, Question, Step, cells_as_numbers
+from ray_fed.trees.settings import TreeSettings
+
+START_ROUNDS = 3
+"""Counting rounds that a forest's start needs: sizes of targets, their sums, sizes of residuals."""
+MOST_COUNT_ROUNDS = 8
+LEAST_CURVATURE = 1e-12
+SPLIT_COLUMNS = 7
+NO_LONGS, NO_FLOATS = np.zeros(0, np.int64), np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How far a forest has come; every field is an array, so it is a strategy's state as it is."""
+
+    step: np.ndarray
+    """int64 [5]: Step, number, iteration, rows behind the sums of the iteration (-1: not known), ended by patience."""
+    forest: np.ndarray
+    """float32: trees so far, one after another."""
+    start: np.ndarray = field(default_factory=NO_FLOATS.copy)
+    """[outputs]."""
+    scales: np.ndarray = field(default_factory=NO_LONGS.copy)
+    """[outputs]: exponents."""
+    cells: np.ndarray = field(default_factory=NO_LONGS.copy)
+    """[4, num_cells]: feature, first key, bits, rows; while counting."""
+    missing: np.ndarray = field(default_factory=NO_LONGS.copy)
+    """[features]: rows in which the feature is missing."""
+    edges: np.ndarray = field(default_factory=NO_FLOATS.copy)
+    """Of all features, one after another."""
+    bins: np.ndarray = field(default_factory=NO_LONGS.copy)
+    """[features, 2]: number of edges, whether values are missing."""
+    splits: np.ndarray = field(default_factory=NO_LONGS.copy)
+    """[num_splits, 7] of the trees being grown: see `Question.splits`."""
+    nodes: np.ndarray = field(default_factory=NO_LONGS.copy)
+    """[num_nodes, 2]: output and place of the nodes of the level whose histograms are known."""
+    histograms: np.ndarray = field(default_factory=NO_LONGS.copy)
+    """[num_nodes, 2, bins]: residuals in levels, rows."""
+    values: np.ndarray = field(default_factory=NO_FLOATS.copy)
+    """[outputs * leaves]: of the last iteration, in its own place in the next question."""
+    losses: np.ndarray = field(default_factory=partial(np.zeros, 0))
+    """[iterations]: mean loss of the rows to stop by."""
+
+    @classmethod
+    def begin(cls, num_features: int) -> "Growth":
+        """Return the state before the first question."""
+        step = np.array([Step.COUNT, 0, 0, -1, 0])
+        return cls(step, NO_FLOATS, cells=_as_array(Cells.first(num_features)))
+
+    @classmethod
+    def of(cls, state: Mapping[str, np.ndarray]) -> "Growth":
+        return cls(**{each.name: state[each.name] for each in fields(cls)})
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+    @property
+    def at(self) -> Step:
+        return Step(int(self.step[0]))
+
+    @property
+    def number(self) -> int:
+        return int(self.step[1])
+
+    @property
+    def iteration(self) -> int:
+        return int(self.step[2])
+
+    @property
+    def rows(self) -> int:
+        return int(self.step[3])
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether patience was at an end, or all iterations done with a patience."""
+        return bool(self.step[4])
+
+    def moved(self, step: Step, number: int, **changes: np.ndarray) -> "Growth":
+        return replace(self, step=np.array([step, number, *self.step[2:]]), **changes)
+
+
+@dataclass(frozen=True)
+class Grower:
+    """Grows a forest by the settings: `question`, then `after` the silos' sums."""
+
+    settings: TreeSettings
+    num_features: int
+
+    def question(self, growth: Growth, whole: bool = False) -> Question:
+        """Return what is asked next; a whole question brings along what was asked before."""
+        answer = self.answer_size(growth)
+        base = Question(growth.at, growth.number, growth.iteration, self._digits(growth), answer)
+        if growth.at is Step.DONE:
+            return base
+        scales = growth.scales.astype(np.float32)
+        if growth.at is Step.COUNT:
+            cells = cells_as_numbers(self._cells_to_count(growth))
+            return replace(base, cells=cells, start=growth.start, scales=scales)
+        of_level = growth.splits[:, 1] == growth.number - 1 if len(growth.splits) else np.zeros(0, bool)
+        splits = growth.splits if whole else growth.splits[of_level]
+        question = replace(base, scales=scales, splits=splits.astype(np.float32).ravel(), values=growth.values)
+        is_first = growth.at is Step.ROOT and growth.iteration == 0
+        if not (whole or is_first):
+            return question
+        bins = growth.bins.astype(np.float32).ravel()
+        return replace(question, is_whole=True, start=growth.start, edges=growth.edges, bins=bins, forest=growth.forest)
+
+    def answer_size(self, growth: Growth) -> int:
+        """Return how many values the answer to the next question has."""
+        outputs, rows = self.settings.outputs, SUM_DIGITS
+        if growth.at is Step.COUNT:
+            of_start = [outputs * NUM_EXPONENTS, outputs * 2 * SUM_DIGITS, outputs * NUM_EXPONENTS, 0]
+            missing = self.num_features if growth.number == 0 else 0
+            return rows + self._cells_to_count(growth).num_parts() + missing + of_start[min(growth.number, 3)]
+        if growth.at is Step.LEAF:
+            return rows + outputs * (2 * self.settings.num_leaf_places * SUM_DIGITS + NUM_EXPONENTS)
+        if growth.at is Step.DONE:
+            return rows
+        size = 2 * self._digits(growth) * int(self._offsets(growth)[-1])
+        if growth.at is Step.ROOT:
+            return rows + outputs * size + (2 * SUM_DIGITS if self.settings.patience else 0)
+        asked = (growth.splits[:, 1] == growth.number - 1) & (growth.splits[:, 6] != CountedChild.NEITHER)
+        return rows + int(asked.sum()) * size
+
+    def largest_answer(self) -> int:
+        """Return more values than any answer of this forest has."""
+        settings = self.settings
+        bins = self.num_features * (settings.bins + 1) * 4
+        nodes = settings.outputs * max(1, min(settings.leaves, settings.num_leaf_places) // 2)
+        cells = self.num_features * (settings.bins * 8 + 2) * 16 * 2
+        leaves = settings.outputs * (2 * settings.num_leaf_places * SUM_DIGITS + 2 * NUM_EXPONENTS)
+        return max(bins * nodes, cells) + leaves + 4 * SUM_DIGITS
+
+    def most_rounds(self) -> int:
+        """Return how many rounds a forest takes at most while no silo comes or goes."""
+        return MOST_COUNT_ROUNDS + self.settings.trees * (self.settings.depth + 1) + bool(self.settings.patience)
+
+    def after(self, growth: Growth, sums: np.ndarray) -> Growth:
+        """Return the state after the answer, the sums of all silos: int64 [answer_size]."""
+        rows, sums = int(of_digits(sums[:SUM_DIGITS])), sums[SUM_DIGITS:]
+        if growth.at is Step.DONE:
+            return growth
+        if growth.rows != rows and growth.at is not Step.ROOT:
+            if growth.at is Step.COUNT and growth.number == 0:
+                growth = replace(growth, step=np.array([*growth.step[:3], rows, 0]))
+            else:
+                return self._again(growth)
+        if growth.at is Step.COUNT:
+            return self._after_count(growth, sums)
+        if growth.at is Step.ROOT:
+            growth = replace(growth, step=np.array([*growth.step[:3], rows, 0]))
+            return self._after_root(growth, sums)
+        return self._after_level(growth, sums) if growth.at is Step.LEVEL else self._after_leaf(growth, sums)
+
+    def forest(self, growth: Growth) -> Forest:
+        """Return the forest so far; ended by patience, up to its best iteration. A finished one has its full length."""
+        blocks = growth.forest.reshape(-1, block_size(self.settings))
+        if growth.is_stopped:
+            blocks = blocks[: self.settings.outputs * int(growth.losses.argmin())]
+        start = growth.start if len(growth.start) else np.zeros(self.settings.outputs, np.float32)
+        forest = Forest(self.settings, start.astype(np.float32), blocks)
+        return forest.filled() if growth.at is Step.DONE else forest
+
+    def _again(self, growth: Growth) -> Growth:
+        """Begin the iteration, or the counting, once more: other silos than before were behind a sum."""
+        if growth.at is Step.COUNT:
+            return Growth.begin(self.num_features)
+        return growth.moved(Step.ROOT, 0, splits=NO_LONGS, nodes=NO_LONGS, histograms=NO_LONGS)
+
+    def _digits(self, growth: Growth) -> int:
+        """Return how many digits a sum in a histogram needs."""
+        return 1 if max(growth.rows, 0) * self.settings.levels < EXACT else 2
+
+    # ---- before the first tree
+
+    def _cells_to_count(self, growth: Growth) -> Cells:
+        cells = Cells(*growth.cells)
+        return cells if growth.number == 0 else cells.taken(self._is_large(growth, cells))
+
+    def _is_large(self, growth: Growth, cells: Cells) -> np.ndarray:
+        present = growth.rows - growth.missing
+        return to_refine(cells, present, self.settings.bins, self.settings.min_rows_in_bin)
+
+    def _after_count(self, growth: Growth, sums: np.ndarray) -> Growth:
+        asked, number = self._cells_to_count(growth), growth.number
+        counts, rest = np.split(sums, [asked.num_parts()])
+        missing, rest = np.split(rest, [self.num_features]) if number == 0 else (growth.missing, rest)
+        growth = self._with_start(replace(growth, missing=missing), rest)
+        cells = Cells(*growth.cells)
+        large = np.ones(len(cells.low), bool) if number == 0 else self._is_large(growth, cells)
+        cells = cells.taken(~large).merged(asked.children(counts))
+        growth = growth.moved(Step.COUNT, number + 1, cells=_as_array(cells))
+        if number + 1 < START_ROUNDS or self._is_large(growth, cells).any():
+            return growth
+        return self._with_edges(growth, cells)
+
+    def _with_start(self, growth: Growth, answer: np.ndarray) -> Growth:
+        settings = self.settings
+        if growth.number in (0, 2):
+            return replace(growth, scales=self._scales_of(answer))
+        if growth.number > 2:
+            return growth
+        numbers = of_digits(answer.reshape(settings.outputs, 2, SUM_DIGITS))
+        scales = np.zeros(settings.outputs) if of_classes(settings) else growth.scales
+        units = 2.0 ** (scales - FRACTION_BITS)
+        return replace(growth, start=start_of(numbers[:, 1] * units / np.maximum(1, numbers[:, 0]), settings))
+
+    def _scales_of(self, sizes: np.ndarray) -> np.ndarray:
+        counts = sizes.reshape(self.settings.outputs, NUM_EXPONENTS)
+        return np.array([agreed_exponent(each, self.settings.min_rows_in_bin) for each in counts])
+
+    def _with_edges(self, growth: Growth, cells: Cells) -> Growth:
+        settings = self.settings
+        edges = edges_of(cells, self.num_features, settings.bins, settings.min_rows_in_bin)
+        bins = np.stack([np.array([len(each) for each in edges]), (growth.missing > 0).astype(np.int64)], 1)
+        return growth.moved(Step.ROOT, 0, cells=NO_LONGS, edges=np.concatenate(edges), bins=bins)
+
+    # ---- levels
+
+    def _features(self, growth: Growth) -> np.ndarray:
+        chosen = features_of_tree(self.settings, growth.iteration, self.num_features)
+        return chosen[growth.bins[chosen].sum(axis=1) > 0]
+
+    def _offsets(self, growth: Growth) -> np.ndarray:
+        sizes = growth.bins[self._features(growth)].sum(axis=1) + 1
+        return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    def _after_root(self, growth: Growth, sums: np.ndarray) -> Growth:
+        if self.settings.patience:
+            sums, kept = np.split(sums, [-2 * SUM_DIGITS])
+            count, total = of_digits(kept.reshape(2, SUM_DIGITS))
+            loss = total * 2.0 ** (STOPPING_EXPONENT - FRACTION_BITS) / max(1, count)
+            growth = replace(growth, losses=np.append(growth.losses[: growth.iteration], loss))
+            is_late = len(growth.losses) - 1 - int(growth.losses.argmin()) >= self.settings.patience
+            if is_late or growth.iteration == self.settings.trees:
+                growth.step[4] = 1
+                return growth.moved(Step.DONE, 0, values=NO_FLOATS)
+        size = int(self._offsets(growth)[-1])
+        histograms = of_digits(sums.reshape(self.settings.outputs, 2, size, self._digits(growth)))
+        nodes = np.stack([np.arange(self.settings.outputs), np.zeros(self.settings.outputs, np.int64)], 1)
+        growth = replace(growth, splits=np.zeros((0, SPLIT_COLUMNS), np.int64), values=NO_FLOATS)
+        return self._split(growth, 0, nodes, histograms)
+
+    def _after_level(self, growth: Growth, sums: np.ndarray) -> Growth:
+        """Both children of each split from the smaller one's histogram and the parent's."""
+        size = int(self._offsets(growth)[-1])
+        found = of_digits(sums.reshape(-1, 2, size, self._digits(growth)))
+        splits = growth.splits[
+            (growth.splits[:, 1] == growth.number - 1) & (growth.splits[:, 6] != CountedChild.NEITHER)
+        ]
+        parent = {(output, place): number for number, (output, place) in enumerate(growth.nodes.tolist())}
+        parents = growth.histograms[[parent[output, place] for output, place in splits[:, [0, 2]].tolist()]]
+        is_right = (splits[:, 6] == CountedChild.RIGHT).astype(np.int64)
+        histograms = np.stack([found, parents - found], 1).reshape(-1, 2, size)
+        asked = 2 * splits[:, 2] + is_right
+        places = np.stack([asked, asked ^ 1], 1).ravel()
+        return self._split(growth, growth.number, np.stack([np.repeat(splits[:, 0], 2), places], 1), histograms)
+
+    def _split(self, growth: Growth, level: int, nodes: np.ndarray, histograms: np.ndarray) -> Growth:
+        """Split the nodes of a level that gain most; ask for the next level, or for leaves where nothing more is to be
+        split."""
+        order = np.lexsort((nodes[:, 1], nodes[:, 0]))
+        nodes, histograms = nodes[order], histograms[order]
+        best = self._best_splits(growth, histograms)
+        room = self._room(growth)
+        chosen = []
+        for number in np.lexsort((np.arange(len(nodes)), -best[:, 0])):
+            output = int(nodes[number, 0])
+            if best[number, 0] > 0 and room[output] > 0:
+                room[output] -= 1
+                chosen.append(number)
+        chosen = np.sort(np.array(chosen, np.int64))
+        is_last = level + 1 == self.settings.depth
+        splits = [
+            self._split_row(nodes[number], level, best[number], is_last or room[int(nodes[number, 0])] == 0)
+            for number in chosen
+        ]
+        table = np.array(splits, np.int64).reshape(-1, SPLIT_COLUMNS)
+        growth = replace(growth, splits=np.concatenate([growth.splits, table]))
+        asks = bool((table[:, 6] != CountedChild.NEITHER).any())
+        kept = chosen if asks else chosen[:0]
+        return growth.moved(
+            Step.LEVEL if asks else Step.LEAF,
+            level + 1 if len(table) else level,
+            nodes=nodes[kept],
+            histograms=histograms[kept],
+        )
+
+    def _room(self, growth: Growth) -> dict[int, int]:
+        """Return how many more splits the tree of each output may have."""
+        made = np.bincount(growth.splits[:, 0], minlength=self.settings.outputs)
+        return {output: self.settings.leaves - 1 - int(count) for output, count in enumerate(made)}
+
+    def _split_row(self, node: np.ndarray, level: int, best: np.ndarray, is_last: bool) -> list[int]:
+        feature, bin_number, missing_left, left, right = (int(value) for value in best[1:])
+        ask = CountedChild.LEFT if left <= right else CountedChild.RIGHT
+        if is_last or max(left, right) < 2 * self.settings.min_rows:
+            ask = CountedChild.NEITHER
+        return [int(node[0]), level, int(node[1]), feature, bin_number, missing_left, ask]
+
+    def _best_splits(self, growth: Growth, histograms: np.ndarray) -> np.ndarray:
+        """Return per node gain, feature, bin, missing_left, rows to the left, to the right; float64 [nodes, 6].
+
+        The gain is that of least squares: s_l^2 / (n_l + l2) + s_r^2 / (n_r + l2) - s^2 / (n + l2).
+        """
+        offsets, features = self._offsets(growth), self._features(growth)
+        result = np.zeros((len(histograms), 6))
+        if not len(histograms) or not len(features):
+            return result
+        sizes, has_missing = np.diff(offsets), growth.bins[features, 1]
+        number = np.repeat(np.arange(len(features)), sizes)
+        within = np.arange(offsets[-1]) - offsets[number]
+        running = np.cumsum(histograms, axis=2)
+        before = np.concatenate([np.zeros_like(running[..., :1]), running], 2)[..., offsets[:-1]]
+        total = running[..., offsets[1] - 1]
+        left = running - before[..., number]
+        is_last, is_missing = within == sizes[number] - 1, (within == 0) & (has_missing[number] == 1)
+        gains = self._gains(left, total)
+        gains[:, is_last | is_missing] = -np.inf
+        other = np.flatnonzero((has_missing[number] == 1) & ~is_missing)
+        without = left[..., other] - histograms[..., offsets[number[other]]]
+        gains = np.concatenate([gains, self._gains(without, total)], 1)
+        best = gains.argmax(axis=1)
+        rows = np.arange(len(histograms))
+        is_other = best >= offsets[-1]
+        slot = np.where(is_other, np.concatenate([other, [0]])[np.where(is_other, best - offsets[-1], -1)], best)
+        counts = np.concatenate([left, without], 2)[rows, 1, best]
+        rest = total[:, 1] - counts
+        missing_left = np.where(has_missing[number[slot]] == 1, ~is_other, counts >= rest)
+        found = [gains[rows, best], features[number[slot]], within[slot], missing_left, counts, rest]
+        return np.stack([np.asarray(each, np.float64) for each in found], 1)
+
+    def _gains(self, left: np.ndarray, total: np.ndarray) -> np.ndarray:
+        """Return gains [nodes, candidates]; minus infinity where a side has fewer than `min_rows`."""
+        l2, fewest = self.settings.l2, self.settings.min_rows
+        whole = total[..., None].astype(np.float64)
+        sums, rows = left[:, 0].astype(np.float64), left[:, 1].astype(np.float64)
+        sums_right, rows_right = whole[:, 0] - sums, whole[:, 1] - rows
+        fits = (rows >= fewest) & (rows_right >= fewest)
+        rows, rows_right = np.maximum(rows, 1) + l2, np.maximum(rows_right, 1) + l2
+        parent = whole[:, 0] ** 2 / (np.maximum(whole[:, 1], 1) + l2)
+        return np.where(fits, sums**2 / rows + sums_right**2 / rows_right - parent, -np.inf)
+
+    # ---- leaves
+
+    def _after_leaf(self, growth: Growth, sums: np.ndarray) -> Growth:
+        settings, outputs = self.settings, self.settings.outputs
+        exact, sizes = np.split(sums, [len(sums) - outputs * NUM_EXPONENTS])
+        numbers = of_digits(exact.reshape(outputs, 2, settings.num_leaf_places, SUM_DIGITS))
+        scales = growth.scales.tolist()
+        values = [self._leaf_values(pair[0], pair[1], scale) for pair, scale in zip(numbers, scales, strict=True)]
+        blocks = [self._block(growth, output, value) for output, value in enumerate(values)]
+        iteration = growth.iteration + 1
+        is_done = iteration == settings.trees and not settings.patience
+        step = np.array([Step.DONE if is_done else Step.ROOT, 0, iteration, growth.rows, 0])
+        return replace(
+            growth, step=step, forest=np.concatenate([growth.forest, *blocks]), scales=self._scales_of(sizes),
+            splits=NO_LONGS, nodes=NO_LONGS, histograms=NO_LONGS, values=np.concatenate(values),
+        )  # fmt: skip
+
+    def _leaf_values(self, sums: np.ndarray, weights: np.ndarray, scale: int) -> np.ndarray:
+        """Return float32 [places]: learning rate times a Newton step; 0 where no row is."""
+        settings = self.settings
+        total = sums * 2.0 ** (scale - FRACTION_BITS)
+        weight = weights * (2.0**-FRACTION_BITS if has_curvature(settings) else 1.0) + settings.l2
+        steps = np.where(weight > LEAST_CURVATURE, total / np.maximum(weight, LEAST_CURVATURE), 0.0)
+        return (settings.learning_rate * newton_factor(settings) * steps).astype(np.float32)
+
+    def _block(self, growth: Growth, output: int, values: np.ndarray) -> np.ndarray:
+        splits = growth.splits[growth.splits[:, 0] == output]
+        return tree_block(self.settings, splits[:, [1, 2, 3, 5]], self._thresholds(growth, splits), values)
+
+    @staticmethod
+    def _thresholds(growth: Growth, splits: np.ndarray) -> np.ndarray:
+        """Return the edge at which each split divides; beyond the last bin, the largest number: all but missing."""
+        first = np.concatenate([[0], np.cumsum(growth.bins[:, 0])])
+        feature, bin_number = splits[:, 3], splits[:, 4] - growth.bins[splits[:, 3], 1]
+        is_last = bin_number == growth.bins[feature, 0]
+        edges = np.append(growth.edges, LARGEST)
+        return edges[np.where(is_last, len(edges) - 1, first[feature] + bin_number)]
+
+
+def _as_array(cells: Cells) -> np.ndarray:
+    return np.stack([cells.feature, cells.low, cells.bits, cells.count])

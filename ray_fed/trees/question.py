@@ -1,0 +1,119 @@
+"""What the coordinator asks the silos in a round, as one float32 vector that silos understand without having kept more
+than the current tree; a whole question has all that a silo needs which was started again.
+
+    answer length, number of parts, length of each part, parts
+
+All numbers are exact in float32: whole ones below 2^24, thresholds and values as the forest holds them. A silo's answer
+is as long as the first number says.
+"""
+
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
+
+import numpy as np
+
+from ray_fed.trees.bins import Cells
+
+HALF_KEY = 16
+
+
+class Step(IntEnum):
+    """What is asked for."""
+
+    COUNT = 0
+    """Rows in cells, and what the start of the forest depends on."""
+    ROOT = 1
+    """The last tree is done: histograms of all rows for the next one."""
+    LEVEL = 2
+    """Histograms of the smaller child of each split."""
+    LEAF = 3
+    """Exact sums of the residuals in each leaf."""
+    DONE = 4
+    """Nothing more."""
+
+
+class CountedChild(IntEnum):
+    """Which child of a split is to be counted: what the other holds is known by subtraction."""
+
+    NEITHER = 0
+    LEFT = 1
+    RIGHT = 2
+
+
+def _no_floats() -> np.ndarray:
+    return np.zeros(0, np.float32)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One round's question; arrays are float32, empty where it has no such part."""
+
+    step: Step
+    number: int
+    """Of the counting round, or the level of the nodes whose splits come with it plus 1."""
+    iteration: int
+    """Of the trees that are being grown, from 0."""
+    digits: int
+    """Digits of a sum in a histogram."""
+    answer: int
+    """Values of the answer."""
+    is_whole: bool = False
+    """Whether `forest`, and all splits of the current trees, are in it."""
+    cells: np.ndarray = field(default_factory=_no_floats)
+    """[num_cells * 4]: feature, upper and lower half of the first key, bits."""
+    start: np.ndarray = field(default_factory=_no_floats)
+    """[outputs]: first prediction, once it is known."""
+    scales: np.ndarray = field(default_factory=_no_floats)
+    """[outputs]: exponents of the scales of the residuals, once they are known."""
+    edges: np.ndarray = field(default_factory=_no_floats)
+    """Edges of all features, one after another."""
+    bins: np.ndarray = field(default_factory=_no_floats)
+    """[features * 2]: number of edges, whether values are missing."""
+    forest: np.ndarray = field(default_factory=_no_floats)
+    """Vector of the forest so far."""
+    splits: np.ndarray = field(default_factory=_no_floats)
+    """[num_splits * 7]: output, level, place, feature, bin, missing_left, ask."""
+    values: np.ndarray = field(default_factory=_no_floats)
+    """[outputs * leaves]: values of the last iteration's leaves."""
+
+    def vector(self) -> np.ndarray:
+        """Return the question as it travels."""
+        head = [self.step, self.number, self.iteration, self.digits, self.is_whole]
+        parts = [np.array(head, np.float32), *(getattr(self, name) for name in PARTS)]
+        sizes = [self.answer, len(parts), *(len(part) for part in parts)]
+        return np.concatenate([np.array(sizes, np.float32), *parts]).astype(np.float32)
+
+    @classmethod
+    def of(cls, vector: np.ndarray) -> "Question":
+        """Return the question behind a vector; ValueError for one that is none."""
+        count = int(vector[1]) if len(vector) > 1 else 0
+        sizes = vector[2 : 2 + count].astype(np.int64)
+        if count != len(PARTS) + 1 or len(sizes) != count or 2 + count + sizes.sum() != len(vector):
+            raise ValueError("it is no question about trees")
+        head, *parts = np.split(vector[2 + count :], np.cumsum(sizes)[:-1])
+        step, number, iteration, digits, is_whole = (int(value) for value in head)
+        named = dict(zip(PARTS, parts, strict=True))
+        return cls(Step(step), number, iteration, digits, int(vector[0]), bool(is_whole), **named)
+
+    def split_table(self) -> np.ndarray:
+        """Return the splits as whole numbers, int64 [num_splits, 7]."""
+        return self.splits.reshape(-1, 7).astype(np.int64)
+
+
+PARTS = tuple(each.name for each in fields(Question) if each.default_factory is _no_floats)
+
+
+def cells_as_numbers(cells: Cells) -> np.ndarray:
+    columns = [cells.feature, cells.low >> HALF_KEY, cells.low & ((1 << HALF_KEY) - 1), cells.bits]
+    return np.stack(columns, 1).astype(np.float32).ravel()
+
+
+def cells_of_numbers(numbers: np.ndarray) -> Cells:
+    feature, high, low, bits = numbers.reshape(-1, 4).astype(np.int64).T
+    return Cells(feature, (high << HALF_KEY) | low, bits, np.zeros(len(feature), np.int64))
+
+
+def edges_of_numbers(edges: np.ndarray, bins: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the edges of each feature, and which features have missing values."""
+    counts, has_missing = bins.reshape(-1, 2).astype(np.int64).T
+    return np.split(edges, np.cumsum(counts)[:-1]), has_missing

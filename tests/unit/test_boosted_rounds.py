@@ -1,0 +1,191 @@
+"""Boosted trees through the runtime: the rounds, faults, masks, gate, ledger and resume that networks have."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from torch import nn
+
+from pipelines import Training, federate
+from ray_fed import LocalRows, SiloSpec, Task
+from ray_fed.errors import UpdateRejected
+from ray_fed.federation.boosted_task import BoostedTask
+from ray_fed.federation.cohort import LocalCohort
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.messages import Died, Guard, Raised, Update, answer_size
+from ray_fed.federation.rounds.job import Job
+from ray_fed.federation.rounds.machine import RoundRules
+from ray_fed.federation.strategies.boosting import BoostedTrees
+from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.privacy.compression import Compression, decode_whole, encode_whole, rebuilt
+from ray_fed.randomness import generator
+from ray_fed.trees.growth import Grower
+from ray_fed.trees.member import Member
+from ray_fed.trees.settings import TreeSettings
+from ray_fed.trees.together import grown
+
+SETTINGS = TreeSettings(trees=4, depth=3, leaves=6, bins=8, min_rows=5, learning_rate=0.3)
+COLUMNS, ROWS = 4, 150
+
+
+def table():
+    random = generator(0, "boosted")
+    x = random.normal(size=(ROWS, COLUMNS))
+    return x, x[:, 0] ** 2 + x[:, 1] + 0.1 * random.normal(size=ROWS)
+
+
+@dataclass(frozen=True)
+class Table(Task):
+    """Rows first to last of one table: (first, last)."""
+
+    loss = staticmethod(nn.functional.mse_loss)
+
+    def load(self, spec: SiloSpec) -> LocalRows:
+        x, y = table()
+        rows = slice(*spec.source)  # type: ignore[misc]
+        return LocalRows(x[rows], y[rows], x[:0], y[:0], {}, {"rows": len(x[rows])}, {})
+
+    def model(self, seed):  # noqa: ARG002
+        return nn.Linear(COLUMNS, 1)
+
+    def agreement(self):
+        return {}
+
+
+TASK = BoostedTask(Table(), SETTINGS)
+STRATEGY = BoostedTrees(SETTINGS, COLUMNS)
+SILOS = [SiloSpec("east", (0, 30)), SiloSpec("north", (30, 80)), SiloSpec("west", (80, 120))]
+TEST = SiloSpec("test", (120, ROWS))
+
+
+def pooled() -> np.ndarray:
+    x, y = table()
+    grower = Grower(SETTINGS, COLUMNS)
+    return grower.forest(grown(grower, [Member(x[:120], y[:120], SETTINGS)])).vector
+
+
+def job(**changes) -> Job:
+    rounds = STRATEGY.num_rounds
+    names = tuple(spec.name for spec in SILOS)
+    plan = TrainingPlan(0, rounds, 1, rounds, compression=changes.pop("compression", None))
+    return replace(Job("federated", names, dict.fromkeys(names, plan), 0, STRATEGY), **changes)
+
+
+def coordinator(cohort=None, secure=0, observers=()):
+    found = Coordinator(cohort or LocalCohort(SILOS, TASK, TEST), TASK, [spec.name for spec in SILOS], observers)
+    found.agree(secure)
+    return found
+
+
+def models_of(records):
+    return records[-1].models["federated"]
+
+
+def test_a_federation_of_trees_has_the_bits_of_pooled_training():
+    records = list(coordinator().run(job()))
+    assert models_of(records).tobytes() == pooled().tobytes()
+    last = records[-1]
+    assert last.server_round == last.num_rounds <= Grower(SETTINGS, COLUMNS).most_rounds()
+    assert last.metrics["federated.r2"] > 0.3
+    assert last.metrics["train_loss"] < records[12].metrics["train_loss"]
+
+
+def test_one_call_federates_trees():
+    training = Training(rounds=STRATEGY.num_rounds, epochs=STRATEGY.num_rounds, batch_size=200)
+    result = federate(TASK, SILOS, training, test=TEST, strategy=STRATEGY, cohort="local")
+    vector = np.concatenate([parameter.detach().numpy().ravel() for parameter in result.module.parameters()])
+    assert vector.tobytes() == pooled().tobytes()
+
+
+def test_sums_of_trees_come_under_masks_with_the_same_bits():
+    records = list(coordinator(secure=2).run(job(secure_threshold=2)))
+    assert models_of(records).tobytes() == pooled().tobytes()
+
+
+def test_codes_save_bytes_and_no_digit():
+    plain, coded = (list(coordinator().run(job(compression=how))) for how in (None, Compression()))
+    assert models_of(plain).tobytes() == models_of(coded).tobytes()
+    sent = [sum(record.bytes_sent for record in records) for records in (plain, coded)]
+    assert sent[1] < 0.6 * sent[0]
+
+
+class FaultyCohort(LocalCohort):
+    """In the rounds given a silo dies and is started again, or fails."""
+
+    deaths: tuple[tuple[int, str], ...] = ()
+    errors: tuple[tuple[int, str], ...] = ()
+
+    def __init__(self, *given, **more):
+        super().__init__(*given, **more)
+        self.happened: set[tuple[int, str]] = set()
+
+    def next_event(self, timeout=None):
+        if self._asked:
+            _, server_round, name, _ = self._asked[0]
+            if (server_round, name) in {*self.deaths, *self.errors} - self.happened:
+                self.happened.add((server_round, name))
+                self._asked.popleft()
+                if (server_round, name) in self.deaths:
+                    return Died(name, "killed")
+                return Raised(name, server_round, "it failed")
+        return super().next_event(timeout)
+
+
+def test_a_silo_that_is_started_again_at_any_round_changes_no_bit():
+    class Cohort(FaultyCohort):
+        deaths = ((1, "east"), (5, "north"), (8, "west"), (11, "east"), (14, "north"), (17, "west"))
+
+    cohort = Cohort(SILOS, TASK, TEST)
+    records = list(coordinator(cohort).run(job()))
+    assert len(cohort.happened) == 6
+    assert models_of(records).tobytes() == pooled().tobytes()
+
+
+def test_a_silo_that_fails_in_some_rounds_takes_part_in_every_iteration_again():
+    class Cohort(FaultyCohort):
+        errors = ((2, "east"), (9, "north"), (10, "north"), (15, "west"))
+
+    cohort = Cohort(SILOS, TASK, TEST)
+    records = list(coordinator(cohort).run(job(rules=RoundRules())))
+    assert len(cohort.happened) == 4
+    assert records[-1].server_round == records[-1].num_rounds
+    vector = models_of(records)
+    assert vector.shape == pooled().shape
+    assert records[-1].metrics["federated.r2"] > 0.3
+
+
+@pytest.mark.parametrize("after", [1, 4, 7, 9, 12])
+def test_a_run_that_is_resumed_after_any_round_has_the_same_bits(after):
+    whole = list(coordinator().run(job()))
+    rest = list(coordinator().run(job(), after, whole[after].state))
+    assert models_of(rest).tobytes() == models_of(whole).tobytes()
+    losses = [[record.metrics["train_loss"] for record in records] for records in (rest, whole[after + 1 :])]
+    assert losses[0] == losses[1]
+
+
+def test_a_guard_of_sums_wants_the_length_that_was_asked_for_and_whole_numbers():
+    guard, asked = Guard(sums=10), np.array([3, 0], np.float32)
+    update = Update("east", "s", 1, np.array([1, -2, 3], np.float32), 5, 1, 0.0)
+    guard.check(update, asked, 1, "s")
+    with pytest.raises(UpdateRejected, match="instead of"):
+        guard.check(replace(update, vector=update.vector[:2]), asked, 1, "s")
+    with pytest.raises(UpdateRejected, match="whole numbers"):
+        guard.check(replace(update, vector=update.vector + np.float32(0.5)), asked, 1, "s")
+    with pytest.raises(UpdateRejected, match="whole numbers"):
+        guard.check(replace(update, vector=np.array([2**24, 0, 0], np.float32)), asked, 1, "s")
+    with pytest.raises(UpdateRejected):
+        guard.check(replace(update, vector=np.zeros(11, np.float32)), np.array([11], np.float32), 1, "s")
+    assert answer_size(asked, 0) == 2
+
+
+def test_the_code_of_whole_numbers_leaves_nothing_out():
+    random = generator(0, "code")
+    numbers = np.concatenate([
+        np.zeros(500), random.integers(-300, 300, 500), random.integers(-(2**24) + 1, 2**24, 9),
+    ]).astype(np.float32)  # fmt: skip
+    code = encode_whole(numbers)
+    assert rebuilt(np.zeros(1, np.float32), code).tobytes() == numbers.tobytes()
+    assert code.nbytes < numbers.nbytes / 2
+    for broken in (code[:-1], code[:4], np.append(code, np.uint8(0)), np.concatenate([code[:5], code[9:]])):
+        with pytest.raises(ValueError, match="code"):
+            decode_whole(broken)

@@ -1,0 +1,253 @@
+"""Boosted trees over silos: the forest has the bits of pooled training, whatever the partition and the order."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ray_fed.errors import ConfigError
+from ray_fed.randomness import generator
+from ray_fed.trees.bins import Cells, as_float32, codes_of, keys_of, values_of
+from ray_fed.trees.forest import Forest, ForestPredictor
+from ray_fed.trees.growth import Grower, Growth
+from ray_fed.trees.member import LostRounds, Member
+from ray_fed.trees.numbers import agreed_exponent, digits_of, exponential, exponents, logarithm, of_digits
+from ray_fed.trees.question import Question, Step
+from ray_fed.trees.settings import TreeSettings
+from ray_fed.trees.together import grown
+
+SMALL = {"trees": 4, "depth": 3, "leaves": 6, "bins": 8, "min_rows": 5, "learning_rate": 0.3}
+LOSSES = {
+    "squared": {"outputs": 2},
+    "log": {"loss": "log"},
+    "softmax": {"loss": "softmax", "outputs": 3},
+}
+
+
+def table(rows: int, seed: int, loss: str = "squared"):
+    """Return features with ties, missing values and a constant column, and targets with missing labels."""
+    random = generator(seed, "table")
+    x = random.normal(size=(rows, 5))
+    x[:, 1] = np.rint(2 * x[:, 1])
+    x[:, 3] = 7.0
+    signal = np.nan_to_num(x[:, 0] ** 2 + x[:, 1]) + 0.1 * random.normal(size=rows)
+    x[random.random(x.shape) < 0.1] = np.nan
+    if loss == "squared":
+        y = np.stack([signal, 100 * x[:, 2] ** 2], 1)
+        y[random.random(y.shape) < 0.05] = np.nan
+        return x, y
+    return x, np.digitize(signal, [0.5] if loss == "log" else [0.0, 1.5]) - (random.random(rows) < 0.05)
+
+
+def forest_of(x, y, parts, chosen: TreeSettings) -> bytes:
+    grower = Grower(chosen, x.shape[1])
+    growth = grown(grower, [Member(x[part], y[part], chosen) for part in parts])
+    return grower.forest(growth).vector.tobytes()
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 2**20), rows=st.integers(30, 150), cuts=st.lists(st.integers(0, 150), max_size=6),
+    loss=st.sampled_from(sorted(LOSSES)), patience=st.sampled_from([0, 2]), fraction=st.sampled_from([1.0, 0.6]),
+)  # fmt: skip
+def test_the_bytes_of_a_forest_are_those_of_pooled_training(seed, rows, cuts, loss, patience, fraction):
+    x, y = table(rows, seed, loss)
+    chosen = TreeSettings(**{**SMALL, **LOSSES[loss]}, patience=patience, feature_fraction=fraction, seed=seed)
+    order = generator(seed, "order").permutation(rows)
+    parts = np.split(order, sorted(min(cut, rows) for cut in cuts))  # some silos have no row
+    assert forest_of(x, y, parts, chosen) == forest_of(x, y, [np.arange(rows)], chosen)
+
+
+def test_rows_sorted_by_the_target_make_the_same_forest():
+    x, y = table(200, 0)
+    chosen = TreeSettings(**SMALL, outputs=2)
+    parts = np.array_split(np.argsort(y[:, 0]), 5)
+    assert forest_of(x, y, parts, chosen) == forest_of(x, y, [np.arange(200)], chosen)
+
+
+def test_a_forest_learns():
+    x, y = table(2000, 1)
+    has = ~np.isnan(y[:, 0])
+    chosen = TreeSettings(trees=60, depth=4, learning_rate=0.2)
+    grower = Grower(chosen, x.shape[1])
+    forest = grower.forest(grown(grower, [Member(x[:1500], y[:1500, 0], chosen)]))
+    new, true = as_float32(x[1500:]), y[1500:, 0]
+    predicted = ForestPredictor(chosen).scores(forest, new)[0]
+    has = ~np.isnan(true)
+    assert np.mean((predicted - true)[has] ** 2) < 0.35 * np.var(true[has])
+
+
+def test_what_silos_keep_is_what_the_forest_predicts():
+    x, y = table(150, 2)
+    chosen = TreeSettings(**SMALL, outputs=2)
+    grower, member = Grower(chosen, x.shape[1]), Member(x, y, chosen)
+    growth = grown(grower, [member])
+    forest = grower.forest(growth)
+    before_last = replace(forest, blocks=forest.blocks[:-2])
+    predicted = ForestPredictor(chosen).scores(before_last, member.features)
+    assert np.array_equal(predicted, member.scores)
+
+
+def test_a_predictor_that_remembers_gives_the_bits_of_one_that_does_not():
+    x, y = table(150, 3)
+    chosen = TreeSettings(**SMALL, outputs=2)
+    grower = Grower(chosen, x.shape[1])
+    forest, inputs = grower.forest(grown(grower, [Member(x, y, chosen)])), as_float32(x)
+    assert Forest.of(forest.vector, chosen).vector.tobytes() == forest.vector.tobytes()
+    shorter = replace(forest, blocks=forest.blocks[:3])
+    remembers = ForestPredictor(chosen)
+    for each in (shorter, shorter.filled(), forest, shorter):
+        fresh = ForestPredictor(chosen).scores(each, inputs)
+        assert remembers.scores(each, inputs).tobytes() == fresh.tobytes()
+
+
+def test_a_fresh_silo_takes_over_at_any_question():
+    x, y = table(120, 4)
+    chosen = TreeSettings(**SMALL, outputs=2)
+    grower = Grower(chosen, x.shape[1])
+    growth, member = Growth.begin(5), Member(x, y, chosen)
+    while growth.at is not Step.DONE:
+        question = grower.question(growth)
+        answer = member.answer(question)
+        whole = grower.question(growth, whole=True)
+        assert np.array_equal(Member(x, y, chosen).answer(whole), answer)
+        assert np.array_equal(member.answer(whole), answer)
+        if question.step in (Step.LEVEL, Step.LEAF):
+            assert np.array_equal(member.answer(question), answer), "asked again"
+            with pytest.raises(LostRounds):
+                Member(x, y, chosen).answer(question)
+        growth = grower.after(growth, answer)
+
+
+def test_a_silo_that_leaves_and_comes_back_begins_the_iteration_again():
+    x, y = table(120, 5)
+    chosen = TreeSettings(**SMALL, outputs=2)
+    grower = Grower(chosen, x.shape[1])
+    both = [Member(x[:60], y[:60], chosen), Member(x[60:], y[60:], chosen)]
+    growth, number = Growth.begin(5), 0
+    while growth.at is not Step.DONE:
+        away = number in (1, 9, 15)
+        question = grower.question(growth, whole=True)
+        answers = [member.answer(question) for member in both[: 1 if away else 2]]
+        growth, number = grower.after(growth, np.sum(answers, axis=0)), number + 1
+    assert grower.forest(growth).vector.tobytes() == forest_of(x, y, [np.arange(120)], chosen)
+
+
+def test_a_state_goes_on_from_its_arrays():
+    x, y = table(80, 6)
+    chosen = TreeSettings(**SMALL, outputs=2)
+    grower, member = Grower(chosen, 5), Member(x, y, chosen)
+    growth = Growth.begin(5)
+    while growth.at is not Step.DONE:
+        growth = Growth.of(grower.after(growth, member.answer(grower.question(growth))).state())
+    assert grower.forest(growth).vector.tobytes() == forest_of(x, y, [np.arange(80)], chosen)
+
+
+def test_questions_travel_whole():
+    x, y = table(60, 7)
+    chosen = TreeSettings(**SMALL, outputs=2)
+    grower, member = Grower(chosen, 5), Member(x, y, chosen)
+    growth = Growth.begin(5)
+    while growth.at is not Step.DONE:
+        question = grower.question(growth)
+        assert question.vector().dtype == np.float32
+        assert Question.of(question.vector()).vector().tobytes() == question.vector().tobytes()
+        answer = member.answer(Question.of(question.vector()))
+        assert len(answer) == question.answer <= grower.largest_answer()
+        assert np.array_equal(answer.astype(np.float32).astype(np.int64), answer), "float32 holds every sum"
+        growth = grower.after(growth, answer)
+    with pytest.raises(ValueError, match="no question about trees"):
+        Question.of(np.ones(9, np.float32))
+
+
+def test_early_stopping_keeps_the_best_iteration():
+    random = generator(0, "noise")
+    x, y = random.normal(size=(300, 4)), random.normal(size=300)
+    chosen = TreeSettings(trees=50, depth=4, learning_rate=0.5, min_rows=5, patience=3, stopping_fraction=0.3)
+    grower = Grower(chosen, 4)
+    growth = grown(grower, [Member(x, y, chosen)])
+    best = int(growth.losses.argmin())
+    assert growth.iteration < 50
+    assert best == growth.iteration - 3
+    assert (grower.forest(growth).blocks[best:, -16:] == 0).all()
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=30))
+def test_keys_are_in_the_order_of_the_values(values):
+    ordered = np.sort(as_float32(np.array(values)))
+    keys = keys_of(ordered)
+    assert (np.diff(keys) >= 0).all()
+    assert np.array_equal(values_of(keys), ordered)
+
+
+def test_bins_hold_about_equally_many_rows_and_edges_are_no_row_values():
+    x = generator(0, "continuous").normal(size=(4000, 1))
+    chosen = TreeSettings(trees=1, bins=32)
+    grower, member = Grower(chosen, 1), Member(x, x[:, 0], chosen)
+    growth = Growth.begin(1)
+    while growth.at is Step.COUNT:
+        growth = grower.after(growth, member.answer(grower.question(growth)))
+    counts = np.bincount(codes_of(member.features, [growth.edges], np.array([0]))[:, 0])
+    assert len(counts) == 32
+    assert counts.min() > 0.5 * 4000 / 32
+    assert counts.max() < 1.5 * 4000 / 32
+    assert not np.isin(growth.edges, member.features).any()
+
+
+def test_no_bin_and_no_scale_stands_for_a_few_rows():
+    x = np.concatenate([np.zeros(50), np.ones(50), [1e9]])[:, None]
+    y = np.concatenate([np.zeros(100), [1e9]])
+    chosen = TreeSettings(**SMALL)
+    grower, member = Grower(chosen, 1), Member(x, y, chosen)
+    growth = Growth.begin(1)
+    while growth.at is Step.COUNT:
+        growth = grower.after(growth, member.answer(grower.question(growth)))
+        assert growth.scales.max() < 25, "2^25 tells of less than the one large target"
+    assert len(growth.edges) == 1
+    assert 0 <= growth.edges[0] < 1
+
+
+@given(st.lists(st.integers(-(2**58), 2**58), min_size=1, max_size=20))
+def test_digits_hold_whole_numbers(numbers):
+    digits = digits_of(np.array(numbers), 3)
+    assert np.array_equal(of_digits(digits), numbers)
+    assert np.array_equal(digits.astype(np.float32).astype(np.int64), digits)
+
+
+def test_sums_of_digits_are_digits_of_sums():
+    random = generator(0, "digits")
+    numbers = random.integers(-(2**50), 2**50, (7, 5))
+    assert np.array_equal(of_digits(digits_of(numbers, 3).sum(axis=0)), numbers.sum(axis=0))
+
+
+def test_exponential_and_logarithm_are_those_of_numpy():
+    values = np.linspace(-50, 50, 10001)
+    assert np.allclose(exponential(values), np.exp(values), rtol=1e-14)
+    assert np.allclose(logarithm(np.exp(values)), values, rtol=1e-13, atol=1e-14)
+
+
+def test_a_scale_is_a_power_of_two_that_few_values_exceed():
+    counts = np.bincount(exponents(np.array([0.0, 0.5, 0.5, 0.7, 3.0])), minlength=128)
+    assert agreed_exponent(counts, 1) == 2
+    assert agreed_exponent(counts, 2) == 0
+    assert agreed_exponent(counts, 3) == -1
+
+
+def test_cells_are_cut_where_rows_are():
+    keys = [keys_of(np.array([1.0, 1.0, 2.0]))]
+    from ray_fed.trees.bins import counted
+
+    first = Cells.first(1)
+    children = first.children(counted(keys, first))
+    assert children.count.sum() == 3
+    assert (children.bits == 24).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("bins", 64), ("depth", 0), ("loss", "hinge"), ("learning_rate", 0.0), ("outputs", 0)]
+)
+def test_settings_out_of_range_are_refused(name, value):
+    with pytest.raises(ConfigError, match=name):
+        TreeSettings(**{name: value})
