@@ -180,8 +180,8 @@ class PropertyTask(Task):
             features[train], targets[train], features[held_out], targets[held_out], counted_reasons(reasons),
             {**database.fingerprint, "rows_of_silo": len(frame), **self._label_counts(targets[train])},
             {**self.agreement(), "target": held},
-            features[calibration], targets[calibration],
-            dict(zip(PARTS, (formulas[part].tolist() for part in (calibration, held_out, train)), strict=True)),
+            calibration_features=features[calibration], calibration_targets=targets[calibration],
+            formulas=dict(zip(PARTS, (formulas[part].tolist() for part in (calibration, held_out, train)), strict=True)),
         )  # fmt: skip
 
     def _labelled(self, database: Database, wanted: CrystalRows, silo: str) -> pd.DataFrame:
@@ -226,7 +226,9 @@ class PropertyTask(Task):
             feature_tensor(part, of_features, device) for part in (rows.features, rows.held_out_features)
         )
         learned = target_tensor(learned_values(self._table(rows.targets), self.targets, of_targets), device)
-        return CrystalSamples(rows, features, learned, held_out, standardizer, of_features, of_targets)
+        return CrystalSamples(
+            rows, features, learned, held_out, standardizer=standardizer, of_features=of_features, of_targets=of_targets
+        )
 
     def countings(self) -> Mapping[str, Counting]:
         """Return what a silo counts for the limits of predictions (limits.py)."""

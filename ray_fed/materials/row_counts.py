@@ -29,7 +29,7 @@ PARTS = CALIBRATION, HELD_OUT, TEST = "calibration", "held out", "test"
 """Of the rows; as numbers in a question. A test set is what its holder has in place of training rows."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CrystalLocalRows(LocalRows):
     """A silo's rows with those held out for calibration."""
 
@@ -48,7 +48,7 @@ class CrystalLocalRows(LocalRows):
         }[name]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CrystalSamples(Samples):
     """Samples with the scalers by which further rows are made like them."""
 
