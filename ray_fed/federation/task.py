@@ -200,7 +200,7 @@ class Task(ABC):
         features, held_out = (
             feature_tensor(part, standardizer, device) for part in (rows.features, rows.held_out_features)
         )
-        return Samples(rows, features, target_tensor(rows.targets, device), held_out, standardizer)
+        return Samples(rows, features, target_tensor(rows.targets, device), held_out, standardizer=standardizer)
 
     def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:
         """Return what trains in a session of a silo. Default: mini-batch steps on `model(session.model_seed)`."""
