@@ -34,7 +34,7 @@ from ray_fed.sites.cohort import SiteCohort, SiteSilo
 from ray_fed.sites.hub import Hub
 from ray_fed.sites.link import Certificates
 from ray_fed.sites.relay import RelayAgent
-from ray_fed.sites.wire import Invitation
+from ray_fed.sites.requests import Invitation
 
 PROCESSES = 4
 """That hold the sites, where there are no hubs between."""

@@ -39,7 +39,8 @@ from ray_fed.sites.agent import HubAddress, SiteAgent
 from ray_fed.sites.cohort import SiteCohort, SiteSilo
 from ray_fed.sites.hub import Hub
 from ray_fed.sites.link import Certificates
-from ray_fed.sites.wire import FitRequest, Invitation, InviteRequest, encode
+from ray_fed.sites.requests import FitRequest, Invitation, InviteRequest
+from ray_fed.sites.wire import encode
 
 NAMES = tuple(f"silo-{number}" for number in range(1, 5))
 ROWS, COLUMNS, BATCHES = 2000, 65, 10

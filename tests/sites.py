@@ -12,7 +12,7 @@ from ray_fed.sites.agent import HubAddress, SiteAgent
 from ray_fed.sites.cohort import SiteCohort, SiteSilo
 from ray_fed.sites.hub import Hub
 from ray_fed.sites.link import Certificates
-from ray_fed.sites.wire import Invitation
+from ray_fed.sites.requests import Invitation
 from tests.synthetic import SyntheticTask
 
 HUB = "127.0.0.1:0"

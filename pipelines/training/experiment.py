@@ -21,7 +21,7 @@ from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.strategies import Models
 from ray_fed.materials.limits import ModelLimits
-from ray_fed.metrics import Metric, reported
+from ray_fed.metrics import Metric, Scores, reported
 
 
 class TrainingListener(Protocol):
@@ -64,6 +64,8 @@ class TrainingExperiment:
     predicted: dict[str, np.ndarray] = field(default_factory=dict)
     limits: dict[str, ModelLimits] = field(default_factory=dict)
     """Model -> how far its predictions can be trusted."""
+    scores: dict[str, Scores] = field(default_factory=dict)
+    """What was told of the first seed's final models on the common test set, or on all held-out rows."""
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -88,6 +90,8 @@ class TrainingExperiment:
             return
         if shown is not None:
             self.true, self.predicted = shown
+            for model, predicted in self.predicted.items():  # of jobs that were finished before a run went on
+                self.scores.setdefault(model, self.setup.task.score(self.true, predicted))
 
     def _run(self, coordinator: CoordinatorLike, job: Job, seed: int) -> None:
         finished = self.checkpoint.models_of(job.name)
@@ -98,10 +102,12 @@ class TrainingExperiment:
         for record in coordinator.run(job, *self.checkpoint.start_of(job.name)):
             if record.models is not None:
                 self._keep(record.models, seed)
+            if seed == self.setup.config.seed:
+                self.scores.update(record.scores)
             if record.joined:
                 self.agreement = admitted(self.agreement, record)
                 self.checkpoint.directory.write_data(fingerprints(self.agreement))
-            self.records.append((seed, replace(record, state=None, notes=())))
+            self.records.append((seed, replace(record, state=None, notes=(), scores={})))
             self.listener.on_round_end(record, seed)
             self.checkpoint.save(record)
 

@@ -13,7 +13,7 @@ from ray_fed.federation.messages import CountedRows, Vector
 from ray_fed.learning.intervals import ALL, Coverage
 from ray_fed.materials.limits import ModelLimits, measured_limits
 from ray_fed.materials.row_counts import HELD_OUT, TEST
-from ray_fed.materials.targets import key_of
+from ray_fed.materials.targets import Target
 from ray_fed.metrics import FEWEST_ROWS
 
 FEDERATED, POOLED = "federated", "pooled"
@@ -60,7 +60,7 @@ def coverage_of(limits: ModelLimits, target: str) -> Mapping[str, Coverage]:
     return {} if found is None or limits.why_none else found.coverage
 
 
-def summarised(limits: Mapping[str, ModelLimits], targets: Sequence[str]) -> dict[str, object]:
+def summarised(limits: Mapping[str, ModelLimits], targets: Sequence[Target]) -> dict[str, object]:
     """Return `federated.coverage_90`, ..., for summary.json: of all rows, and of each chemistry as
     `federated.coverage_90.oxide`; the target's name before, where there are several."""
     flat: dict[str, object] = {}
@@ -69,11 +69,11 @@ def summarised(limits: Mapping[str, ModelLimits], targets: Sequence[str]) -> dic
         if one.why_none:
             flat[f"{prefix}.intervals"] = one.why_none
         for target in targets:
-            name = f"{prefix}.{key_of(target)}" if len(targets) > 1 else prefix
-            for chemistry, covered in coverage_of(one, target).items():
+            name = f"{prefix}.{target.key}" if len(targets) > 1 else prefix
+            for chemistry, covered in coverage_of(one, target.name).items():
                 last = "" if chemistry == ALL else f".{chemistry}"
                 flat |= {f"{name}.coverage_{_percent(level)}{last}": share for level, share in covered.shares.items()}
-            flat |= _calibration_rows(one, target, name)
+            flat |= _calibration_rows(one, target.name, name)
     return flat
 
 
@@ -82,13 +82,13 @@ def _calibration_rows(limits: ModelLimits, target: str, name: str) -> dict[str, 
     return {} if found is None or limits.why_none else {f"{name}.calibration_rows": found.num_rows}
 
 
-def coverage_table(limits: ModelLimits, targets: Sequence[str]) -> list[list[str]]:
+def coverage_table(limits: ModelLimits, targets: Sequence[Target]) -> list[list[str]]:
     """Return a table with a heading: what the intervals of a model cover, of all rows and of each chemistry."""
     rows = [
-        [*([target] if len(targets) > 1 else []), name, f"{covered.num_rows:,}",
+        [*([target.words] if len(targets) > 1 else []), name, f"{covered.num_rows:,}",
          *(f"{100 * share:.1f} %" for share in covered.shares.values())]
         for target in targets
-        for name, covered in coverage_of(limits, target).items()
+        for name, covered in coverage_of(limits, target.name).items()
     ]  # fmt: skip
     if not rows:
         return []

@@ -12,13 +12,15 @@ import numpy as np
 import pandas as pd
 
 from ray_fed.errors import ConfigError, DataError
+from ray_fed.federation.reasons import counted_notes
 from ray_fed.materials.databases.addresses import check_address
 from ray_fed.materials.databases.columns import UNKNOWN_UNIT, canonical_target, unit_of_target
-from ray_fed.materials.databases.database import crystal_frame
+from ray_fed.materials.databases.database import SHOWN_REASON, crystal_frame
 from ray_fed.materials.databases.kinds import open_source, whole_path
 from ray_fed.materials.databases.raw_table import RawTable
 from ray_fed.materials.databases.source import Access, Source
 from ray_fed.materials.predictions import FLAG, WHY_FLAGGED, Inputs, Trained, inputs_of, interval_columns, predictions
+from ray_fed.materials.property_task import as_read
 from ray_fed.materials.targets import Target, labels
 from ray_fed.metrics import (
     ClassificationSums,
@@ -35,7 +37,6 @@ from ray_fed.reporting.writing import write_atomically
 
 MAX_REASONS = 10
 """Different reasons shown on the terminal; the file has them all."""
-SHOWN_LETTERS = 200
 ALL_MODELS = "all"
 
 
@@ -67,12 +68,13 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     models = read_models(options["run_directory"], options["model"])
     access = Access(options["query"], options["table"], options["query_timeout"])
     source = Source(path=whole_path(file, Path.cwd()), target=None, access=access)
+    source = as_read(source, models.first.feature_set)
     table = open_source(source)
     inputs = inputs_of(crystal_frame(table, source), models.first.feature_set)
     given = given_columns(table)
     predicted = predicted_table(inputs, models, given)
     write_atomically(path, predicted.to_csv(index=False).encode())
-    _say(inputs, models, predicted, path, file)
+    _say(inputs, models, predicted, path, file, table.notices)
     _say_errors(predicted, models, table)
     return 0 if inputs.usable.any() else 1
 
@@ -126,12 +128,16 @@ def predicted_table(inputs: Inputs, models: Models, given: pd.DataFrame) -> pd.D
 # ---- what is said
 
 
-def _say(inputs: Inputs, models: Models, predicted: pd.DataFrame, path: Path, file: str) -> None:
+def _say(
+    inputs: Inputs, models: Models, predicted: pd.DataFrame, path: Path, file: str, notices: Sequence[str]
+) -> None:
     """Print how many entries were predicted, and notes of those that were not, or are unlike the training rows."""
     card, usable = models.first.card, inputs.usable
     print(f"{usable.sum()} predictions of {card.property} [{card.unit}] in {path}")
     for reason, count in Counter(reason for reason in inputs.reasons if reason).most_common(MAX_REASONS):
         _note(f"{count} x {reason}")
+    for note, count in counted_notes([*inputs.frame["note"], *notices]).items():
+        _note(f"{count} x {note}")
     for name in models.shown:
         said = f"{name}: " if len(models.shown) > 1 else ""
         limits, missing = models.by_name[name].limits, models.missing_of(name)
@@ -161,7 +167,7 @@ def _kinds_of_flags(predicted: pd.DataFrame, models: Models) -> Counter[str]:
 
 
 def _note(text: str) -> None:
-    print(f"note: {text if len(text) <= SHOWN_LETTERS else text[:SHOWN_LETTERS] + '...'}", file=sys.stderr)
+    print(f"note: {text if len(text) <= SHOWN_REASON else f'{text[: SHOWN_REASON - 3]}...'}", file=sys.stderr)
 
 
 def _say_errors(predicted: pd.DataFrame, models: Models, table: RawTable) -> None:

@@ -15,10 +15,7 @@ from typing import Any
 import numpy as np
 
 from ray_fed.errors import DataError, quoted
-from ray_fed.materials.features.elements import ATOMIC_NUMBERS, SYMBOLS
-from ray_fed.materials.features.formulas import read_formula
-from ray_fed.materials.lattices import cell_problems
-from ray_fed.materials.structures import (
+from ray_fed.materials.crystal import (
     MAX_REASON,
     Crystal,
     crystal_of_pymatgen,
@@ -26,6 +23,7 @@ from ray_fed.materials.structures import (
     reduced_formula,
     warnings_as_notes,
 )
+from ray_fed.materials.lattices import cell_problems
 
 OCCUPANCY_TOLERANCE = 1.05
 """A site with up to this many atoms has one: three thirds are written .34 and .33."""
@@ -84,7 +82,7 @@ def crystal_of_cif(text: str) -> Crystal:
     if not blocks:
         raise DataError("CIF lists no atoms with fractional coordinates")
     if len(blocks) > 1:
-        raise DataError(f"CIF has '{len(blocks)}' structures; choose one by its number, or all")
+        raise DataError(f"file has '{len(blocks)}' structures; choose one by its number, or all")
     return _crystal(blocks[0] if _BLOCK.search(blocks[0].lstrip()) else f"data_\n{blocks[0]}")
 
 
@@ -256,7 +254,7 @@ def _atoms_of_type(name: str, declared: Mapping[str, float], notes: list[str]) -
     if element and element.group(1) in _ISOTOPES:
         notes.append(ISOTOPE_NOTE)
         return {_ISOTOPES[element.group(1)]: 1.0}
-    if element and element.group(1) in ATOMIC_NUMBERS:
+    if element and _is_element(element.group(1)):
         return {element.group(1): 1.0}
     formula = _WORDS.get(name, _CHARGE.sub("", name))
     capital = re.match(r"([A-Z]{2})(?![A-Za-z])\d*$", formula)
@@ -264,7 +262,7 @@ def _atoms_of_type(name: str, declared: Mapping[str, float], notes: list[str]) -
         return {capital.group(1).title(): 1.0}
     try:
         amounts = _by_symbol(formula)
-    except DataError as error:
+    except ValueError as error:
         raise DataError(f"site type is no element '{name}'") from error
     if len(amounts) > 1 or set(amounts.values()) != {1.0}:
         notes.append(f"{GROUP_NOTE} '{name}'")
@@ -273,7 +271,7 @@ def _atoms_of_type(name: str, declared: Mapping[str, float], notes: list[str]) -
 
 def _is_meant(symbol: str, formula: str, declared: Mapping[str, float]) -> bool:
     """Whether two capitals are an element: "CA" is calcium, and "CO" cobalt unless the file's formula has C and O."""
-    if symbol not in ATOMIC_NUMBERS or formula.startswith("NH"):
+    if not _is_element(symbol) or formula.startswith("NH"):
         return False
     return symbol in declared or not set(formula[:2]) <= declared.keys()
 
@@ -284,7 +282,7 @@ def _atoms_of_label(label: str, declared: Mapping[str, float], notes: list[str])
     if letters in _WORDS:
         return _atoms_of_type(letters, declared, notes)
     candidates = [letters[:2].title(), letters[:1].upper()]
-    found = [symbol for symbol in dict.fromkeys(candidates) if symbol in ATOMIC_NUMBERS]
+    found = [symbol for symbol in dict.fromkeys(candidates) if _is_element(symbol)]
     if declared:
         found = [symbol for symbol in found if _ISOTOPES.get(symbol, symbol) in declared] or found
     elif letters[:2] not in found[:1] and len(letters) > 1 and (len(found) > 1 or letters.startswith("OH")):
@@ -294,8 +292,17 @@ def _atoms_of_label(label: str, declared: Mapping[str, float], notes: list[str])
     return _atoms_of_type(found[0], declared, notes)
 
 
+def _is_element(symbol: str) -> bool:
+    from pymatgen.core import Element
+
+    return Element.is_valid_symbol(symbol)
+
+
 def _by_symbol(formula: str) -> dict[str, float]:
-    return {SYMBOLS[number - 1]: amount for number, amount in read_formula(formula).items()}
+    """Return {symbol: amount} of a formula; ValueError where it is none."""
+    from pymatgen.core import Composition
+
+    return dict(Composition(formula, strict=True).get_el_amt_dict())
 
 
 def _declared(block: _Block) -> dict[str, float]:
@@ -303,7 +310,7 @@ def _declared(block: _Block) -> dict[str, float]:
     text = re.sub(r"(?<![A-Za-z])[DT](?![a-z])", "H", block.text("_chemical_formula_sum"))
     try:
         return _by_symbol(text) if text.strip(" ?.") else {}
-    except DataError:
+    except ValueError:  # it is no formula: there is nothing to compare with
         return {}
 
 

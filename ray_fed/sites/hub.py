@@ -21,11 +21,10 @@ import grpc.aio
 
 from ray_fed.errors import ConfigError, FedError
 from ray_fed.sites import link
+from ray_fed.sites.answers import FAILED, LOST, FailureForm, decode_answer, error_of, message_of
 from ray_fed.sites.link import ByteBudget, Certificates, Peer
+from ray_fed.sites.requests import InviteRequest, SiloRequest
 from ray_fed.sites.wire import (
-    ANSWERS,
-    FAILED,
-    LOST,
     MOST_CALLS,
     PROTOCOL,
     Acknowledge,
@@ -33,16 +32,10 @@ from ray_fed.sites.wire import (
     AnyHeader,
     Ask,
     Encoded,
-    FailureForm,
     Hello,
-    InviteRequest,
-    SiloRequest,
     Welcome,
     WireError,
-    decode,
     encode,
-    error_of,
-    message_of,
 )
 
 _log = logging.getLogger(__name__)
@@ -287,9 +280,7 @@ class Hub:
                 self._fail_all(site, reason)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, reason)
         except Exception as error:
-            if not isinstance(
-                error, grpc.aio.AbortError | grpc.aio.BaseError
-            ):  # those are our own refusals, and hang-ups
+            if not isinstance(error, OUR_OWN_ENDS):
                 _log.exception("the hub failed in a connection of site '%s'", site.name if site else "unknown")
                 await context.abort(grpc.StatusCode.INTERNAL, "the hub failed; its log says how")
             raise
@@ -440,7 +431,7 @@ class Hub:
         return call.on_end is _nobody or any(other.is_awaited for other in site.calls.values())
 
     def _outcome(self, call: Call, header: Answer, payload: memoryview) -> Outcome:
-        form = decode(ANSWERS[header.kind], header.body, payload)
+        form = decode_answer(header.kind, header.body, payload)
         if getattr(form, "silo", call.silo) != call.silo:
             raise WireError("a message in the name of another silo than the one that was asked")
         if not isinstance(form, FailureForm):

@@ -24,8 +24,8 @@ from ray_fed.errors import ConfigError, PerimeterRefused
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.materials.databases.columns import canonical_target
 from ray_fed.materials.databases.source import Source
-from ray_fed.materials.property_task import FORMATION_ENERGY, CrystalRows, PropertyTask
-from ray_fed.materials.symmetry import Symmetry
+from ray_fed.materials.property_task import FORMATION_ENERGY, CrystalRows, PropertyTask, property_task
+from ray_fed.materials.symmetry import Cell, Symmetry
 from ray_fed.materials.targets import MOST_TARGETS, Target
 from ray_fed.materials.units import can_convert, checked_unit
 from ray_fed.perimeter.book import Book
@@ -53,7 +53,7 @@ Options = Mapping[str, Any]
 
 
 class InvitationLike(Protocol):
-    """What is read of an invitation (wire.py)."""
+    """What is read of an invitation (requests.py)."""
 
     @property
     def run(self) -> str: ...
@@ -188,6 +188,7 @@ class PropertyOptions:
     """For each target its labels with "|" between them, "" for a number; numbers all if empty."""
     standardise_target: bool = False
     symmetry: Symmetry = "given"
+    cell: Cell = "given"
     calibration_fraction: float = 0.0
     """Share of formulas on which nothing is trained, for intervals of predictions."""
 
@@ -208,7 +209,9 @@ class PropertyOptions:
     def task(self) -> PropertyTask:
         """Return the task; ConfigError for features or options that are not there."""
         options = (("impute", self.impute),) if self.features.startswith("guo") else ()
-        task = PropertyTask(self.features, options, self.hidden, self.targets(), self.standardise_target)
+        # Cells as given are the default of every feature set: the options of older runs name none.
+        options += (("cell", self.cell),) if self.cell != "given" else ()
+        task = property_task(self.features, options, self.hidden, self.targets(), self.standardise_target)
         task.featurizer()
         return task
 
@@ -236,7 +239,7 @@ def _property(
     columns = [_column(dataset, target, invitation.silo) for target in task.targets]
     source = Source(
         dataset.source, None, where=where, symmetry=wanted.symmetry, columns=dataset.columns,
-        targets=tuple(column.column for column in columns), access=dataset.access,
+        access=dataset.access, targets=tuple(column.column for column in columns),
     )  # fmt: skip
     named = tuple(target.name for target in task.targets)
     units = tuple(column.unit for column in columns)

@@ -199,7 +199,7 @@ def test_a_condition_that_no_row_meets_is_refused_with_the_values_there_are(tmp_
 def test_a_source_without_a_usable_row_is_refused_with_the_reasons(tmp_path):
     rows = [{**ROCKSALT, TARGET: ""}, {**ROCKSALT, TARGET: "x"}, {**ROCKSALT, TARGET: "y"}]
     assert refusal(Source(csv_file(tmp_path, *rows))).endswith(
-        "has no usable row of 3: 2 x target is not a number; 1 x target is missing"
+        "has no usable row of 3: 2 x target is not a number; 1 x target is missing; the first: 'target is missing'"
     )
 
 
