@@ -159,8 +159,10 @@ def _study(config: TrainConfig) -> Setup:
     if path == EMBEDDED:
         rows = replace(rows, source=replace(rows.source, rows=config.rows))
     plan = StudyPlan(
-        config.silos, config.rows, config.test_rows, config.split, config.partition, config.alpha, config.seed
-    )
+        config.silos, config.rows, config.test_rows, config.split, config.partition, config.alpha, config.seed,
+        config.group, config.folds if config.folds == "matbench" else config.num_folds, config.fold or 1,
+        bool(task.targets[0].classes),
+    )  # fmt: skip
     silos = [_part(config, rows, plan, f"silo-{number}") for number in range(1, len(config.silos) + 1)]
     pooled = _part(config, rows, plan, POOLED) if config.baselines else None
     test = replace(_part(config, replace(rows, calibration_fraction=0.0), plan, "test"), num_gpus=0.0)
@@ -396,7 +398,13 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     num_rounds = min(shared.num_rounds, EVALUATIONS_PER_JOB)
     alone = {
         name: replace(
-            plan, num_rounds=num_rounds, optimizer_state="keep", proximal_mu=0.0, keep_local=(), compression=None
+            plan,
+            num_rounds=num_rounds,
+            optimizer_state="keep",
+            proximal_mu=0.0,
+            keep_local=(),
+            compression=None,
+            validation_share=config.validation_share if config.early_stopping == "baselines" else 0.0,
         )
         for name, plan in alone.items()
     }

@@ -93,9 +93,9 @@ class LocalRows:
     none."""
     held_out_groups: Sequence[str] = field(default=(), repr=False, kw_only=True)
     """The same of the held-out samples."""
-    names: Sequence[str] = field(default=(), repr=False)
+    names: Sequence[str] = field(default=(), repr=False, kw_only=True)
     """What the owner calls each training sample, for the owner's own log; perhaps none."""
-    held_out_names: Sequence[str] = field(default=(), repr=False)
+    held_out_names: Sequence[str] = field(default=(), repr=False, kw_only=True)
     """The same of the held-out samples."""
 
     def __repr__(self) -> str:  # no value of a row: this may end in a log
@@ -114,9 +114,9 @@ class Samples:
     """The same of the targets, as `target_tensor` makes them."""
     held_out_features: Any = field(repr=False)
     """Like `features`, of the held-out samples."""
-    standardizer: Standardizer | None = field(default=None, kw_only=True)
+    standardizer: Standardizer | None = field(default=None, kw_only=True, repr=False)
     """What the columns were standardised with; None where the task has no scaler."""
-    undo: Callable[[np.ndarray], np.ndarray] | None = field(default=None, kw_only=True)
+    undo: Callable[[np.ndarray], np.ndarray] | None = field(default=None, kw_only=True, repr=False)
     """From outputs of the network [rows, ...] to what they say in the user's terms, where that is something else:
     `Task.predicted` with the standardizer."""
 

@@ -61,7 +61,8 @@ class PropertySilo(Silo):
         return {name: told[name] for name in asked if name in told}
 
     def _learners(self, plan: TrainingPlan) -> list[NetworkLearner | TreeLearner]:
-        columns = Columns(self.rows.features, *self.task.tree_targets(self.rows.targets), plan.seed)
+        learned, num_classes = self.task.tree_targets(self.rows.targets)
+        columns = Columns(self.rows.features, learned, num_classes, plan.seed)
         forest, boosting = TreeLearner(self.task, columns), TreeLearner(self.task, columns, LEARNERS[2], BOOSTED_TREES)
         return [NetworkLearner(self.task, self.samples, plan), forest, boosting]
 

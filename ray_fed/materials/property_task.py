@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 from torch.nn import functional
 
@@ -17,6 +18,7 @@ from ray_fed.federation.task import Counting, LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.steps import Loss
+from ray_fed.materials.chemical_groups import composition_keys
 from ray_fed.materials.databases.columns import canonical_target
 from ray_fed.materials.databases.database import Database, hash_of_rows, open_database
 from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
@@ -25,6 +27,7 @@ from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source
 from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
 from ray_fed.materials.lattices import CELL_COLUMNS
 from ray_fed.materials.partitions import hash_split
+from ray_fed.materials.property_silo import PropertySilo
 from ray_fed.materials.row_counts import PARTS, CrystalLocalRows, CrystalSamples, RowCounts
 from ray_fed.materials.study import StudyPart
 from ray_fed.materials.targets import (
@@ -36,6 +39,7 @@ from ray_fed.materials.targets import (
     moment_columns,
     predicted_values,
     target_scaler,
+    transformed,
     values_by_target,
 )
 from ray_fed.metrics import (
@@ -136,6 +140,7 @@ class PropertyTask(Task):
 
     @property
     def num_features(self) -> int:
+        """Columns of the feature set."""
         return len(self.featurizer().get_feature_names_out())
 
     def agreement(self) -> dict[str, str]:
@@ -179,15 +184,50 @@ class PropertyTask(Task):
         held = self._agreed(wanted.target_is or named)
         if held == FORMATION_ENERGY.agreed_as(EMBEDDED_TARGET):
             _check_size(table[usable, 0], spec.name)
-        formulas = frame["formula"].to_numpy()
+        formulas = frame["formula"].tolist()
+        groups = np.array(composition_keys(formulas), dtype=object)
+        names = np.array([f"{one} {formula}" for one, formula in zip(frame["id"], formulas, strict=True)], dtype=object)
         return CrystalLocalRows(
             features[train], targets[train], features[held_out], targets[held_out], counted_reasons(reasons),
             {**database.fingerprint, "rows_of_silo": len(frame), **self._label_counts(targets[train])},
-            {**self.agreement(), "target": held}, notes=counted_notes([*frame["note"], *database.notices]),
+            {**self.agreement(), "target": held}, groups=groups[train].tolist(),
+            held_out_groups=groups[held_out].tolist(), names=names[train].tolist(),
+            held_out_names=names[held_out].tolist(), notes=counted_notes([*frame["note"], *database.notices]),
             remarks=remarks(frame, reasons, database.notices),
             calibration_features=features[calibration], calibration_targets=targets[calibration],
-            formulas=dict(zip(PARTS, (formulas[part].tolist() for part in (calibration, held_out, train)), strict=True)),
+            formulas={
+                name: [formulas[row] for row in np.flatnonzero(rows)]
+                for name, rows in zip(PARTS, (calibration, held_out, train), strict=True)
+            },
         )  # fmt: skip
+
+    # ---- what its silos answer besides (property_silo.py)
+
+    def silo(self, spec: SiloSpec, device: str = "cpu") -> PropertySilo:
+        """Return a silo that knows more questions."""
+        return PropertySilo(spec, self, device)
+
+    def published_test(self, spec: SiloSpec) -> LocalRows | None:
+        """Return the common test set of a study, which each of its silos can read; None elsewhere."""
+        wanted = spec.source
+        if not isinstance(wanted, CrystalRows) or wanted.part is None:
+            return None
+        return self.load(
+            replace(spec, source=replace(wanted, part=replace(wanted.part, name="test"), calibration_fraction=0.0))
+        )
+
+    def tree_targets(self, targets: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+        """Return targets as trees learn them, [rows, T], and how many classes each has, 0 for a number."""
+        return transformed(self._table(targets), self.targets), tuple(len(one.classes) for one in self.targets)
+
+    def inputs(self, features: np.ndarray, standardizer: Standardizer | None) -> torch.Tensor:
+        """Return features [rows, d] as the network takes them, on the CPU."""
+        assert standardizer is not None, "property tasks standardise"
+        return feature_tensor(features, self.scalers(standardizer)[0], "cpu")
+
+    def nothing_predicted(self) -> np.ndarray:
+        """Return predictions of no rows, [0, W]."""
+        return np.empty((0, sum(target.num_values for target in self.targets)))
 
     def _labelled(self, database: Database, wanted: CrystalRows, silo: str) -> pd.DataFrame:
         """Return the database's frame with a column for each target, in its unit or as numbers of classes, and a reason
@@ -216,6 +256,7 @@ class PropertyTask(Task):
         return targets.reshape(len(targets), len(self.targets))
 
     def moment_columns(self, rows: LocalRows) -> np.ndarray:
+        """Return the features [rows, d], and beside them what target_scaler needs where targets are standardised."""
         if not self.standardise_target:
             return rows.features
         return np.hstack([rows.features, moment_columns(self._table(rows.targets), self.targets)])
@@ -229,6 +270,7 @@ class PropertyTask(Task):
         return of_features.beside(target_scaler(replace(moments, digits=moments.digits[d:])))
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:
+        """Return features [rows, d] and what is learned of the targets [rows, outputs] as tensors on the device."""
         assert standardizer is not None, "property tasks standardise"
         of_features, of_targets = self.scalers(standardizer)
         features, held_out = (
