@@ -11,6 +11,8 @@ from ray_fed.errors import FedError
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.federation.messages import CountedRows, Vector
 from ray_fed.learning.intervals import ALL, Coverage
+from ray_fed.materials.boosted_property_task import BoostedPropertyTask
+from ray_fed.materials.domain import Domain
 from ray_fed.materials.limits import ModelLimits, measured_limits
 from ray_fed.materials.row_counts import HELD_OUT, TEST
 from ray_fed.materials.targets import Target
@@ -18,6 +20,7 @@ from ray_fed.metrics import FEWEST_ROWS
 
 FEDERATED, POOLED = "federated", "pooled"
 NOISE = "noise hides single rows in this run, and counts of rows have none; train without it for intervals"
+TREES = "what boosted trees get wrong is not counted; intervals are for networks"
 NO_ROWS = "no rows were held out for calibration (calibration_fraction=0)"
 
 
@@ -26,7 +29,9 @@ def measure(
 ) -> dict[str, ModelLimits]:
     """Return the limits of each model, with the reason where they are not known."""
     if setup.config.is_private:
-        return dict.fromkeys(models, ModelLimits(why_none=NOISE))
+        return dict.fromkeys(models, _nothing(NOISE))
+    if isinstance(setup.task, BoostedPropertyTask):
+        return dict.fromkeys(models, _nothing(TREES))
     silos = [name for name in setup.training if name in agreement.silos]
     absent = {silo: "it was not there" for silo in setup.training if silo not in agreement.silos}
     threshold = setup.config.threshold(len(setup.training))
@@ -48,7 +53,12 @@ def measure(
             return asking(ask_of_others=ask_test, others=TEST)
         return asking(ask_of_others=ask, others=HELD_OUT)
     except FedError as error:  # the models are trained, and are worth keeping without intervals
-        return dict.fromkeys(models, ModelLimits(why_none=" ".join(str(error).split())))
+        return dict.fromkeys(models, _nothing(" ".join(str(error).split())))
+
+
+def _nothing(why: str) -> ModelLimits:
+    """Return limits of which nothing is known, and why."""
+    return ModelLimits(domain=Domain(unknown={"elements": why, "distances": why}), why_none=why)
 
 
 # ---- what is said of them

@@ -86,25 +86,23 @@ def usual(counts: np.ndarray) -> float:
 # ---- what is unlike it
 
 
-def flags(frame: pd.DataFrame, features: np.ndarray, names: Sequence[str], domain: Domain, scaler: Standardizer,
+def flags(frame: pd.DataFrame, features: np.ndarray, names: Sequence[str], domain: Domain, scaler: Standardizer | None,
           imputed: np.ndarray) -> list[list[str]]:  # fmt: skip
     """Return the reasons of each row of a crystal frame, none for one like the silos' rows.
 
     features   float64 [rows, num_features] as the model takes them, before standardisation; NaN rows have no reasons
     names      of the features
+    scaler     None where the model has none: how far a row is from others is then not known
     imputed    int [rows], element properties that had to be imputed
     """
     usable = np.asarray(np.isfinite(features).all(axis=1))
     rows, _ = read_compositions(frame["formula"].tolist())
-    standardised = np.where(usable[:, None], (features - scaler.mean) / scaler.scale, 0.0)
     found: list[list[str]] = [[] for _ in range(len(frame))]
-    for reasons in (
-        _unseen_elements(rows, domain),
-        _imputed(imputed, domain),
-        _too_close(frame),
-        _out_of_range(standardised, features, names, scaler),
-        _far(distances(standardised), domain),
-    ):
+    told = [_unseen_elements(rows, domain), _imputed(imputed, domain), _too_close(frame)]
+    if scaler is not None:
+        standardised = np.where(usable[:, None], (features - scaler.mean) / scaler.scale, 0.0)
+        told += [_out_of_range(standardised, features, names, scaler), _far(distances(standardised), domain)]
+    for reasons in told:
         for row, reason in reasons.items():
             if usable[row]:
                 found[row].append(reason)

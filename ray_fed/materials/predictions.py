@@ -23,7 +23,7 @@ from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
 from ray_fed.materials.limits import ModelLimits, limits_of
 from ray_fed.materials.row_counts import output_columns
 from ray_fed.materials.targets import Target, predicted_values, prediction_columns, values_by_target
-from ray_fed.materials.trained_model import Arrays, outputs_of, scalers_of, targets_of
+from ray_fed.materials.trained_model import Arrays, is_forest, raw_outputs, scalers_of, targets_of
 from ray_fed.reporting.model_files import ModelCard
 
 WIDEST = "0.9"
@@ -61,7 +61,7 @@ class Trained:
         return found
 
     def outputs(self, features: np.ndarray) -> np.ndarray:
-        return outputs_of(features, self.arrays, self.card)
+        return raw_outputs(features, self.arrays, self.card)
 
     def values(self, outputs: np.ndarray) -> np.ndarray:
         """Return what outputs of the network say, [rows, W]."""
@@ -166,8 +166,8 @@ def _flags(inputs: Inputs, model: Trained, spreads: Mapping[str, np.ndarray]) ->
     formulas, feature_set = frame["formula"].tolist(), model.feature_set
     scaler, of_targets = scalers_of(model.arrays, model.card)
     found = flags(
-        frame, inputs.features[usable], feature_set.feature_labels(), domain, scaler,
-        feature_set.num_imputed(formulas),
+        frame, inputs.features[usable], feature_set.feature_labels(), domain,
+        None if is_forest(model.card) else scaler, feature_set.num_imputed(formulas),
     )  # fmt: skip
     numbers = [target for target in model.targets if not target.classes]
     for place, target in enumerate(numbers):
