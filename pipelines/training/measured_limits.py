@@ -30,8 +30,6 @@ def measure(
     """Return the limits of each model, with the reason where they are not known."""
     if setup.config.is_private:
         return dict.fromkeys(models, _nothing(NOISE))
-    if isinstance(setup.task, BoostedPropertyTask):
-        return dict.fromkeys(models, _nothing(TREES))
     silos = [name for name in setup.training if name in agreement.silos]
     absent = {silo: "it was not there" for silo in setup.training if silo not in agreement.silos}
     threshold = setup.config.threshold(len(setup.training))
@@ -47,6 +45,8 @@ def measure(
     own = [name for name in vectors if name not in (FEDERATED, POOLED)]
     asking = partial(measured_limits, ask, setup.task.targets, vectors, own, FEWEST_ROWS)
     try:
+        if isinstance(setup.task, BoostedPropertyTask):
+            return asking(why_not=TREES, has_places=False)
         if setup.config.calibration == 0:
             return asking(why_not=NO_ROWS)
         if agreement.test is not None:

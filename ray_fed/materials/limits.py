@@ -97,12 +97,14 @@ class Question:
 def measured_limits(
     ask: Ask, targets: tuple[Target, ...], models: Mapping[str, Vector], own: Sequence[str], fewest: int,
     ask_of_others: Ask | None = None, others: str = HELD_OUT, why_not: str = "",
+    has_places: bool = True,
 ) -> dict[str, ModelLimits]:  # fmt: skip
     """Return the limits of each model.
 
     own: which of the models are one silo's own. fewest: rows that an element must have in a silo to be told.
     ask_of_others: asks about rows that were used neither for training nor for calibration, for the coverage; `others`
     names that part of them. why_not: why no intervals are asked for, where they are not.
+    has_places: whether rows are standardised, so that they are near or far from each other.
     """
     question = Question(targets, models, tuple(own))
     missing: dict[str, str] = {}
@@ -112,7 +114,7 @@ def measured_limits(
         missing.update(found.missing)
         return found
 
-    domain = _domain(ask, fewest)
+    domain = _domain(ask, fewest, has_places)
     if why_not:
         return {name: ModelLimits(domain=domain, why_none=why_not) for name in models}
     intervals, spreads = _intervals(noting, question) if question.numbers else ({name: {} for name in models}, {})
@@ -136,8 +138,9 @@ def _why_none(intervals: Mapping[str, Intervals], sureness: Mapping[str, Surenes
     return "" if num_rows else "no silo has enough rows held out for calibration"
 
 
-def _domain(ask: Ask, fewest: int) -> Domain:
-    elements, places = ask(ELEMENTS, ()), ask(PLACES, ())
+def _domain(ask: Ask, fewest: int, has_places: bool) -> Domain:
+    elements = ask(ELEMENTS, ())
+    places = ask(PLACES, ()) if has_places else CountedRows(0, np.zeros(2 * NUM_BINS, np.int64))
     unknown = {}
     for what, found in (("elements", elements), ("distances", places)):
         if found.missing or not len(found.counts):

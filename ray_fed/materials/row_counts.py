@@ -164,8 +164,8 @@ class RowCounts:
 
     def elements(self, samples: Samples, care: Care) -> tuple[int, np.ndarray]:
         """Count the elements of the training rows: whether enough have it, int64 [118]."""
-        assert isinstance(samples, CrystalSamples)
-        formulas = samples.own_rows.formulas[TEST]
+        assert isinstance(samples.rows, CrystalLocalRows)
+        formulas = samples.rows.formulas[TEST]
         return len(formulas), counted_elements(formulas, care.fewest)
 
     def places(self, samples: Samples, care: Care) -> tuple[int, np.ndarray]:
