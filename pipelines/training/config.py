@@ -87,6 +87,9 @@ class TrainConfig(UpdateOptions):
     cell: Literal["standard", "given"] = "standard"
     """Cell and space group of the standardised primitive cell, so that no prediction depends on how a crystal is
     written down; or as the data have them."""
+    structures: str = ""
+    """Which of several structures in one file: all, first, or a number from 1; if not given, all where each has its
+    own label, otherwise the file is counted as not usable."""
     federation: PathText | None = None
     """YAML file of real sites (silos, sites, sources, GPUs); replaces --data and --silos."""
     folds: str = ""
