@@ -66,7 +66,7 @@ class ModelLimits:
 
 
 @dataclass(frozen=True)
-class Question:
+class AskedModels:
     """The models that are asked about."""
 
     targets: tuple[Target, ...]
@@ -106,7 +106,7 @@ def measured_limits(
     names that part of them. why_not: why no intervals are asked for, where they are not.
     has_places: whether rows are standardised, so that they are near or far from each other.
     """
-    question = Question(targets, models, tuple(own))
+    question = AskedModels(targets, models, tuple(own))
     missing: dict[str, str] = {}
 
     def noting(what: str, given: tuple) -> CountedRows:
@@ -157,7 +157,7 @@ def _domain(ask: Ask, fewest: int, has_places: bool) -> Domain:
     )
 
 
-def _intervals(ask: Ask, question: Question) -> tuple[dict[str, dict[str, Intervals]], dict[str, dict[str, float]]]:
+def _intervals(ask: Ask, question: AskedModels) -> tuple[dict[str, dict[str, Intervals]], dict[str, dict[str, float]]]:
     """Return model -> target -> intervals, and model -> target -> largest usual spread, from the calibration rows."""
     num_targets, num_groups = len(question.numbers), len(CHEMISTRIES)
     shape = num_targets, 2, 1 + num_groups, NUM_BINS
@@ -194,7 +194,7 @@ def _numbers(scale: IntervalScale) -> list[float]:
 
 
 def _covering(
-    ask: Ask, question: Question, intervals: Mapping[str, Mapping[str, Intervals]], part: str
+    ask: Ask, question: AskedModels, intervals: Mapping[str, Mapping[str, Intervals]], part: str
 ) -> dict[str, dict[str, Intervals]]:
     """Return the intervals with what they cover of other rows."""
     asked = np.array([[_numbers(one.scale) for one in by_target.values()] for by_target in intervals.values()])
@@ -209,7 +209,7 @@ def _covering(
     }
 
 
-def _sureness(ask: Ask, question: Question) -> dict[str, dict[str, Sureness]]:
+def _sureness(ask: Ask, question: AskedModels) -> dict[str, dict[str, Sureness]]:
     found = question.shaped(ask(CONFIDENCES, question.given(CALIBRATION)), len(question.classes), 2, NUM_BINS)
     return {
         name: {target: sureness_of(counts) for target, counts in zip(question.classes, row, strict=True)}
