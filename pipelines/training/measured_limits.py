@@ -9,7 +9,8 @@ from pipelines.launching import CoordinatorLike
 from pipelines.training.setup import Setup
 from ray_fed.errors import FedError
 from ray_fed.federation.coordinator import Agreement
-from ray_fed.federation.messages import CountedRows, Vector
+from ray_fed.federation.counted_rows import CountedRows
+from ray_fed.federation.messages import Vector
 from ray_fed.learning.intervals import ALL, Coverage
 from ray_fed.materials.boosted_property_task import BoostedPropertyTask
 from ray_fed.materials.domain import Domain

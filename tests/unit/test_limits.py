@@ -11,7 +11,8 @@ import pytest
 from pipelines.cli import main
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.messages import CountedRows, Raised
+from ray_fed.federation.counted_rows import CountedRows
+from ray_fed.federation.messages import Raised
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.intervals import ALL
 from ray_fed.learning.layout import initial_vector
