@@ -14,6 +14,7 @@ from pipelines.launching import CoordinatorLike, FederationSpec
 from pipelines.training.alone import AloneAnswers, ask_alone
 from pipelines.training.analysis import Analysis, analyse
 from pipelines.training.checkpoint import Checkpoint
+from pipelines.training.measured_limits import measure
 from pipelines.training.membership import admitted, fingerprints, start_rules
 from pipelines.training.setup import Setup, jobs
 from ray_fed.errors import PerimeterRefused
@@ -21,6 +22,7 @@ from ray_fed.federation.coordinator import Agreement
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.strategies import Models
+from ray_fed.materials.limits import ModelLimits
 from ray_fed.metrics import Metric, Scores, reported
 
 
@@ -62,6 +64,8 @@ class TrainingExperiment:
     true: np.ndarray | None = None
     """Targets of the common test set, for parity plots."""
     predicted: dict[str, np.ndarray] = field(default_factory=dict)
+    limits: dict[str, ModelLimits] = field(default_factory=dict)
+    """Model -> how far its predictions can be trusted."""
     alone: list[AloneAnswers] = field(default_factory=list)
     """What each silo could do alone with the best of several learners, seed by seed."""
     analysis: Analysis | None = None
@@ -85,6 +89,7 @@ class TrainingExperiment:
             for job in jobs(self.setup, dict(self.agreement.silos), seed):
                 self._run(coordinator, job, seed)
         self._ask_alone(coordinator)
+        self.limits = measure(coordinator, self.setup, self.agreement, self.models)
         try:
             shown = coordinator.predict_test(self.models)
         except PerimeterRefused as refusal:  # its owner shows scores alone
