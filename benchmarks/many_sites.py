@@ -30,7 +30,8 @@ from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.metrics import MeanScores
 from ray_fed.sites import link
 from ray_fed.sites.agent import HubAddress, SiteAgent
-from ray_fed.sites.cohort import SiteCohort, SiteSilo
+from ray_fed.sites.asking import SiteSilo
+from ray_fed.sites.cohort import SiteCohort
 from ray_fed.sites.hub import Hub
 from ray_fed.sites.link import Certificates
 from ray_fed.sites.relay import RelayAgent

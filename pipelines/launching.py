@@ -161,7 +161,8 @@ def _with_sites(
 def _site_cohort(
     hub, members: FederationSpec, evaluator, answer_timeout: float | None, start: StartRules
 ) -> "SiteCohort":
-    from ray_fed.sites.cohort import SiteCohort, SiteSilo
+    from ray_fed.sites.asking import SiteSilo
+    from ray_fed.sites.cohort import SiteCohort
 
     silos = [SiteSilo(site, invitation) for site, invitation in members.sites]
     return SiteCohort(hub, silos, members.task, evaluator, answer_timeout, start)

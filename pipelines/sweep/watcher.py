@@ -46,7 +46,8 @@ class Watcher:
             folder = self.tensorboard / trial.name
             shutil.rmtree(folder, ignore_errors=True)  # curves of a try that was broken off
             self._logs[number] = EventLog(folder)
-            self._logs[number].hyperparameters({"pipeline": "sweep", **self._values(trial)}, trial.name)
+            name = f"{self.tensorboard.parent.name} {trial.name}"  # trials of two sweeps are not one
+            self._logs[number].hyperparameters({"pipeline": "sweep", **self._values(trial)}, name)
             self.progress.on_trial_start(trial)
 
     def on_trial_report(self, number: int, report: Mapping[str, Any]) -> None:

@@ -92,8 +92,7 @@ class TrainingExperiment:
             shown = None
         if shown is not None:
             self.true, self.predicted = shown
-            for model, predicted in self.predicted.items():  # of jobs that were finished before a run went on
-                self.scores.setdefault(model, self.setup.task.score(self.true, predicted))
+            self._score_predicted(self.true)
         if self.setup.config.analysis:
             self.analysis = analyse(coordinator, self.setup, self.agreement, self.models["federated"], self.predicted)
 
@@ -109,6 +108,11 @@ class TrainingExperiment:
             self.alone.append(answers)
             for silo, why in answers.silent.items():
                 print(f"note: silo '{silo}': what it could do alone is not known: {why}", file=sys.stderr)
+
+    def _score_predicted(self, true: np.ndarray) -> None:
+        """Score the models of jobs that were finished before a run went on: their last records are gone."""
+        for model in self.predicted.keys() - self.scores.keys():
+            self.scores[model] = self.setup.task.score(true, self.predicted[model].reshape(len(true), -1))
 
     def _run(self, coordinator: CoordinatorLike, job: Job, seed: int) -> None:
         finished = self.checkpoint.models_of(job.name)

@@ -261,8 +261,8 @@ class TrainingOutcome:
     def _classes(self) -> list[Section]:
         """Return a section for each target that is a class."""
         experiment, scores = self.experiment, self.experiment.scores
-        names = [row.name for row in self.results.rows if row.name in scores]
-        in_order = {name: scores[name] for name in sorted(names, key=lambda name: name != "federated")}
+        rows = sorted(self.results.rows, key=lambda row: row.kind != "federated")
+        in_order = {row.label: scores[row.name] for row in rows if row.name in scores}
         is_hidden = experiment.true is None
         where = (
             "on all silos' held-out rows together" if experiment.agreement.test is None else "on the common test set"

@@ -114,9 +114,9 @@ class Samples:
     """The same of the targets, as `target_tensor` makes them."""
     held_out_features: Any = field(repr=False)
     """Like `features`, of the held-out samples."""
-    standardizer: Standardizer | None = field(default=None, kw_only=True)
+    standardizer: Standardizer | None = field(default=None, kw_only=True, repr=False)
     """What the columns were standardised with; None where the task has no scaler."""
-    undo: Callable[[np.ndarray], np.ndarray] | None = field(default=None, kw_only=True)
+    undo: Callable[[np.ndarray], np.ndarray] | None = field(default=None, kw_only=True, repr=False)
     """From outputs of the network [rows, ...] to what they say in the user's terms, where that is something else:
     `Task.predicted` with the standardizer."""
 

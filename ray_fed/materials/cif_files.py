@@ -166,7 +166,7 @@ def _number(text: str) -> float:
 
 
 @dataclass
-class _Site:
+class _AtomSite:
     """One place of the asymmetric unit.
 
     position    float64 [3]
@@ -200,7 +200,7 @@ def _assembled(
     )  # fmt: skip
 
 
-def _scale_back(site: _Site, notes: list[str]) -> None:
+def _scale_back(site: _AtomSite, notes: list[str]) -> None:
     if site.places > OCCUPANCY_TOLERANCE:
         raise DataError(
             f"occupancies sum to more than 1 '{site.places:.4g} of {', '.join(site.atoms)}'; above "
@@ -212,7 +212,7 @@ def _scale_back(site: _Site, notes: list[str]) -> None:
         site.places = 1.0
 
 
-def _sites(block: _Block, notes: list[str]) -> Iterator[_Site]:
+def _sites(block: _Block, notes: list[str]) -> Iterator[_AtomSite]:
     """Return the sites as they are listed, but for those with no atom on them."""
     coordinates = [block.column(name) for name in _COORDINATES]
     if not all(coordinates):
@@ -237,7 +237,7 @@ def _sites(block: _Block, notes: list[str]) -> Iterator[_Site]:
         if hydrogens > 0:
             notes.append(ATTACHED_NOTE)
             atoms = {**atoms, "H": atoms.get("H", 0.0) + hydrogens}
-        yield _Site(position % 1.0, {symbol: amount * occupancy for symbol, amount in atoms.items()}, occupancy)
+        yield _AtomSite(position % 1.0, {symbol: amount * occupancy for symbol, amount in atoms.items()}, occupancy)
 
 
 def _occupancy(text: str, label: str) -> float:
@@ -333,9 +333,9 @@ def _completed(amounts: dict[str, float], block: _Block, notes: list[str]) -> di
     return amounts
 
 
-def _merged(sites: Iterator[_Site], operations: tuple[np.ndarray, np.ndarray]) -> list[_Site]:
+def _merged(sites: Iterator[_AtomSite], operations: tuple[np.ndarray, np.ndarray]) -> list[_AtomSite]:
     """Return the sites with those at one place, or at equivalent ones, as one."""
-    merged: list[_Site] = []
+    merged: list[_AtomSite] = []
     for site in sites:
         same = _same_place(site.position, merged, operations)
         if same is None:
@@ -350,8 +350,8 @@ def _merged(sites: Iterator[_Site], operations: tuple[np.ndarray, np.ndarray]) -
 
 
 def _same_place(
-    position: np.ndarray, others: Sequence[_Site], operations: tuple[np.ndarray, np.ndarray]
-) -> _Site | None:
+    position: np.ndarray, others: Sequence[_AtomSite], operations: tuple[np.ndarray, np.ndarray]
+) -> _AtomSite | None:
     if not others:
         return None
     images = _images(position, operations)

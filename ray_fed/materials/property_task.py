@@ -136,6 +136,7 @@ class PropertyTask(Task):
 
     @property
     def num_features(self) -> int:
+        """Columns of the feature set."""
         return len(self.featurizer().get_feature_names_out())
 
     def agreement(self) -> dict[str, str]:
@@ -244,6 +245,7 @@ class PropertyTask(Task):
         return targets.reshape(len(targets), len(self.targets))
 
     def moment_columns(self, rows: LocalRows) -> np.ndarray:
+        """Return the features [rows, d], and beside them what target_scaler needs where targets are standardised."""
         if not self.standardise_target:
             return rows.features
         return np.hstack([rows.features, moment_columns(self._table(rows.targets), self.targets)])
@@ -257,6 +259,7 @@ class PropertyTask(Task):
         return of_features.beside(target_scaler(replace(moments, digits=moments.digits[d:])))
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:
+        """Return features [rows, d] and what is learned of the targets [rows, outputs] as tensors on the device."""
         assert standardizer is not None, "property tasks standardise"
         of_features, of_targets = self.scalers(standardizer)
         features, held_out = (

@@ -182,10 +182,10 @@ def _result_sections(results: Results, summary: Mapping[str, object]) -> list[Se
 
 
 def _test_note(summary: Mapping[str, object], spread: bool) -> str:
-    """Say on how many rows the errors were measured, and what the spread is."""
+    """Say on how many rows the models were measured, and what the spread is."""
     parts, test, repeats = [], summary.get("test.num_examples"), summary.get("repeats")
     if isinstance(test, int):
-        parts.append(f"Errors on one common test set of {test:,} rows.")
+        parts.append(f"Measured on one common test set of {test:,} rows.")
     if spread:
         parts.append(f"Mean and standard deviation over {repeats or 'several'} seeds.")
     return " ".join(parts)

@@ -1,12 +1,12 @@
 """TensorBoard events of a run, written with tensorboard's own writer: torch's costs two seconds to import.
 
-Tags are WHO/QUANTITY in every pipeline:
+Tags are WHO/QUANTITY in every pipeline, and TensorBoard shows them in this order:
 
     global       the federation's model and its costs, by round
-    silo/NAME    a silo's part of it: the model on its rows, its costs
     model/NAME   another model: a baseline, a method of a study, an attack
-    final        what the run came to: one point, a column of the HParams table
-    figure       pictures
+    picture      the figures of the report
+    result       what the run came to: one point, a column of the HParams table
+    silo/NAME    a silo's part: the model on its rows, its costs
 
 A run directory is one run of TensorBoard, with more only for further seeds and for the trials of a sweep: of more than
 40 runs it shows none until they are ticked one by one, and a chart compares one tag over runs. What else belongs into
@@ -26,8 +26,8 @@ import numpy as np
 
 from ray_fed.metrics import TRAIN_LOSS, Metric, reported
 
-GLOBAL, SILO, MODEL, FINAL, FIGURE = "global", "silo", "model", "final", "figure"
-TAG = re.compile(r"(global|final|figure|(silo|model)/[^/]+)/.+")
+GLOBAL, SILO, MODEL, RESULT, PICTURE = "global", "silo", "model", "result", "picture"
+TAG = re.compile(r"(global|result|picture|(silo|model)/[^/]+)/.+")
 """Tags of scalars and images."""
 NO_HYPERPARAMETERS = ("command", "set", "out", "address", "run_directory")
 """Parts of a configuration by which no two runs can be compared."""
@@ -63,14 +63,14 @@ def model_tag(model: str, quantity: str) -> str:
     return f"{MODEL}/{model.replace('/', '-')}/{quantity}"
 
 
-def final_tag(quantity: str) -> str:
-    """Return the tag of what a run came to: "final/accuracy"."""
-    return f"{FINAL}/{quantity}"
+def result_tag(quantity: str) -> str:
+    """Return the tag of what a run came to: "result/accuracy"."""
+    return f"{RESULT}/{quantity}"
 
 
-def figure_tag(name: str) -> str:
-    """Return the tag of a picture: "figure/parity"."""
-    return f"{FIGURE}/{name}"
+def picture_tag(name: str) -> str:
+    """Return the tag of a picture: "picture/parity"."""
+    return f"{PICTURE}/{name}"
 
 
 def hyperparameters_of(config: Mapping[str, object], prefix: str = "") -> dict[str, bool | int | float | str]:
@@ -183,9 +183,9 @@ class EventLog:
     def outcome(self, finals: Mapping[str, object], figures: Iterable[Path] = (), step: int = 0) -> None:
         """Add what the run came to (quantity -> number; what is none is left out), and its pictures by their names."""
         numbers = {name: value for name, value in finals.items() if isinstance(value, int | float)}
-        self.scalars({final_tag(name): value for name, value in numbers.items()}, step)
+        self.scalars({result_tag(name): value for name, value in numbers.items()}, step)
         for path in figures:
-            self.image(figure_tag(path.stem), path, step)
+            self.image(picture_tag(path.stem), path, step)
 
     def _add_all(self, summary: object) -> None:
         from tensorboard.compat.proto.event_pb2 import Event

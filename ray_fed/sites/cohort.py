@@ -6,8 +6,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
 
@@ -38,8 +37,8 @@ from ray_fed.federation.task import Task
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.metrics import Scores
 from ray_fed.sites.answers import LedgerCopy, MetricsOfManyForm, SumForm
-from ray_fed.sites.hub import SAY_AFTER_SECONDS, Call, Hub, Lost, Outcome
-from ray_fed.sites.link import listed
+from ray_fed.sites.asking import Asking, SiteSilo
+from ray_fed.sites.hub import Call, Hub, Lost, Outcome
 from ray_fed.sites.requests import (
     CloseSessionRequest,
     EndRequest,
@@ -48,7 +47,6 @@ from ray_fed.sites.requests import (
     FitRequest,
     FitSumRequest,
     Given,
-    Invitation,
     InviteRequest,
     JoinRequest,
     LedgerRequest,
@@ -90,29 +88,7 @@ class TestSet(Protocol):
     def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]: ...
 
 
-def _nothing(_: str) -> None:
-    """Is done at the end of a call."""
-
-
-@dataclass(frozen=True)
-class SiteSilo:
-    """A silo at a site: whom to ask, and for what."""
-
-    site: str
-    """The one that dials this hub."""
-    invitation: Invitation
-
-    @property
-    def name(self) -> str:
-        return self.invitation.silo
-
-    @property
-    def is_behind_hub(self) -> bool:
-        """Whether the site is itself a hub of sites (relay.py), and the silo at one of those."""
-        return bool(self.invitation.way)
-
-
-class SiteCohort(Attendance):
+class SiteCohort(Attendance, Asking):
     """Fans calls out to silos behind a hub and gathers their answers; see `ray_fed.federation.cohort.Cohort`.
 
     start: how long `open` waits for sites, and without which silos a run may begin. answer_timeout: seconds after which
@@ -482,84 +458,6 @@ class SiteCohort(Attendance):
             self._lost.add(call.silo)  # the answer itself says so
         self._arrived.put((call, outcome))
 
-    def _call(
-        self,
-        name: str,
-        request: SiloRequest,
-        message: Encoded | None = None,
-        at_end: Callable[[str], None] = _nothing,
-    ) -> "Future[Any]":
-        """Make a call whose answer is waited for."""
-        future: Future[Any] = Future()
-        on_end = partial(_settle, future, at_end)
-        site = self.silos[name].site if name in self.silos else name
-        self.hub.ask(site, name, request, on_end, message)
-        return future
-
-    def _send_and_forget(self, name: str, request: SiloRequest) -> None:
-        self._call(name, request)
-
-    def _ask(
-        self,
-        names: Iterable[str],
-        request_for: Callable[[str], SiloRequest],
-        at_end: Callable[[str], None] = _nothing,
-    ) -> dict[str, Any]:
-        """Put a request to all named silos at once; return their answers by name. at_end: called in the hub's thread
-        with the name, before it hears anything else of the silo's site."""
-        requests = {name: request_for(name) for name in names}
-        futures = {name: self._call(name, request, at_end=at_end) for name, request in requests.items()}
-        answers = {}
-        for name, future in futures.items():
-            self._wait_and_say(future, futures, requests[name].doing)
-            answers[name] = self._value(future, name, requests[name].doing, None)
-        return answers
-
-    def _wait_and_say(self, future: "Future[Any]", futures: "Mapping[str, Future[Any]]", doing: str) -> None:
-        """Wait for an answer; say after 10 s, then at ever longer intervals, whose answers are not there. Of a site
-        behind another hub this hub could say nothing."""
-        seconds = SAY_AFTER_SECONDS
-        while wait([future], seconds).not_done:
-            late = [f"{name} at {self._place_of(name)}" for name, each in futures.items() if not each.done()]
-            _log.warning("waiting, %.0f s more until now, while %s, for the silos %s", seconds, doing, listed(late))
-            seconds *= 3
-
-    def _place_of(self, name: str) -> str:
-        silo = self.silos[name]
-        return f"{silo.site}/{silo.invitation.way}" if silo.is_behind_hub else silo.site
-
-    def _answers_of(
-        self, requests: Mapping[str, SiloRequest], instead: Callable[[str, FedError], Any] | None = None
-    ) -> dict[str, Any]:
-        """Put requests; return the answers of those that gave one, or what stands `instead` of an error. A request that
-        many get is encoded once."""
-        encoded = {id(request): encode(request) for request in requests.values()}
-        futures = {name: self._call(name, request, encoded[id(request)]) for name, request in requests.items()}
-        answers = {}
-        for name, future in futures.items():
-            try:
-                answers[name] = self._value(future, name, requests[name].doing)
-            except FedError as error:
-                if instead is None:
-                    _log.warning("no answer: %s", error)
-                else:
-                    answers[name] = instead(name, error)
-        return answers
-
-    def _value(self, future: "Future[Any]", silo: str, doing: str, timeout: float | None = -1.0) -> Any:
-        """Return a silo's answer; what went wrong there is raised here, naming the silo."""
-        limit = self.answer_timeout if timeout == -1.0 else timeout
-        try:
-            outcome = future.result(limit)
-        except TimeoutError:
-            raise SiloFailed(silo, doing, f"no answer within {limit:g} s (round_timeout)") from None
-        if isinstance(outcome, FedError):
-            raise outcome
-        if isinstance(outcome, Lost):
-            self._note_loss(silo, outcome.reason)
-            raise SiloFailed(silo, doing, outcome.reason)
-        return outcome
-
 
 def _grouped(names: Iterable[str], key: Callable[[str], Any]) -> list[tuple[Any, list[str]]]:
     """Return (key, names) for each key, in the order in which they come."""
@@ -567,11 +465,6 @@ def _grouped(names: Iterable[str], key: Callable[[str], Any]) -> list[tuple[Any,
     for name in names:
         groups.setdefault(key(name), []).append(name)
     return list(groups.items())
-
-
-def _settle(future: "Future[Any]", at_end: Callable[[str], None], call: Call, outcome: Outcome) -> None:
-    at_end(call.silo)
-    future.set_result(outcome)
 
 
 def _not_there(silo: SiteSilo, seconds: float) -> SiloFailed:

@@ -21,7 +21,8 @@ from ray_fed.sites import agent as agent_module
 from ray_fed.sites import link
 from ray_fed.sites.agent import HubAddress, SiteAgent
 from ray_fed.sites.answers import ANSWERS, answer_form
-from ray_fed.sites.cohort import SiteCohort, SiteSilo
+from ray_fed.sites.asking import SiteSilo
+from ray_fed.sites.cohort import SiteCohort
 from ray_fed.sites.hub import Lost
 from ray_fed.sites.requests import FitRequest
 from ray_fed.sites.wire import MAX_BODY_BYTES, Answer, Encoded, encode

@@ -22,7 +22,8 @@ from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.sites import requests
 from ray_fed.sites.agent import HubAddress, SiteAgent
-from ray_fed.sites.cohort import SiteCohort, SiteSilo
+from ray_fed.sites.asking import SiteSilo
+from ray_fed.sites.cohort import SiteCohort
 from ray_fed.sites.hub import Hub
 from ray_fed.sites.link import ByteBudget
 from ray_fed.sites.requests import Given, InviteRequest, OpenSessionRequest, QueryRequest
@@ -238,9 +239,7 @@ def test_the_sessions_of_all_silos_of_a_site_are_bounded_together(monkeypatch):
             cohort._ask([name], lambda _: OpenSessionRequest(SessionSpec(session, plan, 0, "digest")))
 
         opened("silo-1", "a"), opened("silo-1", "b"), opened("silo-2", "a"), opened("silo-2", "a")
-        with pytest.raises(
-            SiloFailed, match=r"'silo-2' .* 3 sessions are open at its site, 3 are the most"
-        ):
+        with pytest.raises(SiloFailed, match=r"'silo-2' .* 3 sessions are open at its site, 3 are the most"):
             opened("silo-2", "b")
         cohort.close_session("b", ["silo-1"])
         opened("silo-2", "b")

@@ -21,7 +21,8 @@ from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.sites import link, requests, wire
 from ray_fed.sites.agent import HubAddress
 from ray_fed.sites.answers import HostLost
-from ray_fed.sites.cohort import SiteCohort, SiteSilo
+from ray_fed.sites.asking import SiteSilo
+from ray_fed.sites.cohort import SiteCohort
 from ray_fed.sites.hub import Hub
 from ray_fed.sites.wire import Hello, encode_header
 from tests.relay import ConnectProxy, relay

@@ -22,7 +22,8 @@ from ray_fed.privacy.compression import Compression
 from ray_fed.sites import requests
 from ray_fed.sites.agent import HubAddress
 from ray_fed.sites.answers import NumbersForm, SumForm
-from ray_fed.sites.cohort import SiteCohort, SiteSilo
+from ray_fed.sites.asking import SiteSilo
+from ray_fed.sites.cohort import SiteCohort
 from ray_fed.sites.relay import RelayAgent, _checked
 from ray_fed.sites.requests import FitSumRequest
 from ray_fed.sites.sums import updates_of_sum
@@ -219,7 +220,7 @@ def test_a_silo_that_a_hub_has_no_site_for_is_named_with_the_remedy():
 
 
 def test_a_site_that_never_comes_is_named_at_both_hubs_and_in_the_end(monkeypatch, caplog):
-    for module in ("hub", "cohort"):
+    for module in ("hub", "asking"):
         monkeypatch.setattr(f"ray_fed.sites.{module}.SAY_AFTER_SECONDS", 0.2)
     with hub_of(["region-a"]) as upper, hub_of(["site-1"]) as lower:
         address = HubAddress(f"127.0.0.1:{upper.port}")

@@ -342,7 +342,7 @@ def test_tensorboard_knows_each_trials_values_and_groups_the_silos(tmp_path):
     assert set(values) == {"pipeline", "learning_rate", "communication_frequency", "seed"}
     assert values["learning_rate"].number_value == 0.01
     scalars = set(events.Tags()["scalars"])
-    assert events.Scalars("final/r2")[0].value == pytest.approx(0.9)
+    assert events.Scalars("result/r2")[0].value == pytest.approx(0.9)
     layout = layout_pb2.Layout.FromString(root.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     titles = [category.title for category in layout.category]
     assert titles == ["Federation", "Silos"]

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ray_fed.errors import DataError, Trouble
 from ray_fed.materials.crystal import MAX_REASON
 from ray_fed.materials.databases.packages import required_package
@@ -51,7 +53,9 @@ def frames(path: Path) -> list[dict[str, Any]]:
 def _frame(atoms: Any) -> dict[str, Any]:
     results = getattr(atoms.calc, "results", {})
     numbers = {name: float(results[name]) for name in RESULTS if results.get(name) is not None}
-    words = {str(name): value for name, value in atoms.info.items() if isinstance(value, str | int | float | bool)}
+    info = {str(name): value.item() if hasattr(value, "item") else value for name, value in atoms.info.items()
+            if np.size(value) == 1}  # fmt: skip
+    words = {name: value for name, value in info.items() if isinstance(value, str | int | float | bool)}
     structure: dict[str, Any] = {"sites": []}  # no lattice: a molecule
     if atoms.cell.rank == 3:
         structure = {

@@ -48,6 +48,10 @@ def _separator(text: str) -> str:
 
     The header is the last of the first lines that has such a mark: a title or a comment before it may have none.
     """
+    whole = [line for line in text[:10_000].splitlines()[:20] if line.strip()]
+    for mark in ";\t":  # "x;-2,1" has two cells, in whichever line
+        if whole and len({line.count(mark) for line in whole}) == 1 and mark in whole[0]:
+            return mark
     lines = [row for row in _split(text[:100_000], ",") if not row[0].startswith("#")]
     header = next((row for row in lines[:2] if len(row) > 1 or any(mark in row[0] for mark in _SEPARATORS)), [""])
     return max(_SEPARATORS, key=header[0].count) if len(header) == 1 else ","

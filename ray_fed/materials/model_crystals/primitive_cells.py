@@ -30,10 +30,10 @@ def with_primitive_cells(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _primitive(prototype: Prototype) -> tuple[np.ndarray, int]:
     """Return the primitive cell [7] of a conventional one with a = 1, and the number of its atoms."""
-    from pymatgen.symmetry.groups import SpaceGroup
+    from pymatgen.symmetry.groups import sg_symbol_from_int_number
 
     conventional = np.array([[1.0, prototype.b_over_a, prototype.c_over_a, 90.0, 90.0, prototype.gamma]])
-    centring = _CENTRINGS[SpaceGroup.from_int_number(prototype.space_group).symbol[0]]
+    centring = _CENTRINGS[sg_symbol_from_int_number(prototype.space_group)[0]]
     vectors = centring @ vectors_of_cells(conventional)[0]
     atoms = prototype.atoms_per_formula * prototype.formula_units * np.linalg.det(centring)
     return cells_of_vectors((niggli_basis(vectors) @ vectors)[None])[0], round(float(atoms))
