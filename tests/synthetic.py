@@ -13,12 +13,15 @@ from torch import nn
 from torch.nn import functional
 
 from ray_fed.errors import DataError
-from ray_fed.federation.messages import Metrics, Update, Vector
+from ray_fed.federation.boosted_task import BoostedTask
+from ray_fed.federation.messages import Metrics, SessionSpec, Update, Vector
 from ray_fed.federation.silo import Silo
-from ray_fed.federation.task import LocalRows, SiloSpec, Task
+from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.models import seeded_mlp
+from ray_fed.learning.trainer import FitResult, Trainer
 from ray_fed.metrics import MeanScores
 from ray_fed.randomness import generator
+from ray_fed.trees.settings import TreeSettings
 
 
 @dataclass(frozen=True)
@@ -177,3 +180,40 @@ class FaultyTask(SyntheticTask):
             if fault.kind == "hang":
                 time.sleep(fault.seconds)
         return functional.mse_loss(prediction, target) * wrong
+
+
+# ---- trees on the same rows
+
+
+@dataclass(frozen=True)
+class SyntheticForest(BoostedTask, SyntheticTask):
+    """The same rows, learned by trees. `dies_in`: rounds before which the silo of `who` dies, once each."""
+
+    trees: TreeSettings = TreeSettings(trees=4, depth=3, leaves=6, bins=8, min_rows=5, learning_rate=0.3)  # noqa: RUF009  (frozen)
+    dies_in: tuple[int, ...] = ()
+    who: str = "silo-2"
+    marker: str = ""
+
+    def agreement(self) -> Mapping[str, str]:
+        return {**SyntheticTask.agreement(self), **self.agreed_trees()}
+
+    def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:
+        made = super().trainer(samples, session, silo)
+        return made if silo.name != self.who or not self.dies_in else Mortal(made, self)  # type: ignore[return-value]
+
+
+class Mortal:
+    """A trainer whose process ends before some rounds."""
+
+    def __init__(self, trainer: Trainer, task: SyntheticForest):
+        self.trainer, self.task = trainer, task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.trainer, name)
+
+    def fit_round(self, vector: Vector, server_round: int) -> tuple[Vector, FitResult]:
+        mark = Path(f"{self.task.marker}-{server_round}")
+        if server_round in self.task.dies_in and not mark.exists():
+            mark.touch()
+            os._exit(1)
+        return self.trainer.fit_round(vector, server_round)

@@ -18,6 +18,7 @@ from ray_fed.materials.units import UNKNOWN_UNIT
 if TYPE_CHECKING:
     from ray_fed.federation.rounds.machine import RoundRules
     from ray_fed.materials.databases.source import Access
+    from ray_fed.trees.settings import TreeSettings
 
 
 AUTO = "auto"
@@ -124,6 +125,12 @@ class TrainConfig(UpdateOptions):
     """Adam's moments at an exchange: keep the silo's own, reset to zero, or average like parameters (3x the bytes)."""
     hidden: tuple[int, ...] = (200, 200)
     """Widths of the hidden layers."""
+    model: Literal["mlp", "boosted_trees"] = "mlp"
+    """mlp: a network; boosted_trees: gradient-boosted trees with the bits of pooled training on any partition. Trees
+    take none of the options of a network (epochs to hidden) and no strategy."""
+    tree_options: tuple[str, ...] = ()
+    """Options of the trees as NAME=VALUE, e.g. trees=300,learning_rate=0.1,depth=6,leaves=31,bins=63,min_rows=20,l2=0,
+    feature_fraction=0.5,patience=20."""
     baselines: bool = True
     """Also train each silo alone, and all training rows pooled where they have one source (the models of Fig. 3)."""
     alone: Literal["network", "best"] = "best"
@@ -238,6 +245,7 @@ class TrainConfig(UpdateOptions):
         self._check_partition()
         self.check_updates()
         self._check_privacy()
+        self._check_model()
         self.rules()
         self._check_late()
         require(self.proximal_mu >= 0, f"proximal_mu={self.proximal_mu} must not be negative")
@@ -303,6 +311,26 @@ class TrainConfig(UpdateOptions):
         require(once, f"repeats={self.repeats} would spend epsilon as often; use 1")
         alone = "the models of silos alone would leave without masks; add --baselines no"
         require(not self.secure_aggregation or not self.baselines, f"secure_aggregation: {alone}")
+
+    def _check_model(self) -> None:
+        """What boosted trees forbid beside them."""
+        if self.model == "mlp":
+            require(not self.tree_options, f"tree_options={self.tree_options} need model=boosted_trees")
+            return
+        self.trees()
+        trees = "boosted_trees add up sums of whole numbers"
+        for name in ("strategy", "strategy_options", "proximal_mu", "personal_bias", "compression", "max_update_norm"):
+            value = getattr(self, name)
+            require(value == getattr(type(self), name), f"{name}={value}: {trees}; leave it out, or choose model=mlp")
+        require(not self.is_private, f"differential privacy: {trees} without noise; choose secure_aggregation or mlp")
+        share = f"fraction_fit={self.fraction_fit}: the same silos must be in all sums of a tree"
+        require(self.fraction_fit == 1, f"{share}; leave it out, or choose model=mlp")
+
+    def trees(self) -> "TreeSettings":
+        """Return what the trees are to be; ConfigError names the option that is none, or the value that is wrong."""
+        from ray_fed.trees.settings import DEFAULTS, tree_settings
+
+        return tree_settings((*DEFAULTS, *self.tree_options))
 
     def _check_late(self) -> None:
         from ray_fed.federation.rounds.machine import StartRules

@@ -156,13 +156,15 @@ class TrainingExperiment:
         return [record for _, record in self.records if record.kind == "federated" and record.server_round]
 
     def curve(self, model: str, metric: Metric) -> tuple[list[float], list[float]]:
-        """Return (epochs, values) of a model in the first seed's run, wherever it was evaluated."""
-        key, epochs = f"{model}.{metric.name}", self.setup.config.epochs
-        points = [
-            (epochs * record.server_round / record.num_rounds, record.metrics[key])
+        """Return (epochs or iterations, values) of a model in the first seed's run, wherever it was evaluated."""
+        key, last = f"{model}.{metric.name}", self.setup.passes
+        found = [
+            record
             for seed, record in self.records
             if seed == self.setup.config.seed and key in record.metrics and _owns(record, model)
         ]
+        ends = {record.job: record.num_rounds for record in found}  # a forest says only at the end how many it took
+        points = [(last * record.server_round / ends[record.job], record.metrics[key]) for record in found]
         return [x for x, _ in points], [y for _, y in points]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 from torch.nn.functional import mse_loss
@@ -20,8 +21,9 @@ from pipelines.training.membership import fingerprints
 from pipelines.training.per_silo_errors import own_errors, own_table
 from pipelines.update_options import privacy_statement
 from ray_fed.federation.rounds.job import EPSILON
+from ray_fed.materials.boosted_property_task import BoostedPropertyTask
 from ray_fed.materials.targets import Target, values_by_target
-from ray_fed.materials.trained_model import card_entries, scaler_arrays
+from ray_fed.materials.trained_model import card_entries, forest_entries, scaler_arrays, tree_entries
 from ray_fed.metrics import Metric
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
 from ray_fed.reporting.model_files import ModelCard, model_paths, save_model
@@ -198,7 +200,6 @@ class TrainingOutcome:
 
     def _save_model(self) -> None:
         agreement, layout = self.experiment.agreement, self.experiment.agreement.layout
-        assert agreement.standardizer is not None
         arrays = layout.unflatten(self.experiment.models["federated"][: layout.size])
         arrays |= scaler_arrays(self.experiment.setup.task, agreement.standardizer)
         save_model(self.directory.models / "federated", arrays, self._card())
@@ -217,15 +218,7 @@ class TrainingOutcome:
                 "options": dict(setup.task.feature_options),  # type: ignore[arg-type]
             },
             feature_names=tuple(str(name) for name in featurizer.get_feature_names_out()),
-            architecture={"type": "mlp", "hidden": list(config.hidden), "activation": "relu"},
-            hyperparameters={
-                "optimizer": config.optimizer,
-                "learning_rate": config.learning_rate,
-                "batch_size": config.batch_size,
-                "epochs": config.epochs,
-                "optimizer_state": config.optimizer_state,
-                "loss": "mse" if setup.task.loss is mse_loss else "mse and cross-entropy over the labels there are",
-            },
+            **self._method(),
             seed=config.seed,
             data=tuple(fingerprints(self.experiment.agreement)),  # type: ignore[arg-type]
             split={"how": config.split, "test_rows": self.summary["test.num_examples"], "seed": config.seed},  # type: ignore[dict-item]
@@ -237,6 +230,23 @@ class TrainingOutcome:
             training_history="../history.jsonl",
             citation=CITATION,
         )
+
+    def _method(self) -> dict[str, Any]:
+        """Return what kind of model it is and how it was trained, as arguments of ModelCard."""
+        config, task = self.experiment.setup.config, self.experiment.setup.task
+        if isinstance(task, BoostedPropertyTask):
+            return {"architecture": forest_entries(task.trees), "hyperparameters": tree_entries(task.trees)}
+        return {
+            "architecture": {"type": "mlp", "hidden": list(config.hidden), "activation": "relu"},
+            "hyperparameters": {
+                "optimizer": config.optimizer,
+                "learning_rate": config.learning_rate,
+                "batch_size": config.batch_size,
+                "epochs": config.epochs,
+                "optimizer_state": config.optimizer_state,
+                "loss": "mse" if task.loss is mse_loss else "mse and cross-entropy over the labels there are",
+            },
+        }
 
     def _federation_record(self) -> dict[str, object]:
         setup = self.experiment.setup
@@ -340,7 +350,7 @@ class TrainingOutcome:
             return None
         labels = {name: name if name in ("federated", "pooled") else f"{name} alone" for name in curves}
         named = {labels[name]: points for name, points in curves.items()}
-        figure = learning_curves_figure(named, headline, x_label="Epoch")
+        figure = learning_curves_figure(named, headline, x_label=self._pass)
         return self._save("learning_curves", figure, f"Test {headline.title} during training, first seed.")
 
     def _save(self, name: str, figure, caption: str) -> Figure:
@@ -349,6 +359,10 @@ class TrainingOutcome:
         path = self.directory.figures / f"{name}.png"
         save_figure(figure, path)
         return Figure(path, caption)
+
+    @property
+    def _pass(self) -> str:
+        return "Iteration" if isinstance(self.experiment.setup.task, BoostedPropertyTask) else "Epoch"
 
     def _reference(self) -> str:
         return "model data" if self.experiment.setup.config.data == "embedded" else "reference"

@@ -13,8 +13,10 @@ from ray_fed.config import at_home, coerce, require
 from ray_fed.errors import DataError
 from ray_fed.federation.messages import SiloDescription
 from ray_fed.federation.rounds.job import Job, local_job
+from ray_fed.federation.strategies.boosting import BoostedTrees
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.materials.boosted_property_task import BoostedPropertyTask
 from ray_fed.materials.databases.addresses import scheme_of
 from ray_fed.materials.databases.columns import canonical_target, unit_of_target
 from ray_fed.materials.databases.kinds import is_on_disk, whole_path
@@ -24,14 +26,18 @@ from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
 from ray_fed.materials.targets import TWO_CLASSES, Target
 from ray_fed.materials.units import UNKNOWN_UNIT, can_convert, checked_unit
+from ray_fed.privacy.compression import Compression
 from ray_fed.sites.requests import Invitation
 from ray_fed.sites.tasks import FILTERS, PropertyOptions
+from ray_fed.trees.settings import DEFAULTS
 
 POOLED = "pooled"
 RICHEST, RICH = "rich+structure", "rich"
 """What features=auto comes to."""
 NUMBERS = "-"
 """Stands for a target that is a number, in a list of classes."""
+EVALUATIONS_OF_TREES = 25
+"""A whole forest travels to who evaluates it."""
 EVALUATIONS_PER_JOB = 100
 """An exchange after every batch makes thousands of rounds; about this many of them are evaluated."""
 
@@ -60,6 +66,11 @@ class Setup:
     """Silos that were there when the run began, once that is known: all of them, but for a run with late ones."""
     notes: tuple[str, ...] = ()
     """What was settled without a word of the user, to be said."""
+
+    @property
+    def passes(self) -> int:
+        """Epochs of a network, iterations of a forest."""
+        return self.task.trees.trees if isinstance(self.task, BoostedPropertyTask) else self.config.epochs
 
     @property
     def members(self) -> tuple[SiloSpec, ...]:
@@ -265,8 +276,13 @@ def property_options(config: TrainConfig) -> PropertyOptions:
     return PropertyOptions(
         config.features, config.impute, config.hidden, tuple(map(canonical_target, config.target)), config.unit,
         tuple("none" if labels else name for name, labels in zip(transforms, classes, strict=True)), classes,
-        config.standardise_target, config.symmetry, config.cell,
+        config.standardise_target and config.model == "mlp", config.symmetry, config.cell, config.model,
+        _tree_options(config),
     )  # fmt: skip
+
+
+def _tree_options(config: TrainConfig) -> tuple[str, ...]:
+    return (*DEFAULTS, *config.tree_options) if config.model == "boosted_trees" else ()
 
 
 # ---- what the options leave open
@@ -372,6 +388,8 @@ def _with_units(config: TrainConfig, said: Sequence[Sequence[str]]) -> tuple[Tra
 def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job]:
     """Return the federated run and, with baselines, the no-exchange run of each silo and of the pooled rows."""
     config = setup.config
+    if isinstance(setup.task, BoostedPropertyTask):
+        return _tree_jobs(setup, setup.task, [name for name in setup.models if name in silos], seed)
     total = sum(silos[name].num_examples for name in setup.founders or setup.training)
     shared = _plan(config, total, seed)
     steps = shared.total_steps
@@ -407,6 +425,30 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
         for name, plan in alone.items()
     }
     return [federated, replace(local_job(federated, alone, f"local-{seed}"), evaluate_every=1)]
+
+
+def _tree_jobs(setup: Setup, task: BoostedPropertyTask, there: Sequence[str], seed: int) -> list[Job]:
+    """Return the federated forest and, with baselines, one of each silo alone and of the pooled rows."""
+    config = setup.config
+    strategy = BoostedTrees(replace(task.trees, seed=seed), task.num_features)
+    # Sums within this process need no code.
+    compression = None if config.cohort == "local" and not setup.sites else Compression()
+    plan = TrainingPlan(seed, strategy.num_rounds, 1, strategy.num_rounds, compression=compression)
+    federated = Job(
+        f"federated-{seed}",
+        setup.training,
+        dict.fromkeys(setup.training, plan),
+        seed,
+        strategy,
+        config.rules(),
+        evaluate_every=ceil(strategy.num_rounds / EVALUATIONS_OF_TREES),
+        secure_threshold=config.threshold(len(setup.training)),
+    )
+    alone = [
+        replace(local_job(federated, {name: plan}, f"local-{seed}-{name}"), strategy=replace(strategy, name=name))
+        for name in there
+    ]
+    return [federated, *alone] if config.baselines else [federated]
 
 
 def within_budget(job: Job, config: TrainConfig, steps_per_epoch: int, silos: Mapping[str, SiloDescription]) -> Job:

@@ -1,7 +1,11 @@
-"""Boosted trees instead of a network, on the rows of any task whose features are columns of a table."""
+"""Boosted trees instead of a network, for any task whose features are columns of a table.
+
+@dataclass(frozen=True)
+class MyForest(BoostedTask, MyTask): ...
+"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,7 +17,7 @@ from ray_fed.federation.task import LocalRows, Predictor, Samples, SiloSpec, Tas
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import Trainer, TrainingPlan
-from ray_fed.metrics import Metric, Scores
+from ray_fed.metrics import Scores
 from ray_fed.trees.bins import as_float32
 from ray_fed.trees.forest import Forest, ForestPredictor, no_trees
 from ray_fed.trees.member import Member
@@ -23,55 +27,37 @@ from ray_fed.trees.trainer import TreeTrainer, outputs_of
 
 @dataclass(frozen=True)
 class BoostedTask(Task):
-    """The rows, metrics and agreement of another task, with a forest in the place of its network."""
+    """A task with a forest in the place of its network; load, agreement and score come from another class."""
 
-    rows_of: Task
-    """Whose rows it learns; its features are a table [rows, columns]."""
-    settings: TreeSettings
-    standardises: bool = False  # type: ignore[assignment]  (splits do not depend on a column's scale)
+    trees: TreeSettings = field(default_factory=TreeSettings)
+    """What the forest is to be; its losses, one for each target."""
+    standardises: bool = False  # type: ignore[assignment]  (a split does not depend on a column's scale)
 
-    @property
-    def unit(self) -> str:  # type: ignore[override]
-        return self.rows_of.unit
+    def agreed_trees(self) -> Mapping[str, str]:
+        """Return all settings as one text: silos with others would add up sums of other things."""
+        told = {name: value for name, value in asdict(self.trees).items() if name != "seed"}
+        return {"trees": ", ".join(f"{name}={value}" for name, value in told.items())}
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        return self.rows_of.metrics
-
-    def score(self, targets: np.ndarray, outputs: np.ndarray) -> Scores:
-        return self.rows_of.score(targets, outputs)
-
-    def possession(self, source: object) -> str:
-        return self.rows_of.possession(source)
-
-    def load(self, spec: SiloSpec) -> LocalRows:
-        rows = self.rows_of.load(spec)
-        return replace(rows, agreement={**rows.agreement, "trees": self._agreed})
-
-    def agreement(self) -> Mapping[str, str]:
-        """What the rows' task agrees on, and every setting of the trees."""
-        return {**self.rows_of.agreement(), "trees": self._agreed}
-
-    @property
-    def _agreed(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in vars(self.settings).items())
+    def learned(self, rows: LocalRows) -> np.ndarray:
+        """Return what is learned, [rows] or [rows, targets]; NaN where there is no label."""
+        return rows.targets
 
     def model(self, seed: int) -> nn.Module:  # noqa: ARG002
         """Return a module that holds the forest's arrays."""
-        start = np.zeros(self.settings.outputs, np.float32)
-        forest = Forest(self.settings, start, no_trees(self.settings, 0)).filled()
+        start = np.zeros(self.trees.outputs, np.float32)
+        forest = Forest(self.trees, start, no_trees(self.trees, 0)).filled()
         module = nn.Module()
         for name, part in {"start": forest.start, **forest.parts()}.items():
             module.register_parameter(name, nn.Parameter(torch.from_numpy(np.array(part))))
         return module
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:  # noqa: ARG002
-        return Samples(rows, as_float32(rows.features), rows.targets, as_float32(rows.held_out_features))
+        return Samples(rows, as_float32(rows.features), self.learned(rows), as_float32(rows.held_out_features))
 
     def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:  # noqa: ARG002
-        reason = "single steps get noise, and trees take none; choose --model mlp, or secure aggregation"
+        reason = "steps of a network get noise, sums of trees do not; choose --model mlp, or secure aggregation"
         require(session.plan.private is None, f"differential privacy: {reason}")
-        member = Member(samples.features, samples.targets, self.settings)
+        member = Member(samples.features, samples.targets, replace(self.trees, seed=session.model_seed))
         return TreeTrainer(member, session.plan, Layout.of(self.model(0)))
 
     def most_examples(self, num_examples: int, plan: TrainingPlan) -> int:  # noqa: ARG002
@@ -79,17 +65,15 @@ class BoostedTask(Task):
         return max(1, num_examples)
 
     def evaluate(self, trainer: Trainer, samples: Samples, vector: Vector) -> tuple[Scores, Scores]:
-        train, held_out = (
-            self.score(targets, trainer.predict(features, vector).numpy())
-            for targets, features in (
-                (samples.rows.targets, samples.features),
-                (samples.rows.held_out_targets, samples.held_out_features),
-            )
-        )
-        return train, held_out
+        def scored(targets: np.ndarray, features: np.ndarray) -> Scores:
+            outputs = trainer.predict(features, vector).numpy()
+            return self.score(targets, self.predicted(outputs, samples.standardizer))
+
+        rows = samples.rows
+        return scored(rows.targets, samples.features), scored(rows.held_out_targets, samples.held_out_features)
 
     def predictor(self) -> Predictor:
-        predictor = ForestPredictor(self.settings)
+        predictor = ForestPredictor(self.trees)
 
         def predict(vector: Vector, inputs: np.ndarray) -> np.ndarray:
             return outputs_of(predictor, vector, inputs)

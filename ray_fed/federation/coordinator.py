@@ -225,6 +225,7 @@ class Coordinator:
             yield self._record(job, server_round, state, driver, start, now())
             if ends:
                 return
+        _require_end(job, state)
 
     def _driver(self, job: Job, after_round: int, state: State) -> RoundDriver:
         strategy = job.strategy
@@ -377,6 +378,13 @@ def _is_done(strategy: Strategy, state: State) -> bool:
     """Whether no further round would change the models."""
     done = getattr(strategy, "is_done", None)
     return bool(done and done(state))
+
+
+def _require_end(job: Job, state: State) -> None:
+    """Raise QuorumLost where the rounds are at an end, and a strategy that knows its own end has not come to it."""
+    if getattr(job.strategy, "is_done", None) and not _is_done(job.strategy, state):
+        reason = "the model is not whole: silos came and went too often, and each time something had to be done again"
+        raise QuorumLost(job.num_rounds, reason)
 
 
 def _fits(strategy: Strategy, state: State, first: State) -> bool:

@@ -1,12 +1,13 @@
 """A trained property network as a file has it: arrays with the scalers of inputs and outputs, targets in its card."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
 
-from ray_fed.errors import DataError
+from ray_fed.errors import ConfigError, DataError
 from ray_fed.learning.layout import Layout, bind
 from ray_fed.learning.models import mlp
 from ray_fed.learning.standardisation import Standardizer
@@ -14,16 +15,25 @@ from ray_fed.materials.property_task import PropertyTask
 from ray_fed.materials.targets import Target, predicted_values
 from ray_fed.reporting.model_files import ModelCard
 from ray_fed.reporting.writing import Plain
+from ray_fed.trees.bins import as_float32
+from ray_fed.trees.forest import Forest, ForestPredictor
+from ray_fed.trees.settings import TreeSettings
+from ray_fed.trees.trainer import outputs_of
 
 SCALER = ("scaler.mean", "scaler.scale")
 TARGET_SCALER = ("target.mean", "target.scale")
 SAME = "identity"
 """What a card calls the transform that does nothing."""
+FOREST = "boosted_trees"
+"""Type of a forest's architecture."""
 Arrays = Mapping[str, np.ndarray]
 
 
-def scaler_arrays(task: PropertyTask, standardizer: Standardizer) -> dict[str, np.ndarray]:
-    """Return the scalers of features [num_features] and, if there is one, of regression targets [R], by their names."""
+def scaler_arrays(task: PropertyTask, standardizer: Standardizer | None) -> dict[str, np.ndarray]:
+    """Return the scalers of features [num_features] and, if there is one, of regression targets [R], by their names; of
+    a forest, which has none, one that does nothing."""
+    if standardizer is None:
+        return dict(zip(SCALER, (np.zeros(task.num_features), np.ones(task.num_features)), strict=True))
     parts = zip((SCALER, TARGET_SCALER), task.scalers(standardizer), strict=True)
     arrays: dict[str, np.ndarray] = {}
     for (mean, scale), scaler in parts:
@@ -47,6 +57,16 @@ def card_entries(task: PropertyTask) -> dict[str, Any]:
         "targets": () if is_plain and targets[0].transform == "none" else tuple(told),
         "target_tensors": TARGET_SCALER if task.standardise_target else (),
     }
+
+
+def forest_entries(settings: TreeSettings) -> dict[str, Plain]:
+    """Return what a card says of a forest's form."""
+    return {"type": FOREST, "trees": settings.trees, "depth": settings.depth, "losses": list(settings.losses)}
+
+
+def tree_entries(settings: TreeSettings) -> dict[str, Plain]:
+    """Return what a card says of how a forest was grown."""
+    return {name: value for name, value in asdict(settings).items() if name not in ("trees", "depth", "losses")}
 
 
 def targets_of(card: ModelCard) -> tuple[Target, ...]:
@@ -76,6 +96,8 @@ def scalers_of(arrays: Arrays, card: ModelCard) -> tuple[Standardizer, Standardi
 def predict(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray:
     """Return what a model says of raw features [rows, num_features]: [rows, W], numbers in the targets' units and
     chances of classes, in the order of `targets_of`."""
+    if card.architecture.get("type") == FOREST:
+        return predicted_values(_forest_outputs(features, arrays, card), targets_of(card), None)
     of_features, of_targets = scalers_of(arrays, card)
     targets, hidden = targets_of(card), card.architecture["hidden"]
     assert isinstance(hidden, list)
@@ -86,3 +108,14 @@ def predict(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray
     with torch.no_grad():
         outputs = module(torch.from_numpy(of_features(features))).numpy()
     return predicted_values(outputs, targets, of_targets)
+
+
+def _forest_outputs(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray:
+    """Return a forest's outputs, float32 [rows, outputs]. DataError where file and card do not fit."""
+    form: Any = card.architecture
+    try:
+        settings = TreeSettings(trees=form["trees"], depth=form["depth"], losses=tuple(form["losses"]))
+        forest = Forest.of_arrays(arrays, settings)
+    except (KeyError, ValueError, TypeError, ConfigError) as error:
+        raise DataError(f"model '{card.name}': file and card are of different forests; get the model again") from error
+    return outputs_of(ForestPredictor(settings), forest.vector, as_float32(features))

@@ -14,7 +14,7 @@ import logging
 import re
 import sysconfig
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -22,6 +22,7 @@ from typing import Any, NoReturn, Protocol
 from ray_fed.config import from_mapping, require
 from ray_fed.errors import ConfigError, PerimeterRefused
 from ray_fed.federation.task import SiloSpec, Task
+from ray_fed.materials.boosted_property_task import BoostedPropertyTask, losses_of
 from ray_fed.materials.databases.columns import canonical_target
 from ray_fed.materials.databases.source import Source
 from ray_fed.materials.property_task import FORMATION_ENERGY, CrystalRows, PropertyTask, property_task
@@ -31,6 +32,7 @@ from ray_fed.materials.units import can_convert, checked_unit
 from ray_fed.perimeter.book import Book
 from ray_fed.perimeter.policy import Site
 from ray_fed.sites.site_file import Dataset, OwnTask, SiteFile, TargetColumn
+from ray_fed.trees.settings import tree_settings
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,127}")
 """Of a run, a silo or a session: they become names of files."""
 MOST_WIDTH, MOST_LAYERS, MOST_WEIGHTS = 1 << 14, 64, 1 << 28
 """A larger network is a mistake, or meant to fill the site's memory."""
+MODELS = ("mlp", "boosted_trees")
 CODE_SUFFIXES = (".py", ".so", ".pyd")
 
 Options = Mapping[str, Any]
@@ -179,6 +182,10 @@ class PropertyOptions:
     standardise_target: bool = False
     symmetry: Symmetry = "given"
     cell: Cell = "given"
+    model: str = "mlp"
+    """mlp or boosted_trees."""
+    tree_options: tuple[str, ...] = ()
+    """NAME=VALUE of the trees."""
 
     def __post_init__(self) -> None:
         count = len(self.target)
@@ -187,6 +194,7 @@ class PropertyOptions:
         for name in ("unit", "transform", "classes"):
             said = getattr(self, name)
             require(len(said) in ((count,) if name == "unit" else (0, count)), f"{name}={said}: one for each target")
+        require(self.model in MODELS, f"model={self.model!r} must be one of {', '.join(MODELS)}")
         fits = len(self.hidden) <= MOST_LAYERS and all(0 < width <= MOST_WIDTH for width in self.hidden)
         require(fits, f"hidden={self.hidden} must be at most {MOST_LAYERS} widths from 1 to {MOST_WIDTH}")
         size = sum(a * b for a, b in itertools.pairwise(self.hidden))
@@ -197,7 +205,11 @@ class PropertyOptions:
         options = (("impute", self.impute),) if self.features.startswith("guo") else ()
         # Cells as given are the default of every feature set: the options of older runs name none.
         options += (("cell", self.cell),) if self.cell != "given" else ()
-        task = property_task(self.features, options, self.hidden, self.targets(), self.standardise_target)
+        targets = self.targets()
+        task = property_task(self.features, options, self.hidden, targets, self.standardise_target)
+        if self.model != "mlp":
+            trees = replace(tree_settings(self.tree_options), losses=losses_of(targets))
+            task = BoostedPropertyTask(self.features, options, self.hidden, targets, trees=trees)
         task.featurizer()
         return task
 

@@ -8,6 +8,7 @@ split sends every row to the left. As one float32 vector, for n trees:
 Trees stand iteration by iteration, in each one for every output. A value at or below the threshold goes left.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from ray_fed.trees.settings import TreeSettings
 
 NO_SPLIT = -1.0
+PARTS = ("feature", "threshold", "missing_left", "value")
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,14 @@ class Forest:
         table = [part.reshape(count, width) for part, width in zip(parts, widths, strict=True)]
         return cls(settings, start, np.concatenate(table, axis=1))
 
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray], settings: TreeSettings) -> "Forest":
+        """Return the forest of a model file; KeyError or ValueError where it holds another one."""
+        blocks = np.concatenate([arrays[name] for name in PARTS], axis=1)
+        if blocks.shape[1] != block_size(settings) or arrays["start"].shape != (settings.outputs,):
+            raise ValueError("the arrays are of trees of another depth")
+        return cls(settings, arrays["start"], blocks)
+
     @property
     def vector(self) -> np.ndarray:
         return np.concatenate([self.start, *(part.ravel() for part in self.parts().values())])
@@ -45,7 +55,7 @@ class Forest:
         """Return feature, threshold, missing_left [trees, splits] and value [trees, places], float32."""
         splits = self.settings.num_splits
         parts = np.split(self.blocks, [splits, 2 * splits, 3 * splits], axis=1)
-        return dict(zip(("feature", "threshold", "missing_left", "value"), parts, strict=True))
+        return dict(zip(PARTS, parts, strict=True))
 
     def filled(self) -> "Forest":
         """Return the forest with as many trees as its settings allow; those that were not grown add 0."""
@@ -77,15 +87,16 @@ def tree_block(settings: TreeSettings, splits: np.ndarray, thresholds: np.ndarra
 
 def places(block: np.ndarray, features: np.ndarray, settings: TreeSettings) -> np.ndarray:
     """Return at which leaf of a tree each row comes out, int64 [rows]; features float32 [rows, columns]."""
-    splits, rows = settings.num_splits, np.arange(len(features))
+    splits, first = settings.num_splits, np.arange(len(features)) * features.shape[1]
+    flat = features.ravel()
     feature, threshold, missing_left = block[:splits].astype(np.int64), block[splits : 2 * splits], block[2 * splits :]
     place = np.zeros(len(features), np.int64)
     for level in range(settings.depth):
         node = (1 << level) - 1 + place
         column = feature[node]
-        value = features[rows, np.maximum(column, 0)]
-        with np.errstate(invalid="ignore"):
-            right = np.where(np.isnan(value), missing_left[node] == 0, value > threshold[node])
+        value = flat[first + np.maximum(column, 0)]
+        right = value > threshold[node]  # false for what is missing
+        right |= np.isnan(value) & (missing_left[node] == 0)
         place = 2 * place + (right & (column >= 0))
     return place
 

@@ -13,21 +13,24 @@ changes the number of rows behind a sum, and the iteration begins again: the sam
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import cached_property, lru_cache, partial
 
 import numpy as np
 
 from ray_fed.trees.bins import LARGEST, Cells, edges_of, to_refine
 from ray_fed.trees.forest import Forest, block_size, tree_block
-from ray_fed.trees.losses import has_curvature, newton_factor, of_classes, start_of
+from ray_fed.trees.losses import of_classes, quantile_of, start_of, step_factors
 from ray_fed.trees.member import STOPPING_EXPONENT, SUM_DIGITS, features_of_tree
 from ray_fed.trees.numbers import EXACT, FRACTION_BITS, NUM_EXPONENTS, agreed_exponent, of_digits
+from ray_fed.trees.quantiles import NUM_BUCKETS, quantiles
 from ray_fed.trees.question import CountedChild, Question, Step, cells_as_numbers
 from ray_fed.trees.settings import TreeSettings
 
 START_ROUNDS = 3
 """Counting rounds that a forest's start needs: sizes of targets, their sums, sizes of residuals."""
 MOST_COUNT_ROUNDS = 8
+NUMBERS_AT_ONCE = 1 << 14
+"""Of histograms that are looked through together: more do not fit into a core's own memory."""
 LEAST_CURVATURE = 1e-12
 SPLIT_COLUMNS = 7
 NO_LONGS, NO_FLOATS = np.zeros(0, np.int64), np.zeros(0, np.float32)
@@ -136,10 +139,11 @@ class Grower:
             missing = self.num_features if growth.number == 0 else 0
             return rows + self._cells_to_count(growth).num_parts() + missing + of_start[min(growth.number, 3)]
         if growth.at is Step.LEAF:
-            return rows + outputs * (2 * self.settings.num_leaf_places * SUM_DIGITS + NUM_EXPONENTS)
+            places, num_quantiles = self.settings.num_leaf_places, sum(map(bool, quantile_of(self.settings)))
+            return rows + outputs * (2 * places * SUM_DIGITS + NUM_EXPONENTS) + num_quantiles * places * NUM_BUCKETS
         if growth.at is Step.DONE:
             return rows
-        size = 2 * self._digits(growth) * int(self._offsets(growth)[-1])
+        size = 2 * self._digits(growth) * self._num_slots(growth)
         if growth.at is Step.ROOT:
             return rows + outputs * size + (2 * SUM_DIGITS if self.settings.patience else 0)
         asked = (growth.splits[:, 1] == growth.number - 1) & (growth.splits[:, 6] != CountedChild.NEITHER)
@@ -151,7 +155,7 @@ class Grower:
         bins = self.num_features * (settings.bins + 1) * 4
         nodes = settings.outputs * max(1, min(settings.leaves, settings.num_leaf_places) // 2)
         cells = self.num_features * (settings.bins * 8 + 2) * 16 * 2
-        leaves = settings.outputs * (2 * settings.num_leaf_places * SUM_DIGITS + 2 * NUM_EXPONENTS)
+        leaves = settings.outputs * (settings.num_leaf_places * (2 * SUM_DIGITS + NUM_BUCKETS) + 2 * NUM_EXPONENTS)
         return max(bins * nodes, cells) + leaves + 4 * SUM_DIGITS
 
     def most_rounds(self) -> int:
@@ -224,7 +228,7 @@ class Grower:
         if growth.number > 2:
             return growth
         numbers = of_digits(answer.reshape(settings.outputs, 2, SUM_DIGITS))
-        scales = np.zeros(settings.outputs) if of_classes(settings) else growth.scales
+        scales = np.where(of_classes(settings), 0, growth.scales)
         units = 2.0 ** (scales - FRACTION_BITS)
         return replace(growth, start=start_of(numbers[:, 1] * units / np.maximum(1, numbers[:, 0]), settings))
 
@@ -240,13 +244,11 @@ class Grower:
 
     # ---- levels
 
-    def _features(self, growth: Growth) -> np.ndarray:
-        chosen = features_of_tree(self.settings, growth.iteration, self.num_features)
-        return chosen[growth.bins[chosen].sum(axis=1) > 0]
+    def _slots(self, growth: Growth) -> "_Slots":
+        return _slots_of_tree(self.settings, growth.iteration, growth.bins.tobytes())
 
-    def _offsets(self, growth: Growth) -> np.ndarray:
-        sizes = growth.bins[self._features(growth)].sum(axis=1) + 1
-        return np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    def _num_slots(self, growth: Growth) -> int:
+        return int(self._slots(growth).offsets[-1])
 
     def _after_root(self, growth: Growth, sums: np.ndarray) -> Growth:
         if self.settings.patience:
@@ -258,7 +260,7 @@ class Grower:
             if is_late or growth.iteration == self.settings.trees:
                 growth.step[4] = 1
                 return growth.moved(Step.DONE, 0, values=NO_FLOATS)
-        size = int(self._offsets(growth)[-1])
+        size = self._num_slots(growth)
         histograms = of_digits(sums.reshape(self.settings.outputs, 2, size, self._digits(growth)))
         nodes = np.stack([np.arange(self.settings.outputs), np.zeros(self.settings.outputs, np.int64)], 1)
         growth = replace(growth, splits=np.zeros((0, SPLIT_COLUMNS), np.int64), values=NO_FLOATS)
@@ -266,7 +268,7 @@ class Grower:
 
     def _after_level(self, growth: Growth, sums: np.ndarray) -> Growth:
         """Both children of each split from the smaller one's histogram and the parent's."""
-        size = int(self._offsets(growth)[-1])
+        size = self._num_slots(growth)
         found = of_digits(sums.reshape(-1, 2, size, self._digits(growth)))
         splits = growth.splits[
             (growth.splits[:, 1] == growth.number - 1) & (growth.splits[:, 6] != CountedChild.NEITHER)
@@ -322,56 +324,50 @@ class Grower:
         return [int(node[0]), level, int(node[1]), feature, bin_number, missing_left, ask]
 
     def _best_splits(self, growth: Growth, histograms: np.ndarray) -> np.ndarray:
-        """Return per node gain, feature, bin, missing_left, rows to the left, to the right; float64 [nodes, 6].
+        """Return per node gain, feature, bin, missing_left, rows to the left, to the right; float64 [nodes, 6]."""
+        slots = self._slots(growth)
+        if not len(histograms) or not len(slots.features):
+            return np.zeros((len(histograms), 6))
+        at_once = max(1, NUMBERS_AT_ONCE // histograms[0].size)
+        parts = range(0, len(histograms), at_once)
+        return np.concatenate([self._best(slots, histograms[first : first + at_once]) for first in parts])
 
-        The gain is that of least squares: s_l^2 / (n_l + l2) + s_r^2 / (n_r + l2) - s^2 / (n + l2).
-        """
-        offsets, features = self._offsets(growth), self._features(growth)
-        result = np.zeros((len(histograms), 6))
-        if not len(histograms) or not len(features):
-            return result
-        sizes, has_missing = np.diff(offsets), growth.bins[features, 1]
-        number = np.repeat(np.arange(len(features)), sizes)
-        within = np.arange(offsets[-1]) - offsets[number]
+    def _best(self, slots: "_Slots", histograms: np.ndarray) -> np.ndarray:
+        """The gain is that of least squares: s_l^2 / (n_l + l2) + s_r^2 / (n_r + l2) - s^2 / (n + l2)."""
         running = np.cumsum(histograms, axis=2)
-        before = np.concatenate([np.zeros_like(running[..., :1]), running], 2)[..., offsets[:-1]]
-        total = running[..., offsets[1] - 1]
-        left = running - before[..., number]
-        is_last, is_missing = within == sizes[number] - 1, (within == 0) & (has_missing[number] == 1)
+        before = np.concatenate([np.zeros_like(running[..., :1]), running], 2)[..., slots.offsets[:-1]]
+        total = running[..., slots.offsets[1] - 1]
+        left = running - before[..., slots.number]
         gains = self._gains(left, total)
-        gains[:, is_last | is_missing] = -np.inf
-        other = np.flatnonzero((has_missing[number] == 1) & ~is_missing)
-        without = left[..., other] - histograms[..., offsets[number[other]]]
-        gains = np.concatenate([gains, self._gains(without, total)], 1)
-        best = gains.argmax(axis=1)
-        rows = np.arange(len(histograms))
-        is_other = best >= offsets[-1]
-        slot = np.where(is_other, np.concatenate([other, [0]])[np.where(is_other, best - offsets[-1], -1)], best)
-        counts = np.concatenate([left, without], 2)[rows, 1, best]
+        gains[:, slots.is_no_split] = -np.inf
+        without = left[..., slots.without] - histograms[..., slots.missing_of_without]
+        if len(slots.without):
+            left, gains = np.concatenate([left, without], 2), np.concatenate([gains, self._gains(without, total)], 1)
+        rows, best = np.arange(len(histograms)), gains.argmax(axis=1)
+        slot = slots.slot_of_candidate[best]
+        counts = left[rows, 1, best]
         rest = total[:, 1] - counts
-        missing_left = np.where(has_missing[number[slot]] == 1, ~is_other, counts >= rest)
-        found = [gains[rows, best], features[number[slot]], within[slot], missing_left, counts, rest]
+        missing_left = np.where(slots.has_missing[slot], best < slots.offsets[-1], counts >= rest)
+        found = [gains[rows, best], slots.features[slots.number[slot]], slots.within[slot], missing_left, counts, rest]
         return np.stack([np.asarray(each, np.float64) for each in found], 1)
 
     def _gains(self, left: np.ndarray, total: np.ndarray) -> np.ndarray:
         """Return gains [nodes, candidates]; minus infinity where a side has fewer than `min_rows`."""
         l2, fewest = self.settings.l2, self.settings.min_rows
-        whole = total[..., None].astype(np.float64)
+        whole = total.astype(np.float64)[..., None]
         sums, rows = left[:, 0].astype(np.float64), left[:, 1].astype(np.float64)
         sums_right, rows_right = whole[:, 0] - sums, whole[:, 1] - rows
         fits = (rows >= fewest) & (rows_right >= fewest)
-        rows, rows_right = np.maximum(rows, 1) + l2, np.maximum(rows_right, 1) + l2
         parent = whole[:, 0] ** 2 / (np.maximum(whole[:, 1], 1) + l2)
-        return np.where(fits, sums**2 / rows + sums_right**2 / rows_right - parent, -np.inf)
+        gains = sums * sums / np.maximum(rows + l2, 1) + sums_right * sums_right / np.maximum(rows_right + l2, 1)
+        return np.where(fits, gains - parent, -np.inf)
 
     # ---- leaves
 
     def _after_leaf(self, growth: Growth, sums: np.ndarray) -> Growth:
         settings, outputs = self.settings, self.settings.outputs
         exact, sizes = np.split(sums, [len(sums) - outputs * NUM_EXPONENTS])
-        numbers = of_digits(exact.reshape(outputs, 2, settings.num_leaf_places, SUM_DIGITS))
-        scales = growth.scales.tolist()
-        values = [self._leaf_values(pair[0], pair[1], scale) for pair, scale in zip(numbers, scales, strict=True)]
+        values = self._values(growth, exact)
         blocks = [self._block(growth, output, value) for output, value in enumerate(values)]
         iteration = growth.iteration + 1
         is_done = iteration == settings.trees and not settings.patience
@@ -381,13 +377,23 @@ class Grower:
             splits=NO_LONGS, nodes=NO_LONGS, histograms=NO_LONGS, values=np.concatenate(values),
         )  # fmt: skip
 
-    def _leaf_values(self, sums: np.ndarray, weights: np.ndarray, scale: int) -> np.ndarray:
-        """Return float32 [places]: learning rate times a Newton step; 0 where no row is."""
-        settings = self.settings
-        total = sums * 2.0 ** (scale - FRACTION_BITS)
-        weight = weights * (2.0**-FRACTION_BITS if has_curvature(settings) else 1.0) + settings.l2
-        steps = np.where(weight > LEAST_CURVATURE, total / np.maximum(weight, LEAST_CURVATURE), 0.0)
-        return (settings.learning_rate * newton_factor(settings) * steps).astype(np.float32)
+    def _values(self, growth: Growth, answer: np.ndarray) -> list[np.ndarray]:
+        """Return the values of each output's leaves, float32 [places]: the learning rate times a step."""
+        settings, places, values = self.settings, self.settings.num_leaf_places, []
+        factors, shares = settings.learning_rate * step_factors(settings), quantile_of(settings)
+        for factor, share, scale in zip(factors, shares, growth.scales.tolist(), strict=True):
+            exact, answer = np.split(answer, [2 * places * SUM_DIGITS])
+            steps = self._newton(of_digits(exact.reshape(2, places, SUM_DIGITS)), scale)
+            if share:
+                counts, answer = np.split(answer, [places * NUM_BUCKETS])
+                steps = quantiles(counts.reshape(places, NUM_BUCKETS), share, scale)
+            values.append((factor * steps).astype(np.float32))
+        return values
+
+    def _newton(self, sums: np.ndarray, scale: int) -> np.ndarray:
+        """Return residuals over weights, float64 [places]; 0 where no row is."""
+        total, weight = sums[0] * 2.0 ** (scale - FRACTION_BITS), sums[1] * 2.0**-FRACTION_BITS + self.settings.l2
+        return np.where(weight > LEAST_CURVATURE, total / np.maximum(weight, LEAST_CURVATURE), 0.0)
 
     def _block(self, growth: Growth, output: int, values: np.ndarray) -> np.ndarray:
         splits = growth.splits[growth.splits[:, 0] == output]
@@ -405,3 +411,50 @@ class Grower:
 
 def _as_array(cells: Cells) -> np.ndarray:
     return np.stack([cells.feature, cells.low, cells.bits, cells.count])
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """Where the bins of the features that a tree may split on stand in a histogram: feature after feature."""
+
+    features: np.ndarray
+    offsets: np.ndarray
+    """[features + 1]: first slot of each."""
+    number: np.ndarray
+    """[slots]: place of the slot's feature in `features`."""
+    within: np.ndarray
+    """[slots]: bin."""
+    has_missing: np.ndarray
+    """[slots]: whether values of the slot's feature are missing."""
+    is_no_split: np.ndarray
+    """[slots]: after the last bin nothing is left, and what is missing alone is split by its own candidate."""
+    without: np.ndarray
+    """Slots that are candidates with the missing values to the right, too."""
+
+    @classmethod
+    def of(cls, features: np.ndarray, bins: np.ndarray) -> "_Slots":
+        sizes = bins[features].sum(axis=1) + 1
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        number = np.repeat(np.arange(len(features)), sizes)
+        within, has_missing = np.arange(offsets[-1]) - offsets[number], bins[features, 1][number] == 1
+        is_missing = has_missing & (within == 0)
+        is_no_split = is_missing | (within == sizes[number] - 1)
+        return cls(
+            features, offsets, number, within, has_missing, is_no_split, np.flatnonzero(has_missing & ~is_missing)
+        )
+
+    @cached_property
+    def missing_of_without(self) -> np.ndarray:
+        """Slots of the missing values of the features in `without`."""
+        return self.offsets[self.number[self.without]]
+
+    @cached_property
+    def slot_of_candidate(self) -> np.ndarray:
+        return np.concatenate([np.arange(self.offsets[-1]), self.without])
+
+
+@lru_cache(maxsize=4)
+def _slots_of_tree(settings: TreeSettings, iteration: int, bins: bytes) -> _Slots:
+    table = np.frombuffer(bins, np.int64).reshape(-1, 2)
+    chosen = features_of_tree(settings, iteration, len(table))
+    return _Slots.of(chosen[table[chosen].sum(axis=1) > 0], table)

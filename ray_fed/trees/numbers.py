@@ -23,12 +23,16 @@ TERMS = 14
 def digits_of(numbers: np.ndarray, count: int) -> np.ndarray:
     """Return whole numbers [...] as digits, int64 [..., count], the most significant last; it has the sign."""
     numbers = np.asarray(numbers, np.int64)
+    if count == 1:
+        return numbers[..., None]
     low = [(numbers >> (DIGIT_BITS * place)) & (BASE - 1) for place in range(count - 1)]
     return np.stack([*low, numbers >> (DIGIT_BITS * (count - 1))], -1)
 
 
 def of_digits(digits: np.ndarray) -> np.ndarray:
     """Return the whole numbers behind digits, or behind sums of digits, [..., count]."""
+    if digits.shape[-1] == 1:
+        return digits[..., 0]
     places = [digits[..., place].astype(np.int64) << (DIGIT_BITS * place) for place in range(digits.shape[-1])]
     return np.asarray(sum(places), np.int64)
 

@@ -9,6 +9,7 @@ is as long as the first number says.
 
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -86,11 +87,12 @@ class Question:
     @classmethod
     def of(cls, vector: np.ndarray) -> "Question":
         """Return the question behind a vector; ValueError for one that is none."""
-        count = int(vector[1]) if len(vector) > 1 else 0
-        sizes = vector[2 : 2 + count].astype(np.int64)
-        if count != len(PARTS) + 1 or len(sizes) != count or 2 + count + sizes.sum() != len(vector):
+        count = len(PARTS) + 1
+        sizes = [int(size) for size in vector[2 : 2 + count].tolist()]
+        ends = list(accumulate(sizes, initial=2 + count))
+        if len(vector) < 2 + count or vector[1] != count or min(sizes) < 0 or ends[-1] != len(vector):
             raise ValueError("it is no question about trees")
-        head, *parts = np.split(vector[2 + count :], np.cumsum(sizes)[:-1])
+        head, *parts = (vector[start:end] for start, end in pairwise(ends))
         step, number, iteration, digits, is_whole = (int(value) for value in head)
         named = dict(zip(PARTS, parts, strict=True))
         return cls(Step(step), number, iteration, digits, int(vector[0]), bool(is_whole), **named)

@@ -1,13 +1,52 @@
 """What a forest is to be: every choice that changes its bits."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
+from typing import Literal
 
-from ray_fed.config import require
+from ray_fed.config import from_mapping, require
+from ray_fed.errors import ConfigError
 
 MOST_BINS = 63
 MOST_DEPTH = 10
-LOSSES = ("squared", "log", "softmax", "quantile")
+MOST_PLACES = 1 << 22
+"""Of all trees of an output: a larger forest is a mistake, or meant to fill a silo's memory."""
+LOSSES = "squared, log, softmax:CLASSES (3 or more) or quantile:SHARE (between 0 and 1)"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The outputs that one loss is of."""
+
+    kind: Literal["squared", "log", "softmax", "quantile"]
+    first: int
+    size: int = 1
+    quantile: float = 0.5
+
+    @property
+    def place(self) -> slice:
+        """Where its outputs stand among all."""
+        return slice(self.first, self.first + self.size)
+
+    @property
+    def of_classes(self) -> bool:
+        return self.kind in ("log", "softmax")
+
+    @classmethod
+    def of(cls, text: str, first: int) -> "Group":
+        """Return the group of a loss's name; ConfigError for one that is not known."""
+        kind, _, number = text.partition(":")
+        if kind in ("squared", "log") and not number:
+            return cls(kind, first)  # type: ignore[arg-type]
+        if kind == "softmax" and number.isdigit() and int(number) > 2:
+            return cls("softmax", first, int(number))
+        with suppress(ValueError):
+            if kind == "quantile" and 0 < float(number) < 1:
+                return cls("quantile", first, quantile=float(number))
+        raise ConfigError(f"loss={text!r} must be {LOSSES}")
 
 
 @dataclass(frozen=True)
@@ -37,19 +76,15 @@ class TreeSettings:
     """Share of the features that a tree may split on, chosen by the seed."""
     seed: int = 0
     """Of the choice of features, and of rows to stop by."""
-    loss: str = "squared"
-    """squared | log (binary) | softmax (classes) | quantile."""
-    outputs: int = 1
-    """Numbers predicted per row: targets, classes or quantiles."""
-    quantiles: tuple[float, ...] = ()
-    """Of the quantile loss, one per output."""
+    losses: tuple[str, ...] = ("squared",)
+    """What is learned of each target: squared, log (two classes), softmax:K (K classes), or quantile:Q."""
     patience: int = 0
     """Stop after so many iterations in which the loss of the rows to stop by has not fallen; 0 never stops."""
     stopping_fraction: float = 0.1
     """Share of the rows that are kept to stop by, where there is a patience; rows with equal features stay together."""
 
     def __post_init__(self) -> None:
-        for name in ("trees", "leaves", "min_rows", "min_rows_in_bin", "outputs"):
+        for name in ("trees", "leaves", "min_rows", "min_rows_in_bin"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be 1 or more")
         require(1 <= self.depth <= MOST_DEPTH, f"depth={self.depth} must be from 1 to {MOST_DEPTH}")
         require(self.leaves >= 2, f"leaves={self.leaves} must be 2 or more")
@@ -60,11 +95,24 @@ class TreeSettings:
         require(0 < self.feature_fraction <= 1, f"feature_fraction={self.feature_fraction} must lie in (0, 1]")
         require(self.patience >= 0, f"patience={self.patience} must be 0 or more")
         require(0 < self.stopping_fraction < 1, f"stopping_fraction={self.stopping_fraction} must lie in (0, 1)")
-        require(self.loss in LOSSES, f"loss={self.loss!r} must be one of {', '.join(LOSSES)}")
-        require(self.loss != "softmax" or self.outputs > 2, "loss=softmax needs three classes or more; use log for two")
-        fits = (self.loss == "quantile") == bool(self.quantiles)
-        require(fits and len(self.quantiles) in (0, self.outputs), "quantiles: one for each output, of loss=quantile")
-        require(all(0 < q < 1 for q in self.quantiles), f"quantiles={self.quantiles} must lie between 0 and 1")
+        size = self.trees * (1 << self.depth)
+        require(size <= MOST_PLACES, f"trees={self.trees} of depth={self.depth} are {size} places, most {MOST_PLACES}")
+        require(bool(self.losses), "losses=() must name one loss for each target")
+        self.groups  # noqa: B018  (says what is wrong with a loss)
+
+    @cached_property
+    def groups(self) -> tuple["Group", ...]:
+        """The losses with the outputs that are theirs. ConfigError for one that is not known."""
+        groups, first = [], 0
+        for text in self.losses:
+            groups.append(Group.of(text, first))
+            first += groups[-1].size
+        return tuple(groups)
+
+    @cached_property
+    def outputs(self) -> int:
+        """Numbers predicted per row."""
+        return sum(group.size for group in self.groups)
 
     @property
     def num_leaf_places(self) -> int:
@@ -75,3 +123,17 @@ class TreeSettings:
     def num_splits(self) -> int:
         """Inner nodes of a full tree."""
         return self.num_leaf_places - 1
+
+
+DEFAULTS = ("feature_fraction=0.5",)
+"""Of the command, besides the settings' own: half the bytes, and as good or better (benchmarks/trees.md)."""
+OF_THE_TASK = ("losses", "seed")
+
+
+def tree_settings(options: Sequence[str]) -> TreeSettings:
+    """Return the settings of options NAME=VALUE, later ones before earlier ones; ConfigError names the nearest known
+    option. What is learned, and the seed, are not among them."""
+    values = {name.strip(): value for name, _, value in (text.partition("=") for text in options)}
+    for name in OF_THE_TASK:
+        require(name not in values, f"tree_options: {name} comes from the targets and the options of the run")
+    return from_mapping(TreeSettings, values, "tree_options")

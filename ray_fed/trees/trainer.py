@@ -25,7 +25,7 @@ class TreeTrainer:
     def fit_round(self, vector: np.ndarray, server_round: int) -> tuple[np.ndarray, FitResult]:  # noqa: ARG002
         """Answer the question in `vector`; LostRounds when it builds on rounds that were not seen here."""
         answer = self.member.answer(Question.of(vector)).astype(np.float32)
-        return answer, FitResult(1, max(1, self.member.num_rows), self.member.mean_loss())
+        return answer, FitResult(1, max(1, self.member.num_rows), self.member.mean_loss)
 
     def predict(self, features: np.ndarray, vector: np.ndarray) -> torch.Tensor:
         """Return the outputs of the forest at `vector`, float32 [rows, outputs]: values, logits or quantiles."""

@@ -8,7 +8,7 @@ from torch import nn
 
 from pipelines import Training, federate
 from ray_fed import LocalRows, SiloSpec, Task
-from ray_fed.errors import UpdateRejected
+from ray_fed.errors import QuorumLost, UpdateRejected
 from ray_fed.federation.boosted_task import BoostedTask
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
@@ -52,7 +52,12 @@ class Table(Task):
         return {}
 
 
-TASK = BoostedTask(Table(), SETTINGS)
+@dataclass(frozen=True)
+class Forest(BoostedTask, Table):
+    """The same rows, learned by trees."""
+
+
+TASK = Forest(SETTINGS)
 STRATEGY = BoostedTrees(SETTINGS, COLUMNS)
 SILOS = [SiloSpec("east", (0, 30)), SiloSpec("north", (30, 80)), SiloSpec("west", (80, 120))]
 TEST = SiloSpec("test", (120, ROWS))
@@ -152,6 +157,11 @@ def test_a_silo_that_fails_in_some_rounds_takes_part_in_every_iteration_again():
     vector = models_of(records)
     assert vector.shape == pooled().shape
     assert records[-1].metrics["federated.r2"] > 0.3
+
+
+def test_a_forest_that_is_not_whole_after_all_rounds_is_no_result():
+    with pytest.raises(QuorumLost, match="not whole"):
+        list(coordinator().run(job(last_round=9)))
 
 
 @pytest.mark.parametrize("after", [1, 4, 7, 9, 12])

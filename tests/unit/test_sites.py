@@ -10,11 +10,12 @@ from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.joined_cohort import JoinedCohort
 from ray_fed.federation.rounds.job import Job, local_job
 from ray_fed.federation.silo import Evaluator
+from ray_fed.federation.strategies.boosting import BoostedTrees
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.privacy.compression import Compression
 from tests.sites import sites
-from tests.synthetic import DrawnRows, SyntheticTask, UndeclaredMetric, silos
+from tests.synthetic import DrawnRows, SyntheticForest, SyntheticTask, UndeclaredMetric, silos
 
 PLAN = TrainingPlan(seed=0, epochs=6, steps_per_epoch=4, num_rounds=6, learning_rate=0.01)
 NAMES = ("silo-1", "silo-2", "silo-3")
@@ -60,6 +61,20 @@ def test_secure_sums_over_sites_give_the_same_bits():
     the_job = job(secure_threshold=2)
     with sites(SPECS, TASK) as cohort:
         assert_equal(run(LocalCohort(SPECS, TASK), the_job), run(cohort, the_job))
+
+
+@pytest.mark.parametrize("secure_threshold", [0, 2])
+def test_trees_over_sites_have_the_bits_of_trees_in_this_process(secure_threshold):
+    task = SyntheticForest()
+    strategy = BoostedTrees(task.trees, task.num_features)
+    rounds = strategy.num_rounds
+    plan = TrainingPlan(0, rounds, 1, rounds, compression=None if secure_threshold else Compression())
+    the_job = job(plan, strategy=strategy, secure_threshold=secure_threshold)
+    _, (ours,) = run(LocalCohort(SPECS, task), the_job, task=task)
+    with sites(SPECS, task) as cohort:
+        _, (theirs,) = run(cohort, the_job, task=task)
+    assert ours[-1].models["federated"].tobytes() == theirs[-1].models["federated"].tobytes()
+    assert len(ours) == len(theirs) < rounds
 
 
 def test_silos_of_two_kinds_are_one_cohort_with_the_same_bits():

@@ -14,19 +14,20 @@ from ray_fed.trees.forest import Forest, ForestPredictor
 from ray_fed.trees.growth import Grower, Growth
 from ray_fed.trees.member import LostRounds, Member
 from ray_fed.trees.numbers import agreed_exponent, digits_of, exponential, exponents, logarithm, of_digits
+from ray_fed.trees.quantiles import NUM_BUCKETS, bucket_edges, buckets, quantiles
 from ray_fed.trees.question import Question, Step
 from ray_fed.trees.settings import TreeSettings
 from ray_fed.trees.together import grown
 
 SMALL = {"trees": 4, "depth": 3, "leaves": 6, "bins": 8, "min_rows": 5, "learning_rate": 0.3}
-LOSSES = {
-    "squared": {"outputs": 2},
-    "log": {"loss": "log"},
-    "softmax": {"loss": "softmax", "outputs": 3},
-}
+LOSSES = [
+    ("squared",), ("squared", "squared"), ("log",), ("softmax:3",), ("log", "squared"), ("squared", "softmax:3"),
+    ("quantile:0.1", "quantile:0.9"),
+]  # fmt: skip
+TWO = TreeSettings(**SMALL, losses=("squared", "squared"))
 
 
-def table(rows: int, seed: int, loss: str = "squared"):
+def table(rows: int, seed: int, losses=("squared", "squared")):
     """Return features with ties, missing values and a constant column, and targets with missing labels."""
     random = generator(seed, "table")
     x = random.normal(size=(rows, 5))
@@ -34,11 +35,10 @@ def table(rows: int, seed: int, loss: str = "squared"):
     x[:, 3] = 7.0
     signal = np.nan_to_num(x[:, 0] ** 2 + x[:, 1]) + 0.1 * random.normal(size=rows)
     x[random.random(x.shape) < 0.1] = np.nan
-    if loss == "squared":
-        y = np.stack([signal, 100 * x[:, 2] ** 2], 1)
-        y[random.random(y.shape) < 0.05] = np.nan
-        return x, y
-    return x, np.digitize(signal, [0.5] if loss == "log" else [0.0, 1.5]) - (random.random(rows) < 0.05)
+    columns = {"log": np.digitize(signal, [0.5]), "softmax": np.digitize(signal, [0.0, 1.5]), "squared": signal}
+    y = np.stack([columns.get(each.split(":")[0], 100 * signal) for each in losses], 1).astype(float)
+    y[random.random(y.shape) < 0.05] = np.nan
+    return x, y
 
 
 def forest_of(x, y, parts, chosen: TreeSettings) -> bytes:
@@ -50,11 +50,11 @@ def forest_of(x, y, parts, chosen: TreeSettings) -> bytes:
 @settings(max_examples=15, deadline=None)
 @given(
     seed=st.integers(0, 2**20), rows=st.integers(30, 150), cuts=st.lists(st.integers(0, 150), max_size=6),
-    loss=st.sampled_from(sorted(LOSSES)), patience=st.sampled_from([0, 2]), fraction=st.sampled_from([1.0, 0.6]),
+    losses=st.sampled_from(LOSSES), patience=st.sampled_from([0, 2]), fraction=st.sampled_from([1.0, 0.6]),
 )  # fmt: skip
-def test_the_bytes_of_a_forest_are_those_of_pooled_training(seed, rows, cuts, loss, patience, fraction):
-    x, y = table(rows, seed, loss)
-    chosen = TreeSettings(**{**SMALL, **LOSSES[loss]}, patience=patience, feature_fraction=fraction, seed=seed)
+def test_the_bytes_of_a_forest_are_those_of_pooled_training(seed, rows, cuts, losses, patience, fraction):
+    x, y = table(rows, seed, losses)
+    chosen = TreeSettings(**SMALL, losses=losses, patience=patience, feature_fraction=fraction, seed=seed)
     order = generator(seed, "order").permutation(rows)
     parts = np.split(order, sorted(min(cut, rows) for cut in cuts))  # some silos have no row
     assert forest_of(x, y, parts, chosen) == forest_of(x, y, [np.arange(rows)], chosen)
@@ -62,9 +62,8 @@ def test_the_bytes_of_a_forest_are_those_of_pooled_training(seed, rows, cuts, lo
 
 def test_rows_sorted_by_the_target_make_the_same_forest():
     x, y = table(200, 0)
-    chosen = TreeSettings(**SMALL, outputs=2)
     parts = np.array_split(np.argsort(y[:, 0]), 5)
-    assert forest_of(x, y, parts, chosen) == forest_of(x, y, [np.arange(200)], chosen)
+    assert forest_of(x, y, parts, TWO) == forest_of(x, y, [np.arange(200)], TWO)
 
 
 def test_a_forest_learns():
@@ -79,76 +78,97 @@ def test_a_forest_learns():
     assert np.mean((predicted - true)[has] ** 2) < 0.35 * np.var(true[has])
 
 
+def test_a_forest_of_classes_and_quantiles_learns_them():
+    random = generator(0, "classes and quantiles")
+    x = random.normal(size=(3000, 3))
+    y = np.stack([np.digitize(x[:, 0], [-0.5, 0.5]), x[:, 1] > 0, *2 * [x[:, 2] + random.normal(size=3000)]], 1)
+    losses = ("softmax:3", "log", "quantile:0.1", "quantile:0.9")
+    chosen = TreeSettings(trees=80, depth=3, learning_rate=0.2, losses=losses)
+    grower = Grower(chosen, 3)
+    forest = grower.forest(grown(grower, [Member(x[:2000], y[:2000], chosen)]))
+    scores = ForestPredictor(chosen).scores(forest, as_float32(x[2000:]))
+    assert np.mean(scores[:3].argmax(axis=0) == y[2000:, 0]) > 0.97
+    assert np.mean((scores[3] > 0) == y[2000:, 1]) > 0.97
+    below, above = y[2000:, 2] < scores[4], y[2000:, 2] < scores[5]
+    assert 0.06 < below.mean() < 0.16
+    assert 0.84 < above.mean() < 0.94
+
+
+def test_buckets_have_their_edges_and_quantiles_lie_between():
+    values = np.sort(generator(0, "buckets").normal(size=5000))
+    place = buckets(values, 2)
+    edges = bucket_edges(2)
+    assert (np.diff(place) >= 0).all()
+    assert ((edges[place] <= values) & (values <= edges[place + 1])).all()
+    counts = np.bincount(place, minlength=NUM_BUCKETS)[None]
+    for share in (0.05, 0.5, 0.95):
+        assert quantiles(counts, share, 2)[0] == pytest.approx(np.quantile(values, share), abs=0.05)
+
+
 def test_what_silos_keep_is_what_the_forest_predicts():
     x, y = table(150, 2)
-    chosen = TreeSettings(**SMALL, outputs=2)
-    grower, member = Grower(chosen, x.shape[1]), Member(x, y, chosen)
+    grower, member = Grower(TWO, x.shape[1]), Member(x, y, TWO)
     growth = grown(grower, [member])
     forest = grower.forest(growth)
     before_last = replace(forest, blocks=forest.blocks[:-2])
-    predicted = ForestPredictor(chosen).scores(before_last, member.features)
+    predicted = ForestPredictor(TWO).scores(before_last, member.features)
     assert np.array_equal(predicted, member.scores)
 
 
 def test_a_predictor_that_remembers_gives_the_bits_of_one_that_does_not():
     x, y = table(150, 3)
-    chosen = TreeSettings(**SMALL, outputs=2)
-    grower = Grower(chosen, x.shape[1])
-    forest, inputs = grower.forest(grown(grower, [Member(x, y, chosen)])), as_float32(x)
-    assert Forest.of(forest.vector, chosen).vector.tobytes() == forest.vector.tobytes()
+    grower = Grower(TWO, x.shape[1])
+    forest, inputs = grower.forest(grown(grower, [Member(x, y, TWO)])), as_float32(x)
+    assert Forest.of(forest.vector, TWO).vector.tobytes() == forest.vector.tobytes()
     shorter = replace(forest, blocks=forest.blocks[:3])
-    remembers = ForestPredictor(chosen)
+    remembers = ForestPredictor(TWO)
     for each in (shorter, shorter.filled(), forest, shorter):
-        fresh = ForestPredictor(chosen).scores(each, inputs)
+        fresh = ForestPredictor(TWO).scores(each, inputs)
         assert remembers.scores(each, inputs).tobytes() == fresh.tobytes()
 
 
 def test_a_fresh_silo_takes_over_at_any_question():
     x, y = table(120, 4)
-    chosen = TreeSettings(**SMALL, outputs=2)
-    grower = Grower(chosen, x.shape[1])
-    growth, member = Growth.begin(5), Member(x, y, chosen)
+    grower = Grower(TWO, x.shape[1])
+    growth, member = Growth.begin(5), Member(x, y, TWO)
     while growth.at is not Step.DONE:
         question = grower.question(growth)
         answer = member.answer(question)
         whole = grower.question(growth, whole=True)
-        assert np.array_equal(Member(x, y, chosen).answer(whole), answer)
+        assert np.array_equal(Member(x, y, TWO).answer(whole), answer)
         assert np.array_equal(member.answer(whole), answer)
         if question.step in (Step.LEVEL, Step.LEAF):
             assert np.array_equal(member.answer(question), answer), "asked again"
             with pytest.raises(LostRounds):
-                Member(x, y, chosen).answer(question)
+                Member(x, y, TWO).answer(question)
         growth = grower.after(growth, answer)
 
 
 def test_a_silo_that_leaves_and_comes_back_begins_the_iteration_again():
     x, y = table(120, 5)
-    chosen = TreeSettings(**SMALL, outputs=2)
-    grower = Grower(chosen, x.shape[1])
-    both = [Member(x[:60], y[:60], chosen), Member(x[60:], y[60:], chosen)]
+    grower = Grower(TWO, x.shape[1])
+    both = [Member(x[:60], y[:60], TWO), Member(x[60:], y[60:], TWO)]
     growth, number = Growth.begin(5), 0
     while growth.at is not Step.DONE:
         away = number in (1, 9, 15)
         question = grower.question(growth, whole=True)
         answers = [member.answer(question) for member in both[: 1 if away else 2]]
         growth, number = grower.after(growth, np.sum(answers, axis=0)), number + 1
-    assert grower.forest(growth).vector.tobytes() == forest_of(x, y, [np.arange(120)], chosen)
+    assert grower.forest(growth).vector.tobytes() == forest_of(x, y, [np.arange(120)], TWO)
 
 
 def test_a_state_goes_on_from_its_arrays():
     x, y = table(80, 6)
-    chosen = TreeSettings(**SMALL, outputs=2)
-    grower, member = Grower(chosen, 5), Member(x, y, chosen)
+    grower, member = Grower(TWO, 5), Member(x, y, TWO)
     growth = Growth.begin(5)
     while growth.at is not Step.DONE:
         growth = Growth.of(grower.after(growth, member.answer(grower.question(growth))).state())
-    assert grower.forest(growth).vector.tobytes() == forest_of(x, y, [np.arange(80)], chosen)
+    assert grower.forest(growth).vector.tobytes() == forest_of(x, y, [np.arange(80)], TWO)
 
 
 def test_questions_travel_whole():
     x, y = table(60, 7)
-    chosen = TreeSettings(**SMALL, outputs=2)
-    grower, member = Grower(chosen, 5), Member(x, y, chosen)
+    grower, member = Grower(TWO, 5), Member(x, y, TWO)
     growth = Growth.begin(5)
     while growth.at is not Step.DONE:
         question = grower.question(growth)
@@ -246,8 +266,9 @@ def test_cells_are_cut_where_rows_are():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("bins", 64), ("depth", 0), ("loss", "hinge"), ("learning_rate", 0.0), ("outputs", 0)]
+    ("name", "value"),
+    [("bins", 64), ("depth", 0), ("losses", ("hinge",)), ("learning_rate", 0.0), ("losses", ("softmax:2",))],
 )
 def test_settings_out_of_range_are_refused(name, value):
-    with pytest.raises(ConfigError, match=name):
+    with pytest.raises(ConfigError, match="loss" if name == "losses" else name):
         TreeSettings(**{name: value})

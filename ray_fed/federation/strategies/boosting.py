@@ -36,7 +36,7 @@ class BoostedTrees:
     @property
     def num_rounds(self) -> int:
         """Rounds after which a forest is whole, with room for iterations that silos came into or left."""
-        return 2 * self.grower.most_rounds()
+        return self.grower.most_rounds() * 5 // 4 + 50
 
     def local_plan(self, plan: TrainingPlan, module: nn.Module) -> TrainingPlan:  # noqa: ARG002
         """Return the plan of silos that answer sums, up to the longest that this forest asks for."""
