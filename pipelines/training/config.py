@@ -87,6 +87,9 @@ class TrainConfig(UpdateOptions):
     cell: Literal["standard", "given"] = "standard"
     """Cell and space group of the standardised primitive cell, so that no prediction depends on how a crystal is
     written down; or as the data have them."""
+    structures: str = ""
+    """Which of several structures in one file: all, first, or a number from 1; if not given, all where each has its
+    own label, otherwise the file is counted as not usable."""
     federation: PathText | None = None
     """YAML file of real sites (silos, sites, sources, GPUs); replaces --data and --silos."""
     folds: str = ""
@@ -168,8 +171,8 @@ class TrainConfig(UpdateOptions):
     max_restarts: int = 3
     """How often a silo whose process died is started again."""
     start_timeout: float = 0.0
-    """Seconds to wait for sites of a federation file that have no machine yet; then the run is refused, or begins
-    without them (--late-silos)."""
+    """Seconds to wait for sites of a federation file that have no machine yet, or no connection (of those ten minutes if
+    0); then the run is refused, or begins without them (--late-silos)."""
     late_silos: bool = False
     """Begin without silos whose site has no machine yet, if --min-fit-clients are there; each takes part from the round
     after its machine appeared. The scaler, and the steps of an epoch, come from the silos that were there."""

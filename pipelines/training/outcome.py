@@ -55,6 +55,8 @@ class TrainingOutcome:
         self.has_model: dict[str, bool] = {}
         """Silo -> whether its owner has taken the final model, where it was handed over."""
         self.summary: dict[str, object] = {}
+        self.pictures: list[Path] = []
+        """Figures that were saved, in their order."""
 
     def begin(self) -> None:
         """Write what is known before training: configuration, versions, data fingerprints, status "running"."""
@@ -83,7 +85,7 @@ class TrainingOutcome:
             self._save_model()
         figures, classes = self._figures(), self._classes()
         self._report(figures, classes)
-        self._log([*figures, *(block for section in classes for block in section.blocks if isinstance(block, Figure))])
+        self._log()
         if seal:
             seal()
         # Last: a run whose summary says "completed" has everything else.
@@ -279,11 +281,11 @@ class TrainingOutcome:
         )
         return class_sections(experiment.setup.task.targets, in_order, is_hidden, where, self._save)
 
-    def _log(self, figures: Sequence[Figure]) -> None:
+    def _log(self) -> None:
         """Show in TensorBoard what the federated model came to, and the pictures."""
         finals = {metric.name: self.summary.get(f"federated.{metric.name}") for metric in self.experiment.metrics}
         with EventLog(self.directory.tensorboard) as log:
-            log.outcome(finals, [figure.path for figure in figures])
+            log.outcome(finals, self.pictures)
 
     @property
     def results(self) -> Results:
@@ -358,6 +360,7 @@ class TrainingOutcome:
 
         path = self.directory.figures / f"{name}.png"
         save_figure(figure, path)
+        self.pictures.append(path)
         return Figure(path, caption)
 
     @property

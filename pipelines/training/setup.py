@@ -246,7 +246,10 @@ def _rows(
     """Return the rows of a source with a column for each target, in the unit that its owner says; else in that of its
     name, else in the federation's."""
     keep = (config.partition.removeprefix("column:"),) if config.partition.startswith("column:") else ()
-    source = Source(path, None, where, config.symmetry, keep=keep, access=access, targets=tuple(columns))
+    source = Source(
+        path, None, where, config.symmetry, structures=config.structures, keep=keep, access=access,
+        targets=tuple(columns),
+    )  # fmt: skip
     given = tuple(units) or ("",) * len(columns)
     said = tuple(_unit(*each) for each in zip(columns, given, task.targets, strict=True))
     return CrystalRows(source, units=said).with_one_number(task)
@@ -308,7 +311,7 @@ def _settled_by_data(config: TrainConfig, path: str) -> tuple[TrainConfig, tuple
     """Return the options of a study with features, classes and units settled by its one source; and what to say."""
     is_open = config.features == AUTO or (config.task != "regression" and not config.classes)
     where = tuple(_condition(text) for text in config.where)
-    source = Source(path, None, where, access=config.access(), targets=config.target)
+    source = Source(path, None, where, structures=config.structures, access=config.access(), targets=config.target)
     found = inferred(source) if is_open and path != EMBEDDED else None
     config, of_features = _with_features(config, found is None or found.has_structures)
     config, of_classes = _with_classes(config, found)

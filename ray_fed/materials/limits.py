@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ray_fed.federation.messages import CountedRows, Vector
+from ray_fed.federation.counted_rows import CountedRows
+from ray_fed.federation.messages import Vector
 from ray_fed.learning.confidence import Sureness, sureness_of
 from ray_fed.learning.counted_quantiles import NUM_BINS, median
 from ray_fed.learning.intervals import (

@@ -146,9 +146,12 @@ def natural_order(name: str) -> list[tuple[int, int, str]]:
 
 
 def number(value: object, digits: int = 4) -> str:
-    """Return a number with fixed decimals so that columns line up; "-" for None and NaN."""
+    """Return a number with fixed decimals so that columns line up; one that would lose its digits with three of them,
+    "-" for None and NaN."""
     if value is None or not isinstance(value, int | float) or not math.isfinite(value):
         return "-"
+    if 0 < abs(value) < 10.0 ** (1 - digits):
+        return f"{value:.3g}"
     return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.{digits}g}"
 
 
