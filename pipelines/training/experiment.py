@@ -24,6 +24,7 @@ from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.strategies import Models
 from ray_fed.materials.limits import ModelLimits
 from ray_fed.metrics import Metric, Scores, reported
+from ray_fed.reporting.results import words
 
 
 class TrainingListener(Protocol):
@@ -111,6 +112,9 @@ class TrainingExperiment:
             print(f"each silo alone chooses among network, forest and boosted trees, seed {seed}", file=sys.stderr)
             answers = ask_alone(coordinator, self.setup, silos, seed)
             self.alone.append(answers)
+            for silo, learner in answers.unseen_nowhere.items():
+                told = f"silo '{silo}' would take {words(learner)} alone, by its folds"
+                print(f"note: {told}; how that does is not known: it has no rows of its own held out", file=sys.stderr)
             for silo, why in answers.silent.items():
                 print(f"note: silo '{silo}': what it could do alone is not known: {why}", file=sys.stderr)
 
