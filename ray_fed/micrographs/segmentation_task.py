@@ -230,8 +230,10 @@ class SegmentationTask(Task):
         found = {name: np.array([values[name] for values in per_image]) for name in names}
         return MeanScores.of({LOSS.name: loss, **found})
 
-    def most_examples(self, num_examples: int, plan: TrainingPlan) -> int:  # noqa: ARG002
+    def most_examples(self, num_examples: int, plan: TrainingPlan) -> int:
         """Every silo takes the same number of steps, with tiles drawn again and again, however many it has."""
+        if plan.private:
+            return super().most_examples(num_examples, plan)
         return self.batch_size * -(-plan.total_steps // plan.num_rounds)
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> TileSamples:
