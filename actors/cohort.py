@@ -17,16 +17,14 @@ from actors.placement import actor_options
 from actors.same_package import REMEDY
 from actors.session import INLINE_VARIABLE, RAYS_INLINE_BYTES
 from actors.silo import Handle, SiloActor
-from ray_fed.errors import FedError, PlacementError, SiloFailed, SiloRefused
-from ray_fed.federation.cohort import said_by
-from ray_fed.federation.coordinator import check_agreement
+from ray_fed.errors import FedError, PlacementError, SiloFailed
+from ray_fed.federation.cohort import Attendance, said_by
 from ray_fed.federation.messages import (
     Arrived,
     Artifact,
     Counts,
     Died,
     Evaluations,
-    JoinRefused,
     Raised,
     Restarted,
     SessionSpec,
@@ -60,7 +58,7 @@ class PendingCall:
     """What the silo was sent to train from."""
 
 
-class RayCohort:
+class RayCohort(Attendance):
     """Fans calls out to silo actors and gathers their answers; see `ray_fed.federation.cohort.Cohort`."""
 
     def __init__(
@@ -76,27 +74,17 @@ class RayCohort:
         self.silos, self.evaluator = dict(silos), evaluator
         self.answer_timeout = answer_timeout
         """Seconds after which a silo that does not answer a small call counts as failed; None waits for ever."""
-        self._specs, self._task = {spec.name: spec for spec in specs}, task
+        self._specs, self.task = {spec.name: spec for spec in specs}, task
         self._pending: dict[Any, PendingCall] = {}
         self._arrived: queue.SimpleQueue[tuple[ray.ObjectRef, Future]] = queue.SimpleQueue()
         self._sessions: dict[str, Mapping[str, SessionSpec]] = {}
-        self._fingerprint: dict[str, object] | None = None
-        self._absent = {name: f"no machine at its site '{self._specs[name].site}' yet" for name in absent}
+        super().__init__({name: f"no machine at its site '{self._specs[name].site}' yet" for name in absent})
 
     def open(self) -> dict[str, SiloDescription]:
         evaluator = self.evaluator.open.remote() if self.evaluator else None
         descriptions = self._ask(self._present(), "opening its data", lambda silo, _: silo.open.remote())
         self._fingerprint = value_of(evaluator, "test", "opening the test set") if evaluator else None
         return descriptions
-
-    def absent(self) -> dict[str, str]:
-        return dict(self._absent)
-
-    def _present(self) -> list[str]:
-        return [name for name in self.silos if name not in self._absent]
-
-    def test_fingerprint(self) -> dict[str, object] | None:
-        return self._fingerprint
 
     def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]:
         return self._ask(silos, "computing moments", lambda silo, _: silo.moments.remote())
@@ -205,20 +193,8 @@ class RayCohort:
         except ValueError as error:
             return Raised(name, call.server_round, said_by(error))
 
-    def _joined(self, description: SiloDescription) -> SiloEvent:
-        name, task = description.silo, self._task
-        assert task is not None
-        try:
-            check_agreement(name, description.agreement, task.agreement())
-        except SiloRefused as error:
-            return self._refuse_join(name, str(error))
-        del self._absent[name]
-        return Restarted(name, description)
-
-    def _refuse_join(self, name: str, reason: str) -> SiloEvent:
-        self._absent[name] = f"it cannot join: {reason}"
+    def _dismiss(self, name: str) -> None:
         ray.kill(self.silos[name])
-        return JoinRefused(name, self._absent[name])
 
     @staticmethod
     def _lost(call: "PendingCall", reason: str) -> SiloEvent:
@@ -230,7 +206,7 @@ class RayCohort:
         """Start a new actor from the silo's specification, on the same site, and let it catch up."""
         ray.kill(self.silos[silo])
         spec = self._specs[silo]
-        self.silos[silo] = SiloActor.options(**actor_options(spec)).remote(spec, self._task)
+        self.silos[silo] = SiloActor.options(**actor_options(spec)).remote(spec, self.task)
         sessions = [silos[silo] for silos in self._sessions.values() if silo in silos]
         if silo in self._absent:
             self._invite(silo)

@@ -21,7 +21,7 @@ from ray_fed.model_library.guarded_search import GuardedSearch
 from ray_fed.model_library.heads import find_head
 from ray_fed.model_library.predictors import predict
 from ray_fed.model_library.property_tables import PropertyTable
-from ray_fed.model_library.selection import Draw, Protocol, SourceFeatures, Target, one_draw
+from ray_fed.model_library.selection import Draw, Protocol, SourceFeatures, TransferTarget, one_draw
 from ray_fed.model_library.silo_search import SiloErrors, SiloTarget, search
 from ray_fed.model_library.store import Library
 
@@ -65,11 +65,11 @@ def build(jobs: Sequence[BuildJob], tables: Mapping[str, PropertyTable]) -> Iter
 
 
 @ray.remote(num_cpus=1)
-def _draw(target: Target, sources: SourceFeatures, head: str, protocol: Protocol, number: int) -> Draw:
+def _draw(target: TransferTarget, sources: SourceFeatures, head: str, protocol: Protocol, number: int) -> Draw:
     return one_draw(target, sources, find_head(head), protocol, number)
 
 
-def draws(target: Target, sources: SourceFeatures, head: str, protocol: Protocol, count: int) -> list[Draw]:
+def draws(target: TransferTarget, sources: SourceFeatures, head: str, protocol: Protocol, count: int) -> list[Draw]:
     """Return `count` draws of a transfer study, one task each; target and sources are stored once."""
     stored = ray.put(target), ray.put(sources)
     return _got([_draw.remote(*stored, head, protocol, number) for number in range(count)])
@@ -94,7 +94,7 @@ class LibrarySilo:
 
 
 def _searched_here(
-    head: str, protocol: Protocol, count: int, prepared: tuple[Target, SourceFeatures], per_source: bool
+    head: str, protocol: Protocol, count: int, prepared: tuple[TransferTarget, SourceFeatures], per_source: bool
 ) -> list[SiloErrors | FedError]:
     """Search in tasks pinned to this node: the features of the silo's rows never leave its object store."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -105,7 +105,7 @@ def _searched_here(
 
 @ray.remote(num_cpus=1)
 def _search(
-    prepared: tuple[Target, SourceFeatures], head: str, protocol: Protocol, number: int, per_source: bool
+    prepared: tuple[TransferTarget, SourceFeatures], head: str, protocol: Protocol, number: int, per_source: bool
 ) -> SiloErrors | FedError:
     """An error of ours is an answer, too: what of it may be told is up to the silo's boundary."""
     try:

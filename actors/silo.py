@@ -28,9 +28,9 @@ from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.metrics import Scores
 from ray_fed.perimeter.guarded_evaluator import GuardedEvaluator
 from ray_fed.perimeter.guarded_silo import GuardedSilo
+from ray_fed.sites.requests import Invitation
 from ray_fed.sites.site_file import read_site_file
 from ray_fed.sites.tasks import accepted
-from ray_fed.sites.wire import Invitation
 
 Handle: TypeAlias = Any
 """A handle of one of the actors; Ray's stubs cannot name the proxy of a decorated class."""

@@ -26,13 +26,14 @@ from ray_fed.federation.messages import (
 )
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
+from ray_fed.sites.answers import HostLost
+from ray_fed.sites.requests import Invitation, SiloHost
 from ray_fed.sites.site_file import read_site_file
 from ray_fed.sites.tasks import accepted, refuse, require_plain
-from ray_fed.sites.wire import HostLost, Invitation, SiloHost
 
 
 class ActorHost:
-    """One silo: see `ray_fed.sites.wire.SiloHost`. `HostLost` when its process is gone."""
+    """One silo: see `ray_fed.sites.requests.SiloHost`. `HostLost` when its process is gone."""
 
     def __init__(self, silo: str, actor: Handle, departures: "Departures"):
         self.silo, self.actor, self._departures = silo, actor, departures

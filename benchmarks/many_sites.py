@@ -30,11 +30,12 @@ from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.metrics import MeanScores
 from ray_fed.sites import link
 from ray_fed.sites.agent import HubAddress, SiteAgent
-from ray_fed.sites.cohort import SiteCohort, SiteSilo
+from ray_fed.sites.asking import SiteSilo
+from ray_fed.sites.cohort import SiteCohort
 from ray_fed.sites.hub import Hub
 from ray_fed.sites.link import Certificates
 from ray_fed.sites.relay import RelayAgent
-from ray_fed.sites.wire import Invitation
+from ray_fed.sites.requests import Invitation
 
 PROCESSES = 4
 """That hold the sites, where there are no hubs between."""

@@ -1,10 +1,9 @@
 """What the way to sites costs: a large model against a plain TLS stream, and small exchanges against Ray's actors.
 
-    python benchmarks/site_transport.py [--million-parameters 25] [--rounds 300] [--flower-python PYTHON]
+    python benchmarks/site_transport.py [--million-parameters 25] [--rounds 300]
 
 Every site is a process of its own, connected by mutual TLS over the loopback. The second table runs one job, with an
 exchange after every batch, on silo actors and at sites: guarded silos, rules, guard and exact sums are the real ones.
-With a Python that has flwr and torch, Flower's deployment engine runs the same job (site_transport_flower.py).
 """
 
 import argparse
@@ -13,7 +12,6 @@ import os
 import queue
 import socket
 import ssl
-import subprocess
 import tempfile
 import time
 from dataclasses import replace
@@ -36,10 +34,12 @@ from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.privacy.compression import Compression
 from ray_fed.sites.agent import HubAddress, SiteAgent
-from ray_fed.sites.cohort import SiteCohort, SiteSilo
+from ray_fed.sites.asking import SiteSilo
+from ray_fed.sites.cohort import SiteCohort
 from ray_fed.sites.hub import Hub
 from ray_fed.sites.link import Certificates
-from ray_fed.sites.wire import FitRequest, Invitation, InviteRequest, encode
+from ray_fed.sites.requests import FitRequest, Invitation, InviteRequest
+from ray_fed.sites.wire import encode
 
 NAMES = tuple(f"silo-{number}" for number in range(1, 5))
 ROWS, COLUMNS, BATCHES = 2000, 65, 10
@@ -216,20 +216,10 @@ def on_actors(rounds):
         return rounds_a_second(placed.coordinator, rounds)
 
 
-def at_flowers_nodes(python, rounds=4):
-    """Return the rate of Flower's deployment engine: four SuperNodes of one SuperLink."""
-    script = Path(__file__).with_name("site_transport_flower.py")
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([python, str(script), folder, str(rounds)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return 1 / float(done.stdout.split()[-1])
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--million-parameters", type=float, default=25.0)
     parser.add_argument("--rounds", type=int, default=300)
-    parser.add_argument("--flower-python", help="a Python that has flwr and torch; without one Flower is left out")
     given = parser.parse_args()
     torch.set_num_threads(1)
     own, of_site = certificates()
@@ -251,9 +241,6 @@ def main():
         rate, _ = at_sites(own, of_site, given.rounds, make_host, options, threshold)
         first = first or rate
         print(f"{name:25s} {rate:6.0f} rounds/s {rate / first:.2f}", flush=True)
-    if given.flower_python:
-        flower = at_flowers_nodes(given.flower_python)
-        print(f"4 SuperNodes of Flower    {flower:6.3f} rounds/s {flower / actors:.4f}")
 
 
 if __name__ == "__main__":

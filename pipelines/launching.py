@@ -22,7 +22,7 @@ from ray_fed.perimeter.coordinator_record import CollectedLedgers, CoordinatorRe
 
 if TYPE_CHECKING:
     from ray_fed.sites.cohort import SiteCohort
-    from ray_fed.sites.wire import Invitation
+    from ray_fed.sites.requests import Invitation
 
 
 class CoordinatorLike(Protocol):
@@ -141,7 +141,7 @@ def _with_sites(
     members: FederationSpec, cohort: str, address: str, answer_timeout: float | None, start: StartRules
 ) -> Iterator[tuple[CoordinatorLike, list[str]]]:
     """Yield a coordinator in this process: of the silos behind the hub alone, or together with those of this side."""
-    from ray_fed.sites.cohort import JoinedCohort
+    from ray_fed.federation.joined_cohort import JoinedCohort
 
     torch.set_num_threads(1)  # sums over several threads differ in the last bits; silo actors have one, too
     assert members.hub is not None
@@ -161,7 +161,8 @@ def _with_sites(
 def _site_cohort(
     hub, members: FederationSpec, evaluator, answer_timeout: float | None, start: StartRules
 ) -> "SiteCohort":
-    from ray_fed.sites.cohort import SiteCohort, SiteSilo
+    from ray_fed.sites.asking import SiteSilo
+    from ray_fed.sites.cohort import SiteCohort
 
     silos = [SiteSilo(site, invitation) for site, invitation in members.sites]
     return SiteCohort(hub, silos, members.task, evaluator, answer_timeout, start)

@@ -75,14 +75,85 @@ def postgres_server() -> Iterator[PostgresServer]:
               "--no-sync", "-E", "UTF8", "--locale=C"], settings)  # fmt: skip
         options = ["-c", f"port={port}", "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}",
                    "-c", "fsync=off", "-c", "full_page_writes=off"]  # fmt: skip
-        with open(f"{folder}/log", "w") as log:
-            os.chmod(log.name, 0o666)
+        with (Path(folder) / "log").open("w") as log:
             server = subprocess.Popen([binaries / "postgres", "-D", data, *options], stdout=log, stderr=log, **settings)
         try:
             yield _prepared(port, server)
         finally:
             server.terminate()
             server.wait(30)
+
+
+class OptimadeServer:
+    """The reference server behind a door that counts requests, and can be told to answer badly."""
+
+    def __init__(self, app, port: int):
+        self.app, self.port = app, port
+        self.asked: list[str] = []
+        self.answers: list[tuple[int, dict[str, str]]] = []
+        """(status, headers) of the next answers; the server's own when there are none left."""
+        self.fails_at = 0
+        """From which request on the door is shut; 0 never."""
+
+    @property
+    def address(self) -> str:
+        return f"optimade+http://127.0.0.1:{self.port}"
+
+    def insert(self, structures: Sequence[dict]) -> None:
+        self.app.state.entry_collections["structures"].insert([dict(each) for each in structures])
+
+    def num_pages(self) -> int:
+        return sum("/structures" in path for path in self.asked)
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        self.asked.append(scope["path"])
+        shut = bool(self.fails_at) and len(self.asked) >= self.fails_at
+        status, headers = self.answers.pop(0) if self.answers else (404 if shut else 0, {})
+        if not status:
+            await self.app(scope, receive, send)
+            return
+        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": status, "headers": pairs})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+
+@contextlib.contextmanager
+def optimade_server(structures: Sequence[dict], fields: Sequence[str]) -> Iterator[OptimadeServer]:
+    """Serve structures by the reference implementation, from a database in memory, on a port of its own.
+
+    fields   the provider's own, without their prefix _exmpl_
+    """
+    pytest.importorskip("optimade.server.create_app", reason="needs optimade[server]")
+    import uvicorn
+    from optimade.server.config import ServerConfig
+    from optimade.server.create_app import create_app
+
+    port = free_port()
+    with tempfile.TemporaryDirectory(prefix="ray-fed-optimade-") as folder:
+        config = ServerConfig(
+            insert_test_data=False, database_backend="mongomock", mongo_database=f"materials-{port}",
+            page_limit=7, page_limit_max=20, provider_fields={"structures": list(fields)}, log_dir=folder,
+        )  # fmt: skip
+        # Set past its validation, which looks the address up on the Internet.
+        config.__dict__["license"] = "https://spdx.org/licenses/CC-BY-4.0"
+        door = OptimadeServer(create_app(config), port)
+        door.insert(structures)
+        server = uvicorn.Server(uvicorn.Config(door, host="127.0.0.1", port=port, log_level="critical", lifespan="off"))
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        waited = threading.Event()
+        for _ in range(600):
+            if server.started:
+                break
+            waited.wait(0.05)
+        try:
+            yield door
+        finally:
+            server.should_exit = True
+            thread.join(30)
 
 
 def _account() -> str:

@@ -9,10 +9,11 @@ from ray_fed.federation.silo import Silo, make_silo
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.sites.agent import HubAddress, SiteAgent
-from ray_fed.sites.cohort import SiteCohort, SiteSilo
+from ray_fed.sites.asking import SiteSilo
+from ray_fed.sites.cohort import SiteCohort
 from ray_fed.sites.hub import Hub
 from ray_fed.sites.link import Certificates
-from ray_fed.sites.wire import Invitation
+from ray_fed.sites.requests import Invitation
 from tests.synthetic import SyntheticTask
 
 HUB = "127.0.0.1:0"

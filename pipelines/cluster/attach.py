@@ -10,7 +10,8 @@ from typing import Any
 
 from pipelines.training.checkpoint import kind_of
 from pipelines.training.config import FormationEnergyConfig
-from ray_fed.materials.databases.columns import UNKNOWN_UNIT, unit_of_target
+from ray_fed.materials.databases.columns import unit_of_target
+from ray_fed.materials.units import UNKNOWN_UNIT
 from ray_fed.metrics import TRAIN_LOSS, Metric, regression_metrics
 from ray_fed.reporting.results import measured, results_from_summary
 from ray_fed.reporting.run_directory import RunDirectory

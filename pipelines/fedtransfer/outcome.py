@@ -64,8 +64,9 @@ class FedTransferOutcome:
     def finish(self, status: str, seconds: float) -> None:
         """Write figures, report and, last, the summary."""
         figures = self._figures()
-        StageLogs(self.directory.tensorboard).pictures(figures, self.silos)
         summary = self._summary(status, seconds)
+        finals = {key: value for key, value in summary.items() if f".{GLOBAL}." in key and not key.endswith("_std")}
+        StageLogs(self.directory.tensorboard).outcome(finals, list(figures.values()))
         write_report(
             self.directory, "FedTransfer", summary, self._sections(figures),
             subtitle="Style generators move between silos; images stay", command=self.command,

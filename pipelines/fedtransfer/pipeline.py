@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,9 @@ class FedTransferRecorder:
     def __init__(self, outcome: FedTransferOutcome, progress: RoundProgress):
         self.outcome, self.progress = outcome, progress
         self.logs = StageLogs(outcome.directory.tensorboard)
+        config = outcome.config
+        about = {"pipeline": PIPELINE, **asdict(config)}
+        self.logs.begin(about, outcome.directory.path.name, session_names(config), outcome.silos)
 
     def on_stage_start(self, title: str, rounds: int) -> None:
         self.progress.start(rounds, title)

@@ -169,4 +169,4 @@ def _held_out(silo: Silo, vector: Vector) -> Scores:
 
     with torch.no_grad():
         outputs = load_vector(silo.task.model(0), vector)(silo.samples.held_out_features).numpy()
-    return silo.task.score(silo.rows.held_out_targets, silo.task.predicted(outputs, silo.samples.standardizer))
+    return silo.task.score(silo.rows.held_out_targets, silo.samples.said(outputs))

@@ -25,8 +25,10 @@ from ray_fed.leakage.targets import make_target
 from ray_fed.reporting.figure_style import save_figure
 from ray_fed.reporting.report import Figure, Note, Paragraph, Section, Table, write_report
 from ray_fed.reporting.run_directory import RunDirectory
-from ray_fed.reporting.tensorboard_log import EventLog
+from ray_fed.reporting.tensorboard_log import EventLog, model_tag
 
+FINALS = (".below_1e-3", ".median_mse")
+"""Ends of the keys of the summary that TensorBoard's table of runs shows."""
 CITATION = "WDLG: Int. J. Intell. Syst. (2022), 5510329; the readings of it that were tried are in decisions/0005."
 
 
@@ -83,8 +85,8 @@ class LeakageOutcome:
     def finish(self, status: str, seconds: float) -> None:
         """Write figures, TensorBoard, report and, last, the summary."""
         figures = self._figures()
-        self._tensorboard(figures)
         summary = self._summary(status, seconds)
+        self._tensorboard(figures, summary)
         write_report(
             self.directory, "Gradient leakage", summary, self._sections(figures),
             subtitle="What one training message gives away, by eight attacks" if len(self.config.attacks) > 7
@@ -190,15 +192,20 @@ class LeakageOutcome:
     def _save(self, name: str, figure) -> Path:
         return save_figure(figure, self.directory.figures / f"{name}.png")
 
-    def _tensorboard(self, figures: Mapping[str, Path]) -> None:
+    def _tensorboard(self, figures: Mapping[str, Path], summary: Mapping[str, object]) -> None:
+        """Each attack is a model: its error on each kind of data by evaluation, grouped by data."""
+        curves = self._curves()
         with EventLog(self.directory.tensorboard) as log:
-            for name, path in figures.items():
-                log.image(name, path)
-            for data, methods in self._curves().items():
+            log.hyperparameters({"pipeline": "leakage", **asdict(self.config)}, self.directory.path.name)
+            charts = {data: [model_tag(name, f"mse/{_slug(data)}") for name in names] for data, names in curves.items()}
+            log.layout({"Mean squared error": charts})
+            for data, methods in curves.items():
                 for name, arrays in methods.items():
                     middle = np.median(np.where(np.isfinite(arrays["mse"]), arrays["mse"], 1e6), axis=0)
                     for evaluation in range(0, len(middle), max(1, len(middle) // 100)):
-                        log.scalar(f"{_slug(data)}/mse/{name}", middle[evaluation], evaluation + 1)
+                        log.scalar(model_tag(name, f"mse/{_slug(data)}"), middle[evaluation], evaluation + 1)
+            finals = {key: value for key, value in summary.items() if key.endswith(FINALS)}
+            log.outcome(finals, list(figures.values()))
 
     def _sections(self, figures: Mapping[str, Path]) -> list[Section]:
         said = [[one.claim, one.verdict, one.because] for one in self.verdicts()]

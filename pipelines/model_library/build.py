@@ -16,6 +16,7 @@ from ray_fed.model_library.building import BuildJob, BuildResult, plan
 from ray_fed.model_library.property_catalogue import embedded_tables, shared_tables
 from ray_fed.model_library.property_tables import SMILES, PropertyTable, user_table
 from ray_fed.model_library.store import Library
+from ray_fed.reporting.tensorboard_log import EventLog, global_tag
 from ray_fed.reporting.writing import to_json, write_atomically
 
 TOLD_EVERY_SECONDS = 10.0
@@ -60,10 +61,14 @@ def carry_out(config: BuildConfig) -> BuildOutcome:
     models = failures = 0
     if left:
         try:
-            for result in _results(left, tables, config.address):
-                _keep(library, result)
-                models, failures = models + len(result.models), failures + len(result.failures)
-                _tell(models, sum(job.count for job in left), started)
+            with EventLog(library.path / "tensorboard") as log:
+                log.hyperparameters({"pipeline": "library-build", **vars(config)}, library.path.name)
+                for done, result in enumerate(_results(left, tables, config.address), 1):
+                    _keep(library, result)
+                    models, failures = models + len(result.models), failures + len(result.failures)
+                    _tell(models, sum(job.count for job in left), started)
+                    log.scalars({global_tag("models"): models, global_tag("failures"): failures}, done)
+                log.outcome({"models": models, "failures": failures})
         except (KeyboardInterrupt, OSError):
             note(f"broken off; {models:,} more models are in {library.path}; the same command goes on from there")
             raise

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from ray_fed.model_library.store import Library
 from ray_fed.model_library.transfer import Model, target_and_sources, without_target_materials
 from ray_fed.reporting.figure_style import save_figure
 from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.tensorboard_log import EventLog, model_tag
 
 WORDS = {
     "direct forest": "no transfer: random forest",
@@ -159,6 +161,22 @@ def _write(
     directory.write_csv("draws.csv", columns)
     directory.write_summary({**summary, "sources": len(models), "target": target.key, "unit": target.unit})
     figures = directory.figures
-    save_figure(parity_figure(draws[0], target.property_name, target.unit), figures / "parity.png")
-    save_figure(scatter_figure(draws[0], target.property_name, target.unit), figures / "sources.png")
+    made = [
+        save_figure(parity_figure(draws[0], target.property_name, target.unit), figures / "parity.png"),
+        save_figure(scatter_figure(draws[0], target.property_name, target.unit), figures / "sources.png"),
+    ]
+    _log(directory, config, draws, summary, made)
     print(f"figures: {figures}", file=sys.stderr)
+
+
+def _log(
+    directory: RunDirectory, config: TransferConfig, draws: Sequence[Draw], summary: Mapping[str, Any],
+    figures: Sequence[Path],
+) -> None:  # fmt: skip
+    """Show in TensorBoard the error of each rule by draw, and what they came to."""
+    with EventLog(directory.tensorboard) as log:
+        log.hyperparameters({"pipeline": "library-transfer", **vars(config)}, directory.path.name)
+        log.layout({"Rules": {"MAE on held-out rows": [model_tag(rule, "held_out_mae") for rule in WORDS]}})
+        for number, draw in enumerate(draws):
+            log.scalars({model_tag(rule, "held_out_mae"): draw.held_out[rule] for rule in WORDS}, number)
+        log.outcome({f"{rule}.held_out_mae": summary[f"{rule}.held_out_mae"] for rule in WORDS}, figures)

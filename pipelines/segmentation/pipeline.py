@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,13 @@ from ray_fed.micrographs.polycrystals import boundary_mask
 from ray_fed.micrographs.segmenting import boundary_logits, overlay
 from ray_fed.micrographs.unet import UNet
 from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.tensorboard_log import EventLog, global_tag
 from ray_fed.reporting.terminal import aligned
 from ray_fed.reporting.writing import write_atomically
 
 USUAL_MODEL = "fedtransfer"
+MOST_PICTURES = 20
+"""Images that TensorBoard shows; the folder has them all."""
 SCALE_TOLERANCE = 1.5
 """Above this ratio of pixel sizes grains look to the network unlike any it has learnt from."""
 
@@ -55,6 +58,7 @@ def run(options: dict[str, Any], _command_line: Sequence[str]) -> int:
     write_atomically(out / "grains.csv", grain_table(fields, config.pixel_size_um).to_csv(index=False).encode())
     table = field_table(fields, config.pixel_size_um)
     write_atomically(out / "fields.csv", table.to_csv(index=False).encode())
+    _log(out, config, fields, table)
     print(aligned([list(table.columns), *[_cells(row) for row in table.itertuples(index=False)]], rule=True))
     print(f"{sum(len(f.sizes.area_px) for f in fields)} grains of {len(fields)} images in {out}/grains.csv")
     return 0
@@ -121,6 +125,17 @@ def _write_pictures(out: Path, field: Field) -> None:
     """Write the network's mask (255 = boundary) and the boundaries of the measured grains over the image."""
     _write_png(out / f"{field.name}.mask.png", field.mask * np.uint8(255))
     _write_png(out / f"{field.name}.overlay.png", overlay(field.image, boundary_mask(field.sizes.labels)))
+
+
+def _log(out: Path, config: SegmentConfig, fields: Sequence[Field], table: pd.DataFrame) -> None:
+    """Show in TensorBoard what was found, image after image: numbers by image, boundaries over each picture."""
+    numbers = table.select_dtypes("number")
+    with EventLog(out / "tensorboard") as log:
+        log.hyperparameters({"pipeline": "segment", **asdict(config)}, out.name)
+        for step, row in enumerate(numbers.to_dict("records")):
+            log.scalars({global_tag(str(name)): float(value) for name, value in row.items()}, step)
+        pictures = [out / f"{field.name}.overlay.png" for field in fields[:MOST_PICTURES]]
+        log.outcome({str(name): float(value) for name, value in numbers.mean().items()}, pictures)
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:

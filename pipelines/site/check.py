@@ -15,9 +15,19 @@ from ray_fed.materials.databases.source import Source
 from ray_fed.perimeter.policy import require_site_file, site_path
 from ray_fed.reporting.environment import gpu_names
 from ray_fed.sites.agent import HubAddress
-from ray_fed.sites.link import Certificates
+from ray_fed.sites.hub import Hub
+from ray_fed.sites.link import Certificates, listed
 from ray_fed.sites.probe import probe
-from ray_fed.sites.site_file import Dataset, HubEntry, OwnTask, SiteFile, read_site_file
+from ray_fed.sites.site_file import (
+    Dataset,
+    HubEntry,
+    OwnTask,
+    RelayFile,
+    SiteFile,
+    is_relay_file,
+    read_relay_file,
+    read_site_file,
+)
 from ray_fed.sites.tasks import check_source
 from ray_fed.sites.wire import PROTOCOL
 
@@ -30,12 +40,40 @@ Check = tuple[str, Callable[[], str]]
 def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Print the lines; 1 when something failed, 2 when the file itself cannot be read."""
     path = site_path() if options["file"] is None else require_site_file(at_home(options["file"]))
-    file = read_site_file(path)
+    if is_relay_file(path):
+        relay = read_relay_file(path)
+        looks, told = (
+            relay_checks(relay),
+            [f"  site             {relay.name}", f"  certificate key  {_key_hash(relay)}"],
+        )
+    else:
+        site = read_site_file(path)
+        looks, told = checks(site), introduction(site)
     print(f"ok      site file: {path} is this account's alone")
-    failed = sum(not _is_ok(name, look) for name, look in checks(file))
+    failed = sum(not _is_ok(name, look) for name, look in looks)
     print("\nfor the coordinator:")
-    print("\n".join(introduction(file)))
+    print("\n".join(told))
     return 1 if failed else 0
+
+
+def _key_hash(file: RelayFile) -> str:
+    try:
+        return Certificates.read(file.hub.tls_folder).key_hash()
+    except ConfigError:
+        return f"(bring ca.crt, node.crt and node.key to {file.hub.tls_folder})"
+
+
+def relay_checks(file: RelayFile) -> Iterator[Check]:
+    """Yield what is checked of a hub between, which has no data."""
+    yield "certificate", lambda: certificate(file.hub.tls_folder)
+    yield "hub above", lambda: hub(file)
+    yield "sites below", lambda: port(file)
+
+
+def port(file: RelayFile) -> str:
+    """Listen for a moment, as the hub would."""
+    with Hub(file.relay.listen, Certificates.read(file.hub.tls_folder), file.relay.pins):
+        return f"{file.relay.listen} is free for {listed(sorted(file.relay.pins))}"
 
 
 def checks(file: SiteFile) -> Iterator[Check]:
@@ -103,7 +141,7 @@ def certificate(folder: Path) -> str:
     return f"counts for {days:.0f} days" + ("; ask for a new one soon" if days < FEW_DAYS else "")
 
 
-def hub(file: SiteFile) -> str:
+def hub(file: SiteFile | RelayFile) -> str:
     """Reach the hub as a run would, without beginning anything."""
     found = probe(file.name, address_of(file.hub), file.hub.tls_folder)
     if found.protocol != PROTOCOL:

@@ -12,11 +12,6 @@ from pipelines.sweep.progress import SweepProgress
 from ray_fed.metrics import TRAIN_LOSS, Metric
 from ray_fed.reporting.tensorboard_log import EventLog, chart_titles, global_tag, silo_tag
 
-COSTS = {
-    "sweep/megabytes": "MB sent",
-    "sweep/seconds_compute": "Seconds computing",
-    "sweep/seconds_communicate": "Seconds communicating",
-}
 CURVES = (TRAIN_LOSS, "bytes_sent", "seconds_compute", "seconds_communicate")
 """Besides those of the metrics."""
 SILO_CURVES = (TRAIN_LOSS, "seconds_compute")
@@ -51,7 +46,8 @@ class Watcher:
             folder = self.tensorboard / trial.name
             shutil.rmtree(folder, ignore_errors=True)  # curves of a try that was broken off
             self._logs[number] = EventLog(folder)
-            self._logs[number].hyperparameters(self._values(trial), trial.name)
+            name = f"{self.tensorboard.parent.name} {trial.name}"  # trials of two sweeps are not one
+            self._logs[number].hyperparameters({"pipeline": "sweep", **self._values(trial)}, name)
             self.progress.on_trial_start(trial)
 
     def on_trial_report(self, number: int, report: Mapping[str, Any]) -> None:
@@ -71,7 +67,7 @@ class Watcher:
         results_file.append(self.results, outcome)
         log = self._logs.pop(number)
         if outcome.status != "failed":
-            log.scalars(self._final(outcome), outcome.local_steps)
+            log.outcome(self._final(outcome), step=outcome.local_steps)
         log.close()
         self.progress.on_trial_end(trial, outcome)
 
@@ -81,14 +77,10 @@ class Watcher:
         self.progress.close()
 
     def _describe(self) -> None:
-        """One event file says what is varied and how the curves are grouped; each trial's says with which values."""
-        rows = [self._values(trial) for trial in self.trials.values()]
-        values = {name: list(dict.fromkeys(row[name] for row in rows)) for name in rows[0]}
+        """One event file says how the curves are grouped; each trial's with which values it was run."""
         for old in self.tensorboard.glob("events.*"):
             old.unlink()  # of the process that this one takes over from
         with EventLog(self.tensorboard) as log:
-            titles = {f"sweep/{metric.name}": metric.title for metric in self.metrics}
-            log.experiment(values, {**titles, **COSTS})
             charts = chart_titles(self.metrics)
             shown = {name: charts[name] for name in (*(metric.name for metric in self.metrics), *CURVES)}
             log.custom_layout(self.silos, shown, SILO_CURVES)
@@ -99,8 +91,8 @@ class Watcher:
 
     def _final(self, outcome: TrialOutcome) -> dict[str, float]:
         return {
-            **{f"sweep/{metric.name}": outcome.value(metric) for metric in self.metrics},
-            "sweep/megabytes": outcome.bytes_sent / 1e6,
-            "sweep/seconds_compute": outcome.seconds_compute,
-            "sweep/seconds_communicate": outcome.seconds_communicate,
+            **{metric.name: outcome.value(metric) for metric in self.metrics},
+            "megabytes": outcome.bytes_sent / 1e6,
+            "seconds_compute": outcome.seconds_compute,
+            "seconds_communicate": outcome.seconds_communicate,
         }

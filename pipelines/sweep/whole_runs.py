@@ -157,7 +157,7 @@ def run(pipeline: str, options: Mapping[str, Any], command_line: Sequence[str]) 
     base = {key: value for key, value in options.items() if key not in (*names, "out")}
     if "cohort" in get_type_hints(PIPELINES[pipeline].config_class):  # a Ray inside each trial would start anew
         base = {"cohort": "local", **base}
-    planned = RunsSweep(pipeline, config, base, RunDirectory(Path(".")), shlex.join(command_line))
+    planned = RunsSweep(pipeline, config, base, RunDirectory(Path()), shlex.join(command_line))
     _ = planned.trials  # what is wrong with them is said before a folder is made
     directory = RunDirectory.create(options.get("out"), "sweep")
     sweep = RunsSweep(pipeline, config, base, directory, shlex.join(command_line))

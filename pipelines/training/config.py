@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pipelines.update_options import Coding, UpdateOptions
 from ray_fed.config import PathText, require, unknown_name
 from ray_fed.materials.databases.addresses import check_address
-from ray_fed.materials.databases.columns import UNKNOWN_UNIT
+from ray_fed.materials.units import UNKNOWN_UNIT
 
 if TYPE_CHECKING:
     from ray_fed.federation.rounds.machine import RoundRules
@@ -81,8 +81,12 @@ class TrainConfig(UpdateOptions):
     guo73_youngs: one change each)."""
     impute: Literal["median", "matminer"] = "median"
     """Missing element properties: median over the elements (log10 first where marked), or matminer's mean."""
-    symmetry: Literal["given", "spglib", "moyopy"] = "given"
-    """Space group: the number given in the data, else spglib; or always computed by spglib or moyopy."""
+    symmetry: Literal["given", "check", "spglib", "moyopy"] = "given"
+    """Space group: the number given in the data, else spglib; check: the same, and count where spglib finds another; or
+    always computed by spglib or moyopy."""
+    cell: Literal["standard", "given"] = "standard"
+    """Cell and space group of the standardised primitive cell, so that no prediction depends on how a crystal is
+    written down; or as the data have them."""
     federation: PathText | None = None
     """YAML file of real sites (silos, sites, sources, GPUs); replaces --data and --silos."""
     silos: tuple[int, ...] = (1000, 2000, 3000, 4000)
@@ -188,12 +192,14 @@ class TrainConfig(UpdateOptions):
     """Folder of the run; runs/COMMAND-DATE-TIME if not given."""
 
     def __post_init__(self) -> None:
-        check_address(self.data, only_ours=True)
-        self.access()
         for name in ("target", "unit"):  # a run of before there were several names one as text
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
+        if [label.lower() for label in self.classes] == ["false", "true"]:  # as YAML says them, they are no text
+            object.__setattr__(self, "classes", ("false", "true"))
         self._check_targets()
+        check_address(self.data, only_ours=True)
+        self.access()
         for name in ("epochs", "batch_size", "repeats", "learning_rate", "alpha"):
             value = getattr(self, name)
             require(isfinite(value) and value > 0, f"{name}={value} must be positive")
@@ -340,6 +346,8 @@ class FormationEnergyConfig(TrainConfig):
     only formulas; rich: a larger element set; rich+structure: with cell and space group; auto: as in ray-fed train."""
     standardise_target: bool = False
     """Learn numbers of mean 0 and deviation 1; the paper learns eV/atom."""
+    cell: Literal["standard", "given"] = "given"
+    """Cell and space group as the data have them, as in the paper; or of the standardised primitive cell."""
 
 
 CONFIGS: dict[str, type[TrainConfig]] = {each.PIPELINE: each for each in (TrainConfig, FormationEnergyConfig)}

@@ -19,7 +19,7 @@ from ray_fed.federation.coordinator import Agreement
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.strategies import Models
-from ray_fed.metrics import Metric, reported
+from ray_fed.metrics import Metric, Scores, reported
 
 
 class TrainingListener(Protocol):
@@ -60,6 +60,8 @@ class TrainingExperiment:
     true: np.ndarray | None = None
     """Targets of the common test set, for parity plots."""
     predicted: dict[str, np.ndarray] = field(default_factory=dict)
+    scores: dict[str, Scores] = field(default_factory=dict)
+    """What was told of the first seed's final models on the common test set, or on all held-out rows."""
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -83,6 +85,12 @@ class TrainingExperiment:
             return
         if shown is not None:
             self.true, self.predicted = shown
+            self._score_predicted(self.true)
+
+    def _score_predicted(self, true: np.ndarray) -> None:
+        """Score the models of jobs that were finished before a run went on: their last records are gone."""
+        for model in self.predicted.keys() - self.scores.keys():
+            self.scores[model] = self.setup.task.score(true, self.predicted[model].reshape(len(true), -1))
 
     def _run(self, coordinator: CoordinatorLike, job: Job, seed: int) -> None:
         finished = self.checkpoint.models_of(job.name)
@@ -93,10 +101,12 @@ class TrainingExperiment:
         for record in coordinator.run(job, *self.checkpoint.start_of(job.name)):
             if record.models is not None:
                 self._keep(record.models, seed)
+            if seed == self.setup.config.seed:
+                self.scores.update(record.scores)
             if record.joined:
                 self.agreement = admitted(self.agreement, record)
                 self.checkpoint.directory.write_data(fingerprints(self.agreement))
-            self.records.append((seed, replace(record, state=None, notes=())))
+            self.records.append((seed, replace(record, state=None, notes=(), scores={})))
             self.listener.on_round_end(record, seed)
             self.checkpoint.save(record)
 

@@ -1,6 +1,7 @@
 """What a run leaves behind: summary, model, figures and report."""
 
 import shlex
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -12,13 +13,14 @@ import numpy as np
 from torch.nn.functional import mse_loss
 
 from pipelines.launching import CoordinatorLike
+from pipelines.training.class_pages import class_sections
 from pipelines.training.experiment import TrainingExperiment
 from pipelines.training.membership import fingerprints
 from pipelines.training.per_silo_errors import own_errors, own_table
 from pipelines.update_options import privacy_statement
 from ray_fed.federation.rounds.job import EPSILON
 from ray_fed.materials.boosted_property_task import BoostedPropertyTask
-from ray_fed.materials.targets import Target, key_of, values_by_target
+from ray_fed.materials.targets import Target, values_by_target
 from ray_fed.materials.trained_model import card_entries, forest_entries, scaler_arrays, tree_entries
 from ray_fed.metrics import Metric
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
@@ -26,6 +28,7 @@ from ray_fed.reporting.model_files import ModelCard, model_paths, save_model
 from ray_fed.reporting.report import Figure, Section, Table, write_report
 from ray_fed.reporting.results import ResultRow, Results, results_from_summary
 from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.tensorboard_log import EventLog
 
 MAX_PARITY_SILOS = 4
 CITATION = "Guo et al., Sci Rep 12 (2022), doi:10.1038/s41598-022-19426-8"
@@ -76,24 +79,29 @@ class TrainingOutcome:
             self.directory.write_summary(self.summary)  # type: ignore[arg-type]
         if "federated" in self.experiment.models:
             self._save_model()
-        self._report(self._figures())
+        figures, classes = self._figures(), self._classes()
+        self._report(figures, classes)
+        self._log([*figures, *(block for section in classes for block in section.blocks if isinstance(block, Figure))])
         if seal:
             seal()
         # Last: a run whose summary says "completed" has everything else.
         self._summarise(status, reason)
         self.directory.write_summary(self.summary)  # type: ignore[arg-type]
 
-    def share_model(self, coordinator: CoordinatorLike) -> list[str]:
-        """Hand the model to the silos' owners; return notices of those who did not take it. Who did is in the
-        summary."""
+    def notice(self, lines: Sequence[str]) -> None:
+        """Say what the user should know, now and in the summary and the report."""
+        self.notices += tuple(lines)
+        for line in lines:
+            print(f"note: {line}", file=sys.stderr)
+
+    def share_model(self, coordinator: CoordinatorLike) -> None:
+        """Hand the model to the silos' owners; name those who did not take it. Who did is in the summary."""
         self._summarise("running", "")
         self._save_model()
         weights, card = (np.fromfile(path, np.uint8) for path in model_paths(self.directory.models / "federated"))
         reasons = coordinator.hand_over_model(weights, card)
         self.has_model = {silo: not reason for silo, reason in reasons.items()}
-        untaken = [f"silo '{silo}' did not take the model: {reason}" for silo, reason in reasons.items() if reason]
-        self.notices += tuple(untaken)
-        return untaken
+        self.notice([f"silo '{silo}' did not take the model: {why}" for silo, why in reasons.items() if why])
 
     def paths(self) -> dict[str, Path]:
         """Label -> path, for the terminal."""
@@ -245,6 +253,23 @@ class TrainingOutcome:
         made = [self._bars(), self._curves()]
         return [*self._parities(), *(figure for figure in made if figure)]
 
+    def _classes(self) -> list[Section]:
+        """Return a section for each target that is a class."""
+        experiment, scores = self.experiment, self.experiment.scores
+        rows = sorted(self.results.rows, key=lambda row: row.kind != "federated")
+        in_order = {row.label: scores[row.name] for row in rows if row.name in scores}
+        is_hidden = experiment.true is None
+        where = (
+            "on all silos' held-out rows together" if experiment.agreement.test is None else "on the common test set"
+        )
+        return class_sections(experiment.setup.task.targets, in_order, is_hidden, where, self._save)
+
+    def _log(self, figures: Sequence[Figure]) -> None:
+        """Show in TensorBoard what the federated model came to, and the pictures."""
+        finals = {metric.name: self.summary.get(f"federated.{metric.name}") for metric in self.experiment.metrics}
+        with EventLog(self.directory.tensorboard) as log:
+            log.outcome(finals, [figure.path for figure in figures])
+
     @property
     def results(self) -> Results:
         """The models so far."""
@@ -275,13 +300,13 @@ class TrainingOutcome:
             for row in rows
             if row not in left_out and row.name in predicted
         ]
-        figure = parity_figure(panels, target.shown_unit, target.words, self._reference())
+        figure = parity_figure(panels, target.shown_unit, target.words, self._reference(), target.transform)
         caption = (
             f"Predicted against true {target.heading} on the common test set, "
             f"seed {self.experiment.setup.config.seed}. Colour: density of points."
         )
         several = len(self.experiment.setup.task.targets) > 1
-        return self._save(f"parity-{key_of(target.name)}" if several else "parity", figure, caption)
+        return self._save(f"parity-{target.key}" if several else "parity", figure, caption)
 
     @staticmethod
     def _name(row: ResultRow) -> str:
@@ -327,17 +352,18 @@ class TrainingOutcome:
     def _reference(self) -> str:
         return "model data" if self.experiment.setup.config.data == "embedded" else "reference"
 
-    def _report(self, figures: list[Figure]) -> None:
+    def _report(self, figures: list[Figure], classes: list[Section]) -> None:
         setup, agreement = self.experiment.setup, self.experiment.agreement
         write_report(
             self.directory,
             f"Multi-source training: {_listed([target.words for target in setup.task.targets])}",
             self.summary,
-            [*self._own_section(), *([Section("Figures", figures)] if figures else [])],
+            [*self._own_section(), *classes, *([Section("Figures", figures)] if figures else [])],
             subtitle=f"{len(setup.training)} silos, {self.summary['rounds']} communications",
             command=self.command,
             results=self.results,
             unreadable={name: silo.unreadable for name, silo in agreement.silos.items() if silo.unreadable},
+            notes={name: silo.notes for name, silo in agreement.silos.items() if silo.notes},
             warnings=self.notices,
             provenance=self._provenance(),
         )

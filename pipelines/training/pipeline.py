@@ -192,7 +192,7 @@ def _train(request: RunRequest) -> TrainingOutcome:
     with launched(setup) as (coordinator, notices):
         agreement = coordinator.agree(setup.config.threshold(len(setup.training)))
         changed = _changed_versions(request.directory) if request.is_resumed else []
-        notices = [*setup.notes, *notices, *_untold(agreement), *_labelled(agreement)]
+        notices = [*setup.notes, *notices, *_untold(agreement), *_labelled(agreement), *_outside_scaler(agreement)]
         for line in [*notices, *_unusable(agreement), *changed]:
             print(f"note: {line}", file=sys.stderr)
         _check_sizes(agreement)
@@ -212,14 +212,14 @@ def _train(request: RunRequest) -> TrainingOutcome:
             outcome.begin()
             try:
                 experiment.train(coordinator)
-                for line in outcome.share_model(coordinator) if setup.config.share_model else []:
-                    print(f"note: {line}", file=sys.stderr)
-                recorder.collect(coordinator)
+                if setup.config.share_model:
+                    outcome.share_model(coordinator)
+                outcome.notice(recorder.collect(coordinator))
             except KeyboardInterrupt:
                 _broken_off(outcome, "interrupted", "")
                 raise
             except FedError as error:
-                recorder.collect(coordinator)
+                outcome.notice(recorder.collect(coordinator))
                 _broken_off(outcome, "failed", str(error))
                 raise
             except OSError as error:
@@ -243,12 +243,15 @@ def _way_on(status: str, directory: RunDirectory) -> str:
 
 
 def _unusable(agreement: Agreement) -> list[str]:
-    """Say per silo how many rows could not be used, and why."""
+    """Say per silo how many rows could not be used, and why, and of how many something is odd."""
     lines = []
     for name, silo in agreement.silos.items():
         if silo.unreadable:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in sorted(silo.unreadable.items()))
             lines.append(f"silo '{name}': {sum(silo.unreadable.values())} rows not usable: {reasons}")
+        if silo.notes:
+            notes = "; ".join(f"{count} x {note}" for note, count in sorted(silo.notes.items()))
+            lines.append(f"silo '{name}': noted: {notes}")
     return lines
 
 
@@ -259,6 +262,11 @@ def _untold(agreement: Agreement) -> list[str]:
     if len(kept) == len(agreement.silos) and agreement.test is None:
         lines += ["no silo tells metrics and there is no common test set: the models are trained, their errors unknown"]
     return lines
+
+
+def _outside_scaler(agreement: Agreement) -> list[str]:
+    """Say whose rows are not in the means and variances by which all features are scaled."""
+    return [f"silo '{name}', the scaler: {reason}" for name, reason in sorted(agreement.outside_scaler.items())]
 
 
 def _labelled(agreement: Agreement) -> list[str]:

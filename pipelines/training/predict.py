@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 
 from ray_fed.errors import ConfigError, DataError
+from ray_fed.federation.reasons import counted_notes
 from ray_fed.materials.databases.addresses import check_address
-from ray_fed.materials.databases.database import open_database
+from ray_fed.materials.databases.database import SHOWN_REASON, open_database
 from ray_fed.materials.databases.kinds import whole_path
 from ray_fed.materials.databases.source import Access, Source
-from ray_fed.materials.features.featurizers import make_featurizer
+from ray_fed.materials.features.featurizers import CrystalFeaturizer, make_featurizer
+from ray_fed.materials.property_task import as_read
 from ray_fed.materials.targets import prediction_columns
 from ray_fed.materials.trained_model import predict, targets_of
 from ray_fed.reporting.model_files import ModelCard, load_model
@@ -33,14 +35,18 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     check_place(path, Path(file))
     arrays, card = load_model(model_path(options["run_directory"], options["model"]))
     access = Access(options["query"], options["table"], options["query_timeout"])
-    database = open_database(Source(path=whole_path(file, Path.cwd()), target=None, access=access))
+    source = Source(path=whole_path(file, Path.cwd()), target=None, access=access)
+    database = open_database(as_read(source, featurizer_of(card)))
     table = predict_table(database.frame, arrays, card)
     write_atomically(path, table.to_csv(index=False).encode())
     reasons = [reason for reason in table["reason"] if reason]
     failed = len(reasons)
     print(f"{len(table) - failed} predictions of {card.property} [{card.unit}] in {path}")
-    for reason, count in Counter(reasons).most_common(MAX_REASONS):
+    shown = (reason if len(reason) <= SHOWN_REASON else f"{reason[: SHOWN_REASON - 3]}..." for reason in reasons)
+    for reason, count in Counter(shown).most_common(MAX_REASONS):
         print(f"note: {count} x {reason}", file=sys.stderr)
+    for note, count in counted_notes([*database.frame["note"], *database.notices]).items():
+        print(f"note: {count} x {note}", file=sys.stderr)
     if bool(database.frame["volume"].isna().all()) and make_featurizer(str(card.descriptor["name"])).needs_structure:
         print(
             f"note: this model wants crystal structures ({card.descriptor['name']}), {file} has only formulas; "
@@ -65,7 +71,14 @@ def predict_table(frame: pd.DataFrame, arrays: dict[str, np.ndarray], card: Mode
     columns = prediction_columns(predict(features[usable], arrays, card), targets_of(card))
     spread = {name: _spread(values, usable) for name, values in columns.items()}
     return pd.DataFrame(
-        {"id": frame["id"], "formula": frame["formula"], **spread, "unit": card.unit, "reason": reasons}
+        {
+            "id": frame["id"],
+            "formula": frame["formula"],
+            **spread,
+            "unit": card.unit,
+            "reason": reasons,
+            "note": frame["note"],
+        }
     )
 
 
@@ -76,10 +89,15 @@ def _spread(values: np.ndarray, usable: np.ndarray) -> np.ndarray:
     return found
 
 
-def _features(frame: pd.DataFrame, card: ModelCard) -> tuple[np.ndarray, list[str]]:
+def featurizer_of(card: ModelCard) -> CrystalFeaturizer:
+    """Return the featurizer that the model was trained with, its convention of cells included."""
     options = card.descriptor["options"]
     assert isinstance(options, dict)
-    featurizer = make_featurizer(str(card.descriptor["name"]), **options)
+    return make_featurizer(str(card.descriptor["name"]), **options)
+
+
+def _features(frame: pd.DataFrame, card: ModelCard) -> tuple[np.ndarray, list[str]]:
+    featurizer = featurizer_of(card)
     if featurizer.fingerprint() != card.descriptor["table_hash"]:
         raise DataError(
             f"the model was trained on {card.descriptor['name']} features of another version "

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from types import TracebackType
 
@@ -13,7 +14,7 @@ from ray_fed.federation.rounds.job import EPSILON, Job, RoundRecord
 from ray_fed.metrics import TRAIN_LOSS
 from ray_fed.reporting.results import measured
 from ray_fed.reporting.run_directory import RunDirectory
-from ray_fed.reporting.tensorboard_log import EventLog, chart_titles, global_tag, silo_tag
+from ray_fed.reporting.tensorboard_log import EventLog, chart_titles, global_tag, model_tag, silo_tag
 from ray_fed.reporting.terminal import RoundProgress
 
 MAX_LOGGED_ROUNDS = 500
@@ -44,11 +45,17 @@ class TrainingRecorder:
                 closing.callback(self.ledger.close)
             closing.callback(self.progress.close)
 
-    def collect(self, coordinator: CoordinatorLike) -> None:
-        """Fetch the silos' ledgers; a coordinator that is gone has none, which must not hide why it is gone."""
-        if self.ledger:
-            with contextlib.suppress(FedError):
-                self.ledger.add_silo_ledgers(coordinator.collect_ledgers())
+    def collect(self, coordinator: CoordinatorLike) -> list[str]:
+        """Fetch the silos' ledgers; return notices of those that did not come. A coordinator that is gone has none,
+        which must not hide why it is gone."""
+        if not self.ledger:
+            return []
+        try:
+            found = coordinator.collect_ledgers()
+            self.ledger.add_silo_ledgers(found)
+        except FedError as error:
+            return [f"the silos' ledgers were not collected: {error}"]
+        return [f"no ledger of silo '{silo}': {reason}" for silo, reason in sorted(found.missing.items())]
 
     def on_job_start(self, job: Job, seed: int) -> None:
         kind = "federated" if job.kind == "federated" else "each silo alone, pooled"
@@ -81,7 +88,7 @@ class TrainingRecorder:
         for line in said or [f"{where}: all silos take part again"]:
             self.progress.note(line)
             if record.kind == "federated":
-                self._run(f"federated-seed-{seed}").text("failures", line, record.server_round)
+                self._run(seed).text("failures", line, record.server_round)
 
     def _tell_restarts(self, record: RoundRecord, seed: int) -> None:
         where = f"round {record.server_round}/{record.num_rounds}"
@@ -90,7 +97,7 @@ class TrainingRecorder:
             line = f"{where}: silo '{silo}' was started again{redone}: {reason}"
             self.progress.note(line)
             if record.kind == "federated":
-                self._run(f"federated-seed-{seed}").text("restarts", line, record.server_round)
+                self._run(seed).text("restarts", line, record.server_round)
 
     def _tell_joined(self, record: RoundRecord, seed: int) -> None:
         where = f"round {record.server_round}/{record.num_rounds}"
@@ -98,7 +105,7 @@ class TrainingRecorder:
             line = f"{where}: silo '{silo.silo}' joins with {silo.num_examples:,} rows, from the next round on"
             self.progress.note(line)
             if record.kind == "federated":
-                self._run(f"federated-seed-{seed}").text("joined", line, record.server_round)
+                self._run(seed).text("joined", line, record.server_round)
 
     @staticmethod
     def _model(record: RoundRecord) -> str:
@@ -114,13 +121,13 @@ class TrainingRecorder:
         }
 
     def _log(self, record: RoundRecord, seed: int) -> None:
+        log = self._run(seed)
         if record.kind == "federated":
-            self._log_federated(self._run(f"federated-seed-{seed}"), record)
+            self._log_federated(log, record)
             return
         for model in self.setup.models:
-            name = model if model not in self.setup.training else f"{model}-alone"
-            curves = self._curves(record, model, f"silo.{model}.{TRAIN_LOSS}", global_tag)
-            self._run(f"{name}-seed-{seed}").scalars(curves, record.server_round)
+            loss, tag = f"silo.{model}.{TRAIN_LOSS}", partial(model_tag, self._alone(model))
+            log.scalars(self._curves(record, model, loss, tag), record.server_round)
 
     def _log_federated(self, log: EventLog, record: RoundRecord) -> None:
         step = record.server_round
@@ -142,11 +149,20 @@ class TrainingRecorder:
                 curves[silo_tag(silo, "seconds_communicate")] = waited
             log.scalars(curves, step)
 
-    def _run(self, name: str) -> EventLog:
+    def _run(self, seed: int) -> EventLog:
+        """Return the log of a seed: of the first one the run directory's own, of others one in a folder."""
+        name = "" if seed == self.setup.config.seed else f"seed-{seed}"
         if name not in self.logs:
-            self.logs[name] = EventLog(self.directory.tensorboard / name)
-            self.logs[name].custom_layout(self.setup.training, chart_titles(self.metrics))
+            log = self.logs[name] = EventLog(self.directory.tensorboard / name)
+            models = [self._alone(model) for model in self.setup.models]
+            log.custom_layout(self.setup.training, chart_titles(self.metrics), models=models)
+            if not name:
+                config = {"pipeline": self.setup.config.PIPELINE, **asdict(self.setup.config)}
+                log.hyperparameters(config, self.directory.path.name)
         return self.logs[name]
+
+    def _alone(self, model: str) -> str:
+        return f"{model} alone" if model in self.setup.training else model
 
     def _curves(self, record: RoundRecord, model: str, loss: str, tag: Callable[[str], str]) -> dict[str, float]:
         """Return tag -> value of what is known of a model after the round; `loss` is the key of its training loss."""

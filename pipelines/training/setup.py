@@ -17,17 +17,18 @@ from ray_fed.federation.strategies.boosting import BoostedTrees
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.boosted_property_task import BoostedPropertyTask
-from ray_fed.materials.databases.columns import UNKNOWN_UNIT, canonical_target, unit_of_target
+from ray_fed.materials.databases.addresses import scheme_of
+from ray_fed.materials.databases.columns import canonical_target, unit_of_target
 from ray_fed.materials.databases.kinds import is_on_disk, whole_path
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Access, Source
 from ray_fed.materials.inference import Inferred, inferred
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
 from ray_fed.materials.targets import TWO_CLASSES, Target
-from ray_fed.materials.units import can_convert, checked_unit
+from ray_fed.materials.units import UNKNOWN_UNIT, can_convert, checked_unit
 from ray_fed.privacy.compression import Compression
+from ray_fed.sites.requests import Invitation
 from ray_fed.sites.tasks import FILTERS, PropertyOptions
-from ray_fed.sites.wire import Invitation
 from ray_fed.trees.settings import DEFAULTS
 
 POOLED = "pooled"
@@ -159,8 +160,8 @@ def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
 
 
 def _study(config: TrainConfig) -> Setup:
-    path = str(at_home(config.data)) if config.data.startswith("~") else config.data
-    if path != EMBEDDED and is_on_disk(path) and not Path(path).exists():
+    path = whole_path(str(at_home(config.data)) if config.data.startswith("~") else config.data, Path.cwd())
+    if is_on_disk(path) and not Path(path).exists():
         raise DataError(f"data={config.data}: no such file or folder; 'embedded' needs none")
     config, notes = _settled_by_data(_with_target(config), path)
     task, where = _task(config), tuple(_condition(text) for text in config.where)
@@ -202,7 +203,10 @@ def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     order = tuple(entry.name for entry in file.silos)
     hub = replace(file.hub, tls=str(base / at_home(file.hub.tls))) if file.hub else None
     test = SiloSpec("test", _site_rows(config, task, file.test, base, 0.0), site=file.test.site) if file.test else None
-    return Setup(config, task, silos, None, test and _held(test, task), sites, hub, order, notes=notes)
+    # A database that somebody else's file names is not asked from here, where other secrets are.
+    is_here = file.test is not None and not scheme_of(file.test.data)
+    test = _held(test, task) if test and is_here else test
+    return Setup(config, task, silos, None, test, sites, hub, order, notes=notes)
 
 
 def _check_baselines(config: TrainConfig, file: FederationFile) -> None:
@@ -238,10 +242,9 @@ def _rows(
     where: tuple[tuple[str, str], ...], access: Access,
 ) -> CrystalRows:  # fmt: skip
     """Return the rows of a source with a column for each target, in the unit that its owner says; else in that of its
-    name, else in the federation's. ConfigError where a unit cannot be converted."""
-    located = whole_path(path, Path.cwd())
+    name, else in the federation's."""
     keep = (config.partition.removeprefix("column:"),) if config.partition.startswith("column:") else ()
-    source = Source(located, None, where, config.symmetry, keep=keep, targets=tuple(columns), access=access)
+    source = Source(path, None, where, config.symmetry, keep=keep, access=access, targets=tuple(columns))
     given = tuple(units) or ("",) * len(columns)
     said = tuple(_unit(*each) for each in zip(columns, given, task.targets, strict=True))
     return CrystalRows(source, units=said).with_one_number(task)
@@ -271,7 +274,8 @@ def property_options(config: TrainConfig) -> PropertyOptions:
     return PropertyOptions(
         config.features, config.impute, config.hidden, tuple(map(canonical_target, config.target)), config.unit,
         tuple("none" if labels else name for name, labels in zip(transforms, classes, strict=True)), classes,
-        config.standardise_target and config.model == "mlp", config.symmetry, config.model, _tree_options(config),
+        config.standardise_target and config.model == "mlp", config.symmetry, config.cell, config.model,
+        _tree_options(config),
     )  # fmt: skip
 
 
@@ -301,7 +305,8 @@ def _classes(config: TrainConfig) -> list[tuple[str, ...]]:
 def _settled_by_data(config: TrainConfig, path: str) -> tuple[TrainConfig, tuple[str, ...]]:
     """Return the options of a study with features, classes and units settled by its one source; and what to say."""
     is_open = config.features == AUTO or (config.task != "regression" and not config.classes)
-    source = Source(path, None, targets=config.target, access=config.access())
+    where = tuple(_condition(text) for text in config.where)
+    source = Source(path, None, where, access=config.access(), targets=config.target)
     found = inferred(source) if is_open and path != EMBEDDED else None
     config, of_features = _with_features(config, found is None or found.has_structures)
     config, of_classes = _with_classes(config, found)
@@ -370,6 +375,8 @@ def _with_units(config: TrainConfig, said: Sequence[Sequence[str]]) -> tuple[Tra
         known = unit_of_target(name)
         assumed = (told or [config.UNIT_IF_UNKNOWN])[0] if known == UNKNOWN_UNIT else known
         units.append("dimensionless" if labels else assumed)
+        if len(set(told)) > 1 and known == UNKNOWN_UNIT:
+            notes.append(f"sites say {name} in different units; it is learned in '{assumed}', and the others converted")
         if not labels and known == UNKNOWN_UNIT and not told:
             shown = "its values are shown as" if assumed == UNKNOWN_UNIT else "it is taken to be in"
             notes.append(f"the unit of {name!r} is not given, and {shown} '{assumed}'; say it with --unit, e.g. GPa")

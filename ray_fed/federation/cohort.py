@@ -4,17 +4,18 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-from ray_fed.errors import FedError
+from ray_fed.errors import FedError, SiloRefused
 from ray_fed.federation.messages import (
     Arrived,
     Artifact,
     Counts,
     Evaluations,
+    JoinRefused,
     Metrics,
     Raised,
     Restarted,
@@ -99,6 +100,48 @@ class Cohort(Protocol):
     def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
 
     def test_fingerprint(self) -> dict[str, object] | None: ...
+
+
+class Attendance:
+    """Which silos of a cohort are there, where they come and go on their own: what cohorts of other machines have in
+    common."""
+
+    silos: dict[str, Any]
+    task: Task | None
+
+    def __init__(self, absent: Mapping[str, str]):
+        self._absent = dict(absent)
+        """Silo -> why it is not there."""
+        self._fingerprint: dict[str, object] | None = None
+        """Of the common test set."""
+
+    def absent(self) -> dict[str, str]:
+        return dict(self._absent)
+
+    def test_fingerprint(self) -> dict[str, object] | None:
+        return self._fingerprint
+
+    def _present(self) -> list[str]:
+        return [name for name in self.silos if name not in self._absent]
+
+    def _joined(self, description: SiloDescription) -> Restarted | JoinRefused:
+        """Take in a silo that was absent when the others agreed, if it fits what they agreed on."""
+        assert self.task is not None
+        try:
+            check_agreement(description.silo, description.agreement, self.task.agreement())
+        except SiloRefused as error:
+            return self._refuse_join(description.silo, str(error))
+        del self._absent[description.silo]
+        return Restarted(description.silo, description)
+
+    def _refuse_join(self, name: str, reason: str) -> JoinRefused:
+        self._absent[name] = f"it cannot join: {reason}"
+        self._dismiss(name)
+        return JoinRefused(name, self._absent[name])
+
+    def _dismiss(self, name: str) -> None:
+        """End a silo that cannot join."""
+        raise NotImplementedError(type(self).__name__)
 
 
 class LocalCohort:
@@ -203,6 +246,13 @@ class LocalCohort:
 
     def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
         return self.evaluator.predict(models) if self.evaluator else None
+
+
+def check_agreement(silo: str, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
+    """Raise SiloRefused at the first field in which a silo differs from the federation."""
+    for key, value in ours.items():
+        if theirs.get(key) != value:
+            raise SiloRefused(silo, key, repr(theirs.get(key)), repr(value))
 
 
 def said_by(error: Exception) -> str:

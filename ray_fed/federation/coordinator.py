@@ -12,8 +12,8 @@ from typing import TypeVar
 import numpy as np
 
 from ray_fed.config import require
-from ray_fed.errors import ConfigError, QuorumLost, SiloRefused
-from ray_fed.federation.cohort import Cohort, busy_seconds, now
+from ray_fed.errors import ConfigError, QuorumLost
+from ray_fed.federation.cohort import Cohort, busy_seconds, check_agreement, now
 from ray_fed.federation.messages import (
     MAX_EXAMPLES,
     CountedRows,
@@ -60,6 +60,8 @@ class Agreement:
     """Fingerprint of the common test set."""
     joined: Mapping[str, str] = field(default_factory=dict)
     """Silo that was not there at the start -> when it came."""
+    outside_scaler: Mapping[str, str] = field(default_factory=dict)
+    """Silo -> why its rows have no part in the scaler, though they should, or why what it did for it was wrong."""
 
     def __repr__(self) -> str:
         rows = sum(description.num_examples for description in self.silos.values())
@@ -90,9 +92,10 @@ class Coordinator:
         expected = self.task.agreement()
         for name, description in silos.items():
             check_agreement(name, description.agreement, expected)
-        standardizer = self._standardizer([name for name in self.training if name in silos], secure_threshold)
+        training = [name for name in self.training if name in silos]
+        standardizer, outside = self._standardizer(training, secure_threshold)
         self.cohort.prepare(standardizer)
-        return Agreement(silos, standardizer, self.layout, self.cohort.test_fingerprint())
+        return Agreement(silos, standardizer, self.layout, self.cohort.test_fingerprint(), outside_scaler=outside)
 
     def hear(self, descriptions: Iterable[SiloDescription]) -> None:
         """Remember how many rows silos told, and which of them tell no metrics: they are not asked for any."""
@@ -101,14 +104,17 @@ class Coordinator:
             if not description.metrics:
                 self._untold.add(description.silo)
 
-    def _standardizer(self, silos: Sequence[str], secure_threshold: int) -> Standardizer | None:
+    def _standardizer(
+        self, silos: Sequence[str], secure_threshold: int
+    ) -> tuple[Standardizer | None, Mapping[str, str]]:
+        """Return the scaler, and silo -> why of those that have no part in it."""
         if not self.task.standardises:
-            return None
+            return None, {}
         if secure_threshold:
-            moments = masked_moments(self.cohort, silos, secure_threshold, self.observers)
-            return self.task.standardizer(moments)
-        moments = self._observed(self.cohort.moments(silos))
-        return self.task.standardizer(merge_moments(moments[name] for name in sorted(moments)))
+            moments, outside = masked_moments(self.cohort, silos, secure_threshold, self.observers)
+            return self.task.standardizer(moments), outside
+        told = self._observed(self.cohort.moments(silos))
+        return self.task.standardizer(merge_moments(told[name] for name in sorted(told))), {}
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
         """Yield a record per round, from 0 to `job.num_rounds`.
@@ -274,9 +280,9 @@ class Coordinator:
         updates = sorted((update for _, update in driver.seen), key=lambda update: update.silo)
         self.hear(driver.joined)
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
-        models, failures = job.strategy.models(state), driver.failures
+        models, failures, scores = job.strategy.models(state), driver.failures, {}
         if server_round % job.evaluate_every == 0 or server_round == job.num_rounds:
-            found, failed = self._evaluation(job, models, driver.idle(), server_round)
+            found, failed, scores = self._evaluation(job, models, driver.idle(), server_round)
             if failed and not job.rules.accept_failures:
                 raise QuorumLost(server_round, "; ".join(f"silo '{silo}': {failed[silo]}" for silo in sorted(failed)))
             metrics |= found
@@ -305,13 +311,15 @@ class Coordinator:
             state,
             tuple(driver.joined),
             tuple(driver.restarts),
+            scores=scores if server_round == job.num_rounds else {},
         )
 
     def _evaluation(
         self, job: Job, models: Models, silos: Sequence[str], server_round: int
-    ) -> tuple[dict[str, float], Mapping[str, str]]:
+    ) -> tuple[dict[str, float], Mapping[str, str], Mapping[str, Scores]]:
         """Return the errors of each model on the common test set (else on all held-out rows) and on each silo's rows,
-        with masks none of single silos; and silo -> why of those that told none that can be used."""
+        with masks none of single silos; silo -> why of those that told none that can be used; and model -> the scores
+        that its errors are of."""
         metrics: dict[str, float] = {}
         failed: Mapping[str, str] = {}
         # Statistics that stay with the silos leave the global model without any: only silos can evaluate it.
@@ -331,7 +339,7 @@ class Coordinator:
                 test = {model: merged(by_silo[silo][model].held_out for silo in sorted(by_silo)) for model in models}
         for model, scores in sorted((test or {}).items()):
             metrics |= _named(model, scores)
-        return metrics, failed
+        return metrics, failed, test or {}
 
     def _silos_metrics(
         self, job: Job, models: Models, silos: Sequence[str]
@@ -348,13 +356,6 @@ class Coordinator:
         of those left out."""
         found, left_out = masked_metrics(self.cohort, job, silos, models, server_round, self.observers)
         return {model: held_out for model, (_, held_out) in found.items()}, left_out
-
-
-def check_agreement(silo: str, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
-    """Raise SiloRefused at the first field in which a silo differs from the federation."""
-    for key, value in ours.items():
-        if theirs.get(key) != value:
-            raise SiloRefused(silo, key, repr(theirs.get(key)), repr(value))
 
 
 def _own(metrics: Mapping[str, Metrics], silo: str) -> Scores:

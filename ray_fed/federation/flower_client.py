@@ -87,7 +87,7 @@ class FlowerTask(Task):
         context = ClientContext(int.from_bytes(spec.name.encode()[:7], "little"), dict(given), dict(self.config))
         self.client(spec.name, context)
         unknown, none = np.zeros((1, 0)), np.zeros((0, 0))
-        return FlowerRows(unknown, unknown, none, none, {}, {"client": "flower"}, self.agreement(), context)
+        return FlowerRows(unknown, unknown, none, none, {}, {"client": "flower"}, self.agreement(), context=context)
 
     def model(self, seed: int) -> nn.Module:  # noqa: ARG002
         """Return a holder of the floating-point arrays; it computes nothing."""
@@ -133,7 +133,7 @@ class FlowerTask(Task):
 class FlowerRows(LocalRows):
     """No rows: what a client is made from."""
 
-    context: ClientContext
+    context: ClientContext = field(kw_only=True)
 
 
 class FlowerTrainer:

@@ -39,6 +39,8 @@ class SiloDescription:
     node: str = ""
     metrics: tuple[str, ...] = ()
     """Names that its evaluations may tell; none where its owner keeps them: it is then not asked for any."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """Kind of note -> number of rows of which something is odd. Kinds carry no value of any row."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Why rows of a silo cannot be used, in words that hold nothing of an owner: all that a description may say of it.
+"""Why rows of a silo cannot be used, and what is odd about those that can, in words that hold nothing of an owner: all
+that a description may say of it.
 
 Readers of data write a reason for each row into the silo's own tables, values of the row in quotes. What leaves is a
 count under the reason without its quotes, if it is one of these; under `OTHER` if not.
@@ -25,13 +26,25 @@ _FORMULAS = (
     "formula is missing", "formula is empty", "cannot read at", "cannot read: bracket is not closed",
     "cannot read: bracket closes nothing", "no atoms", "unknown element", "element is not in the element table",
     "unknown atomic number", "numbers is empty", "amount of must be a number, 0 or more",
+    "full stop may be a decimal point or the dot of a hydrate; write · for the dot, or leave it out",
 )  # fmt: skip
 _STRUCTURES = (
-    "structure is missing", "structure is empty", "structure is neither text nor object", "unreadable structure",
+    "structure is missing", "structure is empty", "structure is a web page or XML", "structure is neither text nor object", "unreadable structure",
     "structure has sites; 1 to 100,000 can be read", "structure has a lattice or coordinates of the wrong shape",
     "structure has a lattice vector or coordinate that is not finite",
     "structure has no lattice; molecules cannot be used",
     "structure is a dict with neither sites nor lattice_mat; it has:",
+    "structure has a lattice without a reduced cell",
+    "structure has translations that do not map its atoms onto each other",
+    "atoms are too close; under 0.4 Å none can be", "spglib finds no primitive cell", "moyopy finds no primitive cell",
+    "CIF lists no atoms with fractional coordinates", "file has structures; choose one by its number, or all",
+    "file has structures, number is asked for",
+    "CIF has no site with an atom on it", "CIF has a coordinate that is not a number",
+    "CIF has an occupancy that is not a number, 0 or more", "site type is no element", "site label is of no element",
+    "site label may be of several elements; give _atom_site_type_symbol",
+    "occupancies sum to more than 1; above 1.05 it is no rounding",
+    *(f"CIF has no number for _cell_{name}"
+      for name in ("length_a", "length_b", "length_c", "angle_alpha", "angle_beta", "angle_gamma")),
     "POSCAR names no elements (VASP 4 format); write the symbols above their counts",
     "POSCAR has lines and announces more atoms:", "frac_coords has values for sites; three for each are needed",
     "angles close no cell", "space group is not 1 to 230", "spglib finds no space group",
@@ -56,12 +69,34 @@ UNREADABLE = frozenset((
 """Every reason that may leave."""
 
 
-def kind_of(reason: str) -> str:
+NOTES = frozenset((
+    OTHER, "D or T is counted as H", "site typed as a group of atoms",
+    "hydrogens without sites are counted by _atom_site_attached_hydrogens",
+    "hydrogens without sites are counted by the file's formula", "sites give another formula than the file",
+    "occupancies a little above 1 are scaled back", "coordinates near 1/3 and 2/3 are rounded to them",
+    "symmetry operations are those of the space group's name", "pymatgen warns", "spglib warns", "moyopy warns",
+    "formula given is not that of the structure", "space group given is not the one found",
+    "cell as given: there are no sites to standardise it by", "one of several structures in its file",
+    "id is listed more than once", "id is listed more than once with different targets",
+    "formula NaN is read as sodium nitride", "spglib finds no space group", "moyopy finds no space group",
+    "structure file that the list does not name", "file of a kind that is not read",
+    "line before the header is left out", "decimal commas are read as points", "sheet beside the first is left out",
+))  # fmt: skip
+"""Every note that may leave."""
+
+
+def kind_of(reason: str, known: frozenset[str] = UNREADABLE) -> str:
     """Return a row's reason without its quoted parts, which hold values; `OTHER` for one that is not known."""
     kind = re.sub(r"(?: in)?\s*'[^']*'", "", reason).strip()
-    return kind if kind in UNREADABLE else OTHER
+    return kind if kind in known else OTHER
 
 
 def counted_reasons(reasons: Iterable[str]) -> dict[str, int]:
     """Return kind of reason -> number of rows; rows without a reason do not count."""
     return dict(Counter(kind_of(reason) for reason in reasons if reason))
+
+
+def counted_notes(notes: Iterable[str]) -> dict[str, int]:
+    """Return kind of note -> number of rows; a row may have several, parted by "; "."""
+    bare = (re.sub(r"\s*'[^']*'", "", note).split("; ") for note in notes if note)
+    return dict(Counter(kind_of(one, NOTES) for several in bare for one in dict.fromkeys(several)))

@@ -71,6 +71,7 @@ class Silo:
         """Read and featurise the rows (DataError when that fails) and describe them."""
         rows = self._rows = self.task.load(self.spec)
         self._scoring, self._counting, self.secure.num_examples = None, None, len(rows.features)
+        self.owner_notes += rows.remarks
         return SiloDescription(
             self.spec.name,
             len(rows.features),
@@ -80,6 +81,7 @@ class Silo:
             rows.fingerprint,
             self.device,
             metrics=tuple(metric.name for metric in self.task.metrics),
+            notes=rows.notes,
         )
 
     @property
@@ -298,14 +300,14 @@ class Evaluator:
         return {**self.rows.fingerprint, "num_examples": len(self.rows.targets)}
 
     def prepare(self, standardizer: Standardizer | None) -> None:
-        self.standardizer = standardizer
         self.samples = self.task.prepare(self.rows, standardizer, "cpu")
-        self.features = self.samples.features
 
     def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
         """Return the scores of each model on the test samples."""
-        found = {name: self._predict(vector, self.features) for name, vector in models.items()}
-        scores = {name: self.task.score(self.rows.targets, self._predicted(outputs)) for name, outputs in found.items()}
+        found = {name: self._predict(vector, self.samples.features) for name, vector in models.items()}
+        scores = {
+            name: self.task.score(self.rows.targets, self.samples.said(outputs)) for name, outputs in found.items()
+        }
         if self.is_known:
             return scores
         return {
@@ -323,11 +325,10 @@ class Evaluator:
     def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Return (true values [rows], model -> predictions [rows]) for parity plots, in the target's unit; of several
         values per row [rows, values] each."""
-        found = {name: self._predicted(self._predict(vector, self.features)) for name, vector in models.items()}
+        found = {
+            name: self.samples.said(self._predict(vector, self.samples.features)) for name, vector in models.items()
+        }
         return self.rows.targets, {name: told[:, 0] if told.shape[1] == 1 else told for name, told in found.items()}
-
-    def _predicted(self, outputs: np.ndarray) -> np.ndarray:
-        return self.task.predicted(outputs, self.standardizer)
 
 
 # ---- evaluations of models on the silo's own rows

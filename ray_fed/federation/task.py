@@ -84,6 +84,10 @@ class LocalRows:
     """Hash, rows and columns of the source, for the record of the run; leaves the silo."""
     agreement: Mapping[str, str]
     """What this silo has of what all must agree on: compared with `Task.agreement`; leaves the silo."""
+    notes: Mapping[str, int] = field(default_factory=dict, kw_only=True)
+    """Kind of note -> number of rows of which something is odd, used all the same; no value of any row."""
+    remarks: tuple[str, ...] = field(default=(), repr=False, kw_only=True)
+    """Reasons and notes in whole, with values: for the owner's log alone."""
     groups: Sequence[str] = field(default=(), repr=False, kw_only=True)
     """Of each training sample the group that no split may cut, such as its reduced formula; none where there are
     none."""
@@ -110,8 +114,15 @@ class Samples:
     """The same of the targets, as `target_tensor` makes them."""
     held_out_features: Any = field(repr=False)
     """Like `features`, of the held-out samples."""
-    standardizer: Standardizer | None = field(default=None, kw_only=True)
+    standardizer: Standardizer | None = field(default=None, kw_only=True, repr=False)
     """What the columns were standardised with; None where the task has no scaler."""
+    undo: Callable[[np.ndarray], np.ndarray] | None = field(default=None, kw_only=True, repr=False)
+    """From outputs of the network [rows, ...] to what they say in the user's terms, where that is something else:
+    `Task.predicted` with the standardizer."""
+
+    def said(self, outputs: np.ndarray) -> np.ndarray:
+        """Return what outputs [rows, ...] say in the user's terms, for scores and for people."""
+        return outputs if self.undo is None else self.undo(outputs)
 
 
 @dataclass(frozen=True)
@@ -162,7 +173,7 @@ class Task(ABC):
         return regression_metrics(self.unit)
 
     def score(self, targets: np.ndarray, outputs: np.ndarray) -> Scores:
-        """Return what an evaluation tells: sums over samples, none of them alone; outputs are what `predicted` returns.
+        """Return what an evaluation tells: sums over samples, none of them alone; outputs are what `Samples.said` tells.
         Default: MAE, R² and MSE of one output [rows, 1] against targets [rows], in the target's unit."""
         return RegressionSums.of(targets, outputs[:, 0])
 
@@ -200,7 +211,7 @@ class Task(ABC):
         features, held_out = (
             feature_tensor(part, standardizer, device) for part in (rows.features, rows.held_out_features)
         )
-        return Samples(rows, features, target_tensor(rows.targets, device), held_out, standardizer)
+        return Samples(rows, features, target_tensor(rows.targets, device), held_out, standardizer=standardizer)
 
     def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:
         """Return what trains in a session of a silo. Default: mini-batch steps on `model(session.model_seed)`."""
@@ -221,7 +232,7 @@ class Task(ABC):
 
         def scored(targets: np.ndarray, features: Any) -> Scores:
             outputs = trainer.predict(features, vector).cpu().numpy()
-            return self.score(targets, self.predicted(outputs, samples.standardizer))
+            return self.score(targets, samples.said(outputs))
 
         return (
             scored(rows.targets[:shown], samples.features[:shown]),

@@ -15,10 +15,7 @@ from typing import Any
 import numpy as np
 
 from ray_fed.errors import DataError, quoted
-from ray_fed.materials.features.elements import ATOMIC_NUMBERS, SYMBOLS
-from ray_fed.materials.features.formulas import read_formula
-from ray_fed.materials.lattices import cell_problems
-from ray_fed.materials.structures import (
+from ray_fed.materials.crystal import (
     MAX_REASON,
     Crystal,
     crystal_of_pymatgen,
@@ -26,6 +23,7 @@ from ray_fed.materials.structures import (
     reduced_formula,
     warnings_as_notes,
 )
+from ray_fed.materials.lattices import cell_problems
 
 OCCUPANCY_TOLERANCE = 1.05
 """A site with up to this many atoms has one: three thirds are written .34 and .33."""
@@ -84,7 +82,7 @@ def crystal_of_cif(text: str) -> Crystal:
     if not blocks:
         raise DataError("CIF lists no atoms with fractional coordinates")
     if len(blocks) > 1:
-        raise DataError(f"CIF has '{len(blocks)}' structures; choose one by its number, or all")
+        raise DataError(f"file has '{len(blocks)}' structures; choose one by its number, or all")
     return _crystal(blocks[0] if _BLOCK.search(blocks[0].lstrip()) else f"data_\n{blocks[0]}")
 
 
@@ -168,7 +166,7 @@ def _number(text: str) -> float:
 
 
 @dataclass
-class _Site:
+class _AtomSite:
     """One place of the asymmetric unit.
 
     position    float64 [3]
@@ -202,7 +200,7 @@ def _assembled(
     )  # fmt: skip
 
 
-def _scale_back(site: _Site, notes: list[str]) -> None:
+def _scale_back(site: _AtomSite, notes: list[str]) -> None:
     if site.places > OCCUPANCY_TOLERANCE:
         raise DataError(
             f"occupancies sum to more than 1 '{site.places:.4g} of {', '.join(site.atoms)}'; above "
@@ -214,7 +212,7 @@ def _scale_back(site: _Site, notes: list[str]) -> None:
         site.places = 1.0
 
 
-def _sites(block: _Block, notes: list[str]) -> Iterator[_Site]:
+def _sites(block: _Block, notes: list[str]) -> Iterator[_AtomSite]:
     """Return the sites as they are listed, but for those with no atom on them."""
     coordinates = [block.column(name) for name in _COORDINATES]
     if not all(coordinates):
@@ -239,7 +237,7 @@ def _sites(block: _Block, notes: list[str]) -> Iterator[_Site]:
         if hydrogens > 0:
             notes.append(ATTACHED_NOTE)
             atoms = {**atoms, "H": atoms.get("H", 0.0) + hydrogens}
-        yield _Site(position % 1.0, {symbol: amount * occupancy for symbol, amount in atoms.items()}, occupancy)
+        yield _AtomSite(position % 1.0, {symbol: amount * occupancy for symbol, amount in atoms.items()}, occupancy)
 
 
 def _occupancy(text: str, label: str) -> float:
@@ -256,7 +254,7 @@ def _atoms_of_type(name: str, declared: Mapping[str, float], notes: list[str]) -
     if element and element.group(1) in _ISOTOPES:
         notes.append(ISOTOPE_NOTE)
         return {_ISOTOPES[element.group(1)]: 1.0}
-    if element and element.group(1) in ATOMIC_NUMBERS:
+    if element and _is_element(element.group(1)):
         return {element.group(1): 1.0}
     formula = _WORDS.get(name, _CHARGE.sub("", name))
     capital = re.match(r"([A-Z]{2})(?![A-Za-z])\d*$", formula)
@@ -264,7 +262,7 @@ def _atoms_of_type(name: str, declared: Mapping[str, float], notes: list[str]) -
         return {capital.group(1).title(): 1.0}
     try:
         amounts = _by_symbol(formula)
-    except DataError as error:
+    except ValueError as error:
         raise DataError(f"site type is no element '{name}'") from error
     if len(amounts) > 1 or set(amounts.values()) != {1.0}:
         notes.append(f"{GROUP_NOTE} '{name}'")
@@ -273,7 +271,7 @@ def _atoms_of_type(name: str, declared: Mapping[str, float], notes: list[str]) -
 
 def _is_meant(symbol: str, formula: str, declared: Mapping[str, float]) -> bool:
     """Whether two capitals are an element: "CA" is calcium, and "CO" cobalt unless the file's formula has C and O."""
-    if symbol not in ATOMIC_NUMBERS or formula.startswith("NH"):
+    if not _is_element(symbol) or formula.startswith("NH"):
         return False
     return symbol in declared or not set(formula[:2]) <= declared.keys()
 
@@ -284,7 +282,7 @@ def _atoms_of_label(label: str, declared: Mapping[str, float], notes: list[str])
     if letters in _WORDS:
         return _atoms_of_type(letters, declared, notes)
     candidates = [letters[:2].title(), letters[:1].upper()]
-    found = [symbol for symbol in dict.fromkeys(candidates) if symbol in ATOMIC_NUMBERS]
+    found = [symbol for symbol in dict.fromkeys(candidates) if _is_element(symbol)]
     if declared:
         found = [symbol for symbol in found if _ISOTOPES.get(symbol, symbol) in declared] or found
     elif letters[:2] not in found[:1] and len(letters) > 1 and (len(found) > 1 or letters.startswith("OH")):
@@ -294,8 +292,17 @@ def _atoms_of_label(label: str, declared: Mapping[str, float], notes: list[str])
     return _atoms_of_type(found[0], declared, notes)
 
 
+def _is_element(symbol: str) -> bool:
+    from pymatgen.core import Element
+
+    return Element.is_valid_symbol(symbol)
+
+
 def _by_symbol(formula: str) -> dict[str, float]:
-    return {SYMBOLS[number - 1]: amount for number, amount in read_formula(formula).items()}
+    """Return {symbol: amount} of a formula; ValueError where it is none."""
+    from pymatgen.core import Composition
+
+    return dict(Composition(formula, strict=True).get_el_amt_dict())
 
 
 def _declared(block: _Block) -> dict[str, float]:
@@ -303,7 +310,7 @@ def _declared(block: _Block) -> dict[str, float]:
     text = re.sub(r"(?<![A-Za-z])[DT](?![a-z])", "H", block.text("_chemical_formula_sum"))
     try:
         return _by_symbol(text) if text.strip(" ?.") else {}
-    except DataError:
+    except ValueError:  # it is no formula: there is nothing to compare with
         return {}
 
 
@@ -326,9 +333,9 @@ def _completed(amounts: dict[str, float], block: _Block, notes: list[str]) -> di
     return amounts
 
 
-def _merged(sites: Iterator[_Site], operations: tuple[np.ndarray, np.ndarray]) -> list[_Site]:
+def _merged(sites: Iterator[_AtomSite], operations: tuple[np.ndarray, np.ndarray]) -> list[_AtomSite]:
     """Return the sites with those at one place, or at equivalent ones, as one."""
-    merged: list[_Site] = []
+    merged: list[_AtomSite] = []
     for site in sites:
         same = _same_place(site.position, merged, operations)
         if same is None:
@@ -343,8 +350,8 @@ def _merged(sites: Iterator[_Site], operations: tuple[np.ndarray, np.ndarray]) -
 
 
 def _same_place(
-    position: np.ndarray, others: Sequence[_Site], operations: tuple[np.ndarray, np.ndarray]
-) -> _Site | None:
+    position: np.ndarray, others: Sequence[_AtomSite], operations: tuple[np.ndarray, np.ndarray]
+) -> _AtomSite | None:
     if not others:
         return None
     images = _images(position, operations)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from ray_fed.materials.databases.columns import find_roles, target_column, to_numbers
+from ray_fed.materials.databases.database import chosen_positions
 from ray_fed.materials.databases.kinds import open_source
 from ray_fed.materials.databases.source import Source
 from ray_fed.materials.targets import MOST_CLASSES, TRUTH, TWO_CLASSES, label_texts
@@ -32,9 +33,10 @@ class Inferred:
 
 
 def inferred(source: Source) -> Inferred:
-    """Read a source's columns of its `targets`. DataError where one is missing."""
+    """Read the columns of a source's targets, in the rows that it chooses. DataError where one is missing."""
     table, names = open_source(source), source.targets
-    columns = {name: table.read(target_column(table.columns, name, table.source)) for name in names}
+    rows = chosen_positions(table, source)
+    columns = {name: table.read(target_column(table.columns, name, table.source)).iloc[rows] for name in names}
     labels = {name: _labels(column) for name, column in columns.items()}
     classes = {name: labels[name] if _are_classes(column) else () for name, column in columns.items()}
     return Inferred(bool({"a", "structure"} & find_roles(table.columns).keys()), classes, labels)

@@ -54,8 +54,8 @@ def images_within(vectors: np.ndarray, cutoff: float) -> np.ndarray:
 
 
 def near_pairs(vectors: np.ndarray, positions: np.ndarray, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return (first, second, distance in Å) of the pairs of sites [n, 3] nearer than `cutoff`, with those between a site
-    and its own image; `cutoff` must be small beside the cell.
+    """Return (first, second, distance in Å) of the pairs of sites [n, 3] nearer than `cutoff`, with those between a
+    site and its own image; `cutoff` must be small beside the cell.
 
     first, second  int [pairs]; a pair across the cell's border may be there twice
     """

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,13 @@ from torch import nn
 from torch.nn import functional
 
 from ray_fed.errors import DataError, Trouble
-from ray_fed.federation.reasons import counted_reasons
+from ray_fed.federation.reasons import counted_notes, counted_reasons
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task, feature_tensor, target_tensor
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.steps import Loss
 from ray_fed.materials.databases.columns import canonical_target
-from ray_fed.materials.databases.database import Database, open_database
+from ray_fed.materials.databases.database import Database, hash_of_rows, open_database
 from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
 from ray_fed.materials.databases.kinds import is_on_disk
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source
@@ -29,20 +30,32 @@ from ray_fed.materials.targets import (
     MOST_TARGETS,
     MaskedLoss,
     Target,
-    key_of,
     labels,
     learned_values,
     moment_columns,
     predicted_values,
     target_scaler,
+    values_by_target,
 )
-from ray_fed.metrics import Metric, RegressionSums, Scores, regression_metrics
+from ray_fed.metrics import (
+    ClassificationSums,
+    Metric,
+    RegressionSums,
+    Scores,
+    SeveralScores,
+    classification_metrics,
+    metrics_of_targets,
+    regression_metrics,
+)
+from ray_fed.metrics.classification import MISSING
 
 FORMATION_ENERGY = Target(EMBEDDED_TARGET, "eV/atom")
 LABELS = [f"label.{at}" for at in range(MOST_TARGETS)]
 """Columns of a frame with the targets of its rows, as numbers."""
 LABELS_OF = "labels."
 """Before a target's name, in a fingerprint: how many training rows have it."""
+MOST_REMARKS = 10_000
+"""Lines of an owner's log about the rows of one reading."""
 FEWEST_ENERGIES = 20
 LARGEST_FORMATION_ENERGY = 20.0
 """In eV/atom. The most stable compounds lie near -4.5; a value beyond this is in kJ/mol, meV or another unit."""
@@ -68,7 +81,7 @@ class CrystalRows:
     def with_one_number(self, task: "PropertyTask") -> "CrystalRows":
         """Return the same rows, read as those of one number per row where that is all the task wants."""
         source = self.source
-        if len(task.targets) > 1 or task.targets[0].classes:
+        if not task.is_one_number:
             return self
         ((column, unit),) = zip(source.targets, self.units, strict=True)
         only = replace(source, target=column, targets=(), unit=unit)
@@ -91,31 +104,22 @@ class PropertyTask(Task):
     """Whether the network learns numbers with mean 0 and deviation 1, agreed by all silos, so that no unit matters."""
 
     @property
-    def loss(self) -> Loss:  # type: ignore[override]
-        """The mean squared error of one number; of several targets or classes, the mean over what is there."""
-        if len(self.targets) == 1 and not self.targets[0].classes:
-            return functional.mse_loss
-        return MaskedLoss(tuple(len(target.classes) for target in self.targets))
+    def is_one_number(self) -> bool:
+        """Whether one regression target is all."""
+        return [target.kind for target in self.targets] == ["regression"]
+
+    loss = staticmethod(functional.mse_loss)
 
     @property
     def unit(self) -> str:  # type: ignore[override]
         """Unit of the first target."""
         return self.targets[0].shown_unit
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        return tuple(metric for target in self.targets for metric in self.metrics_of(target))
-
     def metrics_of(self, target: Target) -> tuple[Metric, ...]:
-        """Return what is told of one target; its name stands before, where there are several."""
-        return regression_metrics(target.shown_unit)
-
-    def score(self, targets: np.ndarray, outputs: np.ndarray) -> Scores:
-        return RegressionSums.of(self._table(targets)[:, 0], outputs[:, 0])
-
-    def _table(self, targets: np.ndarray) -> np.ndarray:
-        """Return targets [rows, T]; those of one target alone are [rows]."""
-        return targets.reshape(len(targets), len(self.targets))
+        """Return what is told of one target, as it stands in records: with its name, if there are several."""
+        return tuple(
+            metric for metric in self.metrics if len(self.targets) == 1 or metric.name.startswith(f"{target.key}.")
+        )
 
     def featurizer(self) -> FeatureSet:
         """Return a fresh feature set of this task."""
@@ -128,6 +132,7 @@ class PropertyTask(Task):
 
     @property
     def num_features(self) -> int:
+        """Columns of the feature set."""
         return len(self.featurizer().get_feature_names_out())
 
     def agreement(self) -> dict[str, str]:
@@ -152,7 +157,7 @@ class PropertyTask(Task):
                 f"silo '{spec.name}': its source is {wanted!r}; a property task needs CrystalRows",
                 failure=Trouble.OPTION_WRONG,
             )
-        database = open_database(wanted.source, spec.name)
+        database = open_database(as_read(wanted.source, self.featurizer()), spec.name)
         whole = self._labelled(database, wanted, spec.name)
         frame = wanted.part.take(whole) if wanted.part else whole
         folder = None if wanted.source.path == EMBEDDED else cache_folder()
@@ -174,7 +179,8 @@ class PropertyTask(Task):
         return LocalRows(
             features[train], targets[train], features[held_out], targets[held_out], counted_reasons(reasons),
             {**database.fingerprint, "rows_of_silo": len(frame), **self._label_counts(targets[train])},
-            {**self.agreement(), "target": held},
+            {**self.agreement(), "target": held}, notes=counted_notes([*frame["note"], *database.notices]),
+            remarks=remarks(frame, reasons, database.notices),
         )  # fmt: skip
 
     def _labelled(self, database: Database, wanted: CrystalRows, silo: str) -> pd.DataFrame:
@@ -197,34 +203,44 @@ class PropertyTask(Task):
         if len(self.targets) == 1:
             return {}
         counts = (~np.isnan(targets)).sum(axis=0).tolist()
-        return {f"{LABELS_OF}{key_of(target.name)}": count for target, count in zip(self.targets, counts, strict=True)}
+        return {f"{LABELS_OF}{target.key}": count for target, count in zip(self.targets, counts, strict=True)}
+
+    def _table(self, targets: np.ndarray) -> np.ndarray:
+        """Return targets [rows, T]; those of one target alone are [rows]."""
+        return targets.reshape(len(targets), len(self.targets))
 
     def moment_columns(self, rows: LocalRows) -> np.ndarray:
+        """Return the features [rows, d], and beside them what target_scaler needs where targets are standardised."""
         if not self.standardise_target:
             return rows.features
         return np.hstack([rows.features, moment_columns(self._table(rows.targets), self.targets)])
 
     def standardizer(self, moments: ColumnMoments) -> Standardizer:
         """Return the scaler of the features, and after them of the regression targets, where they are standardised."""
-        d = self.num_features
-        of_features = Standardizer.from_moments(replace(moments, digits=moments.digits[:d]))
         if not self.standardise_target:
-            return of_features
+            return Standardizer.from_moments(moments)
+        d = len(moments.digits) - 2 * sum(not target.classes for target in self.targets)
+        of_features = Standardizer.from_moments(replace(moments, digits=moments.digits[:d]))
         return of_features.beside(target_scaler(replace(moments, digits=moments.digits[d:])))
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:
+        """Return features [rows, d] and what is learned of the targets [rows, outputs] as tensors on the device."""
         assert standardizer is not None, "property tasks standardise"
         of_features, of_targets = self.scalers(standardizer)
         features, held_out = (
             feature_tensor(part, of_features, device) for part in (rows.features, rows.held_out_features)
         )
         learned = target_tensor(learned_values(self._table(rows.targets), self.targets, of_targets), device)
-        return Samples(rows, features, learned, held_out, standardizer)
+        undo = None
+        if self.standardise_target or not self.is_one_number or self.targets[0].transform != "none":
+            undo = partial(self.predicted, standardizer=standardizer)
+        return Samples(rows, features, learned, held_out, standardizer=standardizer, undo=undo)
 
     def scalers(self, standardizer: Standardizer) -> tuple[Standardizer, Standardizer | None]:
         """Return the scaler of the features, and that of the targets where they are standardised."""
-        of_features, of_targets = standardizer.split(self.num_features)
-        return of_features, of_targets if self.standardise_target else None
+        if not self.standardise_target:
+            return standardizer, None
+        return standardizer.split(len(standardizer.mean) - sum(not target.classes for target in self.targets))
 
     def predicted(self, outputs: np.ndarray, standardizer: Standardizer | None) -> np.ndarray:
         """Return what outputs of the network [rows, O] say, [rows, W] (targets.predicted_values)."""
@@ -232,13 +248,14 @@ class PropertyTask(Task):
         return predicted_values(outputs, self.targets, of_targets)
 
     def possession(self, source: object) -> str:
-        """Return a hash over the bytes of a source's files; data that come with the package are everybody's."""
+        """Return a hash over the bytes of a source's files, or over what its database answers; data that come with the
+        package are everybody's."""
         if not isinstance(source, CrystalRows):
             return ""
         path = source.source.path
-        if not is_on_disk(path):  # nobody shows by hashing what a database answers that its rows are his
-            return EMBEDDED if path == EMBEDDED else ""
-        return _hash_of_files(Path(path))
+        if path == EMBEDDED:
+            return EMBEDDED
+        return _hash_of_files(Path(path)) if is_on_disk(path) else hash_of_rows(source.source)
 
     def _features(self, frame: pd.DataFrame, folder: Path | None) -> tuple[np.ndarray, list[str]]:
         """Return (features [rows, d], reason per row): the reader's reason first, then the featurizer's.
@@ -270,6 +287,63 @@ class PropertyTask(Task):
         if rows.test_fraction == 0:
             return np.zeros(len(frame), bool)
         return hash_split(frame["formula"].tolist(), rows.test_fraction, rows.split_seed)
+
+
+@dataclass(frozen=True)
+class JointPropertyTask(PropertyTask):
+    """Predict several properties, or classes, with one network; each row teaches what it has a label of."""
+
+    @property
+    def loss(self) -> Loss:  # type: ignore[override]
+        """The mean over targets of squared error and cross-entropy over the labels that are there."""
+        return MaskedLoss(tuple(len(target.classes) for target in self.targets))
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Of each target those of its kind."""
+        return metrics_of_targets({target.key: _metrics(target) for target in self.targets})
+
+    def score(self, targets: np.ndarray, outputs: np.ndarray) -> Scores:
+        """Return the scores of each target over the rows that have it."""
+        columns = zip(self.targets, self._table(targets).T, values_by_target(outputs, self.targets), strict=True)
+        parts = {target.key: _scores(target, true, said) for target, true, said in columns}
+        return next(iter(parts.values())) if len(parts) == 1 else SeveralScores(len(targets), parts)
+
+
+def _metrics(target: Target) -> tuple[Metric, ...]:
+    return classification_metrics(len(target.classes)) if target.classes else regression_metrics(target.shown_unit)
+
+
+def _scores(target: Target, true: np.ndarray, said: np.ndarray) -> RegressionSums | ClassificationSums:
+    """Return the scores of one target; true [rows], NaN without a label, said [rows, values]."""
+    there = ~np.isnan(true)
+    if target.classes:
+        return ClassificationSums.of(np.where(there, np.nan_to_num(true), MISSING).astype(np.int64), said)
+    return RegressionSums.of(true[there], said[there, 0])
+
+
+def property_task(
+    features: str, options: tuple[tuple[str, object], ...], hidden: tuple[int, ...], targets: tuple[Target, ...],
+    standardise_target: bool,
+) -> PropertyTask:  # fmt: skip
+    """Return the task of these targets."""
+    kind = PropertyTask if [target.kind for target in targets] == ["regression"] else JointPropertyTask
+    return kind(features, options, hidden, targets, standardise_target)
+
+
+def as_read(source: Source, features: FeatureSet) -> Source:
+    """Return the source as a feature set wants it read: with the cells that its options name."""
+    return replace(source, cell=features.cell if features.needs_structure else "given")
+
+
+def remarks(frame: pd.DataFrame, reasons: Sequence[str], notices: Sequence[str]) -> tuple[str, ...]:
+    """Return what is wrong or odd about rows and their source in whole, one line each, for the owner alone."""
+    told = [f"source: {notice}" for notice in notices]
+    for name, reason, note in zip(frame["id"], reasons, frame["note"], strict=True):
+        told += [f"row {name} not usable: {reason}"] if reason else []
+        told += [f"row {name}: {note}"] if note else []
+    more = len(told) - MOST_REMARKS
+    return tuple(told[:MOST_REMARKS]) + ((f"and {more:,} more rows",) if more > 0 else ())
 
 
 def _hash_of_files(path: Path) -> str:

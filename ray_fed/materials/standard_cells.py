@@ -8,8 +8,8 @@ numbers. Three steps, each of them free of the choice of a basis:
    equal in the numbers, too.
 3. The Niggli basis of that lattice: one choice of parameters for each lattice.
 
-Crystals whose atoms lie near the edge of the tolerance have one group or another, by the order of the finder's steps: it
-is therefore asked about one writing of each crystal, the first in alphabetical order.
+Crystals whose atoms lie near the edge of the tolerance have one group or another, by the order of the finder's steps:
+it is therefore asked about one writing of each crystal, the first in alphabetical order.
 
 spglib's own standardised cell is not used as it is: its axes still depend on the input where the group leaves a choice
 (which of three hexagonal axes, which of two in the monoclinic plane), by as much as the structure is distorted.
@@ -21,8 +21,8 @@ from itertools import product
 import numpy as np
 
 from ray_fed.errors import DataError
+from ray_fed.materials.crystal import Crystal, reduced_formula
 from ray_fed.materials.lattices import cells_of_vectors, niggli_basis
-from ray_fed.materials.structures import Crystal, reduced_formula
 from ray_fed.materials.symmetry import Finder, Operations, operations
 
 EXACT = 1e-3

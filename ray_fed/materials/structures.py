@@ -7,54 +7,31 @@ odd about a structure that can be used all the same is a note: of the same make 
 """
 
 import json
-import math
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ray_fed.errors import DataError, quoted
-from ray_fed.materials.features.elements import SYMBOLS
+from ray_fed.materials.cif_files import crystal_of_cif
+from ray_fed.materials.crystal import (
+    MAX_REASON,
+    Crystal,
+    crystal_of_pymatgen,
+    numbered,
+    reduced_formula,
+    warnings_as_notes,
+)
 from ray_fed.materials.lattices import near_pairs, vectors_of_cells
 
 MAX_SITES = 100_000
 _IS_CIF = re.compile(r"^\s*(?:data_|_cell_length_a)", re.IGNORECASE | re.MULTILINE)
 _FALSE_NAMES = "Elements in POSCAR cannot be determined"
-MAX_REASON = 2000
-"""Characters of a foreign parser's words that a reason keeps."""
 MIN_DISTANCE = 0.4
 """Å. Atoms nearer than this are a mistake: the shortest bond, H-H, has 0.74."""
 FULL_OCCUPANCY = 1.01
 """Sites with less than this together may be near each other: they are the split places of one atom."""
-
-
-@dataclass(frozen=True)
-class Crystal:
-    """One crystal for n sites.
-
-    formula      reduced, e.g. "SrTiO3"
-    vectors      float64 [3, 3] in Å, one lattice vector per row
-    positions    float64 [n, 3], fractions of the vectors
-    kinds        int64   [n], equal for sites with equal occupation
-    space_group  the number the file gives, else None
-    amounts      {symbol: atoms in the cell}, with those that have no site; empty: as the formula says
-    occupancies  float64 [n], atoms on each site; None: 1
-    notes        what is odd about it, for its row
-    """
-
-    formula: str
-    vectors: np.ndarray
-    positions: np.ndarray
-    kinds: np.ndarray
-    space_group: int | None = None
-    amounts: Mapping[str, float] = field(default_factory=dict)
-    occupancies: np.ndarray | None = None
-    notes: tuple[str, ...] = ()
 
 
 def parse_structure(value: Any) -> Crystal:
@@ -81,11 +58,9 @@ def _parse(value: Any) -> Crystal:
         return _from_mapping(json.loads(value))
     if not value.strip():
         raise DataError("structure is empty")
-    if _IS_CIF.search(value):
-        from ray_fed.materials.cif_files import crystal_of_cif
-
-        return crystal_of_cif(value)
-    return _from_poscar(value)
+    if value.lstrip().startswith("<"):
+        raise DataError("structure is a web page or XML")
+    return crystal_of_cif(value) if _IS_CIF.search(value) else _from_poscar(value)
 
 
 def _checked(crystal: Crystal) -> Crystal:
@@ -123,33 +98,12 @@ def _from_poscar(text: str) -> Crystal:
     return crystal_of_pymatgen(structure, notes=tuple(notes))
 
 
-@contextmanager
-def warnings_as_notes() -> Iterator[list[str]]:
-    """Keep the warnings of a parser off the terminal, and give them as notes, filled at the end."""
-    notes: list[str] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield notes
-    said = (str(one.message) for one in caught if not issubclass(one.category, DeprecationWarning))
-    notes += dict.fromkeys(f"pymatgen warns {quoted(message, MAX_REASON)}" for message in said)
-
-
 def _check_atom_counts(lines: Sequence[str]) -> None:
     """Refuse a POSCAR that announces more atoms than it has lines: pymatgen would first make a list of them all."""
     for line in lines[5:7]:
         counts = line.split()
         if all(count.isdigit() for count in counts) and sum(map(int, counts)) > len(lines):
             raise DataError(f"POSCAR has '{len(lines)}' lines and announces more atoms: {quoted(line)}")
-
-
-def crystal_of_pymatgen(structure: Any, space_group: int | None = None, notes: tuple[str, ...] = ()) -> Crystal:
-    """Return the crystal of a pymatgen Structure."""
-    amounts = structure.composition.get_el_amt_dict()
-    return Crystal(
-        reduced_formula(amounts), np.array(structure.lattice.matrix), np.array(structure.frac_coords),
-        numbered([str(site.species) for site in structure]), space_group, amounts,
-        np.array([site.species.num_atoms for site in structure]), notes,
-    )  # fmt: skip
 
 
 def _from_mapping(value: Mapping) -> Crystal:
@@ -204,22 +158,19 @@ def _fractions(cartesian: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     return cartesian @ np.linalg.inv(vectors)
 
 
-def numbered(labels: Sequence[str]) -> np.ndarray:
-    """Return int64 [n], from 1 in the order of the alphabet, equal for equal labels."""
-    return np.unique(np.array(labels, dtype=str), return_inverse=True)[1].reshape(-1).astype(np.int64) + 1
-
-
 def crystal_of_lists(vectors: np.ndarray, numbers: Any, coordinates: Any) -> Crystal:
     """Return the crystal of `numbers` [n] (atomic numbers) and flat `coordinates` [3 n]; DataError if they do not fit.
 
     Both may be sequences, or text such as "[11, 17]" from a CSV.
     """
+    from pymatgen.core import Element
+
     kinds, flat = _number_list(numbers, "numbers"), _number_list(coordinates, "frac_coords")
     if len(flat) != 3 * len(kinds):
         raise DataError(f"frac_coords has '{len(flat)}' values for '{len(kinds)}' sites; three for each are needed")
     amounts = amounts_of_numbers(kinds)
     positions = flat.reshape(-1, 3)
-    symbols = [SYMBOLS[int(number) - 1] for number in kinds]
+    symbols = [Element.from_Z(int(number)).symbol for number in kinds]
     return _checked(Crystal(reduced_formula(amounts), vectors, positions, numbered(symbols), None, amounts))
 
 
@@ -253,25 +204,3 @@ def _number_list(values: Any, column: str) -> np.ndarray:
     if array.size and not np.isfinite(array).all():
         raise DataError(f"{column} has a value that is not finite")
     return array.reshape(-1)
-
-
-def reduced_formula(amounts: Mapping[str, float]) -> str:
-    """Return the reduced formula of {symbol: amount} in the usual order; DataError unless amounts are positive."""
-    for symbol, amount in amounts.items():
-        if not 0 <= amount < math.inf:
-            raise DataError(f"amount {quoted(amount)} of {quoted(symbol)} must be a number, 0 or more")
-    return _written(tuple(sorted(amounts.items())))
-
-
-@lru_cache(maxsize=100_000)
-def _written(amounts: tuple[tuple[str, float], ...]) -> str:
-    from pymatgen.core import Composition
-
-    try:
-        with warnings.catch_warnings():
-            # pymatgen warns that He, Ne and Ar have no electronegativity to sort them by.
-            warnings.simplefilter("ignore")
-            return Composition(dict(amounts)).reduced_formula
-    except ValueError as error:
-        symbols = " ".join(symbol for symbol, _ in amounts)
-        raise DataError(f"unknown element in {quoted(symbols)}") from error

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ray_fed.errors import ConfigError, DataError, quoted
-from ray_fed.materials.structures import Crystal
+from ray_fed.materials.crystal import Crystal
 
 Finder = Literal["spglib", "moyopy"]
 Symmetry = Literal["given", "check", "spglib", "moyopy"]

@@ -23,9 +23,9 @@ from ray_fed.config import require, unknown_name
 from ray_fed.errors import ConfigError, DataError, Trouble
 from ray_fed.federation.reasons import OUTSIDE
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
-from ray_fed.materials.databases.columns import MISSING_TEXTS, UNKNOWN_UNIT, to_numbers
+from ray_fed.materials.databases.columns import MISSING_TEXTS, to_numbers
 from ray_fed.materials.databases.database import MAX_TARGET
-from ray_fed.materials.units import converted
+from ray_fed.materials.units import UNKNOWN_UNIT, converted
 
 Kind = Literal["regression", "classification"]
 MAX_PREDICTION = 1e30
@@ -105,6 +105,12 @@ class Target:
         return len(self.classes) or 1
 
     @property
+    def key(self) -> str:
+        """The name as part of a metric's name: letters, digits and what a metric may have."""
+        plain = re.sub(r"[^A-Za-z0-9_-]", "_", self.name)[:40]
+        return plain if plain[:1].isalpha() else f"t_{plain}"
+
+    @property
     def words(self) -> str:
         """How people say it: "formation energy"."""
         return self.name.removesuffix("_per_atom").replace("_", " ")
@@ -124,12 +130,6 @@ class Target:
         if self.classes:
             return f"{name} {{{', '.join(self.classes)}}}"
         return f"{name} [{self.unit}]" + (f" {self.transform}" if self.transform != "none" else "")
-
-
-def key_of(name: str) -> str:
-    """Return a target's name as part of a metric's name: letters, digits and what a metric may have."""
-    plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)[:40]
-    return plain if plain[:1].isalpha() else f"t_{plain}"
 
 
 # ---- from columns to labels

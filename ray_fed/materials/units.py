@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ray_fed.errors import ConfigError
-from ray_fed.materials.databases.columns import UNKNOWN_UNIT
 
 if TYPE_CHECKING:
     from pint import Unit
 
+UNKNOWN_UNIT = "unknown unit"
+"""Stands for the unit of a column of which nobody has said one."""
 PURE_NUMBERS = ("", "1", "-", "none", "dimensionless")
 LOGARITHMS: dict[str, Callable[[float], float]] = {"log10": math.log10, "ln": math.log}
 _OF_LOGARITHM = re.compile(r"(log10|ln)\((.+)\)")

@@ -16,7 +16,7 @@ from ray_fed.errors import FedError
 from ray_fed.federation.messages import MAX_SUM
 from ray_fed.federation.task import SiloSpec
 from ray_fed.model_library.cards import PackedModel
-from ray_fed.model_library.selection import Protocol, SourceFeatures, Target
+from ray_fed.model_library.selection import Protocol, SourceFeatures, TransferTarget
 from ray_fed.model_library.silo_search import SearchingSilo, SiloErrors, SiloTarget
 from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
 from ray_fed.perimeter.checks import (
@@ -29,7 +29,7 @@ from ray_fed.perimeter.checks import (
 from ray_fed.perimeter.gate import Gate, MessageKind, Request
 from ray_fed.perimeter.ledger import MessageDigest, message_digest
 
-Search = Callable[[tuple[Target, SourceFeatures], bool], Sequence[SiloErrors | FedError]]
+Search = Callable[[tuple[TransferTarget, SourceFeatures], bool], Sequence[SiloErrors | FedError]]
 """Carries out the draws: (target and sources, whether to give the errors of single sources) -> one outcome a draw."""
 LEAST_HELD_OUT = 5
 """Rows that a draw by clusters holds out at least."""
@@ -168,7 +168,7 @@ class GuardedSearch(EgressBoundary):
         return self.silo.shares_source_errors and (is_public or self.site.policy.source_errors)
 
 
-def _rows_behind(target: Target, protocol: Protocol) -> int:
+def _rows_behind(target: TransferTarget, protocol: Protocol) -> int:
     """Return the fewest rows that any error of a draw can be a mean over."""
     held_out = LEAST_HELD_OUT if protocol.clusters else len(np.unique(target.groups)) - protocol.rows
     return int(min(protocol.rows, max(held_out, LEAST_HELD_OUT), protocol.max_held_out))

@@ -42,7 +42,7 @@ class SourceFeatures:
 
 
 @dataclass(frozen=True)
-class Target:
+class TransferTarget:
     """A small target with everything known about it: the study hides most rows from itself."""
 
     descriptor: np.ndarray
@@ -87,7 +87,7 @@ class Draw:
     """"cv", "held out", "direct held out" -> (wanted, predicted)."""
 
 
-def one_draw(target: Target, sources: SourceFeatures, head: Head, protocol: Protocol, number: int) -> Draw:
+def one_draw(target: TransferTarget, sources: SourceFeatures, head: Head, protocol: Protocol, number: int) -> Draw:
     """Draw training rows, choose among the sources by several rules, and evaluate them on the held-out rows.
 
     DataError when the target has too few groups to train and to hold out.
@@ -128,7 +128,7 @@ def one_draw(target: Target, sources: SourceFeatures, head: Head, protocol: Prot
     )  # fmt: skip
 
 
-def _drawn(target: Target, protocol: Protocol, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _drawn(target: TransferTarget, protocol: Protocol, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return training rows, held-out rows, and what keeps training rows together in folds."""
     if not protocol.clusters:
         inside, outside = draw_rows(target.groups, protocol, number)
@@ -183,7 +183,7 @@ def mean_error(predicted: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def _direct(
-    target: Target, inside: np.ndarray, outside: np.ndarray, folds: Sequence[np.ndarray], seed: int
+    target: TransferTarget, inside: np.ndarray, outside: np.ndarray, folds: Sequence[np.ndarray], seed: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return out-of-fold and held-out predictions of models that know no source."""
     from ray_fed.model_library.heads import ridge

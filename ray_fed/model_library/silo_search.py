@@ -11,7 +11,7 @@ from ray_fed.model_library.cards import PackedModel, unpack
 from ray_fed.model_library.heads import find_head
 from ray_fed.model_library.property_catalogue import embedded_tables, shared_tables
 from ray_fed.model_library.property_tables import PropertyTable, find_table, user_table
-from ray_fed.model_library.selection import Draw, Protocol, SourceFeatures, Target, one_draw
+from ray_fed.model_library.selection import Draw, Protocol, SourceFeatures, TransferTarget, one_draw
 from ray_fed.model_library.transfer import target_and_sources
 
 
@@ -67,7 +67,7 @@ class SearchingSilo:
     def __init__(self, name: str, target: SiloTarget):
         self.name, self._table = name, target.open()
         self.shares_source_errors = target.share_source_errors
-        self._prepared: tuple[Target, SourceFeatures] | None = None
+        self._prepared: tuple[TransferTarget, SourceFeatures] | None = None
 
     def __repr__(self) -> str:
         return f"SearchingSilo({self.name!r})"
@@ -79,7 +79,7 @@ class SearchingSilo:
         return len(self._prepared[1].ids)
 
     @property
-    def prepared(self) -> tuple[Target, SourceFeatures]:
+    def prepared(self) -> tuple[TransferTarget, SourceFeatures]:
         """Return target and sources for tasks on this node; DataError before `take`."""
         if self._prepared is None:
             raise DataError(f"silo '{self.name}' has no source models yet; give it some")
@@ -87,7 +87,7 @@ class SearchingSilo:
 
 
 def search(
-    prepared: tuple[Target, SourceFeatures], head: str, protocol: Protocol, number: int, per_source: bool
+    prepared: tuple[TransferTarget, SourceFeatures], head: str, protocol: Protocol, number: int, per_source: bool
 ) -> SiloErrors:
     """Return the errors of one draw."""
     return SiloErrors.of(one_draw(*prepared, find_head(head), protocol, number), per_source)

@@ -16,7 +16,7 @@ from ray_fed.model_library import predictors
 from ray_fed.model_library.cards import BASELINE_ERROR, HELD_OUT_ERROR
 from ray_fed.model_library.descriptors import check_fingerprint, make_descriptor
 from ray_fed.model_library.property_tables import PropertyTable
-from ray_fed.model_library.selection import SourceFeatures, Target
+from ray_fed.model_library.selection import SourceFeatures, TransferTarget
 from ray_fed.reporting.model_files import ModelCard
 
 
@@ -84,7 +84,7 @@ Model = tuple[Mapping[str, np.ndarray], ModelCard]
 
 def target_and_sources(
     table: PropertyTable, models: Iterable[Model], layers: str = "last", element_table: str | None = None
-) -> tuple[Target, SourceFeatures]:
+) -> tuple[TransferTarget, SourceFeatures]:
     """Return the target's rows that every descriptor can read, and the sources' features of them.
 
     Rows stay here: only models come in. DataError when a model was trained on other features than ours.
@@ -107,7 +107,7 @@ def target_and_sources(
     )
     first = next(iter(inputs.values()))[usable]
     values = table.frame["value"].to_numpy(float)[usable]
-    return Target(first, values, table.groups[usable]), sources
+    return TransferTarget(first, values, table.groups[usable]), sources
 
 
 def relative_error(card: ModelCard) -> float:

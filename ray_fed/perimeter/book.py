@@ -51,6 +51,15 @@ class Book:
                 del runs[name]
         return ""
 
+    def take_bytes(self, dataset: str, count: int, most: int) -> str:
+        """Count bytes that are to leave, of at most so many in all runs together."""
+        with self.page(dataset) as page:
+            total = page.get("num_bytes", 0)
+            if total + count > most:
+                return f"with it more bytes would leave than max_bytes_per_dataset={most}, over all runs"
+            page["num_bytes"] = total + count
+        return ""
+
     def had_masks(self, dataset: str, session: str, has_masks: bool) -> bool:
         """Tell whether a session, by its run and name, was opened with masks before; write down that it is now."""
         with self.page(dataset) as page:

@@ -39,7 +39,7 @@ from ray_fed.federation.messages import (
     unmarked,
 )
 from ray_fed.federation.norms import distance
-from ray_fed.federation.reasons import OTHER, kind_of
+from ray_fed.federation.reasons import NOTES, OTHER, UNREADABLE, kind_of
 from ray_fed.learning.standardisation import SQUARE_DIGITS, SUM_DIGITS, ColumnMoments, carried
 from ray_fed.metrics import METRIC_NAME, ClassificationSums, MeanScores, RegressionSums, Scores, SeveralScores
 from ray_fed.perimeter.error_policy import REFERENCE
@@ -277,8 +277,8 @@ def digest_metrics(kind: str, by_model: dict[str, Metrics]) -> MessageDigest:
 
 def check_description(gate: Gate, description: Any, request: Request) -> SiloDescription:
     _require_message(gate, request.kind, description, SiloDescription)
-    unreadable = _mapping(gate, description.unreadable)
-    counts = (description.num_examples, description.num_held_out, *unreadable.values())
+    unreadable, notes = _mapping(gate, description.unreadable), _mapping(gate, description.notes)
+    counts = (description.num_examples, description.num_held_out, *unreadable.values(), *notes.values())
     for count in counts:
         gate.require(is_count(count), "description", "counts of rows must be whole numbers, 0 or more")
     agreement = _mapping(gate, description.agreement)
@@ -298,6 +298,7 @@ def check_description(gate: Gate, description: Any, request: Request) -> SiloDes
     return SiloDescription(
         gate.silo, description.num_examples, description.num_held_out, _known_reasons(unreadable), agreement,
         checked_fingerprint(gate, description.fingerprint), device, metrics=metrics,
+        notes=_known_reasons(notes, NOTES),
     )  # fmt: skip
 
 
@@ -310,11 +311,11 @@ def _is_agreed(key: Any, value: Any, wanted: Mapping[str, str]) -> bool:
     )
 
 
-def _known_reasons(counts: Mapping[str, int]) -> dict[str, int]:
+def _known_reasons(counts: Mapping[str, int], allowed: frozenset[str] = UNREADABLE) -> dict[str, int]:
     """Return counts under reasons that hold nothing of a row; others are counted together."""
     known: Counter[str] = Counter()
     for reason, count in counts.items():
-        known[kind_of(reason) if type(reason) is str else OTHER] += count
+        known[kind_of(reason, allowed) if type(reason) is str else OTHER] += count
     return dict(known)
 
 
@@ -339,14 +340,21 @@ def _name(gate: Gate, value: Any) -> str:
     return value
 
 
+LICENCES = frozenset({
+    "CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-SA-3.0", "CC-BY-SA-4.0", "CC-BY-NC-4.0", "CC-BY-NC-SA-4.0",
+    "CC-BY-ND-4.0", "CC-BY-NC-ND-4.0", "ODbL-1.0", "ODC-By-1.0", "PDDL-1.0", "MIT", "Apache-2.0", "BSD-3-Clause",
+})  # fmt: skip
+"""What a fingerprint may say in words: under which of these licences a public source gives its data."""
+
+
 def checked_fingerprint(gate: Gate, fingerprint: Any) -> dict[str, object]:
-    """Return a fingerprint with hashes, whole numbers and shapes; of a text, which may be a name or a path of the
-    owner's, only its hash."""
+    """Return a fingerprint with hashes, whole numbers, shapes and licences; of another text, which may be a name or a
+    path of the owner's, only its hash."""
     return {_name(gate, key): _fingerprint_value(gate, value) for key, value in _mapping(gate, fingerprint).items()}
 
 
 def _fingerprint_value(gate: Gate, value: Any) -> Any:
-    if value is None or type(value) is bool or (type(value) is str and HASH.fullmatch(value)):
+    if value is None or type(value) is bool or (type(value) is str and (HASH.fullmatch(value) or value in LICENCES)):
         return value
     if type(value) is str:
         return hashlib.sha256(value.encode()).hexdigest()[:16]

@@ -4,7 +4,6 @@ A `CoordinatorRecord` observes the coordinator and notes each message by the sam
 notes leave with the round's record; who keeps the run writes them into a ledger of its own (ledger.py).
 """
 
-import logging
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -24,9 +23,6 @@ from ray_fed.perimeter.policy import PUBLIC_KEY
 
 Note = Mapping[str, object]
 """One line to be, without number, time and chain."""
-
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +53,8 @@ class CollectedLedgers:
 
     silos: Mapping[str, SiloLedger] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Silo -> why its ledger did not come, though its owner has not said that it stays there."""
 
 
 class Keeper(Protocol):
@@ -68,16 +66,16 @@ class Keeper(Protocol):
 
 
 def collected(keepers: Mapping[str, Keeper], record: "CoordinatorRecord | None") -> CollectedLedgers:
-    """Fetch the silos' ledgers; one whose owner keeps it is left out, and one that is gone, which is logged."""
-    found = {}
+    """Fetch the silos' ledgers; one whose owner keeps it is left out."""
+    found, missing = {}, {}
     for silo, keeper in keepers.items():
         try:
             ledger = SiloLedger.handed_over(silo, keeper.collect_ledger(silo))
         except FedError as error:
-            _log.warning("no ledger: %s", error)
+            missing[silo] = " ".join(str(error).split())
         else:
             found |= {silo: ledger} if ledger else {}
-    return CollectedLedgers(found, record.take() if record else ())
+    return CollectedLedgers(found, record.take() if record else (), missing)
 
 
 def handed_over(keepers: Mapping[str, Keeper], weights: np.ndarray, card: np.ndarray) -> dict[str, str]:

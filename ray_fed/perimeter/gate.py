@@ -79,7 +79,9 @@ class Gate:
         self.resolution = policy.resolution
         """How exactly metrics are told."""
         self.sent = 0
-        """Bytes that have left in this run."""
+        """Bytes that have left in this process."""
+        self.take_bytes: Callable[[int], str] = _nothing_is_counted
+        """Writes bytes down before they leave, where the owner keeps a book; returns why that is too much, or ""."""
         self._messages = tuple(
             {cls for kind in kinds.values() for cls in (kind.message_class, *kind.parts)} - {dict, tuple}
         )
@@ -137,6 +139,8 @@ class Gate:
         self.require(in_round <= allowed, request.kind, reason)
         reason = f"with it more bytes would leave than max_bytes_per_run={in_run_allowed}"
         self.require(in_run <= in_run_allowed, request.kind, reason)
+        found = self.take_bytes(size)
+        self.require(not found, request.kind, found)
         self._sent_in_round, self.sent = in_round, in_run
 
     def _budget(self) -> int:
@@ -151,6 +155,10 @@ class Gate:
         if isinstance(rebuilt, Update | MaskedUpdate):
             return bytes_of(rebuilt)
         return self.digest(rebuilt, kind).num_bytes
+
+
+def _nothing_is_counted(_: int) -> str:
+    return ""
 
 
 # ---- does a message hold the silo's own rows?

@@ -37,6 +37,7 @@ from ray_fed.perimeter.boundary import EgressBlock, EgressBoundary
 from ray_fed.perimeter.checks import (
     ANOTHER,
     KINDS,
+    LICENCES,
     kind_of_answer,
     largest,
     num_models,
@@ -77,6 +78,8 @@ class GuardedSilo(EgressBoundary):
         folder = self.site.ledger_folder
         book = Book(Path(folder) if folder else None)
         self.insistence = Insistence(self.site, self.gate, book, spec.dataset, spec.run)
+        if book.lasts:
+            self.gate.take_bytes = self.insistence.before_bytes
         self._told = ToldMoments(folder_of_told(folder, spec.dataset) if folder else None)
         self._num_marked = 0
         self._build(lambda: self._install(make()))
@@ -91,7 +94,9 @@ class GuardedSilo(EgressBoundary):
 
     def open(self) -> SiloDescription:
         doing = "opening its data"
-        return self._release(doing, *self._opened(doing, lambda: self.silo.open()))
+        opened = self._opened(doing, lambda: self.silo.open())
+        self._write_notes(doing)
+        return self._release(doing, *opened)
 
     def moments(self) -> ColumnMoments:
         doing, request = "computing moments", Request("moments")
@@ -199,9 +204,13 @@ class GuardedSilo(EgressBoundary):
         self._check(doing, lambda: self.insistence.before_answer("metrics", query), request)
         self._check(doing, lambda: self._count_evaluation(len(names)), request)
         answer = self._run(doing, lambda: self.silo.query(query, *given))
+        self._write_notes(doing)
+        return self._release(doing, answer, request)
+
+    def _write_notes(self, doing: str) -> None:
+        """Write what the silo has to say of single rows into its owner's log, the only place for it."""
         for note in self._run(doing, lambda: self.silo.notes_for_owner()):
             self.log.note(str(note))
-        return self._release(doing, answer, request)
 
     def _keep_model(self, weights: np.ndarray, card: np.ndarray) -> None:
         folder = self.site.model_folder
@@ -334,7 +343,8 @@ class GuardedSilo(EgressBoundary):
         key = self._key
         if key is None or not self.site.ledger_folder or type(fingerprint) is not dict:
             return fingerprint
-        return {name: _keyed_hash(key, value) if type(value) is str else value for name, value in fingerprint.items()}
+        hashed = {name: value for name, value in fingerprint.items() if type(value) is str and value not in LICENCES}
+        return {**fingerprint, **{name: _keyed_hash(key, value) for name, value in hashed.items()}}
 
     def _declared(self) -> tuple[dict[str, str], tuple[str, ...]]:
         """Return what the task wants all to agree on, and the names of its metrics."""

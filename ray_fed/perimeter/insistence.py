@@ -20,6 +20,9 @@ MOST_STEPS_PER_EPOCH = 1 << 20
 """The rows are dealt into so many batches: each takes memory, however few rows there are."""
 MOST_KEPT_STATES = 1 << 10
 """Each takes room on the owner's disk."""
+PORTION_BYTES = 1 << 24
+"""Bytes are written down in such portions before they leave: the book waits for the disk. What is left of one when the
+silo's process ends counts as sent."""
 FEWER = "evaluate less often (evaluate_every), or let the owner allow more in site.yaml"
 
 
@@ -37,6 +40,8 @@ class Insistence:
     """Sessions that were opened with masks at any time: their updates leave under masks only, however often asked."""
     priced: dict[str, TrainingPlan] = field(default_factory=dict)
     """Sessions whose rounds are written down in the book before they are trained."""
+    taken: int = 0
+    """Bytes that are written down and have not left yet."""
 
     def open(self, spec: SessionSpec) -> None:
         """Refuse a session in which updates would leave otherwise than their owner wants."""
@@ -64,6 +69,17 @@ class Insistence:
             self.dataset, mechanism_of(plan), steps, policy.epsilon_budget, policy.epsilon_delta
         )
         self.gate.require(not found, "update", found)
+
+    def before_bytes(self, count: int) -> str:
+        """Write down bytes that are to leave; return why they must not, "" where they may."""
+        missing, most, found = count - self.taken, self.site.policy.max_bytes_per_dataset, ""
+        for portion in (max(missing, PORTION_BYTES), missing) if missing > 0 else ():
+            found = self.book.take_bytes(self.dataset, portion, most)
+            if not found:
+                self.taken += portion
+                break
+        self.taken -= 0 if found else count
+        return found
 
     def before_evaluation(self, run: str, num_models: int) -> None:
         """Count models that are to be marked over all runs; refused when there were too many."""

@@ -80,6 +80,9 @@ class Policy:
     """Bytes that may leave in one round; if not given, four times the parameters the silo received and 64 KiB."""
     max_bytes_per_run: int = 64 * GIB
     """Bytes that may leave in one run."""
+    max_bytes_per_dataset: int = 1024 * GIB
+    """The same for all runs on a data set together, whatever they are called. Counted in the owner's book, in portions,
+    which needs a folder that lasts (`ledger` in this file); without one a process counts its own run only."""
     max_description_bytes: int = 1 << 16
     """Bytes of the description: names of columns, hash, reasons why rows cannot be used."""
     error_texts: Literal["none", "kind", "full"] = "kind"
@@ -129,9 +132,9 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name in (
-            "min_examples", "min_examples_per_update", "max_bytes_per_run", "max_description_bytes", "metric_bits",
-            "metric_bits_of_numbers", "max_evaluations_per_run", "max_evaluations_per_dataset", "max_steps_per_round",
-            "max_splits_per_dataset",
+            "min_examples", "min_examples_per_update", "max_bytes_per_run", "max_bytes_per_dataset",
+            "max_description_bytes", "metric_bits", "metric_bits_of_numbers", "max_evaluations_per_run",
+            "max_evaluations_per_dataset", "max_steps_per_round", "max_splits_per_dataset",
         ):  # fmt: skip
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be 1 or more")
         require(self.min_noise_multiplier > 0, f"min_noise_multiplier={self.min_noise_multiplier} must be above 0")

@@ -7,9 +7,12 @@ different, which stay in the owner's folder (mode 0600). Not recognised: rows of
 columns that are all categories.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +47,12 @@ class ToldMoments:
 
     def answer(self, features: np.ndarray, moments: ColumnMoments, fewest: int) -> ColumnMoments:
         """Return the moments of these rows, or those told of nearly the same rows before; ValueError says why there is
-        no answer."""
+        no answer. One silo of a data set is answered after the other: each must know what was told to those before."""
         mine = Version(_hashes(features), moments)
+        with self._locked():
+            return self._answer(mine, moments, fewest)
+
+    def _answer(self, mine: Version, moments: ColumnMoments, fewest: int) -> ColumnMoments:
         for old in self.versions():
             if num_different(old.columns[-1], mine.columns[-1]) < fewest and len(old.columns) == len(mine.columns):
                 return old.moments
@@ -58,6 +65,21 @@ class ToldMoments:
         self._keep(mine)
         return moments
 
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Read anew what other processes of the site have told, and let none of them tell more meanwhile."""
+        if self.folder is None:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            self._versions = None
+            yield
+        finally:
+            os.close(handle)
+
     def versions(self) -> list[Version]:
         if self._versions is None:
             assert self.folder is not None
@@ -67,7 +89,6 @@ class ToldMoments:
     def _keep(self, version: Version) -> None:
         self.versions().append(version)
         if self.folder:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             path = self.folder / f"{len(self.versions()):04d}-{os.getpid()}.npz"
             _write(path, version)
 

@@ -90,6 +90,19 @@ def legend_outside(axes: "Axes", handles: Sequence[object], names: Sequence[str]
         text.set_text(as_label(name))
 
 
+def line_looks(names: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Return name -> line properties: federated and pooled as in the bars, the others told by hue and dashes."""
+    others = [name for name in names if name not in ("federated", "pooled")]
+    looks: dict[str, dict[str, object]] = {
+        name: {"color": LINE_COLOURS[i % len(LINE_COLOURS)], "linestyle": LINE_STYLES[i % len(LINE_STYLES)]}
+        for i, name in enumerate(others)
+    }
+    return looks | {
+        "federated": {"color": FEDERATED, "linestyle": "-", "linewidth": 2.6, "zorder": 3},
+        "pooled": {"color": POOLED, "linestyle": "--", "linewidth": 2.2, "zorder": 4},
+    }
+
+
 def font_family() -> list[str]:
     """Return the installed ones of FALLBACK_FONTS; matplotlib looks a letter up in each in turn."""
     return [name for name, _ in _fonts()]

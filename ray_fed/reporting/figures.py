@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ray_fed.config import unknown_name
 from ray_fed.errors import ConfigError
 from ray_fed.metrics import Metric
 from ray_fed.reporting.figure_style import (
     FEDERATED,
     INK,
     LABEL_SIZE,
-    LINE_COLOURS,
-    LINE_STYLES,
     POOLED,
     QUIET,
     SILO,
@@ -25,9 +24,11 @@ from ray_fed.reporting.figure_style import (
     as_label,
     dress,
     legend_outside,
+    line_looks,
     new_figure,
 )
 from ray_fed.reporting.figure_style import save_figure as save_figure
+from ray_fed.reporting.scales import SCALES, Scale, scaled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,28 +60,36 @@ def parity_figure(
     unit: str = "eV/atom",
     quantity: str = "formation energy",
     reference: str = "DFT",
+    transform: str = "none",
 ) -> "Figure":
     """Draw predicted against reference values, coloured by point density: 1 to 6 panels on common axes.
 
-    `reference` says where the true values come from ("DFT", "model", "experiment"). ConfigError for another number
-    of panels.
+    unit: "" for a pure number. reference: where the true values come from ("DFT", "model", "experiment"). transform:
+    under which the target was learned; the axes are of that kind, their numbers in the unit. ConfigError for another
+    number of panels, or a transform that is none.
     """
     if not 1 <= len(panels) <= MAX_PANELS:
         raise ConfigError(f"a parity figure takes 1 to {MAX_PANELS} models, got {len(panels)}; draw several figures")
+    if transform not in SCALES:
+        raise unknown_name("transform", transform, SCALES)
     rows, columns = _grid(len(panels))
     figure = new_figure(3.25 * columns + 0.9, 3.45 * rows + 0.45, square_axes=True)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    pairs = [_finite_pairs(panel) for panel in panels]
+    scale = SCALES[transform]
+    pairs = [_finite_pairs(panel, scale) for panel in panels]
     limits, cell = _limits(pairs)
     densities = [_density(x, y, limits, cell) for x, y in pairs]
     norm = _density_norm(densities)
     for index, (axes, panel) in enumerate(zip(grid.flat, panels, strict=False)):
         letter = f"({'abcdef'[index]}) " if len(panels) > 1 else ""
-        _parity_panel(axes, panel, pairs[index], densities[index], limits, norm, letter)
+        _parity_panel(axes, panel, pairs[index], densities[index], limits, norm, letter, scale)
     _remove_unused(grid, len(panels))
-    figure.supxlabel(f"{quantity.capitalize()}, {reference} ({unit})", fontsize=LABEL_SIZE, color=INK)
-    figure.supylabel(f"{quantity.capitalize()}, predicted ({unit})", fontsize=LABEL_SIZE, color=INK)
-    _density_bar(figure, list(grid.flat[: len(panels)]), norm, cell, unit)
+    measured = f" ({as_label(unit)})" if unit else ""
+    name = as_label(quantity[:1].upper() + quantity[1:], width=40)
+    figure.supxlabel(f"{name}, {as_label(reference)}{measured}", fontsize=LABEL_SIZE, color=INK)
+    figure.supylabel(f"{name}, predicted{measured}", fontsize=LABEL_SIZE, color=INK)
+    cells = f"({cell:g} {as_label(unit)})²".replace(" )", ")") if scale.axes == "linear" else "the grid"
+    _density_bar(figure, list(grid.flat[: len(panels)]), norm, cells)
     return figure
 
 
@@ -89,10 +98,13 @@ def _grid(count: int) -> tuple[int, int]:
     return {1: (1, 1), 2: (1, 2), 3: (1, 3), 4: (2, 2), 5: (2, 3), 6: (2, 3)}[count]
 
 
-def _finite_pairs(panel: ParityPanel) -> tuple[np.ndarray, np.ndarray]:
+def _finite_pairs(panel: ParityPanel, scale: Scale) -> tuple[np.ndarray, np.ndarray]:
+    """Return (true values, predictions), transformed, of the pairs that have a place on the axes."""
     x, y = np.asarray(panel.y_true, np.float64).ravel(), np.asarray(panel.y_pred, np.float64).ravel()
     if x.shape != y.shape:
         raise ConfigError(f"parity panel {panel.title!r}: {len(x)} true values, {len(y)} predicted; give pairs")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x, y = scale.forward(x), scale.forward(y)
     finite = np.isfinite(x) & np.isfinite(y)
     return x[finite], y[finite]
 
@@ -154,17 +166,19 @@ def _density_colours():
     return ListedColormap(matplotlib.colormaps["plasma"](np.linspace(0, 0.9, 256)))
 
 
-def _parity_panel(axes: "Axes", panel: ParityPanel, pairs, density, limits, norm, letter: str) -> None:
-    x, y = pairs
+def _parity_panel(
+    axes: "Axes", panel: ParityPanel, pairs, density, limits, norm, letter: str, scale: Scale
+) -> None:  # fmt: skip
+    (x, y), ends = pairs, scaled(axes, scale, limits)
     order = np.argsort(density, kind="stable")  # the densest last, on top
     size = float(np.clip(12_000 / max(1, len(x)), 1.5, 14))
-    axes.plot(limits, limits, color=QUIET, linewidth=0.9, linestyle="--", zorder=3)
-    axes.scatter(x[order], y[order], c=density[order], cmap=_density_colours(), norm=norm, s=size, linewidths=0,
-                 rasterized=True, zorder=2)  # fmt: skip
-    axes.set(xlim=limits, ylim=limits)
-    axes.set_aspect("equal", adjustable="box")
+    axes.plot(ends, ends, color=QUIET, linewidth=0.9, linestyle="--", zorder=3)
+    shown = scale.inverse(np.array([x[order], y[order]]))
+    axes.scatter(*shown, c=density[order], cmap=_density_colours(), norm=norm, s=size, linewidths=0, rasterized=True,
+                 zorder=2)  # fmt: skip
+    axes.set(xlim=ends, ylim=ends)
+    axes.set_box_aspect(1)
     dress(axes)
-    axes.locator_params(nbins=6)
     axes.set_title(as_label(letter + panel.title, width=30), fontsize=TITLE_SIZE, color=INK, loc="left")
     outside = int(((y < limits[0]) | (y > limits[1])).sum())
     scores = "\n".join(_score(metric, value) for metric, value in panel.scores.items())
@@ -206,12 +220,12 @@ def _remove_unused(grid: np.ndarray, used: int) -> None:
             grid.flat[index].tick_params(labelbottom=True)
 
 
-def _density_bar(figure: "Figure", beside: "list[Axes]", norm, cell: float, unit: str) -> None:
+def _density_bar(figure: "Figure", beside: "list[Axes]", norm, cell: str) -> None:
     from matplotlib.cm import ScalarMappable
     from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 
     bar = figure.colorbar(ScalarMappable(norm, _density_colours()), ax=beside, pad=0.02, aspect=32)
-    bar.set_label(f"Points per cell of ({cell:g} {as_label(unit)})²", fontsize=LABEL_SIZE - 1, color=INK)
+    bar.set_label(f"Points per cell of {cell}", fontsize=LABEL_SIZE - 1, color=INK)
     bar.ax.tick_params(labelsize=TICK_SIZE, width=0.8)
     bar.outline.set_linewidth(0.8)  # type: ignore[operator]
     bar.ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if norm.vmax < 300 else (1,)))
@@ -282,7 +296,7 @@ def learning_curves_figure(
     logarithmic for errors only, where they are above 0."""
     figure = new_figure(7.6, 4.2)
     axes = figure.subplots()
-    looks = _line_looks(list(curves))
+    looks = line_looks(list(curves))
     lines = [_curve(axes, looks[name], x, y) for name, (x, y) in curves.items()]
     if not metric.higher_is_better and any(np.any(np.asarray(y, np.float64) > 0) for _, y in curves.values()):
         _log_scale(axes)
@@ -291,19 +305,6 @@ def learning_curves_figure(
     axes.set_ylabel(f"Test {as_label(metric.heading)}", fontsize=LABEL_SIZE, color=INK)
     legend_outside(axes, lines, list(curves), away=1.01)
     return figure
-
-
-def _line_looks(names: Sequence[str]) -> dict[str, dict[str, object]]:
-    """Return name -> line properties: federated and pooled as in the bars, the others told by hue and dashes."""
-    others = [name for name in names if name not in ("federated", "pooled")]
-    looks: dict[str, dict[str, object]] = {
-        name: {"color": LINE_COLOURS[i % len(LINE_COLOURS)], "linestyle": LINE_STYLES[i % len(LINE_STYLES)]}
-        for i, name in enumerate(others)
-    }
-    return looks | {
-        "federated": {"color": FEDERATED, "linestyle": "-", "linewidth": 2.6, "zorder": 3},
-        "pooled": {"color": POOLED, "linestyle": "--", "linewidth": 2.2, "zorder": 4},
-    }
 
 
 def _curve(axes: "Axes", look: Mapping[str, object], x: Sequence[float], y: Sequence[float]):

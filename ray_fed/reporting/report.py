@@ -145,20 +145,22 @@ def write_report(
     command: str = "",
     results: Results | None = None,
     unreadable: Mapping[str, Mapping[str, int]] | None = None,
+    notes: Mapping[str, Mapping[str, int]] | None = None,
     warnings: Sequence[str] = (),
     provenance: str = "",
 ) -> Path:
     """Write `report.html`: results first, then `sections`, then what is needed to judge and to repeat the run.
 
     `results` are the models' (results_from_summary), where the run has models; `unreadable` is silo -> reason ->
-    number of rows; `command` is the line that repeats the run; `provenance` says where the data come from and what they
-    are not. Configuration, data and versions are read from the run. DataError when a figure is missing or not PNG.
+    number of rows, `notes` silo -> what is odd -> number of rows; `command` is the line that repeats the run;
+    `provenance` says where the data come from and what they are not. Configuration, data and versions are read from the
+    run. DataError when a figure is missing or not PNG.
     """
     summary = {key: to_plain(value) for key, value in summary.items()}
     body = [
         _header(title, subtitle, summary),
         *(_section(section) for section in _result_sections(results or Results(), summary)),
-        *(_section(section) for section in _warning_sections(unreadable or {}, warnings)),
+        *(_section(section) for section in _warning_sections(unreadable or {}, notes or {}, warnings)),
         *(_section(section) for section in sections),
         *(_section(section) for section in _record_sections(run, summary, command)),
         f"<footer>{_paragraphs(provenance)}</footer>" if provenance else "",
@@ -180,28 +182,39 @@ def _result_sections(results: Results, summary: Mapping[str, object]) -> list[Se
 
 
 def _test_note(summary: Mapping[str, object], spread: bool) -> str:
-    """Say on how many rows the errors were measured, and what the spread is."""
+    """Say on how many rows the models were measured, and what the spread is."""
     parts, test, repeats = [], summary.get("test.num_examples"), summary.get("repeats")
     if isinstance(test, int):
-        parts.append(f"Errors on one common test set of {test:,} rows.")
+        parts.append(f"Measured on one common test set of {test:,} rows.")
     if spread:
         parts.append(f"Mean and standard deviation over {repeats or 'several'} seeds.")
     return " ".join(parts)
 
 
-def _warning_sections(unreadable: Mapping[str, Mapping[str, int]], warnings: Sequence[str]) -> list[Section]:
-    rows = [
-        (silo, reason, f"{count:,}")
-        for silo, reasons in unreadable.items()
-        for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
-        if count
-    ]
+Counted = Mapping[str, Mapping[str, int]]
+"""Silo -> kind -> number of rows."""
+
+
+def _warning_sections(unreadable: Counted, notes: Counted, warnings: Sequence[str]) -> list[Section]:
+    rows, noted = _counted_rows(unreadable), _counted_rows(notes)
     blocks: list[Block] = [Note(text) for text in warnings]
     if rows:
         total = sum(count for reasons in unreadable.values() for count in reasons.values())
         blocks.append(Note(f"{total:,} rows could not be used and were left out."))
         blocks.append(Table(["source", "reason", "rows"], rows))
+    if noted:
+        blocks.append(Note("Something is odd about these rows, which were used where nothing else was wrong."))
+        blocks.append(Table(["source", "note", "rows"], noted))
     return [Section("Warnings", blocks)] if blocks else []
+
+
+def _counted_rows(counted: Counted) -> list[tuple[str, str, str]]:
+    return [
+        (silo, kind, f"{count:,}")
+        for silo, kinds in counted.items()
+        for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
+        if count
+    ]
 
 
 def _record_sections(run: RunDirectory, summary: Mapping[str, object], command: str) -> list[Section]:

@@ -1,4 +1,17 @@
-"""TensorBoard events of a run, written with tensorboard's own writer: torch's costs two seconds to import."""
+"""TensorBoard events of a run, written with tensorboard's own writer: torch's costs two seconds to import.
+
+Tags are WHO/QUANTITY in every pipeline, and TensorBoard shows them in this order:
+
+    global       the federation's model and its costs, by round
+    model/NAME   another model: a baseline, a method of a study, an attack
+    picture      the figures of the report
+    result       what the run came to: one point, a column of the HParams table
+    silo/NAME    a silo's part: the model on its rows, its costs
+
+A run directory is one run of TensorBoard, with more only for further seeds and for the trials of a sweep: of more than
+40 runs it shows none until they are ticked one by one, and a chart compares one tag over runs. What else belongs into
+one chart (a silo beside the others, a baseline beside the federation) is grouped in the Custom Scalars tab.
+"""
 
 # Protocol buffer classes are made at import; a type checker cannot see them.
 # pyright: reportAttributeAccessIssue=false
@@ -13,7 +26,12 @@ import numpy as np
 
 from ray_fed.metrics import TRAIN_LOSS, Metric, reported
 
-GLOBAL = "global"
+GLOBAL, SILO, MODEL, RESULT, PICTURE = "global", "silo", "model", "result", "picture"
+TAG = re.compile(r"(global|result|picture|(silo|model)/[^/]+)/.+")
+"""Tags of scalars and images."""
+NO_HYPERPARAMETERS = ("command", "set", "out", "address", "run_directory")
+"""Parts of a configuration by which no two runs can be compared."""
+LONGEST_VALUE = 120
 
 COSTS = {
     "participants": "Silos that took part",
@@ -37,17 +55,54 @@ def global_tag(quantity: str) -> str:
 
 def silo_tag(silo: str, quantity: str) -> str:
     """Return the tag of a silo's curve: "silo/mit/train_loss"."""
-    return f"silo/{silo}/{quantity}"
+    return f"{SILO}/{silo}/{quantity}"
+
+
+def model_tag(model: str, quantity: str) -> str:
+    """Return the tag of a curve of another model than the federation's: "model/pooled/accuracy"."""
+    return f"{MODEL}/{model.replace('/', '-')}/{quantity}"
+
+
+def result_tag(quantity: str) -> str:
+    """Return the tag of what a run came to: "result/accuracy"."""
+    return f"{RESULT}/{quantity}"
+
+
+def picture_tag(name: str) -> str:
+    """Return the tag of a picture: "picture/parity"."""
+    return f"{PICTURE}/{name}"
+
+
+def hyperparameters_of(config: Mapping[str, object], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Return the fields of a configuration as HParams has them: plain values, lists as text, parts of parts with dots;
+    without what is not set, and what no two runs have in common."""
+    found: dict[str, bool | int | float | str] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            found |= hyperparameters_of(value, f"{name}.")
+        elif isinstance(value, bool | int | float):
+            found[name] = value
+        elif value not in (None, "", (), []) and name not in NO_HYPERPARAMETERS:
+            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            found[name] = text[:LONGEST_VALUE]
+    return found
 
 
 class EventLog:
-    """One TensorBoard run. Use as a context manager, or call `close`; events reach the disk every few seconds."""
+    """Events of a TensorBoard run. Use as a context manager, or call `close`; events reach the disk every few seconds.
 
-    def __init__(self, folder: Path | str, flush_seconds: int = 5):
+    part: of a run that is written in parts, what the events are of; those written of it before are deleted.
+    """
+
+    def __init__(self, folder: Path | str, flush_seconds: int = 5, part: str = ""):
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self.folder = Path(folder)
-        self._writer = EventFileWriter(str(folder), flush_secs=flush_seconds)
+        self.folder, suffix = Path(folder), f".{part}" if part else ""
+        for old in self.folder.glob("events.*") if part else ():
+            if old.name.endswith(suffix):
+                old.unlink()
+        self._writer = EventFileWriter(str(folder), flush_secs=flush_seconds, filename_suffix=suffix)
         self._closed = False
 
     def __enter__(self) -> "EventLog":
@@ -81,20 +136,33 @@ class EventLog:
         self._add(step, tag=tag, metadata=about, tensor=_string_tensor(markdown.encode()))
 
     def custom_layout(
-        self, silos: Iterable[str], titles: Mapping[str, str], of_silos: Sequence[str] | None = None
+        self,
+        silos: Iterable[str],
+        titles: Mapping[str, str],
+        of_silos: Sequence[str] | None = None,
+        models: Sequence[str] = (),
     ) -> None:
-        """Group the curves in the Custom Scalars tab: the federation's, then one chart per quantity over all silos,
-        for those in `of_silos` (default: all that a silo has). titles: quantity -> title of its chart."""
-        from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+        """Group the curves in the Custom Scalars tab: the federation's beside those of other models, then one chart per
+        quantity over all silos, for those in `of_silos` (default: all that a silo has).
 
+        titles: quantity -> title of its chart. models: names in tags of other models.
+        """
         names = list(silos)
         each = of_silos or [name for name in titles if name not in ("participants", "failures")]
-        layout = layout_pb2.Layout(
-            category=[
-                _category("Federation", {titles[name]: [global_tag(name)] for name in titles}),
-                _category("Silos", {titles[name]: [silo_tag(silo, name) for silo in names] for name in each}),
-            ]
+        self.layout(
+            {
+                "Federation": {
+                    titles[name]: [global_tag(name), *(model_tag(model, name) for model in models)] for name in titles
+                },
+                "Silos": {titles[name]: [silo_tag(silo, name) for silo in names] for name in each},
+            }
         )
+
+    def layout(self, categories: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """Group curves in the Custom Scalars tab: category -> title of a chart -> tags of its curves."""
+        from tensorboard.plugins.custom_scalar import layout_pb2, metadata
+
+        layout = layout_pb2.Layout(category=[_category(title, charts) for title, charts in categories.items()])
         self._add(
             0,
             tag=metadata.CONFIG_SUMMARY_TAG,
@@ -102,20 +170,22 @@ class EventLog:
             tensor=_string_tensor(layout.SerializeToString()),
         )
 
-    def hyperparameters(self, values: Mapping[str, object], name: str) -> None:
-        """Say which values this run has, for the HParams table and parallel coordinates."""
+    def hyperparameters(self, config: Mapping[str, object], name: str) -> None:
+        """Say which values this run has, for the HParams table and parallel coordinates.
+
+        name: what the table calls it. No run says which values all runs have: TensorBoard would take the first one's
+        word for every run below the folder it shows, of other pipelines, too.
+        """
         from tensorboard.plugins.hparams import summary_v2
 
-        plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items()}
-        self._add_all(summary_v2.hparams_pb(plain, trial_id=name))
+        self._add_all(summary_v2.hparams_pb(hyperparameters_of(config), trial_id=name))
 
-    def experiment(self, fields: Mapping[str, Sequence[object]], metrics: Mapping[str, str]) -> None:
-        """Say, once for a sweep, which fields are varied over which values and which tags are its metrics."""
-        from tensorboard.plugins.hparams import summary_v2
-
-        hparams = [summary_v2.HParam(field, _domain(summary_v2, values)) for field, values in fields.items()]
-        shown = [summary_v2.Metric(tag, display_name=title) for tag, title in metrics.items()]
-        self._add_all(summary_v2.hparams_config_pb(hparams, shown))
+    def outcome(self, finals: Mapping[str, object], figures: Iterable[Path] = (), step: int = 0) -> None:
+        """Add what the run came to (quantity -> number; what is none is left out), and its pictures by their names."""
+        numbers = {name: value for name, value in finals.items() if isinstance(value, int | float)}
+        self.scalars({result_tag(name): value for name, value in numbers.items()}, step)
+        for path in figures:
+            self.image(picture_tag(path.stem), path, step)
 
     def _add_all(self, summary: object) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -137,12 +207,6 @@ class EventLog:
         assert not self._closed, "this EventLog is closed"
         summary = Summary(value=[Summary.Value(**value)])  # type: ignore[arg-type]
         self._writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
-
-
-def _domain(summary_v2, values: Sequence[object]):
-    """Return the discrete domain of a field; a field with numbers and words has words."""
-    one_kind = len({type(value) for value in values}) == 1 and isinstance(values[0], bool | int | float | str)
-    return summary_v2.Discrete(list(values) if one_kind else [str(value) for value in values])
 
 
 def _category(title: str, charts: Mapping[str, Sequence[str]]):

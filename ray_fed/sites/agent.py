@@ -20,31 +20,32 @@ import torch
 
 from ray_fed.errors import ConfigError, FedError, SiloFailed
 from ray_fed.sites import link
+from ray_fed.sites.answers import FAILED, HostLost, answer_form, failure_form
 from ray_fed.sites.link import ByteBudget, Certificates, Peer
+from ray_fed.sites.requests import (
+    CloseSessionRequest,
+    EndRequest,
+    Invitation,
+    InviteRequest,
+    MakeHost,
+    OpenSessionRequest,
+    RestoreRequest,
+    SiloHost,
+    SiloRequest,
+    decode_request,
+)
 from ray_fed.sites.wire import (
-    FAILED,
     PROTOCOL,
     Acknowledge,
     Answer,
     AnyHeader,
-    AnyRequest,
     Ask,
     Encoded,
-    EndRequest,
     Header,
     Hello,
-    HostLost,
-    Invitation,
-    InviteRequest,
-    MakeHost,
-    SiloHost,
-    SiloRequest,
     Welcome,
     WireError,
-    answer_form,
-    decode,
     encode,
-    failure_form,
     printable,
 )
 
@@ -56,6 +57,8 @@ SAY_EVERY = 20
 """Failed tries with one reason are one line in the log, then one for so many."""
 WELCOME_SECONDS = 20.0
 MOST_SILOS = 64
+MOST_SESSIONS = 256
+"""Sessions of all its silos together: each holds a model and its optimiser's state."""
 MOST_WAITING = 256
 """Calls that wait for their turn at one site; a hub that sends more has to wait."""
 MOST_KEPT = 1024
@@ -93,6 +96,8 @@ class _Place:
     missing: FedError | None = None
     """Why there is no host: the answer to every question."""
     task: "asyncio.Task[None] | None" = None
+    sessions: set[str] = field(default_factory=set)
+    """Those that were opened at its host."""
 
 
 def _nothing(_: SiloHost) -> None:
@@ -139,6 +144,7 @@ class SiteAgent:
         self._budget = ByteBudget(most_bytes)
         self._task: asyncio.Task[None] | None = None
         self._ended = threading.Event()
+        self._counting = threading.Lock()
 
     # ---- from any thread
 
@@ -319,7 +325,7 @@ class SiteAgent:
         """Put a call in line behind those of its silo."""
         self._received = header.call
         try:
-            request: SiloRequest | WireError = decode(AnyRequest, header.body, payload)
+            request: SiloRequest | WireError = decode_request(header.body, payload)
         except WireError as error:
             request = error
         self._open.add(header.call)
@@ -400,11 +406,29 @@ class SiteAgent:
             return self._end(place)
         if place.host is None:
             raise place.missing or SiloFailed(place.silo, request.doing, "its site has not been invited yet")
+        opened = self._counted_sessions(place, request)
         try:
             return request.put_to(place.host)
         except HostLost:
             self._end(place)
             raise
+        except BaseException:
+            place.sessions -= opened
+            raise
+
+    def _counted_sessions(self, place: _Place, request: SiloRequest) -> set[str]:
+        """Return the sessions that a call opens, now counted; SiloFailed where all silos together would have too
+        many."""
+        if isinstance(request, CloseSessionRequest):
+            place.sessions.discard(request.session)
+        wanted = _opened_by(request) - place.sessions
+        with self._counting:
+            num_open = sum(len(each.sessions) for each in list(self._places.values()))
+            if wanted and num_open + len(wanted) > MOST_SESSIONS:
+                reason = f"{num_open} sessions are open at its site, {MOST_SESSIONS} are the most; close some"
+                raise SiloFailed(place.silo, request.doing, reason)
+            place.sessions |= wanted
+        return wanted
 
     def _invite(self, place: _Place, invitation: Invitation) -> None:
         self._end(place)
@@ -418,8 +442,15 @@ class SiteAgent:
 
     def _end(self, place: _Place) -> None:
         host, place.host, place.missing = place.host, None, None
+        place.sessions = set()
         if host is not None:
             self._end_host(host)
+
+
+def _opened_by(request: SiloRequest) -> set[str]:
+    if isinstance(request, OpenSessionRequest):
+        return {request.spec.session}
+    return {spec.session for spec in request.sessions} if isinstance(request, RestoreRequest) else set()
 
 
 def _one_thread() -> None:

@@ -1,7 +1,4 @@
-"""SiteCohort: silos behind a hub, at sites that their owners run. JoinedCohort: silos of several kinds as one cohort.
-
-The same contract as LocalCohort, and the same bits.
-"""
+"""SiteCohort: silos behind a hub, at sites that their owners run. The contract, and the bits, are LocalCohort's."""
 
 import contextlib
 import logging
@@ -9,32 +6,24 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
 from ray_fed.config import require
-from ray_fed.errors import FedError, SiloFailed, SiloRefused
-from ray_fed.exact_sum import HIGH_UNIT, UPDATE_LIMIT, ExactWeightedSum
-from ray_fed.federation.cohort import Cohort, said_by
-from ray_fed.federation.coordinator import check_agreement
+from ray_fed.errors import FedError, SiloFailed
+from ray_fed.federation.cohort import Attendance, said_by
 from ray_fed.federation.messages import (
-    NO_VALUES,
     Arrived,
     Artifact,
     Counts,
     Died,
     Evaluations,
     GradientObservation,
-    Guard,
-    JoinRefused,
     MaskedUpdate,
     Raised,
-    RelayedSum,
-    RelayedUpdate,
     Restarted,
     SessionSpec,
     SiloDescription,
@@ -47,26 +36,21 @@ from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.task import Task
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.metrics import Scores
-from ray_fed.sites.hub import SAY_AFTER_SECONDS, Call, Hub, Lost, Outcome
-from ray_fed.sites.link import listed
-from ray_fed.sites.wire import (
+from ray_fed.sites.answers import LedgerCopy, MetricsOfManyForm, SumForm
+from ray_fed.sites.asking import Asking, SiteSilo
+from ray_fed.sites.hub import Call, Hub, Lost, Outcome
+from ray_fed.sites.requests import (
     CloseSessionRequest,
-    Encoded,
     EndRequest,
     EvaluateManyRequest,
     EvaluateRequest,
     FitRequest,
     FitSumRequest,
     Given,
-    Invitation,
     InviteRequest,
     JoinRequest,
-    LedgerCopy,
     LedgerRequest,
-    MetricsForm,
-    MetricsOfManyForm,
     MomentsRequest,
-    NumbersForm,
     ObserveRequest,
     OpenRequest,
     OpenSessionRequest,
@@ -75,12 +59,9 @@ from ray_fed.sites.wire import (
     ReceiveModelRequest,
     RestoreRequest,
     SiloRequest,
-    SumForm,
-    WireError,
-    encode,
-    message_of,
-    printable,
 )
+from ray_fed.sites.sums import metrics_in, updates_of_sum
+from ray_fed.sites.wire import Encoded, encode, printable
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +70,6 @@ SITES_WITHIN_SECONDS = 600.0
 begin."""
 SHARE_ON_THE_WAY = 0.9
 """A hub on the way answers after this share of the time that is waited for it: what is there then still arrives."""
-POLL_SECONDS = 0.001
 DIED_THERE = "its process, or its site's, was lost behind its hub"
 CLOSE_SECONDS = 10.0
 
@@ -108,29 +88,7 @@ class TestSet(Protocol):
     def predict(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]]: ...
 
 
-def _nothing(_: str) -> None:
-    """Is done at the end of a call."""
-
-
-@dataclass(frozen=True)
-class SiteSilo:
-    """A silo at a site: whom to ask, and for what."""
-
-    site: str
-    """The one that dials this hub."""
-    invitation: Invitation
-
-    @property
-    def name(self) -> str:
-        return self.invitation.silo
-
-    @property
-    def is_behind_hub(self) -> bool:
-        """Whether the site is itself a hub of sites (relay.py), and the silo at one of those."""
-        return bool(self.invitation.way)
-
-
-class SiteCohort:
+class SiteCohort(Attendance, Asking):
     """Fans calls out to silos behind a hub and gathers their answers; see `ray_fed.federation.cohort.Cohort`.
 
     start: how long `open` waits for sites, and without which silos a run may begin. answer_timeout: seconds after which
@@ -147,13 +105,9 @@ class SiteCohort:
         answer_timeout: float | None = None,
         start: StartRules = AT_ONCE,
     ):
-        self.hub, self.task, self.evaluator, self.answer_timeout, self.start = (
-            hub,
-            task,
-            evaluator,
-            answer_timeout,
-            start,
-        )
+        super().__init__({})
+        self.hub, self.task, self.evaluator = hub, task, evaluator
+        self.answer_timeout, self.start = answer_timeout, start
         self.silos = {silo.name: silo for silo in silos}
         require(len(self.silos) == len(silos), f"silos must have different names: {[each.name for each in silos]}")
         for silo in silos:
@@ -161,9 +115,9 @@ class SiteCohort:
         twice = sorted({silo.site for silo in silos if silo.is_behind_hub} & set(self.silos))
         require(not twice, f"{twice} are hubs on the way, and silos, too; give the silos other names")
         self._sessions: dict[str, Mapping[str, SessionSpec]] = {}
-        self._fingerprint: dict[str, object] | None = None
         self._standardizer: Standardizer | None = None
-        self._absent: dict[str, str] = {}
+        self._num_told: dict[str, int] = {}
+        """Silo -> rows for training that its description had."""
         self._opened: set[str] = set()
         self._lost: set[str] = set()
         """Silos whose process is gone and whose restart was not asked for yet. Written in the hub's thread, too."""
@@ -184,6 +138,7 @@ class SiteCohort:
         present = self._present()
         self._ask(present, lambda name: InviteRequest(self.silos[name].invitation))
         descriptions = self._ask(present, lambda _: OpenRequest(), self._opened.add)
+        self._num_told = {name: description.num_examples for name, description in descriptions.items()}
         self._fingerprint = self.evaluator.open() if self.evaluator else None
         return descriptions
 
@@ -192,19 +147,11 @@ class SiteCohort:
         seconds = start.timeout if start.timeout or start.may_be_late else SITES_WITHIN_SECONDS
         missing = set(self.hub.wait_for(sites, seconds))
         late = {name: silo.site for name, silo in self.silos.items() if silo.site in missing}
-        for name, site in late.items():
-            if name not in start.may_be_late or len(self.silos) - len(late) < start.fewest:
-                raise _not_there(name, site, seconds)
+        for name in late:
+            may_be_late = name in start.may_be_late and not self.silos[name].is_behind_hub
+            if not may_be_late or len(self.silos) - len(late) < start.fewest:
+                raise _not_there(self.silos[name], seconds)
         self._absent = {name: f"its site '{site}' has not connected yet" for name, site in late.items()}
-
-    def absent(self) -> dict[str, str]:
-        return dict(self._absent)
-
-    def _present(self) -> list[str]:
-        return [name for name in self.silos if name not in self._absent]
-
-    def test_fingerprint(self) -> dict[str, object] | None:
-        return self._fingerprint
 
     def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]:
         return self._ask(silos, lambda _: MomentsRequest())
@@ -255,10 +202,11 @@ class SiteCohort:
     def submit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
         # Of a lost silo `Died` stands in line, and the rules send it the round again once it is back.
         present = {name: vector for name, vector in vectors.items() if name not in self._lost}
-        summed = [name for name in present if self.silos[name].is_behind_hub and not self._is_masked(session, name)]
+        summed = [name for name in present if self.silos[name].is_behind_hub and self._can_be_summed(session, name)]
         for (site, _), names in _grouped(summed, lambda name: (self.silos[name].site, id(present[name]))):
             vector = present[names[0]]
-            request = FitSumRequest(session, server_round, tuple(names), vector, self._patience_on_the_way())
+            most = tuple(self._most_examples(session, name) for name in names)
+            request = FitSumRequest(session, server_round, tuple(names), most, vector, self._patience_on_the_way())
             self._expect(site, site, request, session=session)
         single = [name for name in present if name not in set(summed)]
         for _, names in _grouped(single, lambda name: id(present[name])):
@@ -269,13 +217,22 @@ class SiteCohort:
             for name in names:
                 self._expect(self.silos[name].site, name, request, message, session)
 
+    def _most_examples(self, session: str, silo: str) -> int:
+        """Return the most rows that an update may claim: a hub on the way cannot take it out of its sum later."""
+        spec = self._sessions.get(session, {}).get(silo)
+        if spec is None or self.task is None:
+            return 0  # no silo answers in a session that was not opened
+        public = spec.plan.private.public_examples if spec.plan.private else None
+        return self.task.most_examples(max(self._num_told[silo], public or 0), spec.plan)
+
     def _patience_on_the_way(self) -> float | None:
         return None if self.answer_timeout is None else SHARE_ON_THE_WAY * self.answer_timeout
 
-    def _is_masked(self, session: str, silo: str) -> bool:
-        """Whether updates leave the silo under masks: a hub on the way can add them no more than others can."""
+    def _can_be_summed(self, session: str, silo: str) -> bool:
+        """Whether a hub on the way may add up what the silo answers: neither what is under masks, nor answers of
+        another length than what was sent."""
         spec = self._sessions.get(session, {}).get(silo)
-        return spec is not None and spec.secure_threshold > 0
+        return spec is None or not (spec.secure_threshold or spec.plan.sums)
 
     def sums_updates(self) -> bool:
         return any(silo.is_behind_hub for silo in self.silos.values())
@@ -316,7 +273,7 @@ class SiteCohort:
             return None
         name, request = about.silo, about.request
         if isinstance(request, JoinRequest):
-            return self._joined(name, outcome)
+            return self._come(name, outcome)
         if isinstance(request, RestoreRequest):
             return self._restored(name, outcome)
         if isinstance(request, FitSumRequest):
@@ -374,24 +331,20 @@ class SiteCohort:
             return Died(name, f"it could not be started again: {said}")
         return Restarted(name)
 
-    def _joined(self, name: str, outcome: Outcome) -> SiloEvent:
+    def _come(self, name: str, outcome: Outcome) -> SiloEvent:
+        """A silo that was absent is there, or cannot join."""
         if isinstance(outcome, Lost):
             return Died(name, f"it could not be started again: {outcome.reason}")
         if isinstance(outcome, FedError):
             return self._refuse_join(name, said_by(outcome))
         assert isinstance(outcome, SiloDescription)
-        try:
-            check_agreement(name, outcome.agreement, self.task.agreement())
-        except SiloRefused as error:
-            return self._refuse_join(name, str(error))
-        del self._absent[name]
-        self._opened.add(name)
-        return Restarted(name, outcome)
+        event = self._joined(outcome)
+        if isinstance(event, Restarted):
+            self._opened.add(name)
+        return event
 
-    def _refuse_join(self, name: str, reason: str) -> SiloEvent:
-        self._absent[name] = f"it cannot join: {reason}"
+    def _dismiss(self, name: str) -> None:
         self._send_and_forget(name, EndRequest())
-        return JoinRefused(name, self._absent[name])
 
     def _site_restarted(self, site: str, reason: str, invited: frozenset[str]) -> None:
         """In the hub's thread."""
@@ -444,7 +397,7 @@ class SiteCohort:
             return {name: Raised(name, 0, told.reason) for name in silos}
         for name in set(told.lost) & set(silos):
             self._note_loss(name, DIED_THERE)
-        found = {name: _metrics_in(told.metrics[name], name) for name in silos if name in told.metrics}
+        found = {name: metrics_in(told.metrics[name], name) for name in silos if name in told.metrics}
         why = dict.fromkeys(silos, "its hub told nothing of it") | dict.fromkeys(told.lost, DIED_THERE) | told.failures
         return {name: found.get(name) or Raised(name, 0, printable(why[name])) for name in silos}
 
@@ -505,123 +458,6 @@ class SiteCohort:
             self._lost.add(call.silo)  # the answer itself says so
         self._arrived.put((call, outcome))
 
-    def _call(
-        self,
-        name: str,
-        request: SiloRequest,
-        message: Encoded | None = None,
-        at_end: Callable[[str], None] = _nothing,
-    ) -> "Future[Any]":
-        """Make a call whose answer is waited for."""
-        future: Future[Any] = Future()
-        on_end = partial(_settle, future, at_end)
-        site = self.silos[name].site if name in self.silos else name
-        self.hub.ask(site, name, request, on_end, message)
-        return future
-
-    def _send_and_forget(self, name: str, request: SiloRequest) -> None:
-        self._call(name, request)
-
-    def _ask(
-        self,
-        names: Iterable[str],
-        request_for: Callable[[str], SiloRequest],
-        at_end: Callable[[str], None] = _nothing,
-    ) -> dict[str, Any]:
-        """Put a request to all named silos at once; return their answers by name. at_end: called in the hub's thread
-        with the name, before it hears anything else of the silo's site."""
-        requests = {name: request_for(name) for name in names}
-        futures = {name: self._call(name, request, at_end=at_end) for name, request in requests.items()}
-        answers = {}
-        for name, future in futures.items():
-            self._wait_and_say(future, futures, requests[name].doing)
-            answers[name] = self._value(future, name, requests[name].doing, None)
-        return answers
-
-    def _wait_and_say(self, future: "Future[Any]", futures: "Mapping[str, Future[Any]]", doing: str) -> None:
-        """Wait for an answer; say after 10 s, then at ever longer intervals, whose answers are not there. Of a site
-        behind another hub this hub could say nothing."""
-        seconds = SAY_AFTER_SECONDS
-        while wait([future], seconds).not_done:
-            late = [f"{name} at {self._place_of(name)}" for name, each in futures.items() if not each.done()]
-            _log.warning("waiting, %.0f s more until now, while %s, for the silos %s", seconds, doing, listed(late))
-            seconds *= 3
-
-    def _place_of(self, name: str) -> str:
-        silo = self.silos[name]
-        return f"{silo.site}/{silo.invitation.way}" if silo.is_behind_hub else silo.site
-
-    def _answers_of(
-        self, requests: Mapping[str, SiloRequest], instead: Callable[[str, FedError], Any] | None = None
-    ) -> dict[str, Any]:
-        """Put requests; return the answers of those that gave one, or what stands `instead` of an error. A request that
-        many get is encoded once."""
-        encoded = {id(request): encode(request) for request in requests.values()}
-        futures = {name: self._call(name, request, encoded[id(request)]) for name, request in requests.items()}
-        answers = {}
-        for name, future in futures.items():
-            try:
-                answers[name] = self._value(future, name, requests[name].doing)
-            except FedError as error:
-                if instead is None:
-                    _log.warning("no answer: %s", error)
-                else:
-                    answers[name] = instead(name, error)
-        return answers
-
-    def _value(self, future: "Future[Any]", silo: str, doing: str, timeout: float | None = -1.0) -> Any:
-        """Return a silo's answer; what went wrong there is raised here, naming the silo."""
-        limit = self.answer_timeout if timeout == -1.0 else timeout
-        try:
-            outcome = future.result(limit)
-        except TimeoutError:
-            raise SiloFailed(silo, doing, f"no answer within {limit:g} s (round_timeout)") from None
-        if isinstance(outcome, FedError):
-            raise outcome
-        if isinstance(outcome, Lost):
-            self._note_loss(silo, outcome.reason)
-            raise SiloFailed(silo, doing, outcome.reason)
-        return outcome
-
-
-def updates_of_sum(form: SumForm, request: FitSumRequest) -> list[RelayedUpdate]:
-    """Return each silo's part of a sum that a hub has made. SiloFailed for one that is no sum of what was asked for."""
-    told = [*form.numbers, *form.failures, *form.lost]
-    _require_sum(sorted(told) == sorted(request.silos), "other silos than those that were asked")
-    if not form.numbers:
-        return []
-    high, low = (np.array(part) for part in (form.high, form.low))
-    weight = sum(numbers.num_examples for numbers in form.numbers.values())
-    fits = all(part.dtype == np.int64 and part.shape == request.vector.shape for part in (high, low))
-    _require_sum(fits, "numbers of another kind or length than the model's")
-    bound = UPDATE_LIMIT * len(form.numbers) / HIGH_UNIT
-    is_within = int(high.max(initial=0)) <= bound and int(high.min(initial=0)) >= -bound
-    _require_sum(is_within and bool((low >> 50 == 0).all()), "numbers beyond those of a sum")
-    made = RelayedSum(tuple(sorted(form.numbers)), ExactWeightedSum.of_parts(high, low, weight, len(form.numbers)))
-    updates = [_relayed(silo, form.numbers[silo], request, made) for silo in made.silos]
-    for update in updates:
-        Guard().check(update, request.vector, request.server_round, request.session)
-    return updates
-
-
-def _relayed(silo: str, numbers: NumbersForm, request: FitSumRequest, made: RelayedSum) -> RelayedUpdate:
-    return RelayedUpdate(
-        silo, request.session, request.server_round, NO_VALUES, numbers.num_examples, numbers.num_steps, numbers.loss,
-        numbers.seconds, sum=made, sent_bytes=numbers.num_bytes,
-    )  # fmt: skip
-
-
-def _require_sum(holds: bool, what: str) -> None:
-    if not holds:
-        raise SiloFailed("of a hub", "training", f"its hub sent {what}")
-
-
-def _metrics_in(form: MetricsForm, silo: str) -> Any:
-    try:
-        return message_of(form)
-    except WireError as error:
-        return Raised(silo, 0, f"its hub sent {error}")
-
 
 def _grouped(names: Iterable[str], key: Callable[[str], Any]) -> list[tuple[Any, list[str]]]:
     """Return (key, names) for each key, in the order in which they come."""
@@ -631,109 +467,9 @@ def _grouped(names: Iterable[str], key: Callable[[str], Any]) -> list[tuple[Any,
     return list(groups.items())
 
 
-def _left(limit: float | None) -> float | None:
-    return None if limit is None else max(0.0, limit - time.monotonic())
-
-
-def _settle(future: "Future[Any]", at_end: Callable[[str], None], call: Call, outcome: Outcome) -> None:
-    at_end(call.silo)
-    future.set_result(outcome)
-
-
-def _not_there(silo: str, site: str, seconds: float) -> SiloFailed:
-    reason = f"its site '{site}' has not connected within {seconds:g} s; its owner starts it with `ray-fed site start`"
-    return SiloFailed(silo, "joining the federation", reason)
-
-
-class JoinedCohort:
-    """Several cohorts as one, each with its own silos; at most one has the common test set."""
-
-    def __init__(self, cohorts: Sequence[Cohort]):
-        self.cohorts = tuple(cohorts)
-        self._of: dict[str, Cohort] = {}
-        for cohort in cohorts:
-            self._of |= dict.fromkeys(cohort.silos, cohort)  # type: ignore[attr-defined]
-
-    def open(self) -> dict[str, SiloDescription]:
-        return _united(cohort.open() for cohort in self.cohorts)
-
-    def absent(self) -> dict[str, str]:
-        return _united(cohort.absent() for cohort in self.cohorts)
-
-    def moments(self, silos: Iterable[str]) -> dict[str, ColumnMoments]:
-        return _united(cohort.moments(names) for cohort, names in self._shares(dict.fromkeys(silos)))
-
-    def prepare(self, standardizer: Standardizer | None) -> None:
-        for cohort in self.cohorts:
-            cohort.prepare(standardizer)
-
-    def open_session(self, specs: Mapping[str, SessionSpec]) -> None:
-        for cohort, share in self._shares(specs):
-            cohort.open_session(share)
-
-    def close_session(self, session: str, silos: Iterable[str]) -> None:
-        for cohort, share in self._shares(dict.fromkeys(silos)):
-            cohort.close_session(session, share)
-
-    def submit(self, session: str, server_round: int, vectors: Mapping[str, Vector]) -> None:
-        for cohort, share in self._shares(vectors):
-            cohort.submit(session, server_round, share)
-
-    def next_event(self, timeout: float | None = None) -> SiloEvent | None:
-        limit = None if timeout is None else time.monotonic() + timeout
-        while waiting := [cohort for cohort in self.cohorts if cohort.is_waiting()]:
-            if len(waiting) == 1:
-                return waiting[0].next_event(_left(limit))
-            for cohort in waiting:
-                event = cohort.next_event(POLL_SECONDS)
-                if event is not None:
-                    return event
-            if limit is not None and time.monotonic() >= limit:
-                return None
-        return None
-
-    def sums_updates(self) -> bool:
-        return any(cohort.sums_updates() for cohort in self.cohorts)
-
-    def is_waiting(self) -> bool:
-        return any(cohort.is_waiting() for cohort in self.cohorts)
-
-    def restart(self, silo: str) -> None:
-        self._of[silo].restart(silo)
-
-    def evaluate(self, session: str, silos: Iterable[str], models: Mapping[str, Vector]) -> Evaluations:
-        shares = self._shares(dict.fromkeys(silos))
-        return _united(cohort.evaluate(session, share, models) for cohort, share in shares)
-
-    def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
-        return _united(cohort.query(query, share) for cohort, share in self._shares(given))
-
-    def count(self, question: str, given: Mapping[str, tuple]) -> "dict[str, Counts | Raised]":
-        return _united(cohort.count(question, share) for cohort, share in self._shares(given))
-
-    def count_test(self, question: str, given: tuple) -> Counts | None:
-        return _first(cohort.count_test(question, given) for cohort in self.cohorts)
-
-    def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
-        return _first(cohort.evaluate_test(models) for cohort in self.cohorts)
-
-    def predict_test(self, models: Mapping[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None:
-        return _first(cohort.predict_test(models) for cohort in self.cohorts)
-
-    def test_fingerprint(self) -> dict[str, object] | None:
-        return _first(cohort.test_fingerprint() for cohort in self.cohorts)
-
-    def _shares(self, by_silo: Mapping[str, Any]) -> list[tuple[Cohort, dict[str, Any]]]:
-        """Return each cohort's part of something by silo; cohorts without any are left out."""
-        parts = (
-            (cohort, {name: by_silo[name] for name in by_silo if self._of[name] is cohort}) for cohort in self.cohorts
-        )
-        return [(cohort, part) for cohort, part in parts if part]
-
-
-def _united(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    return {name: value for part in parts for name, value in part.items()}
-
-
-def _first(found: Iterable[Any]) -> Any:
-    return next((each for each in found if each is not None), None)
+def _not_there(silo: SiteSilo, seconds: float) -> SiloFailed:
+    missing = f"its site '{silo.site}' has not connected within {seconds:g} s; its owner starts it with "
+    reason = missing + (
+        "`ray-fed site relay`; silos behind a hub cannot come late" if silo.is_behind_hub else "`ray-fed site start`"
+    )
+    return SiloFailed(silo.name, "joining the federation", reason)

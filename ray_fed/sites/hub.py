@@ -21,11 +21,10 @@ import grpc.aio
 
 from ray_fed.errors import ConfigError, FedError
 from ray_fed.sites import link
+from ray_fed.sites.answers import FAILED, LOST, FailureForm, decode_answer, error_of, message_of
 from ray_fed.sites.link import ByteBudget, Certificates, Peer
+from ray_fed.sites.requests import InviteRequest, SiloRequest
 from ray_fed.sites.wire import (
-    ANSWERS,
-    FAILED,
-    LOST,
     MOST_CALLS,
     PROTOCOL,
     Acknowledge,
@@ -33,16 +32,10 @@ from ray_fed.sites.wire import (
     AnyHeader,
     Ask,
     Encoded,
-    FailureForm,
     Hello,
-    InviteRequest,
-    SiloRequest,
     Welcome,
     WireError,
-    decode,
     encode,
-    error_of,
-    message_of,
 )
 
 _log = logging.getLogger(__name__)
@@ -97,7 +90,7 @@ class _Connection:
 
 
 @dataclass(eq=False)
-class _Site:
+class _KnownSite:
     """What the hub knows of one site."""
 
     name: str
@@ -141,7 +134,7 @@ class Hub:
     def __init__(self, address: str, own: Certificates, sites: Mapping[str, str], most_bytes: int = 1 << 29):
         self.address, self.own, self.port = address, own, 0
         self.incarnation = link.random_name()
-        self._sites = {name: _Site(name, pin) for name, pin in sites.items()}
+        self._sites = {name: _KnownSite(name, pin) for name, pin in sites.items()}
         self._budget = ByteBudget(most_bytes)
         self._loop = link.background_loop()
         self._server: grpc.aio.Server | None = None
@@ -264,7 +257,7 @@ class Hub:
         self._budget.release(call.claimed)
         call.claimed = 0
 
-    def _end(self, site: _Site, call: Call, outcome: Outcome) -> None:
+    def _end(self, site: _KnownSite, call: Call, outcome: Outcome) -> None:
         site.calls.pop(call.number, None)
         if call.on_end is _nobody:
             self._release(call)
@@ -274,7 +267,7 @@ class Hub:
 
     async def _serve(self, _: object, context: grpc.aio.ServicerContext) -> None:
         """One site's stream, from its first word to its last."""
-        site: _Site | None = None
+        site: _KnownSite | None = None
         try:
             hello = await self._hello(context)
             site = await self._admitted(hello, context)
@@ -287,9 +280,7 @@ class Hub:
                 self._fail_all(site, reason)
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, reason)
         except Exception as error:
-            if not isinstance(
-                error, grpc.aio.AbortError | grpc.aio.BaseError
-            ):  # those are our own refusals, and hang-ups
+            if not isinstance(error, OUR_OWN_ENDS):
                 _log.exception("the hub failed in a connection of site '%s'", site.name if site else "unknown")
                 await context.abort(grpc.StatusCode.INTERNAL, "the hub failed; its log says how")
             raise
@@ -304,7 +295,7 @@ class Hub:
             raise WireError("something else before its hello")
         return message[0]
 
-    async def _admitted(self, hello: Hello, context: grpc.aio.ServicerContext) -> _Site:
+    async def _admitted(self, hello: Hello, context: grpc.aio.ServicerContext) -> _KnownSite:
         """Return the site that says hello; or refuse it, in words for its owner."""
         peer = Peer.of(b"".join(context.auth_context().get("x509_pem_cert", ())))
         site, code = self._sites.get(hello.site), grpc.StatusCode.PERMISSION_DENIED
@@ -332,7 +323,7 @@ class Hub:
         _log.warning("site '%s' refused: %s", shown, reason)
         await context.abort(code, f"site '{shown}' refused: {reason}")
 
-    async def _replace(self, site: _Site) -> None:
+    async def _replace(self, site: _KnownSite) -> None:
         """End the connection that the same process had before."""
         if site.connection:
             before, site.connection = site.connection, None
@@ -340,7 +331,7 @@ class Hub:
             with contextlib.suppress(asyncio.CancelledError):
                 await before.task
 
-    async def _converse(self, site: _Site, hello: Hello, context: grpc.aio.ServicerContext) -> None:
+    async def _converse(self, site: _KnownSite, hello: Hello, context: grpc.aio.ServicerContext) -> None:
         received = hello.received if hello.hub == self.incarnation else 0
         if received > site.last_number:
             raise WireError(f"word of call {received}, which was never made")
@@ -371,7 +362,7 @@ class Hub:
             self._tell_changed()
             _log.info("site '%s' is disconnected", site.name)
 
-    def _note_process(self, site: _Site, hello: Hello) -> None:
+    def _note_process(self, site: _KnownSite, hello: Hello) -> None:
         """A site that comes from another process than before has no silos any more; what has not been sent and begins
         with an invitation can still be."""
         before, site.incarnation = site.incarnation, hello.incarnation
@@ -390,7 +381,7 @@ class Hub:
         with self._changed:
             self._changed.notify_all()
 
-    async def _write(self, site: _Site, connection: _Connection) -> None:
+    async def _write(self, site: _KnownSite, connection: _Connection) -> None:
         while True:
             call = await connection.outgoing.get()
             done, site.done = tuple(site.done[:MOST_CALLS]), site.done[MOST_CALLS:]
@@ -401,7 +392,7 @@ class Hub:
                 call.was_sent = True
                 await _send(connection.context, _asked(call, done), call.message)
 
-    async def _read(self, site: _Site, context: grpc.aio.ServicerContext) -> None:
+    async def _read(self, site: _KnownSite, context: grpc.aio.ServicerContext) -> None:
         while True:
             admitted: list[Call] = []
             try:
@@ -417,7 +408,7 @@ class Hub:
             self._acknowledge(site, call)
             self._end(site, call, outcome)
 
-    async def _admit(self, site: _Site, admitted: list[Call], header: AnyHeader) -> None:
+    async def _admit(self, site: _KnownSite, admitted: list[Call], header: AnyHeader) -> None:
         """Refuse an answer that nobody asked for, or that is larger than it can be, before room is made for it."""
         if not isinstance(header, Answer):
             raise WireError("a message that is no answer")
@@ -435,12 +426,12 @@ class Hub:
             call.claimed = header.num_bytes
 
     @staticmethod
-    def _is_urgent(site: _Site, call: Call) -> bool:
+    def _is_urgent(site: _KnownSite, call: Call) -> bool:
         """Whether an answer must not wait for room: it is thrown away, or somebody waits for one that comes behind."""
         return call.on_end is _nobody or any(other.is_awaited for other in site.calls.values())
 
     def _outcome(self, call: Call, header: Answer, payload: memoryview) -> Outcome:
-        form = decode(ANSWERS[header.kind], header.body, payload)
+        form = decode_answer(header.kind, header.body, payload)
         if getattr(form, "silo", call.silo) != call.silo:
             raise WireError("a message in the name of another silo than the one that was asked")
         if not isinstance(form, FailureForm):
@@ -449,14 +440,14 @@ class Hub:
             return Lost("its process at its site died (killed, out of memory or crashed)")
         return error_of(form, call.silo, call.request.doing)
 
-    def _acknowledge(self, site: _Site, call: Call) -> None:
+    def _acknowledge(self, site: _KnownSite, call: Call) -> None:
         """Tell the site that an answer is here: with the next call, or else soon."""
         connection = site.connection
         if connection and not site.done:
             self._loop.call_later(ACKNOWLEDGE_SECONDS, connection.outgoing.put_nowait, None)
         site.done.append(call.number)
 
-    def _fail_all(self, site: _Site, reason: str) -> None:
+    def _fail_all(self, site: _KnownSite, reason: str) -> None:
         """End the calls of a site that broke the rules; it may come back."""
         for call in list(site.calls.values()):
             self._end(site, call, error_of(FailureForm("SiloFailed", ("", call.request.doing, reason)), call.silo, ""))

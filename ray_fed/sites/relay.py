@@ -23,36 +23,31 @@ from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.federation.cohort import said_by
 from ray_fed.federation.messages import Guard, Update
 from ray_fed.sites.agent import MOST_SILOS, HubAddress, SiteAgent
+from ray_fed.sites.answers import (
+    FAILED,
+    HostLost,
+    MetricsForm,
+    MetricsOfManyForm,
+    NumbersForm,
+    SumForm,
+    answer_form,
+    failure_form,
+    metrics_form,
+)
 from ray_fed.sites.hub import RESTARTED, SAY_AFTER_SECONDS, Call, Hub, Lost, Outcome
 from ray_fed.sites.link import Certificates, listed
-from ray_fed.sites.wire import (
-    FAILED,
-    LONGEST_TEXT,
-    MOST_CALLS,
-    Answer,
-    Ask,
-    Encoded,
+from ray_fed.sites.requests import (
     EndRequest,
     EvaluateManyRequest,
     EvaluateRequest,
     FitRequest,
     FitSumRequest,
-    HostLost,
     Invitation,
     InviteRequest,
-    MetricsForm,
-    MetricsOfManyForm,
-    NumbersForm,
     SiloHost,
     SiloRequest,
-    SumForm,
-    WireError,
-    answer_form,
-    encode,
-    failure_form,
-    metrics_form,
-    printable,
 )
+from ray_fed.sites.wire import LONGEST_TEXT, MOST_CALLS, Answer, Ask, Encoded, WireError, encode, printable
 
 _log = logging.getLogger(__name__)
 
@@ -217,7 +212,7 @@ class RelayAgent(SiteAgent):
             self.lower.drop(answers.calls.values())
             self._end_below(silo)
             missing = f"its site '{self._sites[silo]}' has not answered the hub '{self.site}'"
-            remedy = "its owner starts it with `ray-fed site start`"
+            remedy = "its owner starts it with `ray-fed site start`; silos behind a hub cannot come late"
             said = f"{missing} within {self.site_within:g} s; {remedy}"
             raise SiloFailed(silo, "joining the federation", said) from None
 
@@ -342,8 +337,9 @@ def _checked(silo: str, outcome: Outcome, request: FitSumRequest) -> Update:
     """Return a silo's update with its vector; UpdateRejected for one that does not fit, as at the coordinator."""
     if not isinstance(outcome, Update):
         raise UpdateRejected(silo, request.server_round, "it came under masks, and no sum was asked for under masks")
-    update = outcome.unpacked(request.vector)
-    Guard().check(update, request.vector, request.server_round, request.session)
+    update, most = outcome.unpacked(request.vector), dict(zip(request.silos, request.most_examples, strict=False))
+    guard = Guard(most_examples=lambda name: most.get(name, 0))
+    guard.check(update, request.vector, request.server_round, request.session)
     return update
 
 

@@ -243,7 +243,7 @@ class RelayFile:
 
 def read_relay_file(path: Path | None = None) -> RelayFile:
     """Return what the operator's file says; see `read_site_file`."""
-    reader = _read(path)
+    reader = _read(path, "write name, hub and relay into it, as in cluster/network.md")
     for key in reader.content:
         none_here = f"{reader.path}: {key}: a hub between has no data; leave it out, it belongs into a site's own file"
         require(key in RELAY_KEYS, none_here)
@@ -258,9 +258,14 @@ def read_relay_file(path: Path | None = None) -> RelayFile:
     )
 
 
-def _read(path: Path | None) -> "_Reader":
+def is_relay_file(path: Path) -> bool:
+    """Whether a file is that of a hub between, by its key `relay`. ConfigError as in `read_site_file`."""
+    return "relay" in _read(path).content
+
+
+def _read(path: Path | None, remedy: str = "make one with `ray-fed site init`") -> "_Reader":
     path = path or site_path()
-    require(path.exists(), f"{path}: no such file; make one with `ray-fed site init`")
+    require(path.exists(), f"{path}: no such file; {remedy}")
     content = read_owned(path, is_secret=True)
     check_keys(content, path)
     return _Reader(path, content)

@@ -14,7 +14,7 @@ import logging
 import re
 import sysconfig
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -22,11 +22,11 @@ from typing import Any, NoReturn, Protocol
 from ray_fed.config import from_mapping, require
 from ray_fed.errors import ConfigError, PerimeterRefused
 from ray_fed.federation.task import SiloSpec, Task
-from ray_fed.materials.boosted_property_task import BoostedPropertyTask, losses_of
+from ray_fed.materials.boosted_property_task import boosted
 from ray_fed.materials.databases.columns import canonical_target
 from ray_fed.materials.databases.source import Source
-from ray_fed.materials.property_task import FORMATION_ENERGY, CrystalRows, PropertyTask
-from ray_fed.materials.symmetry import Symmetry
+from ray_fed.materials.property_task import FORMATION_ENERGY, CrystalRows, PropertyTask, property_task
+from ray_fed.materials.symmetry import Cell, Symmetry
 from ray_fed.materials.targets import MOST_TARGETS, Target
 from ray_fed.materials.units import can_convert, checked_unit
 from ray_fed.perimeter.book import Book
@@ -54,7 +54,7 @@ Options = Mapping[str, Any]
 
 
 class InvitationLike(Protocol):
-    """What is read of an invitation (wire.py)."""
+    """What is read of an invitation (requests.py)."""
 
     @property
     def run(self) -> str: ...
@@ -181,6 +181,7 @@ class PropertyOptions:
     """For each target its labels with "|" between them, "" for a number; numbers all if empty."""
     standardise_target: bool = False
     symmetry: Symmetry = "given"
+    cell: Cell = "given"
     model: str = "mlp"
     """mlp or boosted_trees."""
     tree_options: tuple[str, ...] = ()
@@ -202,11 +203,10 @@ class PropertyOptions:
     def task(self) -> PropertyTask:
         """Return the task; ConfigError for features or options that are not there."""
         options = (("impute", self.impute),) if self.features.startswith("guo") else ()
-        targets = self.targets()
-        task = PropertyTask(self.features, options, self.hidden, targets, self.standardise_target)
-        if self.model != "mlp":
-            trees = replace(tree_settings(self.tree_options), losses=losses_of(targets))
-            task = BoostedPropertyTask(self.features, options, self.hidden, targets, trees=trees)
+        # Cells as given are the default of every feature set: the options of older runs name none.
+        options += (("cell", self.cell),) if self.cell != "given" else ()
+        task = property_task(self.features, options, self.hidden, self.targets(), self.standardise_target)
+        task = task if self.model == "mlp" else boosted(task, tree_settings(self.tree_options))
         task.featurizer()
         return task
 
@@ -234,7 +234,7 @@ def _property(
     columns = [_column(dataset, target, invitation.silo) for target in task.targets]
     source = Source(
         dataset.source, None, where=where, symmetry=wanted.symmetry, columns=dataset.columns,
-        targets=tuple(column.column for column in columns), access=dataset.access,
+        access=dataset.access, targets=tuple(column.column for column in columns),
     )  # fmt: skip
     named = tuple(target.name for target in task.targets)
     units = tuple(column.unit for column in columns)

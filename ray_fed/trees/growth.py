@@ -23,7 +23,7 @@ from ray_fed.trees.losses import of_classes, quantile_of, start_of, step_factors
 from ray_fed.trees.member import STOPPING_EXPONENT, SUM_DIGITS, features_of_tree
 from ray_fed.trees.numbers import EXACT, FRACTION_BITS, NUM_EXPONENTS, agreed_exponent, of_digits
 from ray_fed.trees.quantiles import NUM_BUCKETS, quantiles
-from ray_fed.trees.question import CountedChild, Question, Step, cells_as_numbers
+from ray_fed.trees.question import CountedChild, Step, TreeQuestion, cells_as_numbers
 from ray_fed.trees.settings import TreeSettings
 
 START_ROUNDS = 3
@@ -57,7 +57,7 @@ class Growth:
     bins: np.ndarray = field(default_factory=NO_LONGS.copy)
     """[features, 2]: number of edges, whether values are missing."""
     splits: np.ndarray = field(default_factory=NO_LONGS.copy)
-    """[num_splits, 7] of the trees being grown: see `Question.splits`."""
+    """[num_splits, 7] of the trees being grown: see `TreeQuestion.splits`."""
     nodes: np.ndarray = field(default_factory=NO_LONGS.copy)
     """[num_nodes, 2]: output and place of the nodes of the level whose histograms are known."""
     histograms: np.ndarray = field(default_factory=NO_LONGS.copy)
@@ -112,10 +112,10 @@ class Grower:
     settings: TreeSettings
     num_features: int
 
-    def question(self, growth: Growth, whole: bool = False) -> Question:
+    def question(self, growth: Growth, whole: bool = False) -> TreeQuestion:
         """Return what is asked next; a whole question brings along what was asked before."""
         answer = self.answer_size(growth)
-        base = Question(growth.at, growth.number, growth.iteration, self._digits(growth), answer)
+        base = TreeQuestion(growth.at, growth.number, growth.iteration, self._digits(growth), answer)
         if growth.at is Step.DONE:
             return base
         scales = growth.scales.astype(np.float32)

@@ -81,7 +81,8 @@ class TreeSettings:
     patience: int = 0
     """Stop after so many iterations in which the loss of the rows to stop by has not fallen; 0 never stops."""
     stopping_fraction: float = 0.1
-    """Share of the rows that are kept to stop by, where there is a patience; rows with equal features stay together."""
+    """Share of the rows that are kept to stop by, where there is a patience; whole groups of them (polymorphs of
+    a formula) or, where there are no groups, rows of equal features."""
 
     def __post_init__(self) -> None:
         for name in ("trees", "leaves", "min_rows", "min_rows_in_bin"):

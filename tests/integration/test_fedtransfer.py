@@ -20,6 +20,7 @@ from ray_fed.errors import DataError
 from ray_fed.federation.messages import Artifact
 from ray_fed.style_transfer.exchange import LocalStyleFederation
 from ray_fed.style_transfer.methods import METHODS
+from tests.events import shown
 
 TINY = {
     "size": 32, "images": 30, "test_images": 6, "spacing": 12.0, "style_epochs": 1, "style_width": 4, "rounds": 2,
@@ -162,10 +163,11 @@ def test_the_command_compares_all_kinds_of_methods_on_ray_and_here_alike(ray_ses
     assert [json.loads(line) for line in runs[0]] == [json.loads(line) for line in runs[1]]
     report = (tmp_path / "ray" / "report.html").read_text()
     assert all(part in report for part in ("Table 2", "Table 3", "<td>no sign</td>", "Limits"))
-    shown = {
-        str(path.parent.relative_to(tmp_path / "ray" / "tensorboard")) for path in tmp_path.glob("ray/**/events.*")
-    }
-    assert {"fed_avg_gn/fold0-seed0", "separate/fold0-seed0/iron", "generators/fold0-iron", "pictures"} <= shown
+    found = shown(tmp_path / "ray" / "tensorboard")
+    methods = {"model/fed_avg_gn-fold0-seed0/train_loss", "model/separate-fold0-seed0 iron/map/iron"}
+    assert {*methods, "silo/iron/style/l1/fold0", "result/transfer_bn.global.map"} <= found.scalars
+    assert "picture/iron-styles" in found.pictures
+    assert found.hyperparameters["pipeline"] == "fedtransfer"
     summary = json.loads((tmp_path / "ray" / "summary.json").read_text())
     assert 0 <= summary["transfer_bn.global.map"] <= 1
     assert summary["separate.iron.austenite.vi"] >= 0

@@ -13,6 +13,7 @@ import pytest
 
 from pipelines.cli import main
 from tests.commands import run_ray_fed
+from tests.events import shown
 
 SMALL = ["--rows", "600", "--silos", "60,120,180", "--epochs", "8", "--hidden", "32,16", "--batch-size", "60"]
 
@@ -93,12 +94,16 @@ def test_no_row_of_the_data_is_left_behind(local_run):
 def test_tensorboard_has_global_and_per_silo_curves(local_run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(local_run / "tensorboard" / "federated-seed-0"))
+    events = EventAccumulator(str(local_run / "tensorboard"))
     events.Reload()
     tags = set(events.Tags()["scalars"])
     quantities = ("train_loss", "r2", "mae", "bytes_sent", "seconds_compute", "seconds_communicate")
     assert {f"global/{quantity}" for quantity in quantities} <= tags
     assert {f"silo/silo-2/{quantity}" for quantity in quantities} <= tags
+    found = shown(local_run / "tensorboard")
+    assert "result/mae" in found.scalars
+    assert found.pictures == {"picture/parity", "picture/bars", "picture/learning_curves"}
+    assert found.hyperparameters["pipeline"] == "formation-energy"
 
 
 def test_the_report_stands_alone(local_run):

@@ -9,6 +9,7 @@ from actors.leakage import run_tasks
 from pipelines.cli import main
 from ray_fed.leakage.attacks import IDLG, OURS, WDLG
 from ray_fed.leakage.study import AttackJob, run_job
+from tests.events import shown
 
 JOB = AttackJob("one", "compare", "digits", "lenet", OURS, (0, 1, 2), 8, 8)
 
@@ -49,3 +50,7 @@ def test_the_command_runs_on_ray_and_ours_beats_the_others(tmp_path):
         assert summary["digits.ours.below_1e-3"] >= summary[f"digits.{rival}.below_1e-3"]
         assert ours < (summary[f"digits.{rival}.evaluations_to_1e-3"] or float("inf"))
     assert (out / "report.html").stat().st_size > 50_000
+    found = shown(out / "tensorboard")
+    assert {"model/ours/mse/digits", "result/digits.ours.median_mse"} <= found.scalars
+    assert {"picture/mse", "picture/grid-digits"} <= found.pictures
+    assert found.hyperparameters["pipeline"] == "leakage"

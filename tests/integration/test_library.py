@@ -15,6 +15,7 @@ from ray_fed.model_library.property_catalogue import embedded_tables
 from ray_fed.model_library.selection import Protocol
 from ray_fed.model_library.silo_search import SiloTarget
 from ray_fed.model_library.store import Library
+from tests.events import shown
 
 SMALL = {
     "networks": 4, "forests": 0, "boosted": 1, "linear": 1, "max_rows": 200, "descriptors": ("guo65",),
@@ -143,6 +144,10 @@ def test_a_transfer_study_writes_both_numbers_side_by_side(library, tmp_path, ca
     # Sources of the target's own property are not used unless asked for.
     assert summary["sources"] == 2 * 2 * 4
     assert (tmp_path / "run" / "figures" / "sources.png").stat().st_size > 10_000
+    found = shown(tmp_path / "run" / "tensorboard")
+    assert {"model/paper/held_out_mae", "result/oracle.held_out_mae"} <= found.scalars
+    assert found.pictures == {"picture/parity", "picture/sources"}
+    assert found.hyperparameters["pipeline"] == "library-transfer"
 
 
 def test_a_federated_model_enters_the_library_with_its_record_and_predicts_the_same(tmp_path, capsys):

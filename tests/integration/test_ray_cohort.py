@@ -12,10 +12,10 @@ from actors.silo import SiloActor
 from ray_fed.errors import DataError, PlacementError, SiloRefused
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.joined_cohort import JoinedCohort
 from ray_fed.federation.rounds.job import Job, local_job
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.sites.cohort import JoinedCohort
 from tests.sites import sites
 from tests.synthetic import DrawnRows, OneHostile, SyntheticTask, UndeclaredMetric, silos
 

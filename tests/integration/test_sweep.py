@@ -31,6 +31,7 @@ from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.perimeter.own_words import words_of
 from ray_fed.privacy.accounting import PrivacyAccount
 from tests.commands import start_ray_fed
+from tests.events import shown
 from tests.synthetic import SyntheticTask, silos
 
 DATA = ["--rows", "500", "--silos", "60,120", "--epochs", "6", "--hidden", "16", "--batch-size", "60"]
@@ -79,6 +80,9 @@ def test_the_sweep_leaves_figures_a_report_and_events(sweep):
     assert {"boxes.png", "times.png", "pareto.png", "heat.png"} == {p.name for p in (sweep / "figures").iterdir()}
     assert "Take communication_frequency=" in (sweep / "report.html").read_text()
     assert len(list((sweep / "tensorboard").glob("trial-*"))) == 8
+    found = shown(sweep / "tensorboard" / "trial-1")
+    assert {"global/mae", "result/mae"} <= found.scalars
+    assert set(found.hyperparameters) == {"pipeline", "communication_frequency", "learning_rate", "seed"}
     assert json.loads((sweep / "summary.json").read_text())["trials.completed"] == 8
     assert not (sweep / "tune").exists()
 

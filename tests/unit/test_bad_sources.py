@@ -130,9 +130,8 @@ def refusal(source: Source) -> str:
         ("garbage.csv", bytes(range(256)) * 20, "is not UTF-8 text"),
         ("zeros.csv", b"\0\n" * 1000, "has no column 'formula'"),
         ("quote.csv", b'formula,x\n"' + b"y" * 200_000, "cannot be read, it may be damaged: 'field larger"),
-        ("semicolons.csv", b"formula;x\nNaCl;1,5\n", "separates its columns by ';'; save it with commas"),
-        ("tabs.csv", b"formula\tx\nNaCl\t1\n", "separates its columns by tabs"),
-        ("utf16.csv", "formula,x\nNaCl,1\n".encode("utf-16"), "is not UTF-8 text (byte 0); save it as UTF-8"),
+        ("utf16.csv", "formula,x\nNaCl,1\n".encode("utf-16-le"), "has no column 'formula'"),
+        ("latin1.csv", "formula,x\nNaCl,\xe9\n".encode("latin-1"), "is not UTF-8 text (byte 15); save it as UTF-8"),
         ("twice.csv", b"formula,x,x\nNaCl,1,2\n", "has more than one column named 'x'"),
         ("torn.parquet", b"PAR1" + b"\0" * 500, "cannot be read, it may be damaged"),
         ("text.parquet", b"formula,target", "cannot be read, it may be damaged"),
@@ -143,7 +142,8 @@ def refusal(source: Source) -> str:
         ("deep.json", b"[" * 100_000, "cannot be read, it may be damaged"),
         ("torn.csv.gz", gzip.compress(b"formula,x\n" * 1000, mtime=0)[:-20], "cannot be read, it may be damaged"),
         ("plain.csv.gz", b"formula,x\nNaCl,1\n", "cannot be read, it may be damaged: 'Not a gzipped file"),
-        ("data.xlsx", b"PK", "cannot tell what kind of file it is; its name must end in .parquet"),
+        ("data.xlsx", b"PK", "cannot be read, it may be damaged"),
+        ("data.pkl", b"\x80", "cannot tell what kind of file it is; its name must end in .parquet"),
     ],
 )
 def test_a_broken_file_is_refused_in_one_line(tmp_path, name, content, message):
@@ -199,7 +199,7 @@ def test_a_condition_that_no_row_meets_is_refused_with_the_values_there_are(tmp_
 def test_a_source_without_a_usable_row_is_refused_with_the_reasons(tmp_path):
     rows = [{**ROCKSALT, TARGET: ""}, {**ROCKSALT, TARGET: "x"}, {**ROCKSALT, TARGET: "y"}]
     assert refusal(Source(csv_file(tmp_path, *rows))).endswith(
-        "has no usable row of 3: 2 x target is not a number; 1 x target is missing"
+        "has no usable row of 3: 2 x target is not a number; 1 x target is missing; the first: 'target is missing'"
     )
 
 

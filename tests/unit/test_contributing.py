@@ -1,7 +1,6 @@
 """What CONTRIBUTING.md shows works: its examples run as they stand there, its picture names what a round enters."""
 
 import re
-import sqlite3
 import sys
 import tomllib
 from importlib import import_module
@@ -72,7 +71,7 @@ def train(folder: Path, *options: str) -> dict[str, object]:
 
 def test_every_example_is_run_here():
     here = Path(__file__).read_text(encoding="utf-8")
-    assert len(EXAMPLES) == GUIDE.count("```python") == 10
+    assert len(EXAMPLES) == GUIDE.count("```python") == 11
     assert [place for place in EXAMPLES if f'add("{place}")' not in here] == []
 
 
@@ -100,16 +99,14 @@ def test_a_strategy(add, tmp_path):
 
 
 def test_a_data_source(add, tmp_path):
-    add("ray_fed/materials/databases/readers.py")
+    add("ray_fed/materials/databases/feather.py")
+    add("ray_fed/materials/databases/kinds.py")
     table = make_model_crystals(num_rows=300).rename(columns={"target": "formation_energy_per_atom"})
     table.to_csv(tmp_path / "crystals.csv", index=False)
-    with sqlite3.connect(tmp_path / "crystals.sqlite") as connection:
-        table.to_sql("crystals", connection, index=False)
-    connection.close()
-    from_csv, from_sql = (
-        train(tmp_path / end, "--data", str(tmp_path / f"crystals.{end}")) for end in ("csv", "sqlite")
-    )
-    assert from_sql["federated.mae"] == pytest.approx(from_csv["federated.mae"], rel=1e-6)
+    table.to_feather(tmp_path / "crystals.feather")
+    addresses = (str(tmp_path / "crystals.csv"), f"feather:///{tmp_path}/crystals.feather")
+    from_csv, added = (train(tmp_path / str(number), "--data", at) for number, at in enumerate(addresses))
+    assert added["federated.mae"] == pytest.approx(from_csv["federated.mae"], rel=1e-6)
 
 
 def test_a_descriptor(add, tmp_path):

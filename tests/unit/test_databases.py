@@ -16,6 +16,7 @@ from ray_fed.materials.databases.columns import canonical_target, unit_of_target
 from ray_fed.materials.databases.database import FRAME_COLUMNS, open_database, reason_counts
 from ray_fed.materials.databases.source import Source
 from ray_fed.materials.lattices import cells_of_vectors, vectors_of_cells, volumes_of_cells
+from ray_fed.materials.units import UNKNOWN_UNIT
 from tests.crystal_files import ROCKSALT, TARGET, WURTZITE, csv_file, table, text_file
 
 SHARED = Path(__file__).parents[3] / "shared" / "datasets"
@@ -170,7 +171,7 @@ def test_without_a_target_rows_are_usable_and_have_none(tmp_path):
 def test_two_names_of_one_quantity_agree_and_units_are_named(tmp_path):
     assert canonical_target("e_form") == canonical_target("formation_energy_peratom") == TARGET
     assert canonical_target("band_gap") == "band_gap"
-    assert [unit_of_target(name) for name in ("delta_e", "Tc_supercon", "hardness")] == ["eV/atom", "K", "as given"]
+    assert [unit_of_target(name) for name in ("delta_e", "Tc_supercon", "hardness")] == ["eV/atom", "K", UNKNOWN_UNIT]
     path = text_file(tmp_path, "data.csv", "formula,hardness\nTiN,20\n")
     assert open_database(Source(path, target="hardness", unit="GPa")).target_unit == "GPa"
 
@@ -180,11 +181,11 @@ def test_lists_are_decoded_only_for_rows_whose_space_group_is_not_given(tmp_path
     cubic = {**ROCKSALT, "a": 2.8, "b": 2.8, "c": 2.8, "volume": 21.952, "n_sites": 2, **lists}
     asked: list[str] = []
 
-    def watched(path, target, opened=databases.open_table):
-        raw = opened(path, target)
+    def watched(source, opened=databases.open_source):
+        raw = opened(source)
         return replace(raw, read=lambda name: asked.append(name) or raw.read(name))
 
-    monkeypatch.setattr(databases, "open_table", watched)
+    monkeypatch.setattr(databases, "open_source", watched)
     table(cubic).to_parquet(tmp_path / "given.parquet")
     assert open_database(Source(str(tmp_path / "given.parquet"))).frame.loc[0, "spacegroup_number"] == 225
     assert {"numbers", "frac_coords"}.isdisjoint(asked)

@@ -1,15 +1,18 @@
 """Formulas, dicts, Compositions and Structures to compositions: two readers, pymatgen, and reasons for the rest."""
 
+import contextlib
+
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ray_fed.errors import DataError
 from ray_fed.materials.features.composition import CompositionRows, read_compositions
 from ray_fed.materials.features.elements import SYMBOLS
 from ray_fed.materials.features.featurizers import make_featurizer
-from ray_fed.materials.features.formulas import flat_formulas, read_formula
+from ray_fed.materials.features.formulas import flat_formulas, may_have_dots, read_formula
 
 
 @given(
@@ -26,6 +29,9 @@ def test_the_fast_and_the_thorough_reader_agree_to_the_last_bit(parts):
         rows = CompositionRows.from_entries(flat.rows, flat.atomic_numbers, flat.amounts, 1)
         found = dict(zip(rows.atomic_numbers.tolist(), rows.amounts.tolist(), strict=True))
         assert found == read_formula(formula)
+    elif may_have_dots(formula):  # one element on both sides of a full stop
+        with contextlib.suppress(DataError):
+            assert min(read_formula(formula).values()) >= 0
     else:  # an amount of zero, which needs the thorough reader
         assert min(read_formula(formula).values()) >= 0
         assert any(amount and float(amount) == 0 for _, amount in parts if not amount.startswith("."))
@@ -43,7 +49,7 @@ def test_no_text_raises_and_every_row_has_either_elements_or_a_reason(texts):
 
 @pytest.mark.parametrize("formula", [
     "Ca3(PO4)2", "KAl(SO4)2", "Mg3(Si2O5)2(OH)2", "[NH4]2SO4", "{Fe2}O3", "(Fe0.5Co0.5)2O3", "Fe2 O3", "Fe 2 O 3",
-    "Fe.5O", "Fe1e-3O", "((CH3)3N)2", "CH3CH2OH", "D2O", "NaN", "Fe0O3", "CuSO4.5H2O",
+    "Fe.5O", "Fe1e-3O", "((CH3)3N)2", "CH3CH2OH", "D2O", "NaN", "Fe0O3", "SrFeO2.5F0.5", "Ca0.5H2O",
 ])  # fmt: skip
 def test_pymatgen_reads_the_same_composition(formula):
     from pymatgen.core import Composition
@@ -55,9 +61,40 @@ def test_pymatgen_reads_the_same_composition(formula):
 
 
 def test_hydrates_and_subscripts_are_read():
-    rows, reasons = read_compositions(["CuSO4·5H2O", "CuSO4*5H2O", "CuSO₄·5H₂O", "H10CuSO9"])
-    assert reasons == [""] * 4
-    assert rows.amounts.reshape(4, 4).tolist() == [[10.0, 9.0, 1.0, 1.0]] * 4
+    rows, reasons = read_compositions(["CuSO4·5H2O", "CuSO4*5H2O", "CuSO₄·5H₂O", "CuSO4.5H2O", "H10CuSO9"])
+    assert reasons == [""] * 5
+    assert rows.amounts.reshape(5, 4).tolist() == [[10.0, 9.0, 1.0, 1.0]] * 5
+
+
+@pytest.mark.parametrize(
+    ("hydrate", "same"),
+    [
+        ("CaSO4*0.5H2O", "CaSO4.5H"), ("CaSO4.0.5H2O", "CaSO4(H2O)0.5"), ("CaSO4.H2O", "CaSO5H2"),
+        ("Zn(NO3)2.6H2O", "Zn(NO3)2(H2O)6"), ("CaCl2.2H2O", "CaCl2(H2O)2"), ("LiOH.H2O", "LiOH(H2O)"),
+        ("Na0.3CoO2.1.3H2O", "Na0.3CoO2(H2O)1.3"), ("[Cu(NH3)4]SO4.H2O", "Cu(NH3)4SO4(H2O)"),
+    ],
+)  # fmt: skip
+def test_a_full_stop_before_water_is_the_dot_of_a_hydrate(hydrate, same):
+    rows, reasons = read_compositions([hydrate, same])
+    assert reasons == [""] * 2
+    assert len(set(map(tuple, rows.amounts.reshape(2, -1).tolist()))) == 1
+
+
+@pytest.mark.parametrize("formula", ["CaO.2SiO2", "Al2O3.2SiO2", "NaCl.2KCl", "Al2O3.2SiO2.2H2O"])
+def test_a_full_stop_that_may_be_a_point_or_a_dot_is_refused(formula):
+    rows, (reason,) = read_compositions([formula])
+    assert reason.startswith("full stop may be a decimal point or the dot of a hydrate")
+    assert rows.num_elements.tolist() == [0]
+
+
+@pytest.mark.parametrize("formula", ["Fe.5Ni.5", "Li.5CoO2", "Sr0.3La0.7MnO3", "SrFeO2.5F0.5", "MoO2.5(OH)0.5", "O2.5"])
+def test_decimal_amounts_stay_decimal(formula):
+    from pymatgen.core import Composition
+
+    rows, reasons = read_compositions([formula])
+    assert reasons == [""]
+    expected = {element.Z: amount for element, amount in Composition(formula).items()}
+    assert dict(zip(rows.atomic_numbers.tolist(), rows.amounts.tolist(), strict=True)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("item", "reason"), [

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ray_fed.errors import ConfigError, UpdateRejected
-from ray_fed.federation.messages import Guard, Update
+from ray_fed.exact_sum import ExactWeightedSum
+from ray_fed.federation.messages import NO_VALUES, Guard, RelayedSum, RelayedUpdate, Update
 from ray_fed.federation.strategies import fed_avg
 
 DISPATCHED = np.array([1, 1, 1, 1], np.float32)
@@ -38,6 +39,16 @@ def test_a_silo_claims_no_more_rows_than_it_told():
     check(guard=told)
     said = reason(replace(GOOD, num_examples=11), guard=told)
     assert said.startswith("num_examples=11 is more than the 10 that a round can have with the rows that it told")
+
+
+def test_what_a_hub_has_summed_is_held_against_what_all_its_silos_told():
+    total = ExactWeightedSum(4)
+    total.add(GOOD.vector, 25)
+    of_hub = RelayedSum(("mit", "nims"), total)
+    numbers = RelayedUpdate("mit", "s", 3, NO_VALUES, 5, 5, 0.25, 1.5, sum=of_hub, sent_bytes=16)
+    check(numbers, guard=Guard(most_examples={"mit": 10, "nims": 15}.__getitem__))
+    said = reason(numbers, guard=Guard(most_examples={"mit": 10, "nims": 14}.__getitem__))
+    assert said.startswith("num_examples=25 is more than the 24")
 
 
 def test_what_a_silo_may_send_at_the_edges_passes():

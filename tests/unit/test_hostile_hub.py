@@ -29,10 +29,35 @@ from ray_fed.materials.property_task import PropertyTask
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.sites import wire
 from ray_fed.sites.agent import SiteAgent, _Place
+from ray_fed.sites.answers import FAILED, decode_answer, error_of, message_of
 from ray_fed.sites.hub import Hub
+from ray_fed.sites.requests import (
+    AnyRequest,
+    CloseSessionRequest,
+    EndRequest,
+    EvaluateManyRequest,
+    EvaluateRequest,
+    FitRequest,
+    FitSumRequest,
+    Given,
+    Invitation,
+    InviteRequest,
+    JoinRequest,
+    LedgerRequest,
+    MomentsRequest,
+    ObserveRequest,
+    OpenRequest,
+    OpenSessionRequest,
+    PrepareRequest,
+    QueryRequest,
+    ReceiveModelRequest,
+    RestoreRequest,
+    SiloRequest,
+    decode_request,
+)
 from ray_fed.sites.site_file import read_site_file
 from ray_fed.sites.tasks import accepted, require_plain
-from ray_fed.sites.wire import FAILED, AnyRequest, Ask, Encoded, Given, Invitation, WireError, decode, encode, error_of
+from ray_fed.sites.wire import Ask, Encoded, WireError, encode
 from tests.sites import agent, certificates, hub_of
 from tests.unit.test_site_connections import running
 
@@ -133,7 +158,7 @@ class Coordinator:
         self.secrets = owner.secrets()
         self.failures: list[str] = []
 
-    def send(self, request: wire.SiloRequest, silo: str = "north"):
+    def send(self, request: SiloRequest, silo: str = "north"):
         encoded = encode(request)
         return self.send_bytes(encoded.body, b"".join(encoded.pieces), silo)
 
@@ -141,7 +166,7 @@ class Coordinator:
         """Return the message that answers, or the error, as the hub reads it."""
         self.calls += 1
         try:
-            request = decode(AnyRequest, body, payload)
+            request = decode_request(body, payload)
         except WireError as error:
             request = error
         place = self.places.setdefault(silo, _Place(silo))
@@ -155,23 +180,23 @@ class Coordinator:
         if answer.kind != "ledger":  # it has hashes and names of kinds; its own test is below
             assert [secret for secret in self.secrets if secret in raw] == []
         assert len(raw) <= wire.MAX_BODY_BYTES + request_limit(request)
-        form = decode(wire.ANSWERS[answer.kind], answer.body, b"".join(encoded.pieces))
+        form = decode_answer(answer.kind, answer.body, b"".join(encoded.pieces))
         if answer.kind == FAILED:
             self.failures.append(str(error_of(form, "north", "answering")))
             return None
         assert answer.kind in request.answers
         self.kinds[answer.kind] += answer.kind in RELEASED
         self._require_masks(request, answer)
-        self.marked += len(request.names) if isinstance(request, wire.EvaluateRequest) else 0
-        return wire.message_of(form)
+        self.marked += len(request.names) if isinstance(request, EvaluateRequest) else 0
+        return message_of(form)
 
     def _require_masks(self, request, answer: wire.Answer) -> None:
         """A session that had masks gives no update in clear, also of a silo that was invited anew."""
-        if isinstance(request, wire.InviteRequest):
+        if isinstance(request, InviteRequest):
             self.run = request.invitation.run
-        if isinstance(request, wire.OpenSessionRequest) and request.spec.secure_threshold > 0:
+        if isinstance(request, OpenSessionRequest) and request.spec.secure_threshold > 0:
             self.masked.add((self.run, request.spec.session))
-        if isinstance(request, wire.RestoreRequest):
+        if isinstance(request, RestoreRequest):
             self.masked |= {(self.run, spec.session) for spec in request.sessions if spec.secure_threshold > 0}
         assert not (answer.kind == "update" and (self.run, request.session) in self.masked)
 
@@ -289,81 +314,79 @@ class HostileHub(RuleBasedStateMachine):
     @rule()
     def start_well(self):
         """Bring the silo to where most calls mean something."""
-        self.hub.send(wire.InviteRequest(ASKED))
-        self.hub.send(wire.JoinRequest(Standardizer(np.zeros(65), np.ones(65))))
+        self.hub.send(InviteRequest(ASKED))
+        self.hub.send(JoinRequest(Standardizer(np.zeros(65), np.ones(65))))
 
     @rule(session=SESSIONS, threshold=st.sampled_from([0, 0, 2]), epochs=st.sampled_from([2, 8]), vector=VECTORS)
     def train(self, session, threshold, epochs, vector):
         """The same sessions in clear, under masks, and again in clear."""
         self.start_well()
-        self.hub.send(
-            wire.OpenSessionRequest(SessionSpec(session, replace(PLAN, epochs=epochs), 0, DIGEST, 6, threshold))
-        )
-        self.hub.send(wire.FitRequest(session, 1, vector))
+        self.hub.send(OpenSessionRequest(SessionSpec(session, replace(PLAN, epochs=epochs), 0, DIGEST, 6, threshold)))
+        self.hub.send(FitRequest(session, 1, vector))
         models = tuple(np.random.default_rng(seed).normal(size=SIZE).astype(np.float32) for seed in range(3))
-        self.hub.send(wire.EvaluateRequest(session, ("a", "b", "c"), models))
+        self.hub.send(EvaluateRequest(session, ("a", "b", "c"), models))
         for query in ("secure_keys", "secure_moments"):
-            self.hub.send(wire.QueryRequest(query, (Given(value=session), Given(value=1))))
+            self.hub.send(QueryRequest(query, (Given(value=session), Given(value=1))))
 
     @rule(invitation=INVITATIONS, silo=SILOS)
     def invite(self, invitation, silo):
-        self.hub.send(wire.InviteRequest(invitation), silo)
+        self.hub.send(InviteRequest(invitation), silo)
 
-    @rule(request=st.sampled_from([wire.OpenRequest(), wire.MomentsRequest(), wire.LedgerRequest(), wire.EndRequest()]))
+    @rule(request=st.sampled_from([OpenRequest(), MomentsRequest(), LedgerRequest(), EndRequest()]))
     def ask_plainly(self, request):
         self.hub.send(request)
 
-    @rule(cls=st.sampled_from([wire.JoinRequest, wire.PrepareRequest]), standardizer=STANDARDIZERS)
+    @rule(cls=st.sampled_from([JoinRequest, PrepareRequest]), standardizer=STANDARDIZERS)
     def prepare(self, cls, standardizer):
         self.hub.send(cls(standardizer))
 
     @rule(spec=SPECS)
     def open_session(self, spec):
-        self.hub.send(wire.OpenSessionRequest(spec))
+        self.hub.send(OpenSessionRequest(spec))
 
     @rule(spec=SPECS, server_round=ROUNDS, vector=VECTORS)
     def open_and_fit(self, spec, server_round, vector):
-        self.hub.send(wire.OpenSessionRequest(spec))
-        self.hub.send(wire.FitRequest(spec.session, server_round, vector))
+        self.hub.send(OpenSessionRequest(spec))
+        self.hub.send(FitRequest(spec.session, server_round, vector))
 
     @rule(standardizer=STANDARDIZERS, specs=st.lists(SPECS, max_size=3))
     def restore(self, standardizer, specs):
-        self.hub.send(wire.RestoreRequest(standardizer, tuple(specs)))
+        self.hub.send(RestoreRequest(standardizer, tuple(specs)))
 
     @rule(session=SESSIONS)
     def close_session(self, session):
-        self.hub.send(wire.CloseSessionRequest(session))
+        self.hub.send(CloseSessionRequest(session))
 
     @rule(session=SESSIONS, server_round=ROUNDS, vector=VECTORS, silos=NAMES)
     def fit(self, session, server_round, vector, silos):
-        self.hub.send(wire.FitRequest(session, server_round, vector))
-        assert self.hub.send(wire.FitSumRequest(session, server_round, silos, vector)) is None
+        self.hub.send(FitRequest(session, server_round, vector))
+        assert self.hub.send(FitSumRequest(session, server_round, silos, (9,) * len(silos), vector)) is None
 
     @rule(session=SESSIONS, names=NAMES, vectors=st.lists(VECTORS, max_size=4), many=st.integers(1, 5))
     def evaluate(self, session, names, vectors, many):
-        self.hub.send(wire.EvaluateRequest(session, names, tuple(vectors)))
+        self.hub.send(EvaluateRequest(session, names, tuple(vectors)))
         repeated = tuple(f"{name}{number}" for name in names for number in range(many))
-        self.hub.send(wire.EvaluateRequest(session, repeated, tuple(vectors[:1]) * len(repeated)))
-        assert self.hub.send(wire.EvaluateManyRequest(session, names, names, tuple(vectors))) is None
+        self.hub.send(EvaluateRequest(session, repeated, tuple(vectors[:1]) * len(repeated)))
+        assert self.hub.send(EvaluateManyRequest(session, names, names, tuple(vectors))) is None
 
     @rule(query=st.sampled_from([*sorted(QUERIES), "rows", "__init__", "queries"]), given=st.lists(GIVEN, max_size=5))
     def query(self, query, given):
-        self.hub.send(wire.QueryRequest(query, tuple(given)))
+        self.hub.send(QueryRequest(query, tuple(given)))
 
     @rule(
         query=st.sampled_from(sorted(QUERIES)), session=SESSIONS, server_round=ROUNDS, given=st.lists(GIVEN, max_size=2)
     )
     def query_in_form(self, query, session, server_round, given):
         start = (Given(value=session), Given(value=server_round))
-        self.hub.send(wire.QueryRequest(query, (*start, *given)))
+        self.hub.send(QueryRequest(query, (*start, *given)))
 
     @rule(vector=VECTORS, num_examples=st.sampled_from([0, 1, 60, 2**53]))
     def observe(self, vector, num_examples):
-        assert self.hub.send(wire.ObserveRequest(vector, num_examples)) is None  # its owner says nothing of an audit
+        assert self.hub.send(ObserveRequest(vector, num_examples)) is None  # its owner says nothing of an audit
 
     @rule(weights=VECTORS, card=KEYS | VECTORS)
     def receive_model(self, weights, card):
-        self.hub.send(wire.ReceiveModelRequest(weights, card))
+        self.hub.send(ReceiveModelRequest(weights, card))
 
     @rule(
         verb=st.sampled_from([cls.__struct_config__.tag for cls in AnyRequest.__args__]),
@@ -404,19 +427,19 @@ PLAN = TrainingPlan(0, 2, 4, 2)
 
 def honest_begin(hub: Coordinator) -> None:
     """What an honest coordinator asks first; the owner's book has its split from then on."""
-    hub.send(wire.InviteRequest(ASKED))
-    hub.send(wire.OpenRequest())
+    hub.send(InviteRequest(ASKED))
+    hub.send(OpenRequest())
 
 
 def honest_end(hub: Coordinator) -> tuple[bytes, bytes]:
     """Return the bits of the moments and of an update of an honest run."""
-    assert hub.send(wire.InviteRequest(ASKED)) is None
-    assert hub.send(wire.OpenRequest()).num_examples == 60
-    moments = hub.send(wire.MomentsRequest())
-    hub.send(wire.PrepareRequest(Standardizer.from_moments(moments)))
+    assert hub.send(InviteRequest(ASKED)) is None
+    assert hub.send(OpenRequest()).num_examples == 60
+    moments = hub.send(MomentsRequest())
+    hub.send(PrepareRequest(Standardizer.from_moments(moments)))
     session = f"honest-{hub.calls}"
-    assert hub.send(wire.OpenSessionRequest(SessionSpec(session, PLAN, 0, DIGEST))) == DIGEST
-    update = hub.send(wire.FitRequest(session, 1, np.full(SIZE, 0.01, np.float32)))
+    assert hub.send(OpenSessionRequest(SessionSpec(session, PLAN, 0, DIGEST))) == DIGEST
+    update = hub.send(FitRequest(session, 1, np.full(SIZE, 0.01, np.float32)))
     return moments.digits.tobytes(), update.vector.tobytes()
 
 
@@ -457,7 +480,7 @@ class Asked:
     def __init__(self, hub: Hub):
         self.hub, self.calls = hub, 0
 
-    def send(self, request: wire.SiloRequest):
+    def send(self, request: SiloRequest):
         """Return the message that answers; None for an error."""
         self.calls += 1
         ended: Queue = Queue()
@@ -481,19 +504,19 @@ def test_over_the_wire_an_honest_hub_after_a_hostile_one_gets_the_honest_bits(tm
     assert there == honest_end(directly)
 
 
-def hostile_requests() -> list[wire.SiloRequest]:
+def hostile_requests() -> list[SiloRequest]:
     """Return some of each kind, each out of its place."""
     plan = replace(PLAN, epochs=10**9)
     specs = [SessionSpec(name, plan, 0, DIGEST, 10**12, 2) for name in ("../x", "a")]
     vector = np.full(3 * SIZE, np.nan, np.float32)
     elsewhere = replace(ASKED, dataset="/etc/passwd")
     return [
-        wire.FitRequest("a", 2**53, vector), wire.InviteRequest(elsewhere), wire.OpenRequest(),
-        wire.InviteRequest(ASKED), wire.MomentsRequest(), wire.JoinRequest(None),
-        *map(wire.OpenSessionRequest, specs), wire.RestoreRequest(None, tuple(specs)),
-        wire.EvaluateRequest("a", ("m",) * 3, (vector,)), wire.ObserveRequest(vector, 1), wire.CloseSessionRequest("x"),
-        wire.QueryRequest("secure_unmask", (Given(value="a"), Given(value=1), Given(array=vector))),
-        wire.ReceiveModelRequest(vector, vector), wire.FitSumRequest("a", 1, ("north",), vector), wire.EndRequest(),
+        FitRequest("a", 2**53, vector), InviteRequest(elsewhere), OpenRequest(),
+        InviteRequest(ASKED), MomentsRequest(), JoinRequest(None),
+        *map(OpenSessionRequest, specs), RestoreRequest(None, tuple(specs)),
+        EvaluateRequest("a", ("m",) * 3, (vector,)), ObserveRequest(vector, 1), CloseSessionRequest("x"),
+        QueryRequest("secure_unmask", (Given(value="a"), Given(value=1), Given(array=vector))),
+        ReceiveModelRequest(vector, vector), FitSumRequest("a", 1, ("north",), (9,), vector), EndRequest(),
     ]  # fmt: skip
 
 
@@ -510,12 +533,12 @@ def test_a_session_that_had_masks_gives_no_update_in_clear_when_its_silo_is_invi
     hub = Coordinator(make_owner(tmp_path))
     honest_end(hub)
     masked = SessionSpec("federated", PLAN, 0, DIGEST, secure_threshold=2)
-    assert hub.send(wire.OpenSessionRequest(masked)) == DIGEST
-    hub.send(wire.InviteRequest(ASKED))
-    hub.send(wire.JoinRequest(Standardizer(np.zeros(65), np.ones(65))))
+    assert hub.send(OpenSessionRequest(masked)) == DIGEST
+    hub.send(InviteRequest(ASKED))
+    hub.send(JoinRequest(Standardizer(np.zeros(65), np.ones(65))))
     in_clear = replace(masked, secure_threshold=0)
-    assert hub.send(wire.OpenSessionRequest(in_clear)) is None
-    assert hub.send(wire.RestoreRequest(Standardizer(np.zeros(65), np.ones(65)), (in_clear,))) is None
+    assert hub.send(OpenSessionRequest(in_clear)) is None
+    assert hub.send(RestoreRequest(Standardizer(np.zeros(65), np.ones(65)), (in_clear,))) is None
     assert all("do not leave in clear" in failure for failure in hub.failures)
     assert len(hub.failures) == 2
 
@@ -525,9 +548,9 @@ def test_a_plan_whose_round_would_not_end_is_refused_in_every_way_that_asks_for_
     assert honest_end(hub)
     for epochs, steps, rounds in ((10**9, 1, 1), (1, 10**12, 10**12), (0, 1, 1), (1, 1, 0), (1, -1, 1)):
         spec = SessionSpec("long", TrainingPlan(0, epochs, steps, rounds), 0, DIGEST)
-        assert hub.send(wire.OpenSessionRequest(spec)) is None
-        assert hub.send(wire.RestoreRequest(None, (spec,))) is None
-    assert hub.send(wire.OpenSessionRequest(SessionSpec("large", PLAN, 0, DIGEST, kept_states=10**12))) is None
+        assert hub.send(OpenSessionRequest(spec)) is None
+        assert hub.send(RestoreRequest(None, (spec,))) is None
+    assert hub.send(OpenSessionRequest(SessionSpec("large", PLAN, 0, DIGEST, kept_states=10**12))) is None
     assert len(hub.failures) == 11
     assert all("session refused by the silo's own perimeter" in failure for failure in hub.failures)
 

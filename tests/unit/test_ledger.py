@@ -15,7 +15,7 @@ from ray_fed.federation.messages import Update
 from ray_fed.learning.layout import Layout
 from ray_fed.perimeter.chain import read_chain
 from ray_fed.perimeter.checks import digest_of
-from ray_fed.perimeter.coordinator_record import SiloLedger
+from ray_fed.perimeter.coordinator_record import SiloLedger, collected
 from ray_fed.perimeter.ledger import GENESIS, Ledger, canonical_text, tensors_digest, vector_digest
 from ray_fed.perimeter.lineage import lineage, origin_of
 from ray_fed.perimeter.verification import compare
@@ -357,6 +357,18 @@ def test_a_silo_that_hands_over_something_else_is_named(said):
         SiloLedger.handed_over("north", said)
     assert SiloLedger.handed_over("north", None) is None
     assert SiloLedger.handed_over("north", (b"{}", "0" * 64, "1" * 64)) == SiloLedger(b"{}", "0" * 64, "1" * 64)
+
+
+class Gone:
+    def collect_ledger(self, silo):
+        if silo == "south":
+            raise SiloFailed(silo, "handing over its ledger", "its site is away")
+
+
+def test_a_ledger_that_does_not_come_is_named_and_one_that_its_owner_keeps_is_not():
+    found = collected(dict.fromkeys(("north", "south"), Gone()), None)
+    assert found.missing == {"south": "silo 'south' failed while handing over its ledger: its site is away"}
+    assert found.silos == {}
 
 
 def test_a_missing_ledger_is_a_problem(ledgers):

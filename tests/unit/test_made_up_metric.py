@@ -40,7 +40,7 @@ class OwnMetricTask(PropertyTask):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made-up")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tasks, "PropertyTask", OwnMetricTask)
+        patch.setattr(tasks, "property_task", OwnMetricTask)
         patch.setenv(SITE_VARIABLE, str(folder))
         assert main(["formation-energy", *OPTIONS, "--out", str(folder / "run")]) == 0
     return RunDirectory(folder / "run")
@@ -67,7 +67,7 @@ def test_it_is_what_report_and_figures_show(run):
 def test_it_is_a_curve_in_tensorboard_and_a_chart_of_its_layout(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run.tensorboard / "federated-seed-0")).Reload()
+    events = EventAccumulator(str(run.tensorboard)).Reload()
     assert {global_tag(WITHIN.name), silo_tag("silo-1", WITHIN.name)} <= set(events.Tags()["scalars"])
     layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     assert WITHIN.label.encode() in layout

@@ -27,6 +27,7 @@ from ray_fed.micrographs.segmenting import boundary_logits
 from ray_fed.micrographs.tiles import SetSource, SiloTiles, augmented
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
 from ray_fed.privacy.noise import TEST_NOISE
+from tests.events import shown
 
 SMALL = UNetDesign(widths=(4, 8))
 TASK = SegmentationTask(SMALL, batch_size=4, num_scored=3)
@@ -467,7 +468,12 @@ def test_segment_writes_masks_overlays_and_tables(model, picture, tmp_path, caps
         "grains.csv",
         "steel.mask.png",
         "steel.overlay.png",
+        "tensorboard",
     ]
+    found = shown(out / "tensorboard")
+    assert {"global/grains", "result/grains"} <= found.scalars
+    assert found.pictures == {"picture/steel.overlay"}
+    assert found.hyperparameters["pixel_size_um"] == 2
     mask = np.asarray(Image.open(out / "steel.mask.png"))
     assert mask.shape == (70, 70)
     assert set(np.unique(mask)) <= {0, 255}

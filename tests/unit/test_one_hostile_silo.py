@@ -55,6 +55,14 @@ def test_a_hostile_update_is_left_out_by_name_and_the_model_is_that_of_the_other
     assert all(made[-1].models[name].tobytes() == vector.tobytes() for name, vector in raising[-1].models.items())
 
 
+def test_under_masks_the_silo_s_own_gate_bounds_the_rows_that_it_claims():
+    made = Job("j", NAMES, dict.fromkeys(NAMES, PLAN), 0, make_strategy("fed_avg"), secure_threshold=2)
+    task = OneHostile(way="rows that it does not have")
+    last = list(coordinator(task, is_guarded=True).run(made))[-1]
+    assert last.participants == NAMES[1:]
+    assert "claims more rows than a round can have" in dict(last.failures)["silo-1"]
+
+
 @pytest.mark.parametrize("is_guarded", [False, True])
 @pytest.mark.parametrize("way", HOSTILE_METRICS)
 def test_hostile_metrics_are_left_out_by_name_and_those_of_the_others_are_told(way, is_guarded):

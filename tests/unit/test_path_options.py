@@ -11,13 +11,19 @@ from ray_fed.config import path_text
 from ray_fed.errors import ConfigError
 
 NO_PLACES = {
-    ("formation-energy", "site_overrides"): "fields of the federation file; a site's paths are those of its machine",
+    **{
+        (command, option): why
+        for command in ("train", "formation-energy")
+        for option, why in {
+            "site_overrides": "fields of the federation file; a site's paths are those of its machine",
+            "start_timeout": "seconds",
+            "share_model": "yes or no",
+        }.items()
+    },
     ("audit", "defences"): "noise and clipping",
     ("audit", "changes"): "ways to train",
     ("sweep", "scheduler"): "the word 'file' is not its own",
     ("fedtransfer", "masks"): "what numbers in masks mean",
-    ("formation-energy", "start_timeout"): "seconds",
-    ("formation-energy", "share_model"): "yes or no",
     ("sweep", "share_model"): "yes or no",
     ("resume", "strategy"): "code of one's own, MODULE:NAME",
     ("audit", "strategy"): "code of one's own, MODULE:NAME",

@@ -1,6 +1,7 @@
 """What an owner decides of a silo's gate: errors, budgets, the site file; and how rows are recognised."""
 
 import io
+import itertools
 import re
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from ray_fed.federation.silo import Silo
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.source import Source
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
+from ray_fed.perimeter.book import Book
 from ray_fed.perimeter.error_policy import REFERENCE, reduced_error
 from ray_fed.perimeter.gate import RowMatcher
 from ray_fed.perimeter.guarded_silo import GuardedSilo
@@ -289,6 +291,27 @@ def test_a_session_that_would_break_the_budget_of_the_run_does_not_begin(tmp_pat
     boundary = guarded(tmp_path)
     with pytest.raises(PerimeterRefused, match=r"its 3 updates have \d+ bytes, \d+ are left of max_bytes_per_run"):
         open_session(boundary)
+
+
+def consume(call, times):
+    for _ in range(times):
+        call()
+
+
+def test_the_bytes_of_all_runs_on_a_data_set_are_bounded_together_whatever_they_are_called(tmp_path, site):
+    content = "ledger: {}\nperimeter: {{max_bytes_per_dataset: {}}}"
+    write_site(site, content.format(tmp_path / "kept", 60_000))
+    sent, run = [], itertools.count()
+
+    def one_more_run():
+        boundary = guarded(tmp_path / f"run-{next(run)}")
+        sent.append(boundary.fit("s", 1, open_session(boundary)).num_bytes)
+
+    with pytest.raises(PerimeterRefused, match=r"than max_bytes_per_dataset=60000, over all runs"):
+        consume(one_more_run, 100)
+    assert 1 < len(sent) < 60_000 / sent[0]
+    with Book(tmp_path / "kept").page(spec(tmp_path).dataset) as page:
+        assert sum(sent) < page["num_bytes"] <= 60_000
 
 
 def test_the_budget_of_a_run_outlives_the_process(tmp_path, site):

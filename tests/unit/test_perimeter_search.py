@@ -7,7 +7,7 @@ import pytest
 
 from ray_fed.errors import DataError, PerimeterRefused, SiloFailed, Trouble
 from ray_fed.model_library.guarded_search import GuardedSearch
-from ray_fed.model_library.selection import Protocol, SourceFeatures, Target
+from ray_fed.model_library.selection import Protocol, SourceFeatures, TransferTarget
 from ray_fed.model_library.silo_search import SearchingSilo, SiloErrors, SiloTarget
 from ray_fed.randomness import generator
 from tests.boundaries import lines_of, write_site
@@ -29,7 +29,7 @@ def site(tmp_path, monkeypatch):
 
 def small_target(num_rows=60):
     random = generator(0, "search")
-    return Target(random.normal(size=(num_rows, 6)), random.normal(size=num_rows), np.arange(num_rows))
+    return TransferTarget(random.normal(size=(num_rows, 6)), random.normal(size=num_rows), np.arange(num_rows))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.rounds.secure_driver import default_threshold
 from ray_fed.federation.rounds.secure_tally import masked_moments
-from ray_fed.federation.secure_client import MASKED_METRICS
+from ray_fed.federation.secure_client import MASKED_METRICS, MASKED_MOMENTS
 from ray_fed.federation.silo import make_silo
 from ray_fed.federation.strategies import STRATEGIES, make_strategy
 from ray_fed.learning.layout import Layout, initial_vector
@@ -99,14 +99,26 @@ def test_a_silo_that_is_not_in_the_sums_of_an_evaluation_is_named_in_that_record
     assert all(record.participants == NAMES for record in records[1:])
 
 
+def test_a_silo_whose_rows_are_not_in_the_scaler_is_named():
+    cohort = Failing(SPECS, SyntheticTask(), phase=MASKED_MOMENTS, silo="silo-3", server_round=1)
+    agreement = Coordinator(cohort, SyntheticTask(), NAMES).agree(2)
+    assert agreement.outside_scaler == {"silo-3": "secure aggregation: it sent no part of the moments"}
+    others = [name for name in NAMES if name != "silo-3"]
+    assert (
+        agreement.standardizer.mean.tobytes()
+        == Coordinator(LocalCohort(SPECS, SyntheticTask()), SyntheticTask(), others).agree().standardizer.mean.tobytes()
+    )
+
+
 def test_moments_are_added_up_once_with_the_same_silos():
     cohort = LocalCohort(SPECS, SyntheticTask())
     cohort.open()
-    moments = masked_moments(cohort, NAMES, 3, ())
+    moments, outside = masked_moments(cohort, NAMES, 3, ())
+    assert outside == {}
     rows = np.vstack([cohort.silos[name].rows.features for name in NAMES])
     assert np.array_equal(moments.digits, ColumnMoments.of(rows).digits)
     assert moments.num_examples == len(rows)
-    assert np.array_equal(masked_moments(cohort, NAMES, 3, ()).digits, moments.digits)
+    assert np.array_equal(masked_moments(cohort, NAMES, 3, ())[0].digits, moments.digits)
     with pytest.raises(QuorumLost, match="signed whose updates are in the sum"):
         masked_moments(cohort, NAMES[:3], 2, ())
 

@@ -3,6 +3,9 @@
 import pytest
 import yaml
 
+from pipelines.leakage.audited_federation import setup_of
+from pipelines.sweep.config import SweepConfig
+from pipelines.sweep.pipeline import _resolved
 from pipelines.training.setup import resolve
 from ray_fed.errors import ConfigError
 
@@ -47,3 +50,11 @@ def test_a_mistake_is_named_with_its_remedy(write, options, message):
     with pytest.raises(ConfigError) as raised:
         resolve(write(**options))
     assert message in str(raised.value)
+
+
+def test_sweeps_and_audits_over_sites_are_refused_with_what_to_do_instead(write):
+    given = write("region")
+    with pytest.raises(ConfigError, match=r"has sites of their owners, .* run ray-fed formation-energy once for each"):
+        _resolved(SweepConfig(preset="fig5"), given, "formation-energy")
+    with pytest.raises(ConfigError, match=r"silos at sites of their owners, .* each owner can audit .* the own data"):
+        setup_of(given["federation"])

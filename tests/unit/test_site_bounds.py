@@ -16,14 +16,18 @@ from hypothesis import strategies as st
 from ray_fed.errors import SiloFailed
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.messages import Update
+from ray_fed.federation.messages import SessionSpec, Update
 from ray_fed.federation.rounds.job import Job
+from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.sites import wire
+from ray_fed.sites import requests
 from ray_fed.sites.agent import HubAddress, SiteAgent
+from ray_fed.sites.asking import SiteSilo
+from ray_fed.sites.cohort import SiteCohort
 from ray_fed.sites.hub import Hub
 from ray_fed.sites.link import ByteBudget
-from ray_fed.sites.wire import Encoded, Given, InviteRequest, QueryRequest
+from ray_fed.sites.requests import Given, InviteRequest, OpenSessionRequest, QueryRequest
+from ray_fed.sites.wire import Encoded
 from tests.sites import OwnHosts, agent, certificates, cohort_of, hub_of, invitation, site_of
 from tests.synthetic import SyntheticTask, silos
 from tests.unit.test_site_connections import bits, running, wait_until
@@ -38,7 +42,7 @@ class Echo:
         self.name, self.asked = name, asked if asked is not None else []
 
     def moments(self):
-        return wire.ColumnMoments.of(np.zeros((1, 2)))
+        return ColumnMoments.of(np.zeros((1, 2)))
 
     def fit(self, session, server_round, vector):
         self.asked.append(server_round)
@@ -147,7 +151,7 @@ def test_calls_of_anything_reach_no_host_and_are_answered_by_an_error(one_site, 
     hub, cohort, hosts = one_site
     sent = Encoded(body, (memoryview(payload),) if payload else (), len(payload))
     with pytest.raises(SiloFailed, match="reading a call: it is"):
-        cohort._value(cohort._call("silo-1", wire.OpenRequest(), sent), "silo-1", "opening", 20)
+        cohort._value(cohort._call("silo-1", requests.OpenRequest(), sent), "silo-1", "opening", 20)
     assert hosts.made == []
     assert hub.is_connected("site-1")
 
@@ -214,6 +218,33 @@ def test_an_invitation_of_more_silos_than_a_site_takes_ends_the_connection(caplo
         for name in ("a", "b", "c"):
             hub.ask("site-1", name, InviteRequest(invitation(name)), lambda *_: None)
         wait_until(lambda: any("calls of more than 2 silos" in line for line in caplog.messages))
+
+
+def test_the_sessions_of_all_silos_of_a_site_are_bounded_together(monkeypatch):
+    monkeypatch.setattr("ray_fed.sites.agent.MOST_SESSIONS", 3)
+    names, plan = ("silo-1", "silo-2"), TrainingPlan(seed=0, epochs=1, steps_per_epoch=1, num_rounds=1)
+
+    class Many(Echo):
+        def open_session(self, spec):
+            return spec.layout_digest
+
+        def close_session(self, session):
+            pass
+
+    with hub_of(["site-1"]) as hub, running(agent("site-1", hub.port, [], make_host=lambda given: Many(given.silo))):
+        cohort = SiteCohort(hub, [SiteSilo("site-1", invitation(name)) for name in names], SyntheticTask())
+        invited(cohort)
+
+        def opened(name, session):
+            cohort._ask([name], lambda _: OpenSessionRequest(SessionSpec(session, plan, 0, "digest")))
+
+        opened("silo-1", "a"), opened("silo-1", "b"), opened("silo-2", "a"), opened("silo-2", "a")
+        with pytest.raises(SiloFailed, match=r"'silo-2' .* 3 sessions are open at its site, 3 are the most"):
+            opened("silo-2", "b")
+        cohort.close_session("b", ["silo-1"])
+        opened("silo-2", "b")
+        cohort._ask(["silo-2"], lambda name: InviteRequest(invitation(name)))
+        opened("silo-1", "c"), opened("silo-1", "d")
 
 
 def test_a_host_that_ends_its_thread_does_not_end_its_site():

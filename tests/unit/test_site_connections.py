@@ -14,15 +14,17 @@ import pytest
 from ray_fed.errors import ConfigError, SiloFailed
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.messages import Died, Restarted
+from ray_fed.federation.messages import Died, Restarted, Update
 from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.rounds.machine import RoundRules, StartRules
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.sites import link, wire
+from ray_fed.sites import link, requests, wire
 from ray_fed.sites.agent import HubAddress
-from ray_fed.sites.cohort import SiteCohort, SiteSilo
+from ray_fed.sites.answers import HostLost
+from ray_fed.sites.asking import SiteSilo
+from ray_fed.sites.cohort import SiteCohort
 from ray_fed.sites.hub import Hub
-from ray_fed.sites.wire import Hello, HostLost, encode_header
+from ray_fed.sites.wire import Hello, encode_header
 from tests.relay import ConnectProxy, relay
 from tests.sites import OwnHosts, agent, certificates, cohort_of, hub_of, invitation, site_of
 from tests.synthetic import SyntheticTask, silos
@@ -129,7 +131,7 @@ def test_a_message_of_many_frames_survives_a_cut_in_the_middle_of_it():
 
         def fit(self, session, server_round, given):
             self.asked += 1
-            return wire.Update("silo-1", session, server_round, given + np.float32(1), 1, 1, 0.0)
+            return Update("silo-1", session, server_round, given + np.float32(1), 1, 1, 0.0)
 
     echo = Echo()
     with (
@@ -138,7 +140,7 @@ def test_a_message_of_many_frames_survives_a_cut_in_the_middle_of_it():
         running(agent("site-1", between.port, [], make_host=lambda _: echo)),
     ):
         cohort = cohort_of(hub, SPECS[:1], SyntheticTask())
-        cohort._ask(["silo-1"], lambda _: wire.InviteRequest(invitation("silo-1")))
+        cohort._ask(["silo-1"], lambda _: requests.InviteRequest(invitation("silo-1")))
         cohort.submit("s", 1, {"silo-1": vector})
         for passed in (4 << 20, 28 << 20):
             wait_until(lambda enough=passed: between.num_bytes > enough)
@@ -476,7 +478,7 @@ def test_what_is_no_answer_fails_its_site_by_name_and_nobody_else(kind):
         bad = SiteCohort(hub, [SiteSilo("bad", invitation("victim"))], SyntheticTask())
         good = cohort_of(hub, SPECS[:1], SyntheticTask())
         good.open()
-        asked = bad._call("victim", wire.OpenRequest())
+        asked = bad._call("victim", requests.OpenRequest())
         reason = hostile(hub, "bad", frames, answers=2)
         assert reason.startswith("site 'bad' sent ")
         assert says in reason
@@ -488,7 +490,7 @@ def test_an_answer_given_twice_fails_the_site_that_gave_it():
     done = framed(wire.Answer(call=1, kind="done", body=b"\xc0"))
     with hub_of(["bad"]) as hub:
         bad = SiteCohort(hub, [SiteSilo("bad", invitation("victim"))], SyntheticTask())
-        asked = bad._call("victim", wire.PrepareRequest(None))
+        asked = bad._call("victim", requests.PrepareRequest(None))
         reason = hostile(hub, "bad", done + done, answers=2)
         assert asked.result(20) is None
         assert reason == "site 'bad' sent an answer to call 1, which is not open"
@@ -499,7 +501,7 @@ def test_a_message_that_does_not_go_on_is_broken_off(monkeypatch):
     start = next(link.frames(wire.Answer(call=1, kind="moments", num_bytes=4 << 20), wire.Encoded(b"")))
     with hub_of(["bad"]) as hub:
         bad = SiteCohort(hub, [SiteSilo("bad", invitation("victim"))], SyntheticTask())
-        asked = bad._call("victim", wire.MomentsRequest())
+        asked = bad._call("victim", requests.MomentsRequest())
         assert hostile(hub, "bad", [start], answers=2) == "site 'bad' sent a message that does not go on"
         assert "does not go on" in str(asked.result(20))
 

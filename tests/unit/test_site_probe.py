@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipelines.site.check import run
 from ray_fed.deployment.certificates import Node, write_certificates
 from ray_fed.errors import ConfigError
 from ray_fed.sites.agent import HubAddress
@@ -133,3 +134,20 @@ def test_certificates_that_are_missing_or_no_pair_are_named_before_anything_is_d
     mixed = shutil.copytree(tls / "north", tmp_path / "mixed")
     shutil.copyfile(tls / "hub" / "node.key", mixed / "node.key")
     assert "node.crt and node.key must be a pair" in refused("north", address, mixed)
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_hub_between_is_checked_by_the_same_command(address, tls, tmp_path, capsys):
+    path, key = tmp_path / "site.yaml", Certificates.read(tls / "north").key_hash()
+    path.write_text(
+        f"name: north\nhub: {{address: '{address.address}', key: {address.key_hash}, tls: {tls / 'north'}}}\n"
+        f"relay: {{listen: '127.0.0.1:0', sites: {{south: '{key}'}}}}\n"
+    )
+    path.chmod(0o600)
+    assert run({"file": str(path)}, ()) == 0
+    said = capsys.readouterr().out
+    assert "ok      sites below: 127.0.0.1:0 is free for 'south'" in said
+    assert f"certificate key  {key}" in said
+    path.write_text(path.read_text().replace("127.0.0.1:0", address.address))
+    assert run({"file": str(path)}, ()) == 1
+    assert "failed  sites below: the hub cannot listen at" in capsys.readouterr().out

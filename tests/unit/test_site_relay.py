@@ -7,21 +7,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ray_fed.errors import ConfigError, SiloFailed
+from ray_fed.errors import ConfigError, FedError, SiloFailed, UpdateRejected
 from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.messages import Update
 from ray_fed.federation.rounds.job import Job, local_job
+from ray_fed.federation.rounds.machine import StartRules
 from ray_fed.federation.silo import Evaluator
 from ray_fed.federation.strategies import CoordinateMedian, FedAdam
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.privacy.compression import Compression
-from ray_fed.sites import wire
+from ray_fed.sites import requests
 from ray_fed.sites.agent import HubAddress
-from ray_fed.sites.cohort import SiteCohort, SiteSilo, updates_of_sum
-from ray_fed.sites.relay import RelayAgent
-from ray_fed.sites.wire import FitSumRequest, NumbersForm, SumForm
+from ray_fed.sites.answers import NumbersForm, SumForm
+from ray_fed.sites.asking import SiteSilo
+from ray_fed.sites.cohort import SiteCohort
+from ray_fed.sites.relay import RelayAgent, _checked
+from ray_fed.sites.requests import FitSumRequest
+from ray_fed.sites.sums import updates_of_sum
 from tests.sites import OwnHosts, agent, certificates, hub_of, invitation, site_of
 from tests.synthetic import DrawnRows, SyntheticTask, silos
 from tests.unit.test_site_connections import bits, running, wait_until
@@ -215,7 +220,7 @@ def test_a_silo_that_a_hub_has_no_site_for_is_named_with_the_remedy():
 
 
 def test_a_site_that_never_comes_is_named_at_both_hubs_and_in_the_end(monkeypatch, caplog):
-    for module in ("hub", "cohort"):
+    for module in ("hub", "asking"):
         monkeypatch.setattr(f"ray_fed.sites.{module}.SAY_AFTER_SECONDS", 0.2)
     with hub_of(["region-a"]) as upper, hub_of(["site-1"]) as lower:
         address = HubAddress(f"127.0.0.1:{upper.port}")
@@ -229,6 +234,23 @@ def test_a_site_that_never_comes_is_named_at_both_hubs_and_in_the_end(monkeypatc
     said = [record.getMessage() for record in caplog.records]
     assert "for the silos 'silo-1 at region-a/site-1'" in next(line for line in said if line.startswith("waiting, "))
     assert any(line.startswith("waiting for site 'site-1': not connected for") for line in said)
+
+
+def test_a_silo_behind_a_hub_cannot_come_late_and_that_is_said():
+    rules = StartRules(timeout=0.2, may_be_late=frozenset({"silo-1", "silo-2"}), fewest=1)
+    with hub_of(["region-a", "site-2"]) as upper, running(agent("site-2", upper.port, silos(9, 9)[1:], TASK)):
+        both = [behind("region-a", "silo-1"), SiteSilo("site-2", invitation("silo-2"))]
+        cohort = SiteCohort(upper, both, TASK, start=rules)
+        with pytest.raises(SiloFailed, match=r"'silo-1' .* `ray-fed site relay`; silos behind a hub cannot come late"):
+            cohort.open()
+
+
+def test_a_hub_takes_no_update_of_more_rows_than_its_silo_may_claim():
+    update = Update("a", "s", 1, VECTOR, 9, 1, 0.0)
+    assert _checked("a", update, REQUEST) is update
+    for claimed in (replace(update, num_examples=10), replace(update, silo="c", num_examples=1)):
+        with pytest.raises(UpdateRejected, match=r"is more than the [09] that a round can have with the rows"):
+            _checked("a", claimed, REQUEST)
 
 
 def test_a_hub_between_that_is_started_again_changes_no_bit(tmp_path):
@@ -274,7 +296,7 @@ def test_three_levels_of_hubs_give_the_bits_of_silos_in_this_process():
 # ---- a hub's sum is looked at before it counts
 
 VECTOR = np.zeros(3, np.float32)
-REQUEST = FitSumRequest("s", 1, ("a", "b"), VECTOR)
+REQUEST = FitSumRequest("s", 1, ("a", "b"), (9, 9), VECTOR)
 
 
 def sum_form(**changes):
@@ -311,7 +333,7 @@ def test_a_sum_is_the_update_of_each_of_its_silos():
     ids=str,
 )
 def test_what_is_no_sum_of_what_was_asked_for_is_refused(changes):
-    with pytest.raises(wire.FedError):
+    with pytest.raises(FedError):
         updates_of_sum(sum_form(**changes), REQUEST)
 
 
@@ -322,4 +344,4 @@ def test_a_site_that_is_no_hub_says_so():
         cohort.submit("s", 1, {"silo-1": VECTOR})
         assert "silo 'site-1'" in cohort.next_event(20).reason
         with pytest.raises(SiloFailed, match="not been invited"):
-            raise cohort._call("site-1", wire.OpenRequest()).result(20)
+            raise cohort._call("site-1", requests.OpenRequest()).result(20)

@@ -12,10 +12,11 @@ from ray_fed.errors import ConfigError, PerimeterRefused
 from ray_fed.federation.silo import make_silo
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.perimeter.guarded_silo import GuardedSilo
-from ray_fed.sites.cohort import SiteCohort, SiteSilo
+from ray_fed.sites.asking import SiteSilo
+from ray_fed.sites.cohort import SiteCohort
+from ray_fed.sites.requests import Invitation
 from ray_fed.sites.site_file import read_site_file
 from ray_fed.sites.tasks import accepted, check_source, source_hash
-from ray_fed.sites.wire import Invitation
 from tests.crystal_files import ROCKSALT, TARGET, WURTZITE, table
 from tests.sites import agent, hub_of
 

@@ -7,13 +7,13 @@ import pytest
 from ray_fed.errors import DataError
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.joined_cohort import JoinedCohort
 from ray_fed.federation.rounds.job import Job, local_job
 from ray_fed.federation.silo import Evaluator
 from ray_fed.federation.strategies.boosting import BoostedTrees
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.privacy.compression import Compression
-from ray_fed.sites.cohort import JoinedCohort
 from tests.sites import sites
 from tests.synthetic import DrawnRows, SyntheticForest, SyntheticTask, UndeclaredMetric, silos
 

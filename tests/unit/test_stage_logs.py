@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipelines.fedtransfer.results import validation_losses
 from pipelines.fedtransfer.stage_logs import StageLogs
@@ -18,43 +18,43 @@ def record(server_round: int, loss: float, stage: str = STAGE) -> RoundRecord:
     return RoundRecord(stage, "federated", server_round, 3, metrics, ("iron",), (), 0, {}, None)
 
 
-def curves(folder) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Return run -> tag -> points."""
-    runs = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
-    return {
-        run: {tag: [(e.step, round(e.value, 3)) for e in runs.Scalars(run, tag)] for tag in found["scalars"]}
-        for run, found in runs.Runs().items()
-    }
+def curves(folder) -> dict[str, list[tuple[int, float]]]:
+    """Return tag -> points."""
+    events = EventAccumulator(str(folder)).Reload()
+    return {tag: [(e.step, round(e.value, 3)) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def test_a_method_is_a_run_and_its_rounds_are_seen_before_it_ends(tmp_path):
+def test_a_method_is_a_model_and_its_rounds_are_seen_before_it_ends(tmp_path):
     logs = StageLogs(tmp_path)
+    logs.begin({"methods": ("fed_avg",), "rounds": 3}, "a-run", [STAGE], ["iron"])
     logs.on_round_end(record(0, 0.8))
     logs.on_round_end(record(1, 0.6))
     logs.close()
     assert curves(tmp_path) == {
-        "fed_avg/fold0-seed0": {
-            "loss/validation/iron": [(0, 0.4), (1, 0.3)],
-            "loss/training": [(0, 0.8), (1, 0.6)],
-        }
+        "model/fed_avg-fold0-seed0/validation_loss/iron": [(0, 0.4), (1, 0.3)],
+        "model/fed_avg-fold0-seed0/train_loss": [(0, 0.8), (1, 0.6)],
     }
 
 
 def test_a_stage_that_is_done_again_leaves_no_points_of_the_time_before(tmp_path):
-    broken, again = StageLogs(tmp_path), StageLogs(tmp_path)
+    other, broken, again = StageLogs(tmp_path), StageLogs(tmp_path), StageLogs(tmp_path)
+    other.on_round_end(record(0, 0.7, "other@fold0-seed0"))
+    other.close()
     broken.on_round_end(record(0, 0.8))
     broken.on_round_end(record(1, 0.9))
     broken.close()
     again.on_round_end(record(0, 0.8))
     again.done({"stage": STAGE, "fold": 0, "chosen": {"federated": 1},
                 "test": {"federated": {"iron": {"map": 0.5, "vi": 0.25, "ari": 0.75, "loss": 1.0}}}})  # fmt: skip
-    assert curves(tmp_path)["fed_avg/fold0-seed0"] == {
-        "loss/validation/iron": [(0, 0.4)],
-        "loss/training": [(0, 0.8)],
-        "test/map/iron": [(1, 0.5)],
-        "test/vi/iron": [(1, 0.25)],
-        "test/ari/iron": [(1, 0.75)],
+    found = curves(tmp_path)
+    assert {tag: points for tag, points in found.items() if "/fed_avg-" in tag} == {
+        "model/fed_avg-fold0-seed0/validation_loss/iron": [(0, 0.4)],
+        "model/fed_avg-fold0-seed0/train_loss": [(0, 0.8)],
+        "model/fed_avg-fold0-seed0/map/iron": [(1, 0.5)],
+        "model/fed_avg-fold0-seed0/vi/iron": [(1, 0.25)],
+        "model/fed_avg-fold0-seed0/ari/iron": [(1, 0.75)],
     }
+    assert found["model/other-fold0-seed0/train_loss"] == [(0, 0.7)]
 
 
 def test_each_model_of_training_alone_has_its_own_scores(tmp_path):
@@ -64,9 +64,9 @@ def test_each_model_of_training_alone_has_its_own_scores(tmp_path):
     test = {"iron": {"iron": scores}, "austenite": {"iron": scores}}
     logs.done({"stage": stage, "fold": 0, "chosen": {"iron": 1, "austenite": 2}, "test": test})
     found = curves(tmp_path)
-    assert {run: found[run]["test/map/iron"] for run in found if "test/map/iron" in found[run]} == {
-        "separate/fold0-seed0/iron": [(1, 0.5)],
-        "separate/fold0-seed0/austenite": [(2, 0.5)],
+    assert {tag: found[tag] for tag in found if "/map/" in tag} == {
+        "model/separate-fold0-seed0 iron/map/iron": [(1, 0.5)],
+        "model/separate-fold0-seed0 austenite/map/iron": [(2, 0.5)],
     }
 
 

@@ -16,10 +16,11 @@ from pymatgen.core import Lattice, Molecule, Structure
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.materials import symmetry
+from ray_fed.materials.crystal import Crystal
 from ray_fed.materials.databases import crystal_batches
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.source import Source
-from ray_fed.materials.structures import Crystal, parse_structure
+from ray_fed.materials.structures import parse_structure
 from ray_fed.materials.symmetry import space_groups
 
 TARGET = "formation_energy_per_atom"

@@ -127,13 +127,20 @@ def test_agreement_names_features_table_and_unit():
     assert ours != PropertyTask(feature_options=(("modulus", "youngs"),)).agreement()
 
 
-def test_a_site_with_another_unit_disagrees(tmp_path):
+def energies(tmp_path, unit):
     (tmp_path / "rows.csv").write_text("formula,energy\nNaCl,-200\nMgO,-300\n")
     rows = CrystalRows(
-        Source(str(tmp_path / "rows.csv"), target="energy", unit="kJ/mol"), target_is="formation_energy_per_atom"
+        Source(str(tmp_path / "rows.csv"), target="energy", unit=unit), target_is=("formation_energy_per_atom",)
     )
-    loaded = PropertyTask("guo65").load(SiloSpec("mit", rows))
-    assert loaded.agreement["target"] == "formation_energy_per_atom [kJ/mol]"
+    return PropertyTask("guo65").load(SiloSpec("mit", rows))
+
+
+def test_a_site_with_another_unit_is_converted_or_refused_with_both_units(tmp_path):
+    loaded = energies(tmp_path, "meV/atom")
+    assert loaded.agreement["target"] == "formation_energy_per_atom [eV/atom]"
+    assert loaded.targets.tolist() == pytest.approx([-0.2, -0.3], rel=1e-12)
+    with pytest.raises(DataError, match=r"silo 'mit': its target .* 'kJ/mol', the federation's in 'eV/atom'"):
+        energies(tmp_path, "kJ/mol")
 
 
 def test_feature_tables_are_cached_by_content(tmp_path, monkeypatch):

@@ -322,7 +322,7 @@ def test_time_left_knows_that_some_points_take_longer_and_that_trials_run_side_b
     assert progress.seconds_left() == (2 + 50) / 2
 
 
-def test_tensorboard_knows_what_is_varied_each_trials_values_and_groups_the_silos(tmp_path):
+def test_tensorboard_knows_each_trials_values_and_groups_the_silos(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.custom_scalar import layout_pb2
     from tensorboard.plugins.hparams import plugin_data_pb2
@@ -335,17 +335,14 @@ def test_tensorboard_knows_what_is_varied_each_trials_values_and_groups_the_silo
         return {tag: plugin_data_pb2.HParamsPluginData.FromString(m.plugin_data.content) for tag, m in content.items()
                 if m.plugin_data.plugin_name == "hparams"}, events  # fmt: skip
 
-    experiment, root = hparams(tmp_path / "tensorboard")
-    infos = {info.name: info for info in experiment["_hparams_/experiment"].experiment.hparam_infos}
-    assert set(infos) == {"learning_rate", "communication_frequency", "seed"}
-    assert [v.number_value for v in infos["learning_rate"].domain_discrete.values] == [0.01, 0.1]
-    shown = {info.name.tag for info in experiment["_hparams_/experiment"].experiment.metric_infos}
+    nothing, root = hparams(tmp_path / "tensorboard")
+    assert nothing == {}  # what a sweep varies would be taken for what all runs below a folder have
     session, events = hparams(tmp_path / "tensorboard" / "trial-1")
     values = session["_hparams_/session_start_info"].session_start_info.hparams
+    assert set(values) == {"pipeline", "learning_rate", "communication_frequency", "seed"}
     assert values["learning_rate"].number_value == 0.01
     scalars = set(events.Tags()["scalars"])
-    assert shown <= scalars
-    assert events.Scalars("sweep/r2")[0].value == pytest.approx(0.9)
+    assert events.Scalars("result/r2")[0].value == pytest.approx(0.9)
     layout = layout_pb2.Layout.FromString(root.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
     titles = [category.title for category in layout.category]
     assert titles == ["Federation", "Silos"]

@@ -1,5 +1,7 @@
 """Moments: nothing of what a few rows alone have, and no row between two versions of a data set."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from torch import nn
@@ -87,3 +89,18 @@ def test_values_are_compared_as_often_as_they_are_there():
     old, new = np.array([1, 1, 2, 3], np.uint64), np.array([1, 2, 2, 3, 4], np.uint64)
     assert num_different(old, old) == 0
     assert num_different(old, new) == 3
+
+
+def test_silos_of_one_data_set_know_what_each_other_has_told_whatever_they_have_read_before(tmp_path):
+    """A coordinator may ask two silos of one data set in turn, or both at once."""
+    here, there = ToldMoments(tmp_path / "told"), ToldMoments(tmp_path / "told")
+    one, other = RANDOM.normal(size=(200, 3)), RANDOM.normal(size=(200, 3))
+    here.answer(one, ColumnMoments.of(one), 5)
+    first = there.answer(other, ColumnMoments.of(other), 5)
+    again = here.answer(other[1:], ColumnMoments.of(other[1:]), 5)
+    assert again.num_examples == first.num_examples
+    assert np.array_equal(again.digits, first.digits)
+    with ThreadPoolExecutor(8) as threads:
+        rows = [np.vstack([NEW[:count], one + 5.0]) for count in range(4)] * 2
+        told = list(threads.map(lambda x: ToldMoments(tmp_path / "told").answer(x, ColumnMoments.of(x), 5), rows))
+    assert len({moments.digits.tobytes() for moments in told}) == 1

@@ -15,7 +15,7 @@ from ray_fed.trees.growth import Grower, Growth
 from ray_fed.trees.member import LostRounds, Member
 from ray_fed.trees.numbers import agreed_exponent, digits_of, exponential, exponents, logarithm, of_digits
 from ray_fed.trees.quantiles import NUM_BUCKETS, bucket_edges, buckets, quantiles
-from ray_fed.trees.question import Question, Step
+from ray_fed.trees.question import Step, TreeQuestion
 from ray_fed.trees.settings import TreeSettings
 from ray_fed.trees.together import grown
 
@@ -173,13 +173,13 @@ def test_questions_travel_whole():
     while growth.at is not Step.DONE:
         question = grower.question(growth)
         assert question.vector().dtype == np.float32
-        assert Question.of(question.vector()).vector().tobytes() == question.vector().tobytes()
-        answer = member.answer(Question.of(question.vector()))
+        assert TreeQuestion.of(question.vector()).vector().tobytes() == question.vector().tobytes()
+        answer = member.answer(TreeQuestion.of(question.vector()))
         assert len(answer) == question.answer <= grower.largest_answer()
         assert np.array_equal(answer.astype(np.float32).astype(np.int64), answer), "float32 holds every sum"
         growth = grower.after(growth, answer)
     with pytest.raises(ValueError, match="no question about trees"):
-        Question.of(np.ones(9, np.float32))
+        TreeQuestion.of(np.ones(9, np.float32))
 
 
 def test_early_stopping_keeps_the_best_iteration():

@@ -9,7 +9,7 @@ from ray_fed.federation.messages import SiloDescription
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.strategies import FedAvg, LocalOnly, Models, State, Strategy
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.metrics import in_one_line
+from ray_fed.metrics import Scores, in_one_line
 from ray_fed.privacy.accounting import PrivacyAccount
 
 EPSILON = "privacy.epsilon"
@@ -96,6 +96,10 @@ class RoundRecord:
     """(silo, why) of those that died and were started again; one that redid its round leaves no other trace."""
     notes: tuple[Mapping[str, object], ...] = field(default=(), repr=False, compare=False)
     """For the coordinator's ledger: what was received, and the digest of each model."""
+
+    scores: Mapping[str, Scores] = field(default_factory=dict, repr=False, compare=False)
+    """Model -> what was told of it on the common test set, or on all held-out rows together, in the last record of a
+    job: figures need more than the metrics."""
 
     def __repr__(self) -> str:
         silos = ", ".join(self.participants) if len(self.participants) <= 4 else f"{len(self.participants)} silos"

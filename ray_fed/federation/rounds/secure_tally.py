@@ -16,17 +16,18 @@ from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.metrics import Scores
 from ray_fed.privacy.secure_sum.wire import as_bytes
 
-NO_PART = "secure aggregation: it sent no part of the evaluation"
+NO_PART = "secure aggregation: it sent no part of the {}"
 
 
 def masked_moments(
     cohort: Cohort, silos: Sequence[str], threshold: int, observers: Sequence[Observer]
-) -> ColumnMoments:
-    """Return the moments of all silos' rows together. QuorumLost when fewer than `threshold` silos took part."""
+) -> tuple[ColumnMoments, dict[str, str]]:
+    """Return the moments of all silos' rows together; and silo -> why of those that are not in them, or gave false
+    help. QuorumLost when fewer than `threshold` silos took part."""
     tally = _tally(cohort, MOMENTS, silos, threshold, observers)
     begun, server_round = _begun(tally, silos, threshold)
     numbers, num_examples, _ = _added(tally, MASKED_MOMENTS, dict.fromkeys(begun, ()), server_round)
-    return moments_of(numbers, num_examples)
+    return moments_of(numbers, num_examples), _left_out(tally, silos, "moments")
 
 
 def masked_counts(
@@ -38,7 +39,7 @@ def masked_counts(
     begun, server_round = _begun(tally, silos, threshold)
     asked = (as_bytes({question: b""}), *given)
     numbers, _, _ = _added(tally, MASKED_COUNTS, dict.fromkeys(begun, asked), server_round)
-    return numbers[0], np.array(numbers[1:], np.int64), _left_out(tally, silos)
+    return numbers[0], np.array(numbers[1:], np.int64), _left_out(tally, silos, "counts")
 
 
 def _begun(
@@ -64,12 +65,12 @@ def masked_metrics(
     told = as_bytes(dict.fromkeys(models, b""))
     given = dict.fromkeys(silos, (told, *models.values()))
     numbers, _, names = _added(tally, MASKED_METRICS, given, server_round)
-    return metrics_of(numbers, names, list(models)), _left_out(tally, silos)
+    return metrics_of(numbers, names, list(models)), _left_out(tally, silos, "evaluation")
 
 
-def _left_out(tally: SecureRoundDriver, silos: Sequence[str]) -> dict[str, str]:
+def _left_out(tally: SecureRoundDriver, silos: Sequence[str], what: str) -> dict[str, str]:
     assert tally.collector is not None
-    missing = {silo: NO_PART for silo in silos if silo not in tally.collector.survivors}
+    missing = {silo: NO_PART.format(what) for silo in silos if silo not in tally.collector.survivors}
     return {**missing, **tally.objections}
 
 

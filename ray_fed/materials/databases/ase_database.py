@@ -36,7 +36,8 @@ def open_ase(source: Source, file: Path | None = None) -> RawTable:
     with reading(path):
         if not path.is_file():
             raise FileNotFoundError(path)
-    records = list(_records(path, access.query, time.monotonic() + access.query_timeout, name))
+    found = _records(path, access.query, time.monotonic() + access.query_timeout, name)
+    records = sorted(found, key=lambda record: record["number"])
     if not find_roles([key for record in records for key in record if key != "number"]).get("id"):
         records = [{"id" if key == "number" else key: value for key, value in record.items()} for record in records]
     return table_of_records(name, records)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ray_fed.errors import DataError, Trouble, quoted
+from ray_fed.materials.units import UNKNOWN_UNIT
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "id": ("id", "material_id", "jid", "mp_id", "mpid", "entry_id", "identifier"),
@@ -70,8 +71,6 @@ QUANTITIES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Target name -> (unit, other names of the same quantity in the same unit)."""
 
-UNKNOWN_UNIT = "unknown unit"
-"""Stands for the unit of a column of which nobody has said one."""
 MISSING_TEXTS = frozenset({"", "nan", "na", "n/a", "none", "null", "-"})
 
 

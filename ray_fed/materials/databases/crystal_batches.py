@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ray_fed.errors import DataError
+from ray_fed.materials.crystal import Crystal
 from ray_fed.materials.databases.feature_cache import (
     Arrays,
     cache_folder,
@@ -23,10 +24,10 @@ from ray_fed.materials.databases.feature_cache import (
     pack_texts,
     unpack_texts,
 )
-from ray_fed.materials.databases.structure_folders import structure_text
+from ray_fed.materials.databases.structure_folders import StructurePart, structure_content
 from ray_fed.materials.lattices import cell_problems, cells_of_vectors
 from ray_fed.materials.standard_cells import standard_cell
-from ray_fed.materials.structures import Crystal, crystal_of_lists, parse_structure
+from ray_fed.materials.structures import crystal_of_lists, parse_structure
 from ray_fed.materials.symmetry import SymmetrySearch, finder_version, notes_of_finder, quiet_finders, space_groups
 
 BATCH_ROWS = 1000
@@ -72,10 +73,10 @@ def columns_of_structures(values: Sequence[Any], known: np.ndarray, search: Symm
 
 def _loaded(value: Any) -> Any:
     """Return a structure's content; for a file that cannot be read its DataError, the row's reason."""
-    if not isinstance(value, Path):
+    if not isinstance(value, Path | StructurePart):
         return value
     try:
-        return structure_text(value)
+        return structure_content(value)
     except DataError as error:
         return error
 

@@ -58,6 +58,14 @@ from ray_fed.materials.symmetry import SymmetrySearch
 
 FRAME_COLUMNS = ("id", "formula", *CELL_COLUMNS, "spacegroup_number", "num_atoms", "target", "reason", "note")
 NO_SITES_NOTE = "cell as given: there are no sites to standardise it by"
+MISSING_FORMULAS = frozenset(
+    {"nan", "NAN", "NA", "N/A", "n/a", "#N/A", "<NA>", "None", "none", "NONE", "null", "Null", "NULL", "-", "--", "?"}
+)
+"""What programs write where there is nothing. "Na" is sodium, and "NO" nitrogen monoxide."""
+FEW_NITRIDES = 2
+NITRIDE_NOTE = "formula NaN is read as sodium nitride"
+SHOWN_REASON = 200
+"""Characters of a whole reason on the terminal."""
 MAX_TARGET = 1e15
 """Squares of larger numbers come near the end of float32, and no property is that large in a sensible unit."""
 
@@ -74,6 +82,8 @@ class Database:
     fingerprint: dict[str, object]
     """sha256, num_rows, num_usable, num_columns: of the rows read, under the names of their columns and target; of some
     databases also provider and licence."""
+    notices: tuple[str, ...] = ()
+    """What is odd about the source beside its rows: files that were left out. Of the same make as notes."""
 
 
 def reason_counts(frame: pd.DataFrame) -> dict[str, int]:
@@ -100,14 +110,19 @@ def _open(source: Source) -> Database:
     frame = crystal_frame(table, source)
     if all(frame["reason"]):
         counted = "; ".join(f"{count} x {reason}" for reason, count in list(reason_counts(frame).items())[:5])
-        raise DataError(f"{table.source} has no usable row of {len(frame)}: {counted}", failure=Trouble.TOO_FEW_ROWS)
+        first = quoted(frame["reason"].iloc[0], SHOWN_REASON)
+        raise DataError(
+            f"{table.source} has no usable row of {len(frame)}: {counted}; the first: {first}",
+            failure=Trouble.TOO_FEW_ROWS,
+        )
     name = canonical_target(source.target) if source.target else ""
     unit = source.unit or (unit_of_target(name) if name else "")
-    return Database(frame, name, unit, {**_fingerprint(frame, f"{name} [{unit}]"), **table.record})
+    return Database(frame, name, unit, {**_fingerprint(frame, f"{name} [{unit}]"), **table.record}, table.notices)
 
 
 def _embedded_table(source: Source) -> RawTable:
     from ray_fed.materials.model_crystals.crystals import make_model_crystals
+    from ray_fed.materials.model_crystals.primitive_cells import with_primitive_cells
 
     for name in (*([source.target] if source.target is not None else []), *source.targets):
         if canonical_target(name) != EMBEDDED_TARGET:
@@ -117,6 +132,8 @@ def _embedded_table(source: Source) -> RawTable:
             )
     options = {} if source.rows is None else {"num_rows": source.rows}
     frame = make_model_crystals(**options, seed=source.seed)
+    if source.cell == "standard":
+        frame = with_primitive_cells(frame)
     columns = {EMBEDDED_TARGET if name == "target" else str(name): column for name, column in frame.items()}
     return RawTable(EMBEDDED, tuple(columns), len(frame), columns.__getitem__)
 
@@ -131,6 +148,15 @@ def _fingerprint(frame: pd.DataFrame, target: str) -> dict[str, object]:
         "num_usable": sum(not reason for reason in frame["reason"]),
         "num_columns": len(read.columns),
     }
+
+
+def hash_of_rows(source: Source) -> str:
+    """Return a hash over a source's rows that no message holds; "" where they cannot be read here."""
+    try:
+        frame = open_database(source).frame
+    except DataError:
+        return ""
+    return content_key("held by who asks", *(_content(column) for _, column in frame.items()))
 
 
 def _content(column: pd.Series) -> np.ndarray | str:
@@ -182,13 +208,19 @@ def crystal_frame(table: RawTable, source: Source) -> pd.DataFrame:
         name: require_column(table.columns, name, table.source) for name in source.keep if name not in FRAME_COLUMNS
     }
     kept |= {f"target.{at}": target_column(table.columns, name, table.source) for at, name in enumerate(source.targets)}
-    chosen = Selection(table, roles, _chosen_positions(table, source))
+    chosen = Selection(table, roles, chosen_positions(table, source))
     reasons = Reasons(len(chosen))
     reasons.add({row: table.problems[at] for row, at in enumerate(chosen.positions.tolist()) if at in table.problems})
     # Before the symmetry search, which is slow and leaves out rows that cannot be used anyway.
     target = _target(chosen, wanted_target, reasons)
-    crystals = _crystal_columns(chosen, SymmetrySearch(source.symmetry, source.symprec, source.cell), reasons)
+    # The embedded crystals have no sites to search, and come with the cell that is asked for.
+    cell = "given" if source.path == EMBEDDED else source.cell
+    crystals = _crystal_columns(chosen, SymmetrySearch(source.symmetry, source.symprec, cell), reasons)
+    for row, at in enumerate(chosen.positions.tolist()):
+        crystals.notes[row] = "; ".join(filter(None, (table.notes.get(at), crystals.notes[row])))
+    _check_missing(crystals, reasons)
     _check_formulas(crystals.formulas, reasons)
+    _note_repeated_ids(chosen, crystals, target)
     return _frame(chosen, crystals, target, reasons, kept)
 
 
@@ -217,7 +249,7 @@ def _roles(table: RawTable, allowed: Sequence[str]) -> dict[str, str]:
     return roles
 
 
-def _chosen_positions(table: RawTable, source: Source) -> np.ndarray:
+def chosen_positions(table: RawTable, source: Source) -> np.ndarray:
     """Return the rows that meet every condition of `source.where`, at most `source.rows`."""
     chosen = np.ones(table.num_rows, bool)
     for name, value in source.where:
@@ -357,6 +389,38 @@ def _completed_by_lists(
     for at, row in enumerate(rows.tolist()):
         given.formulas[row], given.notes[row] = found.formulas[at], found.notes[at]
     return given
+
+
+def _check_missing(crystals: CrystalColumns, reasons: Reasons) -> None:
+    """Give a reason to formulas that mean "missing". NaN may be sodium nitride: where it comes with a cell, or once in
+    a table without other such words; then it gets a note."""
+    formulas = crystals.formulas
+    missing = [row for row, formula in enumerate(formulas) if formula in MISSING_FORMULAS]
+    nitrides = [row for row, formula in enumerate(formulas) if formula == "NaN"]
+    has_cell = ~np.isnan(crystals.cells[:, 0])
+    for row in nitrides:
+        few = len(nitrides) <= max(FEW_NITRIDES, len(formulas) // 100)
+        if few and (has_cell[row] or (len(nitrides) == 1 and not missing)):
+            crystals.notes[row] = "; ".join(filter(None, (crystals.notes[row], NITRIDE_NOTE)))
+        else:
+            missing.append(row)
+    reasons.add({row: f"formula is missing {quoted(formulas[row])}" for row in missing})
+
+
+def _note_repeated_ids(chosen: Selection, crystals: CrystalColumns, target: np.ndarray) -> None:
+    """Note the rows of a table whose id it has more than once, and whether they disagree about the target; what is read
+    from a folder has such notes already."""
+    ids = chosen.of_role("id")
+    if ids is None or not ids.duplicated().any():
+        return
+    for _, rows in pd.Series(range(len(ids))).groupby(ids.astype(str)):
+        of_id = rows.tolist()
+        if len(of_id) < 2 or "id is listed" in crystals.notes[of_id[0]]:
+            continue
+        differ = len({str(value) for value in target[of_id]}) > 1
+        note = "id is listed more than once" + (" with different targets" if differ else "")
+        for row in of_id:
+            crystals.notes[row] = "; ".join(filter(None, (crystals.notes[row], note)))
 
 
 def _check_formulas(formulas: list[str], reasons: Reasons) -> None:

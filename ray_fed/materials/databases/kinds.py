@@ -52,7 +52,7 @@ def open_source(source: Source) -> RawTable:
     access = source.access
     unused = "the data are a file or a folder, which takes none; choose rows with where"
     require(not (access.query or access.table), f"query, table: {unused}")
-    return open_table(path, source.target or next(iter(source.targets), None))
+    return open_table(path, source.target or next(iter(source.targets), None), source.structures)
 
 
 def kind_of(address: str) -> Kind:

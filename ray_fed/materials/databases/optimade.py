@@ -44,7 +44,7 @@ MAX_PAGE_BYTES = 1 << 26
 REQUEST_SECONDS = 30.0
 TRIES = 6
 BROKEN_SECONDS, WHOLE_SECONDS = 24 * 3600, 3600
-BUSY = (429, 500, 502, 503, 504)
+BUSY = (429, 502, 503, 504)
 LICENCE_TEXT = re.compile(r"[A-Za-z0-9.+-]{1,40}")
 _CREATIVE_COMMONS = re.compile(r"creativecommons\.org/(licenses|publicdomain)/([a-z-]+)/([0-9.]+)")
 
@@ -124,6 +124,8 @@ def _licence(attributes: Mapping[str, Any]) -> str | None:
         return str(named[0])
     link = attributes.get("license")
     href = str(link.get("href") if isinstance(link, dict) else link)
+    if "spdx.org/licenses/" in href:
+        return href.rpartition("/")[2]
     found = _CREATIVE_COMMONS.search(href)
     if found is None:
         return "see-provider" if link or named else None
@@ -180,7 +182,8 @@ class _Provider:
 
     def _refused(self, error: urllib.error.HTTPError) -> DataError:
         if error.code in (401, 403):
-            told = f"{self.name}: it refuses this request (HTTP {error.code}); it may want a key, which none is sent"
+            said = f"{self.name}: it refuses this request (HTTP {error.code}){_detail(error)}"
+            told = f"{said}; if it wants a key: none can be sent"
             return DataError(told, failure=Trouble.DATABASE_LOCKED)
         if error.code in (301, 302, 307, 308):
             told = f"{self.name}: it has moved to another server; write that one's address"

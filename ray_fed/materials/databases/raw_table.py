@@ -31,6 +31,8 @@ class RawTable:
     num_rows  rows, also the unreadable ones
     read      name -> that column, [num_rows], of any dtype
     problems  row -> why it is no row at all (torn, not an object, its file is missing)
+    notes     row -> what is odd about it
+    notices   what is odd about the source beside its rows
     record    what else the silo's fingerprint tells of the source: its provider, its licence
     """
 
@@ -40,6 +42,8 @@ class RawTable:
     read: Callable[[str], pd.Series]
     problems: Mapping[int, str] = field(default_factory=dict)
     record: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[int, str] = field(default_factory=dict)
+    notices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_rows == 0:

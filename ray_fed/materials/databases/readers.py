@@ -1,17 +1,19 @@
 """Files and folders to raw tables: every column as the source has it.
 
 parquet                    one table, columns decoded only when asked for
-CSV, CSV.gz                a header, then rows
-JSON lines, JSON (.gz)     objects with a structure in them, bare `Structure.as_dict`, or columns as pandas and
-                           matbench write them
+CSV, TSV, text (.gz)       a header, then rows, see `delimited`
+xlsx                       the first sheet with rows
+extended XYZ and others    what ASE reads, see `ase_files`: a row for each structure
+JSON lines, JSON (.gz)     objects with a structure in them (JARVIS: atoms), bare `Structure.as_dict`, or columns as
+                           pandas and matbench write them
+.json.zip, ..., .zip       one such file, packed as JARVIS does
 folder                     with id_prop.csv or targets.csv: structure files, see `structure_folders`
 folder                     with one of the files above and no other data file: that file
 """
 
-import csv
 import gzip
-import io
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,11 @@ from typing import Any
 import pandas as pd
 
 from ray_fed.errors import DataError, Trouble, quoted
+from ray_fed.materials.databases.ase_files import is_ase_file, open_ase_file
+from ray_fed.materials.databases.columns import find_roles
+from ray_fed.materials.databases.delimited import decoded, table_of_text
 from ray_fed.materials.databases.raw_table import MAX_ROWS, RawTable, reading, table_of_columns
+from ray_fed.materials.databases.spreadsheets import open_spreadsheet
 from ray_fed.materials.databases.structure_folders import (
     PROPERTY_FILES,
     is_structure_file,
@@ -32,16 +38,19 @@ from ray_fed.reading import open_regular, parse_json, plain_within_bounds, read_
 
 MAX_TEXT_BYTES = 1 << 29
 """Of a table as text, unpacked; larger tables are kept as parquet."""
+MAX_ZIPPED_BYTES = 1 << 31
+"""Of a file in an archive: all of JARVIS' three-dimensional crystals are more than half of it."""
 
 
-def open_table(path: Path, target: str | None) -> RawTable:
+def open_table(path: Path, target: str | None, structures: str = "") -> RawTable:
     """Return the table of a file or folder. DataError where there is none.
 
+    `structures` says which of several structures in one file, as in `open_structure_folder`.
     `target` names the second column of an id_prop.csv, which has no header; None where no target is wanted.
     """
     with reading(path):
         if path.is_dir():
-            return _open_folder(path, target)
+            return _open_folder(path, target, structures)
         if not path.is_file():
             raise DataError(
                 f"{path}: {'neither a file nor a folder' if path.exists() else 'no such file or folder'}",
@@ -49,17 +58,19 @@ def open_table(path: Path, target: str | None) -> RawTable:
             )
         if path.stat().st_size == 0:
             raise DataError(f"{path} is an empty file", failure=Trouble.FILE_EMPTY)
+    if is_ase_file(path):
+        return open_ase_file(path, structures or "all")
     if target is None and is_structure_file(path) and _reader(path) is not _open_json:
-        return one_structure(path)
+        return one_structure(path, structures)
     return _required_reader(path)(path)
 
 
-def _open_folder(folder: Path, target: str | None) -> RawTable:
+def _open_folder(folder: Path, target: str | None, structures: str) -> RawTable:
     if property_file(folder):
-        return open_structure_folder(folder, target)
+        return open_structure_folder(folder, target, structures)
     files = sorted(path for path in folder.iterdir() if _reader(path) and path.is_file())
-    structures = structure_files(folder)
-    tables = [path for path in files if path not in structures]
+    in_folder = structure_files(folder)
+    tables = [path for path in files if path not in in_folder]
     if len(tables) == 1:
         return open_table(tables[0], target)
     if len(tables) > 1:
@@ -67,13 +78,13 @@ def _open_folder(folder: Path, target: str | None) -> RawTable:
             f"{folder} holds {len(tables)} data files ({_names(tables)}); give the path of one of them",
             failure=Trouble.FILE_UNKNOWN,
         )
-    if len(structures) == 1 and _reader(structures[0]):
-        return open_table(structures[0], target)
-    if structures and target is None:
-        return open_structure_folder(folder, target)
-    if structures:
+    if len(in_folder) == 1 and (_reader(in_folder[0]) or is_ase_file(in_folder[0])):
+        return open_table(in_folder[0], target, structures)
+    if in_folder and target is None:
+        return open_structure_folder(folder, target, structures)
+    if in_folder:
         raise DataError(
-            f"{folder} has {len(structures)} structure files but no {' or '.join(PROPERTY_FILES)}; write one line per "
+            f"{folder} has {len(in_folder)} structure files but no {' or '.join(PROPERTY_FILES)}; write one line per "
             "structure, without a header: id,target",
             failure=Trouble.FILE_MISSING,
         )
@@ -106,43 +117,26 @@ def _open_parquet(path: Path) -> RawTable:
 def _text(path: Path) -> str:
     with reading(path):
         if path.suffix.lower() != ".gz":
-            return read_bounded(path, MAX_TEXT_BYTES).decode("utf-8-sig")
+            return decoded(read_bounded(path, MAX_TEXT_BYTES))
         with open_regular(path) as packed, gzip.open(packed) as file:
-            return read_at_most(file, MAX_TEXT_BYTES).decode("utf-8-sig")
+            return decoded(read_at_most(file, MAX_TEXT_BYTES))
 
 
-def _open_csv(path: Path) -> RawTable:
-    text = _text(path)
+def _open_delimited(path: Path) -> RawTable:
+    return _table_of_csv(path, _text(path))
+
+
+def _table_of_csv(path: Path, text: str) -> RawTable:
     with reading(path):
-        lines = [row for row in csv.reader(io.StringIO(text, newline="")) if row]
-    header, rows = [name.strip() for name in lines[0]] if lines else [], lines[1:]
-    _check_separator(path, header)
-    problems = {
-        number: f"torn row '{len(row)} of {len(header)} values'"
-        for number, row in enumerate(rows)
-        if len(row) != len(header)
-    }
-    for number in problems:
-        rows[number] = [""] * len(header)
-    columns = dict(zip(header, zip(*rows, strict=True), strict=True)) if rows else {}
-    table = table_of_columns(str(path), columns, len(rows), problems)
-    # A name that occurs twice is lost in the mapping; the table refuses it by its list of names.
-    return table if len(columns) == len(header) else RawTable(str(path), tuple(header), len(rows), table.read)
-
-
-def _check_separator(path: Path, header: Sequence[str]) -> None:
-    """DataError for one column whose name is many: spreadsheets in some languages separate by semicolons."""
-    found = next((mark for mark in ";\t|" if len(header) == 1 and mark in header[0]), None)
-    if found:
-        named = {"\t": "tabs"}.get(found, f"'{found}'")
-        raise DataError(
-            f"{path} separates its columns by {named}; save it with commas, and numbers with decimal points",
-            failure=Trouble.FILE_UNKNOWN,
-        )
+        return table_of_text(str(path), text)
 
 
 def _open_json_lines(path: Path) -> RawTable:
-    lines = [line for line in _text(path).split("\n") if line.strip()]
+    return _table_of_json_lines(path, _text(path))
+
+
+def _table_of_json_lines(path: Path, text: str) -> RawTable:
+    lines = [line for line in text.split("\n") if line.strip()]
     return _table_of_entries(path, [_entry_or_none(line) for line in lines])
 
 
@@ -155,7 +149,10 @@ def _entry_or_none(line: str) -> Any:
 
 
 def _open_json(path: Path) -> RawTable:
-    text = _text(path)
+    return _table_of_json(path, _text(path))
+
+
+def _table_of_json(path: Path, text: str) -> RawTable:
     with reading(path):
         content = plain_within_bounds(json.loads(text), refuse_infinite=False)
     if isinstance(content, list):
@@ -195,8 +192,7 @@ def _is_structure(value: Any) -> bool:
 def _table_of_json_columns(path: Path, content: dict[str, Any]) -> RawTable:
     """Return the table of {"columns": [...], "data": [[...]]} or of {column: {row: value}} or {column: [value]}."""
     if isinstance(content.get("columns"), list) and isinstance(content.get("data"), list):
-        names = [str(name) for name in content["columns"]]
-        return _table_of_entries(path, [_zipped(names, row) for row in content["data"]])
+        return _table_of_split(path, content)
     values = {name: column for name, column in content.items() if isinstance(column, dict | list)}
     if not content or len(values) < len(content):
         keys = quoted(", ".join(content))
@@ -207,6 +203,17 @@ def _table_of_json_columns(path: Path, content: dict[str, Any]) -> RawTable:
     rows = list(dict.fromkeys(row for column in values.values() for row in _keys(column)))
     columns = {name: [_at(column, row) for row in rows] for name, column in values.items()}
     return table_of_columns(str(path), columns, len(rows))
+
+
+def _table_of_split(path: Path, content: dict[str, Any]) -> RawTable:
+    """Return the table of {"index": [...], "columns": [...], "data": [[...]]}; an index of text is the ids, as in
+    matbench, if no column is."""
+    names, rows = [str(name) for name in content["columns"]], content["data"]
+    entries, index = [_zipped(names, row) for row in rows], content.get("index")
+    named = isinstance(index, list) and len(index) == len(rows) and all(isinstance(each, str) for each in index)
+    if isinstance(index, list) and named and "id" not in find_roles(names):
+        entries = [entry and {"id": each, **entry} for each, entry in zip(index, entries, strict=True)]
+    return _table_of_entries(path, entries)
 
 
 def _zipped(names: Sequence[str], row: Any) -> dict[str, Any] | None:
@@ -223,17 +230,49 @@ def _at(column: dict[str, Any] | list[Any], row: str) -> Any:
     return column[int(row)] if row.isdigit() and int(row) < len(column) else None
 
 
+def _open_zip(path: Path) -> RawTable:
+    """Return the table of the one file in an archive; other members, of a Mac's for one, are none that can be read."""
+    with reading(path), open_regular(path) as packed, zipfile.ZipFile(packed) as archive:
+        names = [name for name in archive.namelist() if _reader_of_text(Path(name))]
+        if len(names) != 1:
+            raise DataError(
+                f"{path} holds {len(names)} files that can be read; it must hold one, or unpack it and give its path",
+                failure=Trouble.FILE_UNKNOWN,
+            )
+        with archive.open(names[0]) as member:
+            text = decoded(read_at_most(member, MAX_ZIPPED_BYTES))
+    of_text = _reader_of_text(Path(names[0]))
+    assert of_text is not None
+    return of_text(path, text)
+
+
 READERS: dict[str, Callable[[Path], RawTable]] = {
     ".parquet": _open_parquet,
     ".pq": _open_parquet,
-    ".csv": _open_csv,
-    ".csv.gz": _open_csv,
+    ".csv": _open_delimited,
+    ".csv.gz": _open_delimited,
+    ".tsv": _open_delimited,
+    ".tsv.gz": _open_delimited,
+    ".txt": _open_delimited,
+    ".xlsx": open_spreadsheet,
     ".jsonl": _open_json_lines,
     ".jsonl.gz": _open_json_lines,
     ".json": _open_json,
     ".json.gz": _open_json,
+    ".zip": _open_zip,
 }
 """File ending -> reader."""
+TEXT_READERS: dict[str, Callable[[Path, str], RawTable]] = {
+    ".csv": _table_of_csv,
+    ".jsonl": _table_of_json_lines,
+    ".json": _table_of_json,
+}
+"""File ending -> reader of text that was taken from an archive."""
+
+
+def _reader_of_text(path: Path) -> Callable[[Path, str], RawTable] | None:
+    hidden = path.name.startswith(".") or "__MACOSX" in path.parts
+    return None if hidden else TEXT_READERS.get(path.suffix.lower())
 
 
 def _reader(path: Path) -> Callable[[Path], RawTable] | None:

@@ -52,6 +52,9 @@ class Source:
     cell: Cell = "given"
     """Cell and space group as the source has them, or of the standardised primitive cell, which does not depend on how
     a crystal is written down (`standard_cells`)."""
+    structures: str = ""
+    """Which of several structures in one file: 'all', 'first', or a number from 1; '': all where each has a label of
+    its own or none is needed, otherwise the file's row cannot be used."""
     rows: int | None = None
     """At most this many rows, the first ones; for the embedded set the number of crystals made."""
     keep: tuple[str, ...] = ()
@@ -81,6 +84,8 @@ class Source:
         known = get_args(Symmetry)
         require(self.symmetry in known, f"symmetry={self.symmetry!r} must be one of {', '.join(known)}")
         require(self.cell in get_args(Cell), f"cell={self.cell!r} must be one of {', '.join(get_args(Cell))}")
+        chosen = self.structures in ("", "all", "first") or (self.structures.isdecimal() and int(self.structures) > 0)
+        require(chosen, f"structures={self.structures!r} must be all, first, or a number from 1")
         fits = isinstance(self.symprec, int | float) and 0 < self.symprec <= 1
         require(fits, f"symprec={self.symprec!r} must be a length in Å, above 0 and up to 1")
         counts = isinstance(self.rows, int) and not isinstance(self.rows, bool) and self.rows >= 1
@@ -99,9 +104,9 @@ class Source:
 
     @property
     def wanted_columns(self) -> tuple[str, ...]:
-        """All columns that are named here: the target, those to filter by, to keep, and to use."""
-        target = (self.target,) if self.target else ()
-        return tuple(dict.fromkeys([*target, *(name for name, _ in self.where), *self.keep, *self.columns]))
+        """All columns that are named here: the targets, those to filter by, to keep, and to use."""
+        targets = (self.target,) if self.target else self.targets
+        return tuple(dict.fromkeys([*targets, *(name for name, _ in self.where), *self.keep, *self.columns]))
 
 
 def _pairs(where: Any) -> tuple[tuple[str, Any], ...]:

@@ -25,6 +25,7 @@ from ray_fed.materials.databases.addresses import file_of, filled, scheme_of, sh
 from ray_fed.materials.databases.packages import required_package
 from ray_fed.materials.databases.raw_table import RawTable, in_fixed_order, reading, table_of_rows
 from ray_fed.materials.databases.source import Access, Source
+from ray_fed.reading import open_regular
 
 PART_ROWS = 10_000
 CONNECT_SECONDS = 15
@@ -79,7 +80,7 @@ def is_dialect(scheme: str) -> bool:
 def is_sqlite(path: Path) -> bool:
     """Return whether a file is an SQLite database, by how it begins."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return file.read(16) == b"SQLite format 3\0"
     except OSError:
         return False
@@ -256,8 +257,8 @@ _PROBLEMS: tuple[tuple[Callable[[str, str], bool], str, Trouble], ...] = (
      Trouble.DATABASE_LOCKED),
     (lambda state, _: state == "25006", "the query writes, and only reading is allowed; leave that out",
      Trouble.QUERY_FAILED),
-    (_with("attempt to write a readonly", "data-modifying"), "the query writes, and only reading is allowed; leave that out",
-     Trouble.QUERY_FAILED),
+    (_with("attempt to write a readonly", "data-modifying"),
+     "the query writes, and only reading is allowed; leave that out", Trouble.QUERY_FAILED),
     (lambda state, words: state == "3D000" or ("database" in words and "does not exist" in words),
      "the server has no such database; check the address", Trouble.DATABASE_AWAY),
     (_with("not a database"), "the file is no SQLite database; check the address", Trouble.FILE_UNKNOWN),

@@ -105,8 +105,10 @@ def _normalised(columns: Mapping[str, np.ndarray], usable: np.ndarray) -> np.nda
     return features
 
 
-def cells_of_structures(items: Sequence[Any]) -> tuple[pd.DataFrame, list[str]]:
+def cells_of_structures(items: Sequence[Any], cell: str = "given") -> tuple[pd.DataFrame, list[str]]:
     """Return the cell columns and `num_atoms` of pymatgen Structures, and a reason for every item that has no cell.
+
+    cell  "given", or "standard" for those of the standardised primitive cell
 
     The space group is searched as it is for databases without one. Pass a table when the source already knows it: a
     search takes milliseconds a crystal.
@@ -115,10 +117,10 @@ def cells_of_structures(items: Sequence[Any]) -> tuple[pd.DataFrame, list[str]]:
     reasons = [_no_cell(item) for item in items]
     for row, reason in enumerate(reasons):
         if not reason:
-            lattice = items[row].lattice
-            space_group, reasons[row] = _space_group(items[row])
-            numbers = (*lattice.abc, *lattice.angles, lattice.volume, space_group, items[row].composition.num_atoms)
-            frame.iloc[row] = np.array(numbers, np.float64)
+            try:
+                frame.iloc[row] = _numbers_of(items[row], cell)
+            except DataError as error:
+                reasons[row] = str(error)
     return frame, reasons
 
 
@@ -128,15 +130,22 @@ def _no_cell(item: Any) -> str:
     return f"no cell: {quoted(item)} is of type {type(item).__name__}; pass Structures or a table with cell columns"
 
 
-def _space_group(structure: Any) -> tuple[float, str]:
-    """Return the number of the space group, or NaN and the reason."""
+def _numbers_of(structure: Any, cell: str) -> np.ndarray:
+    """Return the columns of CELL_UNITS and the number of atoms; DataError where there is no space group."""
     # Here, not above: readers of structures load pymatgen, which formulas do not need.
+    from ray_fed.materials.standard_cells import standard_cell
     from ray_fed.materials.structures import parse_structure
-    from ray_fed.materials.symmetry import SymmetrySearch, space_groups
+    from ray_fed.materials.symmetry import SymmetrySearch, quiet_finders, space_groups
 
-    search = SymmetrySearch()
-    try:
-        numbers, reasons = space_groups([parse_structure(structure.as_dict())], search.finder, search.symprec)
-    except DataError as error:
-        return np.nan, str(error)
-    return float(numbers[0]), reasons[0]
+    search, crystal = SymmetrySearch(), parse_structure(structure.as_dict())
+    if cell == "standard":
+        with quiet_finders():
+            standard = standard_cell(crystal, search.finder, search.symprec)
+        return np.array([*standard.cell, standard.space_group, standard.num_atoms], np.float64)
+    numbers, reasons = space_groups([crystal], search.finder, search.symprec)
+    if reasons[0]:
+        raise DataError(reasons[0])
+    lattice = structure.lattice
+    return np.array([
+        *lattice.abc, *lattice.angles, lattice.volume, numbers[0], structure.composition.num_atoms
+    ], np.float64)  # fmt: skip

@@ -5,7 +5,7 @@ Anything that cannot be read leaves an empty row and a reason that names it: nev
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from ray_fed.materials.features.formulas import amount_of, atomic_number, flat_f
 
 KEY_STRIDE = 256
 """Atomic numbers fit below it: row * KEY_STRIDE + Z orders entries by row, then by element."""
+
+MAX_WHOLE = 1e15
+"""Whole numbers below it are exact."""
 
 _SPECIES = re.compile(r"([A-Z][a-z]?)(?:\d*\.?\d*[+-])?", re.ASCII)
 """A symbol with or without an oxidation state: "Fe", "Fe3+", "O2-"."""
@@ -51,6 +54,17 @@ class CompositionRows:
             rows.amounts[entries] / rows.amounts[entries].sum() for rows, entries in ((self, own), (other, others))
         ]
         return bool(np.abs(shares[0] - shares[1]).max(initial=0.0) < tolerance)
+
+    def reduced(self) -> "CompositionRows":
+        """Return the rows whose amounts are all whole numbers divided by what these have in common: Na4Cl4 is NaCl."""
+        if not len(self.amounts):
+            return self
+        whole = (self.amounts == np.floor(self.amounts)) & (self.amounts < MAX_WHOLE)
+        # A row with a fraction has the divisor 1: one of its entries is then 1 here.
+        entries = np.where(whole, self.amounts, 1.0).astype(np.int64)
+        filled = np.flatnonzero(self.num_elements)
+        divisors = np.gcd.reduceat(entries, self.indptr[filled])
+        return replace(self, amounts=self.amounts / np.repeat(divisors, self.num_elements[filled]))
 
     @classmethod
     def from_entries(

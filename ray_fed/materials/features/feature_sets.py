@@ -24,7 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -34,6 +34,7 @@ from ray_fed.materials.features.cells import cell_feature_units, cell_features, 
 from ray_fed.materials.features.composition import CompositionRows, read_compositions
 from ray_fed.materials.features.element_columns import StatisticColumns, guo_columns, rich_columns
 from ray_fed.materials.features.elements import SYMBOLS
+from ray_fed.materials.symmetry import Cell
 
 FEATURES_VERSION = 1
 """Goes up when the same options and tables give other numbers; part of every fingerprint."""
@@ -67,6 +68,7 @@ class FeatureSet(ABC):
     """What all feature sets share; a subclass gives its columns (`_element_columns`) and its citations."""
 
     structure: str
+    cell: str
     missing_count: bool
     _citation_keys: ClassVar[tuple[str, ...]] = ()
 
@@ -86,6 +88,8 @@ class FeatureSet(ABC):
                 raise ConfigError(f"{name}={value!r} must be text, true or false")
         if self.structure not in STRUCTURE_FORMS:
             raise ConfigError(f"structure={self.structure!r} is not known; choose one of {', '.join(STRUCTURE_FORMS)}")
+        if self.cell not in get_args(Cell):
+            raise ConfigError(f"cell={self.cell!r} is not known; choose one of {', '.join(get_args(Cell))}")
         if not isinstance(self.missing_count, bool):
             raise ConfigError(f"missing_count={self.missing_count!r} must be true or false")
         self._element_columns()
@@ -114,10 +118,14 @@ class FeatureSet(ABC):
         self.check_options()
         columns = self._element_columns()
         rows, reasons = read_compositions(formulas)
+        if self.cell == "standard":
+            rows = rows.reduced()
         _note_uncovered(rows, columns.covered, reasons)
         blocks = [columns.features(rows)]
         if self.needs_structure:
-            frame, cell_reasons = (cells, reasons) if isinstance(cells, pd.DataFrame) else cells_of_structures(cells)
+            frame, cell_reasons = (
+                (cells, reasons) if isinstance(cells, pd.DataFrame) else cells_of_structures(cells, self.cell)
+            )
             block, faults = cell_features(frame, self.structure)
             blocks.append(block)
             reasons = [own or cell or fault for own, cell, fault in zip(reasons, cell_reasons, faults, strict=True)]
@@ -148,8 +156,10 @@ class FeatureSet(ABC):
 
     def fingerprint(self) -> str:
         """Return sha256 over the element table, the options, names and units: equal prints, equal features."""
-        # A path of a table says nothing: its digest does.
+        # A path of a table says nothing: its digest does. Cells as given are what there was before there was a choice.
         options = {name: value for name, value in self.options().items() if name != "table"}
+        if self.cell == "given":
+            del options["cell"]
         facts = [FEATURES_VERSION, self._element_columns().table_digest, options, self.feature_units()]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
@@ -164,6 +174,8 @@ class GuoFeatures(FeatureSet):
     modulus        bulk, matminer's | youngs, the paper's word
     block          matminer (s 1, p 2, d and f 3) | ordinal (1 to 4)
     structure      as_given (8 columns) | normalised (13 columns; needs `num_atoms`) | none
+    cell           given | standard: of the standardised primitive cell, see `standard_cells`; the reader of a table
+                   sees to it. Formulas are then reduced, too: Na4Cl4 is NaCl
     missing_count  add a column: for how many of the 13 properties a value had to be imputed
     """
 
@@ -174,6 +186,7 @@ class GuoFeatures(FeatureSet):
     modulus: str = "bulk"
     block: str = "matminer"
     structure: str = "as_given"
+    cell: str = "given"
     missing_count: bool = False
 
     def _element_columns(self) -> StatisticColumns:
@@ -187,6 +200,7 @@ class RichFeatures(FeatureSet):
     statistics     xenonpy (ave, sum, var, max, min) | guo (minimum, maximum, range, mean, std_dev)
     impute         median | matminer (the mean) | none
     structure      none | as_given | normalised
+    cell           given | standard, as for GuoFeatures
     missing_count  add a column: for how many properties a value had to be imputed
     table          path of a CSV file, first column the symbol; None: the shipped table
     """
@@ -196,6 +210,7 @@ class RichFeatures(FeatureSet):
     statistics: str = "xenonpy"
     impute: str = "median"
     structure: str = "none"
+    cell: str = "given"
     missing_count: bool = False
     table: str | Path | None = None
 

@@ -18,6 +18,13 @@ from ray_fed.materials.features.elements import ATOMIC_NUMBERS
 
 HYDRATE_DOT = re.compile(r"[·•∙⋅*]")
 SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
+SOLVATES = r"(?:\(?H2O\)?|D2O|NH3|CH3OH|C2H5OH|N2H4|H2O2)"
+_HYDRATE_STOP = re.compile(
+    rf"(?<![0-9.])(?P<before>(?:[1-9]\d*)?)\.(?P<coefficient>\d+(?:\.\d+)?)?(?={SOLVATES}(?:[)\]}}]|\.|$))"
+)
+"""A full stop before what crystallises with a salt: "CuSO4.5H2O", "CaSO4.0.5H2O", "LiOH.H2O"; not "Ca0.5H2O"."""
+_UNCLEAR_STOP = re.compile(r"([A-Z][a-z]?)(?:[1-9]\d*)?\.\d+(?=[A-Z])")
+"""A full stop after an element and before further ones, where both a decimal point and a dot are possible."""
 _NUMBER = r"(?P<number>\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?)"
 _TOKEN = re.compile(rf"\s*(?:(?P<symbol>[A-Z][a-z]*)|(?P<opening>[(\[{{])|(?P<closing>[)\]}}]))\s*{_NUMBER}?", re.ASCII)
 _COEFFICIENT = re.compile(rf"\s*{_NUMBER}?", re.ASCII)
@@ -93,6 +100,8 @@ def flat_formulas(formulas: Sequence[str]) -> FlatEntries:
     amounts, exact = _decimals(codes, starts + 1 + two_letters, ends)
     readable = _grammatical(kinds, boundaries[~capital], len(formulas))
     readable[rows[(numbers == 0) | ~exact]] = False
+    with_stops = [at for at, formula in enumerate(formulas) if "." in formula]
+    readable[[at for at in with_stops if readable[at] and may_have_dots(formulas[at])]] = False
     keep = readable[rows]
     return FlatEntries(rows[keep], numbers[keep], amounts[keep], readable)
 
@@ -156,10 +165,11 @@ def amount_of(value: Any, of: str, whole: object) -> float:
 def read_formula(formula: str) -> dict[int, float]:
     """Return {atomic number: amount} of one formula; DataError says where it stops making sense.
 
-    Brackets () [] {} nest; "CuSO4·5H2O" and "CuSO4*5H2O" are hydrates. A full stop is a decimal point, so "CuSO4.5H2O"
-    holds 4.5 oxygen atoms and one more, as it does for pymatgen.
+    Brackets () [] {} nest; "CuSO4·5H2O", "CuSO4*5H2O" and "CuSO4.5H2O" are hydrates. Else a full stop is a decimal
+    point, and refused where it may be either: "Al2O3.2SiO2" has oxygen on both sides of it, which no formula would
+    write of one compound.
     """
-    first, *others = HYDRATE_DOT.split(formula.translate(SUBSCRIPTS))
+    first, *others = HYDRATE_DOT.split(_with_dots(formula.translate(SUBSCRIPTS), formula))
     amounts = _read_part(first, formula)
     for part in others:
         coefficient = _COEFFICIENT.match(part)
@@ -167,6 +177,27 @@ def read_formula(formula: str) -> dict[int, float]:
         factor = amount_of(coefficient["number"] or 1, "the part after the dot", formula)
         _add(amounts, _read_part(part[coefficient.end() :], formula), factor)
     return amounts
+
+
+def _with_dots(text: str, whole: str) -> str:
+    """Return the formula with a dot for each full stop that is one. DataError where that is unclear."""
+    if "." not in text:
+        return text
+    found = _HYDRATE_STOP.sub(lambda stop: f"{stop['before']}·{stop['coefficient'] or ''}", text)
+    for part in HYDRATE_DOT.split(found):
+        for stop in _UNCLEAR_STOP.finditer(part):
+            again = re.search(rf"{stop.group(1)}(?![a-z])", part[stop.end() :].partition("(")[0])
+            if again or found != text:  # beside the dot of a hydrate no other full stop is sure to be a point
+                raise DataError(
+                    f"full stop may be a decimal point or the dot of a hydrate in {quoted(whole)}; write · for the "
+                    "dot, or leave it out"
+                )
+    return found
+
+
+def may_have_dots(text: str) -> bool:
+    """Whether a full stop of a flat formula may be no decimal point: `read_formula` then has the last word."""
+    return _HYDRATE_STOP.search(text) is not None or _UNCLEAR_STOP.search(text) is not None
 
 
 def _read_part(text: str, whole: str) -> dict[int, float]:
