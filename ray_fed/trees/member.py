@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.sparse import csc_array
 
+from ray_fed.config import require
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.trees.bins import as_float32, codes_of, counted, keys_of
 from ray_fed.trees.forest import Forest, ForestPredictor, block_size
@@ -24,6 +25,7 @@ SUM_DIGITS = 3
 """Digits of an exact sum: 60 bits and the sign."""
 ROW_WEIGHT = float(1 << 32)
 """A row's weight in a histogram is this and its residual: one pass adds up both, exactly below 2^53."""
+MOST_ROWS = 1 << 21
 STOPPING_EXPONENT = 20
 """Losses of rows to stop by are added up in units of 2^-10, up to 2^30."""
 NEW = -1
@@ -61,6 +63,8 @@ class Member:
     """
 
     def __init__(self, features: np.ndarray, targets: np.ndarray, settings: TreeSettings, groups: Sequence[str] = ()):
+        most = f"{len(features)} rows are more than the {MOST_ROWS} of which sums are exact; divide them among silos"
+        require(len(features) <= MOST_ROWS, most)
         self.settings = settings
         self.features = as_float32(features)
         self.targets = target_table(targets, settings)

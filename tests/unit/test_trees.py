@@ -66,6 +66,17 @@ def test_rows_sorted_by_the_target_make_the_same_forest():
     assert forest_of(x, y, parts, TWO) == forest_of(x, y, [np.arange(200)], TWO)
 
 
+def test_sums_beyond_float32_travel_in_digits():
+    random = generator(0, "many rows")
+    x = random.normal(size=(17_000, 2))
+    chosen = TreeSettings(trees=1, depth=2, levels=1024)
+    grower, digits = Grower(chosen, 2), set()
+    halves = [Member(part, part[:, 0], chosen) for part in np.split(x, 2)]
+    split = grown(grower, halves, lambda question, _: digits.add(question.digits))
+    assert digits == {1, 2}, "1 while the number of rows is not known"
+    assert grower.forest(split).vector.tobytes() == forest_of(x, x[:, 0], [np.arange(len(x))], chosen)
+
+
 def test_a_forest_learns():
     x, y = table(2000, 1)
     has = ~np.isnan(y[:, 0])
