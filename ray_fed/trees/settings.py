@@ -57,7 +57,7 @@ class TreeSettings:
     """Boosting iterations: so many trees for each output."""
     learning_rate: float = 0.06
     """Share of a tree's values that counts."""
-    depth: int = 6
+    depth: int = 7
     """Splits on the way to a leaf: an iteration takes at most one exchange more."""
     leaves: int = 31
     """Most leaves of a tree; at each level the splits that gain most come first."""
