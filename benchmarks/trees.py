@@ -16,7 +16,7 @@ import lightgbm
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from pipelines.training.setup import jobs, resolve
+from pipelines.training.setup import Setup, jobs, resolve
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.rounds.job import RoundRecord
@@ -46,7 +46,7 @@ class Rows:
         return float(np.abs(predicted - self.true).mean())
 
 
-def setup_of(data: str, trees: int, partition: str, more: tuple[str, ...] = ()):
+def setup_of(data: str, trees: int, partition: str, more: tuple[str, ...] = ()) -> Setup:
     options: dict[str, object] = {
         "model": "boosted_trees", "tree_options": (f"trees={trees}", *more), "features": "guo73", "cohort": "local",
         "data": data, "partition": partition, "target": ("formation_energy_per_atom",), "rows": 12_897,
@@ -54,14 +54,22 @@ def setup_of(data: str, trees: int, partition: str, more: tuple[str, ...] = ()):
     return resolve(options, pipeline="train")
 
 
-def rows_of(setup) -> Rows:
+def settings_of(setup: Setup) -> TreeSettings:
+    assert isinstance(setup.task, BoostedPropertyTask)
+    return setup.task.trees
+
+
+def rows_of(setup: Setup) -> Rows:
+    assert setup.pooled is not None
+    assert setup.test is not None
     train, test = (setup.task.load(spec) for spec in (setup.pooled, setup.test))
     return Rows(train.features, train.targets, test.features, test.targets)
 
 
-def federated(setup, name: str, coded: bool = False) -> tuple[np.ndarray, float, list[RoundRecord]]:
+def federated(setup: Setup, name: str, coded: bool = False) -> tuple[np.ndarray, float, list[RoundRecord]]:
     """Return the forest's vector, processor seconds of the rounds without evaluation, and the records."""
-    task, silos = setup.task, setup.silos if name == "federated" else [setup.pooled]
+    assert setup.pooled is not None
+    task, silos = setup.task, setup.silos if name == "federated" else (setup.pooled,)
     names = tuple(spec.name for spec in silos)
     coordinator = Coordinator(LocalCohort(silos, task), task, names)
     described = dict(coordinator.agree().silos)
@@ -77,9 +85,9 @@ def federated(setup, name: str, coded: bool = False) -> tuple[np.ndarray, float,
     return records[-1].models["federated"], spent, records
 
 
-def predicted(setup, vector: np.ndarray, rows: Rows) -> np.ndarray:
-    task: BoostedPropertyTask = setup.task
-    return ForestPredictor(task.trees).scores(Forest.of(vector, task.trees), as_float32(rows.new))[0]
+def predicted(setup: Setup, vector: np.ndarray, rows: Rows) -> np.ndarray:
+    trees = settings_of(setup)
+    return ForestPredictor(trees).scores(Forest.of(vector, trees), as_float32(rows.new))[0]
 
 
 def peers(rows: Rows, trees: int) -> dict[str, tuple[float, float]]:
@@ -93,7 +101,11 @@ def peers(rows: Rows, trees: int) -> dict[str, tuple[float, float]]:
         "LightGBM, 64 gradient levels": lightgbm.LGBMRegressor(**same, **quantised),
         "LightGBM, 64 levels, half of the features": lightgbm.LGBMRegressor(**same, **quantised, **half),
         "scikit-learn's HistGradientBoosting": HistGradientBoostingRegressor(
-            max_iter=trees, learning_rate=0.06, max_leaf_nodes=31, max_bins=63, early_stopping=False
+            max_iter=trees,
+            learning_rate=0.06,
+            max_leaf_nodes=31,
+            max_bins=63,
+            early_stopping=False,  # type: ignore[arg-type]  (the stubs know its text only)
         ),
     }
     found = {}
@@ -157,11 +169,11 @@ def main() -> None:
         print(f"| {name} | all rows in one place | {mae:.4f} | | {spent:.1f} |")
     whole = setup_of(options.data, options.trees, "size", ("feature_fraction=1",))
     vector, spent, _ = federated(whole, "pooled")
-    print(
-        f"| ray-fed, all features | all rows in one place | {rows.error(predicted(whole, vector, rows)):.4f} | | {spent:.1f} |"
-    )
-    alone = Member(*(part for part in _largest(setups["size"])), setups["size"].task.trees)
-    grower = Grower(setups["size"].task.trees, rows.x.shape[1])
+    mae = rows.error(predicted(whole, vector, rows))
+    print(f"| ray-fed, all features | all rows in one place | {mae:.4f} | | {spent:.1f} |")
+    x, y = _largest(setups["size"])
+    alone = Member(x, y, settings_of(setups["size"]))
+    grower = Grower(settings_of(setups["size"]), rows.x.shape[1])
     vector = grower.forest(grown(grower, [alone])).vector
     print(f"| ray-fed | silo-4 alone | {rows.error(predicted(setups['size'], vector, rows)):.4f} | | |")
     _, _, records = federated(setups["size"], "federated", coded=True)
@@ -171,17 +183,16 @@ def main() -> None:
     print(f"bytes of a silo, both ways: {sent:.1f} MB coded, {raw:.1f} MB as float32, {4 * raw:.0f} MB masked")
     order = np.random.default_rng(0).permutation(len(rows.x))
     parts = np.split(order, [len(order) // 10, 3 * len(order) // 10, 6 * len(order) // 10])
-    print(
-        "\n| least rows in a leaf | trees | rows of silo-1 alone in a bin it sends | in a bin of the sum |\n|---:|---:|---:|---:|"
-    )
+    print("\n| least rows in a leaf | trees | rows of silo-1 alone in a bin it sends | in a bin of the sum |")
+    print("|---:|---:|---:|---:|")
     for least in (20, 100):
         for shown in (1, 10):
-            settings = replace(setups["size"].task.trees, min_rows=least)
+            settings = replace(settings_of(setups["size"]), min_rows=least)
             own, total = rows_alone(rows, settings, parts, shown)
             print(f"| {least} | {shown} | {own:.0%} | {total:.0%} |")
 
 
-def _largest(setup) -> tuple[np.ndarray, np.ndarray]:
+def _largest(setup: Setup) -> tuple[np.ndarray, np.ndarray]:
     found = setup.task.load(setup.silos[-1])
     return found.features, found.targets
 

@@ -46,7 +46,7 @@ class CommandParser(OneLineParser):
         self.command = command
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        self.command.add_options(self)
+        self.command.add_options(self, args or ())
         if self.command.run:
             self.set_defaults(parser=self)
         return super().parse_known_args(args, namespace)

@@ -22,6 +22,23 @@ place = partial(argument, type=path_option)
 
 
 @dataclass(frozen=True)
+class ConfigChoice:
+    """An argument that says which configurations a command takes; the first is meant where none is given."""
+
+    name: str
+    takes: Mapping[str, tuple[str, ...]]
+
+    def add_to(self, parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+        from ray_fed.config import add_options
+
+        names = list(self.takes)
+        parser.add_argument(self.name, nargs="?", default=names[0], choices=names)
+        chosen = next((word for word in arguments if word in self.takes), names[0])
+        for each in self.takes[chosen]:
+            add_options(parser, named(each))
+
+
+@dataclass(frozen=True)
 class Command:
     """A command, or a group of them."""
 
@@ -31,20 +48,22 @@ class Command:
     """Its line in the list of commands."""
     run: str | None = None
     """'module:function'; none for a group."""
-    takes: tuple[methodcaller | str, ...] = ()
-    """What can be given, in the order of --help: arguments, and configurations as 'module:Class'."""
+    takes: tuple[methodcaller | str | ConfigChoice, ...] = ()
+    """What can be given, in the order of --help: arguments, configurations as 'module:Class', and a choice of them."""
     description: str | None = None
     """What its own --help says; the summary if not given."""
     warm_up: Callable[[Mapping[str, Any]], None] | None = None
     """Called with the options before the module of `run` is imported, to start what can go on during these imports."""
 
-    def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """Let the parser understand what the command takes."""
+    def add_options(self, parser: argparse.ArgumentParser, arguments: Sequence[str] = ()) -> None:
+        """Let the parser understand what the command takes; arguments: what was given, for a choice."""
         from ray_fed.config import add_options
 
         for each in self.takes:
             if isinstance(each, str):
                 add_options(parser, named(each))
+            elif isinstance(each, ConfigChoice):
+                each.add_to(parser, arguments)
             else:
                 each(parser)
 
@@ -108,6 +127,7 @@ OWN_STRATEGY = argument(
     help="again, where the run's strategy is code of your own: a run's folder alone does not name code",
 )
 CATALOGUE = "pipelines.model_library.catalogue"
+WHOLE_RUNS = "pipelines.sweep.whole_runs:WholeRunsConfig"
 PLACE = "folder, or any URL that fsspec knows"
 
 SITE_OVERRIDES = argument(
@@ -187,12 +207,24 @@ COMMANDS = (
         "many runs over the same silos with Ray Tune: communication frequency, learning rate, any other field",
         "pipelines.sweep.pipeline:run",
         (
-            argument("pipeline", nargs="?", default="formation-energy", choices=["formation-energy", "train"]),
             place("--resume", metavar="RUN", default=None, help="go on with a sweep that was broken off"),
-            "pipelines.sweep.config:SweepConfig",
-            "pipelines.training.config:FormationEnergyConfig",
+            ConfigChoice(
+                "pipeline",
+                {
+                    "formation-energy": (
+                        "pipelines.sweep.config:SweepConfig",
+                        "pipelines.training.config:FormationEnergyConfig",
+                    ),
+                    "train": ("pipelines.sweep.config:SweepConfig", "pipelines.training.config:TrainConfig"),
+                    "fedtransfer": (WHOLE_RUNS, "pipelines.fedtransfer.config:FedTransferConfig"),
+                    "leakage": (WHOLE_RUNS, "pipelines.leakage.config:LeakageConfig"),
+                    "transfer": (WHOLE_RUNS, "pipelines.model_library.config:TransferConfig"),
+                },
+            ),
         ),
-        "Run Ray Tune over fields of a pipeline. The silos open their data once and serve all trials.",
+        "Run Ray Tune over fields of a pipeline. Of formation-energy and train the silos open their data once "
+        "and serve all trials; of the others each trial is a run of its own. `ray-fed sweep PIPELINE --help` has the "
+        "options of one.",
         _start_fork_server,
     ),
     Command(

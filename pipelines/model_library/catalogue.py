@@ -13,7 +13,7 @@ from ray_fed.errors import DataError
 from ray_fed.model_library.cards import SHOWN_WITH_FAILURES, pack
 from ray_fed.model_library.crystal_graph import METHOD, predict_structures
 from ray_fed.model_library.descriptors import check_fingerprint, make_descriptor
-from ray_fed.model_library.predictors import predict
+from ray_fed.model_library.predictors import predict, require_one_number
 from ray_fed.model_library.property_tables import read_table
 from ray_fed.model_library.store import Library, difference
 from ray_fed.model_library.store import pull as pull_models
@@ -123,6 +123,7 @@ def predict_file(options: Mapping[str, Any], _command_line: Sequence[str]) -> in
 def add(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Put a model of a run, e.g. a federated one with its federation record, into the library."""
     arrays, card = load_model(model_path(options["model"], "federated"))
+    require_one_number(card)
     packed = pack(arrays, card)
     Library.create(options["library"]).add([packed])
     print(f"{packed.id[:12]} {card.name}: {card.property} [{card.unit}] is in {options['library']}")

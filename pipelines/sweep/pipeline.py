@@ -11,7 +11,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.sweep import results_file
+from pipelines.sweep import results_file, whole_runs
 from pipelines.sweep.advice import recommendation
 from pipelines.sweep.config import SweepConfig
 from pipelines.sweep.outcomes import TrialOutcome, objective_of, table
@@ -36,8 +36,9 @@ PRESET_DEFAULTS: Mapping[str, Mapping[str, int]] = {
 
 def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
     """Run or resume a sweep; returns 0 unless every trial failed."""
-    resumed = options.pop("resume")
-    pipeline = options.pop("pipeline")
+    resumed, pipeline = options.pop("resume"), options.pop("pipeline")
+    if resumed is None and pipeline in whole_runs.PIPELINES:
+        return whole_runs.run(pipeline, options, command_line)
     if resumed is not None:
         strategy = options.pop("strategy", None)  # of a sweep with code of the user's own
         require(not options, f"--resume takes every option from {resumed}; leave out --{'/'.join(options)}")
@@ -80,6 +81,8 @@ def _resolved(config: SweepConfig, base: Mapping[str, Any], pipeline: str) -> tu
 def _resume(path: Path, strategy: str | None) -> int:
     directory = RunDirectory.open(path)
     with _alone(directory):
+        if "pipeline" in directory.read_config():
+            return whole_runs.resume(directory)
         sweep = _begun(directory, strategy)
         if not sweep.left and directory.summary_path.is_file() and directory.read_summary()["status"] == "completed":
             print(f"{path} is complete; nothing to resume")

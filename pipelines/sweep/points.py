@@ -119,8 +119,9 @@ def _range(text: str) -> tuple[str, str, float, float]:
 
 
 def parsed_range(text: str, sweepable: Callable[[str, str], Any]) -> tuple[str, str, float, float]:
-    """Return (field, log or uniform, low, high) of FIELD=log:LOW:HIGH; sweepable: (field, where it is named) -> its type,
-    or ConfigError."""
+    """Return (field, log or uniform, low, high) of FIELD=log:LOW:HIGH.
+
+    sweepable: (field, where it is named) -> its type, or ConfigError."""
     field, _, described = text.partition("=")
     annotation = sweepable(field, f"sample={text!r}")
     kind, *bounds = described.split(":")

@@ -141,6 +141,10 @@ class RunsSweep:
     def folder(self, trial: Trial) -> Path:
         return self.directory.path / trial.name
 
+    def failure(self, trial: Trial) -> Path:
+        """Where it stands why a trial failed."""
+        return self.directory.path / f"{trial.name}.failed.json"
+
     def arguments(self, trial: Trial) -> list[str]:
         """Return the command line of a trial, after `ray-fed`."""
         options = {**self.base, **dict(trial.point), "out": str(self.folder(trial).resolve())}
@@ -248,9 +252,9 @@ class Saying:
 
     def on_trial_end(self, number: int, reason: str) -> None:
         trial = self.trials[number]
+        self.sweep.failure(trial).unlink(missing_ok=True)
         if reason:
-            self.sweep.directory.write_json(f"{trial.name}.failed.json", {"reason": reason})
-        (self.sweep.directory.path / f"{trial.name}.failed.json").unlink(missing_ok=True) if not reason else None
+            self.sweep.directory.write_json(self.sweep.failure(trial).name, {"reason": reason})
         said = f"failed: {reason}" if reason else f"{self.sweep.objective} {number_of(self.reports.get(number))}"
         print(f"trial {number}/{len(self.trials)}  {trial.label()}  {said}", file=sys.stderr)
 
@@ -265,6 +269,11 @@ def found(sweep: RunsSweep, trial: Trial) -> float | None:
         return None
     summary = json.loads(path.read_text())
     return value_of(summary, sweep.objective) if summary.get("status", "completed") == "completed" else None
+
+
+def why_failed(sweep: RunsSweep, trial: Trial) -> str:
+    path = sweep.failure(trial)
+    return str(json.loads(path.read_text())["reason"]) if path.is_file() else ""
 
 
 def by_point(sweep: RunsSweep) -> list[tuple[str, list[float]]]:

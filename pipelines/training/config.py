@@ -87,8 +87,18 @@ class TrainConfig(UpdateOptions):
     cell: Literal["standard", "given"] = "standard"
     """Cell and space group of the standardised primitive cell, so that no prediction depends on how a crystal is
     written down; or as the data have them."""
+    structures: str = ""
+    """Which of several structures in one file: all, first, or a number from 1; if not given, all where each has its
+    own label, otherwise the file is counted as not usable."""
     federation: PathText | None = None
     """YAML file of real sites (silos, sites, sources, GPUs); replaces --data and --silos."""
+    folds: str = ""
+    """Train once per fold, and tell mean and spread: matbench (its five folds, rows as they come), or a number of folds
+    that cut no group. Of a study only; one run directory per fold."""
+    fold: int | None = None
+    """Only this fold, from 1."""
+    group: Literal["formula", "chemical_system"] = "formula"
+    """What grouped splits and folds do not cut: all polymorphs of a formula, or all compounds of the same elements."""
     silos: tuple[int, ...] = (1000, 2000, 3000, 4000)
     """Training rows of each silo; scaled in proportion when the data have more or fewer."""
     split: Literal["grouped", "random"] = "grouped"
@@ -126,6 +136,17 @@ class TrainConfig(UpdateOptions):
     feature_fraction=0.5,patience=20."""
     baselines: bool = True
     """Also train each silo alone, and all training rows pooled where they have one source (the models of Fig. 3)."""
+    alone: Literal["network", "best"] = "best"
+    """With --baselines: what each silo, and who had all rows, does alone: the same network; or the best of it, a random
+    forest and gradient boosting, chosen by cross-validation inside the silo, no formula on both sides."""
+    early_stopping: Literal["no", "baselines"] = "baselines"
+    """baselines: the networks alone and pooled first find out on --validation-share of their formulas how long to
+    train, and then train on all rows so long; twice the work, and no straw man where longer is worse."""
+    validation_share: float = 0.1
+    """Share of the formulas that is kept back for it, at most 0.5."""
+    analysis: bool = True
+    """After training: errors by element and chemistry, worst rows (of a public test set here, else in the owner's own
+    log), importances of the properties. Without a common test set each silo then marks 200 models more."""
     strategy: str = "fed_avg"
     """How updates are combined: fed_avg, fed_avg_m, fed_prox, fed_adagrad, fed_adam, fed_yogi, scaffold, fed_nova,
     fed_buff (asynchronous), median, trimmed_mean, krum, multi_krum, geometric_median, centred_clipping, norm_clipping,
@@ -215,6 +236,9 @@ class TrainConfig(UpdateOptions):
         require(isfinite(gpus) and gpus >= 0, f"num_gpus={self.num_gpus} must be a finite number, 0 or more")
         require(0 < self.test_fraction < 1, f"test_fraction={self.test_fraction} must lie between 0 and 1")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
+        share = self.validation_share
+        require(0 < share <= 0.5, f"validation_share={share} must lie between 0 and 0.5")
+        self._check_folds()
         averages = self.optimizer_state == "average"
         require(
             not averages or self.optimizer == "adam", "optimizer_state=average needs optimizer=adam: sgd has no state"
@@ -250,6 +274,23 @@ class TrainConfig(UpdateOptions):
 
         if self.features not in (AUTO, *FEATURE_SETS):
             raise unknown_name("feature set", self.features, (AUTO, *FEATURE_SETS))
+
+    def _check_folds(self) -> None:
+        count = self.num_folds
+        require(self.folds in ("", "matbench") or count > 1, f"folds={self.folds!r} must be matbench, or 2 or more")
+        given = f"fold={self.fold}"
+        require(self.fold is None or bool(self.folds), f"{given} needs --folds matbench or --folds K")
+        require(self.fold is None or 1 <= self.fold <= count, f"{given} must lie between 1 and {count}")
+        both = "its sites hold out rows of their own; leave --folds out, or use --data"
+        require(not self.folds or self.federation is None, f"folds={self.folds}: {both}")
+        whole = "matbench's folds are of all rows; leave --rows out"
+        require(self.folds != "matbench" or self.rows is None, f"rows={self.rows}: {whole}")
+        require(not self.folds or self.test_rows is None, f"test_rows={self.test_rows}: the fold is the test set")
+
+    @property
+    def num_folds(self) -> int:
+        """How many folds there are; 0 without."""
+        return 5 if self.folds == "matbench" else int(self.folds) if self.folds.isdecimal() else 0
 
     def _check_frequency(self) -> None:
         frequency = self.communication_frequency
@@ -346,6 +387,15 @@ class FormationEnergyConfig(TrainConfig):
     only formulas; rich: a larger element set; rich+structure: with cell and space group; auto: as in ray-fed train."""
     standardise_target: bool = False
     """Learn numbers of mean 0 and deviation 1; the paper learns eV/atom."""
+    alone: Literal["network", "best"] = "network"
+    """With --baselines: what each silo, and who had all rows, does alone: the same network, as in the paper; or the
+    best of it, a random forest and gradient boosting, chosen by cross-validation inside the silo."""
+    early_stopping: Literal["no", "baselines"] = "no"
+    """baselines: the networks alone and pooled first find out on --validation-share of their formulas how long to
+    train; the paper trains to the end."""
+    analysis: bool = False
+    """After training: errors by element and chemistry, worst rows (of a public test set here, else in the owner's own
+    log), importances of the properties."""
     cell: Literal["standard", "given"] = "given"
     """Cell and space group as the data have them, as in the paper; or of the standardised primitive cell."""
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from pipelines import launching
 from pipelines.launching import CoordinatorLike, FederationSpec
+from pipelines.training.alone import AloneAnswers, ask_alone
+from pipelines.training.analysis import Analysis, analyse
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.membership import admitted, fingerprints, start_rules
 from pipelines.training.setup import Setup, jobs
@@ -60,6 +62,10 @@ class TrainingExperiment:
     true: np.ndarray | None = None
     """Targets of the common test set, for parity plots."""
     predicted: dict[str, np.ndarray] = field(default_factory=dict)
+    alone: list[AloneAnswers] = field(default_factory=list)
+    """What each silo could do alone with the best of several learners, seed by seed."""
+    analysis: Analysis | None = None
+    """Where the federated model errs, and on what it rests."""
     scores: dict[str, Scores] = field(default_factory=dict)
     """What was told of the first seed's final models on the common test set, or on all held-out rows."""
     started: float = field(default_factory=time.perf_counter)
@@ -78,14 +84,30 @@ class TrainingExperiment:
         for seed in self.seeds:
             for job in jobs(self.setup, dict(self.agreement.silos), seed):
                 self._run(coordinator, job, seed)
+        self._ask_alone(coordinator)
         try:
             shown = coordinator.predict_test(self.models)
         except PerimeterRefused as refusal:  # its owner shows scores alone
             print(f"note: no parity plots: {refusal}", file=sys.stderr)
-            return
+            shown = None
         if shown is not None:
             self.true, self.predicted = shown
             self._score_predicted(self.true)
+        if self.setup.config.analysis:
+            self.analysis = analyse(coordinator, self.setup, self.agreement, self.models["federated"], self.predicted)
+
+    def _ask_alone(self, coordinator: CoordinatorLike) -> None:
+        """Ask what each silo could do alone; once per seed."""
+        config = self.setup.config
+        if not config.baselines or config.alone != "best":
+            return
+        silos = [name for name in self.setup.models if name in self.agreement.silos]
+        for seed in self.seeds:
+            print(f"each silo alone chooses among network, forest and boosted trees, seed {seed}", file=sys.stderr)
+            answers = ask_alone(coordinator, self.setup, silos, seed)
+            self.alone.append(answers)
+            for silo, why in answers.silent.items():
+                print(f"note: silo '{silo}': what it could do alone is not known: {why}", file=sys.stderr)
 
     def _score_predicted(self, true: np.ndarray) -> None:
         """Score the models of jobs that were finished before a run went on: their last records are gone."""

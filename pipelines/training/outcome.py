@@ -13,6 +13,8 @@ import numpy as np
 from torch.nn.functional import mse_loss
 
 from pipelines.launching import CoordinatorLike
+from pipelines.training.alone import summary_of
+from pipelines.training.analysis_report import figure_of, sections
 from pipelines.training.class_pages import class_sections
 from pipelines.training.experiment import TrainingExperiment
 from pipelines.training.membership import fingerprints
@@ -26,7 +28,7 @@ from ray_fed.metrics import Metric
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
 from ray_fed.reporting.model_files import ModelCard, model_paths, save_model
 from ray_fed.reporting.report import Figure, Section, Table, write_report
-from ray_fed.reporting.results import ResultRow, Results, results_from_summary
+from ray_fed.reporting.results import BEST, ResultRow, Results, results_from_summary
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.tensorboard_log import EventLog
 
@@ -119,6 +121,7 @@ class TrainingOutcome:
     def _summarise(self, status: str, reason: str) -> None:
         self.summary = {
             **self._metrics(),
+            **self._alone(),
             **own_errors(self.experiment),
             **self._costs(),
             **self._counts(),
@@ -138,6 +141,18 @@ class TrainingOutcome:
                 if len(values) > 1:
                     flat[f"{key}.{metric.name}_std"] = stdev(values)
         return flat
+
+    def _alone(self) -> dict[str, object]:
+        """`best.<silo>.<metric>` and `.learner`, where there is a common test set: what each could do alone."""
+        experiment = self.experiment
+        if experiment.agreement.test is None or not experiment.alone:
+            return {}
+        networks = {metric.name: experiment.finals(metric) for metric in experiment.metrics}
+        rows = {
+            f"{BEST}.{silo}.num_examples": experiment.agreement.silos[silo].num_examples
+            for silo in experiment.alone[0].results
+        }
+        return summary_of(experiment.alone, networks, experiment.metrics, BEST) | rows
 
     def _costs(self) -> dict[str, object]:
         """Rounds, bytes and seconds of one federated run, averaged over the seeds."""
@@ -291,7 +306,7 @@ class TrainingOutcome:
         ]
 
     def _parity(self, target: Target, true: np.ndarray, predicted: Mapping[str, np.ndarray]) -> Figure:
-        rows, there = self.results.rows, ~np.isnan(true)
+        rows, there = self.results.shown, ~np.isnan(true)
         silos = sorted((row for row in rows if row.kind == "silo"), key=lambda row: -(row.num_examples or 0))
         left_out = silos[MAX_PARITY_SILOS:]
         metrics = self.experiment.setup.task.metrics_of(target)
@@ -318,7 +333,7 @@ class TrainingOutcome:
 
     def _bars(self) -> Figure | None:
         headline, repeats = self.experiment.metrics[0], self.experiment.setup.config.repeats
-        rows = [row for row in self.results.rows if row.values[headline.name] is not None]
+        rows = [row for row in self.results.shown if row.values[headline.name] is not None]
         if not rows:
             return None
         panels = {metric: _means(rows, metric, repeats > 1) for metric in self.results.metrics}
@@ -358,7 +373,7 @@ class TrainingOutcome:
             self.directory,
             f"Multi-source training: {_listed([target.words for target in setup.task.targets])}",
             self.summary,
-            [*self._own_section(), *classes, *([Section("Figures", figures)] if figures else [])],
+            [*self._own_section(), *classes, *self._analysis(), *([Section("Figures", figures)] if figures else [])],
             subtitle=f"{len(setup.training)} silos, {self.summary['rounds']} communications",
             command=self.command,
             results=self.results,
@@ -367,6 +382,16 @@ class TrainingOutcome:
             warnings=self.notices,
             provenance=self._provenance(),
         )
+
+    def _analysis(self) -> list[Section]:
+        """Write analysis.json; return its part of the report."""
+        analysis = self.experiment.analysis
+        if analysis is None:
+            return []
+        self.directory.write_json("analysis.json", analysis.as_json())  # type: ignore[arg-type]
+        has_bars = bool(analysis.groups or analysis.importances)
+        caption = f"Errors on {analysis.where} by anion class and element; what the model rests on."
+        return sections(analysis, [self._save("analysis", figure_of(analysis), caption)] if has_bars else [])
 
     def own_table(self) -> list[list[str]]:
         """Return what each silo's own held-out rows say, header first; empty with a common test set."""

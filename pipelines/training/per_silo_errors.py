@@ -7,18 +7,19 @@ themselves (`--personal-bias`) use it here.
 from collections.abc import Mapping
 from statistics import mean, stdev
 
+from pipelines.training.alone import summary_of
 from pipelines.training.experiment import TrainingExperiment
 from ray_fed.federation.rounds.job import RoundRecord
 from ray_fed.metrics import Metric
-from ray_fed.reporting.results import number
+from ray_fed.reporting.results import BEST, number, words
 
 
-def own_errors(experiment: TrainingExperiment) -> dict[str, float]:
-    """Return `own.<silo>.alone_<headline>` and `own.<silo>.federated_<headline>`, means over seeds, with `_std` for
-    several."""
+def own_errors(experiment: TrainingExperiment) -> dict[str, object]:
+    """Return `own.<silo>.alone_<headline>` (the same network) and `own.<silo>.federated_<headline>`, means over seeds,
+    with `_std` for several; and what the best of several learners does alone, where that was asked."""
     if experiment.agreement.test is not None:
         return {}
-    name, found = experiment.metrics[0].name, dict[str, float]()
+    name, found = experiment.metrics[0].name, dict[str, object]()
     for silo in experiment.setup.training:
         for kind in ("alone", "federated"):
             key, records = f"silo.{silo}.{name}", _last(experiment, kind)
@@ -27,22 +28,44 @@ def own_errors(experiment: TrainingExperiment) -> dict[str, float]:
                 found[f"own.{silo}.{kind}_{name}"] = mean(values)
             if len(values) > 1:
                 found[f"own.{silo}.{kind}_{name}_std"] = stdev(values)
-    return found
+    return found | _best_alone(experiment)
+
+
+def _best_alone(experiment: TrainingExperiment) -> dict[str, object]:
+    """Return `own.<silo>.best_<headline>`, `own.<silo>.learner` and the errors of its folds: what the best of several
+    learners does on the silo's own held-out rows."""
+    if not experiment.alone:
+        return {}
+    headline, silos = experiment.metrics[0], experiment.setup.training
+    networks = {
+        silo: [record.metrics[key] for record in _last(experiment, "alone") if key in record.metrics]
+        for silo, key in ((silo, f"silo.{silo}.{headline.name}") for silo in silos)
+    }
+    told = summary_of(experiment.alone, {headline.name: networks}, [headline], "own")
+    return {key.replace(f".{headline.name}", f".{BEST}_{headline.name}"): value for key, value in told.items()}
 
 
 def own_table(summary: Mapping[str, object], silos: tuple[str, ...], metric: Metric) -> list[list[str]]:
-    """Return header and rows: silo, the metric on its held-out rows alone, federated, and the change; empty without
-    such results."""
-    rows = [_row(summary, silo, metric) for silo in silos if f"own.{silo}.federated_{metric.name}" in summary]
+    """Return header and rows: silo, the metric on its held-out rows of the same network alone, of the best it could do
+    alone, federated, and the change against the better one; empty without such results."""
+    known = [silo for silo in silos if f"own.{silo}.federated_{metric.name}" in summary]
+    if not known:
+        return []
     unit = f" ({metric.unit})" if metric.unit else ""
-    return [["own held-out rows", f"alone{unit}", f"federated{unit}", "change"], *rows] if rows else []
+    has_best = any(f"own.{silo}.learner" in summary for silo in known)
+    best = [f"best alone{unit}", "which"] if has_best else []
+    header = ["own held-out rows", f"alone{unit}", *best, f"federated{unit}", "change"]
+    return [header, *(_row(summary, silo, metric, has_best) for silo in known)]
 
 
-def _row(summary: Mapping[str, object], silo: str, metric: Metric) -> list[str]:
-    alone, federated = (summary.get(f"own.{silo}.{kind}_{metric.name}") for kind in ("alone", "federated"))
-    both = isinstance(alone, float) and isinstance(federated, float)
-    change = f"{100 * (federated / alone - 1):+.1f} %" if both and alone else "-"  # type: ignore[operator]
-    return [silo, _spread(summary, silo, "alone", metric), _spread(summary, silo, "federated", metric), change]
+def _row(summary: Mapping[str, object], silo: str, metric: Metric, has_best: bool) -> list[str]:
+    federated = summary.get(f"own.{silo}.federated_{metric.name}")
+    rivals = [summary.get(f"own.{silo}.{kind}_{metric.name}") for kind in ("alone", BEST)]
+    rival = metric.best(float(value) for value in rivals if isinstance(value, float))
+    change = f"{100 * (federated / rival - 1):+.1f} %" if isinstance(federated, float) and rival else "-"
+    best = [_spread(summary, silo, BEST, metric), words(str(summary.get(f"own.{silo}.learner", "-")))]
+    shown = best if has_best else []
+    return [silo, _spread(summary, silo, "alone", metric), *shown, _spread(summary, silo, "federated", metric), change]
 
 
 def _spread(summary: Mapping[str, object], silo: str, kind: str, metric: Metric) -> str:

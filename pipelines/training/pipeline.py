@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from safetensors import SafetensorError
 
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger, discard_unused, name_of_run, silos_folder
 from pipelines.training.checkpoint import Checkpoint
+from pipelines.training.config import CONFIGS, TrainConfig
 from pipelines.training.experiment import TrainingExperiment, launched
+from pipelines.training.folds import all_folds
 from pipelines.training.membership import check_data, founded, rejoined, with_founders
 from pipelines.training.outcome import TrainingOutcome
 from pipelines.training.recorder import TrainingRecorder
@@ -63,7 +65,10 @@ def train(options: dict[str, object], command: Sequence[str]) -> int:
 def _run(options: dict[str, object], command: Sequence[str], pipeline: str) -> int:
     given = options.pop("site_overrides", [])
     assert isinstance(given, list)
-    setup = resolve(_with_whole_paths(options), given, pipeline)
+    options = _with_whole_paths(options)
+    if options.get("folds") and options.get("fold") is None:
+        return _run_folds(CONFIGS[pipeline](**options), options, command)  # type: ignore[arg-type]
+    setup = resolve(options, given, pipeline)
     out = setup.config.out
     directory = RunDirectory.create(at_home(out) if out else None, pipeline)
     checkpoint = Checkpoint(directory)
@@ -77,6 +82,31 @@ def _run(options: dict[str, object], command: Sequence[str], pipeline: str) -> i
         directory.discard_if_empty()
 
 
+def _run_folds(config: TrainConfig, options: Mapping[str, object], command: Sequence[str]) -> int:
+    """Run each fold of a new run, and write what they come to."""
+    resolve({**options, "fold": 1}, (), config.PIPELINE)  # whatever is wrong is said before a folder is made
+    directory = RunDirectory.create(at_home(config.out) if config.out else None, config.PIPELINE)
+    try:
+        with _alone(directory), _keeping(directory):
+            told = {"command": shlex.join(command), "set": [], "pipeline": config.PIPELINE}
+            directory.write_config({**told, **asdict(config)})
+            return _go_on_with_folds(config, directory, command, None)
+    finally:
+        directory.discard_if_empty()
+
+
+def _go_on_with_folds(config: TrainConfig, directory: RunDirectory, command: Sequence[str], strategy: object) -> int:
+    options = {key: value for key, value in asdict(config).items() if key != "out"}
+
+    def run_fold(fold: int, place: Path) -> None:
+        if (place / "config.yaml").is_file():
+            resume({"run_directory": str(place), "strategy": strategy}, ())
+        else:
+            _run({**options, "fold": fold, "out": str(place)}, command, config.PIPELINE)
+
+    return all_folds(config, directory, command, run_fold)
+
+
 def resume(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Go on with a run that was broken off, from its last complete round; the result is that of an unbroken run."""
     path = options["run_directory"]
@@ -87,6 +117,10 @@ def resume(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
         if _is_complete(directory):
             print(f"{path} is complete; nothing to resume")
             return 0
+        told = directory.read_config()
+        if told.get("folds") and told.get("fold") is None:
+            config = CONFIGS[pipeline_of(told)](**options_of(told))  # type: ignore[arg-type]
+            return _go_on_with_folds(config, directory, shlex.split(str(told["command"])), options["strategy"])
         return _carry_out(_begun(directory, options["strategy"]))
 
 

@@ -169,8 +169,10 @@ def _study(config: TrainConfig) -> Setup:
     if path == EMBEDDED:
         rows = replace(rows, source=replace(rows.source, rows=config.rows))
     plan = StudyPlan(
-        config.silos, config.rows, config.test_rows, config.split, config.partition, config.alpha, config.seed
-    )
+        config.silos, config.rows, config.test_rows, config.split, config.partition, config.alpha, config.seed,
+        config.group, config.folds if config.folds == "matbench" else config.num_folds, config.fold or 1,
+        bool(task.targets[0].classes),
+    )  # fmt: skip
     silos = [_part(config, rows, plan, f"silo-{number}") for number in range(1, len(config.silos) + 1)]
     pooled = _part(config, rows, plan, POOLED) if config.baselines else None
     test = replace(_part(config, rows, plan, "test"), num_gpus=0.0)
@@ -253,7 +255,10 @@ def _rows(
     """Return the rows of a source with a column for each target, in the unit that its owner says; else in that of its
     name, else in the federation's."""
     keep = (config.partition.removeprefix("column:"),) if config.partition.startswith("column:") else ()
-    source = Source(path, None, where, config.symmetry, keep=keep, access=access, targets=tuple(columns))
+    source = Source(
+        path, None, where, config.symmetry, structures=config.structures, keep=keep, access=access,
+        targets=tuple(columns),
+    )  # fmt: skip
     given = tuple(units) or ("",) * len(columns)
     said = tuple(_unit(*each) for each in zip(columns, given, task.targets, strict=True))
     return CrystalRows(source, units=said).with_one_number(task)
@@ -315,7 +320,7 @@ def _settled_by_data(config: TrainConfig, path: str) -> tuple[TrainConfig, tuple
     """Return the options of a study with features, classes and units settled by its one source; and what to say."""
     is_open = config.features == AUTO or (config.task != "regression" and not config.classes)
     where = tuple(_condition(text) for text in config.where)
-    source = Source(path, None, where, access=config.access(), targets=config.target)
+    source = Source(path, None, where, structures=config.structures, access=config.access(), targets=config.target)
     found = inferred(source) if is_open and path != EMBEDDED else None
     config, of_features = _with_features(config, found is None or found.has_structures)
     config, of_classes = _with_classes(config, found)
@@ -421,7 +426,13 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     num_rounds = min(shared.num_rounds, EVALUATIONS_PER_JOB)
     alone = {
         name: replace(
-            plan, num_rounds=num_rounds, optimizer_state="keep", proximal_mu=0.0, keep_local=(), compression=None
+            plan,
+            num_rounds=num_rounds,
+            optimizer_state="keep",
+            proximal_mu=0.0,
+            keep_local=(),
+            compression=None,
+            validation_share=config.validation_share if config.early_stopping == "baselines" else 0.0,
         )
         for name, plan in alone.items()
     }

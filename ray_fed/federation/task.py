@@ -93,9 +93,9 @@ class LocalRows:
     none."""
     held_out_groups: Sequence[str] = field(default=(), repr=False, kw_only=True)
     """The same of the held-out samples."""
-    names: Sequence[str] = field(default=(), repr=False)
+    names: Sequence[str] = field(default=(), repr=False, kw_only=True)
     """What the owner calls each training sample, for the owner's own log; perhaps none."""
-    held_out_names: Sequence[str] = field(default=(), repr=False)
+    held_out_names: Sequence[str] = field(default=(), repr=False, kw_only=True)
     """The same of the held-out samples."""
 
     def __repr__(self) -> str:  # no value of a row: this may end in a log

@@ -22,8 +22,8 @@ from ray_fed.leakage.tabular import (
     factor_candidates,
     match_owner,
     match_rows,
+    recovered_target,
     row_candidates,
-    target_error,
 )
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.private_steps import PrivateSteps
@@ -128,7 +128,8 @@ class MessageAudit:
     feature_errors: Mapping[str, float]
     """Feature -> median absolute error over the records found, in the feature's own unit."""
     target_error: float | None
-    """Median |recovered - true target| in the target's unit, of messages of one record; None for others."""
+    """Median |recovered - true target| in the target's unit, of messages of one record; None for others, and where
+    several targets or classes are learned."""
     summed: int = 1
     """Silos in the sum, if only the sum is seen."""
 
@@ -158,8 +159,9 @@ def audit(
         sent = defended(message, defence, number)
         guesses = _guesses(sent, replay)
         found += _found(guesses, replay, number)
-        if replay.owners and replay.summed == 1 and len(guesses):
-            target_errors.append(target_error(network, guesses[0], sent, float(replay.targets[replay.owners[number]])))
+        if replay.owners and replay.summed == 1 and len(guesses) and len(replay.targets):
+            recovered = recovered_target(network, guesses[0], sent)
+            target_errors.append(_target_error(silo, recovered, float(replay.targets[replay.owners[number]])))
     exact = sum(error < EXACT for error, *_ in found)
     near = sum(EXACT <= error < NEAR for error, *_ in found)
     return MessageAudit(
@@ -167,6 +169,12 @@ def audit(
         _physical(found, replay, units, scale),
         float(np.median(target_errors)) if target_errors else None, replay.summed,
     )  # fmt: skip
+
+
+def _target_error(silo: Silo, recovered: float, true: float) -> float:
+    """Return how far two targets, as the network learns them, are apart in the user's unit."""
+    first, second = silo.samples.said(np.array([[recovered], [true]]))[:, 0].tolist()
+    return abs(first - second)
 
 
 def check_first_layer(network: nn.Module) -> None:

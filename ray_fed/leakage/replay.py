@@ -10,6 +10,7 @@ from itertools import groupby, islice
 
 import numpy as np
 import torch
+from torch.nn.functional import mse_loss
 
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
@@ -197,7 +198,8 @@ def _rows_of_round(trainer: LocalTrainer, server_round: int) -> np.ndarray | Non
 
 
 def _replay(silo: Silo, kind: str, messages: tuple[Parts, ...], records: int, owners: tuple[int, ...] = ()) -> Replay:
-    rows, targets = silo.samples.features.cpu().numpy(), silo.samples.targets.cpu().numpy().ravel()
+    rows, is_number = silo.samples.features.cpu().numpy(), silo.task.loss is mse_loss
+    targets = silo.samples.targets.cpu().numpy().ravel() if is_number else np.empty(0, np.float32)
     return Replay(silo.spec.name, kind, messages, rows, targets, records, None, owners, 1 if owners else records)
 
 

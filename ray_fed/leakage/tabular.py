@@ -132,11 +132,12 @@ def residual_from_bias(output_bias_gradient: float) -> float:
     return output_bias_gradient / 2
 
 
-def target_error(network: nn.Module, guess: np.ndarray, message: Sequence[Any], target: float) -> float:
-    """Return |recovered - true target|: y = F(x) - dL/db_out / 2 with the row guessed [num_features] for x."""
+def recovered_target(network: nn.Module, guess: np.ndarray, message: Sequence[Any]) -> float:
+    """Return the target as the network learns it: y = F(x) - dL/db_out / 2 with the row guessed [num_features] for x;
+    L is the squared error of one row."""
     with torch.no_grad():
         predicted = float(network(torch.from_numpy(guess.astype(np.float32))[None])[0, 0])
-    return abs(predicted - residual_from_bias(float(message[-1][0])) - target)
+    return predicted - residual_from_bias(float(message[-1][0]))
 
 
 LARGEST_BATCH = 10

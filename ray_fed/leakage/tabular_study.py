@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ray_fed.config import require
 from ray_fed.leakage.observation import StackedNetwork
-from ray_fed.leakage.tabular import factor_candidates, match_rows, row_candidates, target_error
+from ray_fed.leakage.tabular import factor_candidates, match_rows, recovered_target, row_candidates
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.randomness import generator
 
@@ -85,7 +85,7 @@ def _one_message(
     guesses = np.concatenate([row_candidates(weights, bias), factor_candidates(weights, bias, wanted)])
     found = match_rows(guesses, features[taken])
     single = wanted == 1 and case.optimizer == "sgd"
-    error = target_error(network, guesses[0], message, float(targets[order[0]])) if single else None
+    error = abs(recovered_target(network, guesses[0], message) - float(targets[order[0]])) if single else None
     return len(taken), found.exact, found.near, error
 
 

@@ -1,12 +1,15 @@
-"""Local training that keeps a share of the rows back and ends with the parameters that are best on them.
+"""Local training that keeps a share of the rows back, finds out how long to train, and then trains on all rows.
 
 For models that no others take part in: a silo alone, or the pooled rows. After each round the loss on the rows kept
-back is looked at; after PATIENCE looks without a better one the training is over, and all further rounds return the
-best parameters without a step (Prechelt 1998).
+back is looked at; after PATIENCE looks without a better one nothing more is tried (Prechelt 1998). The last round
+starts anew and trains on all rows as long as was best: where longer was always better, that is plain training, bit for
+bit.
 """
 
+import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,7 +26,7 @@ FEWEST_GROUPS = 10
 
 
 class StoppingTrainer(LocalTrainer):
-    """See `LocalTrainer`; `plan.validation_share` of the rows, whole groups, are not trained on.
+    """See `LocalTrainer`; `plan.validation_share` of the rows, whole groups, are kept back until the last round.
 
     groups: of each row, what is not cut between the two; a group of its own each if empty. What is remembered is part
     of the local state: a round that is done again ends as it did.
@@ -39,47 +42,55 @@ class StoppingTrainer(LocalTrainer):
         silo: str,
         groups: Sequence[str] = (),
     ):
+        self._all, self._fresh = (features, targets), copy.deepcopy(module)
         kept = torch.from_numpy(kept_back(groups or range(len(features)), plan, silo)).to(features.device)
         self._watched = features[kept], targets[kept]
-        self._best: torch.Tensor | None = None
+        self._first: torch.Tensor | None = None
         super().__init__(module, loss, features[~kept], targets[~kept], plan, silo)
-        self._best = self.flat.clone()
+        self._first = torch.from_numpy(self.vector())
         self._looks = torch.tensor([math.inf, 0.0])
-        """The least loss so far, and looks since then."""
+        """The least loss so far, and the round of it."""
         self._first_state = {name: tensor.clone() for name, tensor in self.own_state().items()}
 
     def fit_round(self, vector: np.ndarray, server_round: int) -> tuple[np.ndarray, FitResult]:
         if not len(self._watched[0]):
             return super().fit_round(vector, server_round)
-        if self._looks[1] >= PATIENCE:
-            return self._ending(), FitResult(0, len(self.features), float(self._looks[0]))
-        trained, result = super().fit_round(vector, server_round)
-        self._look()
-        is_over = self._looks[1] >= PATIENCE or server_round == self.plan.num_rounds
-        return (self._ending() if is_over else trained), result
+        if server_round == 1:
+            assert self._first is not None
+            self._first.copy_(torch.from_numpy(vector.copy()))
+        trained, result = self._tried(vector, server_round)
+        return self._ending(server_round) if server_round == self.plan.num_rounds else (trained, result)
 
     def own_state(self) -> dict[str, torch.Tensor]:
-        best = {} if self._best is None else {"best": self._best, "looks": self._looks}
-        return super().own_state() | best
+        remembered = {} if self._first is None else {"first": self._first, "looks": self._looks}
+        return super().own_state() | remembered
+
+    def _tried(self, vector: np.ndarray, server_round: int) -> tuple[np.ndarray, FitResult]:
+        """Train a round without the rows kept back, and look at these; nothing where it is known how long is best."""
+        least, best_round = self._looks.tolist()
+        if server_round - 1 - best_round >= PATIENCE:
+            return vector, FitResult(0, len(self.features), least)
+        trained, result = super().fit_round(vector, server_round)
+        loss = self._loss_on_rows_kept_back()
+        if loss < least:
+            self._looks.copy_(torch.tensor([loss, float(server_round)]))
+        return trained, result
 
     @torch.no_grad()
-    def _look(self) -> None:
-        """Compare the loss on the rows kept back with the least one so far."""
+    def _loss_on_rows_kept_back(self) -> float:
         features, targets = self._watched
         self.module.eval()
-        loss = float(self.loss(self.module(features), targets))
-        if loss < float(self._looks[0]):
-            self._looks.copy_(torch.tensor([loss, 0.0]))
-            self._best.copy_(self.flat)  # type: ignore[union-attr]
-        else:
-            self._looks[1] += 1
+        return float(self.loss(self.module(features), targets))
 
-    def _ending(self) -> np.ndarray:
-        """Return the best parameters, and what else travels as it is."""
-        ended = self.vector()
-        assert self._best is not None
-        ended[: len(self._best)] = self._best.cpu().numpy()
-        return ended
+    def _ending(self, server_round: int) -> tuple[np.ndarray, FitResult]:
+        """Train on all rows, from the first vector on, for as many rounds as were best; said of one round are the rows
+        that a round has."""
+        assert self._first is not None
+        best_round = max(1, int(self._looks[1]))
+        whole = LocalTrainer(self._fresh, self.loss, *self._all, self.plan, self.silo)
+        vector, result = whole.fit(self._first.numpy(), range(self.plan.steps_of_round(best_round).stop))
+        num_rows = len(self._all[0]) * len(self.plan.steps_of_round(server_round)) // self.plan.steps_per_epoch
+        return vector, replace(result, num_examples=max(1, num_rows))
 
 
 def kept_back(groups: Sequence[object], plan: TrainingPlan, silo: str) -> np.ndarray:

@@ -10,6 +10,7 @@ from ray_fed.federation.task import LocalRows, Samples, SiloSpec
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.materials.property_task import JointPropertyTask, PropertyTask
 from ray_fed.materials.targets import Target, learned_values
+from ray_fed.trees.bins import as_float32
 from ray_fed.trees.settings import TreeSettings
 
 
@@ -27,6 +28,10 @@ class BoostedPropertyTask(BoostedTask, PropertyTask):
 
     def learned(self, rows: LocalRows) -> np.ndarray:
         return learned_values(self._table(rows.targets), self.targets, None)
+
+    def inputs(self, features: np.ndarray, standardizer: Standardizer | None) -> np.ndarray:  # type: ignore[override]  # noqa: ARG002
+        """Return features [rows, d] as the forest takes them."""
+        return as_float32(features)
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:
         samples = super().prepare(rows, standardizer, device)

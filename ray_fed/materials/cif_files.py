@@ -8,7 +8,7 @@ here, because it leaves out hydrogens: of a site shared by O and H, and of sites
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -335,29 +335,27 @@ def _completed(amounts: dict[str, float], block: _Block, notes: list[str]) -> di
 
 def _merged(sites: Iterator[_AtomSite], operations: tuple[np.ndarray, np.ndarray]) -> list[_AtomSite]:
     """Return the sites with those at one place, or at equivalent ones, as one."""
-    merged: list[_AtomSite] = []
-    for site in sites:
-        same = _same_place(site.position, merged, operations)
+    listed = list(sites)
+    if not listed:
+        raise DataError("CIF has no site with an atom on it")
+    merged, places = [], np.empty((len(listed), 3))
+    for site in listed:
+        same = _same_place(site.position, places[: len(merged)], operations)
         if same is None:
+            places[len(merged)] = site.position
             merged.append(site)
             continue
-        same.places += site.places
+        merged[same].places += site.places
         for symbol, amount in site.atoms.items():
-            same.atoms[symbol] = same.atoms.get(symbol, 0.0) + amount
-    if not merged:
-        raise DataError("CIF has no site with an atom on it")
+            merged[same].atoms[symbol] = merged[same].atoms.get(symbol, 0.0) + amount
     return merged
 
 
-def _same_place(
-    position: np.ndarray, others: Sequence[_AtomSite], operations: tuple[np.ndarray, np.ndarray]
-) -> _AtomSite | None:
-    if not others:
-        return None
-    images = _images(position, operations)
-    apart = images[:, None] - np.stack([other.position for other in others])[None]
+def _same_place(position: np.ndarray, others: np.ndarray, operations: tuple[np.ndarray, np.ndarray]) -> int | None:
+    """Return which of the places [n, 3] is an image of a position, None where none is."""
+    apart = _images(position, operations)[:, None] - others[None]
     near = (np.abs(apart - np.rint(apart)) < SITE_TOLERANCE).all(2).any(0)
-    return others[int(np.argmax(near))] if near.any() else None
+    return int(np.argmax(near)) if near.any() else None
 
 
 def _images(position: np.ndarray, operations: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

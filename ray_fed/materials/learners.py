@@ -41,9 +41,13 @@ Judge = Callable[[np.ndarray], float]
 class Learner(Protocol):
     """One way to learn from rows; a row is meant by its number among the silo's."""
 
-    name: str
-    lengths: Sequence[int]
-    """How long it may learn; what is looked at, in this order."""
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """How long it may learn; what is looked at, in this order."""
+        ...
 
     def learn(self, inside: np.ndarray, new: Any, longest: int, judge: Judge | None = None) -> Iterator[np.ndarray]:
         """Learn from rows `inside` [n]; yield what is predicted of new rows [m, W], as `Task.predicted` gives it, at
@@ -115,14 +119,18 @@ class TreeLearner:
 
         seed = derived_seed(self.columns.seed, self.name, target) % 2**32
         if self.name == "random_forest":
-            forest = RandomForestClassifier if num_classes else RandomForestRegressor
+            forest: Any = RandomForestClassifier if num_classes else RandomForestRegressor
             return forest(self.lengths[-1], max_features=1 / 3, random_state=seed)
-        boosting = HistGradientBoostingClassifier if num_classes else HistGradientBoostingRegressor
+        boosting: Any = HistGradientBoostingClassifier if num_classes else HistGradientBoostingRegressor
         return boosting(max_iter=self.lengths[-1], early_stopping=False, random_state=seed)
 
     def _staged(self, model: Any, num_classes: int, new: np.ndarray) -> Iterator[np.ndarray]:
         if self.name == "random_forest":
-            yield _logits(model, np.log(_chances(model, new))) if num_classes else model.predict(new)[:, None]
+            yield (
+                _of_classes(model, _log_chances(model, new), num_classes)
+                if num_classes
+                else model.predict(new)[:, None]
+            )
             return
         staged = model.staged_decision_function(new) if num_classes else model.staged_predict(new)
         for number, outputs in enumerate(staged, start=1):
@@ -131,24 +139,19 @@ class TreeLearner:
                 yield _of_classes(model, columns, num_classes) if num_classes else columns
 
 
-def _chances(model: Any, new: np.ndarray) -> np.ndarray:
-    return np.clip(model.predict_proba(new), LEAST_CHANCE, 1.0)
+def _log_chances(model: Any, new: np.ndarray) -> np.ndarray:
+    return np.log(np.clip(model.predict_proba(new), LEAST_CHANCE, 1.0))
 
 
-def _logits(model: Any, logs: np.ndarray) -> np.ndarray:
-    """Return logarithms of chances [m, classes seen] as outputs of a network."""
-    return _of_classes(model, logs[:, 1:] - logs[:, :1] if logs.shape[1] == 2 else logs, int(model.classes_[-1]) + 1)
-
-
-def _of_classes(model: Any, outputs: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return outputs [m, 1 or classes seen] with a column for each class, unless there are two."""
-    seen = model.classes_.astype(int)
-    if num_classes <= 2:
-        return outputs
-    if outputs.shape[1] == 1:  # two of several classes were seen
-        outputs = np.hstack([np.zeros_like(outputs), outputs])
-    filled = np.full((len(outputs), num_classes), outputs.min(axis=1, keepdims=True) + np.log(LEAST_CHANCE))
-    filled[:, seen] = outputs
+def _of_classes(model: Any, scores: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return outputs of a network, [m, 1] for two classes and [m, num_classes] for more, from scores of the classes
+    that a model has seen, [m, classes seen], or of the second of two, [m, 1]."""
+    if scores.shape[1] == 1:
+        scores = np.hstack([np.zeros_like(scores), scores])
+    if num_classes == 2:
+        return scores[:, 1:] - scores[:, :1]
+    filled = np.repeat(scores.min(axis=1, keepdims=True) + np.log(LEAST_CHANCE), num_classes, axis=1)
+    filled[:, model.classes_.astype(int)] = scores
     return filled
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 from torch.nn import functional
 
@@ -17,6 +18,7 @@ from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task, feature_
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.steps import Loss
+from ray_fed.materials.chemical_groups import composition_keys
 from ray_fed.materials.databases.columns import canonical_target
 from ray_fed.materials.databases.database import Database, hash_of_rows, open_database
 from ray_fed.materials.databases.feature_cache import cache_folder, cached, content_key, pack_texts, unpack_texts
@@ -25,6 +27,7 @@ from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Source
 from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
 from ray_fed.materials.lattices import CELL_COLUMNS
 from ray_fed.materials.partitions import hash_split
+from ray_fed.materials.property_silo import PropertySilo
 from ray_fed.materials.study import StudyPart
 from ray_fed.materials.targets import (
     MOST_TARGETS,
@@ -35,6 +38,7 @@ from ray_fed.materials.targets import (
     moment_columns,
     predicted_values,
     target_scaler,
+    transformed,
     values_by_target,
 )
 from ray_fed.metrics import (
@@ -176,12 +180,43 @@ class PropertyTask(Task):
         held = self._agreed(wanted.target_is or named)
         if held == FORMATION_ENERGY.agreed_as(EMBEDDED_TARGET):
             _check_size(table[usable, 0], spec.name)
+        formulas = frame["formula"].tolist()
+        groups = np.array(composition_keys(formulas), dtype=object)
+        names = np.array([f"{one} {formula}" for one, formula in zip(frame["id"], formulas, strict=True)], dtype=object)
         return LocalRows(
             features[train], targets[train], features[held_out], targets[held_out], counted_reasons(reasons),
             {**database.fingerprint, "rows_of_silo": len(frame), **self._label_counts(targets[train])},
-            {**self.agreement(), "target": held}, notes=counted_notes([*frame["note"], *database.notices]),
+            {**self.agreement(), "target": held}, groups=groups[train].tolist(),
+            held_out_groups=groups[held_out].tolist(), names=names[train].tolist(),
+            held_out_names=names[held_out].tolist(), notes=counted_notes([*frame["note"], *database.notices]),
             remarks=remarks(frame, reasons, database.notices),
         )  # fmt: skip
+
+    # ---- what its silos answer besides (property_silo.py)
+
+    def silo(self, spec: SiloSpec, device: str = "cpu") -> PropertySilo:
+        """Return a silo that knows more questions."""
+        return PropertySilo(spec, self, device)
+
+    def published_test(self, spec: SiloSpec) -> LocalRows | None:
+        """Return the common test set of a study, which each of its silos can read; None elsewhere."""
+        wanted = spec.source
+        if not isinstance(wanted, CrystalRows) or wanted.part is None:
+            return None
+        return self.load(replace(spec, source=replace(wanted, part=replace(wanted.part, name="test"))))
+
+    def tree_targets(self, targets: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
+        """Return targets as trees learn them, [rows, T], and how many classes each has, 0 for a number."""
+        return transformed(self._table(targets), self.targets), tuple(len(one.classes) for one in self.targets)
+
+    def inputs(self, features: np.ndarray, standardizer: Standardizer | None) -> torch.Tensor:
+        """Return features [rows, d] as the network takes them, on the CPU."""
+        assert standardizer is not None, "property tasks standardise"
+        return feature_tensor(features, self.scalers(standardizer)[0], "cpu")
+
+    def nothing_predicted(self) -> np.ndarray:
+        """Return predictions of no rows, [0, W]."""
+        return np.empty((0, sum(target.num_values for target in self.targets)))
 
     def _labelled(self, database: Database, wanted: CrystalRows, silo: str) -> pd.DataFrame:
         """Return the database's frame with a column for each target, in its unit or as numbers of classes, and a reason

@@ -30,6 +30,8 @@ _WRITTEN = {"f.u.": "formula_unit", "cell": "unit_cell", "cells": "unit_cell", "
 _WORD = re.compile("|".join(rf"(?<!\w){re.escape(text)}(?!\w)" if text[0].isalpha() else re.escape(text)
                             for text in _WRITTEN))  # fmt: skip
 LONGEST = 60
+_POWERS = re.compile(r"(?:\*\*|\^)(?!\s*[-+]?\d{1,2}(?:\.\d)?(?![\d.])(?!\s*(?:\*\*|\^)))|[⁰¹²³⁴⁵⁶⁷⁸⁹]{3}")
+"""A power that is not a small number: who sends `m**9**9**9` from elsewhere must not keep this machine busy."""
 
 
 def checked_unit(text: str) -> str:
@@ -85,7 +87,7 @@ def _parsed(text: str) -> tuple[str, "Unit"]:
     logarithm = _OF_LOGARITHM.fullmatch(text)
     written = logarithm.group(2) if logarithm else text
     try:
-        fits = len(text) <= LONGEST
+        fits = len(text) <= LONGEST and not _POWERS.search(written)
         unit = _registry().parse_units(_WORD.sub(lambda found: _WRITTEN[found.group()], written) if fits else "?")
     except Exception as error:  # pint raises errors of many classes for texts that are no unit, assertions among them
         hint = "write it as eV/atom, W/(m K), log10(GPa), or dimensionless"

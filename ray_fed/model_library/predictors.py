@@ -143,10 +143,14 @@ def predict(arrays: Arrays, card: ModelCard, features: np.ndarray) -> np.ndarray
 def one_number(arrays: Arrays, card: ModelCard, features: np.ndarray) -> np.ndarray:
     """Return predictions [rows] of a network of `ray-fed train`, in `card.unit`; ConfigError for one of classes or of
     several targets, which no model of a library has."""
-    named = f"model '{card.name}' predicts {card.property}"
-    targets = trained_model.targets_of(card)
-    require(len(targets) == 1 and not targets[0].classes, f"{named}; a library's models predict one number each")
+    require_one_number(card)
     return trained_model.predict(features, arrays, card)[:, 0]
+
+
+def require_one_number(card: ModelCard) -> None:
+    """ConfigError for a model of classes, or of several targets: a library's models predict one number each."""
+    targets, named = trained_model.targets_of(card), f"model '{card.name}' predicts {card.property}"
+    require(len(targets) == 1 and not targets[0].classes, f"{named}; a library's models predict one number each")
 
 
 def standardised(arrays: Arrays, card: ModelCard, features: np.ndarray) -> np.ndarray:

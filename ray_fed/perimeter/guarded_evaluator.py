@@ -34,6 +34,10 @@ from ray_fed.perimeter.ledger import MessageDigest, message_digest
 from ray_fed.perimeter.policy import DECLARED
 
 
+MOST_VALUES = 2048
+"""Of one row: numbers and chances of classes."""
+
+
 def check_test_fingerprint(gate: Gate, fingerprint: Any, request: Request) -> dict[str, object]:  # noqa: ARG001
     return checked_fingerprint(gate, fingerprint)
 
@@ -52,9 +56,12 @@ def check_predictions(gate: Gate, shown: Any, request: Request) -> tuple[np.ndar
     gate.require(is_pair and tuple(shown[1]) == request.models, "predictions", "they must be those asked for")
     true, predicted = shown
     for values in (true, *predicted.values()):
-        is_column = type(values) is np.ndarray and values.shape == np.shape(true) and values.dtype.kind in "fiu"
-        gate.require(is_column, "predictions", "they must be arrays of numbers, one for each row")
-        is_finite = bool((np.abs(values) <= MAX_SUM).all())
+        is_table = type(values) is np.ndarray and values.dtype.kind in "fiu" and 1 <= values.ndim <= 2
+        gate.require(is_table and len(values) == len(true), "predictions", "they must be arrays of numbers by row")
+        is_small = np.prod(values.shape[1:]) <= MOST_VALUES
+        gate.require(bool(is_small), "predictions", f"they have more than {MOST_VALUES} values for each row")
+        is_missing = np.isnan(values) if values is true else np.zeros(values.shape, bool)  # a row without that target
+        is_finite = bool((is_missing | (np.abs(values) <= MAX_SUM)).all())
         gate.require(is_finite, "predictions", "they have values that are not finite")
     return true, predicted
 

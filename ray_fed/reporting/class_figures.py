@@ -107,7 +107,8 @@ def _mean_curve(sums: ClassificationSums) -> tuple[np.ndarray, np.ndarray]:
     if len(curves) <= 1:
         return curves[0] if curves else (np.empty(0), np.empty(0))
     grid = np.linspace(0, 1, 201)
-    return grid, np.mean([np.interp(grid, *_one_value_each(*curve)) for curve in curves], axis=0)
+    mean = np.mean([np.interp(grid, *_one_value_each(*curve)) for curve in curves], axis=0)
+    return np.append(0.0, grid), np.append(0.0, mean)
 
 
 def _one_value_each(false: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

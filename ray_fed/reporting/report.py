@@ -175,7 +175,7 @@ def _result_sections(results: Results, summary: Mapping[str, object]) -> list[Se
     if not results.rows:
         return []
     header, *cells = results.table()
-    bold = frozenset(i for i, row in enumerate(results.rows) if row.kind == "federated")
+    bold = frozenset(i for i, row in enumerate(results.shown) if row.kind == "federated")
     table = Table(header, cells, _test_note(summary, results.has_spread), bold)
     said = results.comparison()
     return [Section("Results", [*([Paragraph(said)] if said else []), table])]

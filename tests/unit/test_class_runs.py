@@ -78,7 +78,8 @@ def test_counts_of_hidden_rows_are_shown_in_their_groups(table, tmp_path):
     run = tmp_path / "hidden"
     federation = tmp_path / "federation.yaml"
     federation.write_text(f"silos:\n  - {{name: north, data: {table}}}\n  - {{name: south, data: {table}}}\n")
-    command = ["train", "--federation", str(federation), "--target", "is_metal", "--classes", "false|true", *OPTIONS[4:], *LAST]
+    target = ["--target", "is_metal", "--classes", "false|true"]
+    command = ["train", "--federation", str(federation), *target, *OPTIONS[4:], *LAST]
     assert main([*command, "--out", str(run)]) == 0
     report = (run / "report.html").read_text()
     assert "Counts left the silos in groups of rows" in report

@@ -27,7 +27,9 @@ from ray_fed.materials.databases.source import Access, Source
 from ray_fed.perimeter.checks import checked_fingerprint
 from ray_fed.perimeter.gate import Gate
 from ray_fed.perimeter.policy import Policy
+from ray_fed.sites.requests import Invitation
 from ray_fed.sites.site_file import read_site_file
+from ray_fed.sites.tasks import accepted
 from tests.database_rows import (
     POSTGRES_TABLE,
     TARGET,
@@ -74,11 +76,12 @@ def provider():
 @pytest.fixture
 def served(provider):
     """The provider, as if nobody had asked it yet."""
-    provider.asked.clear()
-    provider.answers.clear()
+    for given in (provider.asked, provider.answers, provider.bodies):
+        given.clear()
     provider.fails_at = 0
     yield provider
-    provider.answers.clear()
+    for given in (provider.answers, provider.bodies):
+        given.clear()
     provider.fails_at = 0
 
 
@@ -272,10 +275,11 @@ OPTIONS = ["--cohort", "local", "--baselines", "no", "--epochs", "4", "--communi
            "--features", "guo73", "--batch-size", "16"]  # fmt: skip
 
 
-def train(folder: Path, name: str, *options: str) -> Path:
+def train(folder: Path, name: str, command: str) -> Path:
     out = folder / f"run-{name}"
     given = ["--federation", str(folder / f"{name}.yaml"), "--out", str(out)]
-    assert main(["formation-energy", *OPTIONS, *given, *options]) == 0
+    own = ["--target", TARGET, "--features", "rich+structure"] if command == "train" else []
+    assert main([command, *OPTIONS, *given, *own]) == 0
     return out
 
 
@@ -290,10 +294,11 @@ def forms_of(secret: str) -> list[bytes]:
     return [secret.encode(), quote(secret, safe="").encode(), quote(secret).encode()]
 
 
+@pytest.mark.parametrize("command", ["formation-energy", "train"])
 def test_silos_in_four_databases_give_the_model_of_parquet_files_bit_for_bit_and_no_password_is_written(
-    federation, capfd
+    command, federation, capfd
 ):
-    of_databases, of_files = train(federation, "databases"), train(federation, "files")
+    of_databases, of_files = train(federation, "databases", command), train(federation, "files", command)
     from safetensors.numpy import load_file
 
     ours, theirs = (load_file(run / "models/federated.safetensors") for run in (of_databases, of_files))
@@ -341,6 +346,16 @@ def test_a_run_on_a_database_that_changed_since_it_began_is_not_resumed(federati
         connection.execute(f"UPDATE crystals SET {TARGET} = ? WHERE id = ?", before[::-1])
         connection.commit()
     assert main(["resume", str(out)]) == 0
+
+
+def test_a_federation_is_set_up_and_looked_over_without_asking_any_database(federation, served):
+    from pipelines.cluster.doctor import _paths_at
+    from pipelines.training.setup import resolve
+
+    setup = resolve({"federation": str(federation / "databases.yaml")})
+    assert [spec.name for spec in setup.silos] == ["north", "south", "east", "west"]
+    assert served.asked == []
+    assert _paths_at(setup.silos) == {}
 
 
 def test_a_study_and_predictions_read_a_database_too(postgres, tmp_path, monkeypatch):
@@ -576,6 +591,54 @@ def test_a_filter_or_a_column_that_the_provider_does_not_know_is_one_line(served
     assert "no server answers" in refused(nobody, Trouble.DATABASE_AWAY)
 
 
+def page(*entries, **links) -> bytes:
+    return json.dumps({"data": list(entries), "meta": {"data_returned": 2}, "links": links}).encode()
+
+
+def test_pages_that_make_no_sense_are_one_line(served):
+    source = Source(served.address, target="_exmpl_energy")
+    for bodies, failure, said in (
+        ([b"<html>"] * 2, Trouble.DATA_UNUSABLE, "is that an OPTIMADE provider?"),
+        ([b'{"data": 7}'], Trouble.QUERY_FAILED, "no list of entries"),
+        ([page({"id": "a"}, next="?page=2"), page({"id": "b"}, next="?page=2")], Trouble.QUERY_FAILED, "have no end"),
+        ([page({"id": "a"})], Trouble.QUERY_FAILED, "it told of 2 entries and gave 1"),
+        ([page({"id": "a"}, next="?page=2"), page().replace(b"2}", b"3}")], Trouble.QUERY_FAILED, "changed while"),
+    ):
+        shutil.rmtree(optimade.cache_folder(), ignore_errors=True)
+        served.bodies[:] = bodies
+        assert said in refused(source, failure)
+
+
+def test_no_link_and_no_redirection_leads_to_another_server(served):
+    source = Source(served.address, target="_exmpl_energy")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        other.settimeout(0)
+        there = f"http://127.0.0.1:{other.getsockname()[1]}/v1/structures?page=2"
+        served.bodies[:] = [page({"id": "a"}, next={"href": there}), page({"id": "b"})]
+        refused(source, Trouble.COLUMN_MISSING)
+        assert served.num_pages() == 2
+        shutil.rmtree(optimade.cache_folder())
+        served.answers[:] = [(302, {"Location": there})]
+        assert "has moved to another server" in refused(source, Trouble.DATABASE_AWAY)
+        with pytest.raises(BlockingIOError):
+            other.accept()
+
+
+def test_a_time_to_wait_may_be_a_date(monkeypatch):
+    monkeypatch.setattr(optimade.time, "time", lambda: 1_700_000_000.0)
+    assert optimade._seconds_to_wait("Tue, 14 Nov 2023 22:13:50 GMT", 0) == 30.0
+    assert [optimade._seconds_to_wait(told, 3) for told in ("9", None, "soon")] == [9.0, 8.0, 8.0]
+
+
+def test_a_page_that_comes_byte_by_byte_is_not_waited_for_beyond_the_time_there_is():
+    class Slow:
+        def read1(self, size):
+            return b"x" if size else b""
+
+    with pytest.raises(DataError, match="did not come in time"):
+        optimade._Provider("optimade database 'x'", "http://h/v1", deadline=0.0)._read(Slow())
+
+
 def test_disordered_and_missing_structures_of_a_provider_are_read_or_have_a_reason():
     entry = optimade_entries(ROWS[:1])[0]
     mixed = {"name": "A", "chemical_symbols": ["Li", "vacancy"], "concentration": [0.5, 0.5]}
@@ -677,6 +740,12 @@ def test_a_file_of_somebody_else_names_only_variables_that_are_meant_for_it():
         check_address("postgresql://u:${AWS_SECRET_ACCESS_KEY}@h/d", only_ours=True)
 
 
+def test_messages_call_a_database_by_its_own_name_alone():
+    names = {"postgresql://u@h:1/d?x=1": "postgresql database 'd'", "optimade+https://h:1": "optimade database",
+             "sqlite:////data/a.db": "sqlite database 'a.db'", "mongodb://u@h/": "mongodb database"}  # fmt: skip
+    assert {path: Source(path).name for path in names} == names
+
+
 def test_variables_are_filled_in_and_escaped_only_where_the_silo_runs():
     address = "postgresql://u:${RAY_FED_X}@h/d"
     assert filled(address, "", {"RAY_FED_X": "a/b@c"}) == "postgresql://u:a%2Fb%40c@h/d"
@@ -739,6 +808,38 @@ def test_site_check_opens_a_database_and_prints_no_password(postgres, tmp_path, 
     assert "failed  data set 'bad': postgresql database 'materials': it refuses the user" in shown.out
     assert READER_PASSWORD not in shown.out + shown.err
     assert "no-1" not in shown.out + shown.err
+
+
+def test_an_invitation_gets_the_access_that_the_owners_file_says(tmp_path):
+    write_sqlite(tmp_path / "rows.sqlite", ROWS)
+    said = {"source": "sqlite:///rows.sqlite", "query": "SELECT * FROM crystals LIMIT 30", "query_timeout": 9,
+            "targets": {TARGET: {"column": TARGET, "unit": "eV/atom"}}}  # fmt: skip
+    content = {"name": "north", "hub": {"address": "h:1", "key": "3f" * 32}, "datasets": {"alloys": said},
+               "tasks": ["property"], "ledger": str(tmp_path / "ledger")}  # fmt: skip
+    path = tmp_path / "site.yaml"
+    path.write_text(yaml.safe_dump(content))
+    path.chmod(0o600)
+    invited = accepted(read_site_file(path), Invitation("run", "north", "alloys", "property", {}, 0.0, 0, ""))
+    assert invited.spec.source.source.access == Access("SELECT * FROM crystals LIMIT 30", query_timeout=9)
+    assert len(invited.make_task().load(invited.spec).targets) == 30
+
+
+@pytest.mark.parametrize(
+    "option", ["postgresql://h/d?plugin=x", "mysql://h/d?local_infile=1", "mssql://h/d?odbc_connect=x"]
+)
+def test_an_address_chooses_neither_code_nor_files_of_this_machine(option):
+    assert "is not allowed in an address" in refused(Source(option, access=Access(table="x")), Trouble.OPTION_WRONG)
+
+
+def test_an_address_lets_no_server_have_the_credentials_of_this_machine():
+    for option in ("authMechanism=MONGODB-AWS", "tls=true&authMechanismProperties=ENVIRONMENT:gcp"):
+        source = Source(f"mongodb://h/d?{option}", access=Access(table="x"))
+        assert "own credentials" in refused(source, Trouble.OPTION_WRONG)
+
+
+def test_an_address_whose_port_is_none_is_one_line():
+    for path in ("postgresql://u@h:port/d", "mongodb://h:port/d"):
+        refused(Source(path, access=replace(GIVEN, table="x", query_timeout=1)), Trouble.OPTION_WRONG)
 
 
 # ---- files of databases

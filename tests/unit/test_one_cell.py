@@ -3,29 +3,35 @@
 import dataclasses
 import json
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 from pymatgen.core import Lattice, Structure
 
 from ray_fed.federation.reasons import counted_notes
 from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.models import seeded_mlp
+from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.materials.crystal import Crystal
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.source import Source
 from ray_fed.materials.features.featurizers import make_featurizer
-from ray_fed.materials.lattices import cells_of_vectors, niggli_basis
+from ray_fed.materials.lattices import cells_of_vectors, niggli_basis, vectors_of_cells
 from ray_fed.materials.model_crystals.primitive_cells import with_primitive_cells
 from ray_fed.materials.model_crystals.prototypes import PROTOTYPES
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.standard_cells import standard_cell
-from ray_fed.materials.structures import parse_structure
+from ray_fed.materials.structures import crystal_of_lists, parse_structure
 from ray_fed.materials.symmetry import quiet_finders
 from tests.crystal_settings import rewritten
 
+MATERIALS_PROJECT = Path(__file__).parents[3] / "shared/datasets/mp_structures/mp_structures.parquet"
 TARGET = "formation_energy_per_atom"
 NACL = Structure.from_spacegroup("Fm-3m", Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0, 0]])
 
@@ -173,3 +179,34 @@ def test_the_embedded_crystals_have_the_cells_that_a_search_finds():
     found = with_primitive_cells(pd.DataFrame(rows))
     columns = ["a", "b", "c", "alpha", "beta", "gamma", "volume", "num_atoms"]
     np.testing.assert_allclose(found[columns].to_numpy(), np.delete(np.array(expected), 7, axis=1), rtol=1e-6)
+
+
+@pytest.mark.skipif(not MATERIALS_PROJECT.exists(), reason="needs mp_structures of ../shared/datasets")
+def test_a_trained_network_says_the_same_of_every_writing_of_real_crystals():
+    frame = next(parquet.ParquetFile(MATERIALS_PROJECT).iter_batches(3000)).to_pandas()
+    frame = frame[frame["n_sites"] <= 12].sample(60, random_state=0).reset_index(drop=True)
+    vectors = vectors_of_cells(frame[["a", "b", "c", "alpha", "beta", "gamma"]].to_numpy(np.float64))
+    read = [crystal_of_lists(*row) for row in zip(vectors, frame["numbers"], frame["frac_coords"], strict=True)]
+    rng = np.random.default_rng(0)
+    features = standard_features(read)
+    others = [standard_features([rewritten(one, rng) for one in read[:20]]) for _ in range(3)]
+    for other in others:
+        np.testing.assert_allclose(other, features[:20], rtol=1e-6, atol=1e-9)
+    scaler = Standardizer.from_moments(ColumnMoments.of(features))
+    x, y = torch.from_numpy(scaler(features)), torch.from_numpy(frame[TARGET].to_numpy(np.float32))
+    network = seeded_mlp(features.shape[1], (32,), 0)
+    optimiser = torch.optim.Adam(network.parameters(), 1e-2)
+    for _ in range(50):
+        optimiser.zero_grad()
+        torch.nn.functional.mse_loss(network(x)[:, 0], y).backward()
+        optimiser.step()
+    with torch.no_grad():
+        told = torch.stack([network(torch.from_numpy(scaler(each)))[:, 0] for each in (features[:20], *others)])
+    assert float((told.max(0).values - told.min(0).values).max()) < 1e-3  # eV/atom
+
+
+def standard_features(read: list[Crystal]) -> np.ndarray:
+    rows = [numbers(crystal, "spglib") for crystal in read]
+    columns = ["a", "b", "c", "alpha", "beta", "gamma", "volume", "spacegroup_number", "num_atoms"]
+    table = pd.DataFrame([cell for cell, _ in rows], columns=columns).assign(formula=[formula for _, formula in rows])
+    return make_featurizer("rich+structure", cell="standard").transform(table)

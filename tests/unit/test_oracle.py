@@ -18,7 +18,16 @@ from ray_fed.federation.task import LocalRows, SiloSpec
 from ray_fed.federation.torch_task import TorchTask
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.metrics import MeanScores, RegressionSums, Resolution, coin_of, on_grid, secret_of
+from ray_fed.metrics import (
+    ClassificationSums,
+    MeanScores,
+    RegressionSums,
+    Resolution,
+    classification_metrics,
+    coin_of,
+    on_grid,
+    secret_of,
+)
 from ray_fed.perimeter.guarded_evaluator import GuardedEvaluator
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.perimeter.policy import Policy
@@ -121,6 +130,25 @@ def test_constant_models_give_no_number_at_all(task):
     oracle = Oracle(TASKS[task])
     told = [list(oracle.metrics([0, 0, 0, 0, c])[0].values().values()) for c in np.linspace(-9, 9, 40)]
     assert np.isnan(told).all()
+
+
+@dataclass(frozen=True)
+class Classification(TorchTask):
+    """Which rows have a positive sum, told as `ClassificationSums`."""
+
+    def score(self, targets, outputs):
+        return ClassificationSums.of((targets > 0).astype(int), 1 / (1 + np.exp(-outputs[:, 0].astype(float))))
+
+
+def test_classes_are_not_marked_by_constant_models_and_else_told_in_groups():
+    named = {metric: lambda out, _: out for metric in classification_metrics(2)}
+    oracle = Oracle(Classification(network, functional.mse_loss, drawn, named))
+    assert not any(oracle.metrics([0, 0, 0, 0, c])[0].is_marked for c in np.linspace(-3, 3, 20))
+    told = [oracle.metrics([1, 1, 1, 1 + 0.01 * n, 0])[0] for n in range(40)]
+    assert all(one.is_marked and one.num_examples == 150 for one in told)
+    assert not any(count % POLICY.min_examples for one in told for count in (*one.confusion, *one.histograms))
+    assert len({tuple(one.matrix.sum(1)) for one in told}) == 1  # asking on tells no more of how many rows a class has
+    assert len({one.confusion for one in told}) >= 3
 
 
 def test_the_attack_of_this_file_finds_the_targets_where_evaluations_are_exact():

@@ -54,7 +54,8 @@ def test_results_are_read_from_flat_keys_in_natural_order_with_federated_last():
 def test_the_comparison_names_both_rivals_and_is_silent_without_them():
     found = results_from_summary(summary_of_a_study(), METRICS)
     assert found.comparison() == (
-        "Federated MAE is 15.0 % below that of pooled training and 50.0 % below that of the best silo alone."
+        "Federated MAE is 15.0 % below that of pooled training and 50.0 % below that of the best silo alone (the same "
+        "network; no other learner was tried)."
     )
     assert results(*found.rows[:3]).comparison() == ""
     assert results(*found.rows[-1:]).comparison() == ""
@@ -62,10 +63,31 @@ def test_the_comparison_names_both_rivals_and_is_silent_without_them():
     assert equal.comparison() == "Federated MAE is equal to that of pooled training."
 
 
+def test_the_comparison_is_with_the_best_that_a_silo_could_do_alone_whatever_learned():
+    summary = summary_of_a_study() | {
+        "best.b.2.mae": 0.3, "best.b.2.learner": "gradient_boosting", "best.b.10.mae": 0.34,
+        "best.b.10.learner": "network", "best.pooled.mae": 0.16, "best.pooled.learner": "random_forest",
+        "best.b.2.cv.network": 0.5,
+    }  # fmt: skip
+    found = results_from_summary(summary, METRICS)
+    assert found.comparison() == (
+        "Federated MAE is 6.2 % above that of pooled training (random forest) and 43.3 % below that of the best silo "
+        "alone (b.2, gradient boosting)."
+    )
+    assert [cells[0] for cells in found.table()[1:]] == [
+        "b.2 alone", "b.10 alone", "b.2 alone, gradient boosting", "pooled", "pooled, random forest", "federated",
+    ]  # fmt: skip
+    summary["silo.b.10.mae"] = summary["best.b.10.mae"] = 0.1
+    found = results_from_summary(summary, METRICS)
+    assert found.comparison().endswith("70.0 % above that of the best silo alone (b.10, network).")
+
+
 def test_the_best_silo_is_the_one_with_the_highest_value_where_more_is_better():
     summary = {"federated.hits": 0.8, "silo.a.hits": 0.5, "silo.b.hits": 0.4, "federated.num_examples": 3}
     found = results_from_summary(summary, (Metric("hits", "", True, 2, "Hits"), *METRICS))
-    assert found.comparison() == "Federated Hits is 60.0 % above that of the best silo alone."
+    assert found.comparison() == (
+        "Federated Hits is 60.0 % above that of the best silo alone (the same network; no other learner was tried)."
+    )
     assert found.table()[0][:3] == ["model", "training rows", "Hits"]
     assert found.table()[-1][:3] == ["federated", "3", "0.80"]
     below_zero = results_from_summary({"federated.hits": 0.1, "pooled.hits": -0.2}, found.metrics)
@@ -305,7 +327,7 @@ def test_the_results_table_lines_up_whatever_the_names(capsys):
     assert {cell_len(line) for line in lines[:7]} == {cell_len(lines[1])}
     assert lines[0].split() == ["model", "training", "rows", "MAE", "(eV/atom)", "±", "std", "R²", "±", "std"]
     assert lines[6].split() == ["federated", "-", "0.2000", "-", "0.9500", "-"]
-    assert lines[-1] == "Federated MAE is 20.0 % below that of the best silo alone."
+    assert lines[-1].startswith("Federated MAE is 20.0 % below that of the best silo alone (the same network; ")
 
 
 def test_the_results_table_lines_up_in_ascii_too():

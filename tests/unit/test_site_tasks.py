@@ -68,6 +68,36 @@ def test_an_invitation_becomes_the_silo_that_the_owner_has_named(site, tmp_path)
     assert (said.num_examples, said.agreement["target"]) == (6, f"{TARGET} [eV/atom]")
 
 
+def named(site, **targets):
+    """Return the file of a site whose data set has these targets."""
+    content = yaml.safe_load(site().path.read_text())
+    content["datasets"]["alloys"]["targets"] = targets
+    return site(datasets=content["datasets"])
+
+
+def test_a_site_converts_its_unit_and_refuses_one_that_cannot_be_converted(site):
+    mine = named(site, **{TARGET: {"column": "e_form", "unit": "meV/atom"}})
+    invited = accepted(mine, ASKED)
+    silo = make_silo(invited.spec, invited.make_task())
+    assert silo.open().agreement["target"] == f"{TARGET} [eV/atom]"
+    assert set(silo.rows.targets.tolist()) == {-0.001}
+    other = named(site, **{TARGET: {"column": "e_form", "unit": "kJ/mol"}})
+    with pytest.raises(PerimeterRefused, match="its unit of that target cannot be converted to the one asked for"):
+        accepted(other, ASKED)
+
+
+def test_a_site_tells_classes_apart_that_its_owner_lists_and_no_others(site):
+    mine = named(site, kind={"column": "functional", "classes": ["PBE", "SCAN"]})
+    asked = OPTIONS | {"target": ("kind",), "unit": ("",), "classes": ("SCAN|PBE",), "standardise_target": True}
+    invited = accepted(mine, replace(ASKED, options=asked))
+    silo = make_silo(invited.spec, invited.make_task())
+    assert silo.open().agreement["target"] == "kind {SCAN, PBE}"
+    assert set(silo.rows.targets.tolist()) == {1.0}
+    for classes in (("PBE|LDA",), ()):
+        with pytest.raises(PerimeterRefused, match="its owner lists other classes of that target, or none"):
+            accepted(mine, replace(ASKED, options=asked | {"classes": classes, "unit": ("eV",)}))
+
+
 REFUSED = {
     "another data set": ({"dataset": "secret"}, "its owner names no such data set"),
     "a path": ({"dataset": "/etc/passwd"}, "its owner names no such data set"),

@@ -62,15 +62,17 @@ def test_what_cannot_be_converted_is_refused_with_both_units(unit, wanted):
     assert f"'{wanted}'" in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["electron-volts", "eV/", "10 eV", "log(GPa", "x" * 200])
+@pytest.mark.parametrize(
+    "text", ["electron-volts", "eV/", "10 eV", "log(GPa", "x" * 200, "m**9**9**9", "m^9 ^9", "m^(9^9)", "9⁹⁹⁹"]
+)
 def test_what_is_no_unit_is_refused_with_a_remedy(text):
     with pytest.raises(ConfigError, match="is no unit that can be read; write it as eV/atom"):
         checked_unit(text)
 
 
 def test_a_unit_stays_as_its_owner_wrote_it_and_equal_texts_change_no_bit():
-    assert [checked_unit(text) for text in ("  meV /atom ", "", "1", UNKNOWN_UNIT)] == [
-        "meV /atom", "dimensionless", "dimensionless", UNKNOWN_UNIT,
+    assert [checked_unit(text) for text in ("  meV /atom ", "", "1", "C/m ^ 2", UNKNOWN_UNIT)] == [
+        "meV /atom", "dimensionless", "dimensionless", "C/m ^ 2", UNKNOWN_UNIT,
     ]  # fmt: skip
     values = np.array([0.1, 1 / 3])
     assert converted(values, UNKNOWN_UNIT, UNKNOWN_UNIT) is values

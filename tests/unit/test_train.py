@@ -1,24 +1,31 @@
 """`ray-fed train` in this process: any property, in any unit, numbers and classes, one and several."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from pipelines.cli import main
+from pipelines.training.pipeline import options_of, pipeline_of
 from pipelines.training.predict import predict_table
 from pipelines.training.setup import Setup, jobs, resolve
 from ray_fed.errors import ConfigError, DataError, SiloRefused
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.rounds.job import RoundRecord
+from ray_fed.federation.silo import Evaluator, Silo
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.source import Source
 from ray_fed.materials.model_crystals.crystals import make_model_crystals
+from ray_fed.perimeter.guarded_evaluator import GuardedEvaluator
+from ray_fed.perimeter.guarded_silo import GuardedSilo
+from ray_fed.perimeter.policy import SITE_VARIABLE
 from ray_fed.reporting.model_files import load_model
 from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.writing import to_plain
 
 SMALL = {"silos": (60, 90), "test_rows": 80, "epochs": 6, "rounds": 2, "hidden": (16,), "cohort": "local"}
 QUICK = [
@@ -237,6 +244,49 @@ def test_formulas_alone_give_rich_features_with_a_note(crystals, tmp_path):
 def test_options_that_make_no_sense_are_refused_with_the_remedy(crystals, tmp_path, options, message):
     with pytest.raises((ConfigError, DataError), match=message):
         resolve({**SMALL, "data": written(crystals, tmp_path / "rows.csv"), **options}, (), "train")
+
+
+def test_gates_let_scores_of_gaps_and_classes_through(crystals, tmp_path, monkeypatch):
+    monkeypatch.setenv(SITE_VARIABLE, str(tmp_path))
+    frame = crystals.assign(energy=crystals["energy"].where(crystals.index % 4 > 0))
+    options = {
+        **SMALL,
+        "data": written(frame, tmp_path / "rows.csv"),
+        "target": ("energy", "kind"),
+        "unit": ("eV", "1"),
+    }
+    setup = resolve({**options, "baselines": False}, (), "train")
+    cohort = LocalCohort(setup.members, setup.task, setup.test)
+    bare = last_record(setup)
+    for spec in setup.silos:
+        cohort.silos[spec.name] = GuardedSilo(spec, lambda spec=spec: Silo(spec, setup.task))  # type: ignore[assignment]
+    assert setup.test is not None
+    cohort.evaluator = GuardedEvaluator(setup.test, lambda: Evaluator(setup.test, setup.task))  # type: ignore
+    coordinator = Coordinator(cohort, setup.task, setup.training)
+    record = list(coordinator.run(jobs(setup, dict(coordinator.agree().silos), 0)[0]))[-1]
+    assert record.models["federated"].tobytes() == bare.models["federated"].tobytes()
+    assert record.metrics == bare.metrics
+    true, predicted = coordinator.predict_test(record.models)
+    assert (true.shape[1], predicted["federated"].shape[1]) == (2, 4)
+    assert 0 < np.isnan(true[:, 0]).sum() < len(true)
+
+
+@pytest.mark.parametrize("options", [{"target": ("kind",)}, {"target": ("energy", "is_stable"), "unit": ("eV", "")}])
+def test_what_was_settled_stands_in_the_configuration_and_makes_the_same_task(crystals, tmp_path, options):
+    setup = resolve({**SMALL, "data": written(crystals, tmp_path / "rows.csv"), **options}, (), "train")
+    written_down = yaml.safe_load(yaml.safe_dump(to_plain({"pipeline": "train", **asdict(setup.config)})))
+    again = resolve(options_of(written_down), (), pipeline_of(written_down))
+    assert again.config == setup.config
+    assert again.task == setup.task
+    assert again.silos == setup.silos
+    assert again.notes == (), "what was said once is given now"
+
+
+def test_a_run_of_before_goes_on_as_the_preset():
+    before = {"target": "formation_energy_per_atom", "features": "guo65", "silos": [60, 90], "rows": 200}
+    setup = resolve(options_of(before), (), pipeline_of(before))
+    assert setup.task == resolve({"features": "guo65", "silos": (60, 90), "rows": 200}).task
+    assert setup.config.PIPELINE == "formation-energy"
 
 
 # ---- a whole run

@@ -98,7 +98,7 @@ def _escaped(password: str) -> str:
 def shown(address: str) -> str:
     """Return how messages call a database: its scheme and the last part of its address, no server, no user."""
     found = _ADDRESS.fullmatch(address)
-    last = Path(found[3].partition("?")[0].partition("#")[0]).name if found else ""
+    last = Path(re.split("[?#]", found[3])[0].partition("/")[2]).name if found else ""
     return f"{scheme_of(address)} database '{last}'" if last else f"{scheme_of(address)} database"
 
 

@@ -5,10 +5,11 @@ structure stays whole. `_id` is the id where no other field is one.
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ray_fed.errors import DataError, Trouble
+from ray_fed.errors import DataError, FedError, Trouble
 from ray_fed.materials.databases.addresses import filled, shown
 from ray_fed.materials.databases.columns import find_roles
 from ray_fed.materials.databases.packages import required_package
@@ -17,6 +18,7 @@ from ray_fed.materials.databases.source import Access, Source
 from ray_fed.reading import parse_json
 
 CONNECT_SECONDS = 15
+_OTHER_SECRETS = re.compile(r"[?&]authmechanism(?:properties)?=(?!SCRAM|MONGODB-X509)", re.IGNORECASE)
 RUNS_CODE = ("$where", "$function", "$accumulator")
 """Parts of a filter that make the server run code."""
 
@@ -26,6 +28,9 @@ def open_mongodb(source: Source) -> RawTable:
     name = shown(source.path)
     required_package("pymongo", "mongodb", name)
     wanted = _filter(source.access.query, name)
+    if _OTHER_SECRETS.search(source.path):
+        told = f"{name}: its authMechanism would tell the server this machine's own credentials"
+        raise DataError(f"{told}; use a user and a password", failure=Trouble.OPTION_WRONG)
     if not source.access.table:
         raise DataError(f"{name}: table is missing; give the name of a collection", failure=Trouble.OPTION_WRONG)
     with _problems_told(name, source.access.query_timeout), _client(source) as client:
@@ -104,7 +109,9 @@ def _problems_told(name: str, seconds: float) -> Iterator[None]:
     problem: DataError | None = None
     try:
         yield
-    except PyMongoError as error:
+    except FedError:
+        raise
+    except (PyMongoError, ValueError, TypeError) as error:  # the latter of an address, or of the options in it
         problem = next(make(name, seconds) for fits, make in _PROBLEMS if fits(error))
     if problem is not None:
         raise problem from None
@@ -129,7 +136,7 @@ _PROBLEMS = (
      _says("it refuses the user or the password; its owner sets them where the silo runs", Trouble.DATABASE_LOCKED)),
     (_is("ConnectionFailure", "ServerSelectionTimeoutError"),
      _says("no server answers there; is it running, and is the address right?", Trouble.DATABASE_AWAY)),
-    (_is("ConfigurationError", "InvalidURI"),
+    (_is("ConfigurationError", "InvalidURI", "ValueError", "TypeError"),
      _says("the address cannot be used; write mongodb://USER@SERVER/DATABASE", Trouble.OPTION_WRONG)),
     (_is("PyMongoError"),
      _says("the query fails; try its filter in the database's own client", Trouble.QUERY_FAILED)),

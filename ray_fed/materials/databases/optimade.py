@@ -168,17 +168,32 @@ class _Provider:
         request = urllib.request.Request(url, headers={"Accept": "application/json", "User-Agent": "ray-fed"})
         try:
             with self.opener.open(request, timeout=max(0.1, min(REQUEST_SECONDS, left))) as answer:
-                return read_at_most(answer, MAX_PAGE_BYTES)
+                return self._read(answer)
         except urllib.error.HTTPError as error:
             with error:
                 if error.code not in BUSY:
                     raise self._refused(error) from None
                 return _seconds_to_wait(error.headers.get("Retry-After"), attempt)
+        except DataError:
+            raise
         except (OSError, HTTPException, ValueError) as error:
             if self.num_answers == 0 and isinstance(error, urllib.error.URLError):
                 told = f"{self.name}: no server answers there; is the address right?"
                 raise DataError(told, failure=Trouble.DATABASE_AWAY) from None
             return _seconds_to_wait(None, attempt)
+
+    def _read(self, answer: Any) -> bytes:
+        """Return a whole page; a server that sends a byte now and then is not waited for beyond the time there is."""
+        body = bytearray()
+        while part := answer.read1(1 << 16):
+            body += part
+            if len(body) > MAX_PAGE_BYTES:
+                told = f"{self.name}: a page is longer than {MAX_PAGE_BYTES:,} bytes; ask for fewer columns"
+                raise DataError(told, failure=Trouble.QUERY_FAILED)
+            if time.monotonic() > self.deadline:
+                told = f"{self.name}: a page did not come in time; try later, or allow more with query_timeout"
+                raise DataError(told, failure=Trouble.QUERY_LATE)
+        return bytes(body)
 
     def _refused(self, error: urllib.error.HTTPError) -> DataError:
         if error.code in (401, 403):

@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from ray_fed.errors import DataError, Trouble, quoted
+from ray_fed.errors import DataError, FedError, Trouble, quoted
 from ray_fed.materials.databases.addresses import file_of, filled, scheme_of, shown
 from ray_fed.materials.databases.packages import required_package
 from ray_fed.materials.databases.raw_table import RawTable, in_fixed_order, reading, table_of_rows
@@ -39,6 +39,9 @@ READ_ONLY = {
 }  # fmt: skip
 """Dialect -> what is said before the statement; the others have no such word, and are only never told to commit.
 Servers before PostgreSQL 12 would cut doubles to 15 digits."""
+HARMLESS_OPTIONS = frozenset(
+    {"charset", "driver", "encrypt", "service_name", "ssl_ca", "ssl_verify_cert", "trustservercertificate"}
+)
 SINGLE_TYPES = (700, 1021)
 """PostgreSQL's numbers for `real` and `real[]`: the driver reads their digits as doubles, which they are not."""
 _QUOTED = re.compile(
@@ -123,6 +126,7 @@ def _engine(source: Source, file: Path | None, dialect: str) -> Iterator[Any]:
         engine = sqlalchemy.create_engine("sqlite://", creator=lambda: read_only_sqlite(path), poolclass=NullPool)
     else:
         url = sqlalchemy.engine.make_url(filled(source.path, source.access.password))
+        _check_options(url, shown(source.path))
         if url.drivername == "postgresql":
             url = url.set(drivername="postgresql+psycopg")
         engine = sqlalchemy.create_engine(url, poolclass=NullPool, connect_args=_patience(url, source.access))
@@ -130,6 +134,16 @@ def _engine(source: Source, file: Path | None, dialect: str) -> Iterator[Any]:
         yield engine
     finally:
         engine.dispose()
+
+
+def _check_options(url: Any, name: str) -> None:
+    """DataError for an option after the address's '?' that may let a server read files here, or choose code to load;
+    those of PostgreSQL's own library do neither."""
+    known = HARMLESS_OPTIONS if url.get_backend_name() != "postgresql" else set(url.query) - {"plugin"}
+    for option in url.query:
+        if option.lower() not in known:
+            told = f"{name}: the option {quoted(option)} is not allowed in an address"
+            raise DataError(f"{told}; leave it out", failure=Trouble.OPTION_WRONG)
 
 
 def _patience(url: Any, access: Access) -> dict[str, Any]:
@@ -207,6 +221,8 @@ def _problems_told(name: str, seconds: float) -> Iterator[None]:
     problem: DataError | None = None
     try:
         yield
+    except FedError:
+        raise
     except TimeoutError:
         problem = _late(name, seconds)
     except ImportError as error:
@@ -215,6 +231,9 @@ def _problems_told(name: str, seconds: float) -> Iterator[None]:
         problem = DataError(told, failure=Trouble.PACKAGE_MISSING)
     except (SQLAlchemyError, sqlite3.Error) as error:
         problem = _problem(name, seconds, error)
+    except (ValueError, TypeError, OSError):  # of an address, or of the options in it
+        told = f"{name}: the address cannot be used; write SCHEME://USER@SERVER:PORT/DATABASE"
+        problem = DataError(told, failure=Trouble.OPTION_WRONG)
     if problem is not None:
         raise problem from None
 

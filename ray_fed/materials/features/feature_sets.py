@@ -142,6 +142,14 @@ class FeatureSet(ABC):
         units |= cell_feature_units(self.structure) if self.needs_structure else {}
         return units | ({"num_missing": "1"} if self.missing_count else {})
 
+    def properties(self) -> dict[str, list[int]]:
+        """Return property -> its columns: all statistics of an element's property, or one number of the cell."""
+        found: dict[str, list[int]] = {}
+        for at, label in enumerate(self.feature_units()):
+            name = label.partition(":")[2] or label.partition(" ")[2] or label
+            found.setdefault(name, []).append(at)
+        return found
+
     def get_feature_names_out(self, input_features: object = None) -> np.ndarray:  # noqa: ARG002
         """Return the names of the columns, object array [num_features]."""
         return np.array(list(self.feature_units()), dtype=object)
