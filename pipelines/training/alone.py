@@ -12,6 +12,7 @@ from statistics import mean, stdev
 
 from pipelines.launching import CoordinatorLike
 from pipelines.training.setup import Setup
+from ray_fed.federation.boosted_task import BoostedTask
 from ray_fed.federation.messages import Metrics
 from ray_fed.materials.property_silo import BEST, LEARNERS, OF_LEARNERS
 from ray_fed.metrics import Metric
@@ -51,7 +52,8 @@ def ask_alone(coordinator: CoordinatorLike, setup: Setup, silos: Sequence[str], 
     """Let silos find out what each could do alone."""
     config = setup.config
     given = (seed, config.epochs, config.batch_size, config.learning_rate, config.optimizer)
-    told, silent = coordinator.ask_metrics(OF_LEARNERS, silos, (*LEARNERS, BEST), given)
+    learners = LEARNERS[1:] if isinstance(setup.task, BoostedTask) else LEARNERS  # trees have no network
+    told, silent = coordinator.ask_metrics(OF_LEARNERS, silos, (*learners, BEST), given)
     return AloneAnswers({silo: AloneResult.of(answer) for silo, answer in told.items()}, silent)
 
 
