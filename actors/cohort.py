@@ -18,7 +18,7 @@ from actors.same_package import REMEDY
 from actors.session import INLINE_VARIABLE, RAYS_INLINE_BYTES
 from actors.silo import Handle, SiloActor
 from ray_fed.errors import FedError, PlacementError, SiloFailed
-from ray_fed.federation.cohort import Attendance, said_by
+from ray_fed.federation.cohort import RESTORE_SECONDS, Attendance, said_by
 from ray_fed.federation.messages import (
     Arrived,
     Artifact,
@@ -40,8 +40,6 @@ Value = TypeVar("Value")
 
 COLLECT_SECONDS = 60.0
 DEATH = "its process died (killed, out of memory or crashed)"
-RESTORE_SECONDS = 120.0
-"""A new process imports torch and reads the silo's data before it can answer."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import ray
 from actors.cohort import RayCohort, value_of
 from actors.silo import Handle
 from ray_fed.federation.coordinator import Agreement, Coordinator
-from ray_fed.federation.messages import CountedRows, Metrics, Vector
+from ray_fed.federation.counted_rows import CountedRows
+from ray_fed.federation.messages import Metrics, Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord, state_bytes
 from ray_fed.federation.silo_state import rounds_apart
 from ray_fed.federation.strategies import State

@@ -124,7 +124,7 @@ class Departures:
 
 _WORDS = {
     "SiloDescription": "descriptions", "ColumnMoments": "moments", "Update": "updates",
-    "MaskedUpdate": "masked updates", "dict": "evaluations", "Artifact": "artifacts",
+    "MaskedUpdate": "masked updates", "dict": "evaluations", "Artifact": "artifacts", "Counts": "counts of rows",
     "GradientObservation": "gradients", "tuple": "ledgers",
 }  # fmt: skip
 

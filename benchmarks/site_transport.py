@@ -1,9 +1,10 @@
 """What the way to sites costs: a large model against a plain TLS stream, and small exchanges against Ray's actors.
 
-    python benchmarks/site_transport.py [--million-parameters 25] [--rounds 300]
+    python benchmarks/site_transport.py [--million-parameters 25] [--rounds 300] [--flower-python PYTHON]
 
 Every site is a process of its own, connected by mutual TLS over the loopback. The second table runs one job, with an
 exchange after every batch, on silo actors and at sites: guarded silos, rules, guard and exact sums are the real ones.
+With a Python that has flwr and torch, Flower's deployment engine does the same work (site_transport_flower.py).
 """
 
 import argparse
@@ -12,6 +13,7 @@ import os
 import queue
 import socket
 import ssl
+import subprocess
 import tempfile
 import time
 from dataclasses import replace
@@ -216,10 +218,21 @@ def on_actors(rounds):
         return rounds_a_second(placed.coordinator, rounds)
 
 
+def at_flowers_nodes(python, rounds=3):
+    """Return the rate of Flower's deployment engine: four SuperNodes of one SuperLink."""
+    script = Path(__file__).with_name("site_transport_flower.py")
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run([python, str(script), folder, str(rounds)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"Flower's deployment engine: {done.stdout}{done.stderr}")
+    return 1 / float(done.stdout.split()[-1])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--million-parameters", type=float, default=25.0)
     parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--flower-python", help="a Python that has flwr and torch; without one Flower is left out")
     given = parser.parse_args()
     torch.set_num_threads(1)
     own, of_site = certificates()
@@ -235,6 +248,9 @@ def main():
     assert first == second, "the cohorts are not bit-equal"
     print(f"4 silo actors             {actors:6.0f} rounds/s 1.00")
     print(f"4 sites                   {sites:6.0f} rounds/s {sites / actors:.2f}   the same bits")
+    if given.flower_python:
+        flower = at_flowers_nodes(given.flower_python)
+        print(f"4 SuperNodes of Flower    {flower:6.3f} rounds/s {flower / actors:.4f}", flush=True)
     print("\nprotection, 4 sites")
     first = None
     for name, (make_host, options, threshold) in PROTECTIONS.items():

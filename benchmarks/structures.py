@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from pymatgen.core import Structure
+from pymatgen.core import Element, Structure
 
 from ray_fed.errors import DataError
 from ray_fed.learning.models import seeded_mlp
@@ -40,7 +40,7 @@ def main() -> int:
     options = _options()
     torch.set_num_threads(1)
     frame = pd.read_parquet(options.shared / "datasets/mp_structures/mp_structures.parquet")
-    frame = frame[frame["n_sites"] <= MAX_SITES].sample(options.rows, random_state=0).reset_index(drop=True)
+    frame = frame.query(f"n_sites <= {MAX_SITES}").sample(options.rows, random_state=0).reset_index(drop=True)
     names = ("numpy", "spglib", "moyopy", "pymatgen-core", "torch")
     print(", ".join(f"{name} {version(name)}" for name in names), f"Python {platform.python_version()}", sep=", ")
     crystals = _crystals(frame)
@@ -60,7 +60,9 @@ def _crystals(frame: pd.DataFrame) -> list[Crystal]:
 def _print_costs(frame: pd.DataFrame, crystals: Sequence[Crystal], count: int = 300) -> None:
     rows = zip(frame["numbers"][:count], frame["frac_coords"][:count], crystals, strict=False)
     texts = [
-        Structure(one.vectors, [int(number) for number in numbers], np.reshape(coordinates, (-1, 3))).to(fmt="cif")
+        Structure(
+            one.vectors, [Element.from_Z(int(number)) for number in numbers], np.reshape(coordinates, (-1, 3))
+        ).to(fmt="cif")
         for numbers, coordinates, one in rows
     ]
     sites = np.mean([len(one.kinds) for one in crystals[:count]])
@@ -166,7 +168,7 @@ def _trained(features: np.ndarray, energies: np.ndarray, seed: int) -> Callable[
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
     parser.add_argument("--rows", type=int, default=4000)
     parser.add_argument("--crystals", type=int, default=200)

@@ -178,9 +178,15 @@ COMMANDS = (
             ),
             PREDICTIONS,
             *DATABASE,
-            argument("--model", default="federated", help="which model of the run (default: federated)"),
+            argument(
+                "--model",
+                default="federated",
+                help="federated, pooled, the name of a silo, or all (default: federated)",
+            ),
         ),
-        "Write a CSV with one line per entry of FILE: the prediction with its unit, or the reason why not.",
+        "Write a CSV with one line per entry of FILE, its columns kept: the prediction with its unit, bounds that hold "
+        "50 and 90 of 100 rows like those of the silos, and what speaks against it; or the reason why there is none. "
+        "Where FILE has the true values, errors are printed.",
     ),
     Command(
         "leakage",

@@ -12,7 +12,8 @@ import torch
 from pipelines.hub import HubSection, listening
 from ray_fed.federation.cohort import Cohort, LocalCohort
 from ray_fed.federation.coordinator import Agreement, Coordinator
-from ray_fed.federation.messages import CountedRows, Metrics, Vector
+from ray_fed.federation.counted_rows import CountedRows
+from ray_fed.federation.messages import Metrics, Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.silo import Evaluator

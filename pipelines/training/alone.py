@@ -65,6 +65,16 @@ class AloneAnswers:
     silent: Mapping[str, str] = field(default_factory=dict)
     """Silo -> why it told nothing."""
 
+    @property
+    def unseen_nowhere(self) -> dict[str, str]:
+        """Silo -> the learner that it chose, where there are no rows to compare it on: a test set that its owner keeps,
+        and none held out."""
+        return {
+            silo: result.learner
+            for silo, result in self.results.items()
+            if result.learner != LEARNERS[0] and not result.unseen
+        }
+
 
 def summary_of(
     answers: Sequence[AloneAnswers], networks: Mapping[str, Mapping[str, Sequence[float]]], metrics: Sequence[Metric],

@@ -69,7 +69,8 @@ class TrainConfig(UpdateOptions):
     """Labels of the classes, which all silos share; found in the data in a study, false and true elsewhere. With
     several targets one list each, as a|b|c, and - for numbers."""
     standardise_target: bool = True
-    """Learn numbers of mean 0 and deviation 1, by moments of all silos together, so that no unit matters."""
+    """Learn numbers of mean 0 and deviation 1, by moments of all silos together, so that no unit matters. The training
+    loss is then of these numbers; every other number that is shown is in the target's unit."""
     where: tuple[str, ...] = ()
     """Keep only rows with COLUMN=VALUE, e.g. source=OQMD."""
     rows: int | None = None
@@ -111,6 +112,9 @@ class TrainConfig(UpdateOptions):
     """Concentration of the Dirichlet partition; smaller is more uneven."""
     test_fraction: float = 0.2
     """With --federation and no common test set: share of formulas each site holds out."""
+    calibration_fraction: float = 0.1
+    """Share of formulas in each silo that no model is trained on: its errors there, counted in each silo and added up,
+    make the intervals of predictions. 0 trains on all rows and predicts without intervals; so does noise (DP)."""
     epochs: int = 100
     """Passes of every silo over its rows (the paper's iteration steps)."""
     communication_frequency: float | Literal["batch"] = 0.25
@@ -171,8 +175,8 @@ class TrainConfig(UpdateOptions):
     max_restarts: int = 3
     """How often a silo whose process died is started again."""
     start_timeout: float = 0.0
-    """Seconds to wait for sites of a federation file that have no machine yet; then the run is refused, or begins
-    without them (--late-silos)."""
+    """Seconds to wait for sites of a federation file that have no machine yet, or no connection (of those ten minutes
+    if 0); then the run is refused, or begins without them (--late-silos)."""
     late_silos: bool = False
     """Begin without silos whose site has no machine yet, if --min-fit-clients are there; each takes part from the round
     after its machine appeared. The scaler, and the steps of an epoch, come from the silos that were there."""
@@ -235,6 +239,10 @@ class TrainConfig(UpdateOptions):
         gpus = self.num_gpus or 0.0
         require(isfinite(gpus) and gpus >= 0, f"num_gpus={self.num_gpus} must be a finite number, 0 or more")
         require(0 < self.test_fraction < 1, f"test_fraction={self.test_fraction} must lie between 0 and 1")
+        share = self.calibration_fraction
+        require(0 <= share <= 0.5, f"calibration_fraction={share} must lie between 0 and 0.5")
+        fits = self.federation is None or share + self.test_fraction < 1
+        require(fits, f"test_fraction={self.test_fraction} and calibration_fraction={share} leave no rows to train on")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
         share = self.validation_share
         require(0 < share <= 0.5, f"validation_share={share} must lie between 0 and 0.5")
@@ -344,6 +352,12 @@ class TrainConfig(UpdateOptions):
         asynchronous = "fed_buff counts on all silos from the start"
         require(self.strategy != "fed_buff" or not self.late_silos, f"late_silos: {asynchronous}; choose another one")
 
+    @property
+    def calibration(self) -> float:
+        """The share of formulas that is held out for calibration: none where nothing is counted, as it would need
+        noise, or of trees."""
+        return 0.0 if self.is_private or self.model != "mlp" else self.calibration_fraction
+
     def access(self) -> "Access":
         """Return how a database is asked; ConfigError where that makes no sense."""
         from ray_fed.materials.databases.source import Access
@@ -387,6 +401,8 @@ class FormationEnergyConfig(TrainConfig):
     only formulas; rich: a larger element set; rich+structure: with cell and space group; auto: as in ray-fed train."""
     standardise_target: bool = False
     """Learn numbers of mean 0 and deviation 1; the paper learns eV/atom."""
+    calibration_fraction: float = 0.0
+    """Share of formulas in each silo that no model is trained on, for intervals of predictions; the paper has none."""
     alone: Literal["network", "best"] = "network"
     """With --baselines: what each silo, and who had all rows, does alone: the same network, as in the paper; or the
     best of it, a random forest and gradient boosting, chosen by cross-validation inside the silo."""

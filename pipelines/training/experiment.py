@@ -14,6 +14,7 @@ from pipelines.launching import CoordinatorLike, FederationSpec
 from pipelines.training.alone import AloneAnswers, ask_alone
 from pipelines.training.analysis import Analysis, analyse
 from pipelines.training.checkpoint import Checkpoint
+from pipelines.training.measured_limits import measure
 from pipelines.training.membership import admitted, fingerprints, start_rules
 from pipelines.training.setup import Setup, jobs
 from ray_fed.errors import PerimeterRefused
@@ -21,7 +22,9 @@ from ray_fed.federation.coordinator import Agreement
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.job import Job, RoundRecord
 from ray_fed.federation.strategies import Models
+from ray_fed.materials.limits import ModelLimits
 from ray_fed.metrics import Metric, Scores, reported
+from ray_fed.reporting.results import words
 
 
 class TrainingListener(Protocol):
@@ -62,6 +65,8 @@ class TrainingExperiment:
     true: np.ndarray | None = None
     """Targets of the common test set, for parity plots."""
     predicted: dict[str, np.ndarray] = field(default_factory=dict)
+    limits: dict[str, ModelLimits] = field(default_factory=dict)
+    """Model -> how far its predictions can be trusted."""
     alone: list[AloneAnswers] = field(default_factory=list)
     """What each silo could do alone with the best of several learners, seed by seed."""
     analysis: Analysis | None = None
@@ -85,6 +90,7 @@ class TrainingExperiment:
             for job in jobs(self.setup, dict(self.agreement.silos), seed):
                 self._run(coordinator, job, seed)
         self._ask_alone(coordinator)
+        self.limits = measure(coordinator, self.setup, self.agreement, self.models)
         try:
             shown = coordinator.predict_test(self.models)
         except PerimeterRefused as refusal:  # its owner shows scores alone
@@ -106,6 +112,9 @@ class TrainingExperiment:
             print(f"each silo alone chooses among network, forest and boosted trees, seed {seed}", file=sys.stderr)
             answers = ask_alone(coordinator, self.setup, silos, seed)
             self.alone.append(answers)
+            for silo, learner in answers.unseen_nowhere.items():
+                told = f"silo '{silo}' would take {words(learner)} alone, by its folds"
+                print(f"note: {told}; how that does is not known: it has no rows of its own held out", file=sys.stderr)
             for silo, why in answers.silent.items():
                 print(f"note: silo '{silo}': what it could do alone is not known: {why}", file=sys.stderr)
 

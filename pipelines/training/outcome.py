@@ -17,11 +17,13 @@ from pipelines.training.alone import summary_of
 from pipelines.training.analysis_report import figure_of, sections
 from pipelines.training.class_pages import class_sections
 from pipelines.training.experiment import TrainingExperiment
+from pipelines.training.measured_limits import FEDERATED, coverage_table, summarised
 from pipelines.training.membership import fingerprints
 from pipelines.training.per_silo_errors import own_errors, own_table
 from pipelines.update_options import privacy_statement
 from ray_fed.federation.rounds.job import EPSILON
 from ray_fed.materials.boosted_property_task import BoostedPropertyTask
+from ray_fed.materials.limits import PROMISE, ModelLimits, told
 from ray_fed.materials.targets import Target, values_by_target
 from ray_fed.materials.trained_model import card_entries, forest_entries, scaler_arrays, tree_entries
 from ray_fed.metrics import Metric
@@ -55,6 +57,8 @@ class TrainingOutcome:
         self.has_model: dict[str, bool] = {}
         """Silo -> whether its owner has taken the final model, where it was handed over."""
         self.summary: dict[str, object] = {}
+        self.pictures: list[Path] = []
+        """Figures that were saved, in their order."""
 
     def begin(self) -> None:
         """Write what is known before training: configuration, versions, data fingerprints, status "running"."""
@@ -79,11 +83,10 @@ class TrainingOutcome:
         self._summarise(status, reason)
         if status != "completed":  # the smallest file first: the disk may be full
             self.directory.write_summary(self.summary)  # type: ignore[arg-type]
-        if "federated" in self.experiment.models:
-            self._save_model()
+        self._save_models()
         figures, classes = self._figures(), self._classes()
         self._report(figures, classes)
-        self._log([*figures, *(block for section in classes for block in section.blocks if isinstance(block, Figure))])
+        self._log()
         if seal:
             seal()
         # Last: a run whose summary says "completed" has everything else.
@@ -99,7 +102,7 @@ class TrainingOutcome:
     def share_model(self, coordinator: CoordinatorLike) -> None:
         """Hand the model to the silos' owners; name those who did not take it. Who did is in the summary."""
         self._summarise("running", "")
-        self._save_model()
+        self._save_models()
         weights, card = (np.fromfile(path, np.uint8) for path in model_paths(self.directory.models / "federated"))
         reasons = coordinator.hand_over_model(weights, card)
         self.has_model = {silo: not reason for silo, reason in reasons.items()}
@@ -126,6 +129,7 @@ class TrainingOutcome:
             **self._costs(),
             **self._counts(),
             **self._privacy(),
+            **summarised(self.experiment.limits, self.experiment.setup.task.targets),
             **{f"silo.{silo}.has_model": has for silo, has in self.has_model.items()},
             "status": status,
             **({"reason": reason} if reason else {}),
@@ -198,19 +202,21 @@ class TrainingOutcome:
 
     # ---- model
 
-    def _save_model(self) -> None:
+    def _save_models(self) -> None:
+        """Write the models there are: the federated one, and of the baselines each silo's own and the pooled one."""
         agreement, layout = self.experiment.agreement, self.experiment.agreement.layout
-        arrays = layout.unflatten(self.experiment.models["federated"][: layout.size])
-        arrays |= scaler_arrays(self.experiment.setup.task, agreement.standardizer)
-        save_model(self.directory.models / "federated", arrays, self._card())
+        for name, vector in self.experiment.models.items():
+            arrays = layout.unflatten(vector[: layout.size])
+            arrays |= scaler_arrays(self.experiment.setup.task, agreement.standardizer)
+            save_model(self.directory.models / name, arrays, self._card(name))
 
-    def _card(self) -> ModelCard:
+    def _card(self, model: str) -> ModelCard:
         setup, config = self.experiment.setup, self.experiment.setup.config
         featurizer = setup.task.featurizer()
         finals = {metric.name: self.experiment.finals(metric) for metric in self.experiment.metrics}
-        first = {name: values["federated"][0] for name, values in finals.items() if "federated" in values}
+        first = {name: values[model][0] for name, values in finals.items() if model in values}
         return ModelCard(
-            name="federated",
+            name=model,
             **card_entries(setup.task),
             descriptor={
                 "name": setup.task.features,
@@ -223,10 +229,11 @@ class TrainingOutcome:
             data=tuple(fingerprints(self.experiment.agreement)),  # type: ignore[arg-type]
             split={"how": config.split, "test_rows": self.summary["test.num_examples"], "seed": config.seed},  # type: ignore[dict-item]
             metrics={
-                "train": {"n": self.summary["federated.num_examples"]},  # type: ignore[dict-item]
+                "train": {"n": self._num_examples(model)},
                 "test": {**first, "n": self.summary["test.num_examples"]},  # type: ignore[dict-item]
             },
-            federation=self._federation_record(),  # type: ignore[arg-type]
+            federation=self._federation_record(model),  # type: ignore[arg-type]
+            limits=told(self.experiment.limits[model]) if model in self.experiment.limits else {},
             training_history="../history.jsonl",
             citation=CITATION,
         )
@@ -248,9 +255,18 @@ class TrainingOutcome:
             },
         }
 
-    def _federation_record(self) -> dict[str, object]:
+    def _num_examples(self, model: str) -> int:
+        """Return the training rows of a model."""
+        silos = self.experiment.agreement.silos
+        rows = {name: silos[name].num_examples for name in self.experiment.setup.training if name in silos}
+        return sum(rows.values()) if model == FEDERATED else silos[model].num_examples
+
+    def _federation_record(self, model: str) -> dict[str, object]:
+        """Return who trained it: all silos together, or one alone."""
         setup = self.experiment.setup
         agreement = self.experiment.agreement
+        if model != FEDERATED:
+            return {"silos": [model], "weights": {model: 1.0}, "privacy": "none"}
         counts = {name: agreement.silos[name].num_examples for name in setup.training if name in agreement.silos}
         return {
             **({"joined": dict(agreement.joined)} if agreement.joined else {}),
@@ -279,11 +295,11 @@ class TrainingOutcome:
         )
         return class_sections(experiment.setup.task.targets, in_order, is_hidden, where, self._save)
 
-    def _log(self, figures: Sequence[Figure]) -> None:
+    def _log(self) -> None:
         """Show in TensorBoard what the federated model came to, and the pictures."""
         finals = {metric.name: self.summary.get(f"federated.{metric.name}") for metric in self.experiment.metrics}
         with EventLog(self.directory.tensorboard) as log:
-            log.outcome(finals, [figure.path for figure in figures])
+            log.outcome(finals, self.pictures)
 
     @property
     def results(self) -> Results:
@@ -358,6 +374,7 @@ class TrainingOutcome:
 
         path = self.directory.figures / f"{name}.png"
         save_figure(figure, path)
+        self.pictures.append(path)
         return Figure(path, caption)
 
     @property
@@ -373,7 +390,13 @@ class TrainingOutcome:
             self.directory,
             f"Multi-source training: {_listed([target.words for target in setup.task.targets])}",
             self.summary,
-            [*self._own_section(), *classes, *self._analysis(), *([Section("Figures", figures)] if figures else [])],
+            [
+                *self._own_section(),
+                *self._limits_section(),
+                *classes,
+                *self._analysis(),
+                *([Section("Figures", figures)] if figures else []),
+            ],
             subtitle=f"{len(setup.training)} silos, {self.summary['rounds']} communications",
             command=self.command,
             results=self.results,
@@ -400,6 +423,23 @@ class TrainingOutcome:
     def _own_section(self) -> list[Section]:
         header, *rows = self.own_table() or [[]]
         return [Section("On each silo's own held-out rows", [Table(header, rows)])] if rows else []
+
+    @property
+    def _limits(self) -> ModelLimits:
+        """Those of the federated model."""
+        return self.experiment.limits.get(FEDERATED, ModelLimits())
+
+    def limits_table(self) -> list[list[str]]:
+        """Return what the federated model's intervals cover, header first; empty where that was not measured."""
+        return coverage_table(self._limits, self.experiment.setup.task.targets)
+
+    def why_no_intervals(self) -> str:
+        """Return why predictions will have no intervals, "" where they have."""
+        return self._limits.why_none
+
+    def _limits_section(self) -> list[Section]:
+        header, *rows = self.limits_table() or [[]]
+        return [Section("What the intervals of predictions cover", [Table(header, rows, PROMISE)])] if rows else []
 
     def _provenance(self) -> str:
         if self.experiment.setup.config.data != "embedded" or self.experiment.setup.config.federation:

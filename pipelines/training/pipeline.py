@@ -211,6 +211,11 @@ def _carry_out(request: RunRequest) -> int:
     print()
     if own := outcome.own_table():
         print(aligned(own, right=range(1, len(own[0])), rule=True))
+    if limits := outcome.limits_table():
+        print("rows in neither training nor calibration, and where the federated model's intervals hold them:")
+        print(aligned(limits, right=range(1, len(limits[0])), rule=True))
+    if why := outcome.why_no_intervals():
+        print(f"note: predictions have no intervals: {why}", file=sys.stderr)
     paths_table(outcome.paths())
     return 0
 

@@ -1,8 +1,10 @@
-"""`ray-fed predict`: a finished run's model on new structures or formulas."""
+"""`ray-fed predict`: the models of a finished run on new structures or formulas, with bounds, flags and errors."""
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,49 @@ import pandas as pd
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.federation.reasons import counted_notes
 from ray_fed.materials.databases.addresses import check_address
-from ray_fed.materials.databases.database import SHOWN_REASON, open_database
-from ray_fed.materials.databases.kinds import whole_path
+from ray_fed.materials.databases.columns import UNKNOWN_UNIT, canonical_target, unit_of_target
+from ray_fed.materials.databases.database import SHOWN_REASON, crystal_frame
+from ray_fed.materials.databases.kinds import open_source, whole_path
+from ray_fed.materials.databases.raw_table import RawTable
 from ray_fed.materials.databases.source import Access, Source
-from ray_fed.materials.features.featurizers import CrystalFeaturizer, make_featurizer
+from ray_fed.materials.predictions import FLAG, WHY_FLAGGED, Inputs, Trained, inputs_of, interval_columns, predictions
 from ray_fed.materials.property_task import as_read
-from ray_fed.materials.targets import prediction_columns
-from ray_fed.materials.trained_model import predict, targets_of
-from ray_fed.reporting.model_files import ModelCard, load_model
+from ray_fed.materials.targets import Target, labels
+from ray_fed.metrics import (
+    ClassificationSums,
+    Metric,
+    RegressionSums,
+    Scores,
+    classification_metrics,
+    regression_metrics,
+)
+from ray_fed.reporting.model_files import load_model
 from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.terminal import aligned
 from ray_fed.reporting.writing import write_atomically
 
 MAX_REASONS = 10
 """Different reasons shown on the terminal; the file has them all."""
+ALL_MODELS = "all"
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models that predict, and those beside them that their intervals need."""
+
+    shown: tuple[str, ...]
+    by_name: Mapping[str, Trained]
+
+    @property
+    def first(self) -> Trained:
+        return self.by_name[self.shown[0]]
+
+    def own_of(self, model: str) -> dict[str, Trained]:
+        """Return the silos' own models that a model's intervals need, as far as they are there."""
+        return {name: self.by_name[name] for name in self.by_name[model].limits.own_models if name in self.by_name}
+
+    def missing_of(self, model: str) -> list[str]:
+        return [name for name in self.by_name[model].limits.own_models if name not in self.by_name]
 
 
 def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
@@ -33,27 +65,18 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     check_address(file, "file", only_ours=True)
     path = Path(options["out"] or f"{Path(file).name}.predictions.csv")
     check_place(path, Path(file))
-    arrays, card = load_model(model_path(options["run_directory"], options["model"]))
+    models = read_models(options["run_directory"], options["model"])
     access = Access(options["query"], options["table"], options["query_timeout"])
     source = Source(path=whole_path(file, Path.cwd()), target=None, access=access)
-    database = open_database(as_read(source, featurizer_of(card)))
-    table = predict_table(database.frame, arrays, card)
-    write_atomically(path, table.to_csv(index=False).encode())
-    reasons = [reason for reason in table["reason"] if reason]
-    failed = len(reasons)
-    print(f"{len(table) - failed} predictions of {card.property} [{card.unit}] in {path}")
-    shown = (reason if len(reason) <= SHOWN_REASON else f"{reason[: SHOWN_REASON - 3]}..." for reason in reasons)
-    for reason, count in Counter(shown).most_common(MAX_REASONS):
-        print(f"note: {count} x {reason}", file=sys.stderr)
-    for note, count in counted_notes([*database.frame["note"], *database.notices]).items():
-        print(f"note: {count} x {note}", file=sys.stderr)
-    if bool(database.frame["volume"].isna().all()) and make_featurizer(str(card.descriptor["name"])).needs_structure:
-        print(
-            f"note: this model wants crystal structures ({card.descriptor['name']}), {file} has only formulas; "
-            "train one with --features guo65 or rich",
-            file=sys.stderr,
-        )
-    return 0 if failed < len(table) else 1
+    source = as_read(source, models.first.feature_set)
+    table = open_source(source)
+    inputs = inputs_of(crystal_frame(table, source), models.first.feature_set)
+    given = given_columns(table)
+    predicted = predicted_table(inputs, models, given)
+    write_atomically(path, predicted.to_csv(index=False).encode())
+    _say(inputs, models, predicted, path, file, table.notices)
+    _say_errors(predicted, models, table)
+    return 0 if inputs.usable.any() else 1
 
 
 def check_place(path: Path, file: Path) -> None:
@@ -64,48 +87,196 @@ def check_place(path: Path, file: Path) -> None:
         raise ConfigError(f"out={path} is the file with the entries; give another name")
 
 
-def predict_table(frame: pd.DataFrame, arrays: dict[str, np.ndarray], card: ModelCard) -> pd.DataFrame:
-    """Return id, formula, prediction, unit and reason for each row of a crystal frame; unusable rows have NaN."""
-    features, reasons = _features(frame, card)
-    usable = np.array([reason == "" for reason in reasons])
-    columns = prediction_columns(predict(features[usable], arrays, card), targets_of(card))
-    spread = {name: _spread(values, usable) for name, values in columns.items()}
-    return pd.DataFrame(
-        {
-            "id": frame["id"],
-            "formula": frame["formula"],
-            **spread,
-            "unit": card.unit,
-            "reason": reasons,
-            "note": frame["note"],
-        }
-    )
+# ---- the table
 
 
-def _spread(values: np.ndarray, usable: np.ndarray) -> np.ndarray:
-    """Return values of usable rows among all rows [n], with NaN, or "" of labels, for the others."""
-    found = np.full(len(usable), np.nan) if values.dtype.kind == "f" else np.full(len(usable), "", object)
-    found[usable] = values
-    return found
+def given_columns(table: RawTable) -> pd.DataFrame:
+    """Return the user's own columns, row by row as they are; those that hold structures or lists are left out."""
+    columns = {name: table.read(name).reset_index(drop=True) for name in table.columns}
+    return pd.DataFrame({name: column for name, column in columns.items() if _is_flat(column)})
 
 
-def featurizer_of(card: ModelCard) -> CrystalFeaturizer:
-    """Return the featurizer that the model was trained with, its convention of cells included."""
-    options = card.descriptor["options"]
-    assert isinstance(options, dict)
-    return make_featurizer(str(card.descriptor["name"]), **options)
+def _is_flat(column: pd.Series) -> bool:
+    if column.dtype.kind in "biufM":
+        return True
+    return all(not isinstance(value, Mapping | list | tuple | np.ndarray | Path) and not _is_long(value)
+               for value in column.tolist())  # fmt: skip
 
 
-def _features(frame: pd.DataFrame, card: ModelCard) -> tuple[np.ndarray, list[str]]:
-    featurizer = featurizer_of(card)
-    if featurizer.fingerprint() != card.descriptor["table_hash"]:
-        raise DataError(
-            f"the model was trained on {card.descriptor['name']} features of another version "
-            f"({str(card.descriptor['table_hash'])[:12]} instead of {featurizer.fingerprint()[:12]}); "
-            f"install ray-fed {card.software.get('ray-fed', 'of that time')}"
+def _is_long(value: object) -> bool:
+    """Whether a value is a structure as text: it would fill the table, and its place is the user's file."""
+    return isinstance(value, str) and "\n" in value
+
+
+def predicted_table(inputs: Inputs, models: Models, given: pd.DataFrame) -> pd.DataFrame:
+    """Return the user's columns, then id and formula where he has none, predictions, units, flags and reasons; with
+    several models their names before their columns. A column of the user's that has one of these names is then called
+    `given_NAME`, which is said."""
+    frame = inputs.frame
+    found: dict[str, Any] = {name: frame[name] for name in ("id", "formula") if name not in given}
+    for name in models.shown:
+        own = None if models.missing_of(name) else models.own_of(name)
+        columns = predictions(inputs, models.by_name[name], own)
+        found |= {f"{name}.{key}" if len(models.shown) > 1 else key: column for key, column in columns.items()}
+    found |= {"unit": models.first.card.unit, "note": frame["note"], "reason": inputs.reasons}
+    renamed = {name: f"given_{name}" for name in given if name in found}
+    for name, other in renamed.items():
+        _note(f"the file's column {name!r} is called {other!r} beside the predictions")
+    return pd.concat([given.rename(columns=renamed), pd.DataFrame(found, index=given.index)], axis=1)
+
+
+# ---- what is said
+
+
+def _say(
+    inputs: Inputs, models: Models, predicted: pd.DataFrame, path: Path, file: str, notices: Sequence[str]
+) -> None:
+    """Print how many entries were predicted, and notes of those that were not, or are unlike the training rows."""
+    card, usable = models.first.card, inputs.usable
+    print(f"{usable.sum()} predictions of {card.property} [{card.unit}] in {path}")
+    for reason, count in Counter(reason for reason in inputs.reasons if reason).most_common(MAX_REASONS):
+        _note(f"{count} x {reason}")
+    for note, count in counted_notes([*inputs.frame["note"], *notices]).items():
+        _note(f"{count} x {note}")
+    for name in models.shown:
+        said = f"{name}: " if len(models.shown) > 1 else ""
+        limits, missing = models.by_name[name].limits, models.missing_of(name)
+        if limits.why_none or missing:
+            why = limits.why_none or f"they need the models {', '.join(missing)}, which are not beside this one"
+            _note(f"{said}no intervals: {why}")
+        for what, why in limits.domain.unknown.items():
+            _note(f"{said}{what} of the training rows are not known: {why}")
+        flagged = predicted[f"{name}.{WHY_FLAGGED}" if said else WHY_FLAGGED]
+        num_flagged = sum(str(why) != "" for why in flagged)
+        if num_flagged:
+            _note(f"{said}{num_flagged} inputs are unlike the training rows; see the column {WHY_FLAGGED}")
+    for why, count in _kinds_of_flags(predicted, models).most_common(MAX_REASONS):
+        _note(f"{count} x {why}")
+    if bool(inputs.frame["volume"].isna().all()) and models.first.feature_set.needs_structure:
+        _note(
+            f"this model wants crystal structures ({card.descriptor['name']}), {file} has only formulas; "
+            "train one with --features guo65 or rich"
         )
-    features, reasons = featurizer.transform_with_reasons(frame)
-    return features, [given or found for given, found in zip(frame["reason"], reasons, strict=True)]
+
+
+def _kinds_of_flags(predicted: pd.DataFrame, models: Models) -> Counter[str]:
+    """Return how often each kind of flag is there, by its words before what is said of the single row."""
+    name = f"{models.shown[0]}.{WHY_FLAGGED}" if len(models.shown) > 1 else WHY_FLAGGED
+    texts = [part for text in predicted[name] for part in str(text).split("; ") if part]
+    return Counter(re.split(r":| \(|(?<= differ) by", text)[0].lstrip("0123456789 ") for text in texts)
+
+
+def _note(text: str) -> None:
+    print(f"note: {text if len(text) <= SHOWN_REASON else f'{text[: SHOWN_REASON - 3]}...'}", file=sys.stderr)
+
+
+def _say_errors(predicted: pd.DataFrame, models: Models, table: RawTable) -> None:
+    """Print the errors of each model for each target whose true values the file has."""
+    for target in models.first.targets:
+        column = _true_column(table, target)
+        if column is None:
+            continue
+        try:
+            true = labels([table.read(column)], [target], [_unit_of(column, target)])[0][:, 0]
+        except DataError as error:
+            _note(f"no errors are told: {error}")
+            continue
+        rows = [row for name in models.shown if (row := _errors(predicted, models, name, target, true))]
+        if rows:
+            print(aligned([_heading(target), *rows], right=range(1, len(rows[0])), rule=True))
+
+
+def _true_column(table: RawTable, target: Target) -> str | None:
+    """Return the column with a target's true values, by its name or another known name of it."""
+    return next((name for name in table.columns if canonical_target(name) == target.name), None)
+
+
+def _unit_of(column: str, target: Target) -> str:
+    known = unit_of_target(column)
+    return "" if target.classes else target.unit if known == UNKNOWN_UNIT else known
+
+
+def _metrics(target: Target) -> tuple[Metric, ...]:
+    return classification_metrics(len(target.classes)) if target.classes else regression_metrics(target.shown_unit)
+
+
+def _heading(target: Target) -> list[str]:
+    metrics = _metrics(target)
+    found = [f"errors of {target.words}", "rows", *(metric.heading for metric in metrics)]
+    return found if target.classes else [*found, "in 50 %", "in 90 %", "flagged", f"their {metrics[0].heading}"]
+
+
+def _errors(predicted: pd.DataFrame, models: Models, name: str, target: Target, true: np.ndarray) -> list[str]:
+    """Return a model's row of the table of errors; empty where no row has both a true value and a prediction."""
+    prefix = f"{name}." if len(models.shown) > 1 else ""
+    columns = [f"probability_{target.name}_{label}" for label in target.classes] or [f"predicted_{target.name}"]
+    values = np.column_stack([predicted[f"{prefix}{column}"].to_numpy(np.float64) for column in columns])
+    there = np.isfinite(true) & np.isfinite(values).all(axis=1)
+    if not there.any():
+        return []
+    told = [name, f"{there.sum():,}", *_shown(_scores(target, true[there], values[there]), target)]
+    if target.classes:
+        return told
+    covered = [_covered(predicted, prefix, columns, true, there) for columns in interval_columns(target.name).values()]
+    flagged = there & predicted[f"{prefix}{FLAG}"].to_numpy(bool)
+    of_flagged = _shown(_scores(target, true[flagged], values[flagged]), target)[0] if flagged.any() else ""
+    return [*told, *covered, f"{flagged.sum():,}", of_flagged]
+
+
+def _scores(target: Target, true: np.ndarray, values: np.ndarray) -> Scores:
+    if target.classes:
+        return ClassificationSums.of(true.astype(np.int64), values)
+    return RegressionSums.of(true, values[:, 0])
+
+
+def _shown(scores: Scores, target: Target) -> list[str]:
+    """Return the values of a target's metrics, in order, as text."""
+    found = scores.values()
+    return [f"{found[metric.name]:.{metric.digits}f}" for metric in _metrics(target)]
+
+
+def _covered(
+    predicted: pd.DataFrame, prefix: str, columns: tuple[str, str], true: np.ndarray, there: np.ndarray
+) -> str:
+    """Return the share of true values between bounds; "" where there are none."""
+    names = [f"{prefix}{column}" for column in columns]
+    if any(name not in predicted for name in names):
+        return ""
+    lower, upper = (predicted[name].to_numpy(np.float64) for name in names)
+    return f"{100 * ((lower <= true) & (true <= upper))[there].mean():.1f} %"
+
+
+# ---- the models
+
+
+def read_models(run_directory: str, model: str) -> Models:
+    """Return the models that a user asks for by the run's folder and their name, or by one file; ConfigError lists what
+    is there."""
+    folder = (
+        Path(run_directory).parent
+        if run_directory.endswith(".safetensors")
+        else RunDirectory.open(run_directory).models
+    )
+    there = sorted(path.stem for path in folder.glob("*.safetensors"))
+    if run_directory.endswith(".safetensors"):
+        shown = (Path(run_directory).stem,)
+    else:
+        shown = tuple(_in_order(there)) if model == ALL_MODELS and there else (model,)
+    by_name = {name: _read(folder / f"{name}.safetensors", there) for name in shown}
+    needed = {name for trained in by_name.values() for name in trained.limits.own_models} - by_name.keys()
+    beside = {name: _read(folder / f"{name}.safetensors", there) for name in sorted(needed & set(there))}
+    return Models(shown, {**by_name, **beside})
+
+
+def _read(path: Path, there: Sequence[str]) -> Trained:
+    if path.stem not in there and not path.exists():
+        raise ConfigError(f"model={path.stem!r} is not in {path.parent}; there is: {', '.join(there) or 'none'}")
+    return Trained(*load_model(path))
+
+
+def _in_order(names: Sequence[str]) -> list[str]:
+    """Return names of models: the federated one, the pooled one, then those of silos."""
+    return sorted(names, key=lambda name: (name != "federated", name != "pooled", name))
 
 
 def model_path(run_directory: str, model: str) -> Path:

@@ -166,6 +166,7 @@ def _study(config: TrainConfig) -> Setup:
     config, notes = _settled_by_data(_with_target(config), path)
     task, where = _task(config), tuple(_condition(text) for text in config.where)
     rows = _rows(config, task, path, config.target, (), where, config.access())
+    rows = replace(rows, split_seed=config.seed)
     if path == EMBEDDED:
         rows = replace(rows, source=replace(rows.source, rows=config.rows))
     plan = StudyPlan(
@@ -175,7 +176,7 @@ def _study(config: TrainConfig) -> Setup:
     )  # fmt: skip
     silos = [_part(config, rows, plan, f"silo-{number}") for number in range(1, len(config.silos) + 1)]
     pooled = _part(config, rows, plan, POOLED) if config.baselines else None
-    test = replace(_part(config, rows, plan, "test"), num_gpus=0.0)
+    test = replace(_part(config, replace(rows, calibration_fraction=0.0), plan, "test"), num_gpus=0.0)
     return Setup(config, task, tuple(silos), pooled, _held(test, task), notes=(*notes, *_shown_by_sums(config)))
 
 
@@ -204,7 +205,8 @@ def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     sites = tuple((entry.dialling, _invitation(config, entry, fraction)) for entry in file.silos if entry.dataset)
     order = tuple(entry.name for entry in file.silos)
     hub = replace(file.hub, tls=str(base / at_home(file.hub.tls))) if file.hub else None
-    test = SiloSpec("test", _site_rows(config, task, file.test, base, 0.0), site=file.test.site) if file.test else None
+    of_test = file.test and replace(_site_rows(config, task, file.test, base, 0.0), calibration_fraction=0.0)
+    test = SiloSpec("test", of_test, site=file.test.site) if file.test else None
     # A database that somebody else's file names is not asked from here, where other secrets are.
     is_here = file.test is not None and not scheme_of(file.test.data)
     test = _held(test, task) if test and is_here else test
@@ -261,7 +263,7 @@ def _rows(
     )  # fmt: skip
     given = tuple(units) or ("",) * len(columns)
     said = tuple(_unit(*each) for each in zip(columns, given, task.targets, strict=True))
-    return CrystalRows(source, units=said).with_one_number(task)
+    return CrystalRows(source, units=said, calibration_fraction=config.calibration).with_one_number(task)
 
 
 def _unit(column: str, given: str, target: Target) -> str:
@@ -289,7 +291,7 @@ def property_options(config: TrainConfig) -> PropertyOptions:
         config.features, config.impute, config.hidden, tuple(map(canonical_target, config.target)), config.unit,
         tuple("none" if labels else name for name, labels in zip(transforms, classes, strict=True)), classes,
         config.standardise_target and config.model == "mlp", config.symmetry, config.cell, config.model,
-        _tree_options(config),
+        _tree_options(config), config.calibration,
     )  # fmt: skip
 
 

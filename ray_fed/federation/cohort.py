@@ -29,6 +29,9 @@ from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.metrics import Scores
 
+RESTORE_SECONDS = 120.0
+"""A new process imports torch and reads the silo's data before it can answer."""
+
 
 class Cohort(Protocol):
     """The silos of a federation and the evaluator, wherever they are.

@@ -14,16 +14,15 @@ import numpy as np
 from ray_fed.config import require
 from ray_fed.errors import ConfigError, QuorumLost
 from ray_fed.federation.cohort import Cohort, busy_seconds, check_agreement, now
+from ray_fed.federation.counted_rows import CountedRows, counted_together
 from ray_fed.federation.messages import (
     MAX_EXAMPLES,
-    CountedRows,
     Counts,
     Guard,
     Metrics,
     SessionSpec,
     SiloDescription,
     Vector,
-    counted_together,
     sound_metrics,
 )
 from ray_fed.federation.rounds.asynchronous_driver import AsyncRoundDriver

@@ -266,43 +266,6 @@ class GradientObservation:
     """float32 [num_parameters]: of the mean loss."""
 
 
-@dataclass(frozen=True)
-class CountedRows:
-    """Counts of the rows of several silos together."""
-
-    num_examples: int
-    counts: np.ndarray = field(repr=False)
-    """int64 [n]"""
-    missing: Mapping[str, str] = field(default_factory=dict)
-    """Silo that is not in them -> why: its owner forbids it, it is not there."""
-
-
-def counted_together(question: str, told: Mapping[str, "Counts | Raised"]) -> CountedRows:
-    """Return the sum of what silos told, silos in the order of their names; of an answer that is none, why."""
-    total, num_examples, missing = np.zeros(0, np.int64), 0, {}
-    for silo, answer in sorted(told.items()):
-        why = _why_no_counts(silo, question, answer, len(total))
-        if why:
-            missing[silo] = why
-        elif isinstance(answer, Counts):
-            total = total + answer.counts if len(total) else answer.counts
-            num_examples += answer.num_examples
-    return CountedRows(num_examples, total, missing)
-
-
-def _why_no_counts(silo: str, question: str, answer: object, length: int) -> str:
-    """Return why an answer cannot be added to others of a length, 0 where it is the first; "" where it can."""
-    if isinstance(answer, Raised):
-        return answer.reason
-    if type(answer) is not Counts or (answer.silo, answer.what) != (silo, question):
-        return "its answer is no answer to this question"
-    counts, rows = answer.counts, answer.num_examples
-    fits = type(counts) is np.ndarray and counts.dtype == np.int64 and counts.ndim == 1 and is_count(rows, MAX_EXAMPLES)
-    if not fits or (len(counts) and not 0 <= int(counts.min()) <= int(counts.max()) <= rows):
-        return "its counts are not whole numbers from 0 to the number of its rows"
-    return "its counts are of another length than the others'" if length and len(counts) != length else ""
-
-
 # ---- is this update an honest answer to what was sent in this round?
 
 MAX_EXAMPLES = 2**29
@@ -399,7 +362,7 @@ class Guard:
 
 def _wrong_round(update: Update, server_round: int, session: str, seen: Collection[str]) -> Iterator[Objection]:
     if type(update.session) is not str or update.session != session:
-        yield f"it belongs to session {_shown(update.session)}, this is {session!r}", "it belongs to another session"
+        yield f"it belongs to another session than {session!r}", "it belongs to another session"
     theirs = update.server_round
     if not _is_whole(theirs):
         yield f"server_round={_shown(theirs)} is not a whole number", "server_round is not a whole number"
@@ -429,16 +392,16 @@ def _refused(name: str, value: object, requirement: str) -> Objection:
 
 
 def _shown(value: object) -> str:
-    """Return a value for a message; not in all its digits, and not as an object of another class would have it."""
-    if isinstance(value, int) and abs(value) >= 2**63:
-        return "a number of many digits"
-    text = repr(value) if isinstance(value, bool | int | float | str | np.generic | None) else type(value).__name__
-    return text[:60]
+    """Return a number for a message; not in all its digits, and nothing of what is no plain number: where no gate
+    stands before, that would be a silo's own text."""
+    if type(value) not in (bool, int, float):
+        return "(no plain number)"
+    return "(a number of many digits)" if isinstance(value, int) and abs(value) >= 2**63 else repr(value)
 
 
 def _wrong_array(vector: object, length: int) -> Iterator[Objection]:
     if type(vector) is not np.ndarray:  # subclasses (masked, matrix) have arithmetic of their own
-        yield f"the vector is a {type(vector).__name__[:60]}, not a plain array", "the vector is not a plain array"
+        yield "the vector is not a plain array", "the vector is not a plain array"
     assert isinstance(vector, np.ndarray)
     if vector.dtype != np.float32:
         yield f"dtype {vector.dtype.str} instead of float32", "another dtype instead of float32"

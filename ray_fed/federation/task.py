@@ -173,8 +173,8 @@ class Task(ABC):
         return regression_metrics(self.unit)
 
     def score(self, targets: np.ndarray, outputs: np.ndarray) -> Scores:
-        """Return what an evaluation tells: sums over samples, none of them alone; outputs are what `Samples.said` tells.
-        Default: MAE, R² and MSE of one output [rows, 1] against targets [rows], in the target's unit."""
+        """Return what an evaluation tells: sums over samples, none of them alone; outputs are as `Samples.said` tells
+        them. Default: MAE, R² and MSE of one output [rows, 1] against targets [rows], in the target's unit."""
         return RegressionSums.of(targets, outputs[:, 0])
 
     def moment_columns(self, rows: LocalRows) -> np.ndarray:

@@ -33,12 +33,16 @@ class Sureness:
     def applied(self, chances: np.ndarray) -> np.ndarray:
         """Return calibrated chances [rows, K]; the likeliest class stays the likeliest, or equal to another."""
         chances = np.asarray(chances, np.float64)
+        if not self.num_rows:
+            return chances
         best = chances.argmax(axis=1)[:, None]
         top = np.take_along_axis(chances, best, axis=1)
         counted = np.clip(odds_of(top), edge(0.5), edge(NUM_BINS - 0.5))  # beyond it, odds were told apart no more
         log_odds = self.slope * np.log(counted) + self.offset
-        sure = np.maximum(1 / (1 + np.exp(-log_odds)), 1 / chances.shape[1])
         others = np.where(top < 1, chances / np.maximum(1 - top, TINY), 1 / max(1, chances.shape[1] - 1))
+        np.put_along_axis(others, best, 0.0, axis=1)
+        second = others.max(axis=1, keepdims=True)
+        sure = np.maximum(1 / (1 + np.exp(-log_odds)), second / (1 + second))
         found = others * (1 - sure)
         np.put_along_axis(found, best, sure, axis=1)
         return found / found.sum(axis=1, keepdims=True)

@@ -106,7 +106,7 @@ class FitResult:
     num_examples: int
     """Rows seen, counted once per step they took part in."""
     mean_loss: float
-    """Mean training loss over the steps, in the square of the target's unit."""
+    """Mean training loss over the steps: of squared errors, in the square of what the network learns."""
 
 
 class Trainer(Protocol):

@@ -90,7 +90,7 @@ def _crystal(text: str) -> Crystal:
     from pymatgen.io.cif import CifParser
 
     with warnings_as_notes() as notes:
-        parser = CifParser.from_str(text)
+        parser: Any = CifParser.from_str(text)
         given = _SPACE_GROUP.search(text)
         # Number 1 says that every atom is listed, far more often than that the crystal has no symmetry.
         number = int(given.group(1)) if given and int(given.group(1)) > 1 else None

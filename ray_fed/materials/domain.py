@@ -19,10 +19,9 @@ from ray_fed.materials.features.elements import SYMBOLS
 NUM_ELEMENTS = len(SYMBOLS)
 MOST_IMPUTED = 256
 """Numbers of imputed properties that are told apart."""
-CLOSEST_ATOMS = 0.6
-"""Å. The shortest bond, in H2, is 0.74 Å; neutron data of crystals put H atoms down to about 0.7 Å from others."""
 LEAST_VOLUME_PER_ATOM = 3.0
-"""Å³. Diamond, the densest packing of atoms at normal pressure, has 5.7 Å³."""
+"""Å³. Diamond, the densest packing of atoms at normal pressure, has 5.7 Å³. Atoms nearer to each other than any bond
+are refused when a structure is read (structures.py); of a cell without sites this is all there is to see."""
 MOST_DEVIATIONS = 10.0
 """Standard deviations from the mean beyond which a feature is out of range; of 2,000 crystals of the Materials Project
 one was (benchmarks/uncertainty.md)."""
@@ -87,38 +86,37 @@ def usual(counts: np.ndarray) -> float:
 # ---- what is unlike it
 
 
-def flags(frame: pd.DataFrame, features: np.ndarray, names: Sequence[str], domain: Domain, scaler: Standardizer,
+def flags(frame: pd.DataFrame, features: np.ndarray, names: Sequence[str], domain: Domain, scaler: Standardizer | None,
           imputed: np.ndarray) -> list[list[str]]:  # fmt: skip
     """Return the reasons of each row of a crystal frame, none for one like the silos' rows.
 
     features   float64 [rows, num_features] as the model takes them, before standardisation; NaN rows have no reasons
     names      of the features
+    scaler     None where the model has none: how far a row is from others is then not known
     imputed    int [rows], element properties that had to be imputed
     """
     usable = np.asarray(np.isfinite(features).all(axis=1))
     rows, _ = read_compositions(frame["formula"].tolist())
-    standardised = np.where(usable[:, None], (features - scaler.mean) / scaler.scale, 0.0)
     found: list[list[str]] = [[] for _ in range(len(frame))]
-    for reasons in (
-        _unseen_elements(rows, domain),
-        _imputed(imputed, domain),
-        _too_close(frame),
-        _out_of_range(standardised, features, names, scaler),
-        _far(distances(standardised), domain),
-    ):
+    told = [_unseen_elements(rows, domain), _imputed(imputed, domain), _too_close(frame)]
+    if scaler is not None:
+        standardised = np.where(usable[:, None], (features - scaler.mean) / scaler.scale, 0.0)
+        told += [_out_of_range(standardised, features, names, scaler), _far(distances(standardised), domain)]
+    for reasons in told:
         for row, reason in reasons.items():
             if usable[row]:
                 found[row].append(reason)
     return found
 
 
-def spread_flags(spread: np.ndarray, largest: float, shown: Sequence[str]) -> dict[int, str]:
+def spread_flags(spread: np.ndarray, largest: float, size: float, unit: str) -> dict[int, str]:
     """Return row -> reason where the silos' own models are farther apart than on all but one in a hundred rows.
 
-    shown: the largest spread of each row as it is told, with its unit.
+    spread [rows], and the largest usual one, in the space of the network's outputs, of which one is `size` `unit`.
     """
+    usual_most = f"{USUAL:.0%} of the calibration rows: at most {largest * size:.2g}"
     return {
-        row: f"the silos' own models differ by {shown[row]}, more than on {USUAL:.0%} of the calibration rows"
+        row: f"the silos' own models differ by {spread[row] * size:.2g} {unit}".strip() + f" ({usual_most})"
         for row in np.flatnonzero(spread > largest).tolist()
     }
 
@@ -138,24 +136,20 @@ def _unseen_elements(rows: CompositionRows, domain: Domain) -> dict[int, str]:
 def _imputed(imputed: np.ndarray, domain: Domain) -> dict[int, str]:
     if domain.most_imputed is None:
         return {}
-    usual_most = f"{USUAL:.0%} of the training rows have at most {domain.most_imputed}"
+    usual_most = f"{USUAL:.0%} of the training rows: at most {domain.most_imputed}"
     return {
-        int(row): f"{imputed[row]:.0f} element properties are imputed, not known; {usual_most}"
+        int(row): f"{imputed[row]:.0f} element properties are imputed ({usual_most})"
         for row in np.flatnonzero(imputed > domain.most_imputed)
     }
 
 
 def _too_close(frame: pd.DataFrame) -> dict[int, str]:
-    reasons = {}
-    if "shortest_distance" in frame:
-        shortest = frame["shortest_distance"].to_numpy(np.float64)
-        for row in np.flatnonzero(shortest < CLOSEST_ATOMS).tolist():
-            reasons[row] = f"two atoms are {shortest[row]:.2g} Å apart; below {CLOSEST_ATOMS:g} Å there is no bond"
     with np.errstate(divide="ignore", invalid="ignore"):
         per_atom = frame["volume"].to_numpy(np.float64) / frame["num_atoms"].to_numpy(np.float64)
-    for row in np.flatnonzero(per_atom < LEAST_VOLUME_PER_ATOM).tolist():
-        reasons.setdefault(row, f"{per_atom[row]:.2g} Å³ per atom; below {LEAST_VOLUME_PER_ATOM:g} Å³ atoms overlap")
-    return reasons
+    return {
+        row: f"atoms too close: {per_atom[row]:.2g} Å³ per atom, and below {LEAST_VOLUME_PER_ATOM:g} Å³ they overlap"
+        for row in np.flatnonzero(per_atom < LEAST_VOLUME_PER_ATOM).tolist()
+    }
 
 
 def _out_of_range(
@@ -175,8 +169,8 @@ def _out_of_range(
 def _far(distance: np.ndarray, domain: Domain) -> dict[int, str]:
     if domain.farthest is None:
         return {}
-    usual_most = f"{USUAL:.0%} of the training rows are within {domain.farthest:.2f}"
+    usual_most = f"{USUAL:.0%} of the training rows: at most {domain.farthest:.2f}"
     return {
-        int(row): f"far from every silo: {distance[row]:.2f} deviations from the mean; {usual_most}"
+        int(row): f"far from every silo: {distance[row]:.2f} deviations from the mean ({usual_most})"
         for row in np.flatnonzero(distance > domain.farthest)
     }

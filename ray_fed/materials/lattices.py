@@ -59,7 +59,7 @@ def near_pairs(vectors: np.ndarray, positions: np.ndarray, cutoff: float) -> tup
 
     first, second  int [pairs]; a pair across the cell's border may be there twice
     """
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     inside = positions % 1.0
     # Images on the far side of each axis, of sites within the cutoff of the near side.
@@ -72,7 +72,7 @@ def near_pairs(vectors: np.ndarray, positions: np.ndarray, cutoff: float) -> tup
         sites = np.concatenate((sites, shifted, sites[below] - np.eye(3)[axis]))
         owners = np.concatenate((owners, owners[near], owners[below]))
     cartesian = sites @ vectors
-    pairs = cKDTree(cartesian).query_pairs(cutoff, output_type="ndarray")
+    pairs = KDTree(cartesian).query_pairs(cutoff, output_type="ndarray")
     pairs = pairs[pairs[:, 0] < len(inside)]
     distances = np.linalg.norm(cartesian[pairs[:, 0]] - cartesian[pairs[:, 1]], axis=1)
     return owners[pairs[:, 0]], owners[pairs[:, 1]], distances
@@ -153,7 +153,7 @@ def _metric(vectors: np.ndarray) -> np.ndarray:
     return vectors @ vectors.T
 
 
-def _niggli_step(metric: np.ndarray, tolerance: float) -> Sequence | None:
+def _niggli_step(metric: np.ndarray, tolerance: float) -> Sequence | np.ndarray | None:
     """Return the next change of basis, int [3, 3], None where the basis is reduced."""
     a, b, c = np.diag(metric).tolist()
     x, y, z = 2 * metric[1, 2], 2 * metric[0, 2], 2 * metric[0, 1]

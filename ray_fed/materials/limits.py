@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from ray_fed.federation.messages import CountedRows, Vector
+from ray_fed.federation.counted_rows import CountedRows
+from ray_fed.federation.messages import Vector
 from ray_fed.learning.confidence import Sureness, sureness_of
 from ray_fed.learning.counted_quantiles import NUM_BINS, median
 from ray_fed.learning.intervals import (
@@ -28,7 +29,17 @@ from ray_fed.learning.intervals import (
     scale_of,
 )
 from ray_fed.materials.domain import Domain, elements_of, usual
-from ray_fed.materials.row_counts import CHEMISTRIES, CONFIDENCES, ELEMENTS, ERRORS, PARTS, PLACES, SPREADS
+from ray_fed.materials.row_counts import (
+    CALIBRATION,
+    CHEMISTRIES,
+    CONFIDENCES,
+    ELEMENTS,
+    ERRORS,
+    HELD_OUT,
+    PARTS,
+    PLACES,
+    SPREADS,
+)
 from ray_fed.materials.targets import Target
 
 Ask = Callable[[str, tuple], CountedRows]
@@ -56,7 +67,7 @@ class ModelLimits:
 
 
 @dataclass(frozen=True)
-class Question:
+class AskedModels:
     """The models that are asked about."""
 
     targets: tuple[Target, ...]
@@ -86,15 +97,17 @@ class Question:
 
 def measured_limits(
     ask: Ask, targets: tuple[Target, ...], models: Mapping[str, Vector], own: Sequence[str], fewest: int,
-    ask_of_others: Ask | None = None, others: str = "held out",
+    ask_of_others: Ask | None = None, others: str = HELD_OUT, why_not: str = "",
+    has_places: bool = True,
 ) -> dict[str, ModelLimits]:  # fmt: skip
     """Return the limits of each model.
 
     own: which of the models are one silo's own. fewest: rows that an element must have in a silo to be told.
     ask_of_others: asks about rows that were used neither for training nor for calibration, for the coverage; `others`
-    names that part of them.
+    names that part of them. why_not: why no intervals are asked for, where they are not.
+    has_places: whether rows are standardised, so that they are near or far from each other.
     """
-    question = Question(targets, models, tuple(own))
+    question = AskedModels(targets, models, tuple(own))
     missing: dict[str, str] = {}
 
     def noting(what: str, given: tuple) -> CountedRows:
@@ -102,7 +115,9 @@ def measured_limits(
         missing.update(found.missing)
         return found
 
-    domain = _domain(ask, fewest)
+    domain = _domain(ask, fewest, has_places)
+    if why_not:
+        return {name: ModelLimits(domain=domain, why_none=why_not) for name in models}
     intervals, spreads = _intervals(noting, question) if question.numbers else ({name: {} for name in models}, {})
     sureness = _sureness(noting, question) if question.classes else {name: {} for name in models}
     if missing:
@@ -124,12 +139,14 @@ def _why_none(intervals: Mapping[str, Intervals], sureness: Mapping[str, Surenes
     return "" if num_rows else "no silo has enough rows held out for calibration"
 
 
-def _domain(ask: Ask, fewest: int) -> Domain:
-    elements, places = ask(ELEMENTS, ()), ask(PLACES, ())
+def _domain(ask: Ask, fewest: int, has_places: bool) -> Domain:
+    elements = ask(ELEMENTS, ())
+    places = ask(PLACES, ()) if has_places else CountedRows(0, np.zeros(2 * NUM_BINS, np.int64))
     unknown = {}
     for what, found in (("elements", elements), ("distances", places)):
-        if found.missing:
-            unknown[what] = "; ".join(f"silo '{silo}': {why}" for silo, why in sorted(found.missing.items()))
+        if found.missing or not len(found.counts):
+            why = "; ".join(f"silo '{silo}': {why}" for silo, why in sorted(found.missing.items()))
+            unknown[what] = why or "no silo told them"
     distances, imputed = places.counts.reshape(2, -1) if len(places.counts) else np.zeros((2, NUM_BINS), np.int64)
     farthest, most_imputed = usual(distances), usual(imputed)
     return Domain(
@@ -141,23 +158,23 @@ def _domain(ask: Ask, fewest: int) -> Domain:
     )
 
 
-def _intervals(ask: Ask, question: Question) -> tuple[dict[str, dict[str, Intervals]], dict[str, dict[str, float]]]:
+def _intervals(ask: Ask, question: AskedModels) -> tuple[dict[str, dict[str, Intervals]], dict[str, dict[str, float]]]:
     """Return model -> target -> intervals, and model -> target -> largest usual spread, from the calibration rows."""
     num_targets, num_groups = len(question.numbers), len(CHEMISTRIES)
     shape = num_targets, 2, 1 + num_groups, NUM_BINS
     spreads = np.zeros((len(question.models), num_targets, NUM_BINS), np.int64)
     if question.own:
-        spreads = question.shaped(ask(SPREADS, question.given("calibration")), num_targets, NUM_BINS)
+        spreads = question.shaped(ask(SPREADS, question.given(CALIBRATION)), num_targets, NUM_BINS)
     medians = np.array([[median(one) for one in row] for row in spreads])
     floors = np.where(np.isfinite(medians) & (medians > 0), FLOOR * medians, 1.0)
     scales = np.concatenate([floors[..., None], np.ones((*floors.shape, 1 + num_groups))], axis=2)
-    found = question.shaped(ask(ERRORS, question.given("calibration", scales)), *shape)
+    found = question.shaped(ask(ERRORS, question.given(CALIBRATION, scales)), *shape)
     usual_errors = [
         [scale_of(counts, CHEMISTRIES, floor) for counts, floor in zip(*each, strict=True)]
         for each in zip(found, floors.tolist(), strict=True)
     ]
     asked = np.array([[_numbers(scale) for scale in row] for row in usual_errors])
-    found = question.shaped(ask(ERRORS, question.given("calibration", asked)), *shape)
+    found = question.shaped(ask(ERRORS, question.given(CALIBRATION, asked)), *shape)
     largest = {
         name: {target: bound for target, counts in zip(question.numbers, row, strict=True)
                if math.isfinite(bound := usual(counts))}
@@ -178,7 +195,7 @@ def _numbers(scale: IntervalScale) -> list[float]:
 
 
 def _covering(
-    ask: Ask, question: Question, intervals: Mapping[str, Mapping[str, Intervals]], part: str
+    ask: Ask, question: AskedModels, intervals: Mapping[str, Mapping[str, Intervals]], part: str
 ) -> dict[str, dict[str, Intervals]]:
     """Return the intervals with what they cover of other rows."""
     asked = np.array([[_numbers(one.scale) for one in by_target.values()] for by_target in intervals.values()])
@@ -193,8 +210,8 @@ def _covering(
     }
 
 
-def _sureness(ask: Ask, question: Question) -> dict[str, dict[str, Sureness]]:
-    found = question.shaped(ask(CONFIDENCES, question.given("calibration")), len(question.classes), 2, NUM_BINS)
+def _sureness(ask: Ask, question: AskedModels) -> dict[str, dict[str, Sureness]]:
+    found = question.shaped(ask(CONFIDENCES, question.given(CALIBRATION)), len(question.classes), 2, NUM_BINS)
     return {
         name: {target: sureness_of(counts) for target, counts in zip(question.classes, row, strict=True)}
         for name, row in zip(question.models, found, strict=True)

@@ -1,7 +1,7 @@
 """The task of multi-source training: a network from crystal features to one property (Guo et al. 2022)."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ray_fed.errors import DataError, Trouble
 from ray_fed.federation.reasons import counted_notes, counted_reasons
-from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task, feature_tensor, target_tensor
+from ray_fed.federation.task import Counting, LocalRows, Samples, SiloSpec, Task, feature_tensor, target_tensor
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.steps import Loss
@@ -28,6 +28,7 @@ from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
 from ray_fed.materials.lattices import CELL_COLUMNS
 from ray_fed.materials.partitions import hash_split
 from ray_fed.materials.property_silo import PropertySilo
+from ray_fed.materials.row_counts import PARTS, CrystalLocalRows, CrystalSamples, RowCounts
 from ray_fed.materials.study import StudyPart
 from ray_fed.materials.targets import (
     MOST_TARGETS,
@@ -77,6 +78,9 @@ class CrystalRows:
     """Without a common test set: share of formulas held out, the same formulas at every site."""
     split_seed: int = 0
     """Seed of that choice of formulas, equal at every site."""
+    calibration_fraction: float = 0.0
+    """Share of formulas, none of those, on which no model is trained either: how large its errors are there is counted
+    for the intervals of predictions."""
     target_is: tuple[str, ...] = ()
     """What the source's target columns hold, by the owner's word, where their names do not show it."""
     units: tuple[str, ...] = ()
@@ -167,8 +171,8 @@ class PropertyTask(Task):
         folder = None if wanted.source.path == EMBEDDED else cache_folder()
         features, reasons = self._features(frame, folder)
         usable = np.array([not reason for reason in reasons])
-        held_out = usable & self._held_out(frame, wanted)
-        train = usable & ~held_out
+        held_out, calibration = (usable & part for part in self._held_out(frame, wanted))
+        train = usable & ~held_out & ~calibration
         if not train.any():
             raise DataError(
                 f"silo '{spec.name}': no usable row of {len(frame)}: {self._why(frame, reasons)}",
@@ -183,13 +187,18 @@ class PropertyTask(Task):
         formulas = frame["formula"].tolist()
         groups = np.array(composition_keys(formulas), dtype=object)
         names = np.array([f"{one} {formula}" for one, formula in zip(frame["id"], formulas, strict=True)], dtype=object)
-        return LocalRows(
+        return CrystalLocalRows(
             features[train], targets[train], features[held_out], targets[held_out], counted_reasons(reasons),
             {**database.fingerprint, "rows_of_silo": len(frame), **self._label_counts(targets[train])},
             {**self.agreement(), "target": held}, groups=groups[train].tolist(),
             held_out_groups=groups[held_out].tolist(), names=names[train].tolist(),
             held_out_names=names[held_out].tolist(), notes=counted_notes([*frame["note"], *database.notices]),
             remarks=remarks(frame, reasons, database.notices),
+            calibration_features=features[calibration], calibration_targets=targets[calibration],
+            formulas={
+                name: [formulas[row] for row in np.flatnonzero(rows)]
+                for name, rows in zip(PARTS, (calibration, held_out, train), strict=True)
+            },
         )  # fmt: skip
 
     # ---- what its silos answer besides (property_silo.py)
@@ -203,7 +212,9 @@ class PropertyTask(Task):
         wanted = spec.source
         if not isinstance(wanted, CrystalRows) or wanted.part is None:
             return None
-        return self.load(replace(spec, source=replace(wanted, part=replace(wanted.part, name="test"))))
+        return self.load(
+            replace(spec, source=replace(wanted, part=replace(wanted.part, name="test"), calibration_fraction=0.0))
+        )
 
     def tree_targets(self, targets: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
         """Return targets as trees learn them, [rows, T], and how many classes each has, 0 for a number."""
@@ -269,7 +280,14 @@ class PropertyTask(Task):
         undo = None
         if self.standardise_target or not self.is_one_number or self.targets[0].transform != "none":
             undo = partial(self.predicted, standardizer=standardizer)
-        return Samples(rows, features, learned, held_out, standardizer=standardizer, undo=undo)
+        return CrystalSamples(
+            rows, features, learned, held_out, standardizer=standardizer, undo=undo, of_features=of_features,
+            of_targets=of_targets,
+        )  # fmt: skip
+
+    def countings(self) -> Mapping[str, Counting]:
+        """Return what a silo counts for the limits of predictions (limits.py)."""
+        return RowCounts(self).questions()
 
     def scalers(self, standardizer: Standardizer) -> tuple[Standardizer, Standardizer | None]:
         """Return the scaler of the features, and that of the targets where they are standardised."""
@@ -318,10 +336,15 @@ class PropertyTask(Task):
         return counted
 
     @staticmethod
-    def _held_out(frame: pd.DataFrame, rows: CrystalRows) -> np.ndarray:
-        if rows.test_fraction == 0:
-            return np.zeros(len(frame), bool)
-        return hash_split(frame["formula"].tolist(), rows.test_fraction, rows.split_seed)
+    def _held_out(frame: pd.DataFrame, rows: CrystalRows) -> tuple[np.ndarray, np.ndarray]:
+        """Return which rows are for evaluation, and which for calibration, bool [rows] each: all rows of a formula are
+        in one part."""
+        both = rows.test_fraction + rows.calibration_fraction
+        if both == 0:
+            return np.zeros(len(frame), bool), np.zeros(len(frame), bool)
+        formulas = frame["formula"].tolist()
+        test, either = (hash_split(formulas, share, rows.split_seed) for share in (rows.test_fraction, both))
+        return test, either & ~test
 
 
 @dataclass(frozen=True)

@@ -96,9 +96,15 @@ def scalers_of(arrays: Arrays, card: ModelCard) -> tuple[Standardizer, Standardi
 def predict(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray:
     """Return what a model says of raw features [rows, num_features]: [rows, W], numbers in the targets' units and
     chances of classes, in the order of `targets_of`."""
-    if card.architecture.get("type") == FOREST:
-        return predicted_values(_forest_outputs(features, arrays, card), targets_of(card), None)
-    of_features, of_targets = scalers_of(arrays, card)
+    outputs, of_targets = raw_outputs(features, arrays, card), scalers_of(arrays, card)[1]
+    return predicted_values(outputs, targets_of(card), of_targets)
+
+
+def raw_outputs(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray:
+    """Return the outputs of a model's network or forest for raw features [rows, num_features], float32 [rows, O]."""
+    if is_forest(card):
+        return _forest_outputs(features, arrays, card)
+    of_features, _ = scalers_of(arrays, card)
     targets, hidden = targets_of(card), card.architecture["hidden"]
     assert isinstance(hidden, list)
     num_outputs = sum(target.num_outputs for target in targets)
@@ -106,8 +112,12 @@ def predict(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray
     flat, _ = bind(module)
     np.copyto(flat.numpy(), Layout.of(module).flatten(arrays))
     with torch.no_grad():
-        outputs = module(torch.from_numpy(of_features(features))).numpy()
-    return predicted_values(outputs, targets, of_targets)
+        return module(torch.from_numpy(of_features(features))).numpy()
+
+
+def is_forest(card: ModelCard) -> bool:
+    """Whether a model is boosted trees, which have no scaler."""
+    return card.architecture.get("type") == FOREST
 
 
 def _forest_outputs(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray:

@@ -15,7 +15,7 @@ A site that its owner runs (`ray-fed site start`) has further keys in the same f
 
 The file is `site.yaml` in the folder that RAY_FED_SITE names, or in .config/ray-fed of the account's home. Nothing that
 a coordinator sends is read into it, so a coordinator cannot widen it; in an actor, not even by an environment variable
-(actors/silo.py). With a file that cannot be read, or that another account can write, nothing leaves.
+(actors/owned.py). With a file that cannot be read, or that another account can write, nothing leaves.
 """
 
 import hashlib
@@ -84,7 +84,7 @@ class Policy:
     """The same for all runs on a data set together, whatever they are called. Counted in the owner's book, in portions,
     which needs a folder that lasts (`ledger` in this file); without one a process counts its own run only."""
     max_description_bytes: int = 1 << 16
-    """Bytes of the description: names of columns, hash, reasons why rows cannot be used."""
+    """Bytes of the description besides its counts: what all must agree on, names of metrics, the fingerprint."""
     error_texts: Literal["none", "kind", "full"] = "kind"
     """What an error in the silo says outside of it: `none` only that it failed; `kind` its class and one of a few fixed
     phrases (`ray_fed.errors.Trouble`); `full` its own words, which may hold values, columns and paths. Each comes with

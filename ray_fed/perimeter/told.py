@@ -56,9 +56,8 @@ class ToldMoments:
         for old in self.versions():
             if num_different(old.columns[-1], mine.columns[-1]) < fewest and len(old.columns) == len(mine.columns):
                 return old.moments
-            num_near = _num_near(old.columns[:-1], mine.columns[:-1], fewest)
-            if num_near:
-                near = f"{num_near} of its columns differ in fewer than {fewest} rows from columns told before"
+            if _has_near(old.columns[:-1], mine.columns[:-1], fewest):
+                near = f"some of its columns differ in fewer than {fewest} rows from columns told before"
                 raise ValueError(f"{near}; ask for the columns of then, or wait for more rows")
         if len(self.versions()) >= MOST_VERSIONS:
             raise ValueError(f"{MOST_VERSIONS} versions of its rows have been told; its owner may remove them")
@@ -116,14 +115,14 @@ def _mixed(bits: np.ndarray) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-def _num_near(old: np.ndarray, new: np.ndarray, fewest: int) -> int:
-    """Return how many columns differ from one of before in some rows, but fewer than `fewest`."""
+def _has_near(old: np.ndarray, new: np.ndarray, fewest: int) -> bool:
+    """Tell whether a column differs from one of before in some rows, but fewer than `fewest`."""
     of_sketch: dict[int, set[int]] = {}
     for number, column in enumerate(old):
         for value in _sketch(column):
             of_sketch.setdefault(value, set()).add(number)
     alike = [(column, {other for value in _sketch(column) for other in of_sketch.get(value, ())}) for column in new]
-    return sum(any(0 < num_different(old[other], column) < fewest for other in others) for column, others in alike)
+    return any(any(0 < num_different(old[other], column) < fewest for other in others) for column, others in alike)
 
 
 def _sketch(column: np.ndarray) -> list[int]:

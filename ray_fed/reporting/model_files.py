@@ -21,7 +21,7 @@ WEIGHTS_SUFFIX, CARD_SUFFIX = ".safetensors", ".card.json"
 MAX_WEIGHTS_BYTES, MAX_CARD_BYTES = 1 << 31, 1 << 24
 """Longer files are not read: the largest network here has a hundred megabytes."""
 
-ADDED_LATER = ("targets", "target_tensors")
+ADDED_LATER = ("targets", "target_tensors", "limits")
 """Fields that older cards lack: hashed only where they say something."""
 NOT_HASHED = ("id", "created")
 """`id` is the hash; `created` is a clock: one model made twice is one model."""
@@ -62,6 +62,10 @@ class ModelCard:
     targets: tuple[Mapping[str, Plain], ...] = ()
     """What each output means: {"name": ..., "unit": ..., "transform": "log10", "classes": []}; empty for one number as
     it is."""
+    limits: Mapping[str, Plain] = field(default_factory=dict)
+    """How far the predictions can be trusted: tables of intervals by target, how sure chances of classes are, what the
+    silos' rows were like, and what all this does not promise (ray_fed/materials/limits.py); empty where it was not
+    measured."""
     target_tensors: tuple[str, ...] = ()
     """Names of the arrays with which outputs of regression targets are undone, x * scale + mean, before the transform;
     float64, one value per target. Empty where the network gives the numbers themselves."""

@@ -50,6 +50,8 @@ class Results:
     metrics: tuple[Metric, ...] = ()
     """Those that are shown, the headline first."""
     rows: tuple[ResultRow, ...] = ()
+    others_tried: bool = False
+    """Whether silos tried other learners than the network, even where these are compared on other rows than here."""
 
     @property
     def has_spread(self) -> bool:
@@ -81,7 +83,8 @@ class Results:
     def _how(self, row: ResultRow) -> str:
         """Return with which learner: " (gradient boosting)"; of silos which one, too."""
         if not any(other.kind.startswith(BEST) for other in self.rows):
-            return " (the same network; no other learner was tried)" if row.kind == "silo" else ""
+            untried = "" if self.others_tried else "; no other learner was tried"
+            return f" (the same network{untried})" if row.kind == "silo" else ""
         named = f"{row.place}, " if row.place and row.kind in ("silo", BEST) else ""
         return f" ({named}{words(row.learner)})"
 
@@ -128,7 +131,7 @@ def results_from_summary(summary: Mapping[str, object], metrics: Sequence[Metric
     known = [metric for metric in others if any(f"{model}.{metric.name}" in summary for model in models)]
     shown = (headline, *(known or others))
     rows = sorted((_row(model, summary, shown) for model in models), key=_place)
-    return Results(shown, tuple(rows))
+    return Results(shown, tuple(rows), any(key.endswith(".learner") for key in summary))
 
 
 def measured(values: Mapping[str, float], model: str, metrics: Iterable[Metric]) -> dict[str, float]:

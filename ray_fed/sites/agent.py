@@ -169,8 +169,7 @@ class SiteAgent:
 
     async def _stop(self) -> None:
         if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await link.end(self._task)
         self._known_hub = ""
         self._changed.set()
         await asyncio.gather(*self._end_places(), return_exceptions=True)

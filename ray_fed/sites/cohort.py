@@ -1,12 +1,11 @@
 """SiteCohort: silos behind a hub, at sites that their owners run. The contract, and the bits, are LocalCohort's."""
 
-import contextlib
 import logging
 import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import wait
 from functools import partial
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from ray_fed.config import require
 from ray_fed.errors import FedError, SiloFailed
-from ray_fed.federation.cohort import Attendance, said_by
+from ray_fed.federation.cohort import RESTORE_SECONDS, Attendance, said_by
 from ray_fed.federation.messages import (
     Arrived,
     Artifact,
@@ -39,6 +38,7 @@ from ray_fed.metrics import Scores
 from ray_fed.sites.answers import LedgerCopy, MetricsOfManyForm, SumForm
 from ray_fed.sites.asking import Asking, SiteSilo
 from ray_fed.sites.hub import Call, Hub, Lost, Outcome
+from ray_fed.sites.link import listed
 from ray_fed.sites.requests import (
     CloseSessionRequest,
     EndRequest,
@@ -66,11 +66,13 @@ from ray_fed.sites.wire import Encoded, encode, printable
 _log = logging.getLogger(__name__)
 
 SITES_WITHIN_SECONDS = 600.0
-"""Where no other time is given, all sites are waited for so long; one that has not come is named, and the run does not
-begin."""
+"""Where no other time is given, all sites are waited for so long; one that has not come, or is away again for so long
+while the run begins, is named, and the run does not begin."""
 SHARE_ON_THE_WAY = 0.9
 """A hub on the way answers after this share of the time that is waited for it: what is there then still arrives."""
 DIED_THERE = "its process, or its site's, was lost behind its hub"
+LAST_ANSWER_SECONDS = 600.0
+"""A ledger is waited for so long, and that a silo takes the final model: the run is over, and must come to its end."""
 CLOSE_SECONDS = 10.0
 
 
@@ -108,6 +110,7 @@ class SiteCohort(Attendance, Asking):
         super().__init__({})
         self.hub, self.task, self.evaluator = hub, task, evaluator
         self.answer_timeout, self.start = answer_timeout, start
+        self.away_timeout = start.timeout or SITES_WITHIN_SECONDS
         self.silos = {silo.name: silo for silo in silos}
         require(len(self.silos) == len(silos), f"silos must have different names: {[each.name for each in silos]}")
         for silo in silos:
@@ -174,18 +177,18 @@ class SiteCohort(Attendance, Asking):
     def open_session(self, specs: Mapping[str, SessionSpec]) -> None:
         for spec in specs.values():
             self._sessions[spec.session] = specs
-        futures = {name: self._call(name, OpenSessionRequest(spec)) for name, spec in specs.items()}
-        for name in self._present():
-            if name not in futures:
-                continue
+        requests = {name: OpenSessionRequest(spec) for name, spec in specs.items()}
+        futures = {name: self._call(name, request) for name, request in requests.items()}
+        present = {name: futures[name] for name in self._present() if name in futures}
+        for name, future in self._in_turn(present, requests, self.answer_timeout, self.away_timeout):
             try:
-                self._value(futures[name], name, "opening a session")
+                self._value(future, name, requests[name].doing, self.answer_timeout)
             except SiloFailed:
                 # A silo that was lost in an earlier job gets one fresh start: it opens its sessions while it restores.
                 if name not in self._lost:
                     raise
                 self._lost.discard(name)
-                self._value(self._restore(name), name, "starting again")
+                self._start_again(name)
 
     def close_session(self, session: str, silos: Iterable[str]) -> None:
         """Not waited for: a silo may be late or gone, and nothing depends on the answer. Late answers are dropped."""
@@ -363,9 +366,10 @@ class SiteCohort(Attendance, Asking):
         self._send_and_forget(silo, InviteRequest(self.silos[silo].invitation))
         self._expect(self.silos[silo].site, silo, RestoreRequest(self._standardizer, self._specs_of(silo)))
 
-    def _restore(self, name: str) -> "Future[Any]":
+    def _start_again(self, name: str) -> None:
         self._send_and_forget(name, InviteRequest(self.silos[name].invitation))
-        return self._call(name, RestoreRequest(self._standardizer, self._specs_of(name)))
+        seconds = self.answer_timeout and self.answer_timeout + RESTORE_SECONDS
+        self._answer_of(name, RestoreRequest(self._standardizer, self._specs_of(name)), seconds)
 
     def _specs_of(self, silo: str) -> tuple[SessionSpec, ...]:
         return tuple(specs[silo] for specs in self._sessions.values() if silo in specs)
@@ -420,18 +424,20 @@ class SiteCohort(Attendance, Asking):
     def close(self) -> None:
         """Let the sites end the silos' hosts: after the run nothing of it is held there."""
         there = [name for name in self.silos if self.hub.is_connected(self.silos[name].site)]
-        for future in [self._call(name, EndRequest()) for name in there]:
-            with contextlib.suppress(TimeoutError):
-                future.result(CLOSE_SECONDS)
+        futures = {name: self._call(name, EndRequest()) for name in there}
+        wait(futures.values(), CLOSE_SECONDS)
+        if late := [name for name, future in futures.items() if not future.done()]:
+            said = "have not said within %.0f s that they ended; their sites end them when another run begins"
+            _log.warning(f"the silos %s {said}", listed(late), CLOSE_SECONDS)
 
     def collect_ledger(self, silo: str) -> tuple[bytes, str, str] | None:
         """Return (ledger, head, public key) of a silo; None where its owner keeps it."""
-        copy: LedgerCopy | None = self._ask([silo], lambda _: LedgerRequest())[silo]
+        copy: LedgerCopy | None = self._answer_of(silo, LedgerRequest(), LAST_ANSWER_SECONDS)
         return (copy.lines.tobytes(), copy.head, copy.public_key) if copy else None
 
     def receive_model(self, silo: str, weights: np.ndarray, card: np.ndarray) -> None:
         """Hand a final model to a silo; PerimeterRefused where its owner takes none."""
-        self._ask([silo], lambda _: ReceiveModelRequest(weights, card))
+        self._answer_of(silo, ReceiveModelRequest(weights, card), LAST_ANSWER_SECONDS)
 
     def evaluate_test(self, models: Mapping[str, Vector]) -> dict[str, Scores] | None:
         return self.evaluator.evaluate(models) if self.evaluator else None

@@ -8,7 +8,6 @@ All state belongs to one event loop; `ask`, `drop` and `release` may be called f
 """
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
@@ -82,7 +81,7 @@ class Call:
 
 @dataclass(eq=False)
 class _Connection:
-    """A site's stream. `outgoing` wakes its writer: a call's number, or 0 for acknowledgements alone."""
+    """A site's stream. `outgoing` wakes its writer: a call, or None for acknowledgements alone."""
 
     context: grpc.aio.ServicerContext
     task: "asyncio.Task[None]"
@@ -109,12 +108,11 @@ class _KnownSite:
     is_awaited: bool = False
 
     def seconds_away(self) -> float:
-        return time.monotonic() - self.away_since
+        return 0.0 if self.connection else time.monotonic() - self.away_since
 
     def is_to_be_named(self) -> bool:
         """Whether it is waited for, and it is time to say so again."""
-        is_needed = self.connection is None and (self.calls or self.is_awaited)
-        return bool(is_needed) and self.seconds_away() >= SAY_AFTER_SECONDS * 3**self.times_said
+        return bool(self.calls or self.is_awaited) and self.seconds_away() >= SAY_AFTER_SECONDS * 3**self.times_said
 
     def is_entitled(self, peer: Peer) -> bool:
         """Whether a certificate is this site's."""
@@ -188,6 +186,10 @@ class Hub:
 
     def is_connected(self, site: str) -> bool:
         return self._sites[site].connection is not None
+
+    def seconds_away(self, site: str) -> float:
+        """Return since when a site is not connected; 0 for one that is."""
+        return self._sites[site].seconds_away()
 
     def wait_for(self, sites: Iterable[str], timeout: float | None) -> list[str]:
         """Wait until these sites are connected; return those that were not within `timeout` seconds."""
@@ -327,9 +329,7 @@ class Hub:
         """End the connection that the same process had before."""
         if site.connection:
             before, site.connection = site.connection, None
-            before.task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await before.task
+            await link.end(before.task)
 
     async def _converse(self, site: _KnownSite, hello: Hello, context: grpc.aio.ServicerContext) -> None:
         received = hello.received if hello.hub == self.incarnation else 0

@@ -43,6 +43,7 @@ SLOWEST_BYTES_PER_SECOND = 1 << 16
 """A message whose next frame does not come within STALL_SECONDS, or that comes more slowly than this, is broken off: it
 takes memory that others wait for."""
 KEEP_ALIVE_SECONDS = 20.0
+CANCEL_AGAIN_SECONDS = 0.5
 LENGTH = struct.Struct("<I")
 NOT_A_SITE = frozenset({"localhost"})
 """In the certificates of all machines, so it names none."""
@@ -190,6 +191,14 @@ def background_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="ray-fed-sites", daemon=True).start()
     return loop
+
+
+async def end(task: "asyncio.Task[Any]") -> None:
+    """Cancel a task until it has ended: gRPC takes a cancellation that comes while a call begins for its own, and the
+    task would go on."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=CANCEL_AGAIN_SECONDS)
 
 
 # ---- messages and frames

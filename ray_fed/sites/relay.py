@@ -55,7 +55,8 @@ EMPTY = np.empty(0, np.int64)
 ADDED_IN_THE_LOOP = 1 << 16
 """Longer vectors are added up in a thread, so that the connections live on meanwhile."""
 SITE_WITHIN_SECONDS = 540.0
-"""An invitation waits so long for a site that is not there: less than a coordinator waits for its own sites."""
+"""A site that is not there, or away again, is waited for so long: less than a coordinator waits for its own sites."""
+LOOK_AFTER_SECONDS = 1.0
 
 
 @dataclass
@@ -80,7 +81,7 @@ class RelayAgent(SiteAgent):
 
     patience: seconds after which a round is answered without the silos that are late, where the coordinator does not
     say fewer; None: as the coordinator says, who waits for all if it has no deadline itself. site_within: seconds that
-    an invitation waits for its site.
+    an invitation, or another question outside of rounds, waits for a site that is not there.
     """
 
     def __init__(
@@ -116,8 +117,10 @@ class RelayAgent(SiteAgent):
             answer = partial(_raised, SiloFailed(header.silo, "reading a call", f"it is {request}"))
         elif isinstance(request, InviteRequest):
             answer = partial(self._invited, header.silo, self._invite_below(header.silo, request))
-        else:
+        elif isinstance(request, FitRequest):
             answer = partial(self._one, self._ask_all((header.silo,), request))
+        else:
+            answer = partial(self._one_there, header.silo, request.doing, self._ask_all((header.silo,), request))
         task = asyncio.get_running_loop().create_task(self._relay(self._known_hub, header, request, answer))
         self._relaying.add(task)
         task.add_done_callback(partial(self._relayed, header.num_bytes))
@@ -215,6 +218,21 @@ class RelayAgent(SiteAgent):
             remedy = "its owner starts it with `ray-fed site start`; silos behind a hub cannot come late"
             said = f"{missing} within {self.site_within:g} s; {remedy}"
             raise SiloFailed(silo, "joining the federation", said) from None
+
+    async def _one_there(self, silo: str, doing: str, answers: "_Answers") -> object:
+        """Wait for a silo that works, but not for ever for a site that is away: above, too, nobody sees that. How long
+        a round waits is said by its own rules."""
+        one = asyncio.ensure_future(self._one(answers))
+        try:
+            while not (await asyncio.wait([one], timeout=LOOK_AFTER_SECONDS))[0]:
+                site = self._sites.get(silo, "")
+                if site and (seconds := self.lower.seconds_away(site)) >= self.site_within:
+                    self.lower.drop(answers.calls.values())
+                    away = f"its site '{site}' has not been connected to the hub '{self.site}' for {seconds:.0f} s"
+                    raise SiloFailed(silo, doing, f"{away}; when it is back, start the run again")
+            return one.result()
+        finally:
+            one.cancel()
 
     async def _one(self, answers: "_Answers") -> object:
         _, outcome, _ = await answers.come.get()

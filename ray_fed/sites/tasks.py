@@ -43,6 +43,8 @@ LEAST_HELD_OUT, MOST_HELD_OUT = 2, 10
 """Of SPLIT_STEPS; for the same reason none holds out single rows."""
 FILTERS = "filters"
 """Option of every task: names of conditions that the owner allows."""
+CALIBRATION_FRACTION = "calibration_fraction"
+"""Option of a property task: a share of rows that is held out, too."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,127}")
 """Of a run, a silo or a session: they become names of files."""
 MOST_WIDTH, MOST_LAYERS, MOST_WEIGHTS = 1 << 14, 64, 1 << 28
@@ -111,12 +113,20 @@ def accepted(file: SiteFile, invitation: InvitationLike) -> Invited:
 
 def _count_split(file: SiteFile, dataset: Dataset, invitation: InvitationLike) -> None:
     """Refuse to hold out rows in a way that singles some out, or in too many ways; note the way in the owner's book."""
-    fraction, step = invitation.test_fraction, round(invitation.test_fraction * SPLIT_STEPS)
+    share = invitation.options.get(CALIBRATION_FRACTION, 0.0)
+    calibration = share if type(share) in (int, float) else 0.0
+    _count_held_out(file, dataset, invitation, invitation.test_fraction, "test_fraction")
+    if calibration:  # they are told apart at the sum of both
+        _count_held_out(file, dataset, invitation, invitation.test_fraction + calibration, "with calibration_fraction")
+
+
+def _count_held_out(file: SiteFile, dataset: Dataset, invitation: InvitationLike, fraction: float, what: str) -> None:
+    step = round(fraction * SPLIT_STEPS)
     if fraction == 0:
         return
     is_coarse = LEAST_HELD_OUT <= step <= MOST_HELD_OUT and abs(fraction * SPLIT_STEPS - step) < 1e-9
     if not is_coarse:
-        phrase = "test_fraction must be 0, or one of 0.1, 0.15, ... 0.5: a finer one tells who is among its rows"
+        phrase = f"{what} must be 0, or one of 0.1, 0.15, ... 0.5: a finer one tells who is among its rows"
         refuse(invitation.silo, phrase, f"{fraction!r} of '{dataset.name}' is asked for")
     most = dataset.policy.max_splits_per_dataset
     found = Book(file.ledger_folder).take_split(dataset.name, step / SPLIT_STEPS, invitation.split_seed, most)
@@ -186,8 +196,12 @@ class PropertyOptions:
     """mlp or boosted_trees."""
     tree_options: tuple[str, ...] = ()
     """NAME=VALUE of the trees."""
+    calibration_fraction: float = 0.0
+    """Share of formulas on which nothing is trained, for intervals of predictions."""
 
     def __post_init__(self) -> None:
+        share = self.calibration_fraction
+        require(0 <= share <= 0.5, f"calibration_fraction={share} must lie between 0 and 0.5")
         count = len(self.target)
         many = 0 < count <= MOST_TARGETS and len(set(self.target)) == count
         require(many, f"target={self.target} must be 1 to {MOST_TARGETS} different names")
@@ -238,7 +252,9 @@ def _property(
     )  # fmt: skip
     named = tuple(target.name for target in task.targets)
     units = tuple(column.unit for column in columns)
-    rows = CrystalRows(source, None, invitation.test_fraction, invitation.split_seed, named, units)
+    rows = CrystalRows(
+        source, None, invitation.test_fraction, invitation.split_seed, wanted.calibration_fraction, named, units
+    )
     return wanted.task, rows.with_one_number(task)
 
 

@@ -102,7 +102,7 @@ def test_tensorboard_has_global_and_per_silo_curves(local_run):
     assert {f"silo/silo-2/{quantity}" for quantity in quantities} <= tags
     found = shown(local_run / "tensorboard")
     assert "result/mae" in found.scalars
-    assert found.pictures == {"picture/parity", "picture/bars", "picture/learning_curves"}
+    assert {"picture/parity", "picture/bars", "picture/learning_curves"} <= found.pictures
     assert found.hyperparameters["pipeline"] == "formation-energy"
 
 

@@ -1,5 +1,6 @@
 """One seed, the same bytes: in one process or on Ray, on one core or on two."""
 
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from tests import commands
 
 # Batches and layers so large that torch would use both cores if it were let, and get other last bits.
 OPTIONS = ["--rows", "900", "--silos", "100,200,400", "--epochs", "4", "--communication-frequency", "0.5"]
-OPTIONS += ["--hidden", "200,200", "--batch-size", "200"]
+OPTIONS += ["--hidden", "200,200", "--batch-size", "200", "--calibration-fraction", "0.2"]
 ENVIRONMENT = {key: value for key, value in commands.ENVIRONMENT.items() if not key.startswith(("OMP_", "MKL_"))}
 CORES = sorted(os.sched_getaffinity(0))
 
@@ -29,7 +30,10 @@ def run(folder: Path, cohort: str, cores: list[int]) -> dict[str, bytes]:
 def written(folder: Path) -> dict[str, bytes]:
     models = sorted((folder / "run" / "models").glob("*.safetensors"))
     assert models
-    return {path.name: path.read_bytes() for path in [folder / "run" / "history.jsonl", *models]}
+    cards = {path.name: json.loads(path.read_text()) for path in (folder / "run" / "models").glob("*.card.json")}
+    assert all(card["limits"]["why_none"] == "" for card in cards.values())
+    limits = {name: json.dumps(card["limits"], sort_keys=True).encode() for name, card in cards.items()}
+    return {**limits, **{path.name: path.read_bytes() for path in [folder / "run" / "history.jsonl", *models]}}
 
 
 @pytest.fixture(scope="module")

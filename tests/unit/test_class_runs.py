@@ -56,7 +56,7 @@ def test_tensorboard_shows_curves_pictures_results_and_hyperparameters(both):
     assert {"result/system.roc_auc", "result/conductivity.mae"} <= found.scalars
     assert found.pictures == {
         "picture/confusion-system", "picture/reliability-system", "picture/roc-system", "picture/parity-conductivity",
-        "picture/bars", "picture/learning_curves",
+        "picture/bars", "picture/learning_curves", "picture/analysis",
     }  # fmt: skip
     assert found.name == "both"
     assert found.hyperparameters["pipeline"] == "train"
@@ -69,7 +69,7 @@ def test_the_report_has_the_table_of_classes_and_the_figures(both):
     report = (both / "report.html").read_text()
     assert "Classes of system" in report
     assert "a very long name of a crystal system" in report
-    assert report.count("data:image/png;base64,") == 6
+    assert report.count("data:image/png;base64,") == 7
     summary = json.loads((both / "summary.json").read_text())
     assert 0 <= summary["federated.system.roc_auc"] <= 1
 

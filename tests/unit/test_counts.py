@@ -8,7 +8,8 @@ import pytest
 from ray_fed.errors import PerimeterRefused, SiloFailed
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.messages import Counts, Raised, counted_together
+from ray_fed.federation.counted_rows import counted_together
+from ray_fed.federation.messages import Counts, Raised
 from ray_fed.federation.silo import Evaluator, Silo
 from ray_fed.learning.counted_quantiles import histogram
 from ray_fed.learning.layout import initial_vector

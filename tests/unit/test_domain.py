@@ -25,7 +25,7 @@ CRYSTALS = [("NaCl", 225, 5.6), ("KCl", 225, 6.3), ("MgO", 225, 4.2), ("NaF", 22
 def frame_of(crystals):
     rows = [
         {"formula": formula, "a": a, "b": a, "c": a, "alpha": 90.0, "beta": 90.0, "gamma": 90.0, "volume": a**3,
-         "spacegroup_number": float(group), "num_atoms": 8.0, "shortest_distance": a / 2}
+         "spacegroup_number": float(group), "num_atoms": 8.0}
         for formula, group, a in crystals
     ]  # fmt: skip
     return pd.DataFrame(rows)
@@ -62,14 +62,9 @@ def test_an_element_that_no_silo_has_is_named_and_so_are_its_imputed_properties(
     assert any("element properties are imputed" in reason for reason in found)
 
 
-def test_atoms_on_top_of_each_other_are_named_with_their_distance(silo):
-    (found,) = reasons_of(silo, frame_of([("NaCl", 225, 5.6)]).assign(shortest_distance=0.004))
-    assert found == ["two atoms are 0.004 Å apart; below 0.6 Å there is no bond"]
-
-
-def test_a_cell_too_small_for_its_atoms_is_named_where_no_positions_are_known(silo):
-    (found,) = reasons_of(silo, frame_of([("NaCl", 225, 2.0)]).drop(columns="shortest_distance"))
-    assert "1 Å³ per atom; below 3 Å³ atoms overlap" in found
+def test_a_cell_too_small_for_its_atoms_is_named(silo):
+    (found,) = reasons_of(silo, frame_of([("NaCl", 225, 2.0)]))
+    assert "atoms too close: 1 Å³ per atom, and below 3 Å³ they overlap" in found
 
 
 def test_a_feature_out_of_range_is_named_with_its_value_and_what_it_was_in_training(silo):
@@ -105,6 +100,6 @@ def test_few_rows_tell_no_usual_bound():
 
 
 def test_models_that_differ_more_than_usual_are_named():
-    assert spread_flags(np.array([0.1, 3.0]), 0.5, ["0.1 eV", "3 eV"]) == {
-        1: "the silos' own models differ by 3 eV, more than on 99% of the calibration rows"
+    assert spread_flags(np.array([0.1, 3.0]), 0.5, 2.0, "eV") == {
+        1: "the silos' own models differ by 6 eV (99% of the calibration rows: at most 1)"
     }

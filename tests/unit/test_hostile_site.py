@@ -165,7 +165,7 @@ def outcome_of(cohort, request_):
         said = event.reason if isinstance(event, Raised | Died) else "late"
         return FedError(f"'victim': {said}")
     try:
-        return cohort._value(cohort._call("victim", request_), "victim", "answering")
+        return cohort._answer_of("victim", request_, cohort.answer_timeout)
     except FedError as error:
         return error
 

@@ -97,9 +97,11 @@ def test_hydrogens_that_have_no_site_are_counted_by_what_the_file_says():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("group", ["Fm-3m", "R-3c", "Pnma", "P2_1/c", "I4_1/amd"])
 def test_our_reader_of_sites_agrees_with_pymatgen_on_symmetric_cifs(group):
-    lattice = {"Fm-3m": Lattice.cubic(5.6), "R-3c": Lattice.hexagonal(4.76, 13), "Pnma": Lattice.orthorhombic(5.1, 6.3, 7.7),
-               "P2_1/c": Lattice.monoclinic(5, 6, 7, 101), "I4_1/amd": Lattice.tetragonal(3.8, 9.5)}[group]  # fmt: skip
-    structure = Structure.from_spacegroup(group, lattice, ["Ti", "O"], [[0, 0, 0.35], [0.31, 0.11, 0.25]], tol=0.01)
+    lattice = {"Fm-3m": Lattice.cubic(5.6), "R-3c": Lattice.hexagonal(4.76, 13),
+               "Pnma": Lattice.orthorhombic(5.1, 6.3, 7.7), "P2_1/c": Lattice.monoclinic(5, 6, 7, 101),
+               "I4_1/amd": Lattice.tetragonal(3.8, 9.5)}[group]  # fmt: skip
+    places = [[0, 0, 0.35], [0.31, 0.11, 0.25]]
+    structure = Structure.from_spacegroup(group, lattice, ["Ti", "O"], places, tol=0.01)
     text = str(CifWriter(structure, symprec=0.01))
     crystal, read = parse_structure(text), Structure.from_str(text, fmt="cif")
     assert crystal.formula == read.composition.reduced_formula

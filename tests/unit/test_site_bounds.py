@@ -151,7 +151,7 @@ def test_calls_of_anything_reach_no_host_and_are_answered_by_an_error(one_site, 
     hub, cohort, hosts = one_site
     sent = Encoded(body, (memoryview(payload),) if payload else (), len(payload))
     with pytest.raises(SiloFailed, match="reading a call: it is"):
-        cohort._value(cohort._call("silo-1", requests.OpenRequest(), sent), "silo-1", "opening", 20)
+        cohort._answer_of("silo-1", requests.OpenRequest(), 20.0, sent)
     assert hosts.made == []
     assert hub.is_connected("site-1")
 

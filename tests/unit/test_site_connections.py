@@ -1,5 +1,6 @@
 """Connections that break, end and come back; and who may connect at all."""
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -308,6 +309,27 @@ def test_hosts_are_ended_when_the_cohort_is_closed():
         assert len(ended) == 1
         with pytest.raises(SiloFailed, match="has not been invited"):
             cohort.moments(["silo-1"])
+
+
+def test_what_takes_a_cancellation_for_its_own_is_cancelled_again():
+    taken = []
+
+    async def stubborn():
+        while len(taken) < 2:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                taken.append("a cancellation")
+        await asyncio.sleep(60)
+
+    async def ended():
+        task = asyncio.create_task(stubborn())
+        await asyncio.sleep(0)
+        await link.end(task)
+        return task.cancelled()
+
+    assert asyncio.run(ended())
+    assert len(taken) == 2
 
 
 # ---- who may connect

@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ray_fed.materials.databases.raw_table import RawTable, table_of_columns
+import pandas as pd
+
+from ray_fed.materials.databases.raw_table import RawTable
 
 _SEPARATORS = ",;\t|"
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
@@ -82,9 +84,9 @@ def table_of_text(source: str, text: str) -> RawTable:
     }
     whole = [[""] * len(header) if number in problems else row for number, row in enumerate(rows)]
     columns = dict(zip(header, zip(*whole, strict=True), strict=True)) if whole else {}
+
+    def read_column(name: str) -> pd.Series:
+        return pd.Series(list(columns[name]), dtype=object)
+
     # A name that occurs twice is lost in the mapping; the table refuses it by its list of names.
-    reader = table_of_columns(source, columns, len(rows), problems) if rows else None
-    return RawTable(
-        source, tuple(header), len(rows), reader.read if reader else columns.__getitem__, problems,
-        notices=read.notices,
-    )  # fmt: skip
+    return RawTable(source, tuple(header), len(rows), read_column, problems, notices=read.notices)

@@ -4,9 +4,11 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ray_fed.errors import DataError, Trouble, quoted
 from ray_fed.materials.databases.packages import required_package
-from ray_fed.materials.databases.raw_table import RawTable, reading, table_of_columns
+from ray_fed.materials.databases.raw_table import RawTable, reading
 from ray_fed.reading import open_regular
 
 MAX_UNPACKED_BYTES = 1 << 30
@@ -51,6 +53,9 @@ def _table(source: str, rows: list[list[Any]], others: list[str]) -> RawTable:
     header = ["" if cell is None else str(cell) for cell in rows[0][:width]]
     body = [[*row[:width], *[None] * (width - len(row))] for row in rows[1:]]
     columns = {name: [row[at] for row in body] for at, name in enumerate(header)}
-    read = table_of_columns(source, columns, len(body)).read if body else columns.__getitem__
     notices = tuple(f"sheet beside the first is left out {quoted(title)}" for title in others)
+
+    def read(name: str) -> pd.Series:
+        return pd.Series(columns[name], dtype=object)
+
     return RawTable(source, tuple(header), len(body), read, notices=notices)
