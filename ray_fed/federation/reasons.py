@@ -29,7 +29,8 @@ _FORMULAS = (
     "full stop may be a decimal point or the dot of a hydrate; write · for the dot, or leave it out",
 )  # fmt: skip
 _STRUCTURES = (
-    "structure is missing", "structure is empty", "structure is a web page or XML", "structure is neither text nor object", "unreadable structure",
+    "structure is missing", "structure is empty", "structure is a web page or XML",
+    "structure is neither text nor object", "unreadable structure",
     "structure has sites; 1 to 100,000 can be read", "structure has a lattice or coordinates of the wrong shape",
     "structure has a lattice vector or coordinate that is not finite",
     "structure has no lattice; molecules cannot be used",

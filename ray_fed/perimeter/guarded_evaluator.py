@@ -33,7 +33,6 @@ from ray_fed.perimeter.insistence import FEWER
 from ray_fed.perimeter.ledger import MessageDigest, message_digest
 from ray_fed.perimeter.policy import DECLARED
 
-
 MOST_VALUES = 2048
 """Of one row: numbers and chances of classes."""
 

@@ -212,7 +212,8 @@ def test_no_rows_give_no_rows():
 
 
 @pytest.mark.parametrize(("name", "options", "message"), [
-    ("guo37", {}, "feature set 'guo37' is not known; choose one of guo73, guo65, guo73_variance, guo73_youngs, guo73_literal, rich"),
+    ("guo37", {}, "feature set 'guo37' is not known; choose one of guo73, guo65, guo73_variance, guo73_youngs, "
+     "guo73_literal, rich"),
     ("guo73", {"imputer": "x"}, "feature set 'guo73' has no option 'imputer'; it has impute, spread"),
     ("guo73", {"impute": "mean"}, "impute='mean' is not known; choose one of median, matminer, none"),
     ("guo73", {"impute": True}, "impute=True is not known"),

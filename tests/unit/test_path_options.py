@@ -35,6 +35,7 @@ NO_PLACES = {
     ("ledger key", "silo"): "the name of a silo",
     ("segment", "bits"): "bits of a camera",
     ("library build", "descriptors"): "names of descriptors",
+    **{(command, "structures"): "which of a file's structures" for command in ("train", "formation-energy", "sweep")},
 }
 """Options whose help speaks of files or folders, and that name none."""
 WORDS = re.compile(r"\b(folders?|files?|FOLDER|FILE|RUN|URL|CSV)\b")

@@ -2,6 +2,7 @@
 
 import ast
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -81,12 +82,23 @@ def test_a_method_of_a_silo_actor_puts_questions_to_its_guarded_silo_and_looks_a
 def test_every_answer_of_a_guarded_silo_goes_through_its_gate_or_is_on_the_list_with_a_reason(guarded_class):
     source = ast.parse(Path(__import__(guarded_class.__module__, fromlist=["x"]).__file__).read_text())
     [node] = [each for each in source.body if isinstance(each, ast.ClassDef) and each.name == guarded_class.__name__]
-    for method in methods(node):
-        if method.name.startswith("_") or method.name in SILENT or method.name == "leaving":
+    by_name = {method.name: method for method in methods(node)}
+    for name in by_name:
+        if not (name.startswith("_") or name in SILENT or name == "leaving"):
+            assert list(past_the_gate(by_name, name)) == []
+
+
+def past_the_gate(by_name, name):
+    """Yield the answers of a method that do not go through the gate; one that is a method's of the class is its."""
+    for answer in (each for each in ast.walk(by_name[name]) if isinstance(each, ast.Return)):
+        text = ast.unparse(answer)
+        if re.search(r"self\._(run_and_)?release\(", text):
             continue
-        for answer in (each for each in ast.walk(method) if isinstance(each, ast.Return)):
-            text = ast.unparse(answer)
-            assert "self._release(" in text or "self._run_and_release(" in text, f"{method.name}: {text}"
+        inner = re.match(r"return self\.(_\w+)\(", text)
+        if inner and inner[1] in by_name:
+            yield from past_the_gate(by_name, inner[1])
+        else:
+            yield f"{name}: {text}"
 
 
 class Leaking(Silo):
