@@ -19,6 +19,7 @@ LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 OF_THE_DATA = (
     "data", "target", "unit", "transform", "task", "classes", "standardise_target", "where", "rows", "features",
     "impute", "symmetry", "federation", "silos", "split", "test_rows", "partition", "alpha", "test_fraction", "hidden",
+    "model", "tree_options",
 )  # fmt: skip
 OF_THE_RUN = ("seed", "repeats", "cohort", "num_gpus", "address", "out", "baselines")
 

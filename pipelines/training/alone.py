@@ -12,6 +12,7 @@ from statistics import mean, stdev
 
 from pipelines.launching import CoordinatorLike
 from pipelines.training.setup import Setup
+from ray_fed.federation.boosted_task import BoostedTask
 from ray_fed.federation.messages import Metrics
 from ray_fed.materials.property_silo import BEST, LEARNERS, OF_LEARNERS
 from ray_fed.metrics import Metric
@@ -34,9 +35,9 @@ class AloneResult:
     @classmethod
     def of(cls, told: Mapping[str, Metrics]) -> "AloneResult":
         """Read an answer: the best is the one whose folds it repeats."""
-        folds = {name: dict(told[name].train.values()) for name in LEARNERS}
+        folds = {name: dict(told[name].train.values()) for name in LEARNERS if name in told}
         best = dict(told[BEST].train.values())
-        chosen = next((name for name in LEARNERS if _are_equal(folds[name], best)), LEARNERS[0])
+        chosen = next((name for name in LEARNERS if _are_equal(folds.get(name, {}), best)), LEARNERS[0])
         held_out = told[BEST].held_out
         return cls(chosen, folds, dict(held_out.values()) if held_out.num_examples else {})
 
@@ -51,7 +52,8 @@ def ask_alone(coordinator: CoordinatorLike, setup: Setup, silos: Sequence[str], 
     """Let silos find out what each could do alone."""
     config = setup.config
     given = (seed, config.epochs, config.batch_size, config.learning_rate, config.optimizer)
-    told, silent = coordinator.ask_metrics(OF_LEARNERS, silos, (*LEARNERS, BEST), given)
+    learners = LEARNERS[1:] if isinstance(setup.task, BoostedTask) else LEARNERS  # trees have no network
+    told, silent = coordinator.ask_metrics(OF_LEARNERS, silos, (*learners, BEST), given)
     return AloneAnswers({silo: AloneResult.of(answer) for silo, answer in told.items()}, silent)
 
 
@@ -91,7 +93,7 @@ def summary_of(
             network = networks.get(metric.name, {}).get(silo, [])
             values = [value for at, result in known if (value := _value(result, metric, network, at)) is not None]
             found |= _mean(f"{prefix}.{silo}.{metric.name}", values)
-        for learner in LEARNERS:
+        for learner in known[0][1].folds:
             found |= _mean(f"{prefix}.{silo}.cv.{learner}", [result.folds[learner][headline] for _, result in known])
     return found
 

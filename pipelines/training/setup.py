@@ -177,7 +177,7 @@ def _study(config: TrainConfig) -> Setup:
     silos = [_part(config, rows, plan, f"silo-{number}") for number in range(1, len(config.silos) + 1)]
     pooled = _part(config, rows, plan, POOLED) if config.baselines else None
     test = replace(_part(config, replace(rows, calibration_fraction=0.0), plan, "test"), num_gpus=0.0)
-    return Setup(config, task, tuple(silos), pooled, _held(test, task), notes=notes)
+    return Setup(config, task, tuple(silos), pooled, _held(test, task), notes=(*notes, *_shown_by_sums(config)))
 
 
 def _part(config: TrainConfig, rows: CrystalRows, plan: StudyPlan, name: str) -> SiloSpec:
@@ -210,7 +210,16 @@ def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     # A database that somebody else's file names is not asked from here, where other secrets are.
     is_here = file.test is not None and not scheme_of(file.test.data)
     test = _held(test, task) if test and is_here else test
+    notes = (*notes, *_shown_by_sums(config))
     return Setup(config, task, silos, None, test, sites, hub, order, notes=notes)
+
+
+def _shown_by_sums(config: TrainConfig) -> tuple[str, ...]:
+    """Say what trees in clear give away."""
+    if config.model == "mlp" or config.secure_aggregation:
+        return ()
+    shown = "the coordinator can work out the targets of single rows from the sums that a silo sends for trees"
+    return (f"{shown}: add --secure-aggregation yes (and --baselines no) where it must not (benchmarks/trees.md)",)
 
 
 def _check_baselines(config: TrainConfig, file: FederationFile) -> None:

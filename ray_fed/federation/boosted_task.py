@@ -57,7 +57,8 @@ class BoostedTask(Task):
     def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:  # noqa: ARG002
         reason = "steps of a network get noise, sums of trees do not; choose --model mlp, or secure aggregation"
         require(session.plan.private is None, f"differential privacy: {reason}")
-        member = Member(samples.features, samples.targets, replace(self.trees, seed=session.model_seed))
+        trees = replace(self.trees, seed=session.model_seed)
+        member = Member(samples.features, samples.targets, trees, samples.rows.groups)
         return TreeTrainer(member, session.plan, Layout.of(self.model(0)))
 
     def most_examples(self, num_examples: int, plan: TrainingPlan) -> int:  # noqa: ARG002
@@ -66,8 +67,7 @@ class BoostedTask(Task):
 
     def evaluate(self, trainer: Trainer, samples: Samples, vector: Vector) -> tuple[Scores, Scores]:
         def scored(targets: np.ndarray, features: np.ndarray) -> Scores:
-            outputs = trainer.predict(features, vector).numpy()
-            return self.score(targets, self.predicted(outputs, samples.standardizer))
+            return self.score(targets, samples.said(trainer.predict(features, vector).numpy()))
 
         rows = samples.rows
         return scored(rows.targets, samples.features), scored(rows.held_out_targets, samples.held_out_features)

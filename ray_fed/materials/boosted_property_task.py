@@ -1,37 +1,53 @@
 """Properties learned by boosted trees: the rows, targets and scores of a property task, and a forest of trees."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from ray_fed.federation.boosted_task import BoostedTask
-from ray_fed.federation.task import LocalRows, SiloSpec
+from ray_fed.federation.task import LocalRows, Samples, SiloSpec
 from ray_fed.learning.standardisation import Standardizer
-from ray_fed.materials.property_task import JointPropertyTask
+from ray_fed.materials.property_task import JointPropertyTask, PropertyTask
 from ray_fed.materials.targets import Target, learned_values
+from ray_fed.trees.bins import as_float32
+from ray_fed.trees.settings import TreeSettings
 
 
 @dataclass(frozen=True)
-class BoostedPropertyTask(BoostedTask, JointPropertyTask):
-    """Predict properties per crystal with boosted trees. Targets keep their unit: no scale matters to a tree."""
+class BoostedPropertyTask(BoostedTask, PropertyTask):
+    """Predict one property per crystal with boosted trees. It keeps its unit: no scale matters to a tree."""
 
     def agreement(self) -> dict[str, str]:
-        return {**JointPropertyTask.agreement(self), **self.agreed_trees()}
+        """What a property task agrees on, and all settings of the trees."""
+        return {**super().agreement(), **self.agreed_trees()}
 
     def load(self, spec: SiloSpec) -> LocalRows:
-        rows = JointPropertyTask.load(self, spec)
+        rows = super().load(spec)
         return replace(rows, agreement={**rows.agreement, **self.agreed_trees()})
 
     def learned(self, rows: LocalRows) -> np.ndarray:
         return learned_values(self._table(rows.targets), self.targets, None)
 
-    def predicted(self, outputs: np.ndarray, standardizer: Standardizer | None) -> np.ndarray:  # noqa: ARG002
-        return JointPropertyTask.predicted(self, outputs, None)
+    def inputs(self, features: np.ndarray, standardizer: Standardizer | None) -> np.ndarray:  # type: ignore[override]  # noqa: ARG002
+        """Return features [rows, d] as the forest takes them."""
+        return as_float32(features)
+
+    def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:
+        samples = super().prepare(rows, standardizer, device)
+        return replace(samples, undo=partial(self.predicted, standardizer=None))
 
 
-def losses_of(targets: tuple[Target, ...]) -> tuple[str, ...]:
-    """Return the loss of each target: squares of numbers, log loss of classes."""
-    return tuple(_loss(target) for target in targets)
+@dataclass(frozen=True)
+class BoostedJointTask(BoostedPropertyTask, JointPropertyTask):
+    """Predict several properties, or classes, with one forest."""
+
+
+def boosted(task: PropertyTask, trees: TreeSettings) -> BoostedPropertyTask:
+    """Return the task with trees instead of its network."""
+    kind = BoostedJointTask if isinstance(task, JointPropertyTask) else BoostedPropertyTask
+    trees = replace(trees, losses=tuple(_loss(target) for target in task.targets))
+    return kind(task.features, task.feature_options, task.hidden, task.targets, trees=trees)
 
 
 def _loss(target: Target) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ray_fed.errors import SiloFailed, Trouble
+from ray_fed.federation.boosted_task import BoostedTask
 from ray_fed.federation.messages import Metrics, Vector, unmarked
 from ray_fed.federation.silo import Silo, names_asked
 from ray_fed.federation.task import LocalRows
@@ -64,6 +65,8 @@ class PropertySilo(Silo):
         learned, num_classes = self.task.tree_targets(self.rows.targets)
         columns = Columns(self.rows.features, learned, num_classes, plan.seed)
         forest, boosting = TreeLearner(self.task, columns), TreeLearner(self.task, columns, LEARNERS[2], BOOSTED_TREES)
+        if isinstance(self.task, BoostedTask):  # the federation's own kind of model is no network
+            return [forest, boosting]
         return [NetworkLearner(self.task, self.samples, plan), forest, boosting]
 
     def _unseen(self) -> tuple[np.ndarray, np.ndarray]:

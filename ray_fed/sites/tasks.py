@@ -14,7 +14,7 @@ import logging
 import re
 import sysconfig
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
@@ -22,7 +22,7 @@ from typing import Any, NoReturn, Protocol
 from ray_fed.config import from_mapping, require
 from ray_fed.errors import ConfigError, PerimeterRefused
 from ray_fed.federation.task import SiloSpec, Task
-from ray_fed.materials.boosted_property_task import BoostedPropertyTask, losses_of
+from ray_fed.materials.boosted_property_task import boosted
 from ray_fed.materials.databases.columns import canonical_target
 from ray_fed.materials.databases.source import Source
 from ray_fed.materials.property_task import FORMATION_ENERGY, CrystalRows, PropertyTask, property_task
@@ -219,11 +219,8 @@ class PropertyOptions:
         options = (("impute", self.impute),) if self.features.startswith("guo") else ()
         # Cells as given are the default of every feature set: the options of older runs name none.
         options += (("cell", self.cell),) if self.cell != "given" else ()
-        targets = self.targets()
-        task = property_task(self.features, options, self.hidden, targets, self.standardise_target)
-        if self.model != "mlp":
-            trees = replace(tree_settings(self.tree_options), losses=losses_of(targets))
-            task = BoostedPropertyTask(self.features, options, self.hidden, targets, trees=trees)
+        task = property_task(self.features, options, self.hidden, self.targets(), self.standardise_target)
+        task = task if self.model == "mlp" else boosted(task, tree_settings(self.tree_options))
         task.featurizer()
         return task
 

@@ -23,7 +23,7 @@ from ray_fed.trees.losses import of_classes, quantile_of, start_of, step_factors
 from ray_fed.trees.member import STOPPING_EXPONENT, SUM_DIGITS, features_of_tree
 from ray_fed.trees.numbers import EXACT, FRACTION_BITS, NUM_EXPONENTS, agreed_exponent, of_digits
 from ray_fed.trees.quantiles import NUM_BUCKETS, quantiles
-from ray_fed.trees.question import CountedChild, Question, Step, cells_as_numbers
+from ray_fed.trees.question import CountedChild, Step, TreeQuestion, cells_as_numbers
 from ray_fed.trees.settings import TreeSettings
 
 START_ROUNDS = 3
@@ -57,7 +57,7 @@ class Growth:
     bins: np.ndarray = field(default_factory=NO_LONGS.copy)
     """[features, 2]: number of edges, whether values are missing."""
     splits: np.ndarray = field(default_factory=NO_LONGS.copy)
-    """[num_splits, 7] of the trees being grown: see `Question.splits`."""
+    """[num_splits, 7] of the trees being grown: see `TreeQuestion.splits`."""
     nodes: np.ndarray = field(default_factory=NO_LONGS.copy)
     """[num_nodes, 2]: output and place of the nodes of the level whose histograms are known."""
     histograms: np.ndarray = field(default_factory=NO_LONGS.copy)
@@ -112,10 +112,10 @@ class Grower:
     settings: TreeSettings
     num_features: int
 
-    def question(self, growth: Growth, whole: bool = False) -> Question:
+    def question(self, growth: Growth, whole: bool = False) -> TreeQuestion:
         """Return what is asked next; a whole question brings along what was asked before."""
         answer = self.answer_size(growth)
-        base = Question(growth.at, growth.number, growth.iteration, self._digits(growth), answer)
+        base = TreeQuestion(growth.at, growth.number, growth.iteration, self._digits(growth), answer)
         if growth.at is Step.DONE:
             return base
         scales = growth.scales.astype(np.float32)
@@ -273,48 +273,58 @@ class Grower:
         splits = growth.splits[
             (growth.splits[:, 1] == growth.number - 1) & (growth.splits[:, 6] != CountedChild.NEITHER)
         ]
-        parent = {(output, place): number for number, (output, place) in enumerate(growth.nodes.tolist())}
-        parents = growth.histograms[[parent[output, place] for output, place in splits[:, [0, 2]].tolist()]]
+        known = {(output, place): number for number, (output, place) in enumerate(growth.nodes.tolist())}
+        parents = [known.pop((output, place)) for output, place in splits[:, [0, 2]].tolist()]
         is_right = (splits[:, 6] == CountedChild.RIGHT).astype(np.int64)
-        histograms = np.stack([found, parents - found], 1).reshape(-1, 2, size)
+        histograms = np.stack([found, growth.histograms[parents] - found], 1).reshape(-1, 2, size)
         asked = 2 * splits[:, 2] + is_right
-        places = np.stack([asked, asked ^ 1], 1).ravel()
-        return self._split(growth, growth.number, np.stack([np.repeat(splits[:, 0], 2), places], 1), histograms)
+        nodes = np.stack([np.repeat(splits[:, 0], 2), np.stack([asked, asked ^ 1], 1).ravel()], 1)
+        waiting = list(known.values())  # an open node is at the left below itself
+        nodes = np.concatenate([nodes, growth.nodes[waiting] * [1, 2]])
+        return self._split(growth, growth.number, nodes, np.concatenate([histograms, growth.histograms[waiting]]))
 
     def _split(self, growth: Growth, level: int, nodes: np.ndarray, histograms: np.ndarray) -> Growth:
-        """Split the nodes of a level that gain most; ask for the next level, or for leaves where nothing more is to be
-        split."""
+        """Split the open nodes that gain most; ask for the next level, or for leaves where nothing more is to be split.
+
+        So many at a level that those still allowed are dealt over the levels still to come: what is left waits, and
+        competes with its betters' children, as in growth leaf by leaf.
+        """
         order = np.lexsort((nodes[:, 1], nodes[:, 0]))
         nodes, histograms = nodes[order], histograms[order]
-        best = self._best_splits(growth, histograms)
-        room = self._room(growth)
-        chosen = []
-        for number in np.lexsort((np.arange(len(nodes)), -best[:, 0])):
-            output = int(nodes[number, 0])
-            if best[number, 0] > 0 and room[output] > 0:
-                room[output] -= 1
-                chosen.append(number)
-        chosen = np.sort(np.array(chosen, np.int64))
+        best, room = self._best_splits(growth, histograms), self._room(growth)
         is_last = level + 1 == self.settings.depth
-        splits = [
-            self._split_row(nodes[number], level, best[number], is_last or room[int(nodes[number, 0])] == 0)
-            for number in chosen
-        ]
-        table = np.array(splits, np.int64).reshape(-1, SPLIT_COLUMNS)
-        growth = replace(growth, splits=np.concatenate([growth.splits, table]))
-        asks = bool((table[:, 6] != CountedChild.NEITHER).any())
-        kept = chosen if asks else chosen[:0]
+        paced = [-(-most // (self.settings.depth - level)) for most in room]
+        chosen = _chosen(nodes[:, 0], best[:, 0], paced)
+        table = self._table(nodes, level, best, chosen, room, is_last)
+        if not (is_last or (table[:, 6] != CountedChild.NEITHER).any()):  # no later level would ask for anything
+            chosen = _chosen(nodes[:, 0], best[:, 0], room)
+            table = self._table(nodes, level, best, chosen, room, is_last)
+        asked = table[:, 6] != CountedChild.NEITHER
+        waits = (best[:, 0] > 0) & asked.any()
+        waits[chosen] = asked
         return growth.moved(
-            Step.LEVEL if asks else Step.LEAF,
+            Step.LEVEL if asked.any() else Step.LEAF,
             level + 1 if len(table) else level,
-            nodes=nodes[kept],
-            histograms=histograms[kept],
+            splits=np.concatenate([growth.splits, table]),
+            nodes=nodes[waits],
+            histograms=histograms[waits],
         )
 
-    def _room(self, growth: Growth) -> dict[int, int]:
+    def _room(self, growth: Growth) -> list[int]:
         """Return how many more splits the tree of each output may have."""
         made = np.bincount(growth.splits[:, 0], minlength=self.settings.outputs)
-        return {output: self.settings.leaves - 1 - int(count) for output, count in enumerate(made)}
+        return [self.settings.leaves - 1 - int(count) for count in made]
+
+    def _table(
+        self, nodes: np.ndarray, level: int, best: np.ndarray, chosen: np.ndarray, room: list[int], is_last: bool
+    ) -> np.ndarray:
+        """Return the chosen splits as they are asked, int64 [splits, 7]."""
+        left = np.array(room) - np.bincount(nodes[chosen, 0], minlength=len(room))
+        rows = [
+            self._split_row(nodes[number], level, best[number], is_last or left[nodes[number, 0]] == 0)
+            for number in chosen
+        ]
+        return np.array(rows, np.int64).reshape(-1, SPLIT_COLUMNS)
 
     def _split_row(self, node: np.ndarray, level: int, best: np.ndarray, is_last: bool) -> list[int]:
         feature, bin_number, missing_left, left, right = (int(value) for value in best[1:])
@@ -407,6 +417,16 @@ class Grower:
         is_last = bin_number == growth.bins[feature, 0]
         edges = np.append(growth.edges, LARGEST)
         return edges[np.where(is_last, len(edges) - 1, first[feature] + bin_number)]
+
+
+def _chosen(outputs: np.ndarray, gains: np.ndarray, most: list[int]) -> np.ndarray:
+    """Return the places of the nodes with the largest gains above 0, at most so many of each output, ascending."""
+    left, chosen = list(most), []
+    for number in np.lexsort((np.arange(len(gains)), -gains)):
+        if gains[number] > 0 and left[outputs[number]] > 0:
+            left[outputs[number]] -= 1
+            chosen.append(number)
+    return np.sort(np.array(chosen, np.int64))
 
 
 def _as_array(cells: Cells) -> np.ndarray:

@@ -5,24 +5,27 @@ current trees may be asked again.
 """
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from scipy.sparse import csc_array
 
+from ray_fed.config import require
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.trees.bins import as_float32, codes_of, counted, keys_of
 from ray_fed.trees.forest import Forest, ForestPredictor, block_size
 from ray_fed.trees.losses import of_classes, quantile_of, residuals, row_losses, sized, target_table
 from ray_fed.trees.numbers import NUM_EXPONENTS, digits_of, exponents, fixed_point
 from ray_fed.trees.quantiles import NUM_BUCKETS, buckets
-from ray_fed.trees.question import CountedChild, Question, Step, cells_of_numbers, edges_of_numbers
+from ray_fed.trees.question import CountedChild, Step, TreeQuestion, cells_of_numbers, edges_of_numbers
 from ray_fed.trees.settings import TreeSettings
 
 SUM_DIGITS = 3
 """Digits of an exact sum: 60 bits and the sign."""
 ROW_WEIGHT = float(1 << 32)
 """A row's weight in a histogram is this and its residual: one pass adds up both, exactly below 2^53."""
+MOST_ROWS = 1 << 21
 STOPPING_EXPONENT = 20
 """Losses of rows to stop by are added up in units of 2^-10, up to 2^30."""
 NEW = -1
@@ -42,24 +45,30 @@ def features_of_tree(settings: TreeSettings, iteration: int, num_features: int) 
     return np.sort(generator(settings.seed, "features of a tree", iteration).permutation(num_features)[:count])
 
 
-def stopping_rows(features: np.ndarray, settings: TreeSettings) -> np.ndarray:
-    """Return which rows are kept to stop by: chosen by a hash of a row's own features, wherever the row is."""
+def stopping_rows(features: np.ndarray, settings: TreeSettings, groups: Sequence[str] = ()) -> np.ndarray:
+    """Return which rows are kept to stop by: chosen by a hash of a row's group, or of its features, wherever it is."""
     if not settings.patience:
         return np.zeros(len(features), bool)
+    texts = [str(group).encode() for group in groups] or [row.tobytes() for row in np.ascontiguousarray(features)]
     salt = derived_seed(settings.seed, "rows to stop by").to_bytes(8, "little")
     limit = int(settings.stopping_fraction * 2**64)
-    hashed = (hashlib.sha256(salt + np.ascontiguousarray(row).tobytes()).digest()[:8] for row in features)
+    hashed = (hashlib.sha256(salt + text).digest()[:8] for text in texts)
     return np.array([int.from_bytes(each, "little") < limit for each in hashed], bool)
 
 
 class Member:
-    """Answers questions about one silo's rows: features [rows, columns], targets [rows] or [rows, outputs]."""
+    """Answers questions about one silo's rows: features [rows, columns], targets [rows] or [rows, losses].
 
-    def __init__(self, features: np.ndarray, targets: np.ndarray, settings: TreeSettings):
+    groups: of each row, what is not cut between the rows that are fitted and those to stop by.
+    """
+
+    def __init__(self, features: np.ndarray, targets: np.ndarray, settings: TreeSettings, groups: Sequence[str] = ()):
+        most = f"{len(features)} rows are more than the {MOST_ROWS} of which sums are exact; divide them among silos"
+        require(len(features) <= MOST_ROWS, most)
         self.settings = settings
         self.features = as_float32(features)
         self.targets = target_table(targets, settings)
-        self.is_kept = stopping_rows(self.features, settings)
+        self.is_kept = stopping_rows(self.features, settings, groups)
         self.is_fitted = ~np.isnan(self.targets) & ~self.is_kept
         """[outputs, rows]: whether trees are fitted to a row's target."""
         self.iteration, self.level = NEW, 0
@@ -72,7 +81,7 @@ class Member:
     def num_rows(self) -> int:
         return len(self.features)
 
-    def answer(self, question: Question) -> np.ndarray:
+    def answer(self, question: TreeQuestion) -> np.ndarray:
         """Return the sums asked for, whole numbers, int64 [question.answer]. LostRounds when the question builds on
         rounds that this member has not seen."""
         if question.step is Step.COUNT:
@@ -89,7 +98,7 @@ class Member:
 
     # ---- before the first tree
 
-    def _count(self, question: Question) -> np.ndarray:
+    def _count(self, question: TreeQuestion) -> np.ndarray:
         if not hasattr(self, "_sorted_keys"):
             columns = (column[~np.isnan(column)] for column in self.features.T)
             self._sorted_keys = [np.sort(keys_of(column)) for column in columns]
@@ -97,7 +106,7 @@ class Member:
         missing = np.isnan(self.features).sum(axis=0) if question.number == 0 else np.zeros(0, np.int64)
         return np.concatenate([counted(self._sorted_keys, cells), missing, self._start(question)])
 
-    def _start(self, question: Question) -> np.ndarray:
+    def _start(self, question: TreeQuestion) -> np.ndarray:
         """Return, round by round: sizes of targets; their sums; sizes of the first residuals."""
         if question.number == 0:
             return self._sizes(self.targets)
@@ -126,7 +135,7 @@ class Member:
 
     # ---- to where a question stands
 
-    def _come_to(self, question: Question) -> None:
+    def _come_to(self, question: TreeQuestion) -> None:
         if question.is_whole:
             self._restart(question)
         elif question.step is Step.ROOT:
@@ -140,7 +149,7 @@ class Member:
         if question.number:
             self._split(question.split_table(), question.number - 1)
 
-    def _restart(self, question: Question) -> None:
+    def _restart(self, question: TreeQuestion) -> None:
         """Take over the forest and the splits of the current trees from a whole question."""
         self._take_bins(question)
         forest = Forest(self.settings, question.start, question.forest.reshape(-1, block_size(self.settings)))
@@ -152,7 +161,7 @@ class Member:
         for level in range(question.number - 1):
             self._split(splits, level)
 
-    def _take_bins(self, question: Question) -> None:
+    def _take_bins(self, question: TreeQuestion) -> None:
         told = question.edges.tobytes() + question.bins.tobytes()
         if told == self._bins_told:
             return
@@ -162,7 +171,7 @@ class Member:
         self._has_gaps = bool(self._has_missing.any())
         self._bins_told = told
 
-    def _finish_trees(self, question: Question) -> None:
+    def _finish_trees(self, question: TreeQuestion) -> None:
         """Add the values of the trees that were grown, unless that was done when the question was asked before."""
         if self.iteration == question.iteration:
             return
@@ -172,7 +181,7 @@ class Member:
         for output, places in enumerate(self._bottom()):
             self.scores[output] += values[output][places]
 
-    def _begin_trees(self, question: Question) -> None:
+    def _begin_trees(self, question: TreeQuestion) -> None:
         self.iteration, self.level = question.iteration, 0
         self.places = np.zeros((self.settings.outputs, self.num_rows), np.int64)
         losses = row_losses(self.targets, self.scores, self.settings)[~self.is_kept]
@@ -234,12 +243,12 @@ class Member:
 
     # ---- sums
 
-    def _root(self, question: Question) -> np.ndarray:
+    def _root(self, question: TreeQuestion) -> np.ndarray:
         zeros = [np.zeros(self.num_rows, np.int64)] * self.settings.outputs
         sums = [self._histograms(output, slots, 1) for output, slots in enumerate(zeros)]
         return np.concatenate([*self._in_digits(sums, question.digits), self._stopping()])
 
-    def _level(self, question: Question) -> np.ndarray:
+    def _level(self, question: TreeQuestion) -> np.ndarray:
         splits, sums = question.split_table(), []
         splits = splits[splits[:, 1] == question.number - 1]
         for output in range(self.settings.outputs):
@@ -276,7 +285,7 @@ class Member:
     def _in_digits(sums: list[np.ndarray], digits: int) -> list[np.ndarray]:
         return [digits_of(each, digits).ravel() for each in sums]
 
-    def _leaf(self, question: Question) -> np.ndarray:
+    def _leaf(self, question: TreeQuestion) -> np.ndarray:
         """Return, of each output, the exact sum of residuals in each place at the bottom and the weight it is divided
         by; of a quantile, the counts of distances, too. And what the next scales are taken from."""
         parts, quantiles = [], quantile_of(self.settings)

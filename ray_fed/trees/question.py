@@ -46,7 +46,7 @@ def _no_floats() -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Question:
+class TreeQuestion:
     """One round's question; arrays are float32, empty where it has no such part."""
 
     step: Step
@@ -85,7 +85,7 @@ class Question:
         return np.concatenate([np.array(sizes, np.float32), *parts]).astype(np.float32)
 
     @classmethod
-    def of(cls, vector: np.ndarray) -> "Question":
+    def of(cls, vector: np.ndarray) -> "TreeQuestion":
         """Return the question behind a vector; ValueError for one that is none."""
         count = len(PARTS) + 1
         sizes = [int(size) for size in vector[2 : 2 + count].tolist()]
@@ -102,7 +102,7 @@ class Question:
         return self.splits.reshape(-1, 7).astype(np.int64)
 
 
-PARTS = tuple(each.name for each in fields(Question) if each.default_factory is _no_floats)
+PARTS = tuple(each.name for each in fields(TreeQuestion) if each.default_factory is _no_floats)
 
 
 def cells_as_numbers(cells: Cells) -> np.ndarray:

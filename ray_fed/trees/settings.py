@@ -57,7 +57,7 @@ class TreeSettings:
     """Boosting iterations: so many trees for each output."""
     learning_rate: float = 0.06
     """Share of a tree's values that counts."""
-    depth: int = 6
+    depth: int = 7
     """Splits on the way to a leaf: an iteration takes at most one exchange more."""
     leaves: int = 31
     """Most leaves of a tree; at each level the splits that gain most come first."""
@@ -81,7 +81,8 @@ class TreeSettings:
     patience: int = 0
     """Stop after so many iterations in which the loss of the rows to stop by has not fallen; 0 never stops."""
     stopping_fraction: float = 0.1
-    """Share of the rows that are kept to stop by, where there is a patience; rows with equal features stay together."""
+    """Share of the rows that are kept to stop by, where there is a patience; whole groups of them (polymorphs of
+    a formula) or, where there are no groups, rows of equal features."""
 
     def __post_init__(self) -> None:
         for name in ("trees", "leaves", "min_rows", "min_rows_in_bin"):

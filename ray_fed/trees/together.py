@@ -6,13 +6,13 @@ import numpy as np
 
 from ray_fed.trees.growth import Grower, Growth
 from ray_fed.trees.member import Member
-from ray_fed.trees.question import Question, Step
+from ray_fed.trees.question import Step, TreeQuestion
 
 
 def grown(
     grower: Grower,
     members: Sequence[Member],
-    on_answers: Callable[[Question, list[np.ndarray]], object] | None = None,
+    on_answers: Callable[[TreeQuestion, list[np.ndarray]], object] | None = None,
 ) -> Growth:
     """Return the finished growth over these members. on_answers: is shown each question with its answers."""
     growth = Growth.begin(grower.num_features)

@@ -10,7 +10,7 @@ from ray_fed.learning.trainer import FitResult, TrainingPlan
 from ray_fed.privacy.compression import encode_whole
 from ray_fed.trees.forest import Forest, ForestPredictor
 from ray_fed.trees.member import Member
-from ray_fed.trees.question import Question
+from ray_fed.trees.question import TreeQuestion
 from ray_fed.trees.settings import TreeSettings
 
 
@@ -24,7 +24,7 @@ class TreeTrainer:
 
     def fit_round(self, vector: np.ndarray, server_round: int) -> tuple[np.ndarray, FitResult]:  # noqa: ARG002
         """Answer the question in `vector`; LostRounds when it builds on rounds that were not seen here."""
-        answer = self.member.answer(Question.of(vector)).astype(np.float32)
+        answer = self.member.answer(TreeQuestion.of(vector)).astype(np.float32)
         return answer, FitResult(1, max(1, self.member.num_rows), self.member.mean_loss)
 
     def predict(self, features: np.ndarray, vector: np.ndarray) -> torch.Tensor:

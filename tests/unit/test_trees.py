@@ -15,7 +15,7 @@ from ray_fed.trees.growth import Grower, Growth
 from ray_fed.trees.member import LostRounds, Member
 from ray_fed.trees.numbers import agreed_exponent, digits_of, exponential, exponents, logarithm, of_digits
 from ray_fed.trees.quantiles import NUM_BUCKETS, bucket_edges, buckets, quantiles
-from ray_fed.trees.question import Question, Step
+from ray_fed.trees.question import Step, TreeQuestion
 from ray_fed.trees.settings import TreeSettings
 from ray_fed.trees.together import grown
 
@@ -64,6 +64,17 @@ def test_rows_sorted_by_the_target_make_the_same_forest():
     x, y = table(200, 0)
     parts = np.array_split(np.argsort(y[:, 0]), 5)
     assert forest_of(x, y, parts, TWO) == forest_of(x, y, [np.arange(200)], TWO)
+
+
+def test_sums_beyond_float32_travel_in_digits():
+    random = generator(0, "many rows")
+    x = random.normal(size=(17_000, 2))
+    chosen = TreeSettings(trees=1, depth=2, levels=1024)
+    grower, digits = Grower(chosen, 2), set()
+    halves = [Member(part, part[:, 0], chosen) for part in np.split(x, 2)]
+    split = grown(grower, halves, lambda question, _: digits.add(question.digits))
+    assert digits == {1, 2}, "1 while the number of rows is not known"
+    assert grower.forest(split).vector.tobytes() == forest_of(x, x[:, 0], [np.arange(len(x))], chosen)
 
 
 def test_a_forest_learns():
@@ -173,13 +184,13 @@ def test_questions_travel_whole():
     while growth.at is not Step.DONE:
         question = grower.question(growth)
         assert question.vector().dtype == np.float32
-        assert Question.of(question.vector()).vector().tobytes() == question.vector().tobytes()
-        answer = member.answer(Question.of(question.vector()))
+        assert TreeQuestion.of(question.vector()).vector().tobytes() == question.vector().tobytes()
+        answer = member.answer(TreeQuestion.of(question.vector()))
         assert len(answer) == question.answer <= grower.largest_answer()
         assert np.array_equal(answer.astype(np.float32).astype(np.int64), answer), "float32 holds every sum"
         growth = grower.after(growth, answer)
     with pytest.raises(ValueError, match="no question about trees"):
-        Question.of(np.ones(9, np.float32))
+        TreeQuestion.of(np.ones(9, np.float32))
 
 
 def test_early_stopping_keeps_the_best_iteration():
