@@ -10,15 +10,12 @@ import yaml
 
 from pipelines.cli import main
 from pipelines.training.pipeline import options_of, pipeline_of
-from pipelines.training.predict import predict_table
 from pipelines.training.setup import Setup, jobs, resolve
 from ray_fed.errors import ConfigError, DataError, SiloRefused
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.rounds.job import RoundRecord
 from ray_fed.federation.silo import Evaluator, Silo
-from ray_fed.materials.databases.database import open_database
-from ray_fed.materials.databases.source import Source
 from ray_fed.materials.model_crystals.crystals import make_model_crystals
 from ray_fed.perimeter.guarded_evaluator import GuardedEvaluator
 from ray_fed.perimeter.guarded_silo import GuardedSilo
@@ -41,6 +38,10 @@ QUICK = [
     "2",
     "--hidden",
     "8",
+    "--alone",
+    "network",
+    "--analysis",
+    "no",
 ]
 
 
@@ -202,10 +203,10 @@ def test_classes_are_seen_in_the_data_and_said(crystals, tmp_path, column, class
 
 def test_sites_agree_on_classes_that_are_given(crystals, tmp_path):
     path = federation(
-        tmp_path, crystals, {"a": ("", 1.0), "b": ("", 1.0)}, target="kind", classes="[low, middle, high]"
+        tmp_path, crystals, {"a": ("", 1.0), "b": ("", 1.0)}, target="kind", classes="[low, middle, high]", epochs=40
     )
     setup = resolve({"federation": path, "cohort": "local"}, (), "train")
-    assert last_record(setup).metrics["federated.balanced_accuracy"] > 0.4
+    assert last_record(setup).metrics["federated.roc_auc"] > 0.7
     other = replace(setup.task, targets=(replace(setup.task.targets[0], classes=("low", "high")),))
     cohort = LocalCohort(setup.members, other)
     assert cohort.open()["a"].unreadable["label is none of the classes"] > 20
@@ -314,9 +315,10 @@ def test_report_card_and_summary_speak_of_the_task_alone(run):
     assert (run.figures / "parity-band_gap.png").is_file()
 
 
-def test_predict_gives_values_in_the_unit_and_chances(run, crystals):
-    arrays, card = load_model(run.models / "federated")
-    table = predict_table(open_database(Source(str(run.path.parent / "rows.csv"), target=None)).frame, arrays, card)
+def test_predict_gives_values_in_the_unit_and_chances(run, crystals, tmp_path):
+    rows, out = str(run.path.parent / "rows.csv"), tmp_path / "predictions.csv"
+    assert main(["predict", str(run.path), rows, "--out", str(out)]) == 0
+    table = pd.read_csv(out)
     assert np.isfinite(table["predicted_band_gap"]).all()
     assert (table["predicted_band_gap"] > -1).all(), "log1p has no smaller value"
     assert set(table["predicted_kind"]) <= {"low", "middle", "high"}
