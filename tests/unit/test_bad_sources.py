@@ -50,6 +50,8 @@ def own_cache(tmp_path_factory, monkeypatch):
         ({TARGET: "inf"}, "target 'inf' is not finite"),
         ({TARGET: "-1e300"}, "target '-1e+300' is beyond 1e+15"),
         ({TARGET: "cheap"}, "target 'cheap' is not a number"),
+        ({TARGET: "1_000"}, "target '1_000' is not a number"),
+        ({TARGET: "1e-400"}, "target '1e-400' is not a number"),
         ({"formula": ""}, "formula is empty"),
         ({"formula": "Xx2O3"}, "unknown element 'Xx' in 'Xx2O3'"),
         ({"a": "-5.6"}, "a '-5.6' is not 0.1 to 10000 Å"),

@@ -149,7 +149,15 @@ def _number(value: Any) -> float:
         return math.nan
     if isinstance(value, np.ndarray):
         raise TypeError("an array, even of one number, is not a number")
-    return float(value)
+    number = float(value)
+    if isinstance(value, str) and ("_" in value or (number == 0 and _is_above_nothing(value))):
+        raise ValueError("Python reads it, and it means another number")
+    return number
+
+
+def _is_above_nothing(text: str) -> bool:
+    """Whether a number's text has a digit that counts: "1e-400" has, and is 0 as a float64."""
+    return any(digit in "123456789" for digit in text.casefold().partition("e")[0])
 
 
 def to_space_groups(column: pd.Series) -> tuple[np.ndarray, dict[int, str]]:
