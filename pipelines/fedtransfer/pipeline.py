@@ -101,12 +101,20 @@ class FedTransferRecorder:
     def __init__(self, outcome: FedTransferOutcome, progress: RoundProgress):
         self.outcome, self.progress = outcome, progress
         self.logs = StageLogs(outcome.directory.tensorboard)
-        config = outcome.config
-        about = {"pipeline": PIPELINE, **asdict(config)}
-        self.logs.begin(about, outcome.directory.path.name, session_names(config), outcome.silos)
+        self._is_begun = False
 
     def on_stage_start(self, title: str, rounds: int) -> None:
+        self._begin_logs()
         self.progress.start(rounds, title)
+
+    def _begin_logs(self) -> None:
+        """Not before the first stage: a run whose data cannot be used leaves no folder."""
+        if self._is_begun:
+            return
+        config = self.outcome.config
+        about = {"pipeline": PIPELINE, **asdict(config)}
+        self.logs.begin(about, self.outcome.directory.path.name, session_names(config), self.outcome.silos)
+        self._is_begun = True
 
     def on_round_end(self, record: RoundRecord) -> None:
         self.logs.on_round_end(record)
