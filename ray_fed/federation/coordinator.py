@@ -162,7 +162,7 @@ class Coordinator:
             asked = (self.cohort, silos, question, given, secure_threshold, self.observers)
             return CountedRows(*masked_counts(*asked))
         told = self.cohort.count(question, dict.fromkeys(silos, given))
-        self._observed({silo: answer for silo, answer in told.items() if isinstance(answer, Counts)})
+        self._observed({silo: answer for silo, answer in told.items() if isinstance(answer, Counts)}, question)
         absent = {silo: "it gave no answer" for silo in silos if silo not in told}
         found = counted_together(question, told)
         return replace(found, missing={**absent, **found.missing})
