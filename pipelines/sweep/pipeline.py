@@ -81,7 +81,7 @@ def _resolved(config: SweepConfig, base: Mapping[str, Any], pipeline: str) -> tu
 def _resume(path: Path, strategy: str | None) -> int:
     directory = RunDirectory.open(path)
     with _alone(directory):
-        if "pipeline" in directory.read_config():
+        if directory.read_config().get("pipeline") in whole_runs.PIPELINES:
             return whole_runs.resume(directory)
         sweep = _begun(directory, strategy)
         if not sweep.left and directory.summary_path.is_file() and directory.read_summary()["status"] == "completed":

@@ -346,7 +346,7 @@ def test_a_run_that_goes_on_with_other_packages_says_so(killed, tmp_path, capsys
 
 
 def test_ctrl_c_while_the_results_are_written_leaves_a_run_that_goes_on(tmp_path, unbroken, monkeypatch, capsys):
-    def interrupted(_outcome, _figures):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     run = tmp_path / "run"
