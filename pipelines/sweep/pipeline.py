@@ -1,12 +1,9 @@
 """The sweep pipeline: from options, or from a sweep that was broken off, to a table, figures and a recommendation."""
 
-import contextlib
-import fcntl
-import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from pipelines.training.pipeline import pipeline_of
 from pipelines.training.setup import Setup, resolve
 from pipelines.update_options import require_own_code
 from ray_fed.config import require
-from ray_fed.errors import ConfigError, DataError, FedError
+from ray_fed.errors import DataError, FedError
 from ray_fed.materials.study import PAPER_ROWS
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned, paths_table
@@ -49,7 +46,7 @@ def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
     setup, trials = _resolved(config, _with_defaults(base, config.preset), pipeline)
     directory = RunDirectory.create(setup.config.out, PIPELINE)
     try:
-        with _alone(directory):
+        with directory.held():
             return _carry_out(Sweep(config, setup, trials, directory, shlex.join(command_line)))
     finally:
         directory.discard_if_empty()
@@ -80,7 +77,7 @@ def _resolved(config: SweepConfig, base: Mapping[str, Any], pipeline: str) -> tu
 
 def _resume(path: Path, strategy: str | None) -> int:
     directory = RunDirectory.open(path)
-    with _alone(directory):
+    with directory.held():
         if directory.read_config().get("pipeline") in whole_runs.PIPELINES:
             return whole_runs.resume(directory)
         sweep = _begun(directory, strategy)
@@ -114,21 +111,6 @@ def _begun(directory: RunDirectory, strategy: str | None) -> Sweep:
 
 def _as_option(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-@contextlib.contextmanager
-def _alone(directory: RunDirectory) -> Iterator[None]:
-    """Hold the folder for this process; ConfigError when another one works in it."""
-    handle = os.open(directory.path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise ConfigError(f"{directory.path}: another process is working on it; wait for it or stop it") from error
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 def _carry_out(sweep: Sweep) -> int:

@@ -1,8 +1,6 @@
 """`ray-fed train` and its preset: from options, or from a run that was broken off, to a finished run directory."""
 
 import contextlib
-import fcntl
-import os
 import shlex
 import shutil
 import sys
@@ -25,7 +23,7 @@ from pipelines.training.recorder import TrainingRecorder
 from pipelines.training.setup import Setup, jobs, resolve, with_ledgers, with_state_folder
 from pipelines.update_options import require_own_code
 from ray_fed.config import at_home
-from ray_fed.errors import ConfigError, DataError, FedError
+from ray_fed.errors import DataError, FedError
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.materials.databases.kinds import whole_path
 from ray_fed.materials.property_task import LABELS_OF
@@ -75,7 +73,7 @@ def _run(options: dict[str, object], command: Sequence[str], pipeline: str) -> i
     setup = with_state_folder(setup, checkpoint.silo_state, directory.path.resolve().name)
     setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
     try:
-        with _alone(directory), _keeping(directory):
+        with directory.held(), _keeping(directory):
             return _carry_out(RunRequest(setup, directory, tuple(command), tuple(given), checkpoint, False))
     finally:
         discard_unused(directory)
@@ -87,7 +85,7 @@ def _run_folds(config: TrainConfig, options: Mapping[str, object], command: Sequ
     resolve({**options, "fold": 1}, (), config.PIPELINE)  # whatever is wrong is said before a folder is made
     directory = RunDirectory.create(at_home(config.out) if config.out else None, config.PIPELINE)
     try:
-        with _alone(directory), _keeping(directory):
+        with directory.held(), _keeping(directory):
             told = {"command": shlex.join(command), "set": [], "pipeline": config.PIPELINE}
             directory.write_config({**told, **asdict(config)})
             return _go_on_with_folds(config, directory, command, None)
@@ -113,7 +111,7 @@ def resume(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     directory = RunDirectory(path)
     if not directory.config_path.is_file():
         raise DataError(f"{path} is not a run directory: it has no config.yaml; give the folder that a run printed")
-    with _alone(directory), _keeping(directory):
+    with directory.held(), _keeping(directory):
         if _is_complete(directory):
             print(f"{path} is complete; nothing to resume")
             return 0
@@ -164,23 +162,6 @@ def options_of(config: Mapping[str, Any]) -> dict[str, object]:
 def pipeline_of(config: Mapping[str, Any]) -> str:
     """Return the command that a run's config.yaml is of."""
     return str(config.get("pipeline", BEFORE_TRAIN))
-
-
-@contextlib.contextmanager
-def _alone(directory: RunDirectory) -> Iterator[None]:
-    """Hold the run directory for this process; ConfigError when another one works in it."""
-    handle = os.open(directory.path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise ConfigError(
-            f"{directory.path}: another process is working on this run; wait for it or stop it"
-        ) from error
-    try:
-        yield
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -144,7 +144,7 @@ class Attendance:
 
     def _dismiss(self, name: str) -> None:
         """End a silo that cannot join."""
-        raise NotImplementedError(type(self).__name__)
+        raise NotImplementedError(type(self).__name__)  # abstract: each kind of cohort ends its own silos
 
 
 class LocalCohort:

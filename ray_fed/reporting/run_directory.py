@@ -11,10 +11,13 @@ report.html        everything in one page
 models/ figures/ tensorboard/
 """
 
+import contextlib
 import csv
+import fcntl
 import io
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -54,6 +57,20 @@ class RunDirectory:
 
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.path)!r})"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the folder for this process; ConfigError when another one works in it."""
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(handle)
+            raise ConfigError(f"{self.path}: another process is working on this run; wait for it or stop it") from error
+        try:
+            yield
+        finally:
+            os.close(handle)
 
     @classmethod
     def create(cls, path: Path | str | None, pipeline: str, now: datetime | None = None) -> "RunDirectory":

@@ -55,7 +55,7 @@ class Asking:
 
     def _note_loss(self, name: str, reason: str) -> None:
         """The silo's process is gone."""
-        raise NotImplementedError(type(self).__name__)
+        raise NotImplementedError(type(self).__name__)  # abstract: the cohort that asks notes it
 
     def _call(
         self,
