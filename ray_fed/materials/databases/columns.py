@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,8 @@ QUANTITIES: dict[str, tuple[str, tuple[str, ...]]] = {
 MINUS = "\u2212"
 """What typesetting puts in place of a hyphen before a number."""
 _DECIMAL_COMMA = re.compile(r"[-+\u2212]?\d*,\d+(?:[eE][-+]?\d+)?")
+FEWEST_LABELS = 3
+"""Rows of text, without a number among them, that are taken for classes."""
 MISSING_TEXTS = frozenset({"", "nan", "na", "n/a", "none", "null", "-"})
 
 
@@ -146,6 +148,20 @@ def to_numbers(column: pd.Series, what: str) -> tuple[np.ndarray, dict[int, str]
         except (TypeError, ValueError, OverflowError):
             reasons[row] = f"{what} {quoted(value)} {_why_no_number(value, row)}"
     return values, reasons
+
+
+def require_numbers(column: pd.Series, values: np.ndarray, unreadable: Mapping[int, str], target: str) -> None:
+    """Refuse a column that holds classes where numbers are asked for: DataError with the option that learns them."""
+    texts = [str(column.iloc[row]).strip().casefold() for row in unreadable]
+    is_truth = column.dtype.kind == "b" or (bool(texts) and set(texts) <= {"true", "false", "yes", "no"})
+    has_labels = len(texts) >= FEWEST_LABELS and not any(digit.isdecimal() for text in texts for digit in text)
+    if is_truth or (has_labels and np.isnan(values).all()):
+        raise DataError(
+            f"the target {target!r} holds {'true and false' if is_truth else 'text'}, no numbers; give --task "
+            "classification for true and false, --classes LABEL,LABEL for other labels, and with several targets a "
+            "list each: --classes='-,false|true' (- for numbers)",
+            failure=Trouble.CLASSES,
+        )
 
 
 def _why_no_number(value: Any, row: int) -> str:

@@ -39,6 +39,7 @@ from ray_fed.materials.databases.columns import (
     find_roles,
     matches,
     require_column,
+    require_numbers,
     target_column,
     to_numbers,
     to_space_groups,
@@ -469,7 +470,9 @@ def _target(chosen: Selection, name: str | None, reasons: Reasons) -> np.ndarray
     """Return the target [n], NaN and a reason where it is missing or no finite number; all NaN without a name."""
     if name is None:
         return np.full(len(chosen), np.nan)
-    values, problems = to_numbers(chosen.column(name), "target")
+    column = chosen.column(name)
+    values, problems = to_numbers(column, "target")
+    require_numbers(column, values, problems, name)
     reasons.add(problems)
     wrong = ~(np.abs(values) <= MAX_TARGET)
     reasons.add({row: _target_problem(values[row]) for row in np.flatnonzero(wrong).tolist()})
