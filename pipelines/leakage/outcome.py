@@ -302,7 +302,7 @@ def tabular_blocks(leaks: Sequence[TabularLeak]) -> list[Paragraph | Table]:
     rows = [
         [
             one.case.optimizer, str(one.case.batch_size), str(one.case.local_steps), f"{one.rows:,}",
-            f"{one.exact / one.rows:.1%}", f"{one.near / one.rows:.1%}", *(_rate(counted) for counted in one.named.values()),
+            f"{one.exact / one.rows:.1%}", f"{one.near / one.rows:.1%}", *map(_rate, one.named.values()),
             f"{max(one.target_errors):.1e}" if one.target_errors else "–",
         ]
         for one in leaks
