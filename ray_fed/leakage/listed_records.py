@@ -70,7 +70,7 @@ class RecordList:
 
     def __init__(self, rows: np.ndarray):
         self.rows = np.unique(np.asarray(rows, np.float32), axis=0)
-        self._known: dict[bytes, OutputGradients] = {}
+        self._known: dict[bytes, ListedGradients] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -84,11 +84,11 @@ class RecordList:
         found = (self._positions.get(row.tobytes()) for row in np.ascontiguousarray(rows, np.float32))
         return np.array(sorted({position for position in found if position is not None}), np.intp)
 
-    def gradients(self, network: nn.Module) -> "OutputGradients":
+    def gradients(self, network: nn.Module) -> "ListedGradients":
         """Return the output gradients of all listed records; kept for the last parameters asked for."""
         key = b"".join(parameter.detach().cpu().numpy().tobytes() for parameter in network.parameters())
         if key not in self._known:
-            self._known = {key: OutputGradients(network, self.rows)}
+            self._known = {key: ListedGradients(network, self.rows)}
         return self._known[key]
 
 
@@ -120,7 +120,7 @@ class _Layer:
     """[listed, outputs, out]: gradient of each output at what the layer gives."""
 
 
-class OutputGradients:
+class ListedGradients:
     """Gradients of a network's outputs in its linear layers' parameters, of listed records."""
 
     def __init__(self, network: nn.Module, rows: np.ndarray):

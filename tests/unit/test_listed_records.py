@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from ray_fed.leakage.defences import parse_defence
-from ray_fed.leakage.listed_records import Named, OutputGradients, RecordList, named, row_space_residuals, together
+from ray_fed.leakage.listed_records import Named, ListedGradients, RecordList, named, row_space_residuals, together
 from ray_fed.leakage.tabular_study import TabularCase, crystal_rows, local_update
 from ray_fed.learning.models import seeded_mlp
 
@@ -39,7 +39,7 @@ def drawn(listed: RecordList, count: int, seed: int = 0) -> tuple[np.ndarray, np
 
 def test_the_gram_matrix_is_that_of_the_gradients_written_out(listed):
     net, rows = network(2), listed.rows[:5]
-    known = OutputGradients(net, rows)
+    known = ListedGradients(net, rows)
     written = []
     for row in torch.from_numpy(rows).double():
         doubled = seeded_mlp(FEATURES, (40, 40), 3, 2).double()
