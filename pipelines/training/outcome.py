@@ -22,6 +22,7 @@ from pipelines.training.membership import fingerprints
 from pipelines.training.per_silo_errors import own_errors, own_table
 from pipelines.update_options import privacy_statement
 from ray_fed.federation.rounds.job import EPSILON
+from ray_fed.federation.rounds.stopping import BEST_ROUND
 from ray_fed.materials.boosted_property_task import BoostedPropertyTask
 from ray_fed.materials.limits import PROMISE, ModelLimits, told
 from ray_fed.materials.targets import Target, values_by_target
@@ -166,8 +167,10 @@ class TrainingOutcome:
             f"seconds.{name}": sum(record.seconds[name] for record in rounds) / runs
             for name in ("compute", "communicate", "evaluate")
         }
+        best = [record.metrics[BEST_ROUND] for record in rounds if BEST_ROUND in record.metrics]
         return {
             "rounds": len(rounds) // runs,
+            **({"early_stopping.best_round": mean(best)} if best else {}),
             "bytes_sent": sum(record.bytes_sent for record in rounds) // runs,
             **seconds,
             "seconds.total": time.perf_counter() - self.experiment.started,

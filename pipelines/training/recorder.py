@@ -11,6 +11,7 @@ from pipelines.ledger.coordinator_ledger import CoordinatorLedger
 from pipelines.training.setup import Setup
 from ray_fed.errors import FedError
 from ray_fed.federation.rounds.job import EPSILON, Job, RoundRecord
+from ray_fed.federation.rounds.stopping import BEST_ROUND, LOSS
 from ray_fed.metrics import TRAIN_LOSS
 from ray_fed.reporting.results import measured
 from ray_fed.reporting.run_directory import RunDirectory
@@ -75,6 +76,9 @@ class TrainingRecorder:
         if EPSILON in record.metrics and record.server_round:
             where = f"round {record.server_round}/{record.num_rounds}"
             self.progress.note(f"{where}: epsilon {record.metrics[EPSILON]:.3g} (delta {self.setup.config.dp_delta:g})")
+        if BEST_ROUND in record.metrics:
+            best = f"exchange {record.metrics[BEST_ROUND]:.0f} is kept: the rows kept back were predicted best by it"
+            self.progress.note(f"early stopping after {record.server_round} exchanges; {best}")
         if record.server_round:
             self.progress.advance(self._shown(record))
 
@@ -134,6 +138,8 @@ class TrainingRecorder:
         log.scalars(self._curves(record, "federated", TRAIN_LOSS, global_tag), step)
         if EPSILON in record.metrics:
             log.scalar(global_tag("epsilon"), record.metrics[EPSILON], step)
+        if LOSS in record.metrics:
+            log.scalar(global_tag("early_stopping_loss"), record.metrics[LOSS], step)
         if step:
             log.scalar(global_tag("bytes_sent"), record.bytes_sent, step)
             log.scalar(global_tag("participants"), len(record.participants), step)

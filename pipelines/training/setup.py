@@ -23,6 +23,7 @@ from ray_fed.materials.databases.kinds import is_on_disk, whole_path
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Access, Source
 from ray_fed.materials.inference import Inferred, inferred
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
+from ray_fed.materials.stopping import KeptBackErrors
 from ray_fed.materials.study import StudyPart, StudyPlan
 from ray_fed.materials.targets import TWO_CLASSES, Target
 from ray_fed.materials.units import UNKNOWN_UNIT, can_convert, checked_unit
@@ -176,7 +177,8 @@ def _study(config: TrainConfig) -> Setup:
     )  # fmt: skip
     silos = [_part(config, rows, plan, f"silo-{number}") for number in range(1, len(config.silos) + 1)]
     pooled = _part(config, rows, plan, POOLED) if config.baselines else None
-    test = replace(_part(config, replace(rows, calibration_fraction=0.0), plan, "test"), num_gpus=0.0)
+    of_test = replace(rows, calibration_fraction=0.0, validation_fraction=0.0)
+    test = replace(_part(config, of_test, plan, "test"), num_gpus=0.0)
     return Setup(config, task, tuple(silos), pooled, _held(test, task), notes=(*notes, *_shown_by_sums(config)))
 
 
@@ -205,7 +207,9 @@ def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     sites = tuple((entry.dialling, _invitation(config, entry, fraction)) for entry in file.silos if entry.dataset)
     order = tuple(entry.name for entry in file.silos)
     hub = replace(file.hub, tls=str(base / at_home(file.hub.tls))) if file.hub else None
-    of_test = file.test and replace(_site_rows(config, task, file.test, base, 0.0), calibration_fraction=0.0)
+    of_test = file.test and replace(
+        _site_rows(config, task, file.test, base, 0.0), calibration_fraction=0.0, validation_fraction=0.0
+    )
     test = SiloSpec("test", of_test, site=file.test.site) if file.test else None
     # A database that somebody else's file names is not asked from here, where other secrets are.
     is_here = file.test is not None and not scheme_of(file.test.data)
@@ -263,7 +267,10 @@ def _rows(
     )  # fmt: skip
     given = tuple(units) or ("",) * len(columns)
     said = tuple(_unit(*each) for each in zip(columns, given, task.targets, strict=True))
-    return CrystalRows(source, units=said, calibration_fraction=config.calibration).with_one_number(task)
+    rows = CrystalRows(
+        source, calibration_fraction=config.calibration, validation_fraction=config.validation, units=said
+    )
+    return rows.with_one_number(task)
 
 
 def _unit(column: str, given: str, target: Target) -> str:
@@ -291,7 +298,7 @@ def property_options(config: TrainConfig) -> PropertyOptions:
         config.features, config.impute, config.hidden, tuple(map(canonical_target, config.target)), config.unit,
         tuple("none" if labels else name for name, labels in zip(transforms, classes, strict=True)), classes,
         config.standardise_target and config.model == "mlp", config.symmetry, config.cell, config.model,
-        _tree_options(config), config.calibration,
+        _tree_options(config), config.calibration, config.validation,
     )  # fmt: skip
 
 
@@ -418,6 +425,7 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
         config.max_update_norm,
         evaluate_every=ceil(shared.num_rounds / EVALUATIONS_PER_JOB),
         secure_threshold=config.threshold(len(setup.training)),
+        stopping=KeptBackErrors(setup.task.targets) if config.validation else None,
     )
     federated = within_budget(federated, config, shared.steps_per_epoch, silos)
     if not config.baselines:
@@ -434,7 +442,7 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
             proximal_mu=0.0,
             keep_local=(),
             compression=None,
-            validation_share=config.validation_share if config.early_stopping == "baselines" else 0.0,
+            validation_share=0.0 if config.early_stopping == "no" else config.validation_share,
         )
         for name, plan in alone.items()
     }

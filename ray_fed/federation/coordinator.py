@@ -32,6 +32,7 @@ from ray_fed.federation.rounds.job import EPSILON, STATE_BYTES_PER_VALUE, Job, O
 from ray_fed.federation.rounds.machine import RoundMachine
 from ray_fed.federation.rounds.secure_driver import THROUGH_HUBS, SecureRoundDriver, require_sums_only
 from ray_fed.federation.rounds.secure_tally import masked_counts, masked_metrics, masked_moments
+from ray_fed.federation.rounds.stopping import BEST, Memory, begun, is_over, looked, parted, told
 from ray_fed.federation.silo import names_told
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart
 from ray_fed.federation.strategies import FedBuff, Models, State, Strategy, local_plan
@@ -207,10 +208,11 @@ class Coordinator:
     def _rounds(self, job: Job, after_round: int, state: State | None) -> Iterator[RoundRecord]:
         initial = self._initial_vector(job)
         first = job.strategy.start(initial, job.silos)
+        state, memory = parted(state) if job.stopping else (state, {})
         driver = self._driver(job, after_round, state or first)
         if state is None:
-            state = first
-            yield self._record(job, 0, state, driver, now(), now())
+            state, memory = first, self._memory(job, first)
+            yield self._record(job, 0, state, driver, now(), now(), memory)
         elif not _fits(job.strategy, state, first):
             raise ConfigError(f"the checkpoint of job '{job.name}' is of another network or strategy; start a new run")
         for server_round in range(after_round + 1, job.num_rounds + 1):
@@ -219,12 +221,39 @@ class Coordinator:
             driver.catch_up = _catch_up(job.strategy, state)
             updates = driver.updates(server_round, vectors, self._ranking(job, server_round))
             state = driver.remembered(job.strategy.aggregate(state, updates))
-            ends = _is_done(job.strategy, state)
+            memory = self._looked(job, server_round, state, driver, memory)
+            ends = _is_done(job.strategy, state) or (job.stopping is not None and is_over(memory, job.stopping))
             job = replace(job, last_round=server_round) if ends else job
-            yield self._record(job, server_round, state, driver, start, now())
+            yield self._record(job, server_round, state, driver, start, now(), memory)
             if ends:
                 return
         _require_end(job, state)
+
+    def _memory(self, job: Job, state: State) -> Memory:
+        """Return what early stopping remembers before the first round; nothing without it."""
+        if not job.stopping:
+            return {}
+        models = job.strategy.models(state)
+        require(len(models) == 1, "early_stopping: this strategy makes a model for each silo; give --early-stopping no")
+        return begun(next(iter(models.values())))
+
+    def _looked(
+        self, job: Job, server_round: int, state: State, driver: RoundDriver, memory: Memory
+    ) -> Memory:  # fmt: skip
+        """Return what early stopping remembers after a round; silos that told nothing of their rows are among its
+        failures. ConfigError where none did."""
+        if not job.stopping or not _is_evaluated(job, server_round):
+            return memory
+        (vector,) = job.strategy.models(state).values()
+        asked = job.stopping.asks(vector[: self.layout.size])
+        answers = [self.count(what, given, driver.idle(), job.secure_threshold) for what, given in asked]
+        missing = {silo: why for answer in answers for silo, why in answer.missing.items()}
+        failed = {silo: f"early stopping: {why}" for silo, why in missing.items()}
+        driver.failures = tuple(sorted({**failed, **dict(driver.failures)}.items()))
+        loss = job.stopping.loss(answers)
+        why = "; ".join(f"silo '{silo}': {reason}" for silo, reason in missing.items()) or "too few rows in each silo"
+        require(loss == loss, f"early_stopping: nothing is told of rows kept back: {why}; give --early-stopping no")
+        return looked(memory, loss, server_round, vector)
 
     def _driver(self, job: Job, after_round: int, state: State) -> RoundDriver:
         strategy = job.strategy
@@ -274,13 +303,16 @@ class Coordinator:
         return np.concatenate([vector, np.zeros(num_moments, np.float32)])
 
     def _record(
-        self, job: Job, server_round: int, state: State, driver: RoundDriver, start: float, end: float
+        self, job: Job, server_round: int, state: State, driver: RoundDriver, start: float, end: float, memory: Memory
     ) -> RoundRecord:
         updates = sorted((update for _, update in driver.seen), key=lambda update: update.silo)
         self.hear(driver.joined)
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
         models, failures, scores = job.strategy.models(state), driver.failures, {}
-        if server_round % job.evaluate_every == 0 or server_round == job.num_rounds:
+        is_last = server_round == job.num_rounds
+        metrics |= told(memory, is_last) if memory else {}
+        models = dict.fromkeys(models, memory[BEST]) if memory and is_last else models
+        if _is_evaluated(job, server_round):
             found, failed, scores = self._evaluation(job, models, driver.idle(), server_round)
             if failed and not job.rules.accept_failures:
                 raise QuorumLost(server_round, "; ".join(f"silo '{silo}': {failed[silo]}" for silo in sorted(failed)))
@@ -306,11 +338,11 @@ class Coordinator:
             failures,
             driver.num_bytes,
             seconds,
-            models if server_round == job.num_rounds else None,
-            state,
+            models if is_last else None,
+            {**state, **memory} if memory else state,
             tuple(driver.joined),
             tuple(driver.restarts),
-            scores=scores if server_round == job.num_rounds else {},
+            scores=scores if is_last else {},
         )
 
     def _evaluation(
@@ -371,6 +403,10 @@ def _catch_up(strategy: Strategy, state: State) -> Callable[[], Vector] | None:
     """Return what makes the vector for silos that have not answered the last round; None where it is that of all."""
     whole = getattr(strategy, "catch_up", None)
     return partial(whole, state) if whole else None
+
+
+def _is_evaluated(job: Job, server_round: int) -> bool:
+    return server_round % job.evaluate_every == 0 or server_round == job.num_rounds
 
 
 def _is_done(strategy: Strategy, state: State) -> bool:

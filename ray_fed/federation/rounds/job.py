@@ -7,6 +7,7 @@ from typing import Literal
 
 from ray_fed.federation.messages import SiloDescription
 from ray_fed.federation.rounds.machine import RoundRules
+from ray_fed.federation.rounds.stopping import Stopping
 from ray_fed.federation.strategies import FedAvg, LocalOnly, Models, State, Strategy
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.metrics import Scores, in_one_line
@@ -45,6 +46,8 @@ class Job:
     """Secure aggregation: silos without whose updates no sum is shown; 0 sends updates without masks."""
     kind: Literal["federated", "baseline"] = "federated"
     """A baseline exchanges nothing: each silo alone, all rows pooled."""
+    stopping: Stopping | None = None
+    """When rounds end before all are done, by the rows that silos keep back; the best exchange is then the result."""
     last_round: int | None = None
     """Round after which the job is complete, where a privacy budget ends it before its plan."""
 
@@ -140,5 +143,5 @@ def local_job(job: Job, plans: Mapping[str, TrainingPlan], name: str) -> Job:
     rules = RoundRules(max_restarts=job.rules.max_restarts)
     return replace(
         job, name=name, silos=tuple(plans), plans=plans, strategy=LocalOnly(), rules=rules, max_norm=None,
-        evaluate_silos=False, secure_threshold=0, account=None, last_round=None, kind="baseline",
+        evaluate_silos=False, secure_threshold=0, account=None, stopping=None, last_round=None, kind="baseline",
     )  # fmt: skip
