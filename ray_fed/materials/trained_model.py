@@ -30,8 +30,8 @@ SAME = "identity"
 """What a card calls the transform that does nothing."""
 FOREST = "boosted_trees"
 """Type of a forest's architecture."""
-CRYSTAL_GRAPH = "federated_crystal_graph"
-"""Type of a network on graphs; "crystal_graph" is the library's own, whose graphs are others."""
+CRYSTAL_GRAPH = "crystal_graph"
+"""Type of a network on graphs."""
 Arrays = Mapping[str, np.ndarray]
 
 

@@ -1,4 +1,4 @@
-"""Properties learned by networks on crystal graphs: rows, targets and scores of a property task, graphs for features."""
+"""Properties learned by networks on crystal graphs: a property task whose features are graphs beside descriptors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +36,7 @@ _PARTS = ("degrees", "sources", "vectors", "weights")
 
 @dataclass(frozen=True)
 class GraphTask(PropertyTask):
-    """A property task whose features are graphs beside the descriptors: GraphRows. Derived classes bring the network."""
+    """A property task whose features are graphs beside descriptors (GraphRows). Derived classes bring the network."""
 
     @property
     def graph_version(self) -> str:
