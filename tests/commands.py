@@ -5,11 +5,20 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import FOLDER
+
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+# What killed commands could not remove goes with the tests' folder; only Ray's sockets need a shorter path.
+ENVIRONMENT |= {
+    "TMPDIR": str(FOLDER),
+    "RAY_TMPDIR": tempfile.gettempdir(),
+    "RAY_FED_CACHE": os.environ["RAY_FED_CACHE"],
+}
 OPEN_CLUSTER = ENVIRONMENT | {"RAY_AUTH_MODE": "disabled"}
 """For a cluster of several nodes on this machine, which has no token."""
 

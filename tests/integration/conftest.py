@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from actors.session import session, set_private_token
+from tests.conftest import FOLDER
 
 set_private_token()  # before anything imports Ray
 os.environ["RAY_OVERRIDE_LABELS"] = '{"site": "lab"}'
 # The owner's file of this cluster's machine: its place is fixed when the cluster starts, its content counts per silo.
-os.environ["RAY_FED_SITE"] = tempfile.mkdtemp(prefix="ray-fed-site-")
+os.environ["RAY_FED_SITE"] = tempfile.mkdtemp(prefix="site-", dir=FOLDER)
 os.environ["RAY_FED_TEST_NOISE"] = "3"  # the processes of the cluster inherit it, and that pytest runs
 
 import ray  # noqa: E402
