@@ -18,6 +18,8 @@ from typing import NoReturn
 
 import numpy as np
 
+from ray_fed.reporting.figure_style import new_figure, png_bytes
+
 # Not Ray, which reads a command's own settings from the environment when it is imported.
 IMPORTS = ("pipelines.cli", "pipelines.training.pipeline", "pipelines.ledger.coordinator_ledger", "ray_fed.sites.hub")
 IMPORTS += ("matplotlib.figure", "matplotlib.backends.backend_agg", "tensorboard.summary.writer.event_file_writer")
@@ -26,6 +28,7 @@ IMPORTS += ("matplotlib.figure", "matplotlib.backends.backend_agg", "tensorboard
 def serve(listener: socket.socket) -> None:
     for name in IMPORTS:
         importlib.import_module(name)
+    png_bytes(new_figure(1, 1))  # matplotlib reads its fonts with the first one
     gc.freeze()
     running: dict[int, tuple[int, socket.socket]] = {}  # the file that tells of a command's end -> number, who asked
     while True:
