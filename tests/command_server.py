@@ -18,6 +18,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from ray_fed.materials.model_crystals.crystals import enumerate_model_crystals
 from ray_fed.reporting.figure_style import new_figure, png_bytes
 
 # Not Ray, which reads a command's own settings from the environment when it is imported.
@@ -29,6 +30,7 @@ def serve(listener: socket.socket) -> None:
     for name in IMPORTS:
         importlib.import_module(name)
     png_bytes(new_figure(1, 1))  # matplotlib reads its fonts with the first one
+    enumerate_model_crystals()  # is kept, too
     gc.freeze()
     running: dict[int, tuple[int, socket.socket]] = {}  # the file that tells of a command's end -> number, who asked
     while True:
