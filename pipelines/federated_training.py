@@ -78,7 +78,8 @@ class Federated:
         return dict(self.records[-1].metrics)
 
     def history(self) -> "pd.DataFrame":
-        """Return one row per round, indexed by its number: metrics, participants, failures, bytes sent."""
+        """Return one row per round, indexed by its number: metrics, participants, failures, over which
+        silos metrics are pooled where not over all, bytes sent."""
         import pandas as pd
 
         rows = [
@@ -86,6 +87,7 @@ class Federated:
                 "round": record.server_round,
                 "num_participants": len(record.participants),
                 "failures": "; ".join(f"{silo}: {reason}" for silo, reason in record.failures),
+                "pooled_over": ", ".join(record.pooled_over),
                 "bytes_sent": record.bytes_sent,
                 **record.metrics,
             }
@@ -127,7 +129,7 @@ def federate(
     if test is not None:
         test = replace(test, possession=task.possession(test.source))
     members = FederationSpec(silos, task, test, names)
-    with launched(members, cohort, address, rules.round_timeout, [chosen]) as (coordinator, _):
+    with launched(members, cohort, address, rules.round_timeout) as (coordinator, _):
         agreement = coordinator.agree()
         plans = {name: training.plan(_examples(agreement, name)) for name in names}
         records = []

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 from actors.federation import federation
-from actors.session import carry_by_value
 from actors.shared_silos import SharedSilos
 from actors.tuning import run_trials
 from pipelines.sweep.points import Trial, configured
@@ -40,8 +39,6 @@ class LeaseKeeper(Watcher):
 def run_left(sweep: Sweep) -> None:
     """Run the trials that are left; every outcome is a line in the results file when this returns, or raises."""
     setup = sweep.setup
-    for instance in (setup.task, *(configured(setup.config, trial).make_strategy() for trial in sweep.left)):
-        carry_by_value(instance)
     with federation(setup.members, setup.task, setup.test, setup.training, setup.config.round_timeout) as standing:
         thresholds = (configured(setup.config, trial).threshold(len(setup.training)) for trial in sweep.left)
         agreement = standing.coordinator.agree(max(thresholds, default=0))

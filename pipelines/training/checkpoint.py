@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import load_file, save
 
+from pipelines.round_notes import POOLED_OVER, UNEVALUATED
 from ray_fed.errors import DataError
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.job import RoundRecord, state_bytes
@@ -122,6 +123,8 @@ class Checkpoint:
             line["bytes_sent"],
             {key: value for key, value in timing.items() if key not in ("job", "round", "restarts")},
             models,
+            unevaluated=tuple(line.get(UNEVALUATED, {}).items()),
+            pooled_over=tuple(line.get(POOLED_OVER, ())),
         )
 
     def _write(self, name: str, arrays: State) -> None:

@@ -42,8 +42,8 @@ def launched(setup: Setup) -> Iterator[tuple[CoordinatorLike, list[str]]]:
     founders = setup.founders or setup.training
     members = FederationSpec(setup.members, setup.task, setup.test, founders, setup.sites, setup.hub, setup.run)
     unused = config.cohort == "local" and config.num_gpus
-    carried, start = [config.make_strategy()], start_rules(setup)
-    with launching.launched(members, config.cohort, config.address, config.round_timeout, carried, start) as (
+    start = start_rules(setup)
+    with launching.launched(members, config.cohort, config.address, config.round_timeout, start) as (
         coordinator,
         notices,
     ):

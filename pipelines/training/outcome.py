@@ -13,6 +13,7 @@ import numpy as np
 from torch.nn.functional import mse_loss
 
 from pipelines.launching import CoordinatorLike
+from pipelines.round_notes import missed
 from pipelines.training.alone import summary_of
 from pipelines.training.analysis_report import figure_of, sections
 from pipelines.training.class_pages import class_sections
@@ -128,6 +129,7 @@ class TrainingOutcome:
             **own_errors(self.experiment),
             **self._costs(),
             **self._counts(),
+            **missed(self.experiment.federated_records()),
             **self._privacy(),
             **summarised(self.experiment.limits, self.experiment.setup.task.targets),
             **{f"silo.{silo}.has_model": has for silo, has in self.has_model.items()},

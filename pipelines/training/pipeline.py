@@ -312,18 +312,22 @@ def _changed_versions(directory: RunDirectory) -> list[str]:
 
 
 def _missed(experiment: TrainingExperiment) -> list[str]:
-    """Say of each silo that failed in how many federated rounds it took part, and why it first did not."""
+    """Say of each silo that failed in how many federated rounds it took part, in how many evaluations it is missing,
+    and why it first was."""
     rounds = experiment.federated_records()
     reasons: dict[str, str] = {}
+    unevaluated: dict[str, str] = {}
     for record in rounds:
-        reasons = dict(record.failures) | reasons
+        reasons = {silo: why for silo, why in record.failures if (silo, why) not in record.unevaluated} | reasons
+        unevaluated = dict(record.unevaluated) | unevaluated
     took_part = {silo: sum(silo in record.participants for record in rounds) for silo in reasons}
-    specs = experiment.setup.members
-    return [
-        f"silo '{silo}' took part in {took_part[silo]} of {len(rounds)} rounds: "
-        + "; ".join([reason, *words_of(reason, specs)])
-        for silo, reason in reasons.items()
+    missing = {silo: sum(silo in dict(record.unevaluated) for record in rounds) for silo in unevaluated}
+    said = [
+        (f"silo '{silo}' took part in {took_part[silo]} of {len(rounds)} rounds", reasons[silo]) for silo in reasons
     ]
+    said += [(f"silo '{silo}' is missing in {missing[silo]} evaluations", unevaluated[silo]) for silo in unevaluated]
+    specs = experiment.setup.members
+    return [f"{line}: " + "; ".join([reason, *words_of(reason, specs)]) for line, reason in said]
 
 
 def _check_sizes(agreement: Agreement) -> None:

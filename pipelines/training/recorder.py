@@ -8,6 +8,7 @@ from types import TracebackType
 
 from pipelines.launching import CoordinatorLike
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger
+from pipelines.round_notes import FailureNotes, missing_in
 from pipelines.training.setup import Setup
 from ray_fed.errors import FedError
 from ray_fed.federation.rounds.job import EPSILON, Job, RoundRecord
@@ -30,7 +31,7 @@ class TrainingRecorder:
         self.metrics = setup.task.metrics
         self.progress = RoundProgress(self.metrics)
         self.logs: dict[str, EventLog] = {}
-        self._told: tuple[tuple[str, str], ...] = ()
+        self._failures = FailureNotes()
 
     def __enter__(self) -> "TrainingRecorder":
         return self
@@ -79,13 +80,10 @@ class TrainingRecorder:
             self.progress.advance(self._shown(record))
 
     def _tell_failures(self, record: RoundRecord, seed: int) -> None:
-        """Say who failed and why when it begins, when it changes and when it ends, not in each of a thousand rounds."""
-        if record.failures == self._told:
-            return
-        self._told = record.failures
+        """Say who failed and why once, not in each of a thousand rounds."""
         where = f"round {record.server_round}/{record.num_rounds}"
-        said = [f"{where}: silo '{silo}' does not take part: {reason}" for silo, reason in record.failures]
-        for line in said or [f"{where}: all silos take part again"]:
+        told = dict(record.failures), dict(record.unevaluated), record.pooled_over
+        for line in (f"{where}: {line}" for line in self._failures.lines(*told)):
             self.progress.note(line)
             if record.kind == "federated":
                 self._run(seed).text("failures", line, record.server_round)
@@ -187,6 +185,7 @@ def history_line(record: RoundRecord, seed: int) -> dict[str, object]:
         "num_rounds": record.num_rounds,
         "participants": list(record.participants),
         "failures": dict(record.failures),
+        **missing_in(record),
         "bytes_sent": record.bytes_sent,
         **({"joined": [silo.silo for silo in record.joined]} if record.joined else {}),
         "metrics": dict(sorted(record.metrics.items())),

@@ -69,12 +69,30 @@ class Agreement:
         return f"Agreement({silos}, {self.layout.size:,} parameters and buffers, {test} common test set)"
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation of a round's models came to."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Flat names, as in a RoundRecord."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Silo -> why, of those that told nothing that can be used."""
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    """Model -> what its metrics are of."""
+    pooled_over: tuple[str, ...] = ()
+    """See RoundRecord."""
+    by_nobody: bool = False
+    """Whether every silo that was asked failed, and there is no common test set."""
+
+
 class Coordinator:
     """Runs jobs on a cohort. `training` names the silos whose rows define the scaler (a pooled baseline does not)."""
 
     def __init__(self, cohort: Cohort, task: Task, training: Sequence[str], observers: Sequence[Observer] = ()):
         self.cohort, self.task, self.training = cohort, task, tuple(training)
         self.observers = tuple(observers)
+        self._is_evaluated = False
+        """Whether any model of the job has been evaluated."""
         self._untold: set[str] = set()
         """Silos whose owners keep their metrics."""
         module = task.model(0)
@@ -128,6 +146,7 @@ class Coordinator:
             summed = "hubs on the way weigh updates by their rows, and this strategy adds up sums as they are"
             require(not job.any_plan.sums, f"{summed}; let the sites dial this hub themselves")
         self._metric_names = frozenset(metric.name for metric in self.task.metrics)
+        self._is_evaluated = False
         module = self.task.model(job.model_seed)
         plans = {silo: local_plan(job.strategy, plan, module) for silo, plan in job.plans.items()}
         plans = {silo: self._with_public_count(silo, plan) for silo, plan in plans.items()}
@@ -279,13 +298,12 @@ class Coordinator:
         updates = sorted((update for _, update in driver.seen), key=lambda update: update.silo)
         self.hear(driver.joined)
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
-        models, failures, scores = job.strategy.models(state), driver.failures, {}
+        models, failures, found = job.strategy.models(state), driver.failures, Evaluation()
         if server_round % job.evaluate_every == 0 or server_round == job.num_rounds:
-            found, failed, scores = self._evaluation(job, models, driver.idle(), server_round)
-            if failed and not job.rules.accept_failures:
-                raise QuorumLost(server_round, "; ".join(f"silo '{silo}': {failed[silo]}" for silo in sorted(failed)))
-            metrics |= found
-            failures = tuple(sorted({**failed, **dict(failures)}.items()))
+            found = self._evaluation(job, models, driver.idle(), server_round)
+            self._require_evaluated(job, found, server_round)
+            metrics |= found.metrics
+            failures = tuple(sorted({**found.failed, **dict(failures)}.items()))
             if job.account:
                 metrics[EPSILON] = job.account.epsilon(job.noised_steps(server_round))
         compute = busy_seconds(start, [(at, update.seconds) for at, update in driver.seen])
@@ -310,17 +328,25 @@ class Coordinator:
             state,
             tuple(driver.joined),
             tuple(driver.restarts),
-            scores=scores if server_round == job.num_rounds else {},
+            unevaluated=tuple(sorted(found.failed.items())),
+            pooled_over=found.pooled_over,
+            scores=found.scores if server_round == job.num_rounds else {},
         )
 
-    def _evaluation(
-        self, job: Job, models: Models, silos: Sequence[str], server_round: int
-    ) -> tuple[dict[str, float], Mapping[str, str], Mapping[str, Scores]]:
+    def _require_evaluated(self, job: Job, found: "Evaluation", server_round: int) -> None:
+        """Raise QuorumLost where the rules accept no failure, and where no silo could ever evaluate a model: that is a
+        fault of what all of them run, and no later round would be better."""
+        self._is_evaluated |= not found.by_nobody
+        if found.failed and not (job.rules.accept_failures and self._is_evaluated):
+            listed = "; ".join(f"silo '{silo}': {found.failed[silo]}" for silo in sorted(found.failed))
+            raise QuorumLost(server_round, f"no silo evaluates the model: {listed}" if found.by_nobody else listed)
+
+    def _evaluation(self, job: Job, models: Models, silos: Sequence[str], server_round: int) -> "Evaluation":
         """Return the errors of each model on the common test set (else on all held-out rows) and on each silo's rows,
-        with masks none of single silos; silo -> why of those that told none that can be used; and model -> the scores
-        that its errors are of."""
+        with masks none of single silos."""
         metrics: dict[str, float] = {}
         failed: Mapping[str, str] = {}
+        told: Sequence[str] = ()
         # Statistics that stay with the silos leave the global model without any: only silos can evaluate it.
         is_whole = job.any_plan.buffers == "average" or not self._has_buffers
         test = self.cohort.evaluate_test(models) if is_whole else None
@@ -330,15 +356,19 @@ class Coordinator:
         if job.secure_threshold and not job.single_metrics:
             if not test:
                 test, failed = self._on_held_out_rows(job, models, asked, server_round)
+                told = [silo for silo in asked if silo not in failed]
         elif test is None or asks_silos:
             by_silo, failed = self._silos_metrics(job, models, asked)
             for silo in sorted(by_silo):
                 metrics |= _named(f"silo.{silo}", _own(by_silo[silo], silo))
             if test is None and by_silo:
                 test = {model: merged(by_silo[silo][model].held_out for silo in sorted(by_silo)) for model in models}
+                told = sorted(by_silo)
         for model, scores in sorted((test or {}).items()):
             metrics |= _named(model, scores)
-        return metrics, failed, test or {}
+        is_whole = {*told} >= {*job.silos} - self._untold
+        over = () if is_whole else tuple(sorted(told))
+        return Evaluation(metrics, failed, test or {}, over, not test and bool(asked) and {*asked} <= {*failed})
 
     def _silos_metrics(
         self, job: Job, models: Models, silos: Sequence[str]

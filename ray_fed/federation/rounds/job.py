@@ -81,7 +81,7 @@ class RoundRecord:
     participants: tuple[str, ...]
     """Silos whose updates went into the round's model, sorted."""
     failures: tuple[tuple[str, str], ...]
-    """(silo, why it did not take part), sorted."""
+    """(silo, why it did not take part, or what its evaluation failed by), sorted."""
     bytes_sent: int
     """Bytes of parameters that crossed the silos' boundaries in this round, both directions."""
     seconds: Mapping[str, float] = field(compare=False)
@@ -97,6 +97,11 @@ class RoundRecord:
     notes: tuple[Mapping[str, object], ...] = field(default=(), repr=False, compare=False)
     """For the coordinator's ledger: what was received, and the digest of each model."""
 
+    unevaluated: tuple[tuple[str, str], ...] = ()
+    """(silo, why its evaluation is in no metric), sorted: those of `failures` that are evaluations'."""
+    pooled_over: tuple[str, ...] = ()
+    """Silos over whose held-out rows the models' metrics are pooled, sorted, where some are missing that tell theirs;
+    empty: nobody is missing, or there is a common test set."""
     scores: Mapping[str, Scores] = field(default_factory=dict, repr=False, compare=False)
     """Model -> what was told of it on the common test set, or on all held-out rows together, in the last record of a
     job: figures need more than the metrics."""
@@ -104,6 +109,7 @@ class RoundRecord:
     def __repr__(self) -> str:
         silos = ", ".join(self.participants) if len(self.participants) <= 4 else f"{len(self.participants)} silos"
         failed = f", {len(self.failures)} failed" if self.failures else ""
+        failed += f", evaluated by {', '.join(self.pooled_over)} alone" if self.pooled_over else ""
         which = f"{self.job}, round {self.server_round} of {self.num_rounds}, by {silos or 'no silo'}{failed}"
         return f"RoundRecord({which}: {self.main_metrics})"
 
