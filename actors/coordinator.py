@@ -133,7 +133,7 @@ class RemoteCoordinator:
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
         # A generator of refs; the stubs know single ones.
-        job = replace(job, strategy=travelling(job.strategy))
+        job = replace(job, strategy=travelling(job.strategy), evaluate_fn=travelling(job.evaluate_fn))
         stream: Any = self.actor.run.remote(job, after_round, state, self.every_state)
         for ref in stream:
             yield from value_of(ref, "coordinator", f"running job '{job.name}'")

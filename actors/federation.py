@@ -42,11 +42,13 @@ def federation(
     training: Sequence[str],
     answer_timeout: float | None = None,
     start: StartRules = AT_ONCE,
+    every_state: bool = False,
 ) -> Iterator[Federation]:
-    """Place all actors, one coordinator among them, and yield them; kill them afterwards. See `silo_actors`."""
+    """Place all actors, one coordinator among them, and yield them; kill them afterwards. See `silo_actors`, and of
+    every_state `CoordinatorActor.run`."""
     with (
         silo_actors(specs, task, test, answer_timeout, start) as silos,
-        silos.coordinator(task, training=training) as coordinator,
+        silos.coordinator(task, every_state, training) as coordinator,
     ):
         yield Federation(coordinator, silos.notices, silos.handles, silos.evaluator)
 

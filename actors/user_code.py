@@ -32,7 +32,7 @@ IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+(\w[\w.]*)[ \t]+import|import[ \t]+([^
 
 
 @dataclass(frozen=True)
-class Source:
+class ModuleText:
     """One module: its text, and where it stood."""
 
     path: str
@@ -41,7 +41,7 @@ class Source:
     """None for a package without a file of its own."""
 
 
-Sources = Mapping[str, Source]
+Sources = Mapping[str, ModuleText]
 """Name of a module -> what it is."""
 
 
@@ -76,10 +76,10 @@ def travelling(value: Any) -> Any:
 # ---- at the sender's: which code?
 
 
-def code_of(value: object) -> dict[str, Source]:
+def code_of(value: object) -> dict[str, ModuleText]:
     """Return the modules that a value needs and that are not installed, each with the whole package that it is of, and
     those that their texts import. ConfigError for a package that is too large to travel."""
-    found: dict[str, Source] = {}
+    found: dict[str, ModuleText] = {}
     waiting = [name.partition(".")[0] for name in _strings_in_pickle(value)]
     while waiting:
         top = waiting.pop()
@@ -103,17 +103,17 @@ def _strings_in_pickle(value: object) -> Iterator[str]:
 
 def _NamesPickler(*given: Any, **more: Any) -> Any:
     import ray
+    from ray import cloudpickle
     from ray.actor import ActorHandle
-    from ray.cloudpickle import CloudPickler
 
-    class Pickler(CloudPickler):
+    class Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
         def persistent_id(self, obj: object) -> str | None:
             return "elsewhere" if isinstance(obj, ray.ObjectRef | ActorHandle) else None
 
     return Pickler(*given, **more)
 
 
-def _sources_of(top: str) -> dict[str, Source]:
+def _sources_of(top: str) -> dict[str, ModuleText]:
     """Return the modules of a top-level package or module of the user; none of what is installed, or is no module."""
     if came := _came(top):  # to this process, with a task
         return came
@@ -122,7 +122,7 @@ def _sources_of(top: str) -> dict[str, Source]:
         return {}
     if spec.submodule_search_locations is None:
         path = Path(spec.origin or "")
-        return {top: Source(str(path), False, path.read_bytes())} if _is_own(path) and path.suffix == ".py" else {}
+        return {top: ModuleText(str(path), False, path.read_bytes())} if _is_own(path) and path.suffix == ".py" else {}
     folders = [Path(folder) for folder in spec.submodule_search_locations if _is_own(Path(folder))]
     if not spec.origin and top not in sys.modules:  # any folder could be a package; only one in use is
         return {}
@@ -146,14 +146,14 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
         return None
 
 
-def _package(name: str, folder: Path) -> Iterator[tuple[str, Source]]:
+def _package(name: str, folder: Path) -> Iterator[tuple[str, ModuleText]]:
     start = folder / "__init__.py"
-    yield name, Source(str(start), True, start.read_bytes() if start.is_file() else None)
+    yield name, ModuleText(str(start), True, start.read_bytes() if start.is_file() else None)
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         if entry.is_dir() and entry.name.isidentifier() and entry.name != "__pycache__":
             yield from _package(f"{name}.{entry.name}", Path(entry.path))
         elif entry.is_file() and entry.name.endswith(".py") and entry.name != "__init__.py":
-            yield f"{name}.{entry.name[:-3]}", Source(entry.path, False, Path(entry.path).read_bytes())
+            yield f"{name}.{entry.name[:-3]}", ModuleText(entry.path, False, Path(entry.path).read_bytes())
 
 
 def _imports(content: bytes) -> Iterator[str]:
@@ -182,12 +182,12 @@ def install(sources: Sources) -> None:
         sys.meta_path.insert(0, Finder({name: sources[name] for name in sources if name.partition(".")[0] in new}))
 
 
-def _came(top: str) -> dict[str, Source]:
+def _came(top: str) -> dict[str, ModuleText]:
     """Return the modules of a package that has come to this process with a task, none of others."""
     return next((each.package(top) for each in sys.meta_path if isinstance(each, Finder) and top in each.sources), {})
 
 
-def _is_from_file(top: str, source: Source) -> bool:
+def _is_from_file(top: str, source: ModuleText) -> bool:
     """Whether this process has imported the package from where it stands, as the one does that it comes from."""
     module = sys.modules.get(top)
     is_file = module is not None and not isinstance(getattr(module, "__loader__", None), Finder)
@@ -199,7 +199,7 @@ def _path_of(module: ModuleType | None) -> list[str]:
     return list(getattr(module, "__path__", ()))
 
 
-def _of(sources: Sources, top: str) -> dict[str, Source]:
+def _of(sources: Sources, top: str) -> dict[str, ModuleText]:
     return {name: source for name, source in sources.items() if name.partition(".")[0] == top}
 
 
@@ -209,7 +209,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
     def __init__(self, sources: Sources):
         self.sources = dict(sources)
 
-    def package(self, top: str) -> dict[str, Source]:
+    def package(self, top: str) -> dict[str, ModuleText]:
         return _of(self.sources, top)
 
     def find_spec(

@@ -88,10 +88,12 @@ def launched(
     address: str = "local",
     answer_timeout: float | None = None,
     start: StartRules = AT_ONCE,
+    every_state: bool = False,
 ) -> Iterator[tuple[CoordinatorLike, list[str]]]:
     """Yield the coordinator and notices for the user.
 
-    answer_timeout: see RayCohort. start: whom it waits for.
+    answer_timeout: see RayCohort. start: whom it waits for. every_state: each record comes alone, with its state, for
+    who may end the run after any of them.
     """
     silos, task, test, training = members.silos, members.task, members.test, members.training
     if members.sites:
@@ -106,7 +108,7 @@ def launched(
     with session(address, sum(spec.num_cpus for spec in silos) + 1):
         from actors.federation import federation
 
-        with federation(silos, task, test, training, answer_timeout, start) as standing:
+        with federation(silos, task, test, training, answer_timeout, start, every_state) as standing:
             yield standing.coordinator, standing.notices
 
 

@@ -8,13 +8,13 @@ from typing import Any
 from actors.federation import federation
 from actors.shared_silos import SharedSilos
 from actors.tuning import run_trials
+from pipelines.fingerprints import fingerprints, is_same_source
 from pipelines.sweep.points import Trial, configured
 from pipelines.sweep.privacy import privacy_of, write_privacy
 from pipelines.sweep.progress import SweepProgress
 from pipelines.sweep.sweep import Sweep
 from pipelines.sweep.trial import Shared, job_of, work
 from pipelines.sweep.watcher import Watcher
-from pipelines.training.membership import fingerprints, is_same_source
 from ray_fed.errors import DataError
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.reporting.run_directory import RunDirectory

@@ -10,10 +10,11 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
+import torch
 
 from ray_fed.config import require
-from ray_fed.errors import ConfigError, QuorumLost
-from ray_fed.federation.cohort import Cohort, busy_seconds, check_agreement, now
+from ray_fed.errors import CallbackFailed, ConfigError, QuorumLost
+from ray_fed.federation.cohort import Cohort, busy_seconds, check_agreement, now, said_by
 from ray_fed.federation.counted_rows import CountedRows, counted_together
 from ray_fed.federation.messages import (
     MAX_EXAMPLES,
@@ -27,8 +28,9 @@ from ray_fed.federation.messages import (
 )
 from ray_fed.federation.rounds.asynchronous_driver import AsyncRoundDriver
 from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
+from ray_fed.federation.rounds.best_round import Standing, without_choice
 from ray_fed.federation.rounds.driver import RoundDriver
-from ray_fed.federation.rounds.job import EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
+from ray_fed.federation.rounds.job import CENTRAL, EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
 from ray_fed.federation.rounds.machine import RoundMachine
 from ray_fed.federation.rounds.secure_driver import THROUGH_HUBS, SecureRoundDriver, require_sums_only
 from ray_fed.federation.rounds.secure_tally import masked_counts, masked_metrics, masked_moments
@@ -37,7 +39,7 @@ from ray_fed.federation.silo_state import num_slots_for, rounds_apart
 from ray_fed.federation.strategies import FedBuff, Models, State, Strategy, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
 from ray_fed.federation.task import Task
-from ray_fed.learning.layout import Layout, floating_buffers, initial_vector
+from ray_fed.learning.layout import Layout, floating_buffers, initial_vector, load_vector
 from ray_fed.learning.standardisation import Standardizer, merge_moments
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.metrics import Scores, merged
@@ -226,10 +228,14 @@ class Coordinator:
     def _rounds(self, job: Job, after_round: int, state: State | None) -> Iterator[RoundRecord]:
         initial = self._initial_vector(job)
         first = job.strategy.start(initial, job.silos)
+        standing = job.choice and Standing.of(job.choice, state or {})
+        state = None if state is None else without_choice(state)
         driver = self._driver(job, after_round, state or first)
         if state is None:
             state = first
-            yield self._record(job, 0, state, driver, now(), now())
+            record = self._record(job, 0, state, driver, now(), now())
+            record, standing = _chosen(record, standing, job.strategy.models(state))
+            yield record
         elif not _fits(job.strategy, state, first):
             raise ConfigError(f"the checkpoint of job '{job.name}' is of another network or strategy; start a new run")
         for server_round in range(after_round + 1, job.num_rounds + 1):
@@ -240,8 +246,10 @@ class Coordinator:
             state = driver.remembered(job.strategy.aggregate(state, updates))
             ends = _is_done(job.strategy, state)
             job = replace(job, last_round=server_round) if ends else job
-            yield self._record(job, server_round, state, driver, start, now())
-            if ends:
+            record = self._record(job, server_round, state, driver, start, now())
+            record, standing = _chosen(record, standing, job.strategy.models(state))
+            yield record
+            if record.models is not None:
                 return
         _require_end(job, state)
 
@@ -288,7 +296,7 @@ class Coordinator:
 
     def _initial_vector(self, job: Job) -> Vector:
         module, plan = self.task.model(job.model_seed), job.any_plan
-        vector = initial_vector(module, plan.buffers)
+        vector = initial_vector(module, plan.buffers) if job.initial is None else job.initial
         num_moments = 2 * Layout.of(module).num_parameters if plan.optimizer_state == "average" else 0
         return np.concatenate([vector, np.zeros(num_moments, np.float32)])
 
@@ -303,6 +311,7 @@ class Coordinator:
             found = self._evaluation(job, models, driver.idle(), server_round)
             self._require_evaluated(job, found, server_round)
             metrics |= found.metrics
+            metrics |= self._central(job, models, server_round)
             failures = tuple(sorted({**found.failed, **dict(failures)}.items()))
             if job.account:
                 metrics[EPSILON] = job.account.epsilon(job.noised_steps(server_round))
@@ -332,6 +341,22 @@ class Coordinator:
             pooled_over=found.pooled_over,
             scores=found.scores if server_round == job.num_rounds else {},
         )
+
+    def _central(self, job: Job, models: Models, server_round: int) -> dict[str, float]:
+        """Return what the job's own function says of the first model. CallbackFailed where it raises or says no
+        numbers."""
+        if job.evaluate_fn is None:
+            return {}
+        module = load_vector(self.task.model(job.model_seed), next(iter(models.values()))).eval()
+        try:
+            with torch.no_grad():
+                found = job.evaluate_fn(server_round, module)
+        except Exception as error:
+            raise CallbackFailed("evaluate_fn", server_round, said_by(error)) from error
+        if not (isinstance(found, Mapping) and all(_is_number(value) for value in found.values())):
+            said = f"it must return a dictionary of names and numbers, not {type(found).__name__}: {found!r}"[:200]
+            raise CallbackFailed("evaluate_fn", server_round, said)
+        return {f"{CENTRAL}{name}": float(value) for name, value in found.items()}
 
     def _require_evaluated(self, job: Job, found: "Evaluation", server_round: int) -> None:
         """Raise QuorumLost where the rules accept no failure, and where no silo could ever evaluate a model: that is a
@@ -385,6 +410,21 @@ class Coordinator:
         of those left out."""
         found, left_out = masked_metrics(self.cohort, job, silos, models, server_round, self.observers)
         return {model: held_out for model, (_, held_out) in found.items()}, left_out
+
+
+def _chosen(record: RoundRecord, standing: Standing | None, models: Models) -> tuple[RoundRecord, Standing | None]:
+    """Return the record with the standing of a choice in its state, and, where it is the last one, with the models
+    chosen; and the standing. A run that its choice ends has this record's round as its last."""
+    if standing is None:
+        return record, None
+    standing = standing.after(record.server_round, record.metrics, models)
+    if record.models is not None or standing.is_over:
+        record = replace(record, num_rounds=record.server_round, models=standing.models or models)
+    return replace(record, state={**(record.state or {}), **standing.arrays()}), standing
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _own(metrics: Mapping[str, Metrics], silo: str) -> Scores:

@@ -4,7 +4,7 @@ import pickle
 import sys
 
 import pytest
-import ray
+from ray import cloudpickle
 
 from actors import user_code
 from actors.user_code import Finder, code_of, travelling
@@ -84,7 +84,7 @@ def test_the_whole_package_travels_with_what_it_imports_and_nothing_that_is_inst
 def test_modules_that_are_imported_late_are_there_too(project, monkeypatch):
     from mylab.data import samples  # type: ignore[import-not-found]
 
-    content = ray.cloudpickle.dumps(travelling({"samples": samples}))
+    content = cloudpickle.dumps(travelling({"samples": samples}))
     elsewhere(project, monkeypatch)
     found = pickle.loads(content)["samples"]
     assert found is not samples
@@ -96,9 +96,9 @@ def test_modules_that_are_imported_late_are_there_too(project, monkeypatch):
 def test_a_newer_version_replaces_the_one_that_came_before(project, monkeypatch):
     from mylab import util  # type: ignore[import-not-found]
 
-    first = ray.cloudpickle.dumps(travelling(util.__name__))
+    first = cloudpickle.dumps(travelling(util.__name__))
     (project / "mylab" / "util.py").write_text("SHIFT = 1.0\n")
-    second = ray.cloudpickle.dumps(travelling(util.__name__))
+    second = cloudpickle.dumps(travelling(util.__name__))
     elsewhere(project, monkeypatch)
     shifts = []
     for content in (first, first, second):
@@ -112,7 +112,7 @@ def test_a_newer_version_replaces_the_one_that_came_before(project, monkeypatch)
 def test_an_import_that_fails_is_named(project, monkeypatch):
     from mylab.net import network  # type: ignore[import-not-found]
 
-    content = ray.cloudpickle.dumps(travelling(network))
+    content = cloudpickle.dumps(travelling(network))
     content = content.replace(b"from torch import nn", b"import not_there_abc")
     elsewhere(project, monkeypatch)
     with pytest.raises(ModuleNotFoundError, match="not_there_abc"):

@@ -1,11 +1,14 @@
 """A training run as it is ordered from the coordinator, what each of its rounds comes to, and who may watch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
-from ray_fed.federation.messages import SiloDescription
+from torch import nn
+
+from ray_fed.federation.messages import SiloDescription, Vector
+from ray_fed.federation.rounds.best_round import BestRound
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.strategies import FedAvg, LocalOnly, Models, State, Strategy
 from ray_fed.learning.trainer import TrainingPlan
@@ -16,6 +19,12 @@ EPSILON = "privacy.epsilon"
 """Name of the metric: epsilon after the round."""
 STATE_BYTES_PER_VALUE = 12
 """Adam's two moments and, in SCAFFOLD, a control variate: float32 each."""
+
+
+CENTRAL = "central."
+"""Before the names of metrics that the coordinator's own function gives."""
+EvaluateFn = Callable[[int, nn.Module], Mapping[str, float]]
+"""(server_round, network in evaluation mode) -> metrics by name."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,12 @@ class Job:
     """Secure aggregation: silos without whose updates no sum is shown; 0 sends updates without masks."""
     kind: Literal["federated", "baseline"] = "federated"
     """A baseline exchanges nothing: each silo alone, all rows pooled."""
+    initial: Vector | None = field(default=None, repr=False, compare=False)
+    """What training starts from, float32 [layout.size]; None: the weights that `model_seed` gives."""
+    choice: BestRound | None = None
+    """Which round's models are the outcome, and when the run ends before its last round; None: the last one's."""
+    evaluate_fn: "EvaluateFn | None" = field(default=None, compare=False)
+    """Marks the global model in the coordinator's process, beside the silos: metrics `central.<name>`."""
     last_round: int | None = None
     """Round after which the job is complete, where a privacy budget ends it before its plan."""
 
@@ -146,5 +161,6 @@ def local_job(job: Job, plans: Mapping[str, TrainingPlan], name: str) -> Job:
     rules = RoundRules(max_restarts=job.rules.max_restarts)
     return replace(
         job, name=name, silos=tuple(plans), plans=plans, strategy=LocalOnly(), rules=rules, max_norm=None,
-        evaluate_silos=False, secure_threshold=0, account=None, last_round=None, kind="baseline",
+        evaluate_silos=False, secure_threshold=0, account=None, last_round=None, kind="baseline", initial=None,
+        choice=None, evaluate_fn=None,
     )  # fmt: skip
