@@ -47,8 +47,15 @@ class Checkpoint:
     def save(self, record: RoundRecord) -> None:
         """Make `record`, already in the history, the point to go on from; of many short rounds, one in a while."""
         self._heard += 1
-        if record.models is None and not self._is_due(record):
-            return
+        if record.models is not None or self._is_due(record):
+            self._settle(record)
+
+    def settle(self, record: RoundRecord) -> None:
+        """Make the last record that was saved the point to go on from, whether or not it was due."""
+        if self._heard and record.state is not None:
+            self._settle(record)
+
+    def _settle(self, record: RoundRecord) -> None:
         previous = self.progress["state"]
         self.progress["lines"] += self._heard
         self._heard, self._saved_at = 0, time.monotonic()

@@ -121,15 +121,23 @@ class TrainingExperiment:
         if finished is not None:
             self._keep(finished, seed)
             return
-        for record in recorded(coordinator, job, seed, self.checkpoint, self.listener):
-            if record.models is not None:
-                self._keep(record.models, seed)
-            if seed == self.setup.config.seed:
-                self.scores.update(record.scores)
-            if record.joined:
-                self.agreement = admitted(self.agreement, record)
-                self.checkpoint.directory.write_data(fingerprints(self.agreement))
-            self.records.append((seed, replace(record, state=None, notes=(), scores={})))
+        for _ in recorded(coordinator, job, seed, self.checkpoint, self):
+            pass
+
+    def on_job_start(self, job: Job, seed: int) -> None:
+        self.listener.on_job_start(job, seed)
+
+    def on_round_end(self, record: RoundRecord, seed: int) -> None:
+        """Keep what a round says before it is written down."""
+        if record.models is not None:
+            self._keep(record.models, seed)
+        if seed == self.setup.config.seed:
+            self.scores.update(record.scores)
+        if record.joined:
+            self.agreement = admitted(self.agreement, record)
+            self.checkpoint.directory.write_data(fingerprints(self.agreement))
+        self.records.append((seed, replace(record, state=None, notes=(), scores={})))
+        self.listener.on_round_end(record, seed)
 
     def _keep(self, models: Models, seed: int) -> None:
         if seed == self.setup.config.seed:

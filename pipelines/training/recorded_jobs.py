@@ -19,10 +19,10 @@ class TrainingListener(Protocol):
 def recorded(
     coordinator: CoordinatorLike, job: Job, seed: int, checkpoint: Checkpoint, listener: TrainingListener
 ) -> Iterator[RoundRecord]:
-    """Yield the records of a job from its last complete round on. What the caller does with one is done when the
-    listener hears of it; then it is the point to go on from."""
+    """Yield the records of a job from its last complete round on: each when the listener has heard of it, and it is
+    the point to go on from."""
     listener.on_job_start(job, seed)
     for record in coordinator.run(job, *checkpoint.start_of(job.name)):
-        yield record
         listener.on_round_end(record, seed)
         checkpoint.save(record)
+        yield record

@@ -228,7 +228,7 @@ class Coordinator:
     def _rounds(self, job: Job, after_round: int, state: State | None) -> Iterator[RoundRecord]:
         initial = self._initial_vector(job)
         first = job.strategy.start(initial, job.silos)
-        standing = job.choice and Standing.of(job.choice, state or {})
+        standing = job.best_round and Standing.of(job.best_round, state or {})
         state = None if state is None else without_choice(state)
         driver = self._driver(job, after_round, state or first)
         if state is None:

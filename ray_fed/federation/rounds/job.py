@@ -56,7 +56,7 @@ class Job:
     """A baseline exchanges nothing: each silo alone, all rows pooled."""
     initial: Vector | None = field(default=None, repr=False, compare=False)
     """What training starts from, float32 [layout.size]; None: the weights that `model_seed` gives."""
-    choice: BestRound | None = None
+    best_round: BestRound | None = None
     """Which round's models are the outcome, and when the run ends before its last round; None: the last one's."""
     evaluate_fn: "EvaluateFn | None" = field(default=None, compare=False)
     """Marks the global model in the coordinator's process, beside the silos: metrics `central.<name>`."""
@@ -162,5 +162,5 @@ def local_job(job: Job, plans: Mapping[str, TrainingPlan], name: str) -> Job:
     return replace(
         job, name=name, silos=tuple(plans), plans=plans, strategy=LocalOnly(), rules=rules, max_norm=None,
         evaluate_silos=False, secure_threshold=0, account=None, last_round=None, kind="baseline", initial=None,
-        choice=None, evaluate_fn=None,
+        best_round=None, evaluate_fn=None,
     )  # fmt: skip
