@@ -281,8 +281,7 @@ class PropertyTask(Task):
         if self.standardise_target or not self.is_one_number or self.targets[0].transform != "none":
             undo = partial(self.predicted, standardizer=standardizer)
         return CrystalSamples(
-            rows, features, learned, held_out, standardizer=standardizer, undo=undo, of_features=of_features,
-            of_targets=of_targets,
+            rows, features, learned, held_out, standardizer=standardizer, undo=undo, of_targets=of_targets,
         )  # fmt: skip
 
     def countings(self) -> Mapping[str, Counting]:
