@@ -251,7 +251,7 @@ class _Training:
         except StopTraining as stop:
             reason = str(stop)
         except CallbackFailed as error:
-            error.result = self._result() if self.last is not None else None  # type: ignore[attr-defined]
+            error.result = self._result() if self.last is not None else None
             self._tell_stop(str(error))
             raise
         except BaseException as error:

@@ -18,6 +18,7 @@ silo's boundary only the error's `Trouble` goes, one of a few fixed phrases.
 """
 
 from enum import Enum
+from typing import Any
 
 
 class Trouble(Enum):
@@ -174,6 +175,9 @@ class StrategyFailed(FedError):
 
 class CallbackFailed(FedError):
     """A callback raised, or answered what cannot be used. Args are (its name, server_round, reason)."""
+
+    result: Any = None
+    """What was done until then, as `federate` would have returned it, where a round was complete."""
 
     def __init__(self, callback: str, server_round: int, reason: str):
         super().__init__(callback, server_round, reason)

@@ -45,7 +45,7 @@ def test_callbacks_end_a_run_after_the_very_round_and_it_is_gone_on_with(tmp_pat
     assert bits(stopped) == bits(train("local", callbacks=[stop_after_two]))
     with pytest.raises(CallbackFailed, match="callback raise_after_one, round 1: ValueError: my bug") as raised:
         train("ray", callbacks=[raise_after_one], out=tmp_path / "run")
-    assert len(raised.value.result.records) == 2  # type: ignore[attr-defined]
+    assert len(raised.value.result.records) == 2
     resumed = train("ray", out=tmp_path / "run", resume=True)
     whole = train("local", out=tmp_path / "whole")
     assert bits(resumed) == bits(whole)
