@@ -15,10 +15,10 @@ from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.recorder import history_line, timing_line
 from ray_fed.errors import DataError
 from ray_fed.federation.coordinator import Agreement
-from ray_fed.federation.messages import SiloDescription, Vector
+from ray_fed.federation.messages import SiloDescription
 from ray_fed.federation.rounds.job import RoundRecord
 from ray_fed.federation.task import Task, feature_tensor
-from ray_fed.learning.layout import Layout, load_vector
+from ray_fed.learning.layout import Layout, initial_vector, load_vector
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import portions
 from ray_fed.reading import parse_json, readable
@@ -37,7 +37,8 @@ class Federated:
     """The trained network and what happened in each round."""
 
     module: nn.Module
-    """The network with the global parameters, on the CPU, in evaluation mode."""
+    """The network with the global parameters, on the CPU, in evaluation mode; what of it stays with the silos
+    (`TorchTask.exchange`) is as the task's network makes it."""
     records: tuple[RoundRecord, ...]
     """One per round; the first is the evaluation of the initial parameters, round 0."""
     agreement: Agreement
@@ -127,7 +128,7 @@ class Federated:
         agreement = self.agreement
         directory.write_metrics(self.task.metrics)
         directory.write_data(fingerprints(agreement))
-        arrays = agreement.layout.unflatten(module_vector(self.module))
+        arrays = Layout.of(self.module).unflatten(initial_vector(self.module))
         if agreement.standardizer is not None:
             arrays |= dict(zip(SCALER, (agreement.standardizer.mean, agreement.standardizer.scale), strict=True))
         directory.write_bytes(MODEL, serialised(arrays))
@@ -137,7 +138,7 @@ class Federated:
     def _facts(self) -> dict[str, object]:
         agreement = self.agreement
         return {
-            "layout": agreement.layout.digest,
+            "layout": Layout.of(self.module).digest,
             "seed": self.seed,
             "best_round": self.best_round,
             "stopped": self.stopped,
@@ -158,17 +159,10 @@ def _read(cls: type[Federated], directory: RunDirectory, facts: Mapping[str, Any
     silos = {
         name: SiloDescription(**{**said, "metrics": tuple(said["metrics"])}) for name, said in facts["silos"].items()
     }
-    agreement = Agreement(silos, scaler, layout, facts["test"], facts["joined"], facts["outside_scaler"])
+    agreement = Agreement(silos, scaler, task.layout(module), facts["test"], facts["joined"], facts["outside_scaler"])
     records = tuple(record for _, record in Checkpoint(directory).records())
     module = load_vector(module, layout.flatten(arrays)).eval()
     return cls(module, records, agreement, task, facts["seed"], facts["best_round"], facts["stopped"])
-
-
-def module_vector(module: nn.Module) -> Vector:
-    """Return the values of a network as the vector of its whole layout."""
-    from ray_fed.learning.layout import initial_vector
-
-    return initial_vector(module)
 
 
 def summary_of(records: Sequence[RoundRecord], chosen: RoundRecord, status: str, reason: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -27,9 +27,9 @@ from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.best_round import BestRound, Standing, without_choice
 from ray_fed.federation.rounds.job import CENTRAL, EvaluateFn, Job, RoundRecord
 from ray_fed.federation.rounds.machine import RoundRules
-from ray_fed.federation.strategies import Strategy, make_strategy
+from ray_fed.federation.strategies import Strategy, local_plan, make_strategy
 from ray_fed.federation.task import SiloSpec, Task
-from ray_fed.learning.layout import Layout, load_vector
+from ray_fed.learning.layout import BufferPolicy
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.metrics import TRAIN_LOSS
 
@@ -140,9 +140,10 @@ def federate(
     require(out is not None or not resume, "resume=True goes on with the run in a folder; give it as out=")
     rules = rules or RoundRules()
     best = _best_of(task, early_stopping, select)
+    start = initial_vector_of(initial, task, training, _buffers_of(chosen, task, training))
     asked = _Asked(
         task, tuple(silos), training, test and replace(test, possession=task.possession(test.source)), chosen, rules,
-        cohort, address, tensorboard, initial_vector_of(initial, task, training), tuple(callbacks), best, evaluate_fn,
+        cohort, address, tensorboard, start, tuple(callbacks), best, evaluate_fn,
         evaluate_every,
     )  # fmt: skip
     if out is None:
@@ -169,6 +170,10 @@ class _Asked:
     best: BestRound | None
     evaluate_fn: EvaluateFn | None
     evaluate_every: int
+
+    @property
+    def buffers(self) -> BufferPolicy:
+        return _buffers_of(self.strategy, self.task, self.training)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -298,7 +303,8 @@ class _Training:
             own = asked.strategy.models(without_choice(last.state))
             models = (standing.models if standing else None) or own
         vector = next(iter(models.values()))
-        module = load_vector(asked.task.model(asked.training.seed), vector).eval()
+        module = asked.task.model(asked.training.seed)
+        module = asked.task.layout(module, asked.buffers).load(module, vector).eval()
         return Federated(
             module, tuple(self.records), self._agreed, asked.task, asked.training.seed, self._best_round(), stopped
         )  # fmt: skip
@@ -349,7 +355,7 @@ def _best_of(task: Task, early: EarlyStopping | None, select: str) -> BestRound 
     return BestRound(f"federated.{name}" if name in metrics else name, higher, patience, early.least_gain)
 
 
-def initial_vector_of(initial: Initial, task: Task, training: Training) -> Vector | None:
+def initial_vector_of(initial: Initial, task: Task, training: Training, buffers: BufferPolicy) -> Vector | None:
     """Return what training starts from as a vector. ConfigError names tensors that are missing or of another shape."""
     if initial is None:
         return None
@@ -362,7 +368,9 @@ def initial_vector_of(initial: Initial, task: Task, training: Training) -> Vecto
         name: np.asarray(value.detach().cpu().float() if isinstance(value, torch.Tensor) else value)
         for name, value in given.items()
     }
-    layout = Layout.of(task.model(training.seed), training.buffers)
+    module = task.model(training.seed)
+    layout = task.layout(module, buffers)
+    _require_same_where_kept(module, arrays, layout.names)
     for name, shape in zip(layout.names, layout.shapes, strict=True):
         found = arrays[name].shape if name in arrays else None
         require(
@@ -370,6 +378,19 @@ def initial_vector_of(initial: Initial, task: Task, training: Training) -> Vecto
             f"initial: {name} is {f'of shape {found}' if found is not None else 'missing'}; the network wants {shape}",
         )
     return layout.flatten(arrays)
+
+
+def _buffers_of(strategy: Strategy, task: Task, training: Training) -> BufferPolicy:
+    """Return what happens to running statistics, once the strategy has had its say."""
+    return local_plan(strategy, training.plan(1), task.model(training.seed)).buffers
+
+
+def _require_same_where_kept(module: nn.Module, arrays: Mapping[str, np.ndarray], travelling: Collection[str]) -> None:
+    """Raise ConfigError for a value that would not reach the silos: they have what the task's network makes."""
+    for name, tensor in module.named_parameters():
+        is_other = name in arrays and not np.array_equal(arrays[name], tensor.detach().cpu().float().numpy())
+        said = f"initial: {name} does not travel, so its value must come from the task's network; load it there"
+        require(name in travelling or not is_other, said)
 
 
 def _examples(agreement: Agreement, name: str) -> int:

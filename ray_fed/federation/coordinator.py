@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from ray_fed.config import require
 from ray_fed.errors import CallbackFailed, ConfigError, QuorumLost
@@ -39,7 +40,7 @@ from ray_fed.federation.silo_state import num_slots_for, rounds_apart
 from ray_fed.federation.strategies import FedBuff, Models, State, Strategy, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
 from ray_fed.federation.task import Task
-from ray_fed.learning.layout import Layout, floating_buffers, initial_vector, load_vector
+from ray_fed.learning.layout import Layout, floating_buffers, initial_vector
 from ray_fed.learning.standardisation import Standardizer, merge_moments
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.metrics import Scores, merged
@@ -98,7 +99,8 @@ class Coordinator:
         self._untold: set[str] = set()
         """Silos whose owners keep their metrics."""
         module = task.model(0)
-        self.layout = Layout.of(module)
+        self.layout = task.layout(module)
+        self._is_partial = task.exchanged(module) is not None
         self._has_buffers = bool(floating_buffers(module))
         self._num_examples: dict[str, int] = {}
         """What the silos told when they opened their data."""
@@ -153,7 +155,7 @@ class Coordinator:
         plans = {silo: local_plan(job.strategy, plan, module) for silo, plan in job.plans.items()}
         plans = {silo: self._with_public_count(silo, plan) for silo, plan in plans.items()}
         job = replace(job, plans=plans)
-        layout = Layout.of(module, job.any_plan.buffers)
+        layout = self.task.layout(module, job.any_plan.buffers)
         digest, kept = layout.digest, num_slots_for(rounds_apart(STATE_BYTES_PER_VALUE * layout.size))
         self.cohort.open_session(
             {
@@ -296,9 +298,15 @@ class Coordinator:
 
     def _initial_vector(self, job: Job) -> Vector:
         module, plan = self.task.model(job.model_seed), job.any_plan
-        vector = initial_vector(module, plan.buffers) if job.initial is None else job.initial
+        vector = self._part(initial_vector(module, plan.buffers), module, plan) if job.initial is None else job.initial
         num_moments = 2 * Layout.of(module).num_parameters if plan.optimizer_state == "average" else 0
         return np.concatenate([vector, np.zeros(num_moments, np.float32)])
+
+    def _part(self, vector: Vector, module: nn.Module, plan: TrainingPlan) -> Vector:
+        """Return what travels of a vector of the whole network."""
+        if not self._is_partial:
+            return vector
+        return vector[Layout.of(module, plan.buffers).is_in_part(self.task.layout(module, plan.buffers).names)]
 
     def _record(
         self, job: Job, server_round: int, state: State, driver: RoundDriver, start: float, end: float
@@ -347,7 +355,8 @@ class Coordinator:
         numbers."""
         if job.evaluate_fn is None:
             return {}
-        module = load_vector(self.task.model(job.model_seed), next(iter(models.values()))).eval()
+        module = self.task.model(job.model_seed)
+        module = self.task.layout(module, job.any_plan.buffers).load(module, next(iter(models.values()))).eval()
         try:
             with torch.no_grad():
                 found = job.evaluate_fn(server_round, module)
@@ -372,8 +381,9 @@ class Coordinator:
         metrics: dict[str, float] = {}
         failed: Mapping[str, str] = {}
         told: Sequence[str] = ()
-        # Statistics that stay with the silos leave the global model without any: only silos can evaluate it.
-        is_whole = job.any_plan.buffers == "average" or not self._has_buffers
+        # Statistics, or other parts, that stay with the silos leave the global model without any: only silos can
+        # evaluate it.
+        is_whole = not self._is_partial and (job.any_plan.buffers == "average" or not self._has_buffers)
         test = self.cohort.evaluate_test(models) if is_whole else None
         # Silos that never pause would have to stop for it; the evaluator disturbs nobody.
         asks_silos = job.evaluate_silos and not isinstance(job.strategy, FedBuff)
