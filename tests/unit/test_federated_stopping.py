@@ -14,11 +14,9 @@ from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.counted_rows import CountedRows
 from ray_fed.federation.messages import Raised
 from ray_fed.federation.rounds.job import Job
-from ray_fed.federation.rounds.stopping import BEST, BEST_ROUND, LOOKS, LOSS, begun, is_over, looked
+from ray_fed.federation.rounds.kept_back import KEPT_BACK, KEPT_ROUND
 from ray_fed.materials.model_crystals.crystals import make_model_crystals
 from ray_fed.materials.row_counts import PARTS
-from ray_fed.materials.stopping import KeptBackErrors
-from ray_fed.materials.targets import Target
 
 OPTIONS = {
     "cohort": "local", "rows": 400, "silos": (100, 150), "epochs": 60, "rounds": 30, "hidden": (32,), "seed": 1,
@@ -38,7 +36,7 @@ def opened(**options: object) -> tuple[Coordinator, Job]:
 @pytest.fixture(scope="module")
 def records():
     coordinator, job = opened()
-    job = replace(job, stopping=replace(job.stopping, patience=3))  # type: ignore[type-var]
+    job = replace(job, best_round=replace(job.best_round, patience=3))  # type: ignore[type-var]
     return list(coordinator.run(job))
 
 
@@ -56,18 +54,19 @@ def test_rows_kept_back_are_in_no_other_part():
 def test_rounds_end_when_the_rows_kept_back_get_no_better_and_the_best_exchange_is_the_result(records):
     last = records[-1]
     assert 3 < last.server_round == last.num_rounds < OPTIONS["rounds"]
-    losses = {record.server_round: record.metrics[LOSS] for record in records[1:]}
+    losses = {record.server_round: record.metrics[KEPT_BACK] for record in records[1:-1]}
     best = min(losses, key=losses.__getitem__)
-    assert last.metrics[BEST_ROUND] == best == last.server_round - 3
+    assert last.metrics[KEPT_ROUND] == best == last.server_round - 3
     np.testing.assert_array_equal(last.models["federated"], records[best].state["federated"])
-    assert last.metrics["federated.mae"] == records[best].metrics["federated.mae"]
-    assert all(BEST_ROUND not in record.metrics for record in records[:-1])
+    for name in ("federated.mae", "silo.silo-1.mae", KEPT_BACK):
+        assert last.metrics[name] == records[best].metrics[name]
+    assert all(KEPT_ROUND not in record.metrics for record in records[:-1])
 
 
 @pytest.mark.parametrize("after", [1, 4])
 def test_a_run_that_goes_on_from_any_round_stops_at_the_same_one(records, after):
     coordinator, job = opened()
-    job = replace(job, stopping=replace(job.stopping, patience=3))  # type: ignore[type-var]
+    job = replace(job, best_round=replace(job.best_round, patience=3))  # type: ignore[type-var]
     again = list(coordinator.run(job, after, records[after].state))
     assert [record.metrics for record in again] == [record.metrics for record in records[after + 1 :]]
     np.testing.assert_array_equal(again[-1].models["federated"], records[-1].models["federated"])
@@ -75,16 +74,16 @@ def test_a_run_that_goes_on_from_any_round_stops_at_the_same_one(records, after)
 
 def test_counts_under_masks_stop_at_the_same_exchange(records):
     coordinator, job = opened(secure_aggregation=True)
-    job = replace(job, stopping=replace(job.stopping, patience=3))  # type: ignore[type-var]
+    job = replace(job, best_round=replace(job.best_round, patience=3))  # type: ignore[type-var]
     last = list(coordinator.run(job))[-1]
-    assert last.metrics[BEST_ROUND] == records[-1].metrics[BEST_ROUND]
+    assert last.metrics[KEPT_ROUND] == records[-1].metrics[KEPT_ROUND]
     np.testing.assert_array_equal(last.models["federated"], records[-1].models["federated"])
 
 
 def test_without_it_nothing_is_kept_back_and_no_round_is_left_out():
     for early_stopping in ("no", "baselines"):
         coordinator, job = opened(early_stopping=early_stopping)
-        assert job.stopping is None
+        assert (job.kept_back, job.best_round) == (None, None)
         assert not coordinator.cohort.silos["silo-1"].rows.formulas["validation"]  # type: ignore[attr-defined]
 
 
@@ -121,24 +120,12 @@ def test_several_targets_and_classes_are_looked_at_together(tmp_path):
         "epochs": 6,
     }
     coordinator, job = opened(**more, rows=None)
-    assert len(job.stopping.asks(np.zeros(3, np.float32))) == 2  # type: ignore[union-attr]
-    losses = [record.metrics[LOSS] for record in coordinator.run(job) if LOSS in record.metrics]
+    assert len(job.kept_back.asks(np.zeros(3, np.float32))) == 2  # type: ignore[union-attr]
+    losses = [record.metrics[KEPT_BACK] for record in coordinator.run(job) if KEPT_BACK in record.metrics]
     assert len(losses) == 3
     assert losses[-1] < losses[0]
     nothing = CountedRows(0, np.zeros(0, np.int64))
-    assert np.isnan(job.stopping.loss([nothing, nothing]))  # type: ignore[union-attr]
-
-
-def test_a_loss_that_is_not_less_is_no_better():
-    vectors = [np.full(1, value, np.float32) for value in (1, 2, 3)]
-    rule = KeptBackErrors((Target("energy", "eV"),), patience=2)
-    memory = begun(vectors[0])
-    for number, (loss, vector) in enumerate(zip((0.5, 0.5, 0.6), vectors, strict=True), 1):
-        assert not is_over(memory, rule)
-        memory = looked(memory, loss, number, vector)
-    assert is_over(memory, rule)
-    assert memory[BEST].tolist() == [1.0]
-    assert memory[LOOKS].tolist() == [0.5, 1.0, 2.0, 0.6]
+    assert np.isnan(job.kept_back.loss([nothing, nothing]))  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +148,6 @@ def test_the_command_says_which_exchange_is_kept(tmp_path, capsys):
     assert main(["train", *told.split(), "--out", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["rounds"] < 30
-    assert summary["early_stopping.best_round"] <= summary["rounds"] - 8
-    kept = f"early stopping after {summary['rounds']} exchanges; exchange {summary['early_stopping.best_round']:.0f} is"
+    assert summary["kept_back.best_round"] <= summary["rounds"] - 8
+    kept = f"early stopping after {summary['rounds']} exchanges; exchange {summary['kept_back.best_round']:.0f} is"
     assert kept in capsys.readouterr().err

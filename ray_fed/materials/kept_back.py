@@ -8,7 +8,6 @@ import numpy as np
 from ray_fed.federation.counted_rows import CountedRows
 from ray_fed.federation.messages import Vector
 from ray_fed.learning.counted_quantiles import NUM_BINS, edge, mean
-from ray_fed.learning.early_stopping import PATIENCE
 from ray_fed.materials.row_counts import CHEMISTRIES, CONFIDENCES, ERRORS, PARTS, VALIDATION
 from ray_fed.materials.targets import Target
 
@@ -19,7 +18,6 @@ class KeptBackErrors:
     logarithm of what the true class was given as a chance."""
 
     targets: tuple[Target, ...]
-    patience: int = PATIENCE
 
     def asks(self, vector: Vector) -> list[tuple[str, tuple]]:
         part, own = np.array([PARTS.index(VALIDATION)], np.int64), np.zeros(1, np.int64)
