@@ -179,6 +179,19 @@ COMMANDS = (
             PREDICTIONS,
             *DATABASE,
             argument(
+                "--structures",
+                default="all",
+                metavar="all|first|NUMBER",
+                help="which of several structures in one file (default: all)",
+            ),
+            argument(
+                "--symmetry",
+                default="given",
+                choices=("given", "check", "spglib", "moyopy"),
+                help="space group: the number given, else spglib; check: the same, and a note where spglib finds "
+                "another; or always computed (default: given)",
+            ),
+            argument(
                 "--model",
                 default="federated",
                 help="federated, pooled, the name of a silo, or all (default: federated)",

@@ -66,7 +66,8 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     check_place(path, Path(file))
     models = read_models(options["run_directory"], options["model"])
     access = Access(options["query"], options["table"], options["query_timeout"])
-    source = Source(path=whole_path(file, Path.cwd()), target=None, access=access)
+    structures, symmetry = str(options["structures"] or "all"), options["symmetry"]
+    source = Source(whole_path(file, Path.cwd()), None, symmetry=symmetry, structures=structures, access=access)
     source = models.first.as_read(source)
     table = open_source(source)
     inputs = inputs_of(crystal_frame(table, source), models.first)
@@ -98,8 +99,7 @@ def given_columns(table: RawTable) -> pd.DataFrame:
 def _is_flat(column: pd.Series) -> bool:
     if column.dtype.kind in "biufM":
         return True
-    return all(not isinstance(value, Mapping | list | tuple | np.ndarray | Path) and not _is_long(value)
-               for value in column.tolist())  # fmt: skip
+    return all(value is None or (pd.api.types.is_scalar(value) and not _is_long(value)) for value in column.tolist())
 
 
 def _is_long(value: object) -> bool:

@@ -266,7 +266,7 @@ def _property(
     columns = [_column(dataset, target, invitation.silo) for target in task.targets]
     source = Source(
         dataset.source, None, where=where, symmetry=wanted.symmetry, columns=dataset.columns,
-        access=dataset.access, targets=tuple(column.column for column in columns),
+        access=dataset.access, structures=dataset.structures, targets=tuple(column.column for column in columns),
     )  # fmt: skip
     named = tuple(target.name for target in task.targets)
     units = tuple(column.unit for column in columns)
