@@ -279,8 +279,9 @@ class Coordinator:
         updates = sorted((update for _, update in driver.seen), key=lambda update: update.silo)
         self.hear(driver.joined)
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
-        models, failures, scores = job.strategy.models(state), driver.failures, {}
-        if server_round % job.evaluate_every == 0 or server_round == job.num_rounds:
+        is_last, failures, scores, models = server_round == job.num_rounds, driver.failures, {}, None
+        if is_last or server_round % job.evaluate_every == 0:
+            models = job.strategy.models(state)
             found, failed, scores = self._evaluation(job, models, driver.idle(), server_round)
             if failed and not job.rules.accept_failures:
                 raise QuorumLost(server_round, "; ".join(f"silo '{silo}': {failed[silo]}" for silo in sorted(failed)))
@@ -306,11 +307,11 @@ class Coordinator:
             failures,
             driver.num_bytes,
             seconds,
-            models if server_round == job.num_rounds else None,
+            models if is_last else None,
             state,
             tuple(driver.joined),
             tuple(driver.restarts),
-            scores=scores if server_round == job.num_rounds else {},
+            scores=scores if is_last else {},
         )
 
     def _evaluation(

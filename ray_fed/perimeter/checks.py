@@ -32,9 +32,9 @@ from ray_fed.federation.messages import (
     SiloDescription,
     Update,
     Vector,
-    answer_size,
     is_count,
     is_unmarked,
+    masked_shape,
     scores_numbers,
     unmarked,
 )
@@ -163,16 +163,17 @@ def digest_update(kind: str, update: Update) -> MessageDigest:
 def check_masked_update(gate: Gate, message: Any, request: Request) -> MaskedUpdate:
     _require_message(gate, "masked", message, MaskedUpdate)
     assert request.vector is not None
-    ring, shape = message.ring, (answer_size(request.vector, request.sums) + 3, 2)
-    fits = is_plain_array(ring, np.uint64, 2) and ring.shape == shape
-    gate.require(fits, "masked", f"it must hold uint64 {list(shape)}")
+    ring, (dtype, shape) = message.ring, masked_shape(request.vector, request.sums)
+    fits = is_plain_array(ring, dtype, len(shape)) and ring.shape == shape
+    gate.require(fits, "masked", f"it must hold {dtype.__name__} {list(shape)}")
     seconds = plain_number(gate, "masked", message.seconds, "seconds", MAX_SECONDS)
     gate.require(seconds >= 0, "masked", "seconds must not be negative")
     return MaskedUpdate(gate.silo, request.session, request.server_round, ring, _plain_seconds(seconds))
 
 
 def digest_masked_update(kind: str, message: MaskedUpdate) -> MessageDigest:
-    digest = hashlib.sha256(np.ascontiguousarray(message.ring, "<u8").reshape(-1).data).hexdigest()
+    order = message.ring.dtype.newbyteorder("<")
+    digest = hashlib.sha256(np.ascontiguousarray(message.ring, order).reshape(-1).data).hexdigest()
     return message_digest(kind, message, ("ring",), content=digest)
 
 

@@ -10,6 +10,8 @@ DIGIT_BITS = 20
 BASE = 1 << DIGIT_BITS
 EXACT = 1 << 24
 """Whole numbers below it are float32 values."""
+SUM_DIGITS = 3
+"""Digits of an exact sum: 60 bits and the sign."""
 NUM_EXPONENTS = 128
 LEAST_EXPONENT = -64
 FRACTION_BITS = 30
@@ -35,6 +37,16 @@ def of_digits(digits: np.ndarray) -> np.ndarray:
         return digits[..., 0]
     places = [digits[..., place].astype(np.int64) << (DIGIT_BITS * place) for place in range(digits.shape[-1])]
     return np.asarray(sum(places), np.int64)
+
+
+def planes_of(numbers: np.ndarray, count: int) -> np.ndarray:
+    """Return whole numbers [...] as digits, int64 [count, ...]: `digits_of`, place by place."""
+    return np.moveaxis(digits_of(numbers, count), -1, 0)
+
+
+def of_planes(planes: np.ndarray) -> np.ndarray:
+    """Return the whole numbers behind digits [..., count, n], or behind sums of digits, int64 [..., n]."""
+    return of_digits(np.moveaxis(planes, -2, -1))
 
 
 def exponents(values: np.ndarray) -> np.ndarray:
