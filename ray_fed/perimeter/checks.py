@@ -32,6 +32,7 @@ from ray_fed.federation.messages import (
     SiloDescription,
     Update,
     Vector,
+    answer_form,
     is_count,
     is_unmarked,
     masked_shape,
@@ -129,11 +130,25 @@ def check_update(gate: Gate, update: Any, request: Request) -> Update:
         moved = distance(update.vector, received)
         reason = f"it moved by more than max_update_norm={policy.max_update_norm:g}"
         gate.require(moved <= policy.max_update_norm, "update", reason)
+    _check_bins(gate, update.vector, request)
     gate.require(not gate.row_matcher.repeats_rows(update.vector), "update", REPEATS_ROWS)
     return Update(
         gate.silo, request.session, request.server_round, update.vector, update.num_examples, update.num_steps,
         float(update.loss), _plain_seconds(update.seconds), _checked_code(gate, update, received),
     )  # fmt: skip
+
+
+def _check_bins(gate: Gate, sums: Vector, request: Request) -> None:
+    """Sums of trees in clear must have no bin, and no leaf, of fewer rows than their owner allows. Where the counts of
+    rows stand, the form says that was asked for, and a member of a forest answers no other form than its own."""
+    least, received = gate.policy.min_rows_per_bin, request.vector
+    if least == 1 or received is None or not request.sums:
+        return
+    form = answer_form(received, request.sums)
+    counts = np.zeros(1) if form is None else form.counts(sums)  # its length was checked before
+    remedy = "ask for it with --secure-aggregation yes or noise, or for fewer bins and less depth"
+    few = f"a bin or leaf has fewer than min_rows_per_bin={least} of this silo's rows; {remedy}"
+    gate.require(form is not None and not ((counts > 0) & (counts < least)).any(), "update", few)
 
 
 def _plain_seconds(seconds: float) -> float:

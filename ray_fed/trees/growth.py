@@ -14,6 +14,7 @@ changes the number of rows behind a sum, and the iteration begins again: the sam
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache, partial
+from math import sqrt
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from ray_fed.trees.question import (
     TreeQuestion,
     cells_as_numbers,
     count_parts,
+    groups_of_leaves,
     histogram_parts,
     leaf_parts,
     root_parts,
@@ -43,6 +45,13 @@ MOST_COUNT_ROUNDS = 8
 NUMBERS_AT_ONCE = 1 << 14
 """Of histograms that are looked through together: more do not fit into a core's own memory."""
 LEAST_CURVATURE = 1e-12
+DEVIATIONS = 4.0
+"""What noise alone hardly ever exceeds, in standard deviations."""
+PARTS_TO_STAND_OUT = 4
+GROUPS_OF_COUNTS = 3
+"""Most groups of numbers in a counting round, among which its noise is divided (noise.py)."""
+LARGEST_STEP = 4.0
+"""Of a class's score in one tree with noise, in scales."""
 KEY_BITS = 20
 """Of a place in a level: more than any tree has."""
 OUTPUT, LEVEL, PLACE, FEATURE, BIN, MISSING_LEFT, ASK, ROWS = range(8)
@@ -132,8 +141,13 @@ class Grower:
 
     settings: TreeSettings
     num_features: int
-    is_noised: bool = False
-    """Whether the answers have noise: then numbers of rows may come out below 0."""
+    noise: float = 0.0
+    """Standard deviation of the noise in a sum that one row moves by 1; 0: there is none."""
+
+    @property
+    def is_noised(self) -> bool:
+        """Numbers of rows may then come out below 0."""
+        return self.noise > 0
 
     def question(self, growth: Growth, whole: bool = False) -> TreeQuestion:
         """Return what is asked next; a whole question brings along what was asked before."""
@@ -255,14 +269,21 @@ class Grower:
         return cells if growth.number == 0 else cells.taken(self._is_large(growth, cells))
 
     def _is_large(self, growth: Growth, cells: Cells) -> np.ndarray:
-        present = growth.rows - growth.missing
-        return to_refine(cells, present, self.settings.bins, self.settings.min_rows_in_bin)
+        present = np.maximum(growth.rows - growth.missing, 0)
+        # With noise a cell must have enough rows for its parts to stand out.
+        fewest = max(self.settings.min_rows_in_bin, int(PARTS_TO_STAND_OUT * self._least_count(self.num_features)))
+        return to_refine(cells, present, self.settings.bins, fewest)
+
+    def _least_count(self, num_features: int) -> float:
+        """Return how large a count of rows in cells of so many features must be to be no noise alone."""
+        return DEVIATIONS * self.noise * sqrt(GROUPS_OF_COUNTS * num_features)
 
     def _after_count(self, growth: Growth, sums: np.ndarray) -> Growth:
         asked, number = self._cells_to_count(growth), growth.number
         counts, rest = np.split(sums, [asked.num_parts()])
         missing, rest = np.split(rest, [self.num_features]) if number == 0 else (growth.missing, rest)
         growth = self._with_start(replace(growth, missing=missing), rest)
+        counts = np.where(counts < self._least_count(len(np.unique(asked.feature))), 0, counts)
         cells = Cells(*growth.cells)
         large = np.ones(len(cells.low), bool) if number == 0 else self._is_large(growth, cells)
         cells = cells.taken(~large).merged(asked.children(counts))
@@ -274,7 +295,7 @@ class Grower:
     def _with_start(self, growth: Growth, answer: np.ndarray) -> Growth:
         settings = self.settings
         if growth.number in (0, 2):
-            return replace(growth, scales=self._scales_of(answer))
+            return replace(growth, scales=self._scales_of(answer, GROUPS_OF_COUNTS))
         if growth.number > 2:
             return growth
         numbers = of_digits(answer.reshape(settings.outputs, 2, SUM_DIGITS))
@@ -282,9 +303,12 @@ class Grower:
         units = 2.0 ** (scales - FRACTION_BITS)
         return replace(growth, start=start_of(numbers[:, 1] * units / np.maximum(1, numbers[:, 0]), settings))
 
-    def _scales_of(self, sizes: np.ndarray) -> np.ndarray:
+    def _scales_of(self, sizes: np.ndarray, num_groups: int) -> np.ndarray:
+        """num_groups: of the answer, among which its noise is divided."""
         counts = sizes.reshape(self.settings.outputs, NUM_EXPONENTS)
-        return np.array([agreed_exponent(each, self.settings.min_rows_in_bin) for each in counts])
+        deviation = self.noise * sqrt(num_groups * self.settings.outputs)
+        fewest = self.settings.min_rows_in_bin + DEVIATIONS * deviation * np.sqrt(np.arange(NUM_EXPONENTS, 0, -1))
+        return np.array([agreed_exponent(each, fewest) for each in counts])
 
     def _with_edges(self, growth: Growth, cells: Cells) -> Growth:
         settings = self.settings
@@ -453,7 +477,8 @@ class Grower:
         is_done = iteration == settings.trees and not settings.patience
         step = np.array([Step.DONE if is_done else Step.ROOT, 0, iteration, growth.rows, 0])
         return replace(
-            growth, step=step, forest=np.concatenate([growth.forest, *blocks]), scales=self._scales_of(sizes),
+            growth, step=step, forest=np.concatenate([growth.forest, *blocks]),
+            scales=self._scales_of(sizes, groups_of_leaves(settings)),
             values=np.concatenate(values), **NOTHING_GROWN,
         )  # fmt: skip
 
@@ -470,6 +495,8 @@ class Grower:
                 digits, answer = np.split(answer, [places * SUM_DIGITS])
                 weights = of_planes(digits.reshape(SUM_DIGITS, places)) * 2.0**-FRACTION_BITS
             steps = self._newton(of_planes(planes[:-1]), weights, scale)
+            if self.is_noised:  # no mean of residuals exceeds the scale; a class takes few of them
+                steps = np.clip(steps, -(most := 2.0**scale * (LARGEST_STEP if is_class else 1)), most)
             if share:
                 counts, answer = np.split(answer, [places * NUM_BUCKETS])
                 steps = quantiles(counts.reshape(places, NUM_BUCKETS), share, scale)
@@ -477,8 +504,7 @@ class Grower:
         return values
 
     def _newton(self, sums: np.ndarray, weights: np.ndarray, scale: int) -> np.ndarray:
-        """Return residuals over weights, float64 [places]; 0 where no row is. With noise a step of squares is cut at
-        the scale, which no mean of residuals exceeds."""
+        """Return residuals over weights, float64 [places]; 0 where no row is."""
         total, weight = sums * 2.0 ** (scale - FRACTION_BITS), weights + self.settings.l2
         return np.where(weight > LEAST_CURVATURE, total / np.maximum(weight, LEAST_CURVATURE), 0.0)
 

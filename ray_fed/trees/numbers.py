@@ -57,8 +57,9 @@ def exponents(values: np.ndarray) -> np.ndarray:
     return np.clip(exponent - LEAST_EXPONENT, 0, NUM_EXPONENTS - 1)
 
 
-def agreed_exponent(counts: np.ndarray, fewest: int) -> int:
-    """Return the smallest e such that fewer than `fewest` values are larger than 2^e; `counts` as `exponents` has them.
+def agreed_exponent(counts: np.ndarray, fewest: int | np.ndarray) -> int:
+    """Return the smallest e such that fewer than `fewest` values are larger than 2^e; `counts` as `exponents` has them,
+    `fewest` for each of them or for all.
 
     So no scale tells the size of a single row's value."""
     beyond = counts[::-1].cumsum()[::-1]

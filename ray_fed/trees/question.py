@@ -143,6 +143,12 @@ def root_parts(
     return (*one * settings.outputs, Part(num_kept, DIGIT))
 
 
+def groups_of_leaves(settings: TreeSettings) -> int:
+    """Return among how many groups of numbers the noise of the sums in leaves is divided."""
+    extra = sum(group.size for group in settings.groups if group.of_classes or group.kind == "quantile")
+    return 2 * settings.outputs + extra + 1
+
+
 @lru_cache(maxsize=64)
 def leaf_parts(settings: TreeSettings, rows: int, is_noised: bool = False) -> tuple[Part, ...]:
     """Return the parts of the sums in the leaves: of each output the residuals in digits and the number of rows, of a

@@ -22,6 +22,9 @@ class BoostedTrees:
 
     settings: TreeSettings = field(default_factory=TreeSettings)
     num_features: int = 1
+    noise: float = 0.0
+    """Standard deviation of the noise in a sum of what one row moves by 1: the silos' multiplier, times the root of
+    their number. 0: the answers have none."""
     name: str = "federated"
     """Name of the model, first part of its metrics' names."""
     sums_only: bool = True
@@ -29,12 +32,14 @@ class BoostedTrees:
 
     @property
     def grower(self) -> Grower:
-        return Grower(self.settings, self.num_features)
+        return Grower(self.settings, self.num_features, self.noise)
 
     @property
     def num_rounds(self) -> int:
-        """Rounds after which a forest is whole, with room for iterations that silos came into or left."""
-        return self.grower.most_rounds() * 5 // 4 + 50
+        """Rounds after which a forest is whole, with room for iterations that silos came into or left; with noise, of
+        which each round costs some, without."""
+        most = self.grower.most_rounds()
+        return most if self.noise else most * 5 // 4 + 50
 
     def local_plan(self, plan: TrainingPlan, module: nn.Module) -> TrainingPlan:  # noqa: ARG002
         """Return the plan of silos that answer sums, up to the longest that this forest asks for."""
