@@ -39,6 +39,8 @@ class Request:
     """Most rows that an update can claim to have seen, by those that the silo told; None: not known."""
     sums: int = 0
     """`TrainingPlan.sums` of the session."""
+    gets_masks: bool = False
+    """Whether the update leaves under masks, after it was checked."""
     models: tuple[str, ...] = ()
     """Names of the models it was sent to evaluate, or to search in."""
     per_source: bool = False

@@ -151,7 +151,7 @@ class GuardedSilo(EgressBoundary):
         request = Request("update", session, server_round, vector, most, sums=sums)
         if session not in self.insistence.masked:
             return self._release(doing, update, request)
-        inspected = self._check(doing, lambda: self.gate.inspect(update, request), request)
+        inspected = self._check(doing, lambda: self.gate.inspect(update, replace(request, gets_masks=True)), request)
         masked = self._run(doing, lambda: self.silo.secure.masked(inspected, vector))
         return self._release(doing, masked, replace(request, kind="masked"))
 

@@ -70,6 +70,6 @@ def test_a_part_that_no_word_holds_is_none(bits):
     "vector", [[], [3.0], [3.0, 3.0], [3.0, 3.0, 3.0, 0.0, 0.0], [2.0, 3.0, 3.0, 5.0, 0.0], [3.0, 2.0, 3.0, 5.0, 0.0]]
 )
 def test_a_vector_that_asks_for_no_form_is_refused(vector):
-    with pytest.raises(ValueError, match="form|bits"):
+    with pytest.raises(ValueError, match=r"form|bits"):
         form_of(np.array(vector, np.float32))
     assert form_of(np.array([3, 3, 3, 5, 0, 7], np.float32)) == SumForm((Part(3, 5),))
