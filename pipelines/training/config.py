@@ -354,12 +354,21 @@ class TrainConfig(UpdateOptions):
 
     def _check_trees(self) -> None:
         """What boosted trees forbid beside them."""
-        self.trees()
+        settings = self.trees()
         trees = "boosted_trees add up sums of whole numbers"
-        for name in ("strategy", "strategy_options", "proximal_mu", "personal_bias", "compression", "max_update_norm"):
+        for name in (
+            "strategy",
+            "strategy_options",
+            "proximal_mu",
+            "personal_bias",
+            "compression",
+            "max_update_norm",
+            "dp_clip",
+        ):
             value = getattr(self, name)
             require(value == getattr(type(self), name), f"{name}={value}: {trees}; leave it out, or choose model=mlp")
-        require(not self.is_private, f"differential privacy: {trees} without noise; choose secure_aggregation or mlp")
+        stops = "patience needs the loss of rows to stop by, which has no noise; leave it out"
+        require(not (self.is_private and settings.patience), f"tree_options={self.tree_options}: {stops}")
         share = f"fraction_fit={self.fraction_fit}: the same silos must be in all sums of a tree"
         require(self.fraction_fit == 1, f"{share}; leave it out, or choose model=mlp")
 

@@ -46,6 +46,7 @@ LOSSES: Mapping[object, str] = {mse_loss: "mse", l1_loss: "mae"}
 CITATION = "Guo et al., Sci Rep 12 (2022), doi:10.1038/s41598-022-19426-8"
 NOT_COVERED = "numbers of rows, the feature scaler (means and variances of columns), held-out errors"
 """What the account of noise says nothing of."""
+NOT_COVERED_OF_TREES = "numbers of rows, held-out errors"
 
 
 class TrainingOutcome:
@@ -207,7 +208,8 @@ class TrainingOutcome:
         """`privacy.level`, `.epsilon`, `.delta` and what they do not cover; nothing where no noise was asked for."""
         spent = [record.metrics[EPSILON] for record in self.experiment.federated_records() if EPSILON in record.metrics]
         account = self.experiment.setup.config.account(1)
-        return {} if account is None else privacy_statement(account, spent[-1] if spent else 0.0, NOT_COVERED)
+        left_out = NOT_COVERED if self.experiment.setup.task.standardises else NOT_COVERED_OF_TREES
+        return {} if account is None else privacy_statement(account, spent[-1] if spent else 0.0, left_out)
 
     # ---- model
 

@@ -314,8 +314,9 @@ class Coordinator:
         updates = sorted((update for _, update in driver.seen), key=lambda update: update.silo)
         self.hear(driver.joined)
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
-        models, failures, found = job.strategy.models(state), driver.failures, Evaluation()
-        if server_round % job.evaluate_every == 0 or server_round == job.num_rounds:
+        is_last, failures, found, models = server_round == job.num_rounds, driver.failures, Evaluation(), None
+        if is_last or server_round % job.evaluate_every == 0:
+            models = job.strategy.models(state)
             found = self._evaluation(job, models, driver.idle(), server_round)
             self._require_evaluated(job, found, server_round)
             metrics |= found.metrics
@@ -341,13 +342,13 @@ class Coordinator:
             failures,
             driver.num_bytes,
             seconds,
-            models if server_round == job.num_rounds else None,
+            models if is_last else None,
             state,
             tuple(driver.joined),
             tuple(driver.restarts),
             unevaluated=tuple(sorted(found.failed.items())),
             pooled_over=found.pooled_over,
-            scores=found.scores if server_round == job.num_rounds else {},
+            scores=found.scores if is_last else {},
         )
 
     def _central(self, job: Job, models: Models, server_round: int) -> dict[str, float]:
