@@ -22,7 +22,7 @@ from ray_fed.materials.model_crystals.crystals import enumerate_model_crystals
 from ray_fed.reporting.figure_style import new_figure, png_bytes
 
 # Not Ray, which reads a command's own settings from the environment when it is imported.
-IMPORTS = ("pipelines.cli", "pipelines.training.pipeline", "pipelines.ledger.coordinator_ledger", "ray_fed.sites.hub")
+IMPORTS = ("pipelines.training.pipeline", "pipelines.ledger.coordinator_ledger", "ray_fed.sites.hub")
 IMPORTS += ("matplotlib.figure", "matplotlib.backends.backend_agg", "tensorboard.summary.writer.event_file_writer")
 
 
@@ -83,6 +83,7 @@ def _become(files: list[int], words: list[str], env: dict[str, str], folder: str
     np.random.seed()  # noqa: NPY002
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in ((0, "r"), (1, "w"), (2, "w")))
     sys.argv = words[1:]
+    sys.modules.pop(words[1], None)  # else Python warns that it is there twice
     runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     sys.exit()
 
