@@ -53,7 +53,7 @@ def graph_settings(options: Sequence[str]) -> GraphSettings:
     return from_mapping(GraphSettings, pairs, "model_options")
 
 
-class CrystalGraphNetwork(nn.Module):
+class CrystalNetwork(nn.Module):
     """Embedding of elements, convolutions, mean over the atoms, two layers: GraphRows of n crystals to [n, outputs]."""
 
     def __init__(self, settings: GraphSettings, num_columns: int, num_outputs: int):

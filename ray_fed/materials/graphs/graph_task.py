@@ -21,7 +21,7 @@ from ray_fed.materials.databases.crystal_batches import packed_sites
 from ray_fed.materials.databases.database import SITES
 from ray_fed.materials.databases.feature_cache import Arrays, cached, content_key, pack_texts, unpack_texts
 from ray_fed.materials.databases.source import Source
-from ray_fed.materials.graphs.crystal_graph_network import CrystalGraphNetwork, GraphSettings
+from ray_fed.materials.graphs.crystal_graph_network import CrystalNetwork, GraphSettings
 from ray_fed.materials.graphs.graph_rows import NO_NEIGHBOURS, GraphRows
 from ray_fed.materials.graphs.neighbours import GRAPH_VERSION, Neighbours, neighbours
 from ray_fed.materials.property_task import JointPropertyTask, PropertyTask
@@ -88,7 +88,7 @@ class CrystalGraphTask(GraphTask):
 
     def model(self, seed: int) -> nn.Module:
         num_outputs = sum(target.num_outputs for target in self.targets)
-        return seeded(lambda: CrystalGraphNetwork(self.graph, self.num_features, num_outputs), seed)
+        return seeded(lambda: CrystalNetwork(self.graph, self.num_features, num_outputs), seed)
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,10 @@ def _unpacked(arrays: Arrays, sizes: Sequence[int]) -> list[Neighbours]:
     return found
 
 
-def graph_network(arrays: Any, architecture: Any, num_columns: int, num_outputs: int) -> CrystalGraphNetwork:
+def graph_network(arrays: Any, architecture: Any, num_columns: int, num_outputs: int) -> CrystalNetwork:
     """Return the network of a model's file. KeyError, TypeError or ValueError where file and form do not fit."""
     form = {name: architecture[name] for name in ("width", "depth", "hidden", "descriptors")}
-    network = CrystalGraphNetwork(GraphSettings(**form), num_columns, num_outputs)
+    network = CrystalNetwork(GraphSettings(**form), num_columns, num_outputs)
     state = {name: torch.from_numpy(np.array(arrays[name])) for name in network.state_dict()}
     try:
         network.load_state_dict(state)
