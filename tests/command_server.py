@@ -4,6 +4,7 @@
 environment, folder and three files it forks the command, says its number, and when it has ended its exit status.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -49,8 +50,8 @@ def serve(listener: socket.socket) -> None:
 def _say_end(ended: int, number: int, line: socket.socket) -> None:
     os.close(ended)
     _, status = os.waitpid(number, 0)
-    line.sendall(status.to_bytes(8, "little"))
-    line.close()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError), line:  # who asked may have given it up
+        line.sendall(status.to_bytes(8, "little"))
 
 
 def _forked(line: socket.socket, listener: socket.socket) -> int:
