@@ -1,6 +1,5 @@
 """A command that is forked from the command server is to a test what a started one is."""
 
-import os
 import signal
 import subprocess
 
@@ -21,11 +20,11 @@ def test_a_forked_command_says_and_returns_what_a_started_one_does(tmp_path):
 
 def test_a_forked_command_is_waited_for_stopped_and_killed_by_its_own_number(tmp_path):
     options = "--cohort local --rows 400 --silos 60,120 --epochs 4000 --hidden 8 --out run"
-    process = start_ray_fed("formation-energy", *options.split(), folder=tmp_path, start_new_session=True)
+    process = start_ray_fed("formation-energy", *options.split(), folder=tmp_path)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.05)
     assert process.poll() is None
     process.send_signal(signal.SIGSTOP)
-    os.killpg(process.pid, signal.SIGKILL)  # its session is its own
+    process.kill()
     process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
