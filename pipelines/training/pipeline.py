@@ -20,12 +20,13 @@ from pipelines.training.folds import all_folds
 from pipelines.training.membership import check_data, founded, rejoined, with_founders
 from pipelines.training.outcome import TrainingOutcome
 from pipelines.training.recorder import TrainingRecorder
-from pipelines.training.setup import Setup, jobs, resolve, with_ledgers, with_state_folder
+from pipelines.training.setup import Setup, jobs, resolve, with_ledgers, with_personal_folder, with_state_folder
 from pipelines.update_options import require_own_code
 from ray_fed.config import at_home
 from ray_fed.errors import DataError, FedError
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.materials.databases.kinds import whole_path
+from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.property_task import LABELS_OF
 from ray_fed.perimeter.own_words import words_of
 from ray_fed.reporting.environment import software_versions
@@ -71,6 +72,7 @@ def _run(options: dict[str, object], command: Sequence[str], pipeline: str) -> i
     directory = RunDirectory.create(at_home(out) if out else None, pipeline)
     checkpoint = Checkpoint(directory)
     setup = with_state_folder(setup, checkpoint.silo_state, directory.path.resolve().name)
+    setup = with_personal_folder(setup, directory.path / FOLDER)
     setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
     try:
         with directory.held(), _keeping(directory):
@@ -142,6 +144,7 @@ def _begun(directory: RunDirectory, strategy: object) -> RunRequest:
         setup = resolve(options, overrides, pipeline_of(config))
         setup = with_founders(setup, directory) if is_resumed else setup
         setup = with_state_folder(setup, checkpoint.silo_state, directory.path.resolve().name)
+        setup = with_personal_folder(setup, directory.path / FOLDER)
         setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
         command = tuple(shlex.split(str(config["command"])))
     except FedError:
@@ -192,6 +195,8 @@ def _carry_out(request: RunRequest) -> int:
     print()
     if own := outcome.own_table():
         print(aligned(own, right=range(1, len(own[0])), rule=True))
+    for gain in outcome.gains():
+        print(gain.sentence())
     if limits := outcome.limits_table():
         print("rows in neither training nor calibration, and where the federated model's intervals hold them:")
         print(aligned(limits, right=range(1, len(limits[0])), rule=True))

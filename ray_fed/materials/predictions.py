@@ -17,13 +17,14 @@ import pandas as pd
 
 from ray_fed.errors import DataError
 from ray_fed.learning.intervals import spread_of
+from ray_fed.materials.card_entries import Arrays
 from ray_fed.materials.chemical_groups import anion_classes
 from ray_fed.materials.domain import flags, spread_flags
 from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
 from ray_fed.materials.limits import ModelLimits, limits_of
 from ray_fed.materials.row_counts import output_columns
 from ray_fed.materials.targets import Target, predicted_values, prediction_columns, values_by_target
-from ray_fed.materials.trained_model import Arrays, is_forest, raw_outputs, scalers_of, targets_of
+from ray_fed.materials.trained_model import is_forest, is_personal, predict, raw_outputs, scalers_of, targets_of
 from ray_fed.reporting.model_files import ModelCard
 
 WIDEST = "0.9"
@@ -60,11 +61,17 @@ class Trained:
             )
         return found
 
-    def outputs(self, features: np.ndarray) -> np.ndarray:
+    def outputs(self, features: np.ndarray, formulas: Sequence[str]) -> np.ndarray:
+        """Return the outputs of its network or forest, [rows, O]; of a silo's personal model what it says, [rows,
+        W]."""
+        if is_personal(self.card):
+            return predict(features, self.arrays, self.card, formulas)
         return raw_outputs(features, self.arrays, self.card)
 
     def values(self, outputs: np.ndarray) -> np.ndarray:
-        """Return what outputs of the network say, [rows, W]."""
+        """Return what outputs say, [rows, W]."""
+        if is_personal(self.card):
+            return outputs
         return predicted_values(outputs, self.targets, scalers_of(self.arrays, self.card)[1])
 
 
@@ -97,12 +104,12 @@ def predictions(inputs: Inputs, model: Trained, own: Mapping[str, Trained] | Non
     them is not at hand: then there are no intervals.
     """
     usable, limits = inputs.usable, model.limits
-    features = inputs.features[usable]
-    outputs = model.outputs(features)
-    others = [own[name].outputs(features) for name in limits.own_models] if own is not None else []
+    features, formulas = inputs.features[usable], inputs.frame["formula"][usable].tolist()
+    outputs = model.outputs(features, formulas)
+    others = [own[name].outputs(features, formulas) for name in limits.own_models] if own is not None else []
     spreads = _spreads(model, outputs, others) if own is not None else {}
     columns = prediction_columns(_with_sureness(model.values(outputs), model), model.targets)
-    columns |= _bounds(model, outputs, spreads, inputs.frame["formula"][usable].tolist())
+    columns |= _bounds(model, outputs, spreads, formulas)
     said = _flags(inputs, model, spreads)
     columns |= {FLAG: np.array([bool(why) for why in said]), WHY_FLAGGED: np.array(said, object)}
     return {name: _among_all(values, usable) for name, values in columns.items()}
@@ -167,7 +174,7 @@ def _flags(inputs: Inputs, model: Trained, spreads: Mapping[str, np.ndarray]) ->
     scaler, of_targets = scalers_of(model.arrays, model.card)
     found = flags(
         frame, inputs.features[usable], feature_set.feature_labels(), domain,
-        None if is_forest(model.card) else scaler, feature_set.num_imputed(formulas),
+        None if is_forest(model.card) or is_personal(model.card) else scaler, feature_set.num_imputed(formulas),
     )  # fmt: skip
     numbers = [target for target in model.targets if not target.classes]
     for place, target in enumerate(numbers):

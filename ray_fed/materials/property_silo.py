@@ -4,6 +4,7 @@ All answers are metrics by name, and leave as metrics do: sums over enough rows 
 one more model that was marked. Worst rows stay here: they are written into the owner's log.
 
     metrics of learners    (names, seed, epochs, batch size, learning rate, optimiser)   LEARNERS and BEST
+    metrics of members     (names, method, seed, ..., optimiser, model, own network)   MEMBERS: its personal model
     metrics of groups      (names, model)   `anion.oxide`, `element.Fe`: the rows with that anion class or element
     metrics of shuffles    (names, model)   `all`, and the name of a property whose columns are shuffled among the rows
 """
@@ -24,9 +25,11 @@ from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.best_alone import Candidate, Questions, best, candidates, predictions
 from ray_fed.materials.breakdown import group_masks, shuffled_columns, worst_rows
 from ray_fed.materials.learners import BOOSTED_TREES, NETWORK, Columns, NetworkLearner, TreeLearner
+from ray_fed.materials.member_answers import kept, member_scores, unseen_rows, workshop_of
 from ray_fed.metrics import Scores, coin_of, secret_of
 
-OF_LEARNERS, OF_GROUPS, OF_SHUFFLES = "metrics of learners", "metrics of groups", "metrics of shuffles"
+OF_LEARNERS, OF_MEMBERS = "metrics of learners", "metrics of members"
+OF_GROUPS, OF_SHUFFLES = "metrics of groups", "metrics of shuffles"
 LEARNERS = (NETWORK, "random_forest", "gradient_boosting")
 BEST = "best"
 """The learner with the best folds: its scores are those of one of the others."""
@@ -40,7 +43,12 @@ class PropertySilo(Silo):
     task: Any
 
     def queries(self) -> Mapping[str, Callable[..., Any]]:
-        return {OF_LEARNERS: self.of_learners, OF_GROUPS: self.of_groups, OF_SHUFFLES: self.of_shuffles}
+        return {
+            OF_LEARNERS: self.of_learners,
+            OF_MEMBERS: self.of_members,
+            OF_GROUPS: self.of_groups,
+            OF_SHUFFLES: self.of_shuffles,
+        }
 
     # ---- what it could do alone
 
@@ -84,6 +92,27 @@ class PropertySilo(Silo):
         predicted = predictions(candidate, len(self.rows.features), features) if len(targets) else None
         found = self.task.score(targets, self.task.nothing_predicted() if predicted is None else predicted)
         return self._released(name, np.empty(0), candidate.scores, found)
+
+    # ---- what it makes of the federation's model for itself
+
+    def of_members(
+        self, names: np.ndarray, method: str, seed: int, epochs: int, batch_size: int, learning_rate: float,
+        optimizer: str, model: Vector, own: Vector | None = None,
+    ) -> dict[str, Metrics]:  # fmt: skip
+        """Make the silo's personal model from the federation's and its own rows (personal.py), keep it in the owner's
+        folder, and return name -> scores on the rows by which it was chosen, and on rows that took no part in it.
+
+        own: the silo's own network, where it has trained one.
+        """
+        rows = self.rows
+        plan = TrainingPlan(seed, epochs, ceil(len(rows.features) / batch_size), 1, learning_rate, optimizer)
+        workshop, unseen = workshop_of(self, plan), unseen_rows(self)
+        found = workshop.personal(method, model, own)
+        scores = member_scores(self.task, found, workshop.calibration, unseen)
+        self.owner_notes += kept(self.spec, self.task, found, plan, scores)
+        outputs = [self._outputs(model, part.features) for part in (workshop.training, unseen)]
+        asked = names_asked(OF_MEMBERS, (names,))
+        return self._marked({name: scores[name] for name in asked if name in scores}, outputs, model)
 
     # ---- where a model errs, and on what it rests
 

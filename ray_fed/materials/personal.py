@@ -1,0 +1,253 @@
+"""What one silo makes of the federation's model for itself: a mixture of that model, of what it learned alone, and of
+models that build on both; all of it fitted, weighed and kept inside the silo.
+
+    federated   the federation's model as it is
+    offsets     the same, with this silo's element-reference offsets (element_offsets.py)
+    tuned       the federation's network, trained further on the silo's own rows
+    network     the silo's own network, which nobody else took part in
+    boosted     boosted trees on the silo's own rows
+    stacked     the same trees, with what the federation's model predicts as one more feature
+
+The weights are chosen on rows that no model was trained on, the silo's calibration rows; then the trees are grown again
+on these and the training rows. `own` is the same mixture without the federation: what joining has to beat.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+
+from ray_fed.federation.messages import Vector
+from ray_fed.federation.task import Samples
+from ray_fed.learning.mixture import mixed, mixture_weights
+from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
+from ray_fed.materials.best_alone import badness
+from ray_fed.materials.element_offsets import ElementOffsets, fitted_offsets
+from ray_fed.materials.own_trees import OwnTrees, grown_alone
+from ray_fed.randomness import derived_seed
+
+FEDERATED, OFFSETS, TUNED, NETWORK, BOOSTED, STACKED = PARTS = (
+    "federated", "offsets", "tuned", "network", "boosted", "stacked",
+)  # fmt: skip
+OWN_PARTS = (NETWORK, BOOSTED)
+"""Those that need no federation."""
+METHODS: Mapping[str, tuple[str, ...]] = {
+    "offsets": (FEDERATED, OFFSETS),
+    "tuned": (FEDERATED, TUNED),
+    "stacked": (FEDERATED, STACKED),
+    "mixture": PARTS,
+}
+"""Method -> parts that are mixed."""
+FEWEST_ROWS = 20
+"""Calibration rows without which nothing can be chosen."""
+TUNING_LOOKS, TUNING_EPOCHS, TUNING_RATE = 5, 4, 0.3
+"""A network is trained further for so many stretches of so many epochs, of which the best counts, at this share of the
+federation's learning rate."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a silo."""
+
+    features: np.ndarray = field(repr=False)
+    """float64 [rows, d]"""
+    targets: np.ndarray = field(repr=False)
+    """[rows] or [rows, T]"""
+    formulas: Sequence[str] = field(repr=False)
+    groups: Sequence[str] = field(repr=False)
+    """Of each row what no split may cut."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def and_also(self, other: "Rows") -> "Rows":
+        return Rows(
+            np.concatenate([self.features, other.features]), np.concatenate([self.targets, other.targets]),
+            [*self.formulas, *other.formulas], [*self.groups, *other.groups],
+        )  # fmt: skip
+
+
+class Part(Protocol):
+    """One model of a mixture."""
+
+    def values(self, features: np.ndarray, formulas: Sequence[str]) -> np.ndarray:
+        """Return what it says of rows, [rows, W]: numbers in the targets' units, chances of classes."""
+        ...
+
+
+@dataclass(frozen=True)
+class ByVector:
+    """A model of the task, at a vector."""
+
+    task: Any
+    standardizer: Any
+    vector: Vector = field(repr=False)
+
+    def values(self, features: np.ndarray, formulas: Sequence[str]) -> np.ndarray:  # noqa: ARG002
+        outputs = self.task.predictor()(self.vector, self.task.inputs(features, self.standardizer))
+        return np.asarray(self.task.predicted(outputs, self.standardizer), np.float64)
+
+
+@dataclass(frozen=True)
+class WithOffsets:
+    """A model with element-reference offsets."""
+
+    model: Part
+    offsets: ElementOffsets
+
+    def values(self, features: np.ndarray, formulas: Sequence[str]) -> np.ndarray:
+        return self.model.values(features, formulas) + self.offsets.of(formulas)[:, None]
+
+
+@dataclass(frozen=True)
+class Trees:
+    """The silo's own trees; on features alone, or also on what another model says."""
+
+    task: Any
+    trees: OwnTrees
+    model: Part | None = None
+
+    def values(self, features: np.ndarray, formulas: Sequence[str]) -> np.ndarray:
+        columns = columns_of(features, formulas, self.model)
+        return np.asarray(self.task.predicted(self.trees.outputs(columns), None), np.float64)
+
+
+def columns_of(features: np.ndarray, formulas: Sequence[str], model: Part | None) -> np.ndarray:
+    """Return what trees see, [rows, d] or [rows, d + W]."""
+    return features if model is None else np.hstack([features, model.values(features, formulas)])
+
+
+@dataclass(frozen=True)
+class Found:
+    """A part as it was judged, and how it becomes final."""
+
+    judged: np.ndarray
+    """What it says of the calibration rows, on which nothing of it was fitted, [rows, W]."""
+    final: Callable[[], Part]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Parts with their weights."""
+
+    weights: Mapping[str, float]
+    """Part -> weight, of those that have one; they add up to 1."""
+    parts: Mapping[str, Part] = field(repr=False)
+    judged: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(0))
+    """What it says of the rows by which the weights were chosen."""
+
+    def values(self, features: np.ndarray, formulas: Sequence[str]) -> np.ndarray:
+        said = [self.parts[name].values(features, formulas) for name in self.weights]
+        return mixed(said, np.array(list(self.weights.values())))
+
+
+@dataclass(frozen=True)
+class Personal:
+    """What came out for one silo."""
+
+    joined: Mixture
+    """With the federation."""
+    own: Mixture
+    """Without it."""
+    federated: ByVector
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A silo's rows and its settings, from which parts are made."""
+
+    task: Any
+    samples: Samples = field(repr=False)
+    training: Rows
+    """Those that the federation's model was trained on."""
+    calibration: Rows
+    """Those that no model was trained on."""
+    plan: TrainingPlan
+    """How the federation trains a network."""
+    silo: str
+
+    def personal(self, method: str, federated: Vector, own: Vector | None) -> Personal:
+        """Return the mixtures of a method (METHODS), with the federation's model and the silo's own network, if it has
+        one."""
+        joined, alone = METHODS[method], OWN_PARTS
+        found = self._found(dict.fromkeys((*joined, *alone)), federated, own)
+        finals: dict[str, Part] = {}
+        mixtures = [self._mixture({name: found[name] for name in names if name in found}, finals)
+                    for names in (joined, alone)]  # fmt: skip
+        return Personal(*mixtures, federated=self._by(federated))
+
+    def _mixture(self, found: Mapping[str, Found], finals: dict[str, Part]) -> Mixture:
+        said = [one.judged for one in found.values()]
+        weights = mixture_weights(said, self._judge)
+        chosen = {name: float(weight) for name, weight in zip(found, weights, strict=True) if weight}
+        for name in chosen:
+            finals[name] = finals.get(name) or found[name].final()
+        return Mixture(chosen, {name: finals[name] for name in chosen}, mixed(said, weights))
+
+    def _judge(self, said: np.ndarray) -> float:
+        return badness(self.task, self.task.score(self.calibration.targets, said))
+
+    def _by(self, vector: Vector) -> ByVector:
+        return ByVector(self.task, self.samples.standardizer, vector)
+
+    def _found(self, names: Mapping[str, None], federated: Vector, own: Vector | None) -> dict[str, Found]:
+        """Return the parts that this task can have."""
+        model, makers = self._by(federated), dict[str, Callable[[], Found]]()
+        makers[FEDERATED] = partial(self._as_it_is, model)
+        if self._is_one_number:
+            makers[OFFSETS] = partial(self._offsets, model)
+        if self.task.has_network:
+            makers[TUNED] = partial(self._tuned, federated)
+            makers |= {} if own is None else {NETWORK: partial(self._as_it_is, self._by(own))}
+        makers |= {BOOSTED: partial(self._trees, None), STACKED: partial(self._trees, model)}
+        return {name: makers[name]() for name in names if name in makers}
+
+    @property
+    def _is_one_number(self) -> bool:
+        return bool(self.task.is_one_number)
+
+    # ---- parts
+
+    def _said(self, model: Part) -> np.ndarray:
+        return model.values(self.calibration.features, self.calibration.formulas)
+
+    def _as_it_is(self, model: Part) -> Found:
+        return Found(self._said(model), lambda: model)
+
+    def _offsets(self, model: Part) -> Found:
+        rows, said = self.calibration, self._said(model)
+        offsets, unseen = fitted_offsets(rows.formulas, rows.targets - said[:, 0], rows.groups)
+        return Found(said + unseen[:, None], lambda: WithOffsets(model, offsets))
+
+    def _tuned(self, federated: Vector) -> Found:
+        """Train the network further; of the stretches the best one counts, by the calibration rows."""
+        plan = replace(
+            self.plan, epochs=TUNING_LOOKS * TUNING_EPOCHS, num_rounds=TUNING_LOOKS,
+            learning_rate=TUNING_RATE * self.plan.learning_rate, seed=derived_seed(self.plan.seed, "tuning") % 2**32,
+        )  # fmt: skip
+        trainer = LocalTrainer(
+            self.task.model(0), self.task.loss, self.samples.features, self.samples.targets, plan, self.silo
+        )
+        vector, looks = federated, list[tuple[float, Vector]]()
+        for stretch in range(1, TUNING_LOOKS + 1):
+            vector, _ = trainer.fit_round(vector, stretch)
+            looks.append((self._judge(self._said(self._by(vector))), vector))
+        best = self._by(min(looks, key=lambda look: look[0])[1])
+        return self._as_it_is(best)
+
+    def _trees(self, model: Part | None) -> Found:
+        """Grow trees on the training rows for as long as the calibration rows say; in the end on both."""
+
+        def grown(rows: Rows, trees: int | None = None) -> OwnTrees:
+            learned, num_classes = self.task.tree_targets(rows.targets)
+            columns = columns_of(rows.features, rows.formulas, model)
+            return grown_alone(columns, learned, num_classes, self.plan.seed, trees)
+
+        whole = grown(self.training)
+        columns = columns_of(self.calibration.features, self.calibration.formulas, model)
+        looks = [np.asarray(self.task.predicted(outputs, None)) for outputs in whole.staged(columns)]
+        at = int(np.argmin([self._judge(look) for look in looks]))
+        together, length = self.training.and_also(self.calibration), whole.lengths[at]
+        return Found(looks[at], lambda: Trees(self.task, grown(together, length), model))
