@@ -19,6 +19,7 @@ from pipelines.leakage.audited_federation import (
     same_as_received,
     scaler_of,
     setup_of,
+    suspected,
 )
 from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.strategies import State
@@ -45,6 +46,8 @@ def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
     try:
         audited = open_audited(setup, chosen, scaler_of(target) if Path(target).is_dir() else None)
         check_first_layer(audited.silos[0].task.model(0))
+        if config.has_list:
+            audited = replace(audited, suspects=suspected(audited, config.candidates, config.list_length))
         return _carry_out(target, config, audited, directory, command_line)
     finally:
         directory.discard_if_empty()
@@ -62,16 +65,16 @@ def _carry_out(
         findings.verified = same_as_received(target, audited.job, recorded)
     _defences(audited, config, recorded, findings)
     _changes(audited, config, findings)
-    gate = LeakLimit(config.max_leak, findings)
+    gate = LeakLimit(config.limits(), findings)
     directory.write_config({"command": shlex.join(command), "target": target, **asdict(config)})
     directory.write_environment({})
     write_audit(directory, findings, gate, time.perf_counter() - started, command)
     _print(findings, directory)
-    if gate.is_broken:
+    if gate.broken:
         print(f"ray-fed audit: {gate.words}", file=sys.stderr)
-    elif config.max_leak is not None:
+    elif gate.limits:
         print(gate.words)
-    return 1 if gate.is_broken else 0
+    return 1 if gate.broken else 0
 
 
 def _as_set_up(audited: AuditedFederation, config: AuditConfig, findings: Findings) -> list[RecordedUpdate]:
@@ -148,8 +151,7 @@ def _changes(audited: AuditedFederation, config: AuditConfig, findings: Findings
 
 def _audited(audited: AuditedFederation, replay: Replay, defence: Defence | None) -> MessageAudit:
     silo = audited.cohort.silos[replay.silo]
-    vector = initial_vector(silo.task.model(audited.job.model_seed))
-    return audit(silo, replay, vector, audited.units, audited.scale, defence)
+    return audit(silo, replay, audited.units, audited.scale, defence, audited.suspects)
 
 
 def _error(audited: AuditedFederation, job: Job, state: State) -> float:
@@ -163,12 +165,12 @@ def _cost_words(findings: Findings, key: str) -> str:
 
 def _print(findings: Findings, directory: RunDirectory) -> None:
     print("As the federation is set up, the worst of the replayed messages (records):")
-    print(aligned(silo_table(findings), right=range(2, 7), rule=True))
+    print(aligned(silo_table(findings), right=range(2, 8), rule=True))
     print("\nWhat smaller messages would give away:")
-    print(aligned(smaller_table(findings), right=range(2, 7), rule=True))
-    print("\nWhat each message gives away, by defence (records found / records behind the message):")
+    print(aligned(smaller_table(findings), right=range(2, 8), rule=True))
+    print("\nWhat each message gives away, by defence (reconstructed / behind, named / listed behind):")
     print(aligned(defence_table(findings), right=range(1, 8), rule=True))
     print("\nThe same training, done in other ways:")
-    print(aligned(change_table(findings), right=range(2, 8), rule=True))
+    print(aligned(change_table(findings), right=range(2, 9), rule=True))
     print(findings.verified_words)
     paths_table({"report": directory.report_path, "summary": directory.summary_path})

@@ -18,8 +18,11 @@ from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.messages import SiloDescription, Vector
 from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import Silo
+from ray_fed.leakage.listed_records import RecordList
 from ray_fed.leakage.replay import RecordedUpdate, Recording, recording_cohort
 from ray_fed.learning.standardisation import Standardizer
+from ray_fed.materials.databases.database import open_database
+from ray_fed.materials.databases.source import Source
 from ray_fed.materials.property_task import PropertyTask
 from ray_fed.materials.trained_model import standardizer_of
 from ray_fed.metrics import Metric, Scores, merged
@@ -44,6 +47,8 @@ class AuditedFederation:
     target_unit: str
     is_whole: bool
     """Whether all silos of the federation are audited."""
+    suspects: RecordList | None = None
+    """What an attacker with a list suspects; None where that is not tried."""
 
     @property
     def silos(self) -> tuple[Silo, ...]:
@@ -137,6 +142,24 @@ def open_audited(setup: Setup, chosen: Sequence[str], scaler: Standardizer | Non
         cohort, recording, coordinator, _job(setup, agreement.silos), setup.task.scalers(scaler)[0].scale,
         setup.task.featurizer().feature_units(), setup.task.unit, len(chosen) == len(setup.silos),
     )  # fmt: skip
+
+
+def suspected(audited: AuditedFederation, public: str, length: int) -> RecordList:
+    """Return a list of at most `length` records on which those of the audited silos stand among public ones.
+
+    public: a source of crystals, as `Source.path`. A silo's first rows come first: small batches are made of them.
+    """
+    own = [silo.samples.features.cpu().numpy() for silo in audited.silos]
+    share = length // 2 // len(own)
+    listed = [features[:share] for features in own]
+    task, standardizer = audited.coordinator.task, audited.silos[0].samples.standardizer
+    assert isinstance(task, PropertyTask)
+    wanted = length - sum(len(features) for features in listed)
+    features, reasons = task.featurizer().transform_with_reasons(
+        open_database(Source(public, target=None)).frame[:wanted]
+    )
+    usable = [not reason for reason in reasons]
+    return RecordList(np.concatenate([*listed, task.inputs(features[usable], standardizer).numpy()]))
 
 
 def same_as_received(target: str, job: Job, recorded: Sequence[RecordedUpdate]) -> tuple[int, int] | None:
