@@ -183,6 +183,12 @@ COMMANDS = (
                 default="federated",
                 help="federated, pooled, the name of a silo, or all (default: federated)",
             ),
+            argument(
+                "--silo",
+                default=None,
+                metavar="NAME",
+                help="the personal model of this silo (RUN/personal), which knows what its rows are like",
+            ),
         ),
         "Write a CSV with one line per entry of FILE, its columns kept: the prediction with its unit, bounds that hold "
         "50 and 90 of 100 rows like those of the silos, and what speaks against it; or the reason why there is none. "

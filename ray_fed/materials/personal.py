@@ -69,7 +69,7 @@ class Rows:
         )  # fmt: skip
 
 
-class Part(Protocol):
+class MixturePart(Protocol):
     """One model of a mixture."""
 
     def values(self, features: np.ndarray, formulas: Sequence[str]) -> np.ndarray:
@@ -94,7 +94,7 @@ class ByVector:
 class WithOffsets:
     """A model with element-reference offsets."""
 
-    model: Part
+    model: MixturePart
     offsets: ElementOffsets
 
     def values(self, features: np.ndarray, formulas: Sequence[str]) -> np.ndarray:
@@ -107,14 +107,14 @@ class Trees:
 
     task: Any
     trees: OwnTrees
-    model: Part | None = None
+    model: MixturePart | None = None
 
     def values(self, features: np.ndarray, formulas: Sequence[str]) -> np.ndarray:
         columns = columns_of(features, formulas, self.model)
         return np.asarray(self.task.predicted(self.trees.outputs(columns), None), np.float64)
 
 
-def columns_of(features: np.ndarray, formulas: Sequence[str], model: Part | None) -> np.ndarray:
+def columns_of(features: np.ndarray, formulas: Sequence[str], model: MixturePart | None) -> np.ndarray:
     """Return what trees see, [rows, d] or [rows, d + W]."""
     return features if model is None else np.hstack([features, model.values(features, formulas)])
 
@@ -125,7 +125,7 @@ class Found:
 
     judged: np.ndarray
     """What it says of the calibration rows, on which nothing of it was fitted, [rows, W]."""
-    final: Callable[[], Part]
+    final: Callable[[], MixturePart]
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Mixture:
 
     weights: Mapping[str, float]
     """Part -> weight, of those that have one; they add up to 1."""
-    parts: Mapping[str, Part] = field(repr=False)
+    parts: Mapping[str, MixturePart] = field(repr=False)
     judged: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(0))
     """What it says of the rows by which the weights were chosen."""
 
@@ -173,12 +173,12 @@ class Workshop:
         one."""
         joined, alone = METHODS[method], OWN_PARTS
         found = self._found(dict.fromkeys((*joined, *alone)), federated, own)
-        finals: dict[str, Part] = {}
+        finals: dict[str, MixturePart] = {}
         mixtures = [self._mixture({name: found[name] for name in names if name in found}, finals)
                     for names in (joined, alone)]  # fmt: skip
         return Personal(*mixtures, federated=self._by(federated))
 
-    def _mixture(self, found: Mapping[str, Found], finals: dict[str, Part]) -> Mixture:
+    def _mixture(self, found: Mapping[str, Found], finals: dict[str, MixturePart]) -> Mixture:
         said = [one.judged for one in found.values()]
         weights = mixture_weights(said, self._judge)
         chosen = {name: float(weight) for name, weight in zip(found, weights, strict=True) if weight}
@@ -210,13 +210,13 @@ class Workshop:
 
     # ---- parts
 
-    def _said(self, model: Part) -> np.ndarray:
+    def _said(self, model: MixturePart) -> np.ndarray:
         return model.values(self.calibration.features, self.calibration.formulas)
 
-    def _as_it_is(self, model: Part) -> Found:
+    def _as_it_is(self, model: MixturePart) -> Found:
         return Found(self._said(model), lambda: model)
 
-    def _offsets(self, model: Part) -> Found:
+    def _offsets(self, model: MixturePart) -> Found:
         rows, said = self.calibration, self._said(model)
         offsets, unseen = fitted_offsets(rows.formulas, rows.targets - said[:, 0], rows.groups)
         return Found(said + unseen[:, None], lambda: WithOffsets(model, offsets))
@@ -227,9 +227,7 @@ class Workshop:
             self.plan, epochs=TUNING_LOOKS * TUNING_EPOCHS, num_rounds=TUNING_LOOKS,
             learning_rate=TUNING_RATE * self.plan.learning_rate, seed=derived_seed(self.plan.seed, "tuning") % 2**32,
         )  # fmt: skip
-        trainer = LocalTrainer(
-            self.task.model(0), self.task.loss, self.samples.features, self.samples.targets, plan, self.silo
-        )
+        trainer = self.task_trainer(plan)
         vector, looks = federated, list[tuple[float, Vector]]()
         for stretch in range(1, TUNING_LOOKS + 1):
             vector, _ = trainer.fit_round(vector, stretch)
@@ -237,7 +235,12 @@ class Workshop:
         best = self._by(min(looks, key=lambda look: look[0])[1])
         return self._as_it_is(best)
 
-    def _trees(self, model: Part | None) -> Found:
+    def task_trainer(self, plan: TrainingPlan) -> LocalTrainer:
+        """Return what trains the task's network on the training rows by a plan."""
+        features, targets = self.samples.features, self.samples.targets
+        return LocalTrainer(self.task.model(0), self.task.loss, features, targets, plan, self.silo)
+
+    def _trees(self, model: MixturePart | None) -> Found:
         """Grow trees on the training rows for as long as the calibration rows say; in the end on both."""
 
         def grown(rows: Rows, trees: int | None = None) -> OwnTrees:

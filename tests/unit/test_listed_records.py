@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from ray_fed.leakage.defences import parse_defence
-from ray_fed.leakage.listed_records import Named, ListedGradients, RecordList, named, row_space_residuals, together
+from ray_fed.leakage.listed_records import ListedGradients, Named, RecordList, named, row_space_residuals, together
 from ray_fed.leakage.tabular_study import TabularCase, crystal_rows, local_update
 from ray_fed.learning.models import seeded_mlp
 
