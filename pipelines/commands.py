@@ -240,6 +240,21 @@ COMMANDS = (
         _start_fork_server,
     ),
     Command(
+        "study",
+        "studies of a federation before it is founded",
+        description="Studies of a federation before it is founded.",
+    ),
+    Command(
+        "study value",
+        "what joining is worth to each member before it commits, as a function of its rows",
+        "pipelines.value.pipeline:run",
+        ("pipelines.value.config:ValueConfig", "pipelines.training.config:TrainConfig", SITE_OVERRIDES),
+        "Train on all silos and once without each. Each silo measures, inside itself, what the model of the others "
+        "adds to the best it can do with more and more of its own rows; and each is scored by what the others lose "
+        "without it. Options of training are those of `ray-fed train`.",
+        _start_fork_server_with_crystals,
+    ),
+    Command(
         "library",
         "a library of pretrained models: build, query, transfer (Yamada et al. 2019)",
         description="Build, query and transfer from a library of pretrained models (XenonPy.MDL's idea).",

@@ -18,6 +18,8 @@ from ray_fed.materials.member_answers import FEDERATED, GAINED, LOST, MEMBERS, O
 from ray_fed.materials.property_silo import OF_MEMBERS
 from ray_fed.metrics import Metric, RegressionSums
 
+WHOLE = (PERSONAL, OWN, FEDERATED)
+"""What is asked of other tasks than one number."""
 SURE = 2.0
 """Standard errors that a gain must have to be told from chance."""
 Verdict = Literal["pays", "no difference", "does not pay"]
@@ -36,13 +38,14 @@ class MemberResult:
     @classmethod
     def of(cls, told: Mapping[str, Metrics]) -> "MemberResult":
         """Read an answer."""
-        errors = {name: dict(told[name].held_out.values()) for name in (PERSONAL, OWN, FEDERATED) if name in told}
-        return cls(errors, told[PERSONAL].held_out.num_examples, _standard_error(told))
+        errors = {name: dict(told[name].held_out.values()) for name in WHOLE}
+        return cls(errors, told[PERSONAL].held_out.num_examples, standard_error(told, (GAINED, LOST)))
 
 
-def _standard_error(told: Mapping[str, Metrics]) -> float:
-    """Return the standard error of the mean of what was gained less what was lost, row by row."""
-    parts = [told[name].held_out for name in (GAINED, LOST) if name in told]
+def standard_error(told: Mapping[str, Metrics], names: Sequence[str]) -> float:
+    """Return the standard error of the mean of what was gained less what was lost, row by row; NaN where that is not
+    told. names: under which the two are."""
+    parts = [told[name].held_out for name in names if name in told]
     sums = [part for part in parts if isinstance(part, RegressionSums) and part.num_examples > 1]
     if len(sums) != 2:
         return float("nan")
@@ -71,7 +74,8 @@ def ask_members(
         np.array(models["federated"][:size]),
     )  # fmt: skip
     own = {silo: (np.array(models[silo][:size]),) for silo in silos if silo in models}
-    told, silent = coordinator.ask_metrics(OF_MEMBERS, silos, MEMBERS, given, own)
+    names = MEMBERS if setup.task.is_one_number else WHOLE
+    told, silent = coordinator.ask_metrics(OF_MEMBERS, silos, names, given, own)
     return MemberAnswers({silo: MemberResult.of(answer) for silo, answer in told.items()}, silent)
 
 

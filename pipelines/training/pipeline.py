@@ -64,7 +64,7 @@ def train(options: dict[str, object], command: Sequence[str]) -> int:
 def _run(options: dict[str, object], command: Sequence[str], pipeline: str) -> int:
     given = options.pop("site_overrides", [])
     assert isinstance(given, list)
-    options = _with_whole_paths(options)
+    options = with_whole_paths(options)
     if options.get("folds") and options.get("fold") is None:
         return _run_folds(CONFIGS[pipeline](**options), options, command)  # type: ignore[arg-type]
     setup = resolve(options, given, pipeline)
@@ -218,9 +218,9 @@ def _train(request: RunRequest) -> TrainingOutcome:
         agreement = coordinator.agree(setup.config.threshold(len(setup.training)))
         changed = _changed_versions(request.directory) if request.is_resumed else []
         notices = [*setup.notes, *notices, *_untold(agreement), *_labelled(agreement), *_outside_scaler(agreement)]
-        for line in [*notices, *_unusable(agreement), *changed]:
+        for line in [*notices, *said_of_rows(agreement), *changed]:
             print(f"note: {line}", file=sys.stderr)
-        _check_sizes(agreement)
+        check_sizes(agreement)
         setup = founded(setup, agreement)
         jobs(
             setup, dict(agreement.silos), setup.config.seed
@@ -267,7 +267,7 @@ def _way_on(status: str, directory: RunDirectory) -> str:
     return f"{status}; what was done so far is in {directory.path}; go on with: ray-fed resume {directory.path}"
 
 
-def _unusable(agreement: Agreement) -> list[str]:
+def said_of_rows(agreement: Agreement) -> list[str]:
     """Say per silo how many rows could not be used, and why, and of how many something is odd."""
     lines = []
     for name, silo in agreement.silos.items():
@@ -331,7 +331,8 @@ def _missed(experiment: TrainingExperiment) -> list[str]:
     ]
 
 
-def _check_sizes(agreement: Agreement) -> None:
+def check_sizes(agreement: Agreement) -> None:
+    """DataError for a silo with too few rows to train on."""
     for name, silo in agreement.silos.items():
         if silo.num_examples < 2:
             raise DataError(
@@ -364,7 +365,7 @@ def _check_silo_states(request: RunRequest) -> None:
         )
 
 
-def _with_whole_paths(options: Mapping[str, object]) -> dict[str, object]:
+def with_whole_paths(options: Mapping[str, object]) -> dict[str, object]:
     """Make paths independent of the current folder, so that a run can be resumed from anywhere."""
     whole = dict(options)
     for name in ("data", "federation"):

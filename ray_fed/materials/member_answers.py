@@ -33,6 +33,7 @@ class SiloLike(Protocol):
 
     spec: SiloSpec
     task: Any
+    device: str
 
     @property
     def rows(self) -> LocalRows: ...

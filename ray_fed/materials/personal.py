@@ -21,6 +21,7 @@ import numpy as np
 
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.task import Samples
+from ray_fed.learning.layout import initial_vector
 from ray_fed.learning.mixture import mixed, mixture_weights
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
 from ray_fed.materials.best_alone import badness
@@ -42,6 +43,8 @@ METHODS: Mapping[str, tuple[str, ...]] = {
 """Method -> parts that are mixed."""
 FEWEST_ROWS = 20
 """Calibration rows without which nothing can be chosen."""
+OWN_LOOKS = 20
+"""Lengths of the training of a network of the silo's own that are compared."""
 TUNING_LOOKS, TUNING_EPOCHS, TUNING_RATE = 5, 4, 0.3
 """A network is trained further for so many stretches of so many epochs, of which the best counts, at this share of the
 federation's learning rate."""
@@ -61,6 +64,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def taken(self, rows: np.ndarray) -> "Rows":
+        """Return the rows of these numbers."""
+        formulas, groups = [self.formulas[row] for row in rows.tolist()], [self.groups[row] for row in rows.tolist()]
+        return Rows(self.features[rows], self.targets[rows], formulas, groups)
 
     def and_also(self, other: "Rows") -> "Rows":
         return Rows(
@@ -222,18 +230,28 @@ class Workshop:
         return Found(said + unseen[:, None], lambda: WithOffsets(model, offsets))
 
     def _tuned(self, federated: Vector) -> Found:
-        """Train the network further; of the stretches the best one counts, by the calibration rows."""
+        """Train the network further."""
         plan = replace(
             self.plan, epochs=TUNING_LOOKS * TUNING_EPOCHS, num_rounds=TUNING_LOOKS,
             learning_rate=TUNING_RATE * self.plan.learning_rate, seed=derived_seed(self.plan.seed, "tuning") % 2**32,
         )  # fmt: skip
-        trainer = self.task_trainer(plan)
-        vector, looks = federated, list[tuple[float, Vector]]()
-        for stretch in range(1, TUNING_LOOKS + 1):
+        return self._as_it_is(self._by(self._trained(federated, plan)))
+
+    def own_network(self) -> Vector | None:
+        """Return a network of the silo's own, trained for as long as the calibration rows say; None where the task has
+        no network."""
+        if not self.task.has_network:
+            return None
+        plan = replace(self.plan, num_rounds=min(self.plan.total_steps, OWN_LOOKS))
+        return self._trained(initial_vector(self.task.model(plan.seed), plan.buffers), plan)
+
+    def _trained(self, vector: Vector, plan: TrainingPlan) -> Vector:
+        """Train on from a vector; of the stretches the best one counts, by the calibration rows."""
+        trainer, looks = self.task_trainer(plan), list[tuple[float, Vector]]()
+        for stretch in range(1, plan.num_rounds + 1):
             vector, _ = trainer.fit_round(vector, stretch)
             looks.append((self._judge(self._said(self._by(vector))), vector))
-        best = self._by(min(looks, key=lambda look: look[0])[1])
-        return self._as_it_is(best)
+        return min(looks, key=lambda look: look[0])[1]
 
     def task_trainer(self, plan: TrainingPlan) -> LocalTrainer:
         """Return what trains the task's network on the training rows by a plan."""

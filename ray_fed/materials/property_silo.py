@@ -5,6 +5,8 @@ one more model that was marked. Worst rows stay here: they are written into the 
 
     metrics of learners    (names, seed, epochs, batch size, learning rate, optimiser)   LEARNERS and BEST
     metrics of members     (names, method, seed, ..., optimiser, model, own network)   MEMBERS: its personal model
+    metrics of curves      (names, method, shares, draws, seed, ..., model of the others)   what joining would bring
+    metrics of unseen rows (names, model)   `model`: its errors on rows that took no part in training
     metrics of groups      (names, model)   `anion.oxide`, `element.Fe`: the rows with that anion class or element
     metrics of shuffles    (names, model)   `all`, and the name of a property whose columns are shuffled among the rows
 """
@@ -25,10 +27,12 @@ from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.best_alone import Candidate, Questions, best, candidates, predictions
 from ray_fed.materials.breakdown import group_masks, shuffled_columns, worst_rows
 from ray_fed.materials.learners import BOOSTED_TREES, NETWORK, Columns, NetworkLearner, TreeLearner
-from ray_fed.materials.member_answers import kept, member_scores, unseen_rows, workshop_of
+from ray_fed.materials.learning_curve import curve, points
+from ray_fed.materials.member_answers import PERSONAL, kept, member_scores, unseen_rows, workshop_of
 from ray_fed.metrics import Scores, coin_of, secret_of
 
 OF_LEARNERS, OF_MEMBERS = "metrics of learners", "metrics of members"
+OF_CURVES, OF_UNSEEN = "metrics of curves", "metrics of unseen rows"
 OF_GROUPS, OF_SHUFFLES = "metrics of groups", "metrics of shuffles"
 LEARNERS = (NETWORK, "random_forest", "gradient_boosting")
 BEST = "best"
@@ -46,6 +50,8 @@ class PropertySilo(Silo):
         return {
             OF_LEARNERS: self.of_learners,
             OF_MEMBERS: self.of_members,
+            OF_CURVES: self.of_curves,
+            OF_UNSEEN: self.of_unseen,
             OF_GROUPS: self.of_groups,
             OF_SHUFFLES: self.of_shuffles,
         }
@@ -112,7 +118,27 @@ class PropertySilo(Silo):
         self.owner_notes += kept(self.spec, self.task, found, plan, scores)
         outputs = [self._outputs(model, part.features) for part in (workshop.training, unseen)]
         asked = names_asked(OF_MEMBERS, (names,))
-        return self._marked({name: scores[name] for name in asked if name in scores}, outputs, model)
+        return self._marked({name: scores[name] for name in asked}, outputs, model)
+
+    def of_curves(
+        self, names: np.ndarray, method: str, shares: np.ndarray, draws: int, seed: int, epochs: int, batch_size: int,
+        learning_rate: float, optimizer: str, others: Vector,
+    ) -> dict[str, Metrics]:  # fmt: skip
+        """Return what the model of the others would bring to so many of the silo's rows (learning_curve.py)."""
+        asked, plan = names_asked(OF_CURVES, (names,)), TrainingPlan(seed, epochs, 1, 1, learning_rate, optimizer)
+        wanted = [point for point in points(shares.tolist(), draws) if f"{PERSONAL}.{point.name}" in asked]
+        scores = curve(self, wanted, method, plan, batch_size, others)
+        outputs = [self._outputs(others, part) for part in (self.rows.features, unseen_rows(self).features)]
+        none = [self.task.score(self.rows.targets[:0], self.task.nothing_predicted())] * 2  # where rows are too few
+        return self._marked({name: scores.get(name, none) for name in asked}, outputs, others)
+
+    def of_unseen(self, names: np.ndarray, model: Vector) -> dict[str, Metrics]:
+        """Return the scores of a model on the training rows, and on rows that took no part in training."""
+        parts = ((self.rows.features, self.rows.targets), self._unseen())
+        outputs = [self._outputs(model, features) for features, _ in parts]
+        said = [self.task.predicted(each, self.samples.standardizer) for each in outputs]
+        scores = [self.task.score(targets, each) for (_, targets), each in zip(parts, said, strict=True)]
+        return self._marked(dict.fromkeys(names_asked(OF_UNSEEN, (names,)), scores), outputs, model)
 
     # ---- where a model errs, and on what it rests
 
