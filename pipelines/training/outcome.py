@@ -10,9 +10,11 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from torch.nn.functional import mse_loss
+from torch.nn.functional import l1_loss, mse_loss
 
+from pipelines.fingerprints import fingerprints
 from pipelines.launching import CoordinatorLike
+from pipelines.round_notes import missed
 from pipelines.training.alone import summary_of
 from pipelines.training.analysis_report import figure_of, sections
 from pipelines.training.class_pages import class_sections
@@ -20,12 +22,11 @@ from pipelines.training.experiment import TrainingExperiment
 from pipelines.training.measured_limits import FEDERATED, coverage_table, summarised
 from pipelines.training.members import Gain, gains, gains_table
 from pipelines.training.members import summarised as summarised_gains
-from pipelines.training.membership import fingerprints
 from pipelines.training.per_silo_errors import own_errors, own_table
 from pipelines.update_options import privacy_statement
 from ray_fed.federation.rounds.job import EPSILON
 from ray_fed.materials.boosted_property_task import BoostedPropertyTask
-from ray_fed.materials.card_entries import card_entries, forest_entries, scaler_arrays, tree_entries
+from ray_fed.materials.card_entries import card_entries, forest_entries, network_entries, scaler_arrays, tree_entries
 from ray_fed.materials.limits import PROMISE, ModelLimits, told
 from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.targets import Target, values_by_target
@@ -38,6 +39,7 @@ from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.tensorboard_log import EventLog
 
 MAX_PARITY_SILOS = 4
+LOSSES: Mapping[object, str] = {mse_loss: "mse", l1_loss: "mae"}
 CITATION = "Guo et al., Sci Rep 12 (2022), doi:10.1038/s41598-022-19426-8"
 NOT_COVERED = "numbers of rows, the feature scaler (means and variances of columns), held-out errors"
 """What the account of noise says nothing of."""
@@ -132,6 +134,7 @@ class TrainingOutcome:
             **summarised_gains(self.gains(), self.experiment.members),
             **self._costs(),
             **self._counts(),
+            **missed(self.experiment.federated_records()),
             **self._privacy(),
             **summarised(self.experiment.limits, self.experiment.setup.task.targets),
             **{f"silo.{silo}.has_model": has for silo, has in self.has_model.items()},
@@ -248,14 +251,14 @@ class TrainingOutcome:
         if isinstance(task, BoostedPropertyTask):
             return {"architecture": forest_entries(task.trees), "hyperparameters": tree_entries(task.trees)}
         return {
-            "architecture": {"type": "mlp", "hidden": list(config.hidden), "activation": "relu"},
+            "architecture": network_entries(task),
             "hyperparameters": {
                 "optimizer": config.optimizer,
                 "learning_rate": config.learning_rate,
                 "batch_size": config.batch_size,
                 "epochs": config.epochs,
                 "optimizer_state": config.optimizer_state,
-                "loss": "mse" if task.loss is mse_loss else "mse and cross-entropy over the labels there are",
+                "loss": LOSSES.get(task.loss, "mse and cross-entropy over the labels there are"),
             },
         }
 

@@ -24,6 +24,8 @@ METHOD = "mixture"
 NEVER = 10**9
 """Rounds between evaluations of the models in training: what counts is asked at the end."""
 MODEL = "model"
+LAST = 0.25
+"""Share of the exchanges in which a silo's updates are left out."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class ValueStudy:
         job = replace(federated, evaluate_every=NEVER, evaluate_silos=False, name=name)
         if len(silos) < len(self.setup.training) or not self.setup.task.has_network:
             return job
-        return replace(job, strategy=LeftOut(job.strategy, self.agreement.layout.size))
+        after = job.num_rounds - max(1, round(LAST * job.num_rounds))
+        return replace(job, strategy=LeftOut(job.strategy, self.agreement.layout.size, after))
 
     # ---- curves
 

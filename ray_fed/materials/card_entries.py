@@ -17,6 +17,8 @@ SAME = "identity"
 """What a card calls the transform that does nothing."""
 FOREST = "boosted_trees"
 """Type of a forest's architecture."""
+CRYSTAL_GRAPH = "crystal_graph"
+"""Type of a network on graphs."""
 PERSONAL = "personal"
 """Type of the architecture of a silo's personal model (personal_file.py)."""
 Arrays = Mapping[str, np.ndarray]
@@ -67,6 +69,14 @@ def card_entries(task: DescribedTask) -> dict[str, Any]:
 def forest_entries(settings: TreeSettings) -> dict[str, Plain]:
     """Return what a card says of a forest's form."""
     return {"type": FOREST, "trees": settings.trees, "depth": settings.depth, "losses": list(settings.losses)}
+
+
+def network_entries(task: Any) -> dict[str, Plain]:
+    """Return what a card says of a network's form: of one on graphs, which has settings of them, or of an MLP."""
+    graph = getattr(task, "graph", None)
+    if graph is not None:
+        return {"type": CRYSTAL_GRAPH, **asdict(graph), "graphs": task.graph_version}
+    return {"type": "mlp", "hidden": list(task.hidden), "activation": "relu"}
 
 
 def tree_entries(settings: TreeSettings) -> dict[str, Plain]:

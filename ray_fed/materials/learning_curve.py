@@ -102,6 +102,7 @@ def drawn(groups: Sequence[str], point: Point, seed: int, silo: str) -> np.ndarr
 
 def _split(groups: Sequence[str], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows to learn from, and those to choose by: every fifth group."""
-    names = {group: at for at, group in enumerate(sorted({groups[row] for row in rows.tolist()}))}
-    chooses = np.array([names[groups[row]] % CHOOSING == 0 for row in rows.tolist()])
+    taken: list[str] = [groups[at] for at in rows.tolist()]
+    names = {group: at for at, group in enumerate(sorted(set(taken)))}
+    chooses = np.array([names[group] % CHOOSING == 0 for group in taken])
     return rows[~chooses], rows[chooses]

@@ -54,8 +54,8 @@ federation's learning rate."""
 class Rows:
     """Rows of a silo."""
 
-    features: np.ndarray = field(repr=False)
-    """float64 [rows, d]"""
+    features: Any = field(repr=False)
+    """float64 [rows, d], or GraphRows of them"""
     targets: np.ndarray = field(repr=False)
     """[rows] or [rows, T]"""
     formulas: Sequence[str] = field(repr=False)
@@ -67,20 +67,15 @@ class Rows:
 
     def taken(self, rows: np.ndarray) -> "Rows":
         """Return the rows of these numbers."""
-        formulas, groups = [self.formulas[row] for row in rows.tolist()], [self.groups[row] for row in rows.tolist()]
+        numbers: list[int] = rows.tolist()
+        formulas, groups = [self.formulas[at] for at in numbers], [self.groups[at] for at in numbers]
         return Rows(self.features[rows], self.targets[rows], formulas, groups)
-
-    def and_also(self, other: "Rows") -> "Rows":
-        return Rows(
-            np.concatenate([self.features, other.features]), np.concatenate([self.targets, other.targets]),
-            [*self.formulas, *other.formulas], [*self.groups, *other.groups],
-        )  # fmt: skip
 
 
 class MixturePart(Protocol):
     """One model of a mixture."""
 
-    def values(self, features: np.ndarray, formulas: Sequence[str]) -> np.ndarray:
+    def values(self, features: Any, formulas: Sequence[str]) -> np.ndarray:
         """Return what it says of rows, [rows, W]: numbers in the targets' units, chances of classes."""
         ...
 
@@ -93,7 +88,7 @@ class ByVector:
     standardizer: Any
     vector: Vector = field(repr=False)
 
-    def values(self, features: np.ndarray, formulas: Sequence[str]) -> np.ndarray:  # noqa: ARG002
+    def values(self, features: Any, formulas: Sequence[str]) -> np.ndarray:  # noqa: ARG002
         outputs = self.task.predictor()(self.vector, self.task.inputs(features, self.standardizer))
         return np.asarray(self.task.predicted(outputs, self.standardizer), np.float64)
 
@@ -105,7 +100,7 @@ class WithOffsets:
     model: MixturePart
     offsets: ElementOffsets
 
-    def values(self, features: np.ndarray, formulas: Sequence[str]) -> np.ndarray:
+    def values(self, features: Any, formulas: Sequence[str]) -> np.ndarray:
         return self.model.values(features, formulas) + self.offsets.of(formulas)[:, None]
 
 
@@ -117,14 +112,15 @@ class Trees:
     trees: OwnTrees
     model: MixturePart | None = None
 
-    def values(self, features: np.ndarray, formulas: Sequence[str]) -> np.ndarray:
-        columns = columns_of(features, formulas, self.model)
+    def values(self, features: Any, formulas: Sequence[str]) -> np.ndarray:
+        columns = columns_of(self.task, features, formulas, self.model)
         return np.asarray(self.task.predicted(self.trees.outputs(columns), None), np.float64)
 
 
-def columns_of(features: np.ndarray, formulas: Sequence[str], model: MixturePart | None) -> np.ndarray:
+def columns_of(task: Any, features: Any, formulas: Sequence[str], model: MixturePart | None) -> np.ndarray:
     """Return what trees see, [rows, d] or [rows, d + W]."""
-    return features if model is None else np.hstack([features, model.values(features, formulas)])
+    table = task.described(features)
+    return table if model is None else np.hstack([table, model.values(features, formulas)])
 
 
 @dataclass(frozen=True)
@@ -146,7 +142,7 @@ class Mixture:
     judged: np.ndarray = field(repr=False, default_factory=lambda: np.zeros(0))
     """What it says of the rows by which the weights were chosen."""
 
-    def values(self, features: np.ndarray, formulas: Sequence[str]) -> np.ndarray:
+    def values(self, features: Any, formulas: Sequence[str]) -> np.ndarray:
         said = [self.parts[name].values(features, formulas) for name in self.weights]
         return mixed(said, np.array(list(self.weights.values())))
 
@@ -261,14 +257,15 @@ class Workshop:
     def _trees(self, model: MixturePart | None) -> Found:
         """Grow trees on the training rows for as long as the calibration rows say; in the end on both."""
 
-        def grown(rows: Rows, trees: int | None = None) -> OwnTrees:
-            learned, num_classes = self.task.tree_targets(rows.targets)
-            columns = columns_of(rows.features, rows.formulas, model)
-            return grown_alone(columns, learned, num_classes, self.plan.seed, trees)
+        def grown(parts: Sequence[Rows], trees: int | None = None) -> OwnTrees:
+            targets = np.concatenate([part.targets for part in parts])
+            learned, num_classes = self.task.tree_targets(targets)
+            columns = [columns_of(self.task, part.features, part.formulas, model) for part in parts]
+            return grown_alone(np.vstack(columns), learned, num_classes, self.plan.seed, trees)
 
-        whole = grown(self.training)
-        columns = columns_of(self.calibration.features, self.calibration.formulas, model)
+        whole, rows = grown([self.training]), self.calibration
+        columns = columns_of(self.task, rows.features, rows.formulas, model)
         looks = [np.asarray(self.task.predicted(outputs, None)) for outputs in whole.staged(columns)]
         at = int(np.argmin([self._judge(look) for look in looks]))
-        together, length = self.training.and_also(self.calibration), whole.lengths[at]
-        return Found(looks[at], lambda: Trees(self.task, grown(together, length), model))
+        length = whole.lengths[at]
+        return Found(looks[at], lambda: Trees(self.task, grown([self.training, rows], length), model))

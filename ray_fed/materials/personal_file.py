@@ -23,6 +23,7 @@ from ray_fed.materials.card_entries import (
     Arrays,
     card_entries,
     forest_entries,
+    network_entries,
     scaler_arrays,
 )
 from ray_fed.materials.element_offsets import ElementOffsets
@@ -77,8 +78,7 @@ def _arrays(name: str, part: Any, layout: Layout) -> dict[str, np.ndarray]:
 
 def _card(silo: str, task: Any, found: Personal, about: Mapping[str, Any]) -> ModelCard:
     features = task.featurizer()
-    base: dict[str, Plain] = {"type": "mlp", "hidden": list(task.hidden), "activation": "relu"}
-    form = base if task.has_network else forest_entries(task.trees)
+    form = network_entries(task) if task.has_network else forest_entries(task.trees)
     weights: dict[str, Plain] = dict(found.joined.weights)
     return ModelCard(
         name=silo, **card_entries(task),
@@ -109,8 +109,9 @@ class PersonalArrays:
         own = _without(name, self.arrays)
         return {**scalers, **own}, replace(self.card, architecture=form)
 
-    def parts(self, predict: Any, features: np.ndarray, formulas: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return part -> what it says of raw features [rows, d], [rows, W], of those that have a weight.
+    def parts(self, predict: Any, features: Any, formulas: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return part -> what it says of raw features [rows, d], or GraphRows of them, [rows, W], of those that have a
+        weight.
 
         predict: (features, arrays, card) -> values of a model of the federation's form, or of a forest of outputs.
         """
@@ -121,7 +122,8 @@ class PersonalArrays:
                 said[name] = predict(features, *self._of_form(name))
         if OFFSETS in self.weights:
             said[OFFSETS] = whole + ElementOffsets(self.arrays[OFFSETS]).of(formulas)[:, None]
-        for name, columns in ((BOOSTED, features), (STACKED, np.hstack([features, whole]))):
+        table = features if isinstance(features, np.ndarray) else features.table.cpu().numpy()
+        for name, columns in ((BOOSTED, table), (STACKED, np.hstack([table, whole]))):
             if name in self.weights:
                 said[name] = self._trees(name).outputs(columns)
         return said
@@ -140,7 +142,7 @@ class PersonalArrays:
 
 
 def personal_values(
-    features: np.ndarray, formulas: Sequence[str], model: PersonalArrays, predict: Any, of_trees: Any
+    features: Any, formulas: Sequence[str], model: PersonalArrays, predict: Any, of_trees: Any
 ) -> np.ndarray:
     """Return what a personal model says of raw features, [rows, W].
 

@@ -11,7 +11,12 @@ from ray_fed.errors import ConfigError, DataError
 from ray_fed.learning.layout import Layout, bind
 from ray_fed.learning.models import mlp
 from ray_fed.learning.standardisation import Standardizer
-from ray_fed.materials.card_entries import FOREST, PERSONAL, Arrays
+from ray_fed.learning.trainer import portions
+from ray_fed.materials.card_entries import CRYSTAL_GRAPH, FOREST, PERSONAL, Arrays
+from ray_fed.materials.graphs.graph_rows import GraphRows
+from ray_fed.materials.graphs.graph_task import graph_network
+from ray_fed.materials.graphs.neighbours import GRAPH_VERSION
+from ray_fed.materials.personal import FEDERATED
 from ray_fed.materials.personal_file import PersonalArrays, personal_values
 from ray_fed.materials.targets import Target, predicted_values
 from ray_fed.reporting.model_files import ModelCard
@@ -50,7 +55,7 @@ def is_personal(card: ModelCard) -> bool:
     return card.architecture.get("type") == PERSONAL
 
 
-def predict(features: np.ndarray, arrays: Arrays, card: ModelCard, formulas: Sequence[str] = ()) -> np.ndarray:
+def predict(features: Any, arrays: Arrays, card: ModelCard, formulas: Sequence[str] = ()) -> np.ndarray:
     """Return what a model says of raw features [rows, num_features]: [rows, W], numbers in the targets' units and
     chances of classes, in the order of `targets_of`. formulas: of each row, for a silo's personal model."""
     if is_personal(card):
@@ -60,11 +65,14 @@ def predict(features: np.ndarray, arrays: Arrays, card: ModelCard, formulas: Seq
     return predicted_values(outputs, targets_of(card), of_targets)
 
 
-def raw_outputs(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray:
-    """Return the outputs of a model's network or forest for raw features [rows, num_features], float32 [rows, O]."""
+def raw_outputs(features: Any, arrays: Arrays, card: ModelCard) -> np.ndarray:
+    """Return the outputs of a model's network or forest for raw features [rows, num_features], or GraphRows of them,
+    float32 [rows, O]."""
     if is_forest(card):
         return _forest_outputs(features, arrays, card)
     of_features, _ = scalers_of(arrays, card)
+    if is_on_graphs(card):
+        return _graph_outputs(features, of_features, arrays, card)
     targets, hidden = targets_of(card), card.architecture["hidden"]
     assert isinstance(hidden, list)
     num_outputs = sum(target.num_outputs for target in targets)
@@ -78,6 +86,28 @@ def raw_outputs(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.nda
 def is_forest(card: ModelCard) -> bool:
     """Whether a model is boosted trees, which have no scaler."""
     return card.architecture.get("type") == FOREST
+
+
+def is_on_graphs(card: ModelCard) -> bool:
+    """Whether a model takes the atoms of a crystal and their neighbours. DataError where this version has others."""
+    form: Any = card.architecture[FEDERATED] if is_personal(card) else card.architecture
+    if form.get("type") != CRYSTAL_GRAPH:
+        return False
+    if form.get("graphs") != GRAPH_VERSION:
+        version = card.software.get("ray-fed", "of that time")
+        raise DataError(f"model '{card.name}': its graphs are '{form.get('graphs')}'; install ray-fed {version}")
+    return True
+
+
+def _graph_outputs(rows: GraphRows, of_features: Standardizer, arrays: Arrays, card: ModelCard) -> np.ndarray:
+    num_outputs = sum(target.num_outputs for target in targets_of(card))
+    try:
+        network = graph_network(arrays, card.architecture, len(of_features.mean), num_outputs)
+    except (KeyError, ValueError, TypeError, ConfigError) as error:
+        raise DataError(f"model '{card.name}': file and card are of different networks; get the model again") from error
+    inputs = rows.with_table(np.asarray(of_features(rows.table.numpy()), np.float32))
+    with torch.no_grad():
+        return torch.cat([network(part) for part in portions(inputs)]).numpy()
 
 
 def _forest_outputs(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray:

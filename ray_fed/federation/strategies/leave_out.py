@@ -3,9 +3,11 @@ of a sum.
 
     w_{t+1}^{-m} = w_t^{-m} + sum_{i != m} n_i (w_i - w_t) / sum_{i != m} n_i        for every silo m
 
-(the reconstruction of Song, Tong and Wei 2019, "Profit Allocation for Federated Learning", Algorithm 1). What it cannot
-know: the updates of the others were made at models that silo m had a part in. So it is a guess at what training without
-m would have come to, and says too little of silos whose share the others would have had to make up for.
+(the reconstruction of Song, Tong and Wei 2019, "Profit Allocation for Federated Learning", there from the first
+exchange on; here from exchange `after` on, up to which w_t^{-m} = w_t). What it cannot know: the updates of the others
+were made at models that silo m had a part in. From the first exchange on these moves do not fit the model they are
+added to, and the score is far too large; over a few last exchanges it is too small, as all that the silo gave before is
+still in the model. Either way it is a rank, not an amount.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +23,8 @@ from ray_fed.learning.trainer import TrainingPlan
 
 WITHOUT = "without."
 """Before a silo's name: the model without it."""
+EXCHANGES = "left_out.exchanges"
+"""How many exchanges there were."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class LeftOut:
     inner: Strategy
     size: int
     """Numbers of a model; what travels behind them is the strategy's own affair."""
+    after: int = 0
+    """Exchanges before anybody is left out."""
 
     def local_plan(self, plan: TrainingPlan, module: nn.Module) -> TrainingPlan:
         return local_plan(self.inner, plan, module)
@@ -42,7 +48,7 @@ class LeftOut:
 
     def start(self, initial: Vector, silos: Sequence[str]) -> State:
         without = {f"{WITHOUT}{silo}": np.array(initial[: self.size]) for silo in silos}
-        return {**self.inner.start(initial, silos), **without}
+        return {**self.inner.start(initial, silos), **without, EXCHANGES: np.zeros(1, np.int64)}
 
     def dispatch(self, state: State, silos: Sequence[str]) -> Mapping[str, Vector]:
         return self.inner.dispatch(_own(state), silos)
@@ -50,6 +56,7 @@ class LeftOut:
     def aggregate(self, state: State, updates: Iterable[Update]) -> State:
         """Return the strategy's next state, and each model without a silo moved by the others' weighted mean move."""
         heard: dict[str, tuple[int, np.ndarray]] = {}
+        done = state[EXCHANGES] + 1
         after = self.inner.aggregate(_own(state), self._noted(updates, heard))
         sent = self.inner.dispatch(_own(state), sorted(heard))
         moves = {
@@ -61,7 +68,10 @@ class LeftOut:
             for name, vector in state.items()
             if name.startswith(WITHOUT)
         }
-        return {**after, **without}
+        if done[0] <= self.after:  # nobody has been left out yet
+            whole = next(iter(self.inner.models(after).values()))[: self.size]
+            without = dict.fromkeys(without, np.array(whole))
+        return {**after, **without, EXCHANGES: done}
 
     def models(self, state: State) -> Models:
         """Return the strategy's models, and those without a silo."""
@@ -75,7 +85,7 @@ class LeftOut:
 
 
 def _own(state: State) -> State:
-    return {name: array for name, array in state.items() if not name.startswith(WITHOUT)}
+    return {name: array for name, array in state.items() if not name.startswith(WITHOUT) and name != EXCHANGES}
 
 
 def _moved(vector: Vector, moves: Sequence[tuple[int, np.ndarray]]) -> Vector:
