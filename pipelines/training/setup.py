@@ -22,6 +22,7 @@ from ray_fed.materials.databases.columns import canonical_target, unit_of_target
 from ray_fed.materials.databases.kinds import is_on_disk, whole_path
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Access, Source
 from ray_fed.materials.inference import Inferred, inferred
+from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
 from ray_fed.materials.symmetry import Cell
@@ -140,6 +141,17 @@ def with_state_folder(setup: Setup, folder: Path, run: str) -> Setup:
         silos=tuple(settled(spec) for spec in setup.silos),
         pooled=settled(setup.pooled) if setup.pooled else None,
     )
+
+
+def with_personal_folder(setup: Setup, folder: Path) -> Setup:
+    """Let the silos keep their personal models: those of a private cluster in `folder`, as one person has them all; of
+    a cluster that we join beside their states, where their site gives a folder for these."""
+
+    def settled(spec: SiloSpec) -> SiloSpec:
+        own = str(Path(spec.state_folder) / FOLDER) if spec.state_folder else ""
+        return replace(spec, personal_folder=str(folder.resolve()) if setup.config.address == "local" else own)
+
+    return replace(setup, silos=tuple(settled(spec) for spec in setup.silos))
 
 
 def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:

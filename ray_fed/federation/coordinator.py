@@ -200,12 +200,16 @@ class Coordinator:
         return self.cohort.predict_test(models)
 
     def ask_metrics(
-        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = ()
-    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:
+        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = (),
+        own: Mapping[str, tuple] | None = None,
+    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:  # fmt: skip
         """Put a question that is answered by metrics of some names (silo.METRICS_OF) to silos; return silo -> name ->
-        metrics, and silo -> why of those without an answer that can be used."""
+        metrics, and silo -> why of those without an answer that can be used. own: what one silo alone is given,
+        too."""
         asked = [silo for silo in silos if silo not in self._untold]
-        told = self.cohort.query(query, dict.fromkeys(asked, (names_told(names), *given)))
+        told = self.cohort.query(
+            query, {silo: (names_told(names), *given, *(own or {}).get(silo, ())) for silo in asked}
+        )
         metrics = frozenset(metric.name for metric in self.task.metrics)
         found, failed = sound_metrics(told, names, metrics)  # type: ignore[arg-type]
         silent = {silo: "it gave no answer; its own log says why" for silo in asked if silo not in told}
