@@ -27,6 +27,7 @@ from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.source import Source
+from ray_fed.materials.graphs.graph_task import GraphTask
 from ray_fed.materials.property_task import PropertyTask
 from ray_fed.materials.trained_model import standardizer_of
 from ray_fed.metrics import Metric, Scores, merged
@@ -159,6 +160,8 @@ def open_audited(setup: Setup, chosen: Sequence[str], scaler: Standardizer | Non
     if isinstance(setup.task, BoostedTask):
         shown = "what the sums of boosted trees show of rows is counted in benchmarks/trees.md"
         raise DataError(f"an audit attacks updates of networks, and this run has none: {shown}")
+    if isinstance(setup.task, GraphTask):
+        raise DataError("an audit attacks updates of networks on tables; this run's network is on crystal graphs")
     specs = [replace(spec, state_folder="", ledger_folder="") for spec in setup.silos if spec.name in chosen]
     cohort, recording = recording_cohort(specs, setup.task, setup.test)
     coordinator = Coordinator(cohort, setup.task, chosen)

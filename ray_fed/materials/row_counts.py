@@ -67,9 +67,11 @@ class CountedTask(Protocol):
 
     def predictor(self) -> Predictor: ...
 
-    def inputs(self, features: np.ndarray, standardizer: Standardizer | None) -> Any: ...
-
     def featurizer(self) -> FeatureSet: ...
+
+    def inputs(self, features: Any, standardizer: Standardizer | None, device: str = "cpu") -> Any: ...
+
+    def described(self, features: Any) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -78,20 +80,22 @@ class Part:
 
     name: str
     features: Any
-    """As the model takes them, on the CPU."""
+    """As the model takes them, on the CPU; None of no rows."""
     learned: np.ndarray
     """Targets [rows, T] as the network learns them; NaN without a label."""
     chemistries: Sequence[str]
 
     @classmethod
-    def of(cls, samples: Samples, number: np.ndarray, task: "CountedTask") -> "Part":
-        rows, targets, name = samples.rows, task.targets, PARTS[int(number[0])]
+    def of(cls, samples: Samples, number: np.ndarray, task: CountedTask) -> "Part":
+        rows, of_targets = samples.rows, None
+        if isinstance(samples, CrystalSamples):
+            rows, of_targets = samples.own_rows, samples.of_targets
         assert isinstance(rows, CrystalLocalRows)
-        of_targets = samples.of_targets if isinstance(samples, CrystalSamples) else None
+        targets, name = task.targets, PARTS[int(number[0])]
         features, labels = rows.part(name)
         table = labels.reshape(len(labels), len(targets))
         learned = learned_values(table, targets, of_targets) if len(table) else table
-        inputs = task.inputs(features, samples.standardizer) if len(features) else features
+        inputs = task.inputs(features, samples.standardizer) if len(features) else None
         return cls(name, inputs, learned, anion_classes(rows.formulas[name]))
 
     def __len__(self) -> int:
@@ -173,7 +177,7 @@ class RowCounts:
         """Count the training rows' distances from the mean of all rows, and their imputed properties: [2, B]."""
         assert isinstance(samples, CrystalSamples)
         imputed = self.task.featurizer().num_imputed(list(samples.own_rows.formulas[TEST]))
-        return len(imputed), counted_places(samples.features.cpu().numpy(), imputed, care.fewest).ravel()
+        return len(imputed), counted_places(self.task.described(samples.features), imputed, care.fewest).ravel()
 
     def _outputs(self, rows: Part, care: Care, vectors: Sequence[Vector]) -> list[np.ndarray | None]:
         """Return each model's outputs [rows, O]; None of one that is made to tell rows apart."""

@@ -17,6 +17,7 @@ The crystal frame
     target                        in `Database.target_unit`
     reason                        "" for a usable row, else why it cannot be used; values of the row are in '...'
     note                          "" or what is odd about the row, used or not, parted by "; "; of the same make
+    sites                         where asked for: CrystalSites of the standardised primitive cell, None without
 """
 
 import math
@@ -49,6 +50,7 @@ from ray_fed.materials.databases.crystal_batches import (
     CrystalColumns,
     columns_of_lists,
     columns_of_structures,
+    packed_sites,
 )
 from ray_fed.materials.databases.feature_cache import content_key
 from ray_fed.materials.databases.kinds import open_source
@@ -59,6 +61,7 @@ from ray_fed.materials.lattices import CELL_COLUMNS, cell_problems, vectors_of_c
 from ray_fed.materials.structures import formula_of_lists
 from ray_fed.materials.symmetry import SymmetrySearch
 
+SITES = "sites"
 FRAME_COLUMNS = ("id", "formula", *CELL_COLUMNS, "spacegroup_number", "num_atoms", "target", "reason", "note")
 NO_SITES_NOTE = "cell as given: there are no sites to standardise it by"
 MISSING_FORMULAS = frozenset(
@@ -144,8 +147,9 @@ def _embedded_table(source: Source) -> RawTable:
 
 def _fingerprint(frame: pd.DataFrame, target: str) -> dict[str, object]:
     """Return what identifies the rows without telling one, nor a name of the owner's: a hash over all, counts."""
-    read = frame.drop(columns="note")  # a better word for the same row makes no other row
+    read = frame.drop(columns=["note", SITES], errors="ignore")  # a better word for the same row makes no other row
     parts = [part for name, column in read.items() for part in (str(name), _content(column))]
+    parts += list(packed_sites(frame[SITES].tolist()).values()) if SITES in frame else []
     return {
         "sha256": content_key(target, *parts),
         "num_rows": len(frame),
@@ -219,7 +223,8 @@ def crystal_frame(table: RawTable, source: Source) -> pd.DataFrame:
     target = _target(chosen, wanted_target, reasons)
     # The embedded crystals have no sites to search, and come with the cell that is asked for.
     cell = "given" if source.path == EMBEDDED else source.cell
-    crystals = _crystal_columns(chosen, SymmetrySearch(source.symmetry, source.symprec, cell), reasons)
+    search = SymmetrySearch(source.symmetry, source.symprec, cell, keeps_sites=source.sites)
+    crystals = _crystal_columns(chosen, search, reasons)
     for row, at in enumerate(chosen.positions.tolist()):
         crystals.notes[row] = "; ".join(filter(None, (table.notes.get(at), crystals.notes[row])))
     _check_missing(crystals, reasons)
@@ -227,7 +232,8 @@ def crystal_frame(table: RawTable, source: Source) -> pd.DataFrame:
     told = _labels(chosen, target, kept)
     _note_repeated_ids(chosen, crystals, told)
     _note_repeated_formulas(crystals, told)
-    return _frame(chosen, crystals, target, reasons, kept)
+    frame = _frame(chosen, crystals, target, reasons, kept)
+    return frame.assign(**{SITES: pd.Series(crystals.sites, dtype=object)}) if source.sites else frame
 
 
 def _frame(
@@ -392,6 +398,8 @@ def _completed_by_lists(
     given.space_groups[rows] = found.space_groups
     if search.cell == "standard":
         given.cells[rows], given.num_atoms[rows] = found.cells, found.num_atoms
+    for at, row in enumerate(rows.tolist()):
+        given.sites[row] = found.sites[at]
     for at, row in enumerate(rows.tolist()):
         given.formulas[row], given.notes[row] = found.formulas[at], found.notes[at]
     return given
