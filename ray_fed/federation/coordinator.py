@@ -114,7 +114,7 @@ class Coordinator:
         expected = self.task.agreement()
         for name, description in silos.items():
             check_agreement(name, description.agreement, expected)
-        training = [name for name in self.training if name in silos]
+        training = [name for name in self.training if name in silos and silos[name].num_examples]
         standardizer, outside = self._standardizer(training, secure_threshold)
         self.cohort.prepare(standardizer)
         return Agreement(silos, standardizer, self.layout, self.cohort.test_fingerprint(), outside_scaler=outside)
@@ -246,8 +246,12 @@ class Coordinator:
             start = now()
             vectors = strategy.dispatch(state, server_round)
             driver.catch_up = _catch_up(job.strategy, state)
-            updates = driver.updates(server_round, vectors, chosen(self._ranking(job, server_round), vectors))
-            state = driver.remembered(strategy.aggregate(state, updates))
+            ranking = _with_work(job, server_round, chosen(self._ranking(job, server_round), vectors))
+            if ranking:
+                updates = driver.updates(server_round, vectors, ranking)
+                state = driver.remembered(strategy.aggregate(state, updates))
+            else:
+                driver.rest()
             ends = _is_done(job.strategy, state)
             job = replace(job, last_round=server_round) if ends else job
             record = self._record(job, server_round, state, driver, start, now())
@@ -423,6 +427,13 @@ class Coordinator:
         of those left out."""
         found, left_out = masked_metrics(self.cohort, job, silos, models, server_round, self.observers)
         return {model: held_out for model, (_, held_out) in found.items()}, left_out
+
+
+def _with_work(job: Job, server_round: int, silos: Sequence[str]) -> list[str]:
+    """Return the silos that have a step to take in the round; the others' models would be those they are sent."""
+    if isinstance(job.strategy, FedBuff) or job.any_plan.sums or job.any_plan.private:
+        return list(silos)
+    return [silo for silo in silos if job.plans[silo].steps_of_round(server_round)]
 
 
 def _observed(
