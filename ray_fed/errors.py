@@ -34,6 +34,7 @@ class Trouble(Enum):
     COLUMN_MISSING = "a column or a name is missing"
     COLUMN_TWICE = "a column is there twice"
     NOT_A_NUMBER = "a value is not a number"
+    CLASSES = "its target holds true and false, or text, and no numbers; learn it by its classes"
     NOT_FINITE = "a value is not finite"
     VALUE_UNUSABLE = "a value cannot be used"
     WRONG_SHAPE = "an array has the wrong shape or length"

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 
 AUTO = "auto"
+MODELS = ("mlp", "boosted_trees", "crystal_graph")
+GRAPH_MODELS = ("crystal_graph",)
+"""Models that need the places of atoms."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,13 @@ class TrainConfig(UpdateOptions):
     """Adam's moments at an exchange: keep the silo's own, reset to zero, or average like parameters (3x the bytes)."""
     hidden: tuple[int, ...] = (200, 200)
     """Widths of the hidden layers."""
-    model: Literal["mlp", "boosted_trees"] = "mlp"
-    """mlp: a network; boosted_trees: gradient-boosted trees with the bits of pooled training on any partition. Trees
-    take none of the options of a network (epochs to hidden) and no strategy."""
+    model: str = "mlp"
+    """mlp: a network on features; boosted_trees: gradient-boosted trees with the bits of pooled training on any
+    partition, which take none of the options of a network (epochs to hidden) and no strategy; crystal_graph: a network
+    on the atoms and their neighbours, for data with structures."""
+    model_options: tuple[str, ...] = ()
+    """Options of a network on graphs as NAME=VALUE: width=64,depth=3,hidden=128,descriptors=yes (whether --features go
+    in beside the graph)."""
     tree_options: tuple[str, ...] = ()
     """Options of the trees as NAME=VALUE, e.g. trees=300,learning_rate=0.1,depth=6,leaves=31,bins=63,min_rows=20,l2=0,
     feature_fraction=0.5,patience=20."""
@@ -324,10 +331,29 @@ class TrainConfig(UpdateOptions):
         require(not self.secure_aggregation or not self.baselines, f"secure_aggregation: {alone}")
 
     def _check_model(self) -> None:
+        """What a kind of model forbids beside it."""
+        if self.model not in MODELS:
+            raise unknown_name("model", self.model, MODELS)
+        has_trees = self.model == "boosted_trees"
+        require(has_trees or not self.tree_options, f"tree_options={self.tree_options} need model=boosted_trees")
+        has_options = self.model == "crystal_graph"
+        require(has_options or not self.model_options, f"model_options={self.model_options} need model=crystal_graph")
+        if self.model == "crystal_graph":
+            self._check_graphs()
+        if has_trees:
+            self._check_trees()
+
+    def _check_graphs(self) -> None:
+        from ray_fed.materials.graphs.crystal_graph_network import graph_settings
+
+        graph_settings(self.model_options)
+        embedded = "the embedded data have no atoms' places; give --data with structures"
+        require(self.data != "embedded" or self.federation is not None, f"model={self.model}: {embedded}")
+        clipped = "gradients of single crystals are not clipped; use --strategy dp_fed_avg, or model=mlp"
+        require(self.dp_noise_multiplier is None, f"dp_noise_multiplier with model={self.model}: {clipped}")
+
+    def _check_trees(self) -> None:
         """What boosted trees forbid beside them."""
-        if self.model == "mlp":
-            require(not self.tree_options, f"tree_options={self.tree_options} need model=boosted_trees")
-            return
         settings = self.trees()
         trees = "boosted_trees add up sums of whole numbers"
         for name in (
@@ -364,8 +390,8 @@ class TrainConfig(UpdateOptions):
     @property
     def calibration(self) -> float:
         """The share of formulas that is held out for calibration: none where nothing is counted, as it would need
-        noise, or of trees."""
-        return 0.0 if self.is_private or self.model != "mlp" else self.calibration_fraction
+        noise."""
+        return 0.0 if self.is_private else self.calibration_fraction
 
     def access(self) -> "Access":
         """Return how a database is asked; ConfigError where that makes no sense."""

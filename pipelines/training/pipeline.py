@@ -342,7 +342,7 @@ def _check_silo_states(request: RunRequest) -> None:
         print(
             "note: fed_buff depends on who answers first; work that was under way is asked for again", file=sys.stderr
         )
-    if job is None or config.model != "mlp" or config.optimizer != "adam" or config.optimizer_state != "keep":
+    if job is None or config.model == "boosted_trees" or config.optimizer != "adam" or config.optimizer_state != "keep":
         return
     if config.address != "local":
         for spec in request.setup.silos:

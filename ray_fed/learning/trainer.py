@@ -349,9 +349,12 @@ def copy_blocks(blocks: Sequence[torch.Tensor], vector: np.ndarray) -> None:
             block.copy_(torch.from_numpy(part.copy()))
 
 
-def portions(features: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Split rows so that a network's activations fit into memory: images come in dozens, table rows all at once."""
-    row = max(1, features[:1].numel())
+def portions(features: Any) -> tuple[Any, ...]:
+    """Split rows so that a network's activations fit into memory: images come in dozens, table rows all at once.
+
+    features: a tensor, or what is split and measured (`numel`) as one is.
+    """
+    row = max(1, features.numel() // max(1, len(features)))
     return features.split(max(1, PORTION_VALUES // row)) if len(features) else (features,)
 
 
@@ -364,6 +367,8 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def _stepper(trainer: LocalTrainer, gradient: Gradient) -> Step:
     step = partial(trainer.take_step, gradient)
-    if trainer.flat.device.type == "cuda" and trainer.plan.private is None:  # private batches differ in length
+    # Private batches differ in length, and graphs in size.
+    has_one_size = trainer.plan.private is None and isinstance(trainer.features, torch.Tensor)
+    if trainer.flat.device.type == "cuda" and has_one_size:
         return GraphedSteps(step)
     return step

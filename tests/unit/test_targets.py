@@ -120,8 +120,14 @@ def test_labels_are_found_in_numbers_text_and_truth_values():
 
 
 def test_true_and_false_are_no_numbers_to_learn():
-    with pytest.raises(DataError, match="'gap' is true or false, no number; give --task classification"):
+    with pytest.raises(DataError, match="'gap' holds true and false, no numbers; give --task classification"):
         labels([pd.Series([True, False])], [GAP], ["eV"])
+    with pytest.raises(DataError, match="'gap' holds text, no numbers"):
+        labels([pd.Series(["low", "high", "low"])], [GAP], ["eV"])
+    assert labels([pd.Series(["1,2", "3,4", "5,6"])], [GAP], ["eV"])[1] == [
+        "target is not a number; write a decimal point".replace("target", f"target '{one}'")
+        for one in ("1,2", "3,4", "5,6")
+    ]
 
 
 @pytest.mark.parametrize(
