@@ -46,11 +46,11 @@ class BoostedJointTask(BoostedPropertyTask, JointPropertyTask):
 def boosted(task: PropertyTask, trees: TreeSettings) -> BoostedPropertyTask:
     """Return the task with trees instead of its network."""
     kind = BoostedJointTask if isinstance(task, JointPropertyTask) else BoostedPropertyTask
-    trees = replace(trees, losses=tuple(_loss(target) for target in task.targets))
+    trees = replace(trees, losses=tuple(_loss(target, trees.loss) for target in task.targets))
     return kind(task.features, task.feature_options, task.hidden, task.targets, trees=trees)
 
 
-def _loss(target: Target) -> str:
+def _loss(target: Target, of_number: str) -> str:
     if not target.classes:
-        return "squared"
+        return of_number
     return "log" if len(target.classes) == 2 else f"softmax:{len(target.classes)}"
