@@ -27,6 +27,14 @@ GRAPH_MODELS = ("crystal_graph",)
 """Models that need the places of atoms."""
 
 
+OF_NETWORKS = (
+    "strategy", "strategy_options", "proximal_mu", "personal_bias", "compression", "max_update_norm", "dp_clip",
+    "communication_frequency", "rounds", "epochs", "batch_size", "learning_rate", "optimizer", "optimizer_state",
+    "hidden",
+)  # fmt: skip
+"""Options that say nothing of boosted trees, whose exchanges are the levels of the trees."""
+
+
 @dataclass(frozen=True)
 class TrainConfig(UpdateOptions):
     """Multi-source training of a network for any property."""
@@ -144,7 +152,7 @@ class TrainConfig(UpdateOptions):
     in beside the graph)."""
     tree_options: tuple[str, ...] = ()
     """Options of the trees as NAME=VALUE, e.g. trees=300,learning_rate=0.1,depth=6,leaves=31,bins=63,min_rows=20,l2=0,
-    feature_fraction=0.5,patience=20."""
+    feature_fraction=0.5,patience=20,loss=quantile:0.9."""
     baselines: bool = True
     """Also train each silo alone, and all training rows pooled where they have one source (the models of Fig. 3)."""
     alone: Literal["network", "best"] = "best"
@@ -360,17 +368,11 @@ class TrainConfig(UpdateOptions):
         """What boosted trees forbid beside them."""
         settings = self.trees()
         trees = "boosted_trees add up sums of whole numbers"
-        for name in (
-            "strategy",
-            "strategy_options",
-            "proximal_mu",
-            "personal_bias",
-            "compression",
-            "max_update_norm",
-            "dp_clip",
-        ):
+        for name in OF_NETWORKS:
             value = getattr(self, name)
-            require(value == getattr(type(self), name), f"{name}={value}: {trees}; leave it out, or choose model=mlp")
+            its_own = "trees have an option of that name (--tree-options)" if name == "learning_rate" else trees
+            remedy = "leave it out, or choose model=mlp"
+            require(value == getattr(type(self), name), f"{name}={value}: {its_own}; {remedy}")
         stops = "patience needs the loss of rows to stop by, which has no noise; leave it out"
         require(not (self.is_private and settings.patience), f"tree_options={self.tree_options}: {stops}")
         share = f"fraction_fit={self.fraction_fit}: the same silos must be in all sums of a tree"
