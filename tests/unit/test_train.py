@@ -203,7 +203,7 @@ def test_classes_are_seen_in_the_data_and_said(crystals, tmp_path, column, class
 
 def test_sites_agree_on_classes_that_are_given(crystals, tmp_path):
     path = federation(
-        tmp_path, crystals, {"a": ("", 1.0), "b": ("", 1.0)}, target="kind", classes="[low, middle, high]", epochs=40
+        tmp_path, crystals, {"a": ("", 1.0), "b": ("", 1.0)}, target="kind", classes="[low, middle, high]", epochs=60
     )
     setup = resolve({"federation": path, "cohort": "local"}, (), "train")
     assert last_record(setup).metrics["federated.roc_auc"] > 0.7
