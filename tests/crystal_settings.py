@@ -21,7 +21,7 @@ def rewritten(crystal: Crystal, rng: np.random.Generator, most_copies: int = 4) 
     amounts = {symbol: amount * copies for symbol, amount in crystal.amounts.items()}
     return Crystal(
         crystal.formula, basis @ crystal.vectors @ rotation, positions[order], np.repeat(crystal.kinds, copies)[order],
-        None, amounts,
+        None, amounts, numbers=None if crystal.numbers is None else np.repeat(crystal.numbers, copies)[order],
     )  # fmt: skip
 
 

@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ray_fed.config import PathText, require
+from ray_fed.config import PathText, require, unknown_name
 
 if TYPE_CHECKING:
     from ray_fed.leakage.audit import TrainingChange
+
+UNKNOWING, LISTED, MEMBERSHIP = THREAT_MODELS = ("nothing", "list", "membership")
+"""What an attacker knows of the records besides the messages: nothing; a list on which they stand among others; such a
+list with the targets, and asks who was trained on."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,19 @@ class AuditConfig:
     measure what it costs."""
     costs: bool = True
     """Whether to measure what each defence and change costs in accuracy; no only attacks."""
-    max_leak: float | None = None
+    candidates: PathText = "embedded"
+    """Public crystals that an attacker with a list suspects: a file or folder as training reads it, or 'embedded'. The
+    silo's own records stand among them, as on the list of an attacker who has the right databases. 'no' leaves this
+    threat model out."""
+    list_length: int = 2000
+    """Records on that list, half of them the silos' own where they have so many. The time grows with its third
+    power."""
+    max_leak: tuple[str, ...] = ()
     """Largest allowed share of a silo's records, 0 to 1, that one of its messages as the federation is set up may give
-    away; an audit that finds more ends with exit code 1. Not checked if not given."""
+    away: one SHARE for every threat model, or nothing:SHARE (rows reconstructed by one who knows nothing) and
+    list:SHARE (rows named on the list, beyond chance), or membership:SHARE (2 AUC - 1 of the losses, of the last
+    update replayed and of the whole run's model). An audit that finds more ends with exit code 1. Not checked if
+    not given."""
     out: PathText | None = None
     """Folder of the audit; runs/audit-DATE-TIME if not given."""
 
@@ -50,10 +64,35 @@ class AuditConfig:
             parse_defence(text)
             require(text != "no_output_bias", "defence no_output_bias stops the training of a regression network")
         self.parsed_changes()
-        limit = self.max_leak
-        require(limit is None or 0 <= limit <= 1, f"max_leak={limit} must be a share between 0 and 1")
+        require(self.list_length >= 100, f"list_length={self.list_length} must be at least 100")
+        asked = any(text.startswith(f"{LISTED}:") for text in self.max_leak)
+        require(self.has_list or not asked, f"max_leak: {LISTED}:SHARE needs a list, and candidates is 'no'")
+        self.limits()
+
+    @property
+    def has_list(self) -> bool:
+        return self.candidates != "no"
+
+    def limits(self) -> dict[str, float]:
+        """Return threat model -> largest allowed share; ConfigError for another text."""
+        found: dict[str, float] = {}
+        for text in self.max_leak:
+            model, _, number = text.rpartition(":")
+            if model and model not in THREAT_MODELS:
+                raise unknown_name("max_leak: threat model", model, THREAT_MODELS)
+            share = _number(number)
+            require(0 <= share <= 1, f"max_leak={text} must be a share between 0 and 1")
+            found |= dict.fromkeys([model] if model else THREAT_MODELS, share)
+        return found
 
     def parsed_changes(self) -> "tuple[TrainingChange, ...]":
         from ray_fed.leakage.audit import parse_change
 
         return tuple(parse_change(text) for text in self.changes)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0

@@ -8,24 +8,36 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipelines.leakage.audit_config import AuditConfig
 from pipelines.leakage.audit_findings import SUM, Findings, LeakLimit
-from pipelines.leakage.audit_report import change_table, defence_table, silo_table, smaller_table, write_audit
+from pipelines.leakage.audit_report import (
+    change_table,
+    defence_table,
+    membership_table,
+    silo_table,
+    smaller_table,
+    write_audit,
+)
 from pipelines.leakage.audited_federation import (
     AuditedFederation,
     check_allowed,
     chosen_silos,
+    model_of,
     open_audited,
     same_as_received,
     scaler_of,
     setup_of,
+    suspected,
 )
 from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.strategies import State
 from ray_fed.leakage.audit import MessageAudit, TrainingChange, audit, check_first_layer
 from ray_fed.leakage.defences import Defence, parse_defence
 from ray_fed.leakage.replay import RecordedUpdate, Replay, in_sum, of_round, one_batch, replay_rounds, single_records
-from ray_fed.learning.layout import initial_vector
+from ray_fed.learning.layout import initial_vector, load_vector
+from ray_fed.materials.trained_model import raw_outputs
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned, paths_table
 
@@ -45,6 +57,8 @@ def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
     try:
         audited = open_audited(setup, chosen, scaler_of(target) if Path(target).is_dir() else None)
         check_first_layer(audited.silos[0].task.model(0))
+        if config.has_list:
+            audited = replace(audited, suspects=suspected(audited, config.candidates, config.list_length))
         return _carry_out(target, config, audited, directory, command_line)
     finally:
         directory.discard_if_empty()
@@ -62,16 +76,17 @@ def _carry_out(
         findings.verified = same_as_received(target, audited.job, recorded)
     _defences(audited, config, recorded, findings)
     _changes(audited, config, findings)
-    gate = LeakLimit(config.max_leak, findings)
+    _memberships(target, audited, recorded, findings)
+    gate = LeakLimit(config.limits(), findings)
     directory.write_config({"command": shlex.join(command), "target": target, **asdict(config)})
     directory.write_environment({})
     write_audit(directory, findings, gate, time.perf_counter() - started, command)
     _print(findings, directory)
-    if gate.is_broken:
+    if gate.broken:
         print(f"ray-fed audit: {gate.words}", file=sys.stderr)
-    elif config.max_leak is not None:
+    elif gate.limits:
         print(gate.words)
-    return 1 if gate.is_broken else 0
+    return 1 if gate.broken else 0
 
 
 def _as_set_up(audited: AuditedFederation, config: AuditConfig, findings: Findings) -> list[RecordedUpdate]:
@@ -85,6 +100,28 @@ def _as_set_up(audited: AuditedFederation, config: AuditConfig, findings: Findin
             findings.of_sums += [_audited(audited, one, None) for one in in_sum(replays)]
     print(f"{config.rounds} rounds as set up: replayed and attacked", file=sys.stderr)
     return recorded
+
+
+def _memberships(
+    target: str, audited: AuditedFederation, recorded: Sequence[RecordedUpdate], findings: Findings
+) -> None:
+    """Ask who was trained on, of the last update of each silo in the replay, and of the model of the whole run."""
+    last = {one.update.silo: one.update for one in recorded}
+    size = audited.coordinator.layout.size
+    networks = {
+        name: load_vector(audited.coordinator.task.model(0), update.vector[:size]) for name, update in last.items()
+    }
+    some = next(iter(last.values()))
+    with torch.no_grad():
+        findings.memberships += audited.memberships(
+            f"update of round {some.server_round}", lambda samples, silo: networks[silo](samples.features.cpu())
+        )
+        model = model_of(target) if Path(target).is_dir() else None
+        if model is not None:
+            findings.memberships += audited.memberships(
+                "model of the whole run",
+                lambda samples, _: torch.from_numpy(raw_outputs(samples.rows.features, *model)),
+            )
 
 
 def _rounds(audited: AuditedFederation, recorded: Sequence[RecordedUpdate]) -> Iterator[list[Replay]]:
@@ -148,8 +185,7 @@ def _changes(audited: AuditedFederation, config: AuditConfig, findings: Findings
 
 def _audited(audited: AuditedFederation, replay: Replay, defence: Defence | None) -> MessageAudit:
     silo = audited.cohort.silos[replay.silo]
-    vector = initial_vector(silo.task.model(audited.job.model_seed))
-    return audit(silo, replay, vector, audited.units, audited.scale, defence)
+    return audit(silo, replay, audited.units, audited.scale, defence, audited.suspects)
 
 
 def _error(audited: AuditedFederation, job: Job, state: State) -> float:
@@ -163,12 +199,14 @@ def _cost_words(findings: Findings, key: str) -> str:
 
 def _print(findings: Findings, directory: RunDirectory) -> None:
     print("As the federation is set up, the worst of the replayed messages (records):")
-    print(aligned(silo_table(findings), right=range(2, 7), rule=True))
+    print(aligned(silo_table(findings), right=range(2, 8), rule=True))
     print("\nWhat smaller messages would give away:")
-    print(aligned(smaller_table(findings), right=range(2, 7), rule=True))
-    print("\nWhat each message gives away, by defence (records found / records behind the message):")
+    print(aligned(smaller_table(findings), right=range(2, 8), rule=True))
+    print("\nWhat each message gives away, by defence (reconstructed / behind, named / listed behind):")
     print(aligned(defence_table(findings), right=range(1, 8), rule=True))
     print("\nThe same training, done in other ways:")
-    print(aligned(change_table(findings), right=range(2, 8), rule=True))
+    print(aligned(change_table(findings), right=range(2, 9), rule=True))
+    print("\nWho was trained on, from the losses of candidates with their targets (AUC 0.5 is chance):")
+    print(aligned(membership_table(findings), right=range(2, 6), rule=True))
     print(findings.verified_words)
     paths_table({"report": directory.report_path, "summary": directory.summary_path})

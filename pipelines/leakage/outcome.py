@@ -18,6 +18,7 @@ from pipelines.leakage.margins import as_row as margin_row
 from pipelines.leakage.results import HEADER, HEADER_SAYS, MethodResult, Row, number, select, summarise, table_cells
 from pipelines.leakage.verdicts import ClaimVerdict, verdicts
 from ray_fed.leakage.fidelity import wilson_interval
+from ray_fed.leakage.listed_records import Named
 from ray_fed.leakage.observation import AttackObservation, Knowledge
 from ray_fed.leakage.study import drawn_images
 from ray_fed.leakage.tabular_study import TabularLeak
@@ -301,7 +302,7 @@ def tabular_blocks(leaks: Sequence[TabularLeak]) -> list[Paragraph | Table]:
     rows = [
         [
             one.case.optimizer, str(one.case.batch_size), str(one.case.local_steps), f"{one.rows:,}",
-            f"{one.exact / one.rows:.1%}", f"{one.near / one.rows:.1%}",
+            f"{one.exact / one.rows:.1%}", f"{one.near / one.rows:.1%}", *map(_rate, one.named.values()),
             f"{max(one.target_errors):.1e}" if one.target_errors else "–",
         ]
         for one in leaks
@@ -310,10 +311,17 @@ def tabular_blocks(leaks: Sequence[TabularLeak]) -> list[Paragraph | Table]:
         "The attacker divides each unit's weight update by its bias update, and takes messages of up to 10 records "
         "apart into their exact factors (SPEAR, Dimitrov et al. 2024). A record counts as found if a guess is within "
         "1 % (exact) or 10 % (near) of a standard deviation per feature, root mean square, and nearer than any other "
-        "record of the batch is to it."
+        "record of the batch is to it. An attacker whose list of 2,000 crystals holds those of the batch names them by "
+        "the span of the first layer's rows, or by least squares on the gradients of the output: the share named "
+        "rightly, in brackets what naming at random gives."
     )
-    header = ["optimiser", "batch", "local steps", "records", "exact", "near", "worst target error (eV/atom)"]
+    attacks = [f"named by {attack}" for attack in leaks[0].named]
+    header = ["optimiser", "batch", "local steps", "records", "exact", "near", *attacks, "worst target error (eV/atom)"]
     return [Paragraph(said), Table(header, rows)]
+
+
+def _rate(counted: Named) -> str:
+    return f"{counted.right / counted.named:.1%} ({counted.by_chance / counted.named:.1%})"
 
 
 def _clearest(methods: Mapping[str, Mapping[str, np.ndarray]]) -> int:

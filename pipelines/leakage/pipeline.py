@@ -24,11 +24,12 @@ from ray_fed.reporting.writing import to_plain
 PIPELINE = "leakage"
 TABULAR_RECORDS, TABULAR_MESSAGES = 2000, 10
 TABULAR_CASES = (
-    *(TabularCase(size) for size in (1, 2, 4, 8, 10, 12, 16, 20, 32, 64, 200)),
+    *(TabularCase(size) for size in (1, 2, 4, 8, 10, 12, 16, 20, 32, 40, 60, 70, 100, 200, 800)),
     *(TabularCase(1, steps, "sgd", 1e-2) for steps in (2, 4, 8, 16, 32)),
     *(TabularCase(4, steps, "sgd", 1e-2) for steps in (2, 4, 8)),
-    *(TabularCase(size, steps, "adam") for size in (1, 20) for steps in (1, 8)),
-)
+    TabularCase(8, 4), TabularCase(20, 40),
+    *(TabularCase(size, steps, "adam") for size in (1, 20) for steps in (1, 8, 40)),
+)  # fmt: skip
 
 
 def run(options: dict[str, object], command: Sequence[str]) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from operator import add
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from pipelines.launching import CoordinatorLike
 from pipelines.training.setup import Setup
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.federation.messages import Metrics, Vector
-from ray_fed.materials.breakdown import GROUPS, WorstRow, importances, scores_of_groups, shuffled_columns, table, worst
+from ray_fed.materials.breakdown import GROUPS, WorstRow, importances, scores_of_groups, shuffled_rows, table, worst
 from ray_fed.materials.property_silo import ALL, OF_GROUPS, OF_SHUFFLES
 from ray_fed.metrics import FEWEST_ROWS, Metric, Scores
 
@@ -80,12 +81,12 @@ def _of_shown_test(setup: Setup, agreement: Agreement, vector: Vector) -> Analys
     task, rows = setup.task, setup.task.load(setup.test)
     predict = task.predictor()
 
-    def scored(features: np.ndarray) -> np.ndarray:
+    def scored(features: Any) -> np.ndarray:
         return task.predicted(predict(vector, task.inputs(features, agreement.standardizer)), agreement.standardizer)
 
     told, properties = scored(rows.features), task.featurizer().properties()
     shuffles = {
-        name: task.score(rows.targets, scored(shuffled_columns(rows.features, columns, name)))
+        name: task.score(rows.targets, scored(shuffled_rows(task, rows.features, columns, name)))
         for name, columns in {ALL: [], **properties}.items()
     }
     metric = task.metrics[0]

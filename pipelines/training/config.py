@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from ray_fed.trees.settings import TreeSettings
 
 
+MODELS = ("mlp", "boosted_trees", "crystal_graph")
+GRAPH_MODELS = ("crystal_graph",)
+"""Models that need the places of atoms."""
+
+
 @dataclass(frozen=True)
 class TrainConfig(UpdateOptions):
     """Multi-source training of a network for any property."""
@@ -121,20 +126,24 @@ class TrainConfig(UpdateOptions):
     """Number of exchanges; overrides --communication-frequency."""
     batch_size: int = 200
     """Rows of one global mini-batch, shared among the silos in proportion to their rows."""
-    learning_rate: float = 1e-3
-    """Step size of the local optimiser."""
+    learning_rate: float = 2e-3
+    """Step size of the local optimiser; where it decays, that of the first step."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Local optimiser."""
     optimizer_state: Literal["keep", "reset", "average"] = "keep"
     """Adam's moments at an exchange: keep the silo's own, reset to zero, or average like parameters (3x the bytes)."""
     decay: Literal["none", "cosine"] = "cosine"
-    """How the learning rate falls over the steps of a run, federated or alone: not at all, or to 0 along a cosine. With
-    silos that are unlike each other much hangs on it."""
+    """How the learning rate falls over the steps of a run, federated or alone: not at all, or to 0 along a cosine, with
+    exchanges that come more often as it falls. Where silos are unlike each other, much hangs on it."""
     hidden: tuple[int, ...] = (200, 200)
     """Widths of the hidden layers."""
-    model: Literal["mlp", "boosted_trees"] = "mlp"
-    """mlp: a network; boosted_trees: gradient-boosted trees with the bits of pooled training on any partition. Trees
-    take none of the options of a network (epochs to hidden) and no strategy."""
+    model: str = "mlp"
+    """mlp: a network on features; boosted_trees: gradient-boosted trees with the bits of pooled training on any
+    partition, which take none of the options of a network (epochs to hidden) and no strategy; crystal_graph: a network
+    on the atoms and their neighbours, for data with structures."""
+    model_options: tuple[str, ...] = ()
+    """Options of a network on graphs as NAME=VALUE: width=64,depth=3,hidden=128,descriptors=yes (whether --features go
+    in beside the graph)."""
     tree_options: tuple[str, ...] = ()
     """Options of the trees as NAME=VALUE, e.g. trees=300,learning_rate=0.1,depth=6,leaves=31,bins=63,min_rows=20,l2=0,
     feature_fraction=0.5,patience=20."""
@@ -326,10 +335,29 @@ class TrainConfig(UpdateOptions):
         require(not self.secure_aggregation or not self.baselines, f"secure_aggregation: {alone}")
 
     def _check_model(self) -> None:
+        """What a kind of model forbids beside it."""
+        if self.model not in MODELS:
+            raise unknown_name("model", self.model, MODELS)
+        has_trees = self.model == "boosted_trees"
+        require(has_trees or not self.tree_options, f"tree_options={self.tree_options} need model=boosted_trees")
+        has_options = self.model == "crystal_graph"
+        require(has_options or not self.model_options, f"model_options={self.model_options} need model=crystal_graph")
+        if self.model == "crystal_graph":
+            self._check_graphs()
+        if has_trees:
+            self._check_trees()
+
+    def _check_graphs(self) -> None:
+        from ray_fed.materials.graphs.crystal_graph_network import graph_settings
+
+        graph_settings(self.model_options)
+        embedded = "the embedded data have no atoms' places; give --data with structures"
+        require(self.data != "embedded" or self.federation is not None, f"model={self.model}: {embedded}")
+        clipped = "gradients of single crystals are not clipped; use --strategy dp_fed_avg, or model=mlp"
+        require(self.dp_noise_multiplier is None, f"dp_noise_multiplier with model={self.model}: {clipped}")
+
+    def _check_trees(self) -> None:
         """What boosted trees forbid beside them."""
-        if self.model == "mlp":
-            require(not self.tree_options, f"tree_options={self.tree_options} need model=boosted_trees")
-            return
         self.trees()
         trees = "boosted_trees add up sums of whole numbers"
         for name in ("strategy", "strategy_options", "proximal_mu", "personal_bias", "compression", "max_update_norm"):
@@ -357,8 +385,8 @@ class TrainConfig(UpdateOptions):
     @property
     def calibration(self) -> float:
         """The share of formulas that is held out for calibration: none where nothing is counted, as it would need
-        noise, or of trees."""
-        return 0.0 if self.is_private or self.model != "mlp" else self.calibration_fraction
+        noise."""
+        return 0.0 if self.is_private else self.calibration_fraction
 
     def access(self) -> "Access":
         """Return how a database is asked; ConfigError where that makes no sense."""
@@ -408,6 +436,8 @@ class FormationEnergyConfig(TrainConfig):
     """Numbers or classes; auto: as the column looks."""
     strategy: str = "fed_avg"
     """How updates are combined; the paper averages parameters. The others: ray-fed train --help."""
+    learning_rate: float = 1e-3
+    """Step size of the local optimiser."""
     decay: Literal["none", "cosine"] = "none"
     """How the learning rate falls over the steps of a run: not at all, or to 0 along a cosine; the paper names none."""
     features: str = "guo73"

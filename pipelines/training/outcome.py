@@ -10,15 +10,16 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-from torch.nn.functional import mse_loss
+from torch.nn.functional import l1_loss, mse_loss
 
+from pipelines.fingerprints import fingerprints
 from pipelines.launching import CoordinatorLike
+from pipelines.round_notes import missed
 from pipelines.training.alone import summary_of
 from pipelines.training.analysis_report import figure_of, sections
 from pipelines.training.class_pages import class_sections
 from pipelines.training.experiment import TrainingExperiment
 from pipelines.training.measured_limits import FEDERATED, coverage_table, summarised
-from pipelines.training.membership import fingerprints
 from pipelines.training.per_silo_errors import own_errors, own_table
 from pipelines.update_options import privacy_statement
 from ray_fed.federation.diversity import DIVERSITY
@@ -26,7 +27,13 @@ from ray_fed.federation.rounds.job import EPSILON
 from ray_fed.materials.boosted_property_task import BoostedPropertyTask
 from ray_fed.materials.limits import PROMISE, ModelLimits, told
 from ray_fed.materials.targets import Target, values_by_target
-from ray_fed.materials.trained_model import card_entries, forest_entries, scaler_arrays, tree_entries
+from ray_fed.materials.trained_model import (
+    card_entries,
+    forest_entries,
+    network_entries,
+    scaler_arrays,
+    tree_entries,
+)
 from ray_fed.metrics import Metric
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
 from ray_fed.reporting.model_files import ModelCard, model_paths, save_model
@@ -36,6 +43,7 @@ from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.tensorboard_log import EventLog
 
 MAX_PARITY_SILOS = 4
+LOSSES: Mapping[object, str] = {mse_loss: "mse", l1_loss: "mae"}
 CITATION = "Guo et al., Sci Rep 12 (2022), doi:10.1038/s41598-022-19426-8"
 NOT_COVERED = "numbers of rows, the feature scaler (means and variances of columns), held-out errors"
 """What the account of noise says nothing of."""
@@ -129,6 +137,7 @@ class TrainingOutcome:
             **own_errors(self.experiment),
             **self._costs(),
             **self._counts(),
+            **missed(self.experiment.federated_records()),
             **self._privacy(),
             **summarised(self.experiment.limits, self.experiment.setup.task.targets),
             **{f"silo.{silo}.has_model": has for silo, has in self.has_model.items()},
@@ -247,7 +256,7 @@ class TrainingOutcome:
         if isinstance(task, BoostedPropertyTask):
             return {"architecture": forest_entries(task.trees), "hyperparameters": tree_entries(task.trees)}
         return {
-            "architecture": {"type": "mlp", "hidden": list(config.hidden), "activation": "relu"},
+            "architecture": network_entries(task),
             "hyperparameters": {
                 "optimizer": config.optimizer,
                 "learning_rate": config.learning_rate,
@@ -255,7 +264,7 @@ class TrainingOutcome:
                 "epochs": config.epochs,
                 "optimizer_state": config.optimizer_state,
                 "decay": config.decay,
-                "loss": "mse" if task.loss is mse_loss else "mse and cross-entropy over the labels there are",
+                "loss": LOSSES.get(task.loss, "mse and cross-entropy over the labels there are"),
             },
         }
 

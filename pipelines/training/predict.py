@@ -20,7 +20,6 @@ from ray_fed.materials.databases.kinds import open_source, whole_path
 from ray_fed.materials.databases.raw_table import RawTable
 from ray_fed.materials.databases.source import Access, Source
 from ray_fed.materials.predictions import FLAG, WHY_FLAGGED, Inputs, Trained, inputs_of, interval_columns, predictions
-from ray_fed.materials.property_task import as_read
 from ray_fed.materials.targets import Target, labels
 from ray_fed.metrics import (
     ClassificationSums,
@@ -68,9 +67,9 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     models = read_models(options["run_directory"], options["model"])
     access = Access(options["query"], options["table"], options["query_timeout"])
     source = Source(path=whole_path(file, Path.cwd()), target=None, access=access)
-    source = as_read(source, models.first.feature_set)
+    source = models.first.as_read(source)
     table = open_source(source)
-    inputs = inputs_of(crystal_frame(table, source), models.first.feature_set)
+    inputs = inputs_of(crystal_frame(table, source), models.first)
     given = given_columns(table)
     predicted = predicted_table(inputs, models, given)
     write_atomically(path, predicted.to_csv(index=False).encode())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from pipelines.hub import HubSection
-from pipelines.training.config import AUTO, CONFIGS, FormationEnergyConfig, TrainConfig
+from pipelines.training.config import AUTO, CONFIGS, GRAPH_MODELS, FormationEnergyConfig, TrainConfig
 from pipelines.training.federation_file import FederationFile, SiteEntry, read_federation
 from ray_fed.config import at_home, coerce, require
 from ray_fed.errors import DataError
@@ -24,6 +24,7 @@ from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Access
 from ray_fed.materials.inference import Inferred, inferred
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
+from ray_fed.materials.symmetry import Cell
 from ray_fed.materials.targets import TWO_CLASSES, Target
 from ray_fed.materials.units import UNKNOWN_UNIT, can_convert, checked_unit
 from ray_fed.privacy.compression import Compression
@@ -179,7 +180,7 @@ def _study(config: TrainConfig) -> Setup:
     pooled = _part(config, rows, plan, POOLED) if config.baselines else None
     test = replace(_part(config, replace(rows, calibration_fraction=0.0), plan, "test"), num_gpus=0.0)
     return Setup(
-        config, task, tuple(silos), pooled, _held(test, task), notes=(*of_strategy, *notes, *_shown_by_sums(config))
+        config, task, tuple(silos), pooled, _held(test, task), notes=(*of_strategy, *notes, *_said_of_model(config))
     )
 
 
@@ -214,13 +215,17 @@ def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     # A database that somebody else's file names is not asked from here, where other secrets are.
     is_here = file.test is not None and not scheme_of(file.test.data)
     test = _held(test, task) if test and is_here else test
-    notes = (*of_strategy, *notes, *_shown_by_sums(config))
+    notes = (*of_strategy, *notes, *_said_of_model(config))
     return Setup(config, task, silos, None, test, sites, hub, order, notes=notes)
+
+
+def _said_of_model(config: TrainConfig) -> tuple[str, ...]:
+    return (*_shown_by_sums(config), *_said_of_graphs(config))
 
 
 def _shown_by_sums(config: TrainConfig) -> tuple[str, ...]:
     """Say what trees in clear give away."""
-    if config.model == "mlp" or config.secure_aggregation:
+    if config.model != "boosted_trees" or config.secure_aggregation:
         return ()
     shown = "the coordinator can work out the targets of single rows from the sums that a silo sends for trees"
     return (f"{shown}: add --secure-aggregation yes (and --baselines no) where it must not (benchmarks/trees.md)",)
@@ -294,9 +299,14 @@ def property_options(config: TrainConfig) -> PropertyOptions:
     return PropertyOptions(
         config.features, config.impute, config.hidden, tuple(map(canonical_target, config.target)), config.unit,
         tuple("none" if labels else name for name, labels in zip(transforms, classes, strict=True)), classes,
-        config.standardise_target and config.model == "mlp", config.symmetry, config.cell, config.model,
-        _tree_options(config), config.calibration,
+        config.standardise_target and config.model != "boosted_trees", config.symmetry, _cell(config), config.model,
+        _tree_options(config), config.calibration, config.model_options,
     )  # fmt: skip
+
+
+def _cell(config: TrainConfig) -> Cell:
+    """Return whose cells features are of: graphs are made of standardised ones."""
+    return "standard" if config.model in GRAPH_MODELS else config.cell
 
 
 def _tree_options(config: TrainConfig) -> tuple[str, ...]:
@@ -354,12 +364,17 @@ def _settled_by_file(config: TrainConfig, file: FederationFile) -> tuple[TrainCo
 
 def _with_strategy(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
     """Return the options with the name of a strategy, and say where it is not the usual one. Trees have theirs."""
-    if config.strategy != AUTO or config.model != "mlp":
+    if config.strategy != AUTO or config.model == "boosted_trees":
         return config, ()
     chosen, against = config.chosen_strategy(), config.against_common_moments()
     lost = f"{', '.join(against)}: strategy is fed_avg, as scaffold_adam does not go with it"
     note = f"{lost}; where silos are unlike, the model is then worse (strategy in ray-fed train --help)"
     return replace(config, strategy=chosen), (note,) if against else ()
+
+
+def _said_of_graphs(config: TrainConfig) -> tuple[str, ...]:
+    given = "--cell given has no effect: crystal graphs are made of standardised primitive cells"
+    return (given,) if config.model in GRAPH_MODELS and config.cell == "given" else ()
 
 
 def _with_features(config: TrainConfig, has_structures: bool) -> tuple[TrainConfig, tuple[str, ...]]:
@@ -514,5 +529,7 @@ def _plan(config: TrainConfig, num_examples: int, seed: int) -> TrainingPlan:
 
 
 def output_bias(config: TrainConfig) -> tuple[str, ...]:
-    """Return the name of the output bias of the MLP: layers and activations are numbered in turn."""
+    """Return the name of the output bias of the network; layers and activations of the MLP are numbered in turn."""
+    if config.model == "crystal_graph":
+        return ("output.bias",)
     return (f"{2 * len(config.hidden)}.bias",)

@@ -1,20 +1,31 @@
 """What the messages of one silo reveal, measured inside that silo against its own records.
 
-Nothing leaves the silo but counts and errors. The messages are those of replay.py; the attack is algebra on the first
-layer's part of a message (tabular.py), with and without defences, and with the training done in other ways
+Nothing leaves the silo but counts and errors. The messages are those of replay.py. Two threat models: an attacker who
+knows nothing of the records (algebra on the first layer's part of a message, tabular.py), and one who holds a list on
+which they stand among others (listed_records.py). With and without defences, and with the training done in other ways
 (`TrainingChange`: how the training is cut into messages, by what optimiser, how privately).
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 import numpy as np
+import torch
 from torch import nn
 
 from ray_fed.config import require, unknown_name
 from ray_fed.federation.silo import Silo
 from ray_fed.leakage.defences import Defence
+from ray_fed.leakage.listed_records import (
+    LEAST_SQUARES,
+    ROW_SPACE,
+    Named,
+    RecordList,
+    named,
+    row_space_residuals,
+    together,
+)
 from ray_fed.leakage.replay import Parts, Replay, defended
 from ray_fed.leakage.tabular import (
     EXACT,
@@ -108,6 +119,9 @@ def _epsilon(number: str, part: str) -> float:
     return float(number)
 
 
+LISTED_MESSAGES = 8
+"""Messages of one kind, at most, that are attacked with a list: each costs a pass over it."""
+
 Found = tuple[float, np.ndarray, int]
 """Error, guess, record."""
 
@@ -132,6 +146,16 @@ class MessageAudit:
     several targets or classes are learned."""
     summed: int = 1
     """Silos in the sum, if only the sum is seen."""
+    named: Mapping[str, Named] = field(default_factory=dict)
+    """Attack with a list -> the records it named; empty without a list."""
+    listed_target_error: float | None = None
+    """Median |read - true target|, in the target's unit, of the records that `LEAST_SQUARES` named rightly in one
+    gradient; None for updates of several steps, and where several targets or classes are learned."""
+
+    @property
+    def named_most(self) -> Named:
+        """Return what the attack named that named most beyond chance; none without a list."""
+        return max(self.named.values(), key=lambda one: (one.share, one.right), default=Named(0, 0, 0.0))
 
     @property
     def found(self) -> int:
@@ -142,21 +166,31 @@ class MessageAudit:
         """Return the share of the records behind the message that is reconstructed, exactly or nearly."""
         return self.found / self.records
 
+    @property
+    def worst_share(self) -> float:
+        """Return the larger share of both threat models: reconstructed, or named from the list beyond chance."""
+        return max(self.share, self.named_most.share)
+
 
 def audit(
-    silo: Silo, replay: Replay, vector: np.ndarray, units: Mapping[str, str], scale: np.ndarray, defence: Defence | None
+    silo: Silo,
+    replay: Replay,
+    units: Mapping[str, str],
+    scale: np.ndarray,
+    defence: Defence | None,
+    listed: RecordList | None = None,
 ) -> MessageAudit:
     """Attack the messages of a replay under a defence.
 
-    units: feature -> unit, in order; scale [num_features]: standard deviations of the features. ConfigError when the
-    network's first layer is not linear with a bias.
+    units: feature -> unit, in order; scale [num_features]: standard deviations of the features; listed: what an
+    attacker with a list suspects. ConfigError when the network's first layer is not linear with a bias.
     """
-    network = load_vector(silo.task.model(0), vector)
+    network = load_vector(silo.task.model(0), replay.sent)
     check_first_layer(network)
     found: list[Found] = []
     target_errors = []
-    for number, message in enumerate(replay.messages):
-        sent = defended(message, defence, number)
+    messages = [defended(message, defence, number) for number, message in enumerate(replay.messages)]
+    for number, sent in enumerate(messages):
         guesses = _guesses(sent, replay)
         found += _found(guesses, replay, number)
         if replay.owners and replay.summed == 1 and len(guesses) and len(replay.targets):
@@ -164,11 +198,50 @@ def audit(
             target_errors.append(_target_error(silo, recovered, float(replay.targets[replay.owners[number]])))
     exact = sum(error < EXACT for error, *_ in found)
     near = sum(EXACT <= error < NEAR for error, *_ in found)
+    counts, listed_error = _named(silo, replay, network, messages, listed) if listed else ({}, None)
     return MessageAudit(
         silo.spec.name, replay.kind, str(defence or "none"), replay.records, exact, near,
         _physical(found, replay, units, scale),
-        float(np.median(target_errors)) if target_errors else None, replay.summed,
+        float(np.median(target_errors)) if target_errors else None, replay.summed, counts, listed_error,
     )  # fmt: skip
+
+
+def _named(
+    silo: Silo, replay: Replay, network: nn.Module, messages: Sequence[Parts], listed: RecordList
+) -> tuple[dict[str, Named], float | None]:
+    """Return what each attack with a list names, and the median error of the targets it reads."""
+    found: dict[str, list[Named]] = {ROW_SPACE: [], LEAST_SQUARES: []}
+    errors: list[float] = []
+    for number, message in enumerate(messages[:LISTED_MESSAGES]):
+        own = replay.behind(number)
+        mine = listed.positions(replay.rows[own])
+        others = listed.positions(replay.others[number]) if replay.others else mine
+        behind = np.union1d(mine, others)
+        in_span = row_space_residuals(message[0], message[1], listed.rows, replay.together)
+        found[ROW_SPACE].append(named(-in_span, behind, mine)[0])
+        coefficients = listed.gradients(network).coefficients(message)
+        counted, right = named(np.abs(coefficients).max(1), behind, mine)
+        found[LEAST_SQUARES].append(counted)
+        if replay.is_gradient and len(replay.targets):
+            true = _targets_on_list(listed, replay, own)
+            read = _read_targets(replay, network, listed.rows[right], coefficients[right, 0])
+            errors += [_target_error(silo, guess, true[int(where)]) for guess, where in zip(read, right, strict=True)]
+    return {attack: together(several) for attack, several in found.items()}, float(
+        np.median(errors)
+    ) if errors else None
+
+
+def _targets_on_list(listed: RecordList, replay: Replay, own: np.ndarray) -> dict[int, float]:
+    """Return position on the list -> true target, of the silo's own records [..] that stand there."""
+    places = ((listed.positions(replay.rows[[record]]), float(replay.targets[record])) for record in own)
+    return {int(place[0]): target for place, target in places if len(place)}
+
+
+def _read_targets(replay: Replay, network: nn.Module, rows: np.ndarray, coefficients: np.ndarray) -> list[float]:
+    """Return targets from c = 2 (f(x) - y) / B, without B in a sum weighted by records; rows [n, d]."""
+    with torch.no_grad():
+        predicted = network(torch.from_numpy(rows))[:, 0].double().numpy()
+    return (predicted - coefficients / 2 * (replay.together if replay.summed == 1 else 1)).tolist()
 
 
 def _target_error(silo: Silo, recovered: float, true: float) -> float:

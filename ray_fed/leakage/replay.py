@@ -42,6 +42,8 @@ class Replay:
     """[num_rows, num_features]: all the silo's training records, as the network sees them."""
     targets: np.ndarray
     """[num_rows]"""
+    sent: Vector
+    """Parameters that the silo was sent."""
     records: int
     """Records that took part."""
     took_part: np.ndarray | None = None
@@ -52,6 +54,16 @@ class Replay:
     """Records behind each message, those of other silos in the sum included."""
     summed: int = 1
     """Silos in the sum, if only the sum is seen."""
+    others: tuple[np.ndarray, ...] = ()
+    """Per message the rows of other silos in the sum [.., num_features]."""
+    is_gradient: bool = False
+    """Whether the messages are gradients at `sent` (in a sum: weighted by records), not updates of several steps."""
+
+    def behind(self, number: int) -> np.ndarray:
+        """Return positions of the silo's own records behind message `number`; all of them where chance chose."""
+        if self.owners:
+            return np.array(self.owners[number : number + 1])
+        return np.arange(len(self.rows)) if self.took_part is None else self.took_part
 
 
 @dataclass(frozen=True)
@@ -147,21 +159,24 @@ def of_round(silo: Silo, recorded: RecordedUpdate, layout: Layout, plan: Trainin
     parts = list(layout.unflatten(recorded.moved(layout.size)).values())
     took_part = recorded.took_part
     count = min(recorded.update.num_examples, len(silo.samples.features)) if took_part is None else len(took_part)
-    return replace(_replay(silo, kind, (parts,), count), took_part=took_part)
+    return replace(_replay(silo, recorded.sent[: layout.size], kind, (parts,), count), took_part=took_part)
 
 
 def single_records(silo: Silo, vector: np.ndarray) -> Replay:
     """Return gradients of one record each at the parameters `vector`: the worst case of local training."""
     count = min(SINGLES, len(silo.samples.features))
     messages = tuple(_gradient(silo, vector, slice(number, number + 1)) for number in range(count))
-    return _replay(silo, "gradient of one record", messages, count, tuple(range(count)))
+    return replace(
+        _replay(silo, vector, "gradient of one record", messages, count, tuple(range(count))), is_gradient=True
+    )
 
 
 def one_batch(silo: Silo, vector: np.ndarray, size: int) -> Replay:
     """Return the gradient of one batch of the silo's records."""
     size = min(size, len(silo.samples.features))
-    replayed = _replay(silo, f"gradient of a batch of {size}", (_gradient(silo, vector, slice(0, size)),), size)
-    return replace(replayed, took_part=np.arange(size))
+    gradient = _gradient(silo, vector, slice(0, size))
+    replayed = _replay(silo, vector, f"gradient of a batch of {size}", (gradient,), size)
+    return replace(replayed, took_part=np.arange(size), is_gradient=True)
 
 
 def in_sum(replays: Sequence[Replay]) -> list[Replay]:
@@ -176,7 +191,15 @@ def in_sum(replays: Sequence[Replay]) -> list[Replay]:
     )
     together = sum(one.together for one in replays)
     shown = {"messages": sums, "together": together, "summed": len(replays)}
-    return [replace(one, owners=one.owners[: len(sums)], **shown) for one in replays]
+    return [
+        replace(one, owners=one.owners[: len(sums)], others=_rows_of_others(one, replays, len(sums)), **shown)
+        for one in replays
+    ]
+
+
+def _rows_of_others(mine: Replay, replays: Sequence[Replay], messages: int) -> tuple[np.ndarray, ...]:
+    others = [one for one in replays if one is not mine]
+    return tuple(np.concatenate([one.rows[one.behind(number)] for one in others]) for number in range(messages))
 
 
 def defended(message: Parts, defence: Defence | None, seed: int) -> Parts:
@@ -197,10 +220,12 @@ def _rows_of_round(trainer: LocalTrainer, server_round: int) -> np.ndarray | Non
     return np.unique(np.concatenate(taken))
 
 
-def _replay(silo: Silo, kind: str, messages: tuple[Parts, ...], records: int, owners: tuple[int, ...] = ()) -> Replay:
+def _replay(
+    silo: Silo, sent: Vector, kind: str, messages: tuple[Parts, ...], records: int, owners: tuple[int, ...] = ()
+) -> Replay:
     rows, is_number = silo.samples.features.cpu().numpy(), silo.task.loss is mse_loss
     targets = silo.samples.targets.cpu().numpy().ravel() if is_number else np.empty(0, np.float32)
-    return Replay(silo.spec.name, kind, messages, rows, targets, records, None, owners, 1 if owners else records)
+    return Replay(silo.spec.name, kind, messages, rows, targets, sent, records, None, owners, 1 if owners else records)
 
 
 def _gradient(silo: Silo, vector: np.ndarray, rows: slice) -> Parts:

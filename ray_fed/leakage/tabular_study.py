@@ -1,7 +1,7 @@
 """What a message of our tabular regression network reveals, by batch size, local steps and optimiser."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,6 +9,15 @@ from torch import nn
 from torch.nn import functional
 
 from ray_fed.config import require
+from ray_fed.leakage.listed_records import (
+    LEAST_SQUARES,
+    ROW_SPACE,
+    Named,
+    RecordList,
+    named,
+    row_space_residuals,
+    together,
+)
 from ray_fed.leakage.observation import StackedNetwork
 from ray_fed.leakage.tabular import factor_candidates, match_rows, recovered_target, row_candidates
 from ray_fed.learning.models import seeded_mlp
@@ -37,6 +46,8 @@ class TabularLeak:
     near: int
     target_errors: tuple[float, ...]
     """|recovered - true target| of messages of one record and one step, in the target's unit."""
+    named: Mapping[str, Named] = field(default_factory=dict)
+    """Attack with a list, on which all records of the study stand -> how many of those behind the messages it named."""
 
 
 def crystal_rows(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
@@ -61,20 +72,29 @@ def crystal_rows(count: int, seed: int) -> tuple[np.ndarray, np.ndarray, tuple[s
 def tabular_leaks(
     features: np.ndarray, targets: np.ndarray, cases: Sequence[TabularCase], messages: int, seed: int
 ) -> Iterator[TabularLeak]:
-    """Attack `messages` messages of each case with the ratios and factors of the first layer; yields each case's sum.
+    """Attack `messages` messages of each case with the ratios and factors of the first layer, and with a list of all
+    records; yields each case's sum.
 
     Batches are drawn without replacement per message; local steps go through them in turn, as epochs do.
     """
-    network = seeded_mlp(features.shape[1], (200, 200), seed)
+    network, listed = seeded_mlp(features.shape[1], (200, 200), seed), RecordList(features)
     for case in cases:
-        found = [_one_message(network, features, targets, case, seed, number) for number in range(messages)]
-        errors = tuple(error for *_, error in found if error is not None)
-        yield TabularLeak(case, sum(f[0] for f in found), sum(f[1] for f in found), sum(f[2] for f in found), errors)
+        found = [_one_message(network, features, targets, listed, case, seed, number) for number in range(messages)]
+        errors = tuple(error for one in found for error in one.target_errors)
+        counted = {attack: together([one.named[attack] for one in found]) for attack in found[0].named}
+        rows, exact, near = (sum(getattr(one, of) for one in found) for of in ("rows", "exact", "near"))
+        yield TabularLeak(case, rows, exact, near, errors, counted)
 
 
 def _one_message(
-    network: nn.Module, features: np.ndarray, targets: np.ndarray, case: TabularCase, seed: int, number: int
-) -> tuple[int, int, int, float | None]:
+    network: nn.Module,
+    features: np.ndarray,
+    targets: np.ndarray,
+    listed: RecordList,
+    case: TabularCase,
+    seed: int,
+    number: int,
+) -> TabularLeak:
     draw = generator(seed, "a silo's batches", number, case.batch_size, case.local_steps)
     wanted = case.batch_size * case.local_steps
     order = np.resize(draw.permutation(len(features)), wanted)
@@ -85,8 +105,14 @@ def _one_message(
     guesses = np.concatenate([row_candidates(weights, bias), factor_candidates(weights, bias, wanted)])
     found = match_rows(guesses, features[taken])
     single = wanted == 1 and case.optimizer == "sgd"
-    error = abs(recovered_target(network, guesses[0], message) - float(targets[order[0]])) if single else None
-    return len(taken), found.exact, found.near, error
+    errors = (abs(recovered_target(network, guesses[0], message) - float(targets[order[0]])),) if single else ()
+    behind = listed.positions(features[taken])
+    strengths = {
+        ROW_SPACE: -row_space_residuals(weights, bias, listed.rows, wanted),
+        LEAST_SQUARES: np.abs(listed.gradients(network).coefficients(message)).max(1),
+    }
+    counted = {attack: named(strength, behind, behind)[0] for attack, strength in strengths.items()}
+    return TabularLeak(case, len(taken), found.exact, found.near, errors, counted)
 
 
 def local_update(

@@ -1,11 +1,14 @@
 """The networks of the pipelines, built reproducibly from a seed."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from ray_fed.randomness import derived_seed
+
+Network = TypeVar("Network")
 
 
 def mlp(num_features: int, hidden: Sequence[int] = (200, 200), num_outputs: int = 1) -> nn.Sequential:
@@ -23,6 +26,11 @@ def mlp(num_features: int, hidden: Sequence[int] = (200, 200), num_outputs: int 
 
 def seeded_mlp(num_features: int, hidden: Sequence[int], seed: int, num_outputs: int = 1) -> nn.Sequential:
     """Return an `mlp` whose initial weights depend on `seed` alone; the global generator is left as it was."""
+    return seeded(lambda: mlp(num_features, hidden, num_outputs), seed)
+
+
+def seeded(make: Callable[[], Network], seed: int) -> Network:
+    """Return a network whose initial weights depend on `seed` alone; the global generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(seed, "initial weights"))
-        return mlp(num_features, hidden, num_outputs)
+        return make()

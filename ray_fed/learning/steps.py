@@ -202,6 +202,8 @@ class CommonMomentum(ControlVariate):
 # ---- optimisers: PyTorch's own fused kernels without the per-step bookkeeping of its classes
 
 BETA_1, BETA_2 = 0.9, 0.999
+COMMON_BETA_2 = 0.99
+"""Of a second moment that all silos share: it has to follow the corrected gradients from one exchange to the next."""
 
 
 class FlatOptimizer(Protocol):
@@ -224,7 +226,7 @@ class FlatOptimizer(Protocol):
 
 
 class FlatAdam:
-    """Adam (Kingma & Ba 2015, Algorithm 1), beta_1 = 0.9, beta_2 = 0.999, epsilon = 1e-8.
+    """Adam (Kingma & Ba 2015, Algorithm 1), beta_1 = 0.9, epsilon = 1e-8, beta_2 as given.
 
     paper   code                    shape
     theta   flat                    float32 [num_parameters]
@@ -234,6 +236,7 @@ class FlatAdam:
 
     def __init__(self, flat: torch.Tensor, gradient: torch.Tensor, learning_rate: float):
         self.flat, self.gradient, self.learning_rate = flat, gradient, _rate(learning_rate, flat.device)
+        self.beta_2 = BETA_2
         self.moments = [torch.zeros_like(flat), torch.zeros_like(flat)]
         self.steps = torch.zeros((), dtype=torch.float32, device=flat.device)
         self.capturable = flat.device.type == "cuda"
@@ -242,8 +245,8 @@ class FlatAdam:
     def step(self) -> None:
         adam(
             [self.flat], [self.gradient], [self.moments[0]], [self.moments[1]], [], [self.steps],
-            fused=True, capturable=self.capturable, amsgrad=False, beta1=BETA_1, beta2=BETA_2, lr=self.learning_rate,
-            weight_decay=0.0, eps=1e-8, maximize=False,
+            fused=True, capturable=self.capturable, amsgrad=False, beta1=BETA_1, beta2=self.beta_2,
+            lr=self.learning_rate, weight_decay=0.0, eps=1e-8, maximize=False,
         )  # fmt: skip
 
     def begin(self, steps: int, first: torch.Tensor) -> None:

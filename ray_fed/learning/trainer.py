@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from math import cos, pi
+from math import cos, isqrt, pi
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from ray_fed.learning.cuda_graphs import GraphedSteps, Step
 from ray_fed.learning.layout import BufferPolicy, Layout, bind, bind_buffers, integer_buffers
 from ray_fed.learning.private_steps import PrivateGradient, PrivateSteps, chosen_rows
 from ray_fed.learning.steps import (
+    COMMON_BETA_2,
     CommonMomentum,
     ControlVariate,
     DenseReluMseGradient,
@@ -54,7 +55,7 @@ class TrainingPlan:
     steps_per_epoch: int
     """Mini-batches per pass; the rows are dealt into this many batches of equal size (+-1)."""
     num_rounds: int
-    """Exchanges in the whole run; the steps are dealt evenly over them."""
+    """Exchanges in the whole run; the steps are dealt over them (`steps_of_round`)."""
     learning_rate: float = 1e-3
     """Of the silo's own optimiser."""
     optimizer: str = "adam"
@@ -105,8 +106,22 @@ class TrainingPlan:
 
     def steps_of_round(self, server_round: int) -> range:
         """Return the global step numbers of round 1..num_rounds; the rounds together cover every step once."""
-        first = (server_round - 1) * self.total_steps // self.num_rounds
-        return range(first, server_round * self.total_steps // self.num_rounds)
+        return range(self._steps_until(server_round - 1), self._steps_until(server_round))
+
+    @property
+    def most_steps(self) -> int:
+        """No round has more steps: the first is the longest, to a rounding."""
+        mean = -(-self.total_steps // self.num_rounds)
+        return max(mean, self._steps_until(1) + 1) if self.decay != "none" else mean
+
+    def _steps_until(self, server_round: int) -> int:
+        """Return the steps of a round and those before it. Where the rate decays, rounds get shorter, from twice to two
+        thirds of their mean: small steps undo what silos' own ways have left, if they meet often enough then. With u
+        the share of the steps, u (1 + u) / 2 of the exchanges are over; whole numbers, so that all machines agree."""
+        steps, rounds = self.total_steps, self.num_rounds
+        if self.decay == "none" or steps < 2 * rounds:
+            return server_round * steps // rounds
+        return (isqrt(steps * steps * (rounds + 8 * server_round) // rounds) - steps) // 2
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -184,6 +199,9 @@ class LocalTrainer:
         self.buffers, self.integers = bind_buffers(module), integer_buffers(module)
         self.optimizer = flat_optimizer(plan.optimizer, self.flat, self.flat_gradient, plan.learning_rate)
         self.control = control_variate(plan, self.flat)
+        if plan.optimizer_state == "common":
+            assert isinstance(self.optimizer, FlatAdam)
+            self.optimizer.beta_2 = COMMON_BETA_2
         self.terms: list[GradientTerm] = [ProximalPull(self.flat, plan.proximal_mu)] if plan.proximal_mu else []
         self.terms += [self.control] if self.control else []
         gradient = self._gradient()
@@ -387,9 +405,12 @@ def copy_blocks(blocks: Sequence[torch.Tensor], vector: np.ndarray) -> None:
             block.copy_(torch.from_numpy(part.copy()))
 
 
-def portions(features: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Split rows so that a network's activations fit into memory: images come in dozens, table rows all at once."""
-    row = max(1, features[:1].numel())
+def portions(features: Any) -> tuple[Any, ...]:
+    """Split rows so that a network's activations fit into memory: images come in dozens, table rows all at once.
+
+    features: a tensor, or what is split and measured (`numel`) as one is.
+    """
+    row = max(1, features.numel() // max(1, len(features)))
     return features.split(max(1, PORTION_VALUES // row)) if len(features) else (features,)
 
 
@@ -402,6 +423,8 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def _stepper(trainer: LocalTrainer, gradient: Gradient) -> Step:
     step = partial(trainer.take_step, gradient)
-    if trainer.flat.device.type == "cuda" and trainer.plan.private is None:  # private batches differ in length
+    # Private batches differ in length, and graphs in size.
+    has_one_size = trainer.plan.private is None and isinstance(trainer.features, torch.Tensor)
+    if trainer.flat.device.type == "cuda" and has_one_size:
         return GraphedSteps(step)
     return step

@@ -29,7 +29,7 @@ class BoostedPropertyTask(BoostedTask, PropertyTask):
     def learned(self, rows: LocalRows) -> np.ndarray:
         return learned_values(self._table(rows.targets), self.targets, None)
 
-    def inputs(self, features: np.ndarray, standardizer: Standardizer | None) -> np.ndarray:  # type: ignore[override]  # noqa: ARG002
+    def inputs(self, features: np.ndarray, standardizer: Standardizer | None, device: str = "cpu") -> np.ndarray:  # noqa: ARG002
         """Return features [rows, d] as the forest takes them."""
         return as_float32(features)
 

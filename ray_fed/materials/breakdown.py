@@ -54,6 +54,11 @@ def shuffled_columns(features: np.ndarray, columns: Sequence[int], name: str, se
     return shuffled
 
 
+def shuffled_rows(task: Any, features: Any, columns: Sequence[int], name: str) -> Any:
+    """Return features of a property task with some columns of their table shuffled among the rows."""
+    return task.changed(features, shuffled_columns(task.described(features), columns, name))
+
+
 def row_badness(task: Any, targets: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Return how far off each prediction is, [rows]: the error of the first target; of classes 1 less the chance of the
     true one; NaN without a label."""

@@ -19,6 +19,7 @@ from ray_fed.materials.crystal import (
     MAX_REASON,
     Crystal,
     crystal_of_pymatgen,
+    number_on_site,
     numbered,
     reduced_formula,
     warnings_as_notes,
@@ -184,19 +185,20 @@ def _assembled(
 ) -> Crystal:
     notes: list[str] = []
     sites = _merged(_sites(block, notes), operations)
-    positions, labels, occupancies, amounts = [], [], [], dict[str, float]()
+    positions, labels, occupancies, numbers, amounts = [], [], [], [], dict[str, float]()
     for site in sites:
         _scale_back(site, notes)
         orbit = _orbit(site.position, operations)
         positions.append(orbit)
         labels += [",".join(f"{symbol}:{amount:.6g}" for symbol, amount in sorted(site.atoms.items()))] * len(orbit)
         occupancies += [site.places] * len(orbit)
+        numbers += [number_on_site(site.atoms)] * len(orbit)
         for symbol, amount in site.atoms.items():
             amounts[symbol] = amounts.get(symbol, 0.0) + amount * len(orbit)
     amounts = _completed(amounts, block, notes)
     return Crystal(
         reduced_formula(amounts), vectors, np.concatenate(positions), numbered(labels), space_group, amounts,
-        np.array(occupancies), tuple(dict.fromkeys(notes)),
+        np.array(occupancies), tuple(dict.fromkeys(notes)), np.array(numbers, np.int64),
     )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ class Crystal:
     amounts      {symbol: atoms in the cell}, with those that have no site; empty: as the formula says
     occupancies  float64 [n], atoms on each site; None: 1
     notes        what is odd about it, for its row
+    numbers      int64   [n], atomic number of the one whole atom on each site; 0 where there is another thing
     """
 
     formula: str
@@ -38,6 +39,40 @@ class Crystal:
     amounts: Mapping[str, float] = field(default_factory=dict)
     occupancies: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    numbers: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class CrystalSites:
+    """Atoms in a cell.
+
+    vectors    float64 [3, 3] in Å, one lattice vector per row
+    positions  float64 [n, 3], fractions of the vectors
+    numbers    int64   [n], atomic numbers; 0 where a site is no whole atom
+    """
+
+    vectors: np.ndarray
+    positions: np.ndarray
+    numbers: np.ndarray
+
+
+FULL = 1e-3
+"""A site with an atom less this is full."""
+
+
+def number_on_site(atoms: Mapping[str, float]) -> int:
+    """Return the atomic number of what is on a site, {symbol: atoms}; 0 unless that is one whole atom."""
+    if len(atoms) != 1:
+        return 0
+    ((symbol, amount),) = atoms.items()
+    return _atomic_number(symbol) if abs(amount - 1) <= FULL else 0
+
+
+@lru_cache(maxsize=1000)
+def _atomic_number(symbol: str) -> int:
+    from pymatgen.core import Element
+
+    return Element(symbol).Z if Element.is_valid_symbol(symbol) else 0
 
 
 def crystal_of_pymatgen(structure: Any, space_group: int | None = None, notes: tuple[str, ...] = ()) -> Crystal:
@@ -47,6 +82,7 @@ def crystal_of_pymatgen(structure: Any, space_group: int | None = None, notes: t
         reduced_formula(amounts), np.array(structure.lattice.matrix), np.array(structure.frac_coords),
         numbered([str(site.species) for site in structure]), space_group, amounts,
         np.array([site.species.num_atoms for site in structure]), notes,
+        np.array([number_on_site(site.species.get_el_amt_dict()) for site in structure], np.int64),
     )  # fmt: skip
 
 

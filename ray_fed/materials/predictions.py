@@ -18,12 +18,18 @@ import pandas as pd
 from ray_fed.errors import DataError
 from ray_fed.learning.intervals import spread_of
 from ray_fed.materials.chemical_groups import anion_classes
+from ray_fed.materials.databases.database import SITES
+from ray_fed.materials.databases.feature_cache import cache_folder
+from ray_fed.materials.databases.source import Source
 from ray_fed.materials.domain import flags, spread_flags
 from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
+from ray_fed.materials.graphs.graph_rows import GraphRows
+from ray_fed.materials.graphs.graph_task import with_graphs, with_sites
 from ray_fed.materials.limits import ModelLimits, limits_of
+from ray_fed.materials.property_task import as_read
 from ray_fed.materials.row_counts import output_columns
 from ray_fed.materials.targets import Target, predicted_values, prediction_columns, values_by_target
-from ray_fed.materials.trained_model import Arrays, is_forest, raw_outputs, scalers_of, targets_of
+from ray_fed.materials.trained_model import Arrays, is_forest, is_on_graphs, raw_outputs, scalers_of, targets_of
 from ray_fed.reporting.model_files import ModelCard
 
 WIDEST = "0.9"
@@ -60,8 +66,20 @@ class Trained:
             )
         return found
 
-    def outputs(self, features: np.ndarray) -> np.ndarray:
-        return raw_outputs(features, self.arrays, self.card)
+    @property
+    def is_on_graphs(self) -> bool:
+        return is_on_graphs(self.card)
+
+    def as_read(self, source: Source) -> Source:
+        """Return a source as this model wants it read."""
+        source = as_read(source, self.feature_set)
+        return with_sites(source) if self.is_on_graphs else source
+
+    def outputs(self, inputs: "Inputs") -> np.ndarray:
+        """Return the outputs of the network for the usable rows."""
+        return raw_outputs(
+            inputs.usable_graphs if self.is_on_graphs else inputs.usable_features, self.arrays, self.card
+        )
 
     def values(self, outputs: np.ndarray) -> np.ndarray:
         """Return what outputs of the network say, [rows, W]."""
@@ -77,17 +95,31 @@ class Inputs:
     """float64 [rows, num_features]; NaN where a row cannot be used."""
     reasons: list[str]
     """Why a row cannot be used, "" where it can."""
+    graphs: GraphRows | None = None
+    """Beside the features, where the model wants them."""
+
+    @property
+    def usable_features(self) -> np.ndarray:
+        return self.features[self.usable]
+
+    @property
+    def usable_graphs(self) -> GraphRows:
+        assert self.graphs is not None
+        return self.graphs[self.usable]
 
     @property
     def usable(self) -> np.ndarray:
         return np.array([reason == "" for reason in self.reasons], bool)
 
 
-def inputs_of(frame: pd.DataFrame, feature_set: FeatureSet) -> Inputs:
-    """Return the rows of a crystal frame with their features."""
-    features, reasons = feature_set.transform_with_reasons(frame)
+def inputs_of(frame: pd.DataFrame, model: Trained) -> Inputs:
+    """Return the rows of a crystal frame with what a model takes of them."""
+    features, reasons = model.feature_set.transform_with_reasons(frame)
     told = [given or found for given, found in zip(frame["reason"], reasons, strict=True)]
-    return Inputs(frame, features, told)
+    if not model.is_on_graphs:
+        return Inputs(frame, features, told)
+    graphs, told = with_graphs(features, told, frame[SITES].tolist(), cache_folder())
+    return Inputs(frame, features, told, graphs)
 
 
 def predictions(inputs: Inputs, model: Trained, own: Mapping[str, Trained] | None) -> dict[str, np.ndarray]:
@@ -97,9 +129,8 @@ def predictions(inputs: Inputs, model: Trained, own: Mapping[str, Trained] | Non
     them is not at hand: then there are no intervals.
     """
     usable, limits = inputs.usable, model.limits
-    features = inputs.features[usable]
-    outputs = model.outputs(features)
-    others = [own[name].outputs(features) for name in limits.own_models] if own is not None else []
+    outputs = model.outputs(inputs)
+    others = [own[name].outputs(inputs) for name in limits.own_models] if own is not None else []
     spreads = _spreads(model, outputs, others) if own is not None else {}
     columns = prediction_columns(_with_sureness(model.values(outputs), model), model.targets)
     columns |= _bounds(model, outputs, spreads, inputs.frame["formula"][usable].tolist())
@@ -166,7 +197,7 @@ def _flags(inputs: Inputs, model: Trained, spreads: Mapping[str, np.ndarray]) ->
     formulas, feature_set = frame["formula"].tolist(), model.feature_set
     scaler, of_targets = scalers_of(model.arrays, model.card)
     found = flags(
-        frame, inputs.features[usable], feature_set.feature_labels(), domain,
+        frame, inputs.usable_features, feature_set.feature_labels(), domain,
         None if is_forest(model.card) else scaler, feature_set.num_imputed(formulas),
     )  # fmt: skip
     numbers = [target for target in model.targets if not target.classes]

@@ -22,7 +22,7 @@ from ray_fed.federation.silo import Silo, names_asked
 from ray_fed.federation.task import LocalRows
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.best_alone import Candidate, Questions, best, candidates, predictions
-from ray_fed.materials.breakdown import group_masks, shuffled_columns, worst_rows
+from ray_fed.materials.breakdown import group_masks, shuffled_rows, worst_rows
 from ray_fed.materials.learners import BOOSTED_TREES, NETWORK, Columns, NetworkLearner, TreeLearner
 from ray_fed.metrics import Scores, coin_of, secret_of
 
@@ -63,7 +63,7 @@ class PropertySilo(Silo):
 
     def _learners(self, plan: TrainingPlan) -> list[NetworkLearner | TreeLearner]:
         learned, num_classes = self.task.tree_targets(self.rows.targets)
-        columns = Columns(self.rows.features, learned, num_classes, plan.seed)
+        columns = Columns(self.task.described(self.rows.features), learned, num_classes, plan.seed)
         forest, boosting = TreeLearner(self.task, columns), TreeLearner(self.task, columns, LEARNERS[2], BOOSTED_TREES)
         if isinstance(self.task, BoostedTask):  # the federation's own kind of model is no network
             return [forest, boosting]
@@ -81,7 +81,8 @@ class PropertySilo(Silo):
         name = candidate.learner.name
         if name == NETWORK or not candidate.is_complete or not len(targets):
             features, targets = features[:0], targets[:0]
-        predicted = predictions(candidate, len(self.rows.features), features) if len(targets) else None
+        new = self.task.described(features)
+        predicted = predictions(candidate, len(self.rows.features), new) if len(targets) else None
         found = self.task.score(targets, self.task.nothing_predicted() if predicted is None else predicted)
         return self._released(name, np.empty(0), candidate.scores, found)
 
@@ -116,14 +117,14 @@ class PropertySilo(Silo):
         plain = [self._outputs(model, features) for features, _ in parts]
         found: dict[str, list[Scores]] = {}
         for name in asked:
-            shuffled = [shuffled_columns(features, columns[name], name) for features, _ in parts]
+            shuffled = [shuffled_rows(self.task, features, columns[name], name) for features, _ in parts]
             predicted = [
                 self.task.predicted(self._outputs(model, features), self.samples.standardizer) for features in shuffled
             ]
             found[name] = [self.task.score(targets, each) for (_, targets), each in zip(parts, predicted, strict=True)]
         return self._marked(found, plain, model)
 
-    def _outputs(self, model: Vector, features: np.ndarray) -> np.ndarray:
+    def _outputs(self, model: Vector, features: Any) -> np.ndarray:
         return self.task.predictor()(model, self.task.inputs(features, self.samples.standardizer))
 
     def _marked(

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -165,11 +166,11 @@ class PropertyTask(Task):
                 f"silo '{spec.name}': its source is {wanted!r}; a property task needs CrystalRows",
                 failure=Trouble.OPTION_WRONG,
             )
-        database = open_database(as_read(wanted.source, self.featurizer()), spec.name)
+        database = open_database(self.as_read(wanted.source), spec.name)
         whole = self._labelled(database, wanted, spec.name)
         frame = wanted.part.take(whole) if wanted.part else whole
         folder = None if wanted.source.path == EMBEDDED else cache_folder()
-        features, reasons = self._features(frame, folder)
+        features, reasons = self.features_of(frame, folder)
         usable = np.array([not reason for reason in reasons])
         held_out, calibration = (usable & part for part in self._held_out(frame, wanted))
         train = usable & ~held_out & ~calibration
@@ -220,10 +221,31 @@ class PropertyTask(Task):
         """Return targets as trees learn them, [rows, T], and how many classes each has, 0 for a number."""
         return transformed(self._table(targets), self.targets), tuple(len(one.classes) for one in self.targets)
 
-    def inputs(self, features: np.ndarray, standardizer: Standardizer | None) -> torch.Tensor:
-        """Return features [rows, d] as the network takes them, on the CPU."""
+    # ---- what a row of features is: here columns of a table
+
+    def as_read(self, source: Source) -> Source:
+        """Return the source as the task wants it read."""
+        return as_read(source, self.featurizer())
+
+    def features_of(self, frame: pd.DataFrame, folder: Path | None) -> tuple[Any, list[str]]:
+        """Return the features of a crystal frame, one row each, and a reason per row, "" where it can be used. Kept in
+        `folder` under the hash of everything they depend on; None keeps nothing."""
+        return self._table_of(frame, folder)
+
+    def described(self, features: Any) -> np.ndarray:
+        """Return the columns of a table [rows, d] that features, as read or as a network takes them, have."""
+        return features.cpu().numpy() if isinstance(features, torch.Tensor) else features
+
+    def changed(self, features: Any, table: np.ndarray) -> Any:  # noqa: ARG002
+        """Return features with other columns [rows, d] in their table."""
+        return table
+
+    def inputs(self, features: Any, standardizer: Standardizer | None, device: str = "cpu") -> Any:
+        """Return features [rows, d] as the network takes them."""
         assert standardizer is not None, "property tasks standardise"
-        return feature_tensor(features, self.scalers(standardizer)[0], "cpu")
+        return feature_tensor(features, self.scalers(standardizer)[0], device)
+
+    # ---- targets
 
     def nothing_predicted(self) -> np.ndarray:
         """Return predictions of no rows, [0, W]."""
@@ -257,9 +279,10 @@ class PropertyTask(Task):
 
     def moment_columns(self, rows: LocalRows) -> np.ndarray:
         """Return the features [rows, d], and beside them what target_scaler needs where targets are standardised."""
+        columns = self.described(rows.features)
         if not self.standardise_target:
-            return rows.features
-        return np.hstack([rows.features, moment_columns(self._table(rows.targets), self.targets)])
+            return columns
+        return np.hstack([columns, moment_columns(self._table(rows.targets), self.targets)])
 
     def standardizer(self, moments: ColumnMoments) -> Standardizer:
         """Return the scaler of the features, and after them of the regression targets, where they are standardised."""
@@ -272,18 +295,17 @@ class PropertyTask(Task):
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:
         """Return features [rows, d] and what is learned of the targets [rows, outputs] as tensors on the device."""
         assert standardizer is not None, "property tasks standardise"
-        of_features, of_targets = self.scalers(standardizer)
+        of_targets = self.scalers(standardizer)[1]
         features, held_out = (
-            feature_tensor(part, of_features, device) for part in (rows.features, rows.held_out_features)
+            self.inputs(part, standardizer, device) for part in (rows.features, rows.held_out_features)
         )
         learned = target_tensor(learned_values(self._table(rows.targets), self.targets, of_targets), device)
         undo = None
         if self.standardise_target or not self.is_one_number or self.targets[0].transform != "none":
             undo = partial(self.predicted, standardizer=standardizer)
         return CrystalSamples(
-            rows, features, learned, held_out, standardizer=standardizer, undo=undo, of_features=of_features,
-            of_targets=of_targets,
-        )  # fmt: skip
+            rows, features, learned, held_out, standardizer=standardizer, undo=undo, of_targets=of_targets
+        )
 
     def countings(self) -> Mapping[str, Counting]:
         """Return what a silo counts for the limits of predictions (limits.py)."""
@@ -310,11 +332,8 @@ class PropertyTask(Task):
             return EMBEDDED
         return _hash_of_files(Path(path)) if is_on_disk(path) else hash_of_rows(source.source)
 
-    def _features(self, frame: pd.DataFrame, folder: Path | None) -> tuple[np.ndarray, list[str]]:
-        """Return (features [rows, d], reason per row): the reader's reason first, then the featurizer's.
-
-        Kept in `folder` under the hash of everything they depend on; None keeps nothing.
-        """
+    def _table_of(self, frame: pd.DataFrame, folder: Path | None) -> tuple[np.ndarray, list[str]]:
+        """Return (features [rows, d], reason per row): the reader's reason first, then the featurizer's."""
         featurizer = self.featurizer()
 
         def compute() -> dict[str, np.ndarray]:

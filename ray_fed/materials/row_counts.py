@@ -6,13 +6,12 @@ vector. M counts models, R regression targets, C targets of classes, G chemistri
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from ray_fed.federation.messages import COUNT, Vector
-from ray_fed.federation.task import Care, Counting, LocalRows, Predictor, Samples, feature_tensor
+from ray_fed.federation.task import Care, Counting, LocalRows, Predictor, Samples
 from ray_fed.learning.confidence import counted_odds
 from ray_fed.learning.counted_quantiles import NUM_BINS, histogram
 from ray_fed.learning.intervals import counted_errors, spread_of
@@ -50,9 +49,8 @@ class CrystalLocalRows(LocalRows):
 
 @dataclass(frozen=True, kw_only=True)
 class CrystalSamples(Samples):
-    """Samples with the scalers by which further rows are made like them."""
+    """Samples with the scaler of their targets."""
 
-    of_features: Standardizer | None = None
     of_targets: Standardizer | None = None
 
     @property
@@ -71,27 +69,34 @@ class CountedTask(Protocol):
 
     def featurizer(self) -> FeatureSet: ...
 
+    def inputs(self, features: Any, standardizer: Standardizer | None, device: str = "cpu") -> Any: ...
+
+    def described(self, features: Any) -> np.ndarray: ...
+
 
 @dataclass(frozen=True)
 class Part:
     """A part of a silo's rows as its models see them."""
 
     name: str
-    features: torch.Tensor
-    """Standardised, on the CPU."""
+    features: Any
+    """As the model takes them, on the CPU; None of no rows."""
     learned: np.ndarray
     """Targets [rows, T] as the network learns them; NaN without a label."""
     chemistries: Sequence[str]
 
     @classmethod
-    def of(cls, samples: Samples, number: np.ndarray, targets: Sequence[Target]) -> "Part":
-        assert isinstance(samples, CrystalSamples)
-        name = PARTS[int(number[0])]
-        features, labels = samples.own_rows.part(name)
+    def of(cls, samples: Samples, number: np.ndarray, task: CountedTask) -> "Part":
+        rows, of_targets = samples.rows, None
+        if isinstance(samples, CrystalSamples):
+            rows, of_targets = samples.own_rows, samples.of_targets
+        assert isinstance(rows, CrystalLocalRows)
+        targets, name = task.targets, PARTS[int(number[0])]
+        features, labels = rows.part(name)
         table = labels.reshape(len(labels), len(targets))
-        learned = learned_values(table, targets, samples.of_targets) if len(table) else table
-        tensor = feature_tensor(features, samples.of_features if len(features) else None, "cpu")
-        return cls(name, tensor, learned, anion_classes(samples.own_rows.formulas[name]))
+        learned = learned_values(table, targets, of_targets) if len(table) else table
+        inputs = task.inputs(features, samples.standardizer) if len(features) else None
+        return cls(name, inputs, learned, anion_classes(rows.formulas[name]))
 
     def __len__(self) -> int:
         return len(self.learned)
@@ -117,7 +122,7 @@ class RowCounts:
         self, samples: Samples, care: Care, part: np.ndarray, own: np.ndarray, *vectors: Vector
     ) -> tuple[int, np.ndarray]:
         """Count how far the silos' own models are apart, in the space of the network's outputs: [M, R, B]."""
-        rows = Part.of(samples, part, self.targets)
+        rows = Part.of(samples, part, self.task)
         outputs = self._outputs(rows, care, vectors)
         counts = np.zeros((len(vectors), len(self._numbers), NUM_BINS), np.int64)
         for model, target in self._pairs(outputs):
@@ -133,7 +138,7 @@ class RowCounts:
         scales: float64 [M, R, 2 + G], of each model and target the floor, then what is usual for all and for each
         chemistry, as multiples of it.
         """
-        rows = Part.of(samples, part, self.targets)
+        rows = Part.of(samples, part, self.task)
         outputs = self._outputs(rows, care, vectors)
         shape = len(vectors), len(self._numbers), 2, 1 + len(CHEMISTRIES), NUM_BINS
         counts, places = np.zeros(shape, np.int64), [CHEMISTRIES.index(name) for name in rows.chemistries]
@@ -150,7 +155,7 @@ class RowCounts:
         self, samples: Samples, care: Care, part: np.ndarray, _own: np.ndarray, *vectors: Vector
     ) -> tuple[int, np.ndarray]:
         """Count how sure the models are where they are right and where they are wrong: [M, C, 2, B]."""
-        rows = Part.of(samples, part, self.targets)
+        rows = Part.of(samples, part, self.task)
         outputs = self._outputs(rows, care, vectors)
         classes = [at for at, target in enumerate(self.targets) if target.classes]
         counts = np.zeros((len(vectors), len(classes), 2, NUM_BINS), np.int64)
@@ -172,7 +177,7 @@ class RowCounts:
         """Count the training rows' distances from the mean of all rows, and their imputed properties: [2, B]."""
         assert isinstance(samples, CrystalSamples)
         imputed = self.task.featurizer().num_imputed(list(samples.own_rows.formulas[TEST]))
-        return len(imputed), counted_places(samples.features.cpu().numpy(), imputed, care.fewest).ravel()
+        return len(imputed), counted_places(self.task.described(samples.features), imputed, care.fewest).ravel()
 
     def _outputs(self, rows: Part, care: Care, vectors: Sequence[Vector]) -> list[np.ndarray | None]:
         """Return each model's outputs [rows, O]; None of one that is made to tell rows apart."""

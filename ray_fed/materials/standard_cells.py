@@ -21,7 +21,7 @@ from itertools import product
 import numpy as np
 
 from ray_fed.errors import DataError
-from ray_fed.materials.crystal import Crystal, reduced_formula
+from ray_fed.materials.crystal import Crystal, CrystalSites, reduced_formula
 from ray_fed.materials.lattices import cells_of_vectors, niggli_basis
 from ray_fed.materials.symmetry import Finder, Operations, operations
 
@@ -45,12 +45,14 @@ class StandardCell:
     space_group  its number
     num_atoms    sites in the cell
     formula      reduced, of this cell
+    sites        of this cell
     """
 
     cell: np.ndarray
     space_group: int
     num_atoms: int
     formula: str
+    sites: CrystalSites
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,18 @@ def standard_cell(crystal: Crystal, finder: Finder, symprec: float) -> StandardC
         sites = _folded(sites, sites.symmetry(finder, min(EXACT, symprec)).pure_translations)
     sites, found = _primitive(_first_writing(sites), finder, symprec)
     vectors = _symmetrised(sites.vectors, found.rotations)
-    cell = cells_of_vectors((niggli_basis(vectors) @ vectors)[None])[0]
-    return StandardCell(cell, found.number, len(sites.kinds), _formula(crystal, len(sites.kinds)))
+    basis = niggli_basis(vectors)
+    cell = cells_of_vectors((basis @ vectors)[None])[0]
+    written = CrystalSites(basis @ vectors, sites.positions @ np.linalg.inv(basis), _numbers(crystal, sites.kinds))
+    return StandardCell(cell, found.number, len(sites.kinds), _formula(crystal, len(sites.kinds)), written)
+
+
+def _numbers(crystal: Crystal, kinds: np.ndarray) -> np.ndarray:
+    """Return the atomic number of each site by its kind, int64 [n]; 0 where it is not known."""
+    if crystal.numbers is None:
+        return np.zeros(len(kinds), np.int64)
+    by_kind = dict(zip(crystal.kinds.tolist(), crystal.numbers.tolist(), strict=True))
+    return np.array([by_kind[kind] for kind in kinds.tolist()], np.int64)
 
 
 def _primitive(sites: _Sites, finder: Finder, symprec: float) -> tuple[_Sites, Operations]:

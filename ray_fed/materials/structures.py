@@ -19,6 +19,7 @@ from ray_fed.materials.crystal import (
     MAX_REASON,
     Crystal,
     crystal_of_pymatgen,
+    number_on_site,
     numbered,
     reduced_formula,
     warnings_as_notes,
@@ -136,7 +137,9 @@ def _from_sites(vectors: np.ndarray, sites: Sequence[Mapping]) -> Crystal:
         positions = np.array([site["abc"] for site in sites], np.float64)
     else:
         positions = _fractions(np.array([site["xyz"] for site in sites], np.float64), vectors)
-    return Crystal(reduced_formula(amounts), vectors, positions, kinds, None, amounts, occupancies)
+    numbers = [number_on_site({one["element"]: float(one["occu"]) for one in site["species"]}) for site in sites]
+    whole = np.array(numbers, np.int64)
+    return Crystal(reduced_formula(amounts), vectors, positions, kinds, None, amounts, occupancies, numbers=whole)
 
 
 def _label(species: Sequence[Mapping]) -> str:
@@ -151,7 +154,8 @@ def _from_atoms(atoms: Mapping) -> Crystal:
     if atoms.get("cartesian"):
         positions = _fractions(positions, vectors)
     amounts = {element: float(elements.count(element)) for element in dict.fromkeys(elements)}
-    return Crystal(reduced_formula(amounts), vectors, positions, numbered(elements), None, amounts)
+    numbers = np.array([number_on_site({element: 1.0}) for element in elements], np.int64)
+    return Crystal(reduced_formula(amounts), vectors, positions, numbered(elements), None, amounts, numbers=numbers)
 
 
 def _fractions(cartesian: np.ndarray, vectors: np.ndarray) -> np.ndarray:
@@ -171,7 +175,9 @@ def crystal_of_lists(vectors: np.ndarray, numbers: Any, coordinates: Any) -> Cry
     amounts = amounts_of_numbers(kinds)
     positions = flat.reshape(-1, 3)
     symbols = [Element.from_Z(int(number)).symbol for number in kinds]
-    return _checked(Crystal(reduced_formula(amounts), vectors, positions, numbered(symbols), None, amounts))
+    whole = kinds.astype(np.int64)
+    formula = reduced_formula(amounts)
+    return _checked(Crystal(formula, vectors, positions, numbered(symbols), None, amounts, numbers=whole))
 
 
 def formula_of_lists(numbers: Any) -> str:

@@ -45,6 +45,8 @@ class SymmetrySearch:
     """Å"""
     cell: Cell = "given"
     """As the source has it, or the standard one (`standard_cells`)."""
+    keeps_sites: bool = False
+    """Whether the atoms of the standard cell are kept, too."""
 
     @property
     def finder(self) -> Finder:
@@ -65,7 +67,8 @@ class SymmetrySearch:
         """What a result depends on beside the structures."""
         finder = finder_version(self.finder)  # first: its error names the remedy
         parsers = f"reader {READER_VERSION}, pymatgen-core {version('pymatgen-core')}"
-        return f"{parsers}, {finder}, {self.symmetry}, {self.symprec!r}, {self.cell} cell"
+        kept = " with its sites" if self.keeps_sites else ""
+        return f"{parsers}, {finder}, {self.symmetry}, {self.symprec!r}, {self.cell} cell{kept}"
 
 
 @dataclass(frozen=True)

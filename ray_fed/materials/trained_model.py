@@ -11,6 +11,10 @@ from ray_fed.errors import ConfigError, DataError
 from ray_fed.learning.layout import Layout, bind
 from ray_fed.learning.models import mlp
 from ray_fed.learning.standardisation import Standardizer
+from ray_fed.learning.trainer import portions
+from ray_fed.materials.graphs.graph_rows import GraphRows
+from ray_fed.materials.graphs.graph_task import CrystalGraphTask, graph_network
+from ray_fed.materials.graphs.neighbours import GRAPH_VERSION
 from ray_fed.materials.property_task import PropertyTask
 from ray_fed.materials.targets import Target, predicted_values
 from ray_fed.reporting.model_files import ModelCard
@@ -26,6 +30,8 @@ SAME = "identity"
 """What a card calls the transform that does nothing."""
 FOREST = "boosted_trees"
 """Type of a forest's architecture."""
+CRYSTAL_GRAPH = "crystal_graph"
+"""Type of a network on graphs."""
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -64,6 +70,13 @@ def forest_entries(settings: TreeSettings) -> dict[str, Plain]:
     return {"type": FOREST, "trees": settings.trees, "depth": settings.depth, "losses": list(settings.losses)}
 
 
+def network_entries(task: PropertyTask) -> dict[str, Plain]:
+    """Return what a card says of a network's form."""
+    if isinstance(task, CrystalGraphTask):
+        return {"type": CRYSTAL_GRAPH, **asdict(task.graph), "graphs": task.graph_version}
+    return {"type": "mlp", "hidden": list(task.hidden), "activation": "relu"}
+
+
 def tree_entries(settings: TreeSettings) -> dict[str, Plain]:
     """Return what a card says of how a forest was grown."""
     return {name: value for name, value in asdict(settings).items() if name not in ("trees", "depth", "losses")}
@@ -100,11 +113,14 @@ def predict(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray
     return predicted_values(outputs, targets_of(card), of_targets)
 
 
-def raw_outputs(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray:
-    """Return the outputs of a model's network or forest for raw features [rows, num_features], float32 [rows, O]."""
+def raw_outputs(features: Any, arrays: Arrays, card: ModelCard) -> np.ndarray:
+    """Return the outputs of a model's network or forest for raw features [rows, num_features], or GraphRows of them,
+    float32 [rows, O]."""
     if is_forest(card):
         return _forest_outputs(features, arrays, card)
     of_features, _ = scalers_of(arrays, card)
+    if is_on_graphs(card):
+        return _graph_outputs(features, of_features, arrays, card)
     targets, hidden = targets_of(card), card.architecture["hidden"]
     assert isinstance(hidden, list)
     num_outputs = sum(target.num_outputs for target in targets)
@@ -118,6 +134,29 @@ def raw_outputs(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.nda
 def is_forest(card: ModelCard) -> bool:
     """Whether a model is boosted trees, which have no scaler."""
     return card.architecture.get("type") == FOREST
+
+
+def is_on_graphs(card: ModelCard) -> bool:
+    """Whether a model takes the atoms of a crystal and their neighbours. DataError where this version has others."""
+    if card.architecture.get("type") != CRYSTAL_GRAPH:
+        return False
+    if card.architecture.get("graphs") != GRAPH_VERSION:
+        version = card.software.get("ray-fed", "of that time")
+        raise DataError(
+            f"model '{card.name}': its graphs are '{card.architecture.get('graphs')}'; install ray-fed {version}"
+        )
+    return True
+
+
+def _graph_outputs(rows: GraphRows, of_features: Standardizer, arrays: Arrays, card: ModelCard) -> np.ndarray:
+    num_outputs = sum(target.num_outputs for target in targets_of(card))
+    try:
+        network = graph_network(arrays, card.architecture, len(of_features.mean), num_outputs)
+    except (KeyError, ValueError, TypeError, ConfigError) as error:
+        raise DataError(f"model '{card.name}': file and card are of different networks; get the model again") from error
+    inputs = rows.with_table(np.asarray(of_features(rows.table.numpy()), np.float32))
+    with torch.no_grad():
+        return torch.cat([network(part) for part in portions(inputs)]).numpy()
 
 
 def _forest_outputs(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray:

@@ -25,6 +25,8 @@ from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.materials.boosted_property_task import boosted
 from ray_fed.materials.databases.columns import canonical_target
 from ray_fed.materials.databases.source import Source
+from ray_fed.materials.graphs.crystal_graph_network import graph_settings
+from ray_fed.materials.graphs.graph_task import on_graphs
 from ray_fed.materials.property_task import FORMATION_ENERGY, CrystalRows, PropertyTask, property_task
 from ray_fed.materials.symmetry import Cell, Symmetry
 from ray_fed.materials.targets import MOST_TARGETS, Target
@@ -49,7 +51,7 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,127}")
 """Of a run, a silo or a session: they become names of files."""
 MOST_WIDTH, MOST_LAYERS, MOST_WEIGHTS = 1 << 14, 64, 1 << 28
 """A larger network is a mistake, or meant to fill the site's memory."""
-MODELS = ("mlp", "boosted_trees")
+MODELS = ("mlp", "boosted_trees", "crystal_graph")
 CODE_SUFFIXES = (".py", ".so", ".pyd")
 
 Options = Mapping[str, Any]
@@ -193,11 +195,13 @@ class PropertyOptions:
     symmetry: Symmetry = "given"
     cell: Cell = "given"
     model: str = "mlp"
-    """mlp or boosted_trees."""
+    """One of MODELS."""
     tree_options: tuple[str, ...] = ()
     """NAME=VALUE of the trees."""
     calibration_fraction: float = 0.0
     """Share of formulas on which nothing is trained, for intervals of predictions."""
+    model_options: tuple[str, ...] = ()
+    """NAME=VALUE of a crystal-graph network."""
 
     def __post_init__(self) -> None:
         share = self.calibration_fraction
@@ -220,8 +224,16 @@ class PropertyOptions:
         # Cells as given are the default of every feature set: the options of older runs name none.
         options += (("cell", self.cell),) if self.cell != "given" else ()
         task = property_task(self.features, options, self.hidden, self.targets(), self.standardise_target)
-        task = task if self.model == "mlp" else boosted(task, tree_settings(self.tree_options))
+        task = self._with_model(task)
         task.featurizer()
+        return task
+
+    def _with_model(self, task: PropertyTask) -> PropertyTask:
+        if self.model == "boosted_trees":
+            return boosted(task, tree_settings(self.tree_options))
+        if self.model == "crystal_graph":
+            require(self.cell == "standard", "crystal_graph: graphs are made of standardised cells; cell must say so")
+            return on_graphs(task, graph_settings(self.model_options))
         return task
 
     def targets(self) -> tuple[Target, ...]:

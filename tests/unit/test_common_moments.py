@@ -1,6 +1,7 @@
 """ScaffoldAdam: what is common to silos is Adam's, pooled where it can be; whatever happens, the answers keep their
 bits."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from ray_fed.federation.strategies import FedAvg, ScaffoldAdam
 from ray_fed.federation.strategies.common_moments import CONTROL, SECOND
 from ray_fed.federation.task import LocalRows, SiloSpec
 from ray_fed.learning.layout import Layout, initial_vector
+from ray_fed.learning.steps import COMMON_BETA_2
 from ray_fed.learning.trainer import LocalTrainer, TrainingPlan
 from tests.synthetic import DrawnRows, SyntheticTask, silos
 
@@ -46,9 +48,10 @@ def trainer(plan, rows=slice(None), seed=0):
     return LocalTrainer(SyntheticTask().model(0), functional.mse_loss, x, x.square().sum(1, keepdim=True), plan, "a")
 
 
-def test_one_silo_that_exchanges_after_every_step_is_plain_adam_with_the_same_decay():
+def test_one_silo_that_exchanges_after_every_step_is_plain_adam_of_the_same_betas(monkeypatch):
     plan = replace(PLAN, num_rounds=PLAN.total_steps)
     together = run(ScaffoldAdam(), plan, silos(40))[-1].models["federated"]
+    monkeypatch.setattr("ray_fed.learning.steps.BETA_2", COMMON_BETA_2)
     alone = run(FedAvg(), plan, silos(40))[-1].models["federated"]
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
 
@@ -230,3 +233,19 @@ def test_the_first_round_says_how_unlike_silos_are_where_single_moves_are_seen()
     assert not any(DIVERSITY in record.metrics for record in (*alike[2:], *masked))
     often = run(FedAvg(), replace(PLAN, num_rounds=PLAN.total_steps))
     assert not any(DIVERSITY in record.metrics for record in often), "steps of few rows are unlike by chance"
+
+
+@given(st.integers(1, 400), st.integers(1, 100), st.sampled_from(["none", "cosine"]))
+def test_rounds_cover_every_step_once_and_none_is_empty(steps, rounds, decay):
+    rounds = min(rounds, steps)
+    plan = TrainingPlan(0, 1, steps, rounds, decay=decay)
+    dealt = [plan.steps_of_round(number) for number in range(1, rounds + 1)]
+    assert [step for each in dealt for step in each] == list(range(steps))
+    assert 1 <= min(map(len, dealt)) <= max(map(len, dealt)) <= plan.most_steps
+
+
+def test_rounds_get_shorter_as_the_rate_falls():
+    lengths = [len(TrainingPlan(0, 100, 20, 25, decay="cosine").steps_of_round(number)) for number in range(1, 26)]
+    assert lengths[0] > 1.8 * 80
+    assert lengths[-1] < 0.7 * 80
+    assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(lengths))

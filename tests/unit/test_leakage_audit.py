@@ -22,6 +22,8 @@ from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.leakage.audit import MessageAudit, TrainingChange, audit, check_first_layer, noise_for, parse_change
 from ray_fed.leakage.defences import noise_multiplier, parse_defence
+from ray_fed.leakage.listed_records import Named, RecordList
+from ray_fed.leakage.membership import membership
 from ray_fed.leakage.replay import SINGLES, in_sum, one_batch, single_records
 from ray_fed.learning.layout import initial_vector
 from ray_fed.learning.standardisation import Standardizer
@@ -44,11 +46,10 @@ def silo():
     return silo
 
 
-def audited(silo, replay, defence=None) -> MessageAudit:
-    vector = initial_vector(silo.task.model(0))
+def audited(silo, replay, defence=None, listed=None) -> MessageAudit:
     scale = Standardizer.from_moments(silo.moments()).scale
     chosen = parse_defence(defence) if defence else None
-    return audit(silo, replay, vector, silo.task.featurizer().feature_units(), scale, chosen)
+    return audit(silo, replay, silo.task.featurizer().feature_units(), scale, chosen, listed)
 
 
 def test_gradients_of_single_records_give_every_record_away_with_its_target(silo):
@@ -103,30 +104,60 @@ def message(defence="none", exact=0, silo="a", records=5) -> MessageAudit:
     return MessageAudit(silo, "m", defence, records, exact, 0, {}, None)
 
 
-def test_the_cheapest_defence_is_the_one_that_stops_the_leak_at_the_lowest_error():
+def test_the_cheapest_defence_is_the_one_under_which_nothing_is_found_at_the_lowest_error():
     tried = [message("none", 5), message("noise:1"), message("prune:0.9"), message("fp16", 5)]
     costs = {"noise:1": 0.3, "prune:0.9": 0.2, "fp16": 0.1}
     findings = Findings("eV", {}, MAE, of_kinds=tried, costs=costs)
     assert findings.cheapest(tried[0]) == "prune:0.9"
-    assert findings.cheapest(message("none", 0)) == "not needed"
+    assert findings.cheapest(message("none", 0)) == "nothing found"
     assert Findings("eV", {}, MAE, of_kinds=tried[:1]).cheapest(tried[0]) == "none tried"
 
 
-def test_the_gate_names_the_silo_that_leaks_most_and_what_stops_it():
+def test_the_gate_names_the_silo_that_leaks_most_and_under_what_nothing_is_found():
     findings = Findings("eV", {}, MAE, of_rounds=[message(exact=1), message(exact=3, silo="b", records=4)])
     findings.of_kinds = [*findings.of_rounds, message("fp16", silo="b")]
-    broken = LeakLimit(0.5, findings)
-    assert broken.is_broken
+    broken = LeakLimit({"nothing": 0.5, "list": 0.5}, findings)
+    assert broken.broken == ["nothing"]
     assert broken.words == (
-        "failed: max_leak=0.5 is exceeded; silo 'b': 3 of 4 records (75.0%) found in its m; fp16 stops it"
+        "failed: max_leak=nothing:0.5 is exceeded; knowing nothing of the records, silo 'b': 3 of 4 records "
+        "reconstructed (75.0%, 95 %: 30.1% to 95.4%) in its m; under fp16 these attacks find nothing"
     )
-    assert not LeakLimit(0.75, findings).is_broken
-    assert not LeakLimit(None, findings).is_broken
+    assert not LeakLimit({"nothing": 0.75}, findings).broken
+    assert not LeakLimit({}, findings).broken
     findings.is_summed, findings.of_sums = True, [replace(message(exact=1, records=10), summed=3)]
-    assert LeakLimit(0.05, findings).words == (
-        "failed: max_leak=0.05 is exceeded; silo 'a': 1 of 10 records (10.0%) found in the sum over 3 silos of its m; "
-        "send after more local steps or larger batches"
+    assert "1 of 10 records reconstructed" in LeakLimit({"nothing": 0.05}, findings).words
+    assert LeakLimit({"nothing": 0.05}, findings).words.endswith(
+        "in the sum over 3 silos of its m; send after more local steps or larger batches, or train with DP-SGD"
     )
+
+
+def test_the_gate_holds_each_threat_model_to_its_own_limit():
+    listed = replace(message(records=20), named={"least squares": Named(18, 20, 1.0), "row space": Named(0, 20, 1.0)})
+    findings = Findings("eV", {}, MAE, of_rounds=[listed])
+    assert LeakLimit({"nothing": 0.0}, findings).broken == []
+    findings.memberships = [membership("a", "model of the whole run", np.zeros(300), np.ones(300))]
+    trained = LeakLimit({"membership": 0.5}, findings)
+    assert trained.broken == ["membership"]
+    assert "silo 'a': AUC 1.000 (1.000 to 1.000) in the model of the whole run" in trained.words
+    both = LeakLimit({"nothing": 0.0, "list": 0.5}, findings)
+    assert both.broken == ["list"]
+    assert "18 of 20 listed records named, 1.0 by chance (89.5% beyond)" in both.words
+    assert findings.cheapest(listed) == "none tried"
+
+
+def test_a_list_that_holds_a_silos_records_names_large_batches_in_which_nothing_is_reconstructed(silo):
+    vector = initial_vector(silo.task.model(0))
+    features = silo.samples.features.numpy()
+    public = np.random.default_rng(0).permuted(features, axis=0)
+    listed = RecordList(np.concatenate([features, public]))
+    large = audited(silo, one_batch(silo, vector, 90), listed=listed)
+    assert large.found == 0
+    assert large.worst_share == large.named_most.share > 0.9
+    assert large.listed_target_error is not None
+    assert large.listed_target_error < 1e-2
+    both = in_sum([one_batch(silo, vector, 40), replace(one_batch(silo, vector, 40), silo="other")])
+    assert audited(silo, both[0], listed=listed).named_most.share > 0.9
+    assert audited(silo, one_batch(silo, vector, 90), "silo_dp:8", listed).worst_share == 0
 
 
 @pytest.mark.parametrize(
@@ -195,15 +226,18 @@ def finished_run(tmp_path_factory):
 
 def test_an_audit_of_a_leaky_run_fails_the_gate_and_leaves_a_table_for_its_owners(finished_run, capsys, tmp_path):
     arguments = ["audit", str(finished_run / "run"), "--policy", str(finished_run / "site.yaml"), "--rounds", "2",
-                 "--defences", "fp16,silo_dp:8", "--changes", "steps:2", "--out", str(tmp_path / "audit")]  # fmt: skip
+                 "--defences", "fp16,silo_dp:8", "--changes", "steps:2", "--list-length", "200",
+                 "--out", str(tmp_path / "audit")]  # fmt: skip
     assert main([*arguments, "--max-leak", "0.1"]) == 1
     shown = capsys.readouterr()
-    assert shown.err.strip().splitlines()[-1].startswith("ray-fed audit: failed: max_leak=0.1 is exceeded; silo 'silo-")
+    verdict = "failed: max_leak=nothing:0.1, list:0.1, membership:0.1 is exceeded; knowing nothing of the records, "
+    assert shown.err.strip().splitlines()[-1].startswith(f"ray-fed audit: {verdict}")
     lines = [line.split() for line in shown.out.splitlines()]
     assert next(line for line in lines if line[:1] == ["silo_dp:8"])[1:3] == ["0", "/"]
     summary = json.loads((tmp_path / "audit" / "summary.json").read_text())
     assert summary["leak.passed"] is False
-    assert summary["leak.largest_share"] == 1.0
+    assert summary["leak.nothing.largest_share"] == summary["leak.list.largest_share"] == 1.0
+    assert 0 <= summary["silo-1.membership.model of the whole run.auc"] <= 1
     assert all(summary[f"{silo}.found"] <= summary[f"{silo}.records"] for silo in ("silo-1", "silo-2"))
     assert "Verdict" in (tmp_path / "audit" / "report.html").read_text()
 
@@ -229,7 +263,9 @@ def test_an_audit_without_its_owners_word_leaves_nothing_behind(finished_run, ca
         (["leakage", "--images", "100000"], "images=100000"),
         (["leakage", "--bugdet", "5"], "did you mean --budget"),
         (["audit", "nowhere"], "nowhere is not a run directory"),
-        (["audit", "nowhere", "--max-leak", "2"], "max_leak=2.0 must be a share between 0 and 1"),
+        (["audit", "nowhere", "--max-leak", "2"], "max_leak=2 must be a share between 0 and 1"),
+        (["audit", "nowhere", "--max-leak", "lst:0"], "did you mean 'list'"),
+        (["audit", "nowhere", "--max-leak", "list:0", "--candidates", "no"], "list:SHARE needs a list"),
         (["audit", "nowhere", "--defences", "dpp:8"], "unknown defence 'dpp'"),
     ],
 )

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ray_fed.errors import DataError
-from ray_fed.materials.crystal import Crystal
+from ray_fed.materials.crystal import Crystal, CrystalSites
 from ray_fed.materials.databases.feature_cache import (
     Arrays,
     cache_folder,
@@ -46,6 +46,7 @@ class CrystalColumns:
     num_atoms     float64 [n], sites in the cell, NaN where unreadable
     reasons       list of str, "" where all is well
     notes         list of str, what is odd about a usable one, parted by "; "
+    sites         list of CrystalSites, None where there are none or they are not kept
     """
 
     formulas: list[str]
@@ -54,12 +55,14 @@ class CrystalColumns:
     num_atoms: np.ndarray
     reasons: list[str]
     notes: list[str]
+    sites: list[CrystalSites | None]
 
     @classmethod
     def empty(cls, num_rows: int) -> "CrystalColumns":
         unknown = np.full((num_rows, 9), np.nan)
         texts = ([""] * num_rows for _ in range(3))
-        return cls(next(texts), unknown[:, :7], unknown[:, 7], unknown[:, 8], next(texts), next(texts))
+        none: list[CrystalSites | None] = [None] * num_rows
+        return cls(next(texts), unknown[:, :7], unknown[:, 7], unknown[:, 8], next(texts), next(texts), none)
 
 
 def columns_of_structures(values: Sequence[Any], known: np.ndarray, search: SymmetrySearch) -> CrystalColumns:
@@ -111,6 +114,7 @@ def _in_batches(
         result.notes[start : rows.stop] = unpack_texts(arrays["notes"])
         for name in _ARRAYS:
             getattr(result, name)[start : rows.stop] = arrays[name]
+        result.sites[start : rows.stop] = unpacked_sites(arrays, len(rows))
         _log.info("%d of %d structures read", rows.stop, len(known))
     return result
 
@@ -141,7 +145,35 @@ def _computed(
     if crystals:
         _fill(result, crystals, search)
     texts = {name: pack_texts(getattr(result, name)) for name in ("formulas", "reasons", "notes")}
-    return {**{name: getattr(result, name) for name in _ARRAYS}, **texts}
+    sites = packed_sites(result.sites) if search.keeps_sites else {}
+    return {**{name: getattr(result, name) for name in _ARRAYS}, **texts, **sites}
+
+
+def packed_sites(sites: Sequence[CrystalSites | None]) -> Arrays:
+    """Return sites of n crystals as arrays."""
+    there = [one for one in sites if one is not None]
+    return {
+        "sites.counts": np.array([0 if one is None else len(one.numbers) for one in sites], np.int64),
+        "sites.vectors": np.array([one.vectors for one in there]).reshape(-1, 3, 3),
+        "sites.positions": np.concatenate([np.empty((0, 3)), *(one.positions for one in there)]),
+        "sites.numbers": np.concatenate([np.empty(0, np.int64), *(one.numbers for one in there)]),
+    }
+
+
+def unpacked_sites(arrays: Arrays, num_rows: int) -> list[CrystalSites | None]:
+    """Return what `packed_sites` packed; None of all where nothing was."""
+    if "sites.counts" not in arrays:
+        return [None] * num_rows
+    found: list[CrystalSites | None] = []
+    atom, crystal = 0, 0
+    for count in arrays["sites.counts"].tolist():
+        atoms = slice(atom, atom + count)
+        sites = CrystalSites(
+            arrays["sites.vectors"][crystal], arrays["sites.positions"][atoms], arrays["sites.numbers"][atoms]
+        ) if count else None  # fmt: skip
+        found.append(sites)
+        atom, crystal = atoms.stop, crystal + (count > 0)
+    return found
 
 
 def _fill(result: CrystalColumns, crystals: dict[int, Crystal], search: SymmetrySearch) -> None:
@@ -204,3 +236,4 @@ def _standardise(
             caught.clear()
             result.formulas[row], result.num_atoms[row] = standard.formula, standard.num_atoms
             result.cells[row], result.space_groups[row] = standard.cell, standard.space_group
+            result.sites[row] = standard.sites if search.keeps_sites else None

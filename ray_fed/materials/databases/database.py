@@ -17,6 +17,7 @@ The crystal frame
     target                        in `Database.target_unit`
     reason                        "" for a usable row, else why it cannot be used; values of the row are in '...'
     note                          "" or what is odd about the row, used or not, parted by "; "; of the same make
+    sites                         where asked for: CrystalSites of the standardised primitive cell, None without
 """
 
 import math
@@ -30,13 +31,16 @@ import numpy as np
 import pandas as pd
 
 from ray_fed.errors import DataError, Trouble, quoted
+from ray_fed.materials.chemical_groups import composition_keys
 from ray_fed.materials.databases.columns import (
     LATTICE_ROLES,
+    MISSING_TEXTS,
     canonical_target,
     counted_values,
     find_roles,
     matches,
     require_column,
+    require_numbers,
     target_column,
     to_numbers,
     to_space_groups,
@@ -46,6 +50,7 @@ from ray_fed.materials.databases.crystal_batches import (
     CrystalColumns,
     columns_of_lists,
     columns_of_structures,
+    packed_sites,
 )
 from ray_fed.materials.databases.feature_cache import content_key
 from ray_fed.materials.databases.kinds import open_source
@@ -56,6 +61,7 @@ from ray_fed.materials.lattices import CELL_COLUMNS, cell_problems, vectors_of_c
 from ray_fed.materials.structures import formula_of_lists
 from ray_fed.materials.symmetry import SymmetrySearch
 
+SITES = "sites"
 FRAME_COLUMNS = ("id", "formula", *CELL_COLUMNS, "spacegroup_number", "num_atoms", "target", "reason", "note")
 NO_SITES_NOTE = "cell as given: there are no sites to standardise it by"
 MISSING_FORMULAS = frozenset(
@@ -63,6 +69,7 @@ MISSING_FORMULAS = frozenset(
 )
 """What programs write where there is nothing. "Na" is sodium, and "NO" nitrogen monoxide."""
 FEW_NITRIDES = 2
+FORMULA_NOTE = "formula is listed more than once with different targets"
 NITRIDE_NOTE = "formula NaN is read as sodium nitride"
 SHOWN_REASON = 200
 """Characters of a whole reason on the terminal."""
@@ -140,8 +147,9 @@ def _embedded_table(source: Source) -> RawTable:
 
 def _fingerprint(frame: pd.DataFrame, target: str) -> dict[str, object]:
     """Return what identifies the rows without telling one, nor a name of the owner's: a hash over all, counts."""
-    read = frame.drop(columns="note")  # a better word for the same row makes no other row
+    read = frame.drop(columns=["note", SITES], errors="ignore")  # a better word for the same row makes no other row
     parts = [part for name, column in read.items() for part in (str(name), _content(column))]
+    parts += list(packed_sites(frame[SITES].tolist()).values()) if SITES in frame else []
     return {
         "sha256": content_key(target, *parts),
         "num_rows": len(frame),
@@ -215,13 +223,17 @@ def crystal_frame(table: RawTable, source: Source) -> pd.DataFrame:
     target = _target(chosen, wanted_target, reasons)
     # The embedded crystals have no sites to search, and come with the cell that is asked for.
     cell = "given" if source.path == EMBEDDED else source.cell
-    crystals = _crystal_columns(chosen, SymmetrySearch(source.symmetry, source.symprec, cell), reasons)
+    search = SymmetrySearch(source.symmetry, source.symprec, cell, keeps_sites=source.sites)
+    crystals = _crystal_columns(chosen, search, reasons)
     for row, at in enumerate(chosen.positions.tolist()):
         crystals.notes[row] = "; ".join(filter(None, (table.notes.get(at), crystals.notes[row])))
     _check_missing(crystals, reasons)
     _check_formulas(crystals.formulas, reasons)
-    _note_repeated_ids(chosen, crystals, target)
-    return _frame(chosen, crystals, target, reasons, kept)
+    told = _labels(chosen, target, kept)
+    _note_repeated_ids(chosen, crystals, told)
+    _note_repeated_formulas(crystals, told)
+    frame = _frame(chosen, crystals, target, reasons, kept)
+    return frame.assign(**{SITES: pd.Series(crystals.sites, dtype=object)}) if source.sites else frame
 
 
 def _frame(
@@ -387,6 +399,8 @@ def _completed_by_lists(
     if search.cell == "standard":
         given.cells[rows], given.num_atoms[rows] = found.cells, found.num_atoms
     for at, row in enumerate(rows.tolist()):
+        given.sites[row] = found.sites[at]
+    for at, row in enumerate(rows.tolist()):
         given.formulas[row], given.notes[row] = found.formulas[at], found.notes[at]
     return given
 
@@ -401,14 +415,31 @@ def _check_missing(crystals: CrystalColumns, reasons: Reasons) -> None:
     for row in nitrides:
         few = len(nitrides) <= max(FEW_NITRIDES, len(formulas) // 100)
         if few and (has_cell[row] or (len(nitrides) == 1 and not missing)):
-            crystals.notes[row] = "; ".join(filter(None, (crystals.notes[row], NITRIDE_NOTE)))
+            _note(crystals, [row], NITRIDE_NOTE)
         else:
             missing.append(row)
     reasons.add({row: f"formula is missing {quoted(formulas[row])}" for row in missing})
 
 
-def _note_repeated_ids(chosen: Selection, crystals: CrystalColumns, target: np.ndarray) -> None:
-    """Note the rows of a table whose id it has more than once, and whether they disagree about the target; what is read
+def _labels(chosen: Selection, target: np.ndarray, kept: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Return what each row says of all targets, as text."""
+    columns = [chosen.column(kept[name]) for name in kept if name.startswith("target.")]
+    return [tuple(map(str, row)) for row in zip(target, *columns, strict=True)]
+
+
+def _differ(labels: Sequence[tuple[str, ...]]) -> bool:
+    """Whether rows have different values of some target; a missing one is no value."""
+    return any(len(set(column) - {text for text in column if text.casefold() in MISSING_TEXTS}) > 1
+               for column in zip(*labels, strict=True))  # fmt: skip
+
+
+def _note(crystals: CrystalColumns, rows: Sequence[int], note: str) -> None:
+    for row in rows:
+        crystals.notes[row] = "; ".join(filter(None, (crystals.notes[row], note)))
+
+
+def _note_repeated_ids(chosen: Selection, crystals: CrystalColumns, labels: Sequence[tuple[str, ...]]) -> None:
+    """Note the rows of a table whose id it has more than once, and whether they disagree about a target; what is read
     from a folder has such notes already."""
     ids = chosen.of_role("id")
     if ids is None or not ids.duplicated().any():
@@ -417,10 +448,22 @@ def _note_repeated_ids(chosen: Selection, crystals: CrystalColumns, target: np.n
         of_id = rows.tolist()
         if len(of_id) < 2 or "id is listed" in crystals.notes[of_id[0]]:
             continue
-        differ = len({str(value) for value in target[of_id]}) > 1
-        note = "id is listed more than once" + (" with different targets" if differ else "")
-        for row in of_id:
-            crystals.notes[row] = "; ".join(filter(None, (crystals.notes[row], note)))
+        differ = _differ([labels[row] for row in of_id])
+        _note(crystals, of_id, "id is listed more than once" + (" with different targets" if differ else ""))
+
+
+def _note_repeated_formulas(crystals: CrystalColumns, labels: Sequence[tuple[str, ...]]) -> None:
+    """Note the rows of formulas alone that the table has more than once, and disagrees about: a model of formulas can
+    learn their mean only. Rows with a cell may be polymorphs."""
+    alone = np.flatnonzero(np.isnan(crystals.cells[:, 0]))
+    keys = composition_keys([crystals.formulas[row] for row in alone.tolist()])
+    rows: dict[str, list[int]] = {}
+    for row, key in zip(alone.tolist(), keys, strict=True):
+        if not key.startswith("?"):
+            rows.setdefault(key, []).append(row)
+    for repeated in rows.values():
+        if _differ([labels[row] for row in repeated]):
+            _note(crystals, repeated, FORMULA_NOTE)
 
 
 def _check_formulas(formulas: list[str], reasons: Reasons) -> None:
@@ -435,7 +478,9 @@ def _target(chosen: Selection, name: str | None, reasons: Reasons) -> np.ndarray
     """Return the target [n], NaN and a reason where it is missing or no finite number; all NaN without a name."""
     if name is None:
         return np.full(len(chosen), np.nan)
-    values, problems = to_numbers(chosen.column(name), "target")
+    column = chosen.column(name)
+    values, problems = to_numbers(column, "target")
+    require_numbers(column, values, problems, name)
     reasons.add(problems)
     wrong = ~(np.abs(values) <= MAX_TARGET)
     reasons.add({row: _target_problem(values[row]) for row in np.flatnonzero(wrong).tolist()})

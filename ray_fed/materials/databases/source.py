@@ -70,6 +70,8 @@ class Source:
     targets: tuple[str, ...] = ()
     """With target=None: columns of several targets, or of labels of classes, which stand as they are in the frame, as
     "target.0", "target.1", ..."""
+    sites: bool = False
+    """Whether the frame has the atoms of each crystal's standardised primitive cell, too: cell='standard'."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", str(self.path))
@@ -84,6 +86,7 @@ class Source:
         known = get_args(Symmetry)
         require(self.symmetry in known, f"symmetry={self.symmetry!r} must be one of {', '.join(known)}")
         require(self.cell in get_args(Cell), f"cell={self.cell!r} must be one of {', '.join(get_args(Cell))}")
+        require(not self.sites or self.cell == "standard", "sites are those of the standard cell: cell='standard'")
         chosen = self.structures in ("", "all", "first") or (self.structures.isdecimal() and int(self.structures) > 0)
         require(chosen, f"structures={self.structures!r} must be all, first, or a number from 1")
         fits = isinstance(self.symprec, int | float) and 0 < self.symprec <= 1
