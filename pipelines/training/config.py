@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pipelines.update_options import Coding, UpdateOptions
+from pipelines.update_options import AUTO, Coding, UpdateOptions
 from ray_fed.config import PathText, require, unknown_name
 from ray_fed.materials.databases.addresses import check_address
 from ray_fed.materials.units import UNKNOWN_UNIT
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ray_fed.trees.settings import TreeSettings
 
 
-AUTO = "auto"
 MODELS = ("mlp", "boosted_trees", "crystal_graph")
 GRAPH_MODELS = ("crystal_graph",)
 """Models that need the places of atoms."""
@@ -135,12 +134,15 @@ class TrainConfig(UpdateOptions):
     """Number of exchanges; overrides --communication-frequency."""
     batch_size: int = 200
     """Rows of one global mini-batch, shared among the silos in proportion to their rows."""
-    learning_rate: float = 1e-3
-    """Step size of the local optimiser."""
+    learning_rate: float = 2e-3
+    """Step size of the local optimiser; where it decays, that of the first step."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Local optimiser."""
     optimizer_state: Literal["keep", "reset", "average"] = "keep"
     """Adam's moments at an exchange: keep the silo's own, reset to zero, or average like parameters (3x the bytes)."""
+    decay: Literal["none", "cosine"] = "cosine"
+    """How the learning rate falls over the steps of a run, federated or alone: not at all, or to 0 along a cosine, with
+    exchanges that come more often as it falls. Where silos are unlike each other, much hangs on it."""
     hidden: tuple[int, ...] = (200, 200)
     """Widths of the hidden layers."""
     model: str = "mlp"
@@ -166,8 +168,10 @@ class TrainConfig(UpdateOptions):
     analysis: bool = True
     """After training: errors by element and chemistry, worst rows (of a public test set here, else in the owner's own
     log), importances of the properties. Without a common test set each silo then marks 200 models more."""
-    strategy: str = "fed_avg"
-    """How updates are combined: fed_avg, fed_avg_m, fed_prox, fed_adagrad, fed_adam, fed_yogi, scaffold, fed_nova,
+    strategy: str = AUTO
+    """How updates are combined. auto: scaffold_adam, with which silos may be as unlike as they are and three times as
+    many bytes travel as with fed_avg; or fed_avg, with a note, beside options that do not go with it. Else
+    scaffold_adam, fed_avg, fed_avg_m, fed_prox, fed_adagrad, fed_adam, fed_yogi, scaffold, fed_nova,
     fed_buff (asynchronous), median, trimmed_mean, krum, multi_krum, geometric_median, centred_clipping, norm_clipping,
     dp_fed_avg (differential privacy of whole silos), or MODULE:CLASS of your own. fed_bn needs a network with
     normalisation layers: see the Python API."""
@@ -410,6 +414,14 @@ class TrainConfig(UpdateOptions):
 
         return Access(self.query, self.table, self.query_timeout)
 
+    def against_common_moments(self) -> list[str]:
+        """Return the options that are meant for moments that silos keep, for parameters alone, or for another way."""
+        base = {
+            "optimizer": "adam", "optimizer_state": "keep", "compression": "none", "proximal_mu": 0.0,
+            "dp_noise_multiplier": None,
+        }  # fmt: skip
+        return [f"{name}={getattr(self, name)}" for name, usual in base.items() if getattr(self, name) != usual]
+
     def rules(self) -> "RoundRules":
         """Return the round rules; ConfigError where they make no sense."""
         from ray_fed.federation.rounds.machine import RoundRules
@@ -442,6 +454,12 @@ class FormationEnergyConfig(TrainConfig):
     """Column to learn; in eV/atom, unless its name or --unit says another unit. For other properties: ray-fed train."""
     task: Literal["auto", "regression", "classification"] = "regression"
     """Numbers or classes; auto: as the column looks."""
+    strategy: str = "fed_avg"
+    """How updates are combined; the paper averages parameters. The others: ray-fed train --help."""
+    learning_rate: float = 1e-3
+    """Step size of the local optimiser."""
+    decay: Literal["none", "cosine"] = "none"
+    """How the learning rate falls over the steps of a run: not at all, or to 0 along a cosine; the paper names none."""
     features: str = "guo73"
     """guo73: 13 element properties x 5 statistics + cell and space group; guo65: without structure, for data that have
     only formulas; rich: a larger element set; rich+structure: with cell and space group; auto: as in ray-fed train."""

@@ -176,6 +176,7 @@ def _study(config: TrainConfig) -> Setup:
     path = whole_path(str(at_home(config.data)) if config.data.startswith("~") else config.data, Path.cwd())
     if is_on_disk(path) and not Path(path).exists():
         raise DataError(f"data={config.data}: no such file or folder; 'embedded' needs none")
+    config, of_strategy = _with_strategy(config)
     config, notes = _settled_by_data(_with_target(config), path)
     task, where = _task(config), tuple(_condition(text) for text in config.where)
     rows = _rows(config, task, path, config.target, (), where, config.access())
@@ -190,7 +191,9 @@ def _study(config: TrainConfig) -> Setup:
     silos = [_part(config, rows, plan, f"silo-{number}") for number in range(1, len(config.silos) + 1)]
     pooled = _part(config, rows, plan, POOLED) if config.baselines else None
     test = replace(_part(config, replace(rows, calibration_fraction=0.0), plan, "test"), num_gpus=0.0)
-    return Setup(config, task, tuple(silos), pooled, _held(test, task), notes=(*notes, *_said_of_model(config)))
+    return Setup(
+        config, task, tuple(silos), pooled, _held(test, task), notes=(*of_strategy, *notes, *_said_of_model(config))
+    )
 
 
 def _part(config: TrainConfig, rows: CrystalRows, plan: StudyPlan, name: str) -> SiloSpec:
@@ -199,6 +202,7 @@ def _part(config: TrainConfig, rows: CrystalRows, plan: StudyPlan, name: str) ->
 
 def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     _check_baselines(config, file)
+    config, of_strategy = _with_strategy(config)
     config, notes = _settled_by_file(_with_target(config), file)
     task = _task(config)
     base = at_home(str(config.federation)).resolve().parent
@@ -223,7 +227,7 @@ def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     # A database that somebody else's file names is not asked from here, where other secrets are.
     is_here = file.test is not None and not scheme_of(file.test.data)
     test = _held(test, task) if test and is_here else test
-    notes = (*notes, *_said_of_model(config))
+    notes = (*of_strategy, *notes, *_said_of_model(config))
     return Setup(config, task, silos, None, test, sites, hub, order, notes=notes)
 
 
@@ -368,6 +372,16 @@ def _settled_by_file(config: TrainConfig, file: FederationFile) -> tuple[TrainCo
         is_known = not entry.dataset or unit != UNKNOWN_UNIT or _classes(config)[at]
         require(bool(is_known), f"{owned}; give --unit")
     return config, (*of_classes, *of_units)
+
+
+def _with_strategy(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Return the options with the name of a strategy, and say where it is not the usual one. Trees have theirs."""
+    if config.strategy != AUTO or config.model == "boosted_trees":
+        return config, ()
+    chosen, against = config.chosen_strategy(), config.against_common_moments()
+    lost = f"{', '.join(against)}: strategy is fed_avg, as scaffold_adam does not go with it"
+    note = f"{lost}; where silos are unlike, the model is then worse (strategy in ray-fed train --help)"
+    return replace(config, strategy=chosen), (note,) if against else ()
 
 
 def _said_of_graphs(config: TrainConfig) -> tuple[str, ...]:
@@ -533,7 +547,7 @@ def _plan(config: TrainConfig, num_examples: int, seed: int) -> TrainingPlan:
     return TrainingPlan(
         seed, config.epochs, steps, config.num_rounds(steps), config.learning_rate, config.optimizer,
         config.optimizer_state, config.proximal_mu, output_bias(config) if config.personal_bias else (),
-        private=config.private_steps(), compression=config.make_compression(),
+        private=config.private_steps(), compression=config.make_compression(), decay=config.decay,
     )  # fmt: skip
 
 
