@@ -160,9 +160,11 @@ class TrainConfig(UpdateOptions):
     alone: Literal["network", "best"] = "best"
     """With --baselines: what each silo, and who had all rows, does alone: the same network; or the best of it, a random
     forest and gradient boosting, chosen by cross-validation inside the silo, no formula on both sides."""
-    early_stopping: Literal["no", "baselines"] = "baselines"
+    early_stopping: Literal["no", "baselines", "all"] = "baselines"
     """baselines: the networks alone and pooled first find out on --validation-share of their formulas how long to
-    train, and then train on all rows so long; twice the work, and no straw man where longer is worse."""
+    train, and then train on all rows so long; twice the work, and no straw man where longer is worse. all: the
+    federation, too: silos keep that share of their formulas back from every model and count its errors there, and the
+    rounds end when it gets no better; its best exchange is kept."""
     validation_share: float = 0.1
     """Share of the formulas that is kept back for it, at most 0.5."""
     analysis: bool = True
@@ -264,11 +266,8 @@ class TrainConfig(UpdateOptions):
         require(0 < self.test_fraction < 1, f"test_fraction={self.test_fraction} must lie between 0 and 1")
         share = self.calibration_fraction
         require(0 <= share <= 0.5, f"calibration_fraction={share} must lie between 0 and 0.5")
-        fits = self.federation is None or share + self.test_fraction < 1
-        require(fits, f"test_fraction={self.test_fraction} and calibration_fraction={share} leave no rows to train on")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
-        share = self.validation_share
-        require(0 < share <= 0.5, f"validation_share={share} must lie between 0 and 0.5")
+        self._check_stopping()
         self._check_folds()
         averages = self.optimizer_state == "average"
         require(
@@ -305,6 +304,20 @@ class TrainConfig(UpdateOptions):
 
         if self.features not in (AUTO, *FEATURE_SETS):
             raise unknown_name("feature set", self.features, (AUTO, *FEATURE_SETS))
+
+    def _check_stopping(self) -> None:
+        share = self.validation_share
+        require(0 < share <= 0.5, f"validation_share={share} must lie between 0 and 0.5")
+        held_out = 0.0 if self.federation is None else self.test_fraction
+        parts = f"test_fraction={held_out}, calibration_fraction={self.calibration} and validation_share={share}"
+        fits = held_out + self.calibration + self.validation < 1
+        require(fits, f"{parts} leave no rows to train on")
+        if self.early_stopping != "all":
+            return
+        looks = "early_stopping=all looks at errors on rows kept back"
+        require(not self.is_private, f"{looks}, which have no noise; choose no, and fewer rounds")
+        require(self.strategy != "fed_buff", f"{looks} between rounds, and fed_buff has none; choose another strategy")
+        require(self.model != "boosted_trees", f"{looks} of a network; trees stop by --tree-options patience=LOOKS")
 
     def _check_folds(self) -> None:
         count = self.num_folds
@@ -408,6 +421,11 @@ class TrainConfig(UpdateOptions):
         """Whether silos make personal models: with noise or masks nothing is told of single silos."""
         return self.personal != "none" and not self.is_private and not self.secure_aggregation
 
+    @property
+    def validation(self) -> float:
+        """The share of formulas that silos keep back for early stopping of the federation."""
+        return self.validation_share if self.early_stopping == "all" else 0.0
+
     def access(self) -> "Access":
         """Return how a database is asked; ConfigError where that makes no sense."""
         from ray_fed.materials.databases.source import Access
@@ -470,7 +488,7 @@ class FormationEnergyConfig(TrainConfig):
     alone: Literal["network", "best"] = "network"
     """With --baselines: what each silo, and who had all rows, does alone: the same network, as in the paper; or the
     best of it, a random forest and gradient boosting, chosen by cross-validation inside the silo."""
-    early_stopping: Literal["no", "baselines"] = "no"
+    early_stopping: Literal["no", "baselines", "all"] = "no"
     """baselines: the networks alone and pooled first find out on --validation-share of their formulas how long to
     train; the paper trains to the end."""
     personal: Literal["none", "offsets", "tuned", "stacked", "mixture"] = "none"

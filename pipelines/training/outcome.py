@@ -26,6 +26,7 @@ from pipelines.training.per_silo_errors import own_errors, own_table
 from pipelines.update_options import privacy_statement
 from ray_fed.federation.diversity import DIVERSITY
 from ray_fed.federation.rounds.job import EPSILON
+from ray_fed.federation.rounds.kept_back import KEPT_ROUND
 from ray_fed.materials.boosted_property_task import BoostedPropertyTask
 from ray_fed.materials.card_entries import card_entries, forest_entries, network_entries, scaler_arrays, tree_entries
 from ray_fed.materials.limits import PROMISE, ModelLimits, told
@@ -176,8 +177,10 @@ class TrainingOutcome:
             f"seconds.{name}": sum(record.seconds[name] for record in rounds) / runs
             for name in ("compute", "communicate", "evaluate")
         }
+        best = [record.metrics[KEPT_ROUND] for record in rounds if KEPT_ROUND in record.metrics]
         return {
             "rounds": len(rounds) // runs,
+            **({KEPT_ROUND: mean(best)} if best else {}),
             "bytes_sent": sum(record.bytes_sent for record in rounds) // runs,
             **({"silo_diversity": mean(unlike)} if unlike else {}),
             **seconds,

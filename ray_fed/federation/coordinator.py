@@ -34,6 +34,7 @@ from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
 from ray_fed.federation.rounds.best_round import Standing, without_choice
 from ray_fed.federation.rounds.driver import RoundDriver
 from ray_fed.federation.rounds.job import CENTRAL, EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
+from ray_fed.federation.rounds.kept_back import KEPT_BACK, KEPT_ROUND, KeptBack, asked
 from ray_fed.federation.rounds.machine import RoundMachine
 from ray_fed.federation.rounds.secure_driver import THROUGH_HUBS, SecureRoundDriver, require_sums_only
 from ray_fed.federation.rounds.secure_tally import masked_counts, masked_metrics, masked_moments
@@ -263,6 +264,8 @@ class Coordinator:
             job = replace(job, last_round=server_round) if ends else job
             record = _with_diversity(self._record(job, server_round, state, driver, start, now()), diversity)
             record, state, standing = _observed(record, state, strategy, standing)
+            if record.models is not None and standing and job.kept_back:
+                record = self._of_chosen(job, record, standing, driver)
             yield record
             if record.models is not None:
                 return
@@ -276,6 +279,20 @@ class Coordinator:
         if not is_first or is_no_mean or plan.sums or plan.private or len(job.silos) < 2:
             return None
         return Diversity(vectors, Layout.of(self.task.model(job.model_seed), plan.buffers).num_parameters)
+
+    def _of_chosen(self, job: Job, record: RoundRecord, standing: Standing, driver: RoundDriver) -> RoundRecord:
+        """Return the last record with what is told of the models that were chosen, and of which round they are."""
+        assert record.models is not None
+        found = self._evaluation(job, record.models, driver.idle(), record.server_round)
+        metrics = {**record.metrics, **found.metrics, KEPT_BACK: standing.best, KEPT_ROUND: float(standing.best_round)}
+        return replace(record, metrics=metrics, scores=found.scores)
+
+    def _kept_back(
+        self, job: Job, rows: KeptBack, models: Models, driver: RoundDriver
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        """See `kept_back.asked`."""
+        silos, size = driver.idle(), self.layout.size
+        return asked(rows, lambda what, given: self.count(what, given, silos, job.secure_threshold), models, size)
 
     def _driver(self, job: Job, after_round: int, state: State, layout: Layout) -> RoundDriver:
         strategy = job.strategy
@@ -344,6 +361,10 @@ class Coordinator:
             self._require_evaluated(job, found, server_round)
             metrics |= found.metrics
             metrics |= self._central(job, models, server_round)
+            if job.kept_back and server_round:
+                told, untold = self._kept_back(job, job.kept_back, models, driver)
+                metrics |= told
+                failures = (*untold.items(), *failures)
             failures = tuple(sorted({**found.failed, **dict(failures)}.items()))
             if job.account:
                 metrics[EPSILON] = job.account.epsilon(job.noised_steps(server_round))
