@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import ceil
+from math import ceil, sqrt
 from pathlib import Path
 from typing import get_type_hints
 
@@ -26,6 +26,7 @@ from ray_fed.materials.databases.kinds import is_on_disk, whole_path
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Access, Source
 from ray_fed.materials.inference import Inferred, inferred
 from ray_fed.materials.kept_back import KeptBackErrors
+from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
 from ray_fed.materials.symmetry import Cell
@@ -146,6 +147,17 @@ def with_state_folder(setup: Setup, folder: Path, run: str) -> Setup:
     )
 
 
+def with_personal_folder(setup: Setup, folder: Path) -> Setup:
+    """Let the silos keep their personal models: those of a private cluster in `folder`, as one person has them all; of
+    a cluster that we join beside their states, where their site gives a folder for these."""
+
+    def settled(spec: SiloSpec) -> SiloSpec:
+        own = str(Path(spec.state_folder) / FOLDER) if spec.state_folder else ""
+        return replace(spec, personal_folder=str(folder.resolve()) if setup.config.address == "local" else own)
+
+    return replace(setup, silos=tuple(settled(spec) for spec in setup.silos))
+
+
 def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
     """Let silos that are actors keep ledgers of the run, and the evaluator a log: those of a private cluster in
     `folder`, those of a cluster we join beside their states, unless their owners' site files name another place. Sites
@@ -168,6 +180,7 @@ def _study(config: TrainConfig) -> Setup:
     path = whole_path(str(at_home(config.data)) if config.data.startswith("~") else config.data, Path.cwd())
     if is_on_disk(path) and not Path(path).exists():
         raise DataError(f"data={config.data}: no such file or folder; 'embedded' needs none")
+    config, of_strategy = _with_strategy(config)
     config, notes = _settled_by_data(_with_target(config), path)
     task, where = _task(config), tuple(_condition(text) for text in config.where)
     rows = _rows(config, task, path, config.target, (), where, config.access())
@@ -183,7 +196,9 @@ def _study(config: TrainConfig) -> Setup:
     pooled = _part(config, rows, plan, POOLED) if config.baselines else None
     of_test = replace(rows, calibration_fraction=0.0, validation_fraction=0.0)
     test = replace(_part(config, of_test, plan, "test"), num_gpus=0.0)
-    return Setup(config, task, tuple(silos), pooled, _held(test, task), notes=(*notes, *_said_of_model(config)))
+    return Setup(
+        config, task, tuple(silos), pooled, _held(test, task), notes=(*of_strategy, *notes, *_said_of_model(config))
+    )
 
 
 def _part(config: TrainConfig, rows: CrystalRows, plan: StudyPlan, name: str) -> SiloSpec:
@@ -192,6 +207,7 @@ def _part(config: TrainConfig, rows: CrystalRows, plan: StudyPlan, name: str) ->
 
 def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     _check_baselines(config, file)
+    config, of_strategy = _with_strategy(config)
     config, notes = _settled_by_file(_with_target(config), file)
     task = _task(config)
     base = at_home(str(config.federation)).resolve().parent
@@ -218,7 +234,7 @@ def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     # A database that somebody else's file names is not asked from here, where other secrets are.
     is_here = file.test is not None and not scheme_of(file.test.data)
     test = _held(test, task) if test and is_here else test
-    notes = (*notes, *_said_of_model(config))
+    notes = (*of_strategy, *notes, *_said_of_model(config))
     return Setup(config, task, silos, None, test, sites, hub, order, notes=notes)
 
 
@@ -368,6 +384,16 @@ def _settled_by_file(config: TrainConfig, file: FederationFile) -> tuple[TrainCo
     return config, (*of_classes, *of_units)
 
 
+def _with_strategy(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Return the options with the name of a strategy, and say where it is not the usual one. Trees have theirs."""
+    if config.strategy != AUTO or config.model == "boosted_trees":
+        return config, ()
+    chosen, against = config.chosen_strategy(), config.against_common_moments()
+    lost = f"{', '.join(against)}: strategy is fed_avg, as scaffold_adam does not go with it"
+    note = f"{lost}; where silos are unlike, the model is then worse (strategy in ray-fed train --help)"
+    return replace(config, strategy=chosen), (note,) if against else ()
+
+
 def _said_of_graphs(config: TrainConfig) -> tuple[str, ...]:
     given = "--cell given has no effect: crystal graphs are made of standardised primitive cells"
     return (given,) if config.model in GRAPH_MODELS and config.cell == "given" else ()
@@ -428,7 +454,7 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     """Return the federated run and, with baselines, the no-exchange run of each silo and of the pooled rows."""
     config = setup.config
     if isinstance(setup.task, BoostedPropertyTask):
-        return _tree_jobs(setup, setup.task, [name for name in setup.models if name in silos], seed)
+        return _tree_jobs(setup, setup.task, silos, seed)
     total = sum(silos[name].num_examples for name in setup.founders or setup.training)
     shared = _plan(config, total, seed)
     steps = shared.total_steps
@@ -468,13 +494,17 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     return [federated, replace(local_job(federated, alone, f"local-{seed}"), evaluate_every=1)]
 
 
-def _tree_jobs(setup: Setup, task: BoostedPropertyTask, there: Sequence[str], seed: int) -> list[Job]:
-    """Return the federated forest and, with baselines, one of each silo alone and of the pooled rows."""
+def _tree_jobs(setup: Setup, task: BoostedPropertyTask, silos: Mapping[str, SiloDescription], seed: int) -> list[Job]:
+    """Return the federated forest and, with baselines, one of each silo alone and of the pooled rows. ConfigError where
+    the budget ends before the forest."""
     config = setup.config
-    strategy = BoostedTrees(replace(task.trees, seed=seed), task.num_features)
+    noise = (config.dp_noise_multiplier or 0.0) * sqrt(len(setup.training))
+    strategy = BoostedTrees(replace(task.trees, seed=seed), task.num_features, noise)
     # Sums within this process need no code.
     compression = None if config.cohort == "local" and not setup.sites else Compression()
-    plan = TrainingPlan(seed, strategy.num_rounds, 1, strategy.num_rounds, compression=compression)
+    plan = TrainingPlan(
+        seed, strategy.num_rounds, 1, strategy.num_rounds, private=config.private_steps(), compression=compression
+    )
     federated = Job(
         f"federated-{seed}",
         setup.training,
@@ -485,6 +515,13 @@ def _tree_jobs(setup: Setup, task: BoostedPropertyTask, there: Sequence[str], se
         evaluate_every=ceil(strategy.num_rounds / EVALUATIONS_OF_TREES),
         secure_threshold=config.threshold(len(setup.training)),
     )
+    federated = within_budget(federated, config, 1, silos)
+    is_whole = (
+        f"{strategy.num_rounds} rounds of {task.trees.trees} trees; fewer trees, less depth or more noise cost less"
+    )
+    ends = f"dp_budget={config.dp_budget} ends after {federated.num_rounds} of the {is_whole}"
+    require(federated.num_rounds == strategy.num_rounds, ends)
+    there = [name for name in setup.models if name in silos]
     alone = [
         replace(local_job(federated, {name: plan}, f"local-{seed}-{name}"), strategy=replace(strategy, name=name))
         for name in there
@@ -522,7 +559,7 @@ def _plan(config: TrainConfig, num_examples: int, seed: int) -> TrainingPlan:
     return TrainingPlan(
         seed, config.epochs, steps, config.num_rounds(steps), config.learning_rate, config.optimizer,
         config.optimizer_state, config.proximal_mu, output_bias(config) if config.personal_bias else (),
-        private=config.private_steps(), compression=config.make_compression(),
+        private=config.private_steps(), compression=config.make_compression(), decay=config.decay,
     )  # fmt: skip
 
 
