@@ -26,6 +26,14 @@ GRAPH_MODELS = ("crystal_graph",)
 """Models that need the places of atoms."""
 
 
+OF_NETWORKS = (
+    "strategy", "strategy_options", "proximal_mu", "personal_bias", "compression", "max_update_norm", "dp_clip",
+    "communication_frequency", "rounds", "epochs", "batch_size", "learning_rate", "optimizer", "optimizer_state",
+    "hidden",
+)  # fmt: skip
+"""Options that say nothing of boosted trees, whose exchanges are the levels of the trees."""
+
+
 @dataclass(frozen=True)
 class TrainConfig(UpdateOptions):
     """Multi-source training of a network for any property."""
@@ -146,15 +154,17 @@ class TrainConfig(UpdateOptions):
     in beside the graph)."""
     tree_options: tuple[str, ...] = ()
     """Options of the trees as NAME=VALUE, e.g. trees=300,learning_rate=0.1,depth=6,leaves=31,bins=63,min_rows=20,l2=0,
-    feature_fraction=0.5,patience=20."""
+    feature_fraction=0.5,patience=20,loss=quantile:0.9."""
     baselines: bool = True
     """Also train each silo alone, and all training rows pooled where they have one source (the models of Fig. 3)."""
     alone: Literal["network", "best"] = "best"
     """With --baselines: what each silo, and who had all rows, does alone: the same network; or the best of it, a random
     forest and gradient boosting, chosen by cross-validation inside the silo, no formula on both sides."""
-    early_stopping: Literal["no", "baselines"] = "baselines"
+    early_stopping: Literal["no", "baselines", "all"] = "baselines"
     """baselines: the networks alone and pooled first find out on --validation-share of their formulas how long to
-    train, and then train on all rows so long; twice the work, and no straw man where longer is worse."""
+    train, and then train on all rows so long; twice the work, and no straw man where longer is worse. all: the
+    federation, too: silos keep that share of their formulas back from every model and count its errors there, and the
+    rounds end when it gets no better; its best exchange is kept."""
     validation_share: float = 0.1
     """Share of the formulas that is kept back for it, at most 0.5."""
     analysis: bool = True
@@ -173,6 +183,10 @@ class TrainConfig(UpdateOptions):
     """FedProx: pull of local training towards the received parameters; 0 is none."""
     personal_bias: bool = False
     """Each silo keeps its own output bias, which absorbs the reference energy of its database."""
+    personal: Literal["none", "offsets", "tuned", "stacked", "mixture"] = "mixture"
+    """What each silo makes of the federation's model for itself after training, on its own rows, and keeps: offsets per
+    element; a network tuned further; trees that see its predictions; or a mixture of all these with what the silo has
+    learned alone, weighed on calibration rows. The report says of each member whether that beats going alone."""
     max_update_norm: float | None = None
     """Refuse updates that moved the parameters further than this (2-norm)."""
     fraction_fit: float = 1.0
@@ -252,11 +266,8 @@ class TrainConfig(UpdateOptions):
         require(0 < self.test_fraction < 1, f"test_fraction={self.test_fraction} must lie between 0 and 1")
         share = self.calibration_fraction
         require(0 <= share <= 0.5, f"calibration_fraction={share} must lie between 0 and 0.5")
-        fits = self.federation is None or share + self.test_fraction < 1
-        require(fits, f"test_fraction={self.test_fraction} and calibration_fraction={share} leave no rows to train on")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
-        share = self.validation_share
-        require(0 < share <= 0.5, f"validation_share={share} must lie between 0 and 0.5")
+        self._check_stopping()
         self._check_folds()
         averages = self.optimizer_state == "average"
         require(
@@ -293,6 +304,20 @@ class TrainConfig(UpdateOptions):
 
         if self.features not in (AUTO, *FEATURE_SETS):
             raise unknown_name("feature set", self.features, (AUTO, *FEATURE_SETS))
+
+    def _check_stopping(self) -> None:
+        share = self.validation_share
+        require(0 < share <= 0.5, f"validation_share={share} must lie between 0 and 0.5")
+        held_out = 0.0 if self.federation is None else self.test_fraction
+        parts = f"test_fraction={held_out}, calibration_fraction={self.calibration} and validation_share={share}"
+        fits = held_out + self.calibration + self.validation < 1
+        require(fits, f"{parts} leave no rows to train on")
+        if self.early_stopping != "all":
+            return
+        looks = "early_stopping=all looks at errors on rows kept back"
+        require(not self.is_private, f"{looks}, which have no noise; choose no, and fewer rounds")
+        require(self.strategy != "fed_buff", f"{looks} between rounds, and fed_buff has none; choose another strategy")
+        require(self.model != "boosted_trees", f"{looks} of a network; trees stop by --tree-options patience=LOOKS")
 
     def _check_folds(self) -> None:
         count = self.num_folds
@@ -358,12 +383,15 @@ class TrainConfig(UpdateOptions):
 
     def _check_trees(self) -> None:
         """What boosted trees forbid beside them."""
-        self.trees()
+        settings = self.trees()
         trees = "boosted_trees add up sums of whole numbers"
-        for name in ("strategy", "strategy_options", "proximal_mu", "personal_bias", "compression", "max_update_norm"):
+        for name in OF_NETWORKS:
             value = getattr(self, name)
-            require(value == getattr(type(self), name), f"{name}={value}: {trees}; leave it out, or choose model=mlp")
-        require(not self.is_private, f"differential privacy: {trees} without noise; choose secure_aggregation or mlp")
+            its_own = "trees have an option of that name (--tree-options)" if name == "learning_rate" else trees
+            remedy = "leave it out, or choose model=mlp"
+            require(value == getattr(type(self), name), f"{name}={value}: {its_own}; {remedy}")
+        stops = "patience needs the loss of rows to stop by, which has no noise; leave it out"
+        require(not (self.is_private and settings.patience), f"tree_options={self.tree_options}: {stops}")
         share = f"fraction_fit={self.fraction_fit}: the same silos must be in all sums of a tree"
         require(self.fraction_fit == 1, f"{share}; leave it out, or choose model=mlp")
 
@@ -387,6 +415,16 @@ class TrainConfig(UpdateOptions):
         """The share of formulas that is held out for calibration: none where nothing is counted, as it would need
         noise."""
         return 0.0 if self.is_private else self.calibration_fraction
+
+    @property
+    def makes_personal(self) -> bool:
+        """Whether silos make personal models: with noise or masks nothing is told of single silos."""
+        return self.personal != "none" and not self.is_private and not self.secure_aggregation
+
+    @property
+    def validation(self) -> float:
+        """The share of formulas that silos keep back for early stopping of the federation."""
+        return self.validation_share if self.early_stopping == "all" else 0.0
 
     def access(self) -> "Access":
         """Return how a database is asked; ConfigError where that makes no sense."""
@@ -450,9 +488,11 @@ class FormationEnergyConfig(TrainConfig):
     alone: Literal["network", "best"] = "network"
     """With --baselines: what each silo, and who had all rows, does alone: the same network, as in the paper; or the
     best of it, a random forest and gradient boosting, chosen by cross-validation inside the silo."""
-    early_stopping: Literal["no", "baselines"] = "no"
+    early_stopping: Literal["no", "baselines", "all"] = "no"
     """baselines: the networks alone and pooled first find out on --validation-share of their formulas how long to
     train; the paper trains to the end."""
+    personal: Literal["none", "offsets", "tuned", "stacked", "mixture"] = "none"
+    """What each silo makes of the federation's model for itself after training; the paper has nothing of the kind."""
     analysis: bool = False
     """After training: errors by element and chemistry, worst rows (of a public test set here, else in the owner's own
     log), importances of the properties."""

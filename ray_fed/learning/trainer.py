@@ -82,6 +82,8 @@ class TrainingPlan:
     sums: int = 0
     """Most values of an answer, where silos answer sums of whole numbers that are added up (boosted trees). Such an
     answer has as many values as the first number of the received vector says. 0: parameters, which are averaged."""
+    all_sums: int = 0
+    """Most values of all such answers together."""
 
     decay: str = "none"
     """none | cosine: how the learning rate falls over the steps of the run, to 0."""
