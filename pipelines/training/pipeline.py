@@ -192,7 +192,7 @@ def _keeping(directory: RunDirectory) -> Iterator[None]:
 
 def _carry_out(request: RunRequest) -> int:
     outcome = _train(request)
-    for line in (*_missed(outcome.experiment), *_unlike(outcome.experiment)):
+    for line in _missed(outcome.experiment):
         print(f"note: {line}", file=sys.stderr)
     results_table(outcome.results)
     print()
@@ -242,7 +242,7 @@ def _train(request: RunRequest) -> TrainingOutcome:
                 experiment.train(coordinator)
                 if setup.config.share_model:
                     outcome.share_model(coordinator)
-                outcome.notice(recorder.collect(coordinator))
+                outcome.notice([*recorder.collect(coordinator), *_unlike(experiment)])
             except KeyboardInterrupt:
                 _broken_off(outcome, "interrupted", "")
                 raise
@@ -353,7 +353,7 @@ def _unlike(experiment: TrainingExperiment) -> list[str]:
     found = [record.metrics[DIVERSITY] for record in experiment.federated_records() if DIVERSITY in record.metrics]
     if not keeps or max(found, default=0.0) <= UNLIKE:
         return []
-    measured = f"the silos' rows are unlike: the diversity of their first moves is {max(found):.2f}, about 1.1 if alike"
+    measured = f"the silos' rows are unlike (diversity of first moves {max(found):.2f}, below {UNLIKE:g} if alike)"
     lost = f"with strategy={config.chosen_strategy()} and Adam's moments in each silo the model is worse by that"
     return [f"{measured}; {lost}; use --strategy scaffold_adam --decay cosine"]
 
