@@ -138,10 +138,11 @@ class TrainConfig(UpdateOptions):
     model: str = "mlp"
     """mlp: a network on features; boosted_trees: gradient-boosted trees with the bits of pooled training on any
     partition, which take none of the options of a network (epochs to hidden) and no strategy; crystal_graph: a network
-    on the atoms and their neighbours, for data with structures."""
+    on the atoms and their neighbours, for data with structures; MODULE:CLASS: a torch module of your own
+    (CONTRIBUTING.md)."""
     model_options: tuple[str, ...] = ()
-    """Options of a network on graphs as NAME=VALUE: width=64,depth=3,hidden=128,descriptors=yes (whether --features go
-    in beside the graph)."""
+    """Options of the network as NAME=VALUE. crystal_graph: width=64,depth=3,hidden=128,descriptors=yes (whether
+    --features go in beside the graph); of a network of your own its arguments."""
     tree_options: tuple[str, ...] = ()
     """Options of the trees as NAME=VALUE, e.g. trees=300,learning_rate=0.1,depth=6,leaves=31,bins=63,min_rows=20,l2=0,
     feature_fraction=0.5,patience=20."""
@@ -332,13 +333,16 @@ class TrainConfig(UpdateOptions):
 
     def _check_model(self) -> None:
         """What a kind of model forbids beside it."""
-        if self.model not in MODELS:
+        if self.model not in MODELS and not self.has_own_network:
             raise unknown_name("model", self.model, MODELS)
         has_trees = self.model == "boosted_trees"
         require(has_trees or not self.tree_options, f"tree_options={self.tree_options} need model=boosted_trees")
-        has_options = self.model == "crystal_graph"
+        has_options = self.model in GRAPH_MODELS or self.has_own_network
         require(has_options or not self.model_options, f"model_options={self.model_options} need model=crystal_graph")
-        if self.model == "crystal_graph":
+        require(
+            not (self.has_own_network and self.personal_bias), f"personal_bias: {self.model} has none that is known"
+        )
+        if self.is_on_graphs:
             self._check_graphs()
         if has_trees:
             self._check_trees()
@@ -346,7 +350,8 @@ class TrainConfig(UpdateOptions):
     def _check_graphs(self) -> None:
         from ray_fed.materials.graphs.crystal_graph_network import graph_settings
 
-        graph_settings(self.model_options)
+        if self.model == "crystal_graph":
+            graph_settings(self.model_options)
         embedded = "the embedded data have no atoms' places; give --data with structures"
         require(self.data != "embedded" or self.federation is not None, f"model={self.model}: {embedded}")
         clipped = "gradients of single crystals are not clipped; use --strategy dp_fed_avg, or model=mlp"
@@ -362,6 +367,20 @@ class TrainConfig(UpdateOptions):
         require(not self.is_private, f"differential privacy: {trees} without noise; choose secure_aggregation or mlp")
         share = f"fraction_fit={self.fraction_fit}: the same silos must be in all sums of a tree"
         require(self.fraction_fit == 1, f"{share}; leave it out, or choose model=mlp")
+
+    @property
+    def has_own_network(self) -> bool:
+        """Whether the network is the user's code."""
+        return ":" in self.model
+
+    @property
+    def is_on_graphs(self) -> bool:
+        """Whether the network takes the places of atoms."""
+        if not self.has_own_network:
+            return self.model in GRAPH_MODELS
+        from ray_fed.materials.own_network import own_network, wants_graphs
+
+        return wants_graphs(own_network(self.model))
 
     def trees(self) -> "TreeSettings":
         """Return what the trees are to be; ConfigError names the option that is none, or the value that is wrong."""

@@ -21,6 +21,7 @@ from ray_fed.materials.databases.raw_table import RawTable
 from ray_fed.materials.databases.source import Access, Source
 from ray_fed.materials.predictions import FLAG, WHY_FLAGGED, Inputs, Trained, inputs_of, interval_columns, predictions
 from ray_fed.materials.targets import Target, labels
+from ray_fed.materials.trained_model import require_named
 from ray_fed.metrics import (
     ClassificationSums,
     Metric,
@@ -64,7 +65,7 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     check_address(file, "file", only_ours=True)
     path = Path(options["out"] or f"{Path(file).name}.predictions.csv")
     check_place(path, Path(file))
-    models = read_models(options["run_directory"], options["model"])
+    models = read_models(options["run_directory"], options["model"], options.get("network"))
     access = Access(options["query"], options["table"], options["query_timeout"])
     source = Source(path=whole_path(file, Path.cwd()), target=None, access=access)
     source = models.first.as_read(source)
@@ -248,9 +249,9 @@ def _covered(
 # ---- the models
 
 
-def read_models(run_directory: str, model: str) -> Models:
+def read_models(run_directory: str, model: str, network: str | None = None) -> Models:
     """Return the models that a user asks for by the run's folder and their name, or by one file; ConfigError lists what
-    is there."""
+    is there. network: the user's own, MODULE:CLASS, where the models are of such a one."""
     folder = (
         Path(run_directory).parent
         if run_directory.endswith(".safetensors")
@@ -261,16 +262,17 @@ def read_models(run_directory: str, model: str) -> Models:
         shown = (Path(run_directory).stem,)
     else:
         shown = tuple(_in_order(there)) if model == ALL_MODELS and there else (model,)
-    by_name = {name: _read(folder / f"{name}.safetensors", there) for name in shown}
+    by_name = {name: _read(folder / f"{name}.safetensors", there, network) for name in shown}
     needed = {name for trained in by_name.values() for name in trained.limits.own_models} - by_name.keys()
-    beside = {name: _read(folder / f"{name}.safetensors", there) for name in sorted(needed & set(there))}
+    beside = {name: _read(folder / f"{name}.safetensors", there, network) for name in sorted(needed & set(there))}
     return Models(shown, {**by_name, **beside})
 
 
-def _read(path: Path, there: Sequence[str]) -> Trained:
+def _read(path: Path, there: Sequence[str], network: str | None) -> Trained:
     if path.stem not in there and not path.exists():
         raise ConfigError(f"model={path.stem!r} is not in {path.parent}; there is: {', '.join(there) or 'none'}")
-    return Trained(*load_model(path))
+    arrays, card = load_model(path)
+    return Trained(arrays, card, require_named(card, network))
 
 
 def _in_order(names: Sequence[str]) -> list[str]:

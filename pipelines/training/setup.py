@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from pipelines.hub import HubSection
-from pipelines.training.config import AUTO, CONFIGS, GRAPH_MODELS, FormationEnergyConfig, TrainConfig
+from pipelines.training.config import AUTO, CONFIGS, FormationEnergyConfig, TrainConfig
 from pipelines.training.federation_file import FederationFile, SiteEntry, read_federation
 from ray_fed.config import at_home, coerce, require
 from ray_fed.errors import DataError
@@ -22,6 +22,7 @@ from ray_fed.materials.databases.columns import canonical_target, unit_of_target
 from ray_fed.materials.databases.kinds import is_on_disk, whole_path
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Access, Source
 from ray_fed.materials.inference import Inferred, inferred
+from ray_fed.materials.own_network import with_own_network
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
 from ray_fed.materials.symmetry import Cell
@@ -118,6 +119,9 @@ def _options_of(file: FederationFile, path: str) -> dict[str, object]:
     strategy = options.get("strategy", "")
     own = f"{path}: training: strategy={strategy!r} names code, which a federation file must not"
     require(":" not in strategy, f"{own}; if you trust that code, remove the line and give --strategy {strategy}")
+    model = options.get("model", "")
+    own = f"{path}: training: model={model!r} names code, which a federation file must not"
+    require(":" not in model, f"{own}; if you trust that code, remove the line and give --model {model}")
     return options
 
 
@@ -240,6 +244,8 @@ def _held(test: SiloSpec, task: PropertyTask) -> SiloSpec:
 
 def _invitation(config: TrainConfig, entry: SiteEntry, test_fraction: float) -> Invitation:
     """Return what a site is asked for: names and plain options."""
+    installed = "sites that their owners run train what is installed there (own_tasks in site.yaml)"
+    require(not config.has_own_network, f"silo '{entry.name}': model={config.model}: {installed}")
     options = {**asdict(property_options(config)), **({FILTERS: entry.filters} if entry.filters else {})}
     return Invitation("", entry.name, entry.dataset, "property", options, test_fraction, config.seed, entry.way)
 
@@ -285,7 +291,8 @@ def _condition(text: str) -> tuple[str, str]:
 
 
 def _task(config: TrainConfig) -> PropertyTask:
-    return property_options(config).task()
+    task = property_options(config).task()
+    return with_own_network(task, config.model, config.model_options) if config.has_own_network else task
 
 
 def property_options(config: TrainConfig) -> PropertyOptions:
@@ -295,14 +302,15 @@ def property_options(config: TrainConfig) -> PropertyOptions:
     return PropertyOptions(
         config.features, config.impute, config.hidden, tuple(map(canonical_target, config.target)), config.unit,
         tuple("none" if labels else name for name, labels in zip(transforms, classes, strict=True)), classes,
-        config.standardise_target and config.model != "boosted_trees", config.symmetry, _cell(config), config.model,
-        _tree_options(config), config.calibration, config.model_options,
+        config.standardise_target and config.model != "boosted_trees", config.symmetry, _cell(config),
+        "mlp" if config.has_own_network else config.model, _tree_options(config), config.calibration,
+        () if config.has_own_network else config.model_options,
     )  # fmt: skip
 
 
 def _cell(config: TrainConfig) -> Cell:
     """Return whose cells features are of: graphs are made of standardised ones."""
-    return "standard" if config.model in GRAPH_MODELS else config.cell
+    return "standard" if config.is_on_graphs else config.cell
 
 
 def _tree_options(config: TrainConfig) -> tuple[str, ...]:
@@ -360,7 +368,7 @@ def _settled_by_file(config: TrainConfig, file: FederationFile) -> tuple[TrainCo
 
 def _said_of_graphs(config: TrainConfig) -> tuple[str, ...]:
     given = "--cell given has no effect: crystal graphs are made of standardised primitive cells"
-    return (given,) if config.model in GRAPH_MODELS and config.cell == "given" else ()
+    return (given,) if config.is_on_graphs and config.cell == "given" else ()
 
 
 def _with_features(config: TrainConfig, has_structures: bool) -> tuple[TrainConfig, tuple[str, ...]]:

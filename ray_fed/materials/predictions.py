@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from ray_fed.errors import DataError
 from ray_fed.learning.intervals import spread_of
@@ -43,6 +44,8 @@ class Trained:
 
     arrays: Arrays
     card: ModelCard
+    network: type[nn.Module] | None = None
+    """The user's own network, of a model that is such a one."""
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -77,9 +80,8 @@ class Trained:
 
     def outputs(self, inputs: "Inputs") -> np.ndarray:
         """Return the outputs of the network for the usable rows."""
-        return raw_outputs(
-            inputs.usable_graphs if self.is_on_graphs else inputs.usable_features, self.arrays, self.card
-        )
+        rows = inputs.usable_graphs if self.is_on_graphs else inputs.usable_features
+        return raw_outputs(rows, self.arrays, self.card, self.network)
 
     def values(self, outputs: np.ndarray) -> np.ndarray:
         """Return what outputs of the network say, [rows, W]."""

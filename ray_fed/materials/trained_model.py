@@ -1,20 +1,24 @@
 """A trained property network as a file has it: arrays with the scalers of inputs and outputs, targets in its card."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from ray_fed.config import require
 from ray_fed.errors import ConfigError, DataError
-from ray_fed.learning.layout import Layout, bind
+from ray_fed.learning.layout import Layout, bind, floating_buffers
 from ray_fed.learning.models import mlp
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import portions
+from ray_fed.materials.graphs.crystal_graph_network import CrystalNetwork, GraphSettings
 from ray_fed.materials.graphs.graph_rows import GraphRows
-from ray_fed.materials.graphs.graph_task import CrystalGraphTask, graph_network
+from ray_fed.materials.graphs.graph_task import CrystalGraphTask, GraphTask
 from ray_fed.materials.graphs.neighbours import GRAPH_VERSION
+from ray_fed.materials.own_network import OwnNetworkTask, own_network, source_digest
 from ray_fed.materials.property_task import PropertyTask
 from ray_fed.materials.targets import Target, predicted_values
 from ray_fed.reporting.model_files import ModelCard
@@ -32,6 +36,8 @@ FOREST = "boosted_trees"
 """Type of a forest's architecture."""
 CRYSTAL_GRAPH = "crystal_graph"
 """Type of a network on graphs."""
+OWN = "own network"
+"""Type of a network that is a user's code."""
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -72,8 +78,12 @@ def forest_entries(settings: TreeSettings) -> dict[str, Plain]:
 
 def network_entries(task: PropertyTask) -> dict[str, Plain]:
     """Return what a card says of a network's form."""
+    graphs: dict[str, Plain] = {"graphs": task.graph_version} if isinstance(task, GraphTask) else {}
     if isinstance(task, CrystalGraphTask):
-        return {"type": CRYSTAL_GRAPH, **asdict(task.graph), "graphs": task.graph_version}
+        return {"type": CRYSTAL_GRAPH, **asdict(task.graph), **graphs}
+    if isinstance(task, OwnNetworkTask):
+        source, options = source_digest(task.network), dict(task.network_options)
+        return {"type": OWN, "network": task.network_name, "options": options, "source": source, **graphs}
     return {"type": "mlp", "hidden": list(task.hidden), "activation": "relu"}
 
 
@@ -113,14 +123,14 @@ def predict(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray
     return predicted_values(outputs, targets_of(card), of_targets)
 
 
-def raw_outputs(features: Any, arrays: Arrays, card: ModelCard) -> np.ndarray:
+def raw_outputs(features: Any, arrays: Arrays, card: ModelCard, network: type[nn.Module] | None = None) -> np.ndarray:
     """Return the outputs of a model's network or forest for raw features [rows, num_features], or GraphRows of them,
-    float32 [rows, O]."""
+    float32 [rows, O]. network: the user's own, of a model that is such a one."""
     if is_forest(card):
         return _forest_outputs(features, arrays, card)
     of_features, _ = scalers_of(arrays, card)
-    if is_on_graphs(card):
-        return _graph_outputs(features, of_features, arrays, card)
+    if is_own(card) or is_on_graphs(card):
+        return _outputs(_network(arrays, card, len(of_features.mean), network), features, of_features)
     targets, hidden = targets_of(card), card.architecture["hidden"]
     assert isinstance(hidden, list)
     num_outputs = sum(target.num_outputs for target in targets)
@@ -138,23 +148,56 @@ def is_forest(card: ModelCard) -> bool:
 
 def is_on_graphs(card: ModelCard) -> bool:
     """Whether a model takes the atoms of a crystal and their neighbours. DataError where this version has others."""
-    if card.architecture.get("type") != CRYSTAL_GRAPH:
+    graphs = card.architecture.get("graphs")  # the library's own networks on graphs say nothing there
+    if graphs is None:
         return False
-    if card.architecture.get("graphs") != GRAPH_VERSION:
-        version = card.software.get("ray-fed", "of that time")
-        raise DataError(
-            f"model '{card.name}': its graphs are '{card.architecture.get('graphs')}'; install ray-fed {version}"
-        )
+    if graphs != GRAPH_VERSION:
+        remedy = f"install ray-fed {card.software.get('ray-fed', 'of that time')}"
+        raise DataError(f"model '{card.name}': its graphs are '{graphs}', here they are '{GRAPH_VERSION}'; {remedy}")
     return True
 
 
-def _graph_outputs(rows: GraphRows, of_features: Standardizer, arrays: Arrays, card: ModelCard) -> np.ndarray:
+def is_own(card: ModelCard) -> bool:
+    """Whether a model's network is a user's code."""
+    return card.architecture.get("type") == OWN
+
+
+def require_named(card: ModelCard, name: str | None) -> type[nn.Module] | None:
+    """Return the network of a model that is a user's code, where the user names it, too: a model's card may come from
+    somebody else. ConfigError where he does not, or names another one."""
+    if not is_own(card):
+        return None
+    own = card.architecture["network"]
+    said = f"model '{card.name}': its network {own} is code that is not ray-fed's"
+    require(name == own, f"{said}; if it is yours, say so: --network {own}")
+    return own_network(str(own))
+
+
+def _network(arrays: Arrays, card: ModelCard, num_columns: int, own: type[nn.Module] | None) -> nn.Module:
+    form: Any = card.architecture
     num_outputs = sum(target.num_outputs for target in targets_of(card))
+    require(own is not None or not is_own(card), f"model '{card.name}': its network is code; give it with --network")
     try:
-        network = graph_network(arrays, card.architecture, len(of_features.mean), num_outputs)
-    except (KeyError, ValueError, TypeError, ConfigError) as error:
+        if own is not None:
+            return loaded(own(num_columns, num_outputs, **form["options"]), arrays)
+        settings = GraphSettings(**{one.name: form[one.name] for one in fields(GraphSettings)})
+        return loaded(CrystalNetwork(settings, num_columns, num_outputs), arrays)
+    except (KeyError, ValueError, TypeError, RuntimeError, ConfigError) as error:
         raise DataError(f"model '{card.name}': file and card are of different networks; get the model again") from error
-    inputs = rows.with_table(np.asarray(of_features(rows.table.numpy()), np.float32))
+
+
+def loaded(network: nn.Module, arrays: Arrays) -> nn.Module:
+    """Return a network with the values of a model's file, to predict. KeyError where one is missing, RuntimeError where
+    its shape is another."""
+    named = {**dict(network.named_parameters()), **floating_buffers(network)}
+    network.load_state_dict({name: torch.from_numpy(np.array(arrays[name])) for name in named}, strict=False)
+    return network.eval()
+
+
+def _outputs(network: nn.Module, features: Any, scaler: Standardizer) -> np.ndarray:
+    table = features.table.numpy() if isinstance(features, GraphRows) else features
+    scaled = torch.from_numpy(np.asarray(scaler(table), np.float32))
+    inputs = features.with_table(scaled) if isinstance(features, GraphRows) else scaled
     with torch.no_grad():
         return torch.cat([network(part) for part in portions(inputs)]).numpy()
 

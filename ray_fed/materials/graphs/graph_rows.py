@@ -72,6 +72,10 @@ class GraphRows:
         chosen = rows if isinstance(rows, slice) else torch.as_tensor(rows, device=self.device)
         return self.index_select(0, everything[chosen])
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the real numbers that make up the rows: what the gate must know when it sees it again."""
+        return {"table": self.table.cpu().numpy(), "edges": self.vectors.cpu().numpy()}
+
     # ---- as a graph
 
     @cached_property
