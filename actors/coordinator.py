@@ -10,6 +10,7 @@ import ray
 
 from actors.cohort import RayCohort, value_of
 from actors.silo import Handle
+from actors.user_code import travelling
 from ray_fed.federation.coordinator import Agreement, Coordinator
 from ray_fed.federation.counted_rows import CountedRows
 from ray_fed.federation.messages import Metrics, Vector
@@ -132,6 +133,7 @@ class RemoteCoordinator:
 
     def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
         # A generator of refs; the stubs know single ones.
+        job = replace(job, strategy=travelling(job.strategy), evaluate_fn=travelling(job.evaluate_fn))
         stream: Any = self.actor.run.remote(job, after_round, state, self.every_state)
         for ref in stream:
             yield from value_of(ref, "coordinator", f"running job '{job.name}'")

@@ -50,6 +50,7 @@ def setup_of(data: str, trees: int, partition: str, more: tuple[str, ...] = ()) 
     options: dict[str, object] = {
         "model": "boosted_trees", "tree_options": (f"trees={trees}", *more), "features": "guo73", "cohort": "local",
         "data": data, "partition": partition, "target": ("formation_energy_per_atom",), "rows": 12_897,
+        "calibration_fraction": 0.0,
     }  # fmt: skip
     return resolve(options, pipeline="train")
 

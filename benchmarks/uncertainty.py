@@ -60,6 +60,8 @@ class Way:
     spread: str
     """Of what; "" is the same everywhere."""
     by_chemistry: bool
+    own_quantiles: bool = False
+    """Whether a chemistry with enough rows has quantiles of its own."""
     fewest: int = FEWEST_ROWS
     """Rows that a count must have to be told; 1 tells all."""
 
@@ -68,16 +70,17 @@ class Way:
         spread, floor = self._spread(calibration), 1.0
         if self.spread:
             floor = FLOOR * median(self._counted(lambda rows: histogram(spread[rows], self.fewest), calibration))
-        scale = IntervalScale(floor)
+        scale, names = IntervalScale(floor), CHEMISTRIES if self.own_quantiles else ()
+        plain = self._errors(calibration, scale)
         if self.by_chemistry:
-            scale = scale_of(self._errors(calibration, scale), CHEMISTRIES, floor)
-        found = intervals_of(self._errors(calibration, scale), scale)
-        size = scale.of(self._spread(test), test.chemistries.tolist())
+            scale = scale_of(plain, CHEMISTRIES, floor)
+        found = intervals_of(plain[:, : 1 + len(names)], self._errors(calibration, scale), names, scale)
         told = {}
-        for level, q in found.quantiles.items():
-            inside = np.abs(test.errors) <= q * size
+        for level, half in found.halves.items():
+            size = half.of(self._spread(test), test.chemistries.tolist())
+            inside = np.abs(test.errors) <= size
             shares = {name: float(inside[test.chemistries == name].mean()) for name in np.unique(test.chemistries)}
-            told[level] = {ALL: float(inside.mean()), "width": float(2 * q * size.mean()), **shares}
+            told[level] = {ALL: float(inside.mean()), "width": float(2 * size.mean()), **shares}
         return told
 
     def _spread(self, rows: Rows) -> np.ndarray:
@@ -105,8 +108,10 @@ WAYS = {
     "three seeds": Way("seeds", False),
     "three seeds, by chemistry": Way("seeds", True),
     "the silos' own models": Way("own models", False),
-    "the silos' own models, by chemistry (chosen)": Way("own models", True),
-    "the same, if every row could be told": Way("own models", True, 1),
+    "the silos' own models, by chemistry": Way("own models", True),
+    "the silos' own models, quantiles of each chemistry (chosen)": Way("own models", True, True),
+    "the same, if every row could be told": Way("own models", True, True, 1),
+    "one width, quantiles of each chemistry": Way("", True, True),
 }
 
 
@@ -128,7 +133,7 @@ def unused_rows(setup: Setup, cohort: LocalCohort, models: Mapping[str, Vector],
     places = [(number, cohort.silos[name].samples, "calibration") for number, name in enumerate(setup.training)]
     assert cohort.evaluator is not None
     places.append((-1, cohort.evaluator.samples, "test"))
-    parts = [(owner, Part.of(samples, np.array([PARTS.index(name)]), setup.task.targets))
+    parts = [(owner, Part.of(samples, np.array([PARTS.index(name)]), setup.task))
              for owner, samples, name in places]  # fmt: skip
     features, learned = (np.concatenate([getattr(part, name) for _, part in parts]) for name in ("features", "learned"))
     chemistries = np.array([name for _, part in parts for name in part.chemistries])

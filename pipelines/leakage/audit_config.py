@@ -8,8 +8,9 @@ from ray_fed.config import PathText, require, unknown_name
 if TYPE_CHECKING:
     from ray_fed.leakage.audit import TrainingChange
 
-UNKNOWING, LISTED = THREAT_MODELS = ("nothing", "list")
-"""What an attacker knows of the records besides the messages: nothing, or a list on which they stand among others."""
+UNKNOWING, LISTED, MEMBERSHIP = THREAT_MODELS = ("nothing", "list", "membership")
+"""What an attacker knows of the records besides the messages: nothing; a list on which they stand among others; such a
+list with the targets, and asks who was trained on."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class AuditConfig:
     max_leak: tuple[str, ...] = ()
     """Largest allowed share of a silo's records, 0 to 1, that one of its messages as the federation is set up may give
     away: one SHARE for every threat model, or nothing:SHARE (rows reconstructed by one who knows nothing) and
-    list:SHARE (rows named on the list, beyond chance). An audit that finds more ends with exit code 1. Not checked if
+    list:SHARE (rows named on the list, beyond chance), or membership:SHARE (2 AUC - 1 of the losses, of the last
+    update replayed and of the whole run's model). An audit that finds more ends with exit code 1. Not checked if
     not given."""
     out: PathText | None = None
     """Folder of the audit; runs/audit-DATE-TIME if not given."""

@@ -3,17 +3,22 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipelines.leakage.audit_config import LISTED, THREAT_MODELS, UNKNOWING
+from pipelines.leakage.audit_config import LISTED, MEMBERSHIP, UNKNOWING
 from ray_fed.leakage.audit import MessageAudit
 from ray_fed.leakage.fidelity import wilson_interval
 from ray_fed.leakage.listed_records import Named, together
+from ray_fed.leakage.membership import Membership
 from ray_fed.metrics import Metric
 
 SUM = "secure sum"
 """The row in which only the sum over the silos is seen."""
 NOTHING = "none"
 FOUND_NOTHING, NONE_TRIED = "nothing found", "none tried"
-WITH = {UNKNOWING: "knowing nothing of the records", LISTED: "with a list of suspects"}
+WITH = {
+    UNKNOWING: "knowing nothing of the records",
+    LISTED: "with a list of suspects",
+    MEMBERSHIP: "asking who was trained on",
+}
 
 
 @dataclass
@@ -37,6 +42,8 @@ class Findings:
     """The same, where only the sum of the round is seen."""
     costs: dict[str, float] = field(default_factory=dict)
     """Defence or change -> what the metric comes to after training with it; "" as set up."""
+    memberships: list[Membership] = field(default_factory=list)
+    """Of the last update replayed and of the model of the whole run, per silo."""
     is_summed: bool = False
     """Whether the federation shows its coordinator only the sum of a round."""
     has_secret_noise: bool = False
@@ -90,9 +97,11 @@ class LeakLimit:
     def __init__(self, limits: Mapping[str, float], findings: Findings):
         self.findings = findings
         shown = findings.of_sums if findings.is_summed and findings.of_sums else findings.of_rounds
-        tried = [model for model in THREAT_MODELS if model == UNKNOWING or any(one.named for one in shown)]
-        self.limits = {model: limit for model, limit in limits.items() if model in tried}
-        self.worst = {model: max(shown, key=lambda one: share(one, model)) for model in tried}
+        tried: dict[str, Sequence[MessageAudit] | Sequence[Membership]] = {
+            UNKNOWING: shown, LISTED: [one for one in shown if one.named], MEMBERSHIP: findings.memberships,
+        }  # fmt: skip
+        self.worst = {model: max(of, key=lambda one: share(one, model)) for model, of in tried.items() if of}
+        self.limits = {model: limit for model, limit in limits.items() if model in self.worst}
 
     @property
     def broken(self) -> list[str]:
@@ -112,11 +121,19 @@ class LeakLimit:
 
     def _said(self, model: str) -> str:
         worst = self.worst[model]
+        if isinstance(worst, Membership):
+            low, high = worst.interval
+            return (
+                f"{WITH[model]}, silo '{worst.silo}': AUC {worst.auc:.3f} ({low:.3f} to {high:.3f}) in the {worst.of}"
+            )
         where = f"the sum over {worst.summed} silos of its" if worst.summed > 1 else "its"
         return f"{WITH[model]}, silo '{worst.silo}': {_counted(worst, model)} in {where} {worst.kind}"
 
     def _remedy(self) -> str:
-        withstood = self.findings.cheapest(self.worst[self.broken[0]])
+        worst = self.worst[self.broken[0]]
+        if isinstance(worst, Membership):
+            return "train for fewer rounds, on more rows, or with DP-SGD"
+        withstood = self.findings.cheapest(worst)
         if withstood == SUM:
             return "of a secure sum these attacks find nothing"
         if withstood in (NONE_TRIED, FOUND_NOTHING):
@@ -124,8 +141,11 @@ class LeakLimit:
         return f"under {withstood} these attacks find nothing"
 
 
-def share(one: MessageAudit, model: str) -> float:
-    """Return the share of the records that an attacker with this knowledge gets, 0 to 1."""
+def share(one: MessageAudit | Membership, model: str) -> float:
+    """Return the share of the records that an attacker with this knowledge gets, or the advantage over guessing, 0 to
+    1."""
+    if isinstance(one, Membership):
+        return one.share
     return one.share if model == UNKNOWING else one.named_most.share
 
 

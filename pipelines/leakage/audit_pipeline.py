@@ -8,13 +8,23 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pipelines.leakage.audit_config import AuditConfig
 from pipelines.leakage.audit_findings import SUM, Findings, LeakLimit
-from pipelines.leakage.audit_report import change_table, defence_table, silo_table, smaller_table, write_audit
+from pipelines.leakage.audit_report import (
+    change_table,
+    defence_table,
+    membership_table,
+    silo_table,
+    smaller_table,
+    write_audit,
+)
 from pipelines.leakage.audited_federation import (
     AuditedFederation,
     check_allowed,
     chosen_silos,
+    model_of,
     open_audited,
     same_as_received,
     scaler_of,
@@ -26,7 +36,8 @@ from ray_fed.federation.strategies import State
 from ray_fed.leakage.audit import MessageAudit, TrainingChange, audit, check_first_layer
 from ray_fed.leakage.defences import Defence, parse_defence
 from ray_fed.leakage.replay import RecordedUpdate, Replay, in_sum, of_round, one_batch, replay_rounds, single_records
-from ray_fed.learning.layout import initial_vector
+from ray_fed.learning.layout import initial_vector, load_vector
+from ray_fed.materials.trained_model import raw_outputs
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned, paths_table
 
@@ -65,6 +76,7 @@ def _carry_out(
         findings.verified = same_as_received(target, audited.job, recorded)
     _defences(audited, config, recorded, findings)
     _changes(audited, config, findings)
+    _memberships(target, audited, recorded, findings)
     gate = LeakLimit(config.limits(), findings)
     directory.write_config({"command": shlex.join(command), "target": target, **asdict(config)})
     directory.write_environment({})
@@ -88,6 +100,28 @@ def _as_set_up(audited: AuditedFederation, config: AuditConfig, findings: Findin
             findings.of_sums += [_audited(audited, one, None) for one in in_sum(replays)]
     print(f"{config.rounds} rounds as set up: replayed and attacked", file=sys.stderr)
     return recorded
+
+
+def _memberships(
+    target: str, audited: AuditedFederation, recorded: Sequence[RecordedUpdate], findings: Findings
+) -> None:
+    """Ask who was trained on, of the last update of each silo in the replay, and of the model of the whole run."""
+    last = {one.update.silo: one.update for one in recorded}
+    size = audited.coordinator.layout.size
+    networks = {
+        name: load_vector(audited.coordinator.task.model(0), update.vector[:size]) for name, update in last.items()
+    }
+    some = next(iter(last.values()))
+    with torch.no_grad():
+        findings.memberships += audited.memberships(
+            f"update of round {some.server_round}", lambda samples, silo: networks[silo](samples.features.cpu())
+        )
+        model = model_of(target) if Path(target).is_dir() else None
+        if model is not None:
+            findings.memberships += audited.memberships(
+                "model of the whole run",
+                lambda samples, _: torch.from_numpy(raw_outputs(samples.rows.features, *model)),
+            )
 
 
 def _rounds(audited: AuditedFederation, recorded: Sequence[RecordedUpdate]) -> Iterator[list[Replay]]:
@@ -172,5 +206,7 @@ def _print(findings: Findings, directory: RunDirectory) -> None:
     print(aligned(defence_table(findings), right=range(1, 8), rule=True))
     print("\nThe same training, done in other ways:")
     print(aligned(change_table(findings), right=range(2, 9), rule=True))
+    print("\nWho was trained on, from the losses of candidates with their targets (AUC 0.5 is chance):")
+    print(aligned(membership_table(findings), right=range(2, 6), rule=True))
     print(findings.verified_words)
     paths_table({"report": directory.report_path, "summary": directory.summary_path})

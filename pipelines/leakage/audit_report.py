@@ -37,6 +37,11 @@ SMALLER = (
     "Gradients of fewer records at the first parameters, which this federation does not send. Target: median error of "
     "the target read from the gradient of one record. Cost: of the whole training under that defence."
 )
+MEMBERS = (
+    "The attacker has candidate records with their targets, and asks which a model was trained on: members have "
+    "smaller losses. AUC: probability that a member's loss is the smaller one; interval of 95 % (Hanley & McNeil "
+    "1982). An attacker with shadow models does better."
+)
 TRIED = (
     "Records reconstructed / behind the message, records named from the list / listed behind the message, over all "
     "silos, at the first parameters and in the first round."
@@ -55,6 +60,7 @@ def write_audit(
         Section("What smaller messages would give away", [_lines(smaller_table(findings), SMALLER)]),
         Section("Defences", [_lines(defence_table(findings), TRIED), Paragraph(FOUND)]),
         Section("Batches, local steps, private steps", [_lines(change_table(findings))]),
+        Section("Who was trained on", [_lines(membership_table(findings), MEMBERS)]),
         *_feature_sections(findings),
     ]
     write_report(directory, "Leakage audit", summary, sections, command=shlex.join(command))
@@ -73,6 +79,9 @@ def _summary(findings: Findings, gate: LeakLimit, seconds: float) -> dict[str, o
     for one in worst_per_silo(findings.of_rounds):
         summary |= {f"{one.silo}.found": one.found, f"{one.silo}.records": one.records}
         summary |= _named_numbers(one.silo, one.named_most)
+    for one in findings.memberships:
+        key, (low, high) = f"{one.silo}.membership.{one.of}", one.interval
+        summary |= {f"{key}.auc": one.auc, f"{key}.auc_low": low, f"{key}.auc_high": high}
     for one in findings.of_kinds:
         key = f"{one.silo}.{one.kind}.{one.defence}"
         summary |= {f"{key}.exact": one.exact, f"{key}.near": one.near, f"{key}.records": one.records}
@@ -89,6 +98,16 @@ def _summary(findings: Findings, gate: LeakLimit, seconds: float) -> dict[str, o
         if sums := findings.of_changed_sums.get(change):
             summary |= {f"{key}.in_sum": total(sums)[0]} | _named_numbers(f"{key}.in_sum", named_in_all(sums))
     return summary | {f"{findings.metric.name}.{name or NOTHING}": value for name, value in findings.costs.items()}
+
+
+def membership_table(findings: Findings) -> list[list[str]]:
+    """Return a header and, per silo and model, how well losses tell who was trained on."""
+    lines = [["silo", "model", "members", "others", "AUC", "95 %"]]
+    for one in findings.memberships:
+        low, high = one.interval
+        counts = [f"{one.members:,}", f"{one.others:,}"]
+        lines.append([one.silo, one.of, *counts, f"{one.auc:.3f}", f"{low:.3f} to {high:.3f}"])
+    return lines
 
 
 def _named_numbers(key: str, counted: Named) -> dict[str, object]:

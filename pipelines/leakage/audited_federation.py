@@ -1,10 +1,11 @@
 """The silos of a run or a federation file, opened in this process as their owners allow."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from pipelines.ledger.coordinator_ledger import coordinator_path
 from pipelines.training.pipeline import options_of, pipeline_of
@@ -18,8 +19,11 @@ from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.messages import SiloDescription, Vector
 from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import Silo
+from ray_fed.federation.task import Samples
 from ray_fed.leakage.listed_records import RecordList
+from ray_fed.leakage.membership import Membership, membership, row_losses
 from ray_fed.leakage.replay import RecordedUpdate, Recording, recording_cohort
+from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.source import Source
@@ -30,7 +34,7 @@ from ray_fed.metrics import Metric, Scores, merged
 from ray_fed.perimeter.chain import read_chain
 from ray_fed.perimeter.ledger import vector_digest
 from ray_fed.perimeter.policy import read_site, site_path
-from ray_fed.reporting.model_files import load_model
+from ray_fed.reporting.model_files import ModelCard, load_model
 from ray_fed.reporting.run_directory import RunDirectory
 
 
@@ -58,6 +62,28 @@ class AuditedFederation:
     @property
     def sizes(self) -> dict[str, int]:
         return {silo.spec.name: len(silo.samples.features) for silo in self.silos}
+
+    def memberships(self, of: str, outputs_of: Callable[[Samples, str], torch.Tensor]) -> list[Membership]:
+        """Return per silo what the losses of its records, and of records that no silo trains on, tell of who was there.
+
+        outputs_of: (samples, silo) -> outputs of the attacked model. Silos without such records are left out.
+        """
+        found = []
+        for silo in self.silos:
+            losses = [
+                row_losses(silo.task, outputs_of(samples, silo.spec.name), samples.targets)
+                for samples in (silo.samples, self._untrained(silo))
+            ]
+            if all(len(part) for part in losses):
+                found.append(membership(silo.spec.name, of, *losses))
+        return found
+
+    def _untrained(self, silo: Silo) -> Samples:
+        """Return records that no silo trains on: the common test set, or the rows held out here."""
+        if self.cohort.evaluator is not None:
+            return self.cohort.evaluator.samples
+        held_out = replace(silo.rows, features=silo.rows.held_out_features, targets=silo.rows.held_out_targets)
+        return silo.task.prepare(held_out, silo.samples.standardizer, "cpu")
 
     @property
     def metric(self) -> Metric:
@@ -115,13 +141,16 @@ def check_allowed(policy: str | None, silos: Sequence[str]) -> None:
             )
 
 
+def model_of(target: str) -> tuple[Mapping[str, np.ndarray], ModelCard] | None:
+    """Return the model that a run ended with and its card, None where it left none."""
+    path = RunDirectory(target).models / "federated.safetensors"
+    return load_model(path) if path.is_file() else None
+
+
 def scaler_of(target: str) -> Standardizer | None:
     """Return the scaler that a run agreed on, None where it left no model."""
-    path = RunDirectory(target).models / "federated.safetensors"
-    if not path.is_file():
-        return None
-    arrays, card = load_model(path)
-    return standardizer_of(arrays, card)
+    model = model_of(target)
+    return standardizer_of(*model) if model else None
 
 
 def open_audited(setup: Setup, chosen: Sequence[str], scaler: Standardizer | None = None) -> AuditedFederation:
@@ -193,10 +222,6 @@ def _job(setup: Setup, descriptions: Mapping[str, SiloDescription]) -> Job:
 
 
 def _held_out(silo: Silo, vector: Vector) -> Scores:
-    import torch
-
-    from ray_fed.learning.layout import load_vector
-
     with torch.no_grad():
         outputs = load_vector(silo.task.model(0), vector)(silo.samples.held_out_features).numpy()
     return silo.task.score(silo.rows.held_out_targets, silo.samples.said(outputs))

@@ -400,8 +400,8 @@ class TrainConfig(UpdateOptions):
     @property
     def calibration(self) -> float:
         """The share of formulas that is held out for calibration: none where nothing is counted, as it would need
-        noise, or of trees."""
-        return 0.0 if self.is_private or self.model == "boosted_trees" else self.calibration_fraction
+        noise."""
+        return 0.0 if self.is_private else self.calibration_fraction
 
     def access(self) -> "Access":
         """Return how a database is asked; ConfigError where that makes no sense."""

@@ -5,17 +5,18 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 
 from pipelines import launching
+from pipelines.fingerprints import fingerprints
 from pipelines.launching import CoordinatorLike, FederationSpec
 from pipelines.training.alone import AloneAnswers, ask_alone
 from pipelines.training.analysis import Analysis, analyse
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.measured_limits import measure
-from pipelines.training.membership import admitted, fingerprints, start_rules
+from pipelines.training.membership import admitted, start_rules
+from pipelines.training.recorded_jobs import TrainingListener, recorded
 from pipelines.training.setup import Setup, jobs
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.coordinator import Agreement
@@ -27,14 +28,6 @@ from ray_fed.metrics import Metric, Scores, reported
 from ray_fed.reporting.results import words
 
 
-class TrainingListener(Protocol):
-    """Told about each job and each record while the experiment runs."""
-
-    def on_job_start(self, job: Job, seed: int) -> None: ...
-
-    def on_round_end(self, record: RoundRecord, seed: int) -> None: ...
-
-
 @contextlib.contextmanager
 def launched(setup: Setup) -> Iterator[tuple[CoordinatorLike, list[str]]]:
     """Yield the coordinator of the setup's cohort, and notices for the user."""
@@ -42,8 +35,8 @@ def launched(setup: Setup) -> Iterator[tuple[CoordinatorLike, list[str]]]:
     founders = setup.founders or setup.training
     members = FederationSpec(setup.members, setup.task, setup.test, founders, setup.sites, setup.hub, setup.run)
     unused = config.cohort == "local" and config.num_gpus
-    carried, start = [config.make_strategy()], start_rules(setup)
-    with launching.launched(members, config.cohort, config.address, config.round_timeout, carried, start) as (
+    start = start_rules(setup)
+    with launching.launched(members, config.cohort, config.address, config.round_timeout, start) as (
         coordinator,
         notices,
     ):
@@ -128,18 +121,23 @@ class TrainingExperiment:
         if finished is not None:
             self._keep(finished, seed)
             return
+        for _ in recorded(coordinator, job, seed, self.checkpoint, self):
+            pass
+
+    def on_job_start(self, job: Job, seed: int) -> None:
         self.listener.on_job_start(job, seed)
-        for record in coordinator.run(job, *self.checkpoint.start_of(job.name)):
-            if record.models is not None:
-                self._keep(record.models, seed)
-            if seed == self.setup.config.seed:
-                self.scores.update(record.scores)
-            if record.joined:
-                self.agreement = admitted(self.agreement, record)
-                self.checkpoint.directory.write_data(fingerprints(self.agreement))
-            self.records.append((seed, replace(record, state=None, notes=(), scores={})))
-            self.listener.on_round_end(record, seed)
-            self.checkpoint.save(record)
+
+    def on_round_end(self, record: RoundRecord, seed: int) -> None:
+        """Keep what a round says before it is written down."""
+        if record.models is not None:
+            self._keep(record.models, seed)
+        if seed == self.setup.config.seed:
+            self.scores.update(record.scores)
+        if record.joined:
+            self.agreement = admitted(self.agreement, record)
+            self.checkpoint.directory.write_data(fingerprints(self.agreement))
+        self.records.append((seed, replace(record, state=None, notes=(), scores={})))
+        self.listener.on_round_end(record, seed)
 
     def _keep(self, models: Models, seed: int) -> None:
         if seed == self.setup.config.seed:

@@ -21,7 +21,6 @@ from ray_fed.metrics import FEWEST_ROWS
 
 FEDERATED, POOLED = "federated", "pooled"
 NOISE = "noise hides single rows in this run, and counts of rows have none; train without it for intervals"
-TREES = "what boosted trees get wrong is not counted; intervals are for networks"
 NO_ROWS = "no rows were held out for calibration (calibration_fraction=0)"
 
 
@@ -44,10 +43,9 @@ def measure(
 
     vectors = {name: np.array(vector[: agreement.layout.size]) for name, vector in models.items()}
     own = [name for name in vectors if name not in (FEDERATED, POOLED)]
-    asking = partial(measured_limits, ask, setup.task.targets, vectors, own, FEWEST_ROWS)
+    has_places = not isinstance(setup.task, BoostedPropertyTask)  # which scales nothing
+    asking = partial(measured_limits, ask, setup.task.targets, vectors, own, FEWEST_ROWS, has_places=has_places)
     try:
-        if isinstance(setup.task, BoostedPropertyTask):
-            return asking(why_not=TREES, has_places=False)
         if setup.config.calibration == 0:
             return asking(why_not=NO_ROWS)
         if agreement.test is not None:

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from torch.nn.functional import l1_loss, mse_loss
 
+from pipelines.fingerprints import fingerprints
 from pipelines.launching import CoordinatorLike
+from pipelines.round_notes import missed
 from pipelines.training.alone import summary_of
 from pipelines.training.analysis_report import figure_of, sections
 from pipelines.training.class_pages import class_sections
 from pipelines.training.experiment import TrainingExperiment
 from pipelines.training.measured_limits import FEDERATED, coverage_table, summarised
-from pipelines.training.membership import fingerprints
 from pipelines.training.per_silo_errors import own_errors, own_table
 from pipelines.update_options import privacy_statement
 from ray_fed.federation.rounds.job import EPSILON
@@ -135,6 +136,7 @@ class TrainingOutcome:
             **own_errors(self.experiment),
             **self._costs(),
             **self._counts(),
+            **missed(self.experiment.federated_records()),
             **self._privacy(),
             **summarised(self.experiment.limits, self.experiment.setup.task.targets),
             **{f"silo.{silo}.has_model": has for silo, has in self.has_model.items()},

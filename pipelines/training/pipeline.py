@@ -12,14 +12,15 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from pipelines.fingerprints import check_data
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger, discard_unused, name_of_run, silos_folder
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.config import CONFIGS, TrainConfig
 from pipelines.training.experiment import TrainingExperiment, launched
 from pipelines.training.folds import all_folds
-from pipelines.training.membership import check_data, founded, rejoined, with_founders
+from pipelines.training.membership import founded, rejoined, with_founders
 from pipelines.training.outcome import TrainingOutcome
-from pipelines.training.recorder import TrainingRecorder
+from pipelines.training.recorder import TrainingRecorder, Watched
 from pipelines.training.setup import Setup, jobs, resolve, with_ledgers, with_state_folder
 from pipelines.update_options import require_own_code
 from ray_fed.config import at_home
@@ -227,7 +228,7 @@ def _train(request: RunRequest) -> TrainingOutcome:
             agreement = rejoined(agreement, setup, request.directory)
             _check_silo_states(request)
         ledger = CoordinatorLedger.of_run(request.directory, setup.run, request.checkpoint.folder)
-        with TrainingRecorder(setup, request.directory, ledger) as recorder:
+        with TrainingRecorder(_watched(setup), request.directory, ledger) as recorder:
             records = request.checkpoint.records() if request.is_resumed else []
             experiment = TrainingExperiment(setup, agreement, recorder, request.checkpoint, records, started=started)
             outcome = TrainingOutcome(experiment, request.directory, request.command, notices, request.site_overrides)
@@ -250,6 +251,14 @@ def _train(request: RunRequest) -> TrainingOutcome:
     outcome.finish("completed", seal=ledger.end_run if ledger else None)
     shutil.rmtree(request.checkpoint.folder, ignore_errors=True)
     return outcome
+
+
+def _watched(setup: Setup) -> Watched:
+    config = setup.config
+    told = {"pipeline": config.PIPELINE, **asdict(config)}
+    return Watched(
+        setup.task.metrics, setup.training, told, config.seed, setup.models, config.repeats, config.dp_delta
+    )  # fmt: skip
 
 
 def _broken_off(outcome: TrainingOutcome, status: str, reason: str) -> None:
@@ -314,18 +323,22 @@ def _changed_versions(directory: RunDirectory) -> list[str]:
 
 
 def _missed(experiment: TrainingExperiment) -> list[str]:
-    """Say of each silo that failed in how many federated rounds it took part, and why it first did not."""
+    """Say of each silo that failed in how many federated rounds it took part, in how many evaluations it is missing,
+    and why it first was."""
     rounds = experiment.federated_records()
     reasons: dict[str, str] = {}
+    unevaluated: dict[str, str] = {}
     for record in rounds:
-        reasons = dict(record.failures) | reasons
+        reasons = {silo: why for silo, why in record.failures if (silo, why) not in record.unevaluated} | reasons
+        unevaluated = dict(record.unevaluated) | unevaluated
     took_part = {silo: sum(silo in record.participants for record in rounds) for silo in reasons}
-    specs = experiment.setup.members
-    return [
-        f"silo '{silo}' took part in {took_part[silo]} of {len(rounds)} rounds: "
-        + "; ".join([reason, *words_of(reason, specs)])
-        for silo, reason in reasons.items()
+    missing = {silo: sum(silo in dict(record.unevaluated) for record in rounds) for silo in unevaluated}
+    said = [
+        (f"silo '{silo}' took part in {took_part[silo]} of {len(rounds)} rounds", reasons[silo]) for silo in reasons
     ]
+    said += [(f"silo '{silo}' is missing in {missing[silo]} evaluations", unevaluated[silo]) for silo in unevaluated]
+    specs = experiment.setup.members
+    return [f"{line}: " + "; ".join([reason, *words_of(reason, specs)]) for line, reason in said]
 
 
 def _check_sizes(agreement: Agreement) -> None:

@@ -23,7 +23,8 @@ _BOUNDS = (
 )  # fmt: skip
 
 _FORMULAS = (
-    "formula is missing", "formula is empty", "cannot read at", "cannot read: bracket is not closed",
+    "formula is missing", "formula is empty", "cannot read at", "cannot read at: it begins with",
+    "cannot read: bracket is not closed",
     "cannot read: bracket closes nothing", "no atoms", "unknown element", "element is not in the element table",
     "unknown atomic number", "numbers is empty", "amount of must be a number, 0 or more",
     "full stop may be a decimal point or the dot of a hydrate; write · for the dot, or leave it out",
@@ -52,7 +53,8 @@ _STRUCTURES = (
     "moyopy finds no space group",
 )  # fmt: skip
 _FILES = (
-    "torn row", "torn row in id_prop.csv", "torn row in targets.csv", "entry is not a JSON object",
+    "torn row", "torn row; a quotation mark is not closed",
+    "torn row in id_prop.csv", "torn row in targets.csv", "entry is not a JSON object",
     "no structure file for id", "structure file cannot be read:", "structure file is larger than 50 MB",
 )  # fmt: skip
 
@@ -61,7 +63,8 @@ UNREADABLE = frozenset((
     *_FORMULAS, *_STRUCTURES, *_FILES,
     *(f"{OUTSIDE} {transform}" for transform in ("log10", "log1p", "sqrt")),
     *(f"{name} is missing" for name in (*_NUMBERS, *_LISTS)),
-    *(f"{name} is not a number" for name in _NUMBERS),
+    *(f"{name} {fault}" for name in _NUMBERS
+      for fault in ("is not a number", "is not a number; write a decimal point", "is a unit, not a number")),
     *(f"{name} {fault}" for name in _LISTS for fault in ("is not a list of numbers", "has a value that is not finite")),
     *(f"{name} is not {bound}" for name in _NUMBERS for bound in _BOUNDS),
     *(f"cell: {name} is missing" for name in _NUMBERS),
@@ -79,6 +82,8 @@ NOTES = frozenset((
     "formula given is not that of the structure", "space group given is not the one found",
     "cell as given: there are no sites to standardise it by", "one of several structures in its file",
     "id is listed more than once", "id is listed more than once with different targets",
+    "formula is listed more than once with different targets",
+    "a list without a header: its second column is the target, further ones are not used",
     "formula NaN is read as sodium nitride", "spglib finds no space group", "moyopy finds no space group",
     "structure file that the list does not name", "file of a kind that is not read",
     "line before the header is left out", "decimal commas are read as points", "sheet beside the first is left out",

@@ -12,7 +12,7 @@ from torch import nn
 from ray_fed.config import at_home
 from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.learning.early_stopping import StoppingTrainer
-from ray_fed.learning.layout import floating_buffers
+from ray_fed.learning.layout import BufferPolicy, Layout, floating_buffers
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.steps import Loss
 from ray_fed.learning.trainer import LocalTrainer, Trainer, TrainingPlan, copy_blocks, portions
@@ -213,6 +213,16 @@ class Task(ABC):
             feature_tensor(part, standardizer, device) for part in (rows.features, rows.held_out_features)
         )
         return Samples(rows, features, target_tensor(rows.targets, device), held_out, standardizer=standardizer)
+
+    def exchanged(self, module: nn.Module) -> tuple[str, ...] | None:  # noqa: ARG002
+        """Return the names of the parameters and floating-point buffers that travel; what does not stays with each
+        silo, and is not known to the coordinator. Default: None, all of them."""
+        return None
+
+    def layout(self, module: nn.Module, buffers: BufferPolicy = "average") -> Layout:
+        """Return the layout of what travels."""
+        whole, names = Layout.of(module, buffers), self.exchanged(module)
+        return whole if names is None else whole.part(names)
 
     def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:
         """Return what trains in a session of a silo. Default: mini-batch steps on `model(session.model_seed)`."""

@@ -12,6 +12,7 @@ from torch import nn
 from ray_fed.config import require
 from ray_fed.errors import DataError, Trouble, failure_of
 from ray_fed.federation.task import LocalRows, SiloSpec, Task, target_tensor
+from ray_fed.learning.partial_exchange import Exchange, exchanged_names
 from ray_fed.learning.steps import Loss
 from ray_fed.metrics import LOSS, MeanScores, Metric
 from ray_fed.randomness import derived_seed
@@ -45,6 +46,10 @@ class TorchTask(Task):
     """What all silos must agree on; silos with another name are refused."""
     standardises: bool = False  # type: ignore[assignment]
     """Standardise the columns of x [samples, columns] over all silos before training."""
+    exchange: Exchange | None = None
+    """Which tensors of the network travel: patterns of their names, "!" before those that stay: "trunk.*", or
+    ["!head.*"], or ["*lora*"]; or a function of name and tensor: lambda name, tensor: tensor.requires_grad. The rest is
+    each silo's own and stays there: each has its head, or all have what `network` makes, frozen. None: everything."""
 
     def __post_init__(self) -> None:
         names = [metric.name for metric in self.metrics]
@@ -67,6 +72,10 @@ class TorchTask(Task):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "initial weights"))
             return self.network()
+
+    def exchanged(self, module: nn.Module) -> tuple[str, ...] | None:
+        """Return the names that `exchange` chooses; ConfigError for a pattern that fits none."""
+        return None if self.exchange is None else exchanged_names(module, self.exchange)
 
     def agreement(self) -> Mapping[str, str]:
         """Return the name of the task."""

@@ -21,6 +21,7 @@ from ray_fed.learning.counted_quantiles import NUM_BINS, median
 from ray_fed.learning.intervals import (
     ALL,
     FLOOR,
+    LEVELS,
     Coverage,
     Intervals,
     IntervalScale,
@@ -46,7 +47,8 @@ Ask = Callable[[str, tuple], CountedRows]
 """(question, what is given with it) -> the counts of all silos together."""
 PROMISE = (
     "Intervals cover their share of rows that come from where the calibration rows came from, all silos together, and "
-    "of each chemistry about as much; of chemistries that the silos do not have they promise nothing."
+    "of each chemistry that has quantiles of its own ('own'). Of chemistries with fewer calibration rows they cover "
+    "about as much, and of those that the silos do not have they promise nothing."
 )
 UNASKED = "not asked for"
 
@@ -169,12 +171,12 @@ def _intervals(ask: Ask, question: AskedModels) -> tuple[dict[str, dict[str, Int
     floors = np.where(np.isfinite(medians) & (medians > 0), FLOOR * medians, 1.0)
     scales = np.concatenate([floors[..., None], np.ones((*floors.shape, 1 + num_groups))], axis=2)
     found = question.shaped(ask(ERRORS, question.given(CALIBRATION, scales)), *shape)
-    usual_errors = [
+    sizes = [
         [scale_of(counts, CHEMISTRIES, floor) for counts, floor in zip(*each, strict=True)]
         for each in zip(found, floors.tolist(), strict=True)
     ]
-    asked = np.array([[_numbers(scale) for scale in row] for row in usual_errors])
-    found = question.shaped(ask(ERRORS, question.given(CALIBRATION, asked)), *shape)
+    asked = np.array([[one.numbers(CHEMISTRIES) for one in row] for row in sizes])
+    scaled = question.shaped(ask(ERRORS, question.given(CALIBRATION, asked)), *shape)
     largest = {
         name: {target: bound for target, counts in zip(question.numbers, row, strict=True)
                if math.isfinite(bound := usual(counts))}
@@ -182,31 +184,28 @@ def _intervals(ask: Ask, question: AskedModels) -> tuple[dict[str, dict[str, Int
     }  # fmt: skip
     return {
         name: {
-            target: intervals_of(counts, scale) for target, counts, scale in zip(question.numbers, *each, strict=True)
+            target: intervals_of(plain, counts, CHEMISTRIES, size)
+            for target, plain, counts, size in zip(question.numbers, *each, strict=True)
         }
-        for name, *each in zip(question.models, found, usual_errors, strict=True)
+        for name, *each in zip(question.models, found, scaled, sizes, strict=True)
     }, largest
-
-
-def _numbers(scale: IntervalScale) -> list[float]:
-    """Return a scale as it goes with a question: the floor, then what is usual for all and for each chemistry."""
-    usual_error = scale.by_group.get(ALL, 1.0)
-    return [scale.floor, usual_error, *(scale.by_group.get(name, usual_error) for name in CHEMISTRIES)]
 
 
 def _covering(
     ask: Ask, question: AskedModels, intervals: Mapping[str, Mapping[str, Intervals]], part: str
 ) -> dict[str, dict[str, Intervals]]:
     """Return the intervals with what they cover of other rows."""
-    asked = np.array([[_numbers(one.scale) for one in by_target.values()] for by_target in intervals.values()])
-    counts = ask(ERRORS, question.given(part, asked))
-    found = question.shaped(counts, len(question.numbers), 2, 1 + len(CHEMISTRIES), NUM_BINS)
+    shape = len(question.numbers), 2, 1 + len(CHEMISTRIES), NUM_BINS
+    found = {}
+    for level in map(str, LEVELS):
+        rows = [[one.halves[level].numbers(CHEMISTRIES) for one in each.values()] for each in intervals.values()]
+        found[level] = question.shaped(ask(ERRORS, question.given(part, np.array(rows))), *shape)
     return {
         name: {
-            target: replace(one, coverage=coverage_of(each, CHEMISTRIES, one.quantiles))
-            for (target, one), each in zip(by_target.items(), row, strict=True)
+            target: replace(one, coverage=coverage_of({level: found[level][m, r] for level in found}, CHEMISTRIES))
+            for r, (target, one) in enumerate(by_target.items())
         }
-        for (name, by_target), row in zip(intervals.items(), found, strict=True)
+        for m, (name, by_target) in enumerate(intervals.items())
     }
 
 
@@ -247,13 +246,29 @@ def limits_of(entry: Mapping[str, Any]) -> ModelLimits:
 
 
 def _intervals_of_entry(entry: Mapping[str, Any]) -> Intervals:
-    scale = IntervalScale(entry["scale"]["floor"], dict(entry["scale"]["by_group"]))
-    quantiles = {level: math.inf if q is None else q for level, q in entry["quantiles"].items()}
     coverage = {
-        name: Coverage(one["num_rows"], _with_nan(one["shares"]), _with_nan(one["widths"]))
+        name: Coverage(one["num_rows"], _with_nan(one["shares"]), _with_infinity(one["widths"]))
         for name, one in entry["coverage"].items()
     }
-    return Intervals(scale, quantiles, entry["num_rows"], coverage)
+    if "halves" in entry:
+        halves = {
+            level: IntervalScale(half["floor"], _with_infinity(half["by_group"]))
+            for level, half in entry["halves"].items()
+        }
+        return Intervals(halves, entry["num_rows"], coverage, tuple(entry["own"]))
+    # A model of before chemistries had quantiles of their own: one, in units of what is usual in each.
+    floor, usual_errors = entry["scale"]["floor"], {ALL: 1.0, **entry["scale"]["by_group"]}
+    return Intervals(
+        {
+            level: IntervalScale(floor, {name: q * size for name, size in usual_errors.items()})
+            for level, q in _with_infinity(entry["quantiles"]).items()
+        },
+        entry["num_rows"], coverage,
+    )  # fmt: skip
+
+
+def _with_infinity(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: math.inf if value is None else value for key, value in entry.items()}
 
 
 def _domain_of_entry(entry: Mapping[str, Any]) -> Domain:

@@ -80,20 +80,23 @@ class Part:
 
     name: str
     features: Any
-    """As the network takes them, on the CPU; None of no rows."""
+    """As the model takes them, on the CPU; None of no rows."""
     learned: np.ndarray
     """Targets [rows, T] as the network learns them; NaN without a label."""
     chemistries: Sequence[str]
 
     @classmethod
     def of(cls, samples: Samples, number: np.ndarray, task: CountedTask) -> "Part":
-        assert isinstance(samples, CrystalSamples)
-        name = PARTS[int(number[0])]
-        features, labels = samples.own_rows.part(name)
-        table = labels.reshape(len(labels), len(task.targets))
-        learned = learned_values(table, task.targets, samples.of_targets) if len(table) else table
+        rows, of_targets = samples.rows, None
+        if isinstance(samples, CrystalSamples):
+            rows, of_targets = samples.own_rows, samples.of_targets
+        assert isinstance(rows, CrystalLocalRows)
+        targets, name = task.targets, PARTS[int(number[0])]
+        features, labels = rows.part(name)
+        table = labels.reshape(len(labels), len(targets))
+        learned = learned_values(table, targets, of_targets) if len(table) else table
         inputs = task.inputs(features, samples.standardizer) if len(features) else None
-        return cls(name, inputs, learned, anion_classes(samples.own_rows.formulas[name]))
+        return cls(name, inputs, learned, anion_classes(rows.formulas[name]))
 
     def __len__(self) -> int:
         return len(self.learned)

@@ -23,7 +23,7 @@ from ray_fed.config import require, unknown_name
 from ray_fed.errors import ConfigError, DataError, Trouble
 from ray_fed.federation.reasons import OUTSIDE
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
-from ray_fed.materials.databases.columns import MISSING_TEXTS, to_numbers
+from ray_fed.materials.databases.columns import MISSING_TEXTS, require_numbers, to_numbers
 from ray_fed.materials.databases.database import MAX_TARGET
 from ray_fed.materials.units import UNKNOWN_UNIT, converted
 
@@ -156,12 +156,8 @@ def _labels(column: pd.Series, target: Target, unit: str) -> tuple[np.ndarray, d
 
 
 def _numbers(column: pd.Series, target: Target, unit: str) -> tuple[np.ndarray, dict[int, str]]:
-    if column.dtype.kind == "b":
-        remedy = "give --task classification, or a column of numbers"
-        raise DataError(
-            f"the target {target.name!r} is true or false, no number; {remedy}", failure=Trouble.OPTION_WRONG
-        )
     values, reasons = to_numbers(column, "target")
+    require_numbers(column, values, reasons, target.name)
     values = in_unit(values, unit, target)
     transform = TRANSFORMS[target.transform]
     with np.errstate(invalid="ignore"):

@@ -84,7 +84,7 @@ class Results:
         """Return with which learner: " (gradient boosting)"; of silos which one, too."""
         if not any(other.kind.startswith(BEST) for other in self.rows):
             untried = "" if self.others_tried else "; no other learner was tried"
-            return f" (the same network{untried})" if row.kind == "silo" else ""
+            return f" (the same model{untried})" if row.kind == "silo" else ""
         named = f"{row.place}, " if row.place and row.kind in ("silo", BEST) else ""
         return f" ({named}{words(row.learner)})"
 

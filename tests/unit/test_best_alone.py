@@ -356,7 +356,7 @@ def test_the_papers_preset_asks_for_neither(tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert not any(key.startswith("best.") for key in summary)
     assert not (tmp_path / "run" / "analysis.json").exists()
-    assert "the same network; no other learner was tried" in (tmp_path / "run" / "report.html").read_text()
+    assert "the same model; no other learner was tried" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_without_a_common_test_set_each_silo_compares_on_rows_of_its_own(tmp_path):

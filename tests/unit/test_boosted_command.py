@@ -56,6 +56,21 @@ def test_federated_trees_are_those_of_the_pooled_rows_and_are_saved_with_their_c
         predict(np.zeros((1, 65)), {**arrays, "value": arrays["value"][:, :4]}, card)
 
 
+def test_forests_have_intervals_that_their_predictions_tell(tmp_path):
+    options = ["--rows", "700", "--calibration-fraction", "0.4", "--tree-options", "trees=12,depth=3,learning_rate=0.3"]
+    summary = train(tmp_path / "run", *options, "--alone", "network", "--analysis", "no")
+    assert summary["federated.calibration_rows"] > 50
+    assert 0.7 < summary["federated.coverage_90"] <= 1.0
+    assert summary["pooled.coverage_90"] == summary["federated.coverage_90"]
+    (tmp_path / "new.csv").write_text("formula\nNaCl\nMgO\nOgO2\n")
+    assert main(["predict", str(tmp_path / "run"), str(tmp_path / "new.csv"), "--out", str(tmp_path / "p.csv")]) == 0
+    found = pd.read_csv(tmp_path / "p.csv")
+    target = "formation_energy_per_atom"
+    assert (found[f"uncertainty_{target}"] > 0).all()
+    assert (found[f"lower_90_{target}"] < found[f"lower_50_{target}"]).all()
+    assert found["flag"].tolist() == [False, False, True]
+
+
 def test_a_number_and_two_kinds_of_classes_are_learned_by_one_forest(tmp_path, crystals):
     options = ["--data", str(crystals), "--target", "energy,is_stable,kind", "--baselines", "no"]
     options += ["--task", "classification", "--classes=-,false|true,low|middle|high", "--secure-aggregation", "yes"]

@@ -109,7 +109,7 @@ def test_decimal_amounts_stay_decimal(formula):
     ("(FeO]2", "cannot read '(FeO]2': bracket ']' closes nothing"),
     ("Fe0", "no atoms in 'Fe0'"),
     ("Fe1e999", "amount '1e999' of 'Fe' in 'Fe1e999' must be a number, 0 or more"),
-    ("Fe２", "cannot read 'Fe２' at '２'"),
+    ("Fe２", "cannot read 'Fe２' at '２': it begins with 'U+FF12 FULLWIDTH DIGIT TWO'"),
     ("", "formula is empty"),
     ("  ", "formula is empty"),
     (None, "formula is missing"),

@@ -86,14 +86,17 @@ def test_intervals_cover_what_they_promise_in_each_chemistry_and_of_rows_never_s
     scale = scale_of(found, names, floor=0.2)
     assert set(scale.by_group) == {ALL, "halide", "oxide"}
     assert scale.by_group["oxide"] / scale.by_group["halide"] == pytest.approx(4, rel=0.2)
-    calibrated = intervals_of(sum(counted_errors(e, scale.of(d, g), g, names, 5) for e, d, g in silos), scale)
+    scaled = sum(counted_errors(e, scale.of(d, g), g, names, 5) for e, d, g in silos)
+    calibrated = intervals_of(found, scaled, names, scale)
+    assert calibrated.own == ("halide", "oxide")
     assert calibrated.num_rows == 1580
     errors, spread, groups = rows_of(rng, 20_000)
     lower, upper = calibrated.bounds(errors * 0, spread, groups)["0.9"]
     inside = (lower <= errors) & (errors <= upper)
     for rows in (groups == "oxide", groups == "halide", slice(None)):
         assert 0.88 < inside[rows].mean() < 0.92
-    told = coverage_of(counted_errors(errors, scale.of(spread, groups), groups, names, 1), names, calibrated.quantiles)
+    halves = {level: half.of(spread, groups) for level, half in calibrated.halves.items()}
+    told = coverage_of({level: counted_errors(errors, half, groups, names, 1) for level, half in halves.items()}, names)
     assert told[ALL].shares["0.9"] == pytest.approx(inside.mean(), abs=0.005)
     assert told[ALL].widths["0.9"] == pytest.approx((upper - lower).mean(), rel=0.02)
     assert told["halide"].num_rows == (groups == "halide").sum()
@@ -101,9 +104,9 @@ def test_intervals_cover_what_they_promise_in_each_chemistry_and_of_rows_never_s
 
 
 def test_rows_without_a_label_count_nowhere():
-    errors = np.array([np.nan] * 7 + [0.1] * 9)
-    counts = counted_errors(errors, np.ones(16), ["oxide"] * 16, ("oxide",), 5)
-    assert counts.sum() == 4 * 9
+    errors = np.array([np.nan] * 7 + [0.1] * 29)
+    counts = counted_errors(errors, np.ones(36), ["oxide"] * 36, ("oxide",), 5)
+    assert counts.sum() == 4 * 29
 
 
 def test_models_that_are_not_there_have_no_spread():
@@ -112,6 +115,26 @@ def test_models_that_are_not_there_have_no_spread():
 
 
 def test_too_few_calibration_rows_promise_nothing():
-    scale = IntervalScale()
     counts = counted_errors(np.ones(5), np.ones(5), ["oxide"] * 5, ("oxide",), 5)
-    assert intervals_of(counts, scale).quantiles == {"0.5": pytest.approx(1.0, rel=0.1), "0.9": math.inf}
+    assert counts[:, 1].sum() == 0  # one count of five rows says nothing of the tails
+    found = intervals_of(counts, counts, ("oxide",), IntervalScale())
+    assert {level: half.of_group("oxide") for level, half in found.halves.items()} == {
+        "0.5": pytest.approx(1.0, rel=0.1), "0.9": math.inf,
+    }  # fmt: skip
+    assert found.own == ()
+    assert max(found.halves["0.9"].numbers(("oxide",))) < 1e8  # what goes with a question is finite
+
+
+def test_a_chemistry_with_rows_enough_has_quantiles_of_its_own_and_another_those_of_all_in_its_unit():
+    rng, names = np.random.default_rng(0), ("halide", "oxide")
+    groups = ["oxide"] * 400 + ["halide"] * 30
+    errors = np.concatenate([rng.uniform(0, 1, 400), 3 * rng.exponential(size=30)])  # of other shapes
+    one = IntervalScale()
+    plain = counted_errors(errors, np.ones(430), groups, names, 1)
+    scale = scale_of(plain, names, 1.0)
+    found = intervals_of(plain, counted_errors(errors, scale.of(np.zeros(430), groups), groups, names, 1), names, scale)
+    assert found.own == ("oxide",)
+    assert found.halves["0.9"].of_group("oxide") == pytest.approx(0.9, rel=0.1)
+    shared = found.halves["0.9"].of_group("halide") / scale.of_group("halide")
+    assert shared == pytest.approx(found.halves["0.9"].of_group(ALL) / scale.of_group(ALL))
+    assert one.of_group("oxide") == 1.0

@@ -23,6 +23,7 @@ from ray_fed.federation.task import SiloSpec
 from ray_fed.leakage.audit import MessageAudit, TrainingChange, audit, check_first_layer, noise_for, parse_change
 from ray_fed.leakage.defences import noise_multiplier, parse_defence
 from ray_fed.leakage.listed_records import Named, RecordList
+from ray_fed.leakage.membership import membership
 from ray_fed.leakage.replay import SINGLES, in_sum, one_batch, single_records
 from ray_fed.learning.layout import initial_vector
 from ray_fed.learning.standardisation import Standardizer
@@ -134,6 +135,10 @@ def test_the_gate_holds_each_threat_model_to_its_own_limit():
     listed = replace(message(records=20), named={"least squares": Named(18, 20, 1.0), "row space": Named(0, 20, 1.0)})
     findings = Findings("eV", {}, MAE, of_rounds=[listed])
     assert LeakLimit({"nothing": 0.0}, findings).broken == []
+    findings.memberships = [membership("a", "model of the whole run", np.zeros(300), np.ones(300))]
+    trained = LeakLimit({"membership": 0.5}, findings)
+    assert trained.broken == ["membership"]
+    assert "silo 'a': AUC 1.000 (1.000 to 1.000) in the model of the whole run" in trained.words
     both = LeakLimit({"nothing": 0.0, "list": 0.5}, findings)
     assert both.broken == ["list"]
     assert "18 of 20 listed records named, 1.0 by chance (89.5% beyond)" in both.words
@@ -225,13 +230,14 @@ def test_an_audit_of_a_leaky_run_fails_the_gate_and_leaves_a_table_for_its_owner
                  "--out", str(tmp_path / "audit")]  # fmt: skip
     assert main([*arguments, "--max-leak", "0.1"]) == 1
     shown = capsys.readouterr()
-    verdict = "failed: max_leak=nothing:0.1, list:0.1 is exceeded; knowing nothing of the records, silo 'silo-"
+    verdict = "failed: max_leak=nothing:0.1, list:0.1, membership:0.1 is exceeded; knowing nothing of the records, "
     assert shown.err.strip().splitlines()[-1].startswith(f"ray-fed audit: {verdict}")
     lines = [line.split() for line in shown.out.splitlines()]
     assert next(line for line in lines if line[:1] == ["silo_dp:8"])[1:3] == ["0", "/"]
     summary = json.loads((tmp_path / "audit" / "summary.json").read_text())
     assert summary["leak.passed"] is False
     assert summary["leak.nothing.largest_share"] == summary["leak.list.largest_share"] == 1.0
+    assert 0 <= summary["silo-1.membership.model of the whole run.auc"] <= 1
     assert all(summary[f"{silo}.found"] <= summary[f"{silo}.records"] for silo in ("silo-1", "silo-2"))
     assert "Verdict" in (tmp_path / "audit" / "report.html").read_text()
 

@@ -145,6 +145,7 @@ def test_several_targets_and_classes_have_limits_of_their_own(tmp_path):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("limits") / "run"
     options = "--rows 700 --silos 100,200 --epochs 4 --rounds 2 --features guo73 --hidden 16 --calibration-fraction 0.3"
+    options += " --early-stopping no --analysis no"
     assert main(["train", "--cohort", "local", *options.split(), "--out", str(folder)]) == 0
     return folder
 
@@ -256,5 +257,15 @@ def test_noise_leaves_no_intervals_and_no_rows_out(tmp_path, capsys):
 
 def test_a_quantile_that_is_not_known_is_no_bound(measured):
     entry = told(measured["federated"])
-    entry["intervals"][TARGET]["quantiles"]["0.9"] = None
-    assert limits_of(entry).intervals[TARGET].quantiles["0.9"] == math.inf
+    entry["intervals"][TARGET]["halves"]["0.9"]["by_group"] = {ALL: None}
+    assert limits_of(entry).intervals[TARGET].halves["0.9"].of_group(ALL) == math.inf
+
+
+def test_a_card_of_before_chemistries_had_quantiles_is_read(measured):
+    entry = told(measured["federated"])
+    for one in entry["intervals"].values():
+        del one["halves"], one["own"]
+        one |= {"scale": {"floor": 0.5, "by_group": {ALL: 1.0, "oxide": 3.0}}, "quantiles": {"0.5": 2.0, "0.9": None}}
+    found = limits_of(entry).intervals[TARGET]
+    assert found.halves["0.5"].of(np.array([0.5, 0.5]), ["oxide", "halide"]).tolist() == [6.0, 2.0]
+    assert found.halves["0.9"].of_group("oxide") == math.inf

@@ -55,7 +55,7 @@ def test_the_comparison_names_both_rivals_and_is_silent_without_them():
     found = results_from_summary(summary_of_a_study(), METRICS)
     assert found.comparison() == (
         "Federated MAE is 15.0 % below that of pooled training and 50.0 % below that of the best silo alone (the same "
-        "network; no other learner was tried)."
+        "model; no other learner was tried)."
     )
     assert results(*found.rows[:3]).comparison() == ""
     assert results(*found.rows[-1:]).comparison() == ""
@@ -86,7 +86,7 @@ def test_the_best_silo_is_the_one_with_the_highest_value_where_more_is_better():
     summary = {"federated.hits": 0.8, "silo.a.hits": 0.5, "silo.b.hits": 0.4, "federated.num_examples": 3}
     found = results_from_summary(summary, (Metric("hits", "", True, 2, "Hits"), *METRICS))
     assert found.comparison() == (
-        "Federated Hits is 60.0 % above that of the best silo alone (the same network; no other learner was tried)."
+        "Federated Hits is 60.0 % above that of the best silo alone (the same model; no other learner was tried)."
     )
     assert found.table()[0][:3] == ["model", "training rows", "Hits"]
     assert found.table()[-1][:3] == ["federated", "3", "0.80"]
@@ -327,7 +327,7 @@ def test_the_results_table_lines_up_whatever_the_names(capsys):
     assert {cell_len(line) for line in lines[:7]} == {cell_len(lines[1])}
     assert lines[0].split() == ["model", "training", "rows", "MAE", "(eV/atom)", "±", "std", "R²", "±", "std"]
     assert lines[6].split() == ["federated", "-", "0.2000", "-", "0.9500", "-"]
-    assert lines[-1].startswith("Federated MAE is 20.0 % below that of the best silo alone (the same network; ")
+    assert lines[-1].startswith("Federated MAE is 20.0 % below that of the best silo alone (the same model; ")
 
 
 def test_the_results_table_lines_up_in_ascii_too():

@@ -21,7 +21,7 @@ from ray_fed.materials.targets import (
     prediction_columns,
     target_scaler,
 )
-from ray_fed.materials.units import UNKNOWN_UNIT, can_convert, checked_unit, converted
+from ray_fed.materials.units import FAMILIAR, UNKNOWN_UNIT, can_convert, checked_unit, converted
 
 GAP, LIFETIME = Target("gap", "eV"), Target("lifetime", "s", "log10")
 METAL, KIND = Target("metal", "", classes=("false", "true")), Target("kind", "", classes=("a", "b", "c"))
@@ -78,6 +78,11 @@ def test_a_unit_stays_as_its_owner_wrote_it_and_equal_texts_change_no_bit():
     assert converted(values, UNKNOWN_UNIT, UNKNOWN_UNIT) is values
 
 
+@pytest.mark.parametrize("text", sorted(FAMILIAR))
+def test_what_is_taken_unread_as_a_unit_is_one(text):
+    assert not can_convert(text, "mol")  # and no error: both are read here
+
+
 # ---- transforms
 
 
@@ -120,8 +125,14 @@ def test_labels_are_found_in_numbers_text_and_truth_values():
 
 
 def test_true_and_false_are_no_numbers_to_learn():
-    with pytest.raises(DataError, match="'gap' is true or false, no number; give --task classification"):
+    with pytest.raises(DataError, match="'gap' holds true and false, no numbers; give --task classification"):
         labels([pd.Series([True, False])], [GAP], ["eV"])
+    with pytest.raises(DataError, match="'gap' holds text, no numbers"):
+        labels([pd.Series(["low", "high", "low"])], [GAP], ["eV"])
+    assert labels([pd.Series(["1,2", "3,4", "5,6"])], [GAP], ["eV"])[1] == [
+        "target is not a number; write a decimal point".replace("target", f"target '{one}'")
+        for one in ("1,2", "3,4", "5,6")
+    ]
 
 
 @pytest.mark.parametrize(

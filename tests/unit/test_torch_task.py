@@ -41,7 +41,7 @@ def train(task=TASK, silos=SILOS, training=TRAINING, **options):
 
 def test_a_classifier_is_federated_and_marked_on_all_held_out_samples():
     heard = []
-    result = train(on_round=heard.append)
+    result = train(callbacks=[heard.append])
     assert len(heard) == len(result.records) == 6
     assert result.metrics["federated.accuracy"] > 0.85 > result.records[0].metrics["federated.accuracy"]
     both = (result.metrics["silo.north.loss"] + result.metrics["silo.south.loss"]) / 2

@@ -11,7 +11,7 @@ import yaml
 from pipelines.cli import main
 from pipelines.training.pipeline import options_of, pipeline_of
 from pipelines.training.setup import Setup, jobs, resolve
-from ray_fed.errors import ConfigError, DataError, SiloRefused
+from ray_fed.errors import ConfigError, DataError, SiloRefused, Trouble
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.rounds.job import RoundRecord
@@ -197,8 +197,16 @@ def test_classes_are_seen_in_the_data_and_said(crystals, tmp_path, column, class
     assert setup.notes[0].startswith(f"{column} holds {len(classes)} classes ({', '.join(classes)}): it is classified")
     metrics = last_record(setup).metrics
     assert metrics["federated.roc_auc"] > 0.8
-    with pytest.raises(DataError, match="target is not a number"):
+    with pytest.raises(DataError, match=f"target '{column}' holds .*, no numbers; give --task classification"):
         train(data, target=column, task="regression")
+
+
+@pytest.mark.parametrize("target", ["is_stable", "kind", "'energy,kind'"])
+def test_sites_with_classes_where_numbers_are_asked_for_are_refused_with_the_remedy(crystals, tmp_path, target):
+    path = federation(tmp_path, crystals, {"a": ("", 1.0), "b": ("", 1.0)}, target=target)
+    with pytest.raises(DataError, match=r"^silo 'a': the target '.*' holds .*, no numbers; give --task") as told:
+        last_record(resolve({"federation": path, "cohort": "local", "features": "rich"}, (), "train"))
+    assert told.value.failure is Trouble.CLASSES
 
 
 def test_sites_agree_on_classes_that_are_given(crystals, tmp_path):

@@ -2,14 +2,15 @@
 
 import difflib
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from ray_fed.errors import DataError, Trouble, quoted
-from ray_fed.materials.units import UNKNOWN_UNIT
+from ray_fed.errors import ConfigError, DataError, Trouble, quoted
+from ray_fed.materials.units import UNKNOWN_UNIT, checked_unit
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "id": ("id", "material_id", "jid", "mp_id", "mpid", "entry_id", "identifier"),
@@ -71,6 +72,11 @@ QUANTITIES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Target name -> (unit, other names of the same quantity in the same unit)."""
 
+MINUS = "\u2212"
+"""What typesetting puts in place of a hyphen before a number."""
+_DECIMAL_COMMA = re.compile(r"[-+\u2212]?\d*,\d+(?:[eE][-+]?\d+)?")
+FEWEST_LABELS = 3
+"""Rows of text, without a number among them, that are taken for classes."""
 MISSING_TEXTS = frozenset({"", "nan", "na", "n/a", "none", "null", "-"})
 
 
@@ -140,8 +146,36 @@ def to_numbers(column: pd.Series, what: str) -> tuple[np.ndarray, dict[int, str]
         try:
             values[row] = _number(value)
         except (TypeError, ValueError, OverflowError):
-            reasons[row] = f"{what} {quoted(value)} is not a number"
+            reasons[row] = f"{what} {quoted(value)} {_why_no_number(value, row)}"
     return values, reasons
+
+
+def require_numbers(column: pd.Series, values: np.ndarray, unreadable: Mapping[int, str], target: str) -> None:
+    """Refuse a column that holds classes where numbers are asked for: DataError with the option that learns them."""
+    texts = [str(column.iloc[row]).strip().casefold() for row in unreadable]
+    is_truth = column.dtype.kind == "b" or (bool(texts) and set(texts) <= {"true", "false", "yes", "no"})
+    has_labels = len(texts) >= FEWEST_LABELS and not any(digit.isdecimal() for text in texts for digit in text)
+    if is_truth or (has_labels and np.isnan(values).all()):
+        raise DataError(
+            f"the target {target!r} holds {'true and false' if is_truth else 'text'}, no numbers; give --task "
+            "classification for true and false, --classes LABEL,LABEL for other labels, and with several targets a "
+            "list each: --classes='-,false|true' (- for numbers)",
+            failure=Trouble.CLASSES,
+        )
+
+
+def _why_no_number(value: Any, row: int) -> str:
+    if isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value.strip()):
+        return "is not a number; write a decimal point"
+    is_unit = row == 0 and isinstance(value, str) and any(letter.isalpha() for letter in value) and _is_unit(value)
+    return "is a unit, not a number" if is_unit else "is not a number"
+
+
+def _is_unit(text: str) -> bool:
+    try:
+        return checked_unit(text) not in ("dimensionless", UNKNOWN_UNIT)
+    except ConfigError:
+        return False
 
 
 def _number(value: Any) -> float:
@@ -149,7 +183,7 @@ def _number(value: Any) -> float:
         return math.nan
     if isinstance(value, np.ndarray):
         raise TypeError("an array, even of one number, is not a number")
-    number = float(value)
+    number = float(value.replace(MINUS, "-") if isinstance(value, str) else value)
     if isinstance(value, str) and ("_" in value or (number == 0 and _is_above_nothing(value))):
         raise ValueError("Python reads it, and it means another number")
     return number

@@ -31,13 +31,16 @@ import numpy as np
 import pandas as pd
 
 from ray_fed.errors import DataError, Trouble, quoted
+from ray_fed.materials.chemical_groups import composition_keys
 from ray_fed.materials.databases.columns import (
     LATTICE_ROLES,
+    MISSING_TEXTS,
     canonical_target,
     counted_values,
     find_roles,
     matches,
     require_column,
+    require_numbers,
     target_column,
     to_numbers,
     to_space_groups,
@@ -66,6 +69,7 @@ MISSING_FORMULAS = frozenset(
 )
 """What programs write where there is nothing. "Na" is sodium, and "NO" nitrogen monoxide."""
 FEW_NITRIDES = 2
+FORMULA_NOTE = "formula is listed more than once with different targets"
 NITRIDE_NOTE = "formula NaN is read as sodium nitride"
 SHOWN_REASON = 200
 """Characters of a whole reason on the terminal."""
@@ -225,7 +229,9 @@ def crystal_frame(table: RawTable, source: Source) -> pd.DataFrame:
         crystals.notes[row] = "; ".join(filter(None, (table.notes.get(at), crystals.notes[row])))
     _check_missing(crystals, reasons)
     _check_formulas(crystals.formulas, reasons)
-    _note_repeated_ids(chosen, crystals, target)
+    told = _labels(chosen, target, kept)
+    _note_repeated_ids(chosen, crystals, told)
+    _note_repeated_formulas(crystals, told)
     frame = _frame(chosen, crystals, target, reasons, kept)
     return frame.assign(**{SITES: pd.Series(crystals.sites, dtype=object)}) if source.sites else frame
 
@@ -409,14 +415,31 @@ def _check_missing(crystals: CrystalColumns, reasons: Reasons) -> None:
     for row in nitrides:
         few = len(nitrides) <= max(FEW_NITRIDES, len(formulas) // 100)
         if few and (has_cell[row] or (len(nitrides) == 1 and not missing)):
-            crystals.notes[row] = "; ".join(filter(None, (crystals.notes[row], NITRIDE_NOTE)))
+            _note(crystals, [row], NITRIDE_NOTE)
         else:
             missing.append(row)
     reasons.add({row: f"formula is missing {quoted(formulas[row])}" for row in missing})
 
 
-def _note_repeated_ids(chosen: Selection, crystals: CrystalColumns, target: np.ndarray) -> None:
-    """Note the rows of a table whose id it has more than once, and whether they disagree about the target; what is read
+def _labels(chosen: Selection, target: np.ndarray, kept: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Return what each row says of all targets, as text."""
+    columns = [chosen.column(kept[name]) for name in kept if name.startswith("target.")]
+    return [tuple(map(str, row)) for row in zip(target, *columns, strict=True)]
+
+
+def _differ(labels: Sequence[tuple[str, ...]]) -> bool:
+    """Whether rows have different values of some target; a missing one is no value."""
+    return any(len(set(column) - {text for text in column if text.casefold() in MISSING_TEXTS}) > 1
+               for column in zip(*labels, strict=True))  # fmt: skip
+
+
+def _note(crystals: CrystalColumns, rows: Sequence[int], note: str) -> None:
+    for row in rows:
+        crystals.notes[row] = "; ".join(filter(None, (crystals.notes[row], note)))
+
+
+def _note_repeated_ids(chosen: Selection, crystals: CrystalColumns, labels: Sequence[tuple[str, ...]]) -> None:
+    """Note the rows of a table whose id it has more than once, and whether they disagree about a target; what is read
     from a folder has such notes already."""
     ids = chosen.of_role("id")
     if ids is None or not ids.duplicated().any():
@@ -425,10 +448,22 @@ def _note_repeated_ids(chosen: Selection, crystals: CrystalColumns, target: np.n
         of_id = rows.tolist()
         if len(of_id) < 2 or "id is listed" in crystals.notes[of_id[0]]:
             continue
-        differ = len({str(value) for value in target[of_id]}) > 1
-        note = "id is listed more than once" + (" with different targets" if differ else "")
-        for row in of_id:
-            crystals.notes[row] = "; ".join(filter(None, (crystals.notes[row], note)))
+        differ = _differ([labels[row] for row in of_id])
+        _note(crystals, of_id, "id is listed more than once" + (" with different targets" if differ else ""))
+
+
+def _note_repeated_formulas(crystals: CrystalColumns, labels: Sequence[tuple[str, ...]]) -> None:
+    """Note the rows of formulas alone that the table has more than once, and disagrees about: a model of formulas can
+    learn their mean only. Rows with a cell may be polymorphs."""
+    alone = np.flatnonzero(np.isnan(crystals.cells[:, 0]))
+    keys = composition_keys([crystals.formulas[row] for row in alone.tolist()])
+    rows: dict[str, list[int]] = {}
+    for row, key in zip(alone.tolist(), keys, strict=True):
+        if not key.startswith("?"):
+            rows.setdefault(key, []).append(row)
+    for repeated in rows.values():
+        if _differ([labels[row] for row in repeated]):
+            _note(crystals, repeated, FORMULA_NOTE)
 
 
 def _check_formulas(formulas: list[str], reasons: Reasons) -> None:
@@ -443,7 +478,9 @@ def _target(chosen: Selection, name: str | None, reasons: Reasons) -> np.ndarray
     """Return the target [n], NaN and a reason where it is missing or no finite number; all NaN without a name."""
     if name is None:
         return np.full(len(chosen), np.nan)
-    values, problems = to_numbers(chosen.column(name), "target")
+    column = chosen.column(name)
+    values, problems = to_numbers(column, "target")
+    require_numbers(column, values, problems, name)
     reasons.add(problems)
     wrong = ~(np.abs(values) <= MAX_TARGET)
     reasons.add({row: _target_problem(values[row]) for row in np.flatnonzero(wrong).tolist()})

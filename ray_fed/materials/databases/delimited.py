@@ -12,6 +12,7 @@ from ray_fed.materials.databases.raw_table import RawTable
 
 _SEPARATORS = ",;\t|"
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+(?:[eE][+-]?\d+)?")
+OPEN_QUOTE = "; a quotation mark is not closed"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -69,6 +70,11 @@ def _has_points(rows: Sequence[Sequence[str]]) -> bool:
     return any(re.fullmatch(r"[+-]?\d*\.\d+(?:[eE][+-]?\d+)?|.*,.*\..*", cell) for row in rows for cell in row)
 
 
+def _goes_on(row: Sequence[str], text: str) -> bool:
+    """Whether a quotation mark that nothing closes made one cell of many lines."""
+    return text.count('"') % 2 == 1 and any("\n" in cell or "\r" in cell for cell in row)
+
+
 def _with_point(cell: str) -> str:
     return cell.replace(",", ".") if _DECIMAL_COMMA.fullmatch(cell) else cell
 
@@ -78,7 +84,7 @@ def table_of_text(source: str, text: str) -> RawTable:
     read = rows_of_text(text)
     header, rows = (read.rows[0], read.rows[1:]) if read.rows else ([], [])
     problems = {
-        number: f"torn row '{len(row)} of {len(header)} values'"
+        number: f"torn row '{len(row)} of {len(header)} values'" + (OPEN_QUOTE if _goes_on(row, text) else "")
         for number, row in enumerate(rows)
         if len(row) != len(header)
     }

@@ -2,6 +2,7 @@
 DataError."""
 
 import csv
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -191,7 +192,7 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
     except (  # raised again as a DataError that names the file: these are what readers raise at damaged bytes
         OSError, ValueError, EOFError, NotImplementedError, LookupError, TypeError, RecursionError, MemoryError,
-        zlib.error, csv.Error,
+        zlib.error, csv.Error, zipfile.BadZipFile,
     ) as error:  # fmt: skip
         message = quoted(str(error) or type(error).__name__)
         raise DataError(f"{path} cannot be read, it may be damaged: {message}", failure=Trouble.FILE_DAMAGED) from error

@@ -38,6 +38,8 @@ from ray_fed.reading import open_regular, parse_json, plain_within_bounds, read_
 
 MAX_TEXT_BYTES = 1 << 29
 """Of a table as text, unpacked; larger tables are kept as parquet."""
+_ENCRYPTED = 1
+"""Bit of a zip file's flags."""
 MAX_ZIPPED_BYTES = 1 << 31
 """Of a file in an archive: all of JARVIS' three-dimensional crystals are more than half of it."""
 
@@ -233,6 +235,9 @@ def _at(column: dict[str, Any] | list[Any], row: str) -> Any:
 def _open_zip(path: Path) -> RawTable:
     """Return the table of the one file in an archive; other members, of a Mac's for one, are none that can be read."""
     with reading(path), open_regular(path) as packed, zipfile.ZipFile(packed) as archive:
+        if any(member.flag_bits & _ENCRYPTED for member in archive.infolist()):
+            raise DataError(f"{path} is packed with a password; unpack it and give its path",
+                            failure=Trouble.FILE_UNREADABLE)  # fmt: skip
         names = [name for name in archive.namelist() if _reader_of_text(Path(name))]
         if len(names) != 1:
             raise DataError(

@@ -27,6 +27,8 @@ NO_STRUCTURES = ("atom_init.json",)
 ANY_TARGET = ("target", "property", "prop", "value", "y")
 """Headers that name no quantity: the column is taken for the target asked for."""
 MAX_FILE_BYTES = 50_000_000
+UNNAMED = "column_{}"
+NO_HEADER = "a list without a header: its second column is the target, further ones are not used"
 SEVERAL = "one of several structures in its file"
 
 
@@ -81,7 +83,8 @@ def open_structure_folder(folder: Path, target: str | None, structures: str = ""
         elif len(row) != len(names):
             problems[number] = f"torn row '{len(row)} of {len(names)} values' in {listed.name}"
     columns = {name: [row[at] if at < len(row) else None for row in rows] for at, name in enumerate(names)}
-    notices = (*given.notices, *_left_out(folder, files, {path for path in paths if path}))
+    unnamed = [NO_HEADER] if names[2:] and names[2] == UNNAMED.format(3) else []
+    notices = (*given.notices, *unnamed, *_left_out(folder, files, {path for path in paths if path}))
     return _expanded(str(folder), columns, paths, problems, structures, notices)
 
 
@@ -207,7 +210,7 @@ def _header_and_rows(rows: list[list[str]], by_id: dict[str, Path], target: str)
     if len(rows) > 1 and first[0] not in by_id and not _is_number(first[1:2]):
         second = target if first[1].casefold() in ANY_TARGET else first[1]
         return ["id", second, *first[2:]], rows[1:]
-    return ["id", target, *(f"column_{number}" for number in range(3, len(first) + 1))], rows
+    return ["id", target, *(UNNAMED.format(number) for number in range(3, len(first) + 1))], rows
 
 
 def _is_number(cells: Sequence[str]) -> bool:

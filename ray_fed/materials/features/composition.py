@@ -20,6 +20,10 @@ KEY_STRIDE = 256
 MAX_WHOLE = 1e15
 """Whole numbers below it are exact."""
 
+_ENTRY = r"""\s*(?:'|")([^'":]{1,12})(?:'|")\s*:\s*([-+.\deE]{1,24})\s*"""
+_WRITTEN_ENTRY = re.compile(_ENTRY)
+_WRITTEN_MAPPING = re.compile(rf"\s*\{{{_ENTRY}(?:,{_ENTRY})*\}}\s*")
+"""A mapping of symbols to amounts as text."""
 _SPECIES = re.compile(r"([A-Z][a-z]?)(?:\d*\.?\d*[+-])?", re.ASCII)
 """A symbol with or without an oxidation state: "Fe", "Fe3+", "O2-"."""
 
@@ -130,7 +134,7 @@ def _amounts_or_reason(item: Any) -> tuple[dict[int, float], str]:
 def _amounts(item: Any) -> dict[int, float]:
     """Return {atomic number: positive amount} of one item; DataError says why it cannot be read."""
     if isinstance(item, str):
-        amounts = read_formula(item)
+        amounts = _read_written_mapping(item) if _WRITTEN_MAPPING.fullmatch(item) else read_formula(item)
     elif isinstance(item, Mapping):
         amounts = _read_mapping(item)
     elif hasattr(item, "composition"):
@@ -149,6 +153,16 @@ def _amounts(item: Any) -> dict[int, float]:
 def is_missing(item: Any) -> bool:
     """Return whether a cell of a table is empty: None, NaN, NaT or pandas.NA."""
     return item is None or bool(pd.api.types.is_scalar(item) and pd.isna(item))
+
+
+def _read_written_mapping(text: str) -> dict[int, float]:
+    """Read {"Na": 1, "Cl": 1} as JSON or Python write it."""
+    entries = _WRITTEN_ENTRY.findall(text)
+    amounts: dict[int, float] = {}
+    for symbol, amount in entries:
+        for number, read in _read_mapping({symbol: amount}).items():
+            amounts[number] = amounts.get(number, 0.0) + read
+    return amounts
 
 
 def _read_mapping(composition: Mapping) -> dict[int, float]:

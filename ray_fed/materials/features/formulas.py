@@ -8,6 +8,7 @@ Both give the amount the same bits: a decimal of up to 15 digits is the quotient
 
 import math
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -207,12 +208,19 @@ def _read_part(text: str, whole: str) -> dict[int, float]:
     while position < len(text):
         token = _TOKEN.match(text, position)
         if token is None or (token["opening"] and token["number"]):
-            raise DataError(f"cannot read {quoted(whole)} at {quoted(text[position:])}")
+            raise DataError(f"cannot read {quoted(whole)} at {quoted(text[position:])}{_strange(text[position])}")
         _read_token(token, stack, whole)
         position = token.end()
     if len(stack) > 1:
         raise DataError(f"cannot read {quoted(whole)}: bracket '{stack[-1][0]}' is not closed")
     return stack[0][1]
+
+
+def _strange(character: str) -> str:
+    """Say which character it is, of one that looks like another, or like none at all."""
+    if character.isascii() and character.isprintable():
+        return ""
+    return f": it begins with {quoted(f'U+{ord(character):04X} ' + unicodedata.name(character, 'control character'))}"
 
 
 def _read_token(token: re.Match[str], stack: list[tuple[str, dict[int, float]]], whole: str) -> None:
