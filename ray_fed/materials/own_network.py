@@ -8,9 +8,9 @@
         graphs = True                        # it wants the atoms, too
         def forward(self, rows): ...         # GraphRows of n crystals -> [n, num_outputs]; features: rows.table
 
-Further arguments of __init__ have defaults and are options (--model-options width=32). Numbers are learned standardised,
-with the loss of the task; `loss`, a static method (outputs, targets) -> mean loss of the class, takes its place where
-one number is learned. Running statistics of BatchNorm are averaged as parameters are.
+Further arguments of __init__ have defaults and are options (--model-options width=32). Numbers are learned
+standardised, with the loss of the task; `loss`, a static method (outputs, targets) -> mean loss of the class, takes its
+place where one number is learned. Running statistics of BatchNorm are averaged as parameters are.
 """
 
 import hashlib
@@ -140,7 +140,7 @@ def own_options(network: type[nn.Module], name: str, options: Sequence[str]) -> 
 
 def source_digest(network: type[nn.Module]) -> str:
     """Return a hash of the file that a network stands in, 16 digits: which code a model was trained with."""
-    path = inspect.getsourcefile(network)
+    path = getattr(sys.modules.get(network.__module__), "__file__", None)
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if path else ""
 
 

@@ -123,6 +123,13 @@ def test_a_metric_and_a_task(add):
     assert result.metrics["federated.within_0.1"] > 90 > result.records[0].metrics["federated.within_0.1"]
 
 
+def test_a_network(add, tmp_path):
+    add("my_network.py")
+    own = ["--model", "my_network:Net", "--model-options", "width=3", "--out", str(tmp_path / "run")]
+    assert main([*TRAINS, *own]) == 0
+    assert (tmp_path / "run/models/federated.safetensors").exists()
+
+
 def test_an_attack(add):
     add("ray_fed/leakage/attacks.py")
     job = AttackJob("one", "compare", "digits", "lenet", ATTACKS["smooth"], (0,), 1, 20)
