@@ -18,12 +18,13 @@ from ray_fed.materials.units import UNKNOWN_UNIT
 if TYPE_CHECKING:
     from ray_fed.federation.rounds.machine import RoundRules
     from ray_fed.materials.databases.source import Access
+    from ray_fed.materials.graphs.chgnet_network import ChgnetSettings
     from ray_fed.trees.settings import TreeSettings
 
 
 AUTO = "auto"
-MODELS = ("mlp", "boosted_trees", "crystal_graph")
-GRAPH_MODELS = ("crystal_graph",)
+MODELS = ("mlp", "boosted_trees", "crystal_graph", "chgnet")
+GRAPH_MODELS = ("crystal_graph", "chgnet")
 """Models that need the places of atoms."""
 
 
@@ -138,11 +139,12 @@ class TrainConfig(UpdateOptions):
     model: str = "mlp"
     """mlp: a network on features; boosted_trees: gradient-boosted trees with the bits of pooled training on any
     partition, which take none of the options of a network (epochs to hidden) and no strategy; crystal_graph: a network
-    on the atoms and their neighbours, for data with structures; MODULE:CLASS: a torch module of your own
-    (CONTRIBUTING.md)."""
+    on the atoms and their neighbours, for data with structures; chgnet: a pretrained potential, fine-tuned (pip
+    install 'ray-fed[chgnet]'); MODULE:CLASS: a torch module of your own (CONTRIBUTING.md)."""
     model_options: tuple[str, ...] = ()
     """Options of the network as NAME=VALUE. crystal_graph: width=64,depth=3,hidden=128,descriptors=yes (whether
-    --features go in beside the graph); of a network of your own its arguments."""
+    --features go in beside the graph). chgnet: train=head (or all: every layer), references=shared (own: energies of
+    elements stay in each silo; none). Of a network of your own its arguments."""
     tree_options: tuple[str, ...] = ()
     """Options of the trees as NAME=VALUE, e.g. trees=300,learning_rate=0.1,depth=6,leaves=31,bins=63,min_rows=20,l2=0,
     feature_fraction=0.5,patience=20."""
@@ -338,7 +340,7 @@ class TrainConfig(UpdateOptions):
         has_trees = self.model == "boosted_trees"
         require(has_trees or not self.tree_options, f"tree_options={self.tree_options} need model=boosted_trees")
         has_options = self.model in GRAPH_MODELS or self.has_own_network
-        require(has_options or not self.model_options, f"model_options={self.model_options} need model=crystal_graph")
+        require(has_options or not self.model_options, f"model_options={self.model_options} need a network on graphs")
         require(
             not (self.has_own_network and self.personal_bias), f"personal_bias: {self.model} has none that is known"
         )
@@ -352,6 +354,10 @@ class TrainConfig(UpdateOptions):
 
         if self.model == "crystal_graph":
             graph_settings(self.model_options)
+        if self.model == "chgnet":
+            bias = "chgnet has energies of elements that stay in each silo: model_options references=own"
+            require(not self.personal_bias, f"personal_bias: {bias}")
+            self.chgnet()
         embedded = "the embedded data have no atoms' places; give --data with structures"
         require(self.data != "embedded" or self.federation is not None, f"model={self.model}: {embedded}")
         clipped = "gradients of single crystals are not clipped; use --strategy dp_fed_avg, or model=mlp"
@@ -381,6 +387,12 @@ class TrainConfig(UpdateOptions):
         from ray_fed.materials.own_network import own_network, wants_graphs
 
         return wants_graphs(own_network(self.model))
+
+    def chgnet(self) -> "ChgnetSettings":
+        """Return what of the potential is trained."""
+        from ray_fed.materials.graphs.chgnet_network import chgnet_settings
+
+        return chgnet_settings(self.model_options)
 
     def trees(self) -> "TreeSettings":
         """Return what the trees are to be; ConfigError names the option that is none, or the value that is wrong."""

@@ -220,7 +220,19 @@ def _sites(config: TrainConfig, file: FederationFile) -> Setup:
 
 
 def _said_of_model(config: TrainConfig) -> tuple[str, ...]:
-    return (*_shown_by_sums(config), *_said_of_graphs(config))
+    return (*_shown_by_sums(config), *_said_of_graphs(config), *_said_of_pretraining(config))
+
+
+def _said_of_pretraining(config: TrainConfig) -> tuple[str, ...]:
+    """Say what the pretrained potential has seen, and what of it can be known."""
+    if config.model != "chgnet":
+        return ()
+    seen = "chgnet was trained on relaxations of the Materials Project: errors on crystals of it are too good"
+    own = "energies of elements stay in the silos: a common test set is predicted without them"
+    return (
+        f"{seen}; rows with its ids are counted below, of others it cannot be told whether it has seen them",
+        *([own] if config.chgnet().references == "own" else []),
+    )
 
 
 def _shown_by_sums(config: TrainConfig) -> tuple[str, ...]:
@@ -517,9 +529,16 @@ def _plan(config: TrainConfig, num_examples: int, seed: int) -> TrainingPlan:
     steps = ceil(num_examples / config.batch_size)
     return TrainingPlan(
         seed, config.epochs, steps, config.num_rounds(steps), config.learning_rate, config.optimizer,
-        config.optimizer_state, config.proximal_mu, output_bias(config) if config.personal_bias else (),
+        config.optimizer_state, config.proximal_mu, own_parameters(config),
         private=config.private_steps(), compression=config.make_compression(),
     )  # fmt: skip
+
+
+def own_parameters(config: TrainConfig) -> tuple[str, ...]:
+    """Return the names of parameters that each silo keeps for itself."""
+    if config.model == "chgnet" and config.chgnet().references == "own":
+        return ("reference",)
+    return output_bias(config) if config.personal_bias else ()
 
 
 def output_bias(config: TrainConfig) -> tuple[str, ...]:

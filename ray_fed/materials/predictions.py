@@ -25,12 +25,20 @@ from ray_fed.materials.databases.source import Source
 from ray_fed.materials.domain import flags, spread_flags
 from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
 from ray_fed.materials.graphs.graph_rows import GraphRows
-from ray_fed.materials.graphs.graph_task import with_graphs, with_sites
+from ray_fed.materials.graphs.graph_task import with_sites
 from ray_fed.materials.limits import ModelLimits, limits_of
 from ray_fed.materials.property_task import as_read
 from ray_fed.materials.row_counts import output_columns
 from ray_fed.materials.targets import Target, predicted_values, prediction_columns, values_by_target
-from ray_fed.materials.trained_model import Arrays, is_forest, is_on_graphs, raw_outputs, scalers_of, targets_of
+from ray_fed.materials.trained_model import (
+    Arrays,
+    graph_rows,
+    is_forest,
+    is_on_graphs,
+    raw_outputs,
+    scalers_of,
+    targets_of,
+)
 from ray_fed.reporting.model_files import ModelCard
 
 WIDEST = "0.9"
@@ -120,7 +128,7 @@ def inputs_of(frame: pd.DataFrame, model: Trained) -> Inputs:
     told = [given or found for given, found in zip(frame["reason"], reasons, strict=True)]
     if not model.is_on_graphs:
         return Inputs(frame, features, told)
-    graphs, told = with_graphs(features, told, frame[SITES].tolist(), cache_folder())
+    graphs, told = graph_rows(features, told, frame[SITES].tolist(), model.card, cache_folder())
     return Inputs(frame, features, told, graphs)
 
 

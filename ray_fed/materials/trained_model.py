@@ -1,8 +1,9 @@
 """A trained property network as a file has it: arrays with the scalers of inputs and outputs, targets in its card."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +15,12 @@ from ray_fed.learning.layout import Layout, bind, floating_buffers
 from ray_fed.learning.models import mlp
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import portions
+from ray_fed.materials.crystal import CrystalSites
+from ray_fed.materials.graphs.chgnet_network import ChgnetSettings, chgnet_network
+from ray_fed.materials.graphs.chgnet_task import ChgnetTask, chgnet_version, with_states
 from ray_fed.materials.graphs.crystal_graph_network import CrystalNetwork, GraphSettings
 from ray_fed.materials.graphs.graph_rows import GraphRows
-from ray_fed.materials.graphs.graph_task import CrystalGraphTask, GraphTask
+from ray_fed.materials.graphs.graph_task import CrystalGraphTask, GraphTask, with_graphs
 from ray_fed.materials.graphs.neighbours import GRAPH_VERSION
 from ray_fed.materials.own_network import OwnNetworkTask, own_network, source_digest
 from ray_fed.materials.property_task import PropertyTask
@@ -36,9 +40,12 @@ FOREST = "boosted_trees"
 """Type of a forest's architecture."""
 CRYSTAL_GRAPH = "crystal_graph"
 """Type of a network on graphs."""
+CHGNET = "chgnet"
+"""Type of a pretrained potential that was fine-tuned."""
 OWN = "own network"
 """Type of a network that is a user's code."""
 Arrays = Mapping[str, np.ndarray]
+Form = TypeVar("Form")
 
 
 def scaler_arrays(task: PropertyTask, standardizer: Standardizer | None) -> dict[str, np.ndarray]:
@@ -81,6 +88,8 @@ def network_entries(task: PropertyTask) -> dict[str, Plain]:
     graphs: dict[str, Plain] = {"graphs": task.graph_version} if isinstance(task, GraphTask) else {}
     if isinstance(task, CrystalGraphTask):
         return {"type": CRYSTAL_GRAPH, **asdict(task.graph), **graphs}
+    if isinstance(task, ChgnetTask):
+        return {"type": CHGNET, **asdict(task.chgnet), **graphs}
     if isinstance(task, OwnNetworkTask):
         source, options = source_digest(task.network), dict(task.network_options)
         return {"type": OWN, "network": task.network_name, "options": options, "source": source, **graphs}
@@ -151,10 +160,36 @@ def is_on_graphs(card: ModelCard) -> bool:
     graphs = card.architecture.get("graphs")  # the library's own networks on graphs say nothing there
     if graphs is None:
         return False
-    if graphs != GRAPH_VERSION:
-        remedy = f"install ray-fed {card.software.get('ray-fed', 'of that time')}"
-        raise DataError(f"model '{card.name}': its graphs are '{graphs}', here they are '{GRAPH_VERSION}'; {remedy}")
+    here = chgnet_version() if is_chgnet(card) else GRAPH_VERSION
+    if graphs != here:
+        remedy = f"install ray-fed {card.software.get('ray-fed', 'of that time')} and what it came with"
+        raise DataError(f"model '{card.name}': its graphs are '{graphs}', here they are '{here}'; {remedy}")
     return True
+
+
+def is_chgnet(card: ModelCard) -> bool:
+    """Whether a model is a pretrained potential."""
+    return card.architecture.get("type") == CHGNET
+
+
+def graph_rows(
+    table: np.ndarray,
+    reasons: Sequence[str],
+    sites: Sequence[CrystalSites | None],
+    card: ModelCard,
+    folder: Path | None,
+) -> tuple[GraphRows, list[str]]:
+    """Return crystals with a table [n, d] as a model on graphs takes them, and a reason per row, the given one
+    first."""
+    if is_chgnet(card):
+        return with_states(table, reasons, sites, _form(ChgnetSettings, card), folder)
+    return with_graphs(table, reasons, sites, folder)
+
+
+def _form(kind: type[Form], card: ModelCard) -> Form:
+    """Return the settings of a network as its card has them."""
+    told: Any = card.architecture
+    return kind(**{one.name: told[one.name] for one in fields(kind)})  # type: ignore[arg-type]
 
 
 def is_own(card: ModelCard) -> bool:
@@ -180,8 +215,9 @@ def _network(arrays: Arrays, card: ModelCard, num_columns: int, own: type[nn.Mod
     try:
         if own is not None:
             return loaded(own(num_columns, num_outputs, **form["options"]), arrays)
-        settings = GraphSettings(**{one.name: form[one.name] for one in fields(GraphSettings)})
-        return loaded(CrystalNetwork(settings, num_columns, num_outputs), arrays)
+        if is_chgnet(card):
+            return loaded(chgnet_network(_form(ChgnetSettings, card), num_outputs), arrays)
+        return loaded(CrystalNetwork(_form(GraphSettings, card), num_columns, num_outputs), arrays)
     except (KeyError, ValueError, TypeError, RuntimeError, ConfigError) as error:
         raise DataError(f"model '{card.name}': file and card are of different networks; get the model again") from error
 
