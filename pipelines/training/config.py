@@ -172,6 +172,10 @@ class TrainConfig(UpdateOptions):
     """FedProx: pull of local training towards the received parameters; 0 is none."""
     personal_bias: bool = False
     """Each silo keeps its own output bias, which absorbs the reference energy of its database."""
+    personal: Literal["none", "offsets", "tuned", "stacked", "mixture"] = "mixture"
+    """What each silo makes of the federation's model for itself after training, on its own rows, and keeps: offsets per
+    element; a network tuned further; trees that see its predictions; or a mixture of all these with what the silo has
+    learned alone, weighed on calibration rows. The report says of each member whether that beats going alone."""
     max_update_norm: float | None = None
     """Refuse updates that moved the parameters further than this (2-norm)."""
     fraction_fit: float = 1.0
@@ -365,12 +369,21 @@ class TrainConfig(UpdateOptions):
 
     def _check_trees(self) -> None:
         """What boosted trees forbid beside them."""
-        self.trees()
+        settings = self.trees()
         trees = "boosted_trees add up sums of whole numbers"
-        for name in ("strategy", "strategy_options", "proximal_mu", "personal_bias", "compression", "max_update_norm"):
+        for name in (
+            "strategy",
+            "strategy_options",
+            "proximal_mu",
+            "personal_bias",
+            "compression",
+            "max_update_norm",
+            "dp_clip",
+        ):
             value = getattr(self, name)
             require(value == getattr(type(self), name), f"{name}={value}: {trees}; leave it out, or choose model=mlp")
-        require(not self.is_private, f"differential privacy: {trees} without noise; choose secure_aggregation or mlp")
+        stops = "patience needs the loss of rows to stop by, which has no noise; leave it out"
+        require(not (self.is_private and settings.patience), f"tree_options={self.tree_options}: {stops}")
         share = f"fraction_fit={self.fraction_fit}: the same silos must be in all sums of a tree"
         require(self.fraction_fit == 1, f"{share}; leave it out, or choose model=mlp")
 
@@ -414,6 +427,11 @@ class TrainConfig(UpdateOptions):
         """The share of formulas that is held out for calibration: none where nothing is counted, as it would need
         noise."""
         return 0.0 if self.is_private else self.calibration_fraction
+
+    @property
+    def makes_personal(self) -> bool:
+        """Whether silos make personal models: with noise or masks nothing is told of single silos."""
+        return self.personal != "none" and not self.is_private and not self.secure_aggregation
 
     def access(self) -> "Access":
         """Return how a database is asked; ConfigError where that makes no sense."""
@@ -466,6 +484,8 @@ class FormationEnergyConfig(TrainConfig):
     early_stopping: Literal["no", "baselines"] = "no"
     """baselines: the networks alone and pooled first find out on --validation-share of their formulas how long to
     train; the paper trains to the end."""
+    personal: Literal["none", "offsets", "tuned", "stacked", "mixture"] = "none"
+    """What each silo makes of the federation's model for itself after training; the paper has nothing of the kind."""
     analysis: bool = False
     """After training: errors by element and chemistry, worst rows (of a public test set here, else in the owner's own
     log), importances of the properties."""

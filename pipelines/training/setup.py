@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import ceil
+from math import ceil, sqrt
 from pathlib import Path
 from typing import get_type_hints
 
@@ -23,6 +23,7 @@ from ray_fed.materials.databases.kinds import is_on_disk, whole_path
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Access, Source
 from ray_fed.materials.inference import Inferred, inferred
 from ray_fed.materials.own_network import with_own_network
+from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
 from ray_fed.materials.symmetry import Cell
@@ -144,6 +145,17 @@ def with_state_folder(setup: Setup, folder: Path, run: str) -> Setup:
         silos=tuple(settled(spec) for spec in setup.silos),
         pooled=settled(setup.pooled) if setup.pooled else None,
     )
+
+
+def with_personal_folder(setup: Setup, folder: Path) -> Setup:
+    """Let the silos keep their personal models: those of a private cluster in `folder`, as one person has them all; of
+    a cluster that we join beside their states, where their site gives a folder for these."""
+
+    def settled(spec: SiloSpec) -> SiloSpec:
+        own = str(Path(spec.state_folder) / FOLDER) if spec.state_folder else ""
+        return replace(spec, personal_folder=str(folder.resolve()) if setup.config.address == "local" else own)
+
+    return replace(setup, silos=tuple(settled(spec) for spec in setup.silos))
 
 
 def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
@@ -438,7 +450,7 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     """Return the federated run and, with baselines, the no-exchange run of each silo and of the pooled rows."""
     config = setup.config
     if isinstance(setup.task, BoostedPropertyTask):
-        return _tree_jobs(setup, setup.task, [name for name in setup.models if name in silos], seed)
+        return _tree_jobs(setup, setup.task, silos, seed)
     total = sum(silos[name].num_examples for name in setup.founders or setup.training)
     shared = _plan(config, total, seed)
     steps = shared.total_steps
@@ -476,13 +488,17 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     return [federated, replace(local_job(federated, alone, f"local-{seed}"), evaluate_every=1)]
 
 
-def _tree_jobs(setup: Setup, task: BoostedPropertyTask, there: Sequence[str], seed: int) -> list[Job]:
-    """Return the federated forest and, with baselines, one of each silo alone and of the pooled rows."""
+def _tree_jobs(setup: Setup, task: BoostedPropertyTask, silos: Mapping[str, SiloDescription], seed: int) -> list[Job]:
+    """Return the federated forest and, with baselines, one of each silo alone and of the pooled rows. ConfigError where
+    the budget ends before the forest."""
     config = setup.config
-    strategy = BoostedTrees(replace(task.trees, seed=seed), task.num_features)
+    noise = (config.dp_noise_multiplier or 0.0) * sqrt(len(setup.training))
+    strategy = BoostedTrees(replace(task.trees, seed=seed), task.num_features, noise)
     # Sums within this process need no code.
     compression = None if config.cohort == "local" and not setup.sites else Compression()
-    plan = TrainingPlan(seed, strategy.num_rounds, 1, strategy.num_rounds, compression=compression)
+    plan = TrainingPlan(
+        seed, strategy.num_rounds, 1, strategy.num_rounds, private=config.private_steps(), compression=compression
+    )
     federated = Job(
         f"federated-{seed}",
         setup.training,
@@ -493,6 +509,13 @@ def _tree_jobs(setup: Setup, task: BoostedPropertyTask, there: Sequence[str], se
         evaluate_every=ceil(strategy.num_rounds / EVALUATIONS_OF_TREES),
         secure_threshold=config.threshold(len(setup.training)),
     )
+    federated = within_budget(federated, config, 1, silos)
+    is_whole = (
+        f"{strategy.num_rounds} rounds of {task.trees.trees} trees; fewer trees, less depth or more noise cost less"
+    )
+    ends = f"dp_budget={config.dp_budget} ends after {federated.num_rounds} of the {is_whole}"
+    require(federated.num_rounds == strategy.num_rounds, ends)
+    there = [name for name in setup.models if name in silos]
     alone = [
         replace(local_job(federated, {name: plan}, f"local-{seed}-{name}"), strategy=replace(strategy, name=name))
         for name in there

@@ -15,6 +15,7 @@ from torch import nn
 
 from ray_fed.config import require
 from ray_fed.errors import CallbackFailed, ConfigError, QuorumLost
+from ray_fed.federation.asking_strategies import AskedStrategy, chosen
 from ray_fed.federation.cohort import Cohort, busy_seconds, check_agreement, now, said_by
 from ray_fed.federation.counted_rows import CountedRows, counted_together
 from ray_fed.federation.messages import (
@@ -113,7 +114,7 @@ class Coordinator:
         expected = self.task.agreement()
         for name, description in silos.items():
             check_agreement(name, description.agreement, expected)
-        training = [name for name in self.training if name in silos]
+        training = [name for name in self.training if name in silos and silos[name].num_examples]
         standardizer, outside = self._standardizer(training, secure_threshold)
         self.cohort.prepare(standardizer)
         return Agreement(silos, standardizer, self.layout, self.cohort.test_fingerprint(), outside_scaler=outside)
@@ -200,12 +201,16 @@ class Coordinator:
         return self.cohort.predict_test(models)
 
     def ask_metrics(
-        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = ()
-    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:
+        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = (),
+        own: Mapping[str, tuple] | None = None,
+    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:  # fmt: skip
         """Put a question that is answered by metrics of some names (silo.METRICS_OF) to silos; return silo -> name ->
-        metrics, and silo -> why of those without an answer that can be used."""
+        metrics, and silo -> why of those without an answer that can be used. own: what one silo alone is given,
+        too."""
         asked = [silo for silo in silos if silo not in self._untold]
-        told = self.cohort.query(query, dict.fromkeys(asked, (names_told(names), *given)))
+        told = self.cohort.query(
+            query, {silo: (names_told(names), *given, *(own or {}).get(silo, ())) for silo in asked}
+        )
         metrics = frozenset(metric.name for metric in self.task.metrics)
         found, failed = sound_metrics(told, names, metrics)  # type: ignore[arg-type]
         silent = {silo: "it gave no answer; its own log says why" for silo in asked if silo not in told}
@@ -228,34 +233,39 @@ class Coordinator:
         return record
 
     def _rounds(self, job: Job, after_round: int, state: State | None) -> Iterator[RoundRecord]:
-        initial = self._initial_vector(job)
-        first = job.strategy.start(initial, job.silos)
+        plan, module = job.any_plan, self.task.model(job.model_seed)
+        layout, has_moments = self.task.layout(module, plan.buffers), plan.optimizer_state == "average"
+        strategy = AskedStrategy(job.strategy, layout, job.silos, has_moments)
+        first = strategy.start(self._initial_vector(job))
         standing = job.best_round and Standing.of(job.best_round, state or {})
         state = None if state is None else without_choice(state)
-        driver = self._driver(job, after_round, state or first)
+        driver = self._driver(job, after_round, state or first, layout)
         if state is None:
-            state = first
-            record = self._record(job, 0, state, driver, now(), now())
-            record, standing = _chosen(record, standing, job.strategy.models(state))
+            record = self._record(job, 0, first, driver, now(), now())
+            record, state, standing = _observed(record, first, strategy, standing)
             yield record
         elif not _fits(job.strategy, state, first):
             raise ConfigError(f"the checkpoint of job '{job.name}' is of another network or strategy; start a new run")
         for server_round in range(after_round + 1, job.num_rounds + 1):
             start = now()
-            vectors = job.strategy.dispatch(state, job.silos)
+            vectors = strategy.dispatch(state, server_round)
             driver.catch_up = _catch_up(job.strategy, state)
-            updates = driver.updates(server_round, vectors, self._ranking(job, server_round))
-            state = driver.remembered(job.strategy.aggregate(state, updates))
+            ranking = _with_work(job, server_round, chosen(self._ranking(job, server_round), vectors))
+            if ranking:
+                updates = driver.updates(server_round, vectors, ranking)
+                state = driver.remembered(strategy.aggregate(state, updates))
+            else:
+                driver.rest()
             ends = _is_done(job.strategy, state)
             job = replace(job, last_round=server_round) if ends else job
             record = self._record(job, server_round, state, driver, start, now())
-            record, standing = _chosen(record, standing, job.strategy.models(state))
+            record, state, standing = _observed(record, state, strategy, standing)
             yield record
             if record.models is not None:
                 return
         _require_end(job, state)
 
-    def _driver(self, job: Job, after_round: int, state: State) -> RoundDriver:
+    def _driver(self, job: Job, after_round: int, state: State, layout: Layout) -> RoundDriver:
         strategy = job.strategy
         least, sums = getattr(strategy, "least_steps", 0), job.any_plan.sums
         guard = Guard(job.max_norm, least, partial(self._most_examples, job), sums)
@@ -271,6 +281,7 @@ class Coordinator:
                 session=job.name,
                 observers=self.observers,
                 strategy=strategy,
+                num_learned=layout.num_parameters,
             )
         machine = RoundMachine(job.rules, job.silos, server_round=after_round, absent=absent)
         if job.secure_threshold:
@@ -314,8 +325,9 @@ class Coordinator:
         updates = sorted((update for _, update in driver.seen), key=lambda update: update.silo)
         self.hear(driver.joined)
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
-        models, failures, found = job.strategy.models(state), driver.failures, Evaluation()
-        if server_round % job.evaluate_every == 0 or server_round == job.num_rounds:
+        is_last, failures, found, models = server_round == job.num_rounds, driver.failures, Evaluation(), None
+        if is_last or server_round % job.evaluate_every == 0:
+            models = job.strategy.models(state)
             found = self._evaluation(job, models, driver.idle(), server_round)
             self._require_evaluated(job, found, server_round)
             metrics |= found.metrics
@@ -341,13 +353,13 @@ class Coordinator:
             failures,
             driver.num_bytes,
             seconds,
-            models if server_round == job.num_rounds else None,
+            models if is_last else None,
             state,
             tuple(driver.joined),
             tuple(driver.restarts),
             unevaluated=tuple(sorted(found.failed.items())),
             pooled_over=found.pooled_over,
-            scores=found.scores if server_round == job.num_rounds else {},
+            scores=found.scores if is_last else {},
         )
 
     def _central(self, job: Job, models: Models, server_round: int) -> dict[str, float]:
@@ -420,6 +432,23 @@ class Coordinator:
         of those left out."""
         found, left_out = masked_metrics(self.cohort, job, silos, models, server_round, self.observers)
         return {model: held_out for model, (_, held_out) in found.items()}, left_out
+
+
+def _with_work(job: Job, server_round: int, silos: Sequence[str]) -> list[str]:
+    """Return the silos that have a step to take in the round; the others' models would be those they are sent."""
+    if isinstance(job.strategy, FedBuff) or job.any_plan.sums or job.any_plan.private:
+        return list(silos)
+    return [silo for silo in silos if job.plans[silo].steps_of_round(server_round)]
+
+
+def _observed(
+    record: RoundRecord, state: State, strategy: AskedStrategy, standing: Standing | None
+) -> tuple[RoundRecord, State, Standing | None]:
+    """Show a round to those whose later choices depend on it; return its record with what they keep, the strategy's
+    state and the standing of the best models."""
+    state = strategy.observed(state, record.metrics)
+    record, standing = _chosen(replace(record, state=state), standing, strategy.models(state))
+    return record, state, standing
 
 
 def _chosen(record: RoundRecord, standing: Standing | None, models: Models) -> tuple[RoundRecord, Standing | None]:

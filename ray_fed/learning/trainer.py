@@ -75,6 +75,8 @@ class TrainingPlan:
     sums: int = 0
     """Most values of an answer, where silos answer sums of whole numbers that are added up (boosted trees). Such an
     answer has as many values as the first number of the received vector says. 0: parameters, which are averaged."""
+    all_sums: int = 0
+    """Most values of all such answers together."""
 
     def __post_init__(self) -> None:
         both = self.control_variates and self.optimizer_state == "average"

@@ -67,6 +67,11 @@ class OwnNetworkTask(PropertyTask):
         options = dict(self.network_options)
         return seeded(lambda: self.network(self.num_features, num_outputs, **options), seed)
 
+    @property
+    def source(self) -> str:
+        """A hash of the code, for the card."""
+        return source_digest(self.network)
+
     def _own_agreement(self) -> dict[str, str]:
         return {"network": f"{self.network_name} {dict(self.network_options)}"}
 

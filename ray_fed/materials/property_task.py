@@ -117,6 +117,11 @@ class PropertyTask(Task):
         """Whether one regression target is all."""
         return [target.kind for target in self.targets] == ["regression"]
 
+    @property
+    def has_network(self) -> bool:
+        """Whether the model is a network, which a silo can train further on its own rows."""
+        return True
+
     loss = staticmethod(functional.mse_loss)
 
     @property

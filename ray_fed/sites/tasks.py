@@ -29,6 +29,7 @@ from ray_fed.materials.graphs.chgnet_network import chgnet_settings
 from ray_fed.materials.graphs.chgnet_task import with_chgnet
 from ray_fed.materials.graphs.crystal_graph_network import graph_settings
 from ray_fed.materials.graphs.graph_task import on_graphs
+from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.property_task import FORMATION_ENERGY, CrystalRows, PropertyTask, property_task
 from ray_fed.materials.symmetry import Cell, Symmetry
 from ray_fed.materials.targets import MOST_TARGETS, Target
@@ -110,6 +111,7 @@ def accepted(file: SiteFile, invitation: InvitationLike) -> Invited:
     _count_split(file, dataset, invitation)
     spec = SiloSpec(
         silo, source, file.device.num_gpus, file.device.num_cpus, state_folder=str(file.state_folder / invitation.run),
+        personal_folder=str(file.state_folder / invitation.run / FOLDER),
         run=invitation.run, ledger_folder=str(file.ledger_folder), dataset=dataset.name,
     )  # fmt: skip
     return Invited(spec, make_task, file.site_of(dataset), dataset)

@@ -9,7 +9,7 @@ from typing import Any, cast
 from ray_fed.config import from_mapping, unknown_name
 from ray_fed.errors import ConfigError
 from ray_fed.federation.strategies.averaging import FedAvg, LocalOnly, fed_avg
-from ray_fed.federation.strategies.base import Models, State, Strategy, local_plan
+from ray_fed.federation.strategies.base import Models, State, Strategy, local_plan, started
 from ray_fed.federation.strategies.buffered import FedBuff
 from ray_fed.federation.strategies.client_side import FedBN, FedProx, Scaffold
 from ray_fed.federation.strategies.clipping import CentredClipping, NormClipping
@@ -95,4 +95,5 @@ __all__ = [
     "fed_avg",
     "local_plan",
     "make_strategy",
+    "started",
 ]
