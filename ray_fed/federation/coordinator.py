@@ -18,6 +18,7 @@ from ray_fed.errors import CallbackFailed, ConfigError, QuorumLost
 from ray_fed.federation.asking_strategies import AskedStrategy, chosen
 from ray_fed.federation.cohort import Cohort, busy_seconds, check_agreement, now, said_by
 from ray_fed.federation.counted_rows import CountedRows, counted_together
+from ray_fed.federation.diversity import DIVERSITY, Diversity
 from ray_fed.federation.messages import (
     MAX_EXAMPLES,
     Counts,
@@ -33,12 +34,13 @@ from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
 from ray_fed.federation.rounds.best_round import Standing, without_choice
 from ray_fed.federation.rounds.driver import RoundDriver
 from ray_fed.federation.rounds.job import CENTRAL, EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
+from ray_fed.federation.rounds.kept_back import KEPT_BACK, KEPT_ROUND, KeptBack, asked
 from ray_fed.federation.rounds.machine import RoundMachine
 from ray_fed.federation.rounds.secure_driver import THROUGH_HUBS, SecureRoundDriver, require_sums_only
 from ray_fed.federation.rounds.secure_tally import masked_counts, masked_metrics, masked_moments
 from ray_fed.federation.silo import names_told
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart
-from ray_fed.federation.strategies import FedBuff, Models, State, Strategy, local_plan
+from ray_fed.federation.strategies import FedBuff, LocalOnly, Models, State, Strategy, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout, floating_buffers, initial_vector
@@ -251,19 +253,46 @@ class Coordinator:
             vectors = strategy.dispatch(state, server_round)
             driver.catch_up = _catch_up(job.strategy, state)
             ranking = _with_work(job, server_round, chosen(self._ranking(job, server_round), vectors))
+            diversity = self._diversity(job, server_round, vectors)
             if ranking:
                 updates = driver.updates(server_round, vectors, ranking)
+                updates = diversity.noted(updates) if diversity else updates
                 state = driver.remembered(strategy.aggregate(state, updates))
             else:
                 driver.rest()
             ends = _is_done(job.strategy, state)
             job = replace(job, last_round=server_round) if ends else job
-            record = self._record(job, server_round, state, driver, start, now())
+            record = _with_diversity(self._record(job, server_round, state, driver, start, now()), diversity)
             record, state, standing = _observed(record, state, strategy, standing)
+            if record.models is not None and standing and job.kept_back:
+                record = self._of_chosen(job, record, standing, driver)
             yield record
             if record.models is not None:
                 return
         _require_end(job, state)
+
+    def _diversity(self, job: Job, server_round: int, vectors: Mapping[str, Vector]) -> Diversity | None:
+        """Return what measures how unlike silos are, in a first round of an epoch or more: steps of few mini-batches
+        are unlike by chance, and so are those with noise."""
+        plan, is_no_mean = job.any_plan, isinstance(job.strategy, FedBuff | LocalOnly)
+        is_first = server_round == 1 and len(plan.steps_of_round(1)) >= plan.steps_per_epoch
+        if not is_first or is_no_mean or plan.sums or plan.private or len(job.silos) < 2:
+            return None
+        return Diversity(vectors, Layout.of(self.task.model(job.model_seed), plan.buffers).num_parameters)
+
+    def _of_chosen(self, job: Job, record: RoundRecord, standing: Standing, driver: RoundDriver) -> RoundRecord:
+        """Return the last record with what is told of the models that were chosen, and of which round they are."""
+        assert record.models is not None
+        found = self._evaluation(job, record.models, driver.idle(), record.server_round)
+        metrics = {**record.metrics, **found.metrics, KEPT_BACK: standing.best, KEPT_ROUND: float(standing.best_round)}
+        return replace(record, metrics=metrics, scores=found.scores)
+
+    def _kept_back(
+        self, job: Job, rows: KeptBack, models: Models, driver: RoundDriver
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        """See `kept_back.asked`."""
+        silos, size = driver.idle(), self.layout.size
+        return asked(rows, lambda what, given: self.count(what, given, silos, job.secure_threshold), models, size)
 
     def _driver(self, job: Job, after_round: int, state: State, layout: Layout) -> RoundDriver:
         strategy = job.strategy
@@ -332,6 +361,10 @@ class Coordinator:
             self._require_evaluated(job, found, server_round)
             metrics |= found.metrics
             metrics |= self._central(job, models, server_round)
+            if job.kept_back and server_round:
+                told, untold = self._kept_back(job, job.kept_back, models, driver)
+                metrics |= told
+                failures = (*untold.items(), *failures)
             failures = tuple(sorted({**found.failed, **dict(failures)}.items()))
             if job.account:
                 metrics[EPSILON] = job.account.epsilon(job.noised_steps(server_round))
@@ -449,6 +482,11 @@ def _observed(
     state = strategy.observed(state, record.metrics)
     record, standing = _chosen(replace(record, state=state), standing, strategy.models(state))
     return record, state, standing
+
+
+def _with_diversity(record: RoundRecord, diversity: Diversity | None) -> RoundRecord:
+    found = diversity.value() if diversity else None
+    return record if found is None else replace(record, metrics={**record.metrics, DIVERSITY: found})
 
 
 def _chosen(record: RoundRecord, standing: Standing | None, models: Models) -> tuple[RoundRecord, Standing | None]:

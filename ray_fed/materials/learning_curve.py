@@ -102,7 +102,8 @@ def drawn(groups: Sequence[str], point: Point, seed: int, silo: str) -> np.ndarr
 
 def _split(groups: Sequence[str], rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows to learn from, and those to choose by: every fifth group."""
-    taken: list[str] = [groups[at] for at in rows.tolist()]
+    numbers: list[int] = rows.tolist()
+    taken = [groups[at] for at in numbers]
     names = {group: at for at, group in enumerate(sorted(set(taken)))}
     chooses = np.array([names[group] % CHOOSING == 0 for group in taken])
     return rows[~chooses], rows[chooses]

@@ -244,8 +244,6 @@ def test_personal_models_are_the_default_of_train_alone_and_none_are_made_under_
     assert not FormationEnergyConfig().makes_personal
     assert not TrainConfig(secure_aggregation=True, baselines=False).makes_personal
     assert not TrainConfig(dp_noise_multiplier=1.0, baselines=False).makes_personal
-    trees = TrainConfig(model="boosted_trees")
-    assert (trees.calibration, replace(trees, personal="none").calibration) == (0.1, 0.0)
 
 
 # ---- in a run

@@ -117,8 +117,12 @@ class FromReferences(LocalTrainer):
         return super().fit_round(vector, server_round)
 
     def vector(self) -> np.ndarray:
-        found = super().vector()
-        found[: len(self.flat)][self._own.cpu().numpy()] = 0.0
+        found, start = super().vector(), 0
+        own = self._own.cpu().numpy()
+        for block in self._blocks():  # what it has of them beside parameters, moments and control variates, stays, too
+            if block.numel() == len(self.flat):
+                found[start + own] = 0.0
+            start += block.numel()
         return found
 
     @torch.no_grad()
