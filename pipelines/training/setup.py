@@ -340,11 +340,9 @@ def property_options(config: TrainConfig) -> PropertyOptions:
     return PropertyOptions(
         config.features, config.impute, config.hidden, tuple(map(canonical_target, config.target)), config.unit,
         tuple("none" if labels else name for name, labels in zip(transforms, classes, strict=True)), classes,
-        config.standardise_target and config.model != "boosted_trees", config.symmetry, _cell(config), config.model,
-        _tree_options(config), config.calibration, config.model_options, config.validation,
         config.standardise_target and config.model != "boosted_trees", config.symmetry, _cell(config),
         "mlp" if config.has_own_network else config.model, _tree_options(config), config.calibration,
-        () if config.has_own_network else config.model_options,
+        () if config.has_own_network else config.model_options, config.validation,
     )  # fmt: skip
 
 
