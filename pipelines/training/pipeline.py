@@ -102,7 +102,7 @@ def _go_on_with_folds(config: TrainConfig, directory: RunDirectory, command: Seq
 
     def run_fold(fold: int, place: Path) -> None:
         if (place / "config.yaml").is_file():
-            resume({"run_directory": str(place), "strategy": strategy}, ())
+            resume({"run_directory": str(place), "strategy": strategy, "model": config.model}, ())
         else:
             _run({**options, "fold": fold, "out": str(place)}, command, config.PIPELINE)
 
@@ -121,9 +121,10 @@ def resume(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
             return 0
         told = directory.read_config()
         if told.get("folds") and told.get("fold") is None:
+            require_own_code(told.get("model"), options.get("model"), directory.config_path, "model")
             config = CONFIGS[pipeline_of(told)](**options_of(told))  # type: ignore[arg-type]
             return _go_on_with_folds(config, directory, shlex.split(str(told["command"])), options["strategy"])
-        return _carry_out(_begun(directory, options["strategy"]))
+        return _carry_out(_begun(directory, options["strategy"], options.get("model")))
 
 
 def _is_complete(directory: RunDirectory) -> bool:
@@ -133,13 +134,14 @@ def _is_complete(directory: RunDirectory) -> bool:
     return isinstance(summary, dict) and summary.get("status") == "completed"
 
 
-def _begun(directory: RunDirectory, strategy: object) -> RunRequest:
-    """Read what a broken-off run was to do and how far it came; DataError when that cannot be made out. strategy: as
-    the user has named it again."""
+def _begun(directory: RunDirectory, strategy: object, model: object) -> RunRequest:
+    """Read what a broken-off run was to do and how far it came; DataError when that cannot be made out. strategy,
+    model: as the user has named them again."""
     try:
         config = directory.read_config()
         options = options_of(config)
         require_own_code(options.get("strategy"), strategy, directory.config_path)
+        require_own_code(options.get("model"), model, directory.config_path, "model")
         overrides = tuple(str(text) for text in config["set"])  # type: ignore[union-attr]
         checkpoint = Checkpoint(directory)
         is_resumed = checkpoint.load()
