@@ -14,6 +14,8 @@ from pipelines.cli import main
 from pipelines.training.config import FormationEnergyConfig, TrainConfig
 from pipelines.training.members import Gain, MemberAnswers, MemberResult, gains
 from ray_fed.errors import FedError
+from ray_fed.federation.cohort import LocalCohort
+from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.silo import names_told
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import initial_vector
@@ -22,15 +24,17 @@ from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials import own_trees
 from ray_fed.materials.databases.source import Source
 from ray_fed.materials.element_offsets import atom_shares, fitted_offsets
+from ray_fed.materials.learning_curve import names_of, points
 from ray_fed.materials.member_answers import MEMBERS, workshop_of
 from ray_fed.materials.model_crystals.crystals import make_model_crystals
 from ray_fed.materials.personal import ByVector
-from ray_fed.materials.property_silo import OF_MEMBERS, PropertySilo
+from ray_fed.materials.property_silo import OF_CURVES, OF_MEMBERS, OF_UNSEEN, PropertySilo
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.trained_model import predict
 from ray_fed.metrics import Metric
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.reporting.model_files import load_model
+from tests.sites import sites
 
 MAE = Metric("mae", "eV/atom", higher_is_better=False, digits=4, label="MAE")
 TASK = PropertyTask("guo65", hidden=(16,))
@@ -293,3 +297,25 @@ def test_predict_uses_the_personal_model_of_a_silo(run, tmp_path, capsys):
 def test_a_silo_without_a_personal_model_is_refused_with_those_that_are_there(run, capsys):
     assert main(["predict", str(run), str(run.parent / "alike.csv"), "--silo", "south"]) == 2
     assert "there is: alike, alike-too, unlike" in capsys.readouterr().err
+
+
+def test_silos_at_sites_tell_what_silos_in_this_process_tell(tables):
+    specs = [replace(spec_of(tables / f"{name}.csv"), name=name, personal_folder="") for name in ("plain", "shifted")]
+    names, model = [spec.name for spec in specs], initial_vector(TASK.model(0), "average")
+    asked = points((0.5,), 1)
+
+    def told_to(cohort):
+        coordinator = Coordinator(cohort, TASK, names)
+        coordinator.agree()
+        own = {"plain": (initial_vector(TASK.model(5), "average"),)}
+        members = coordinator.ask_metrics(OF_MEMBERS, names, MEMBERS, ("offsets", *GIVEN, model), own)
+        curves = coordinator.ask_metrics(
+            OF_CURVES, names, names_of(asked), ("offsets", np.array([0.5]), 1, *GIVEN, model)
+        )
+        return members, curves, coordinator.ask_metrics(OF_UNSEEN, names, ("model",), (model,))
+
+    ours = told_to(LocalCohort(specs, TASK))
+    assert [set(told) for told, _ in ours] == [set(names)] * 3
+    assert [silent for _, silent in ours] == [{}] * 3
+    with sites(specs, TASK) as cohort:
+        assert told_to(cohort) == ours
