@@ -188,9 +188,16 @@ class _Asked:
         return Asked(self.task, self.silos, self.strategy, {**asdict(self.training), **rules, **best, **more})
 
     def job(self, agreement: Agreement) -> Job:
-        plans = {name: self.training.plan(_examples(agreement, name)) for name in self.names}
+        """Return the training of all silos that have samples; DataError where none has."""
+        rows = {name: agreement.silos[name].num_examples for name in self.names}
+        there = tuple(name for name in self.names if rows[name])
+        if not there:
+            raise DataError("no silo has a training sample; see what their sources hold")
+        for name in sorted({*self.names} - {*there}):
+            print(f"note: silo '{name}' has no training samples and takes no part", file=sys.stderr)
+        plans = {name: self.training.plan(rows[name]) for name in there}
         return Job(
-            NAME, self.names, plans, self.training.seed, self.strategy, self.rules, evaluate_every=self.evaluate_every,
+            NAME, there, plans, self.training.seed, self.strategy, self.rules, evaluate_every=self.evaluate_every,
             initial=self.initial, best_round=self.best, evaluate_fn=self.evaluate_fn,
         )  # fmt: skip
 
@@ -391,10 +398,3 @@ def _require_same_where_kept(module: nn.Module, arrays: Mapping[str, np.ndarray]
         is_other = name in arrays and not np.array_equal(arrays[name], tensor.detach().cpu().float().numpy())
         said = f"initial: {name} does not travel, so its value must come from the task's network; load it there"
         require(name in travelling or not is_other, said)
-
-
-def _examples(agreement: Agreement, name: str) -> int:
-    num = agreement.silos[name].num_examples
-    if num < 1:
-        raise DataError(f"silo '{name}' has no usable training samples")
-    return num

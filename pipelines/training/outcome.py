@@ -24,7 +24,9 @@ from pipelines.training.members import Gain, gains, gains_table
 from pipelines.training.members import summarised as summarised_gains
 from pipelines.training.per_silo_errors import own_errors, own_table
 from pipelines.update_options import privacy_statement
+from ray_fed.federation.diversity import DIVERSITY
 from ray_fed.federation.rounds.job import EPSILON
+from ray_fed.federation.rounds.kept_back import KEPT_ROUND
 from ray_fed.materials.boosted_property_task import BoostedPropertyTask
 from ray_fed.materials.card_entries import card_entries, forest_entries, network_entries, scaler_arrays, tree_entries
 from ray_fed.materials.limits import PROMISE, ModelLimits, told
@@ -43,6 +45,7 @@ LOSSES: Mapping[object, str] = {mse_loss: "mse", l1_loss: "mae"}
 CITATION = "Guo et al., Sci Rep 12 (2022), doi:10.1038/s41598-022-19426-8"
 NOT_COVERED = "numbers of rows, the feature scaler (means and variances of columns), held-out errors"
 """What the account of noise says nothing of."""
+NOT_COVERED_OF_TREES = "numbers of rows, held-out errors"
 
 
 class TrainingOutcome:
@@ -166,16 +169,20 @@ class TrainingOutcome:
         return summary_of(experiment.alone, networks, experiment.metrics, BEST) | rows
 
     def _costs(self) -> dict[str, object]:
-        """Rounds, bytes and seconds of one federated run, averaged over the seeds."""
+        """Rounds, bytes, seconds of one federated run, and how unlike its silos are, averaged over the seeds."""
         rounds = self.experiment.federated_records()
         runs = max(1, len({record.job for record in rounds}))
+        unlike = [record.metrics[DIVERSITY] for record in rounds if DIVERSITY in record.metrics]
         seconds = {
             f"seconds.{name}": sum(record.seconds[name] for record in rounds) / runs
             for name in ("compute", "communicate", "evaluate")
         }
+        best = [record.metrics[KEPT_ROUND] for record in rounds if KEPT_ROUND in record.metrics]
         return {
             "rounds": len(rounds) // runs,
+            **({KEPT_ROUND: mean(best)} if best else {}),
             "bytes_sent": sum(record.bytes_sent for record in rounds) // runs,
+            **({"silo_diversity": mean(unlike)} if unlike else {}),
             **seconds,
             "seconds.total": time.perf_counter() - self.experiment.started,
         }
@@ -205,7 +212,8 @@ class TrainingOutcome:
         """`privacy.level`, `.epsilon`, `.delta` and what they do not cover; nothing where no noise was asked for."""
         spent = [record.metrics[EPSILON] for record in self.experiment.federated_records() if EPSILON in record.metrics]
         account = self.experiment.setup.config.account(1)
-        return {} if account is None else privacy_statement(account, spent[-1] if spent else 0.0, NOT_COVERED)
+        left_out = NOT_COVERED if self.experiment.setup.task.standardises else NOT_COVERED_OF_TREES
+        return {} if account is None else privacy_statement(account, spent[-1] if spent else 0.0, left_out)
 
     # ---- model
 
@@ -258,6 +266,7 @@ class TrainingOutcome:
                 "batch_size": config.batch_size,
                 "epochs": config.epochs,
                 "optimizer_state": config.optimizer_state,
+                "decay": config.decay,
                 "loss": LOSSES.get(task.loss, "mse and cross-entropy over the labels there are"),
             },
         }
@@ -280,7 +289,7 @@ class TrainingOutcome:
             "silos": list(counts),
             "weights": {name: count / sum(counts.values()) for name, count in counts.items()},
             "rounds": self.summary["rounds"],
-            "strategy": setup.config.strategy,
+            "strategy": setup.config.strategy if setup.config.model == "mlp" else setup.config.model,
             "strategy_options": list(setup.config.strategy_options),
             "privacy": self._privacy() or "none",
         }

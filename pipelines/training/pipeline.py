@@ -26,6 +26,7 @@ from pipelines.update_options import require_own_code
 from ray_fed.config import at_home
 from ray_fed.errors import DataError, FedError
 from ray_fed.federation.coordinator import Agreement
+from ray_fed.federation.diversity import DIVERSITY, UNLIKE
 from ray_fed.materials.databases.kinds import whole_path
 from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.property_task import LABELS_OF
@@ -159,8 +160,9 @@ def _begun(directory: RunDirectory, strategy: object) -> RunRequest:
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, object]:
-    """Return the options in a run's config.yaml."""
-    return {key: _as_option(value) for key, value in config.items() if key not in NOT_OPTIONS}
+    """Return the options in a run's config.yaml; of a run of before there was a decay, none."""
+    options = {key: _as_option(value) for key, value in config.items() if key not in NOT_OPTIONS}
+    return {"decay": "none", **options}
 
 
 def pipeline_of(config: Mapping[str, Any]) -> str:
@@ -190,7 +192,7 @@ def _keeping(directory: RunDirectory) -> Iterator[None]:
 
 def _carry_out(request: RunRequest) -> int:
     outcome = _train(request)
-    for line in _missed(outcome.experiment):
+    for line in (*_missed(outcome.experiment), *_unlike(outcome.experiment)):
         print(f"note: {line}", file=sys.stderr)
     results_table(outcome.results)
     print()
@@ -342,6 +344,18 @@ def _missed(experiment: TrainingExperiment) -> list[str]:
     said += [(f"silo '{silo}' is missing in {missing[silo]} evaluations", unevaluated[silo]) for silo in unevaluated]
     specs = experiment.setup.members
     return [f"{line}: " + "; ".join([reason, *words_of(reason, specs)]) for line, reason in said]
+
+
+def _unlike(experiment: TrainingExperiment) -> list[str]:
+    """Say where silos are unlike, and the strategy is one that is known to lose by it; and what to do."""
+    config = experiment.setup.config
+    keeps = config.model == "mlp" and config.optimizer == "adam" and config.chosen_strategy() != "scaffold_adam"
+    found = [record.metrics[DIVERSITY] for record in experiment.federated_records() if DIVERSITY in record.metrics]
+    if not keeps or max(found, default=0.0) <= UNLIKE:
+        return []
+    measured = f"the silos' rows are unlike: the diversity of their first moves is {max(found):.2f}, about 1.1 if alike"
+    lost = f"with strategy={config.chosen_strategy()} and Adam's moments in each silo the model is worse by that"
+    return [f"{measured}; {lost}; use --strategy scaffold_adam --decay cosine"]
 
 
 def check_sizes(agreement: Agreement) -> None:

@@ -15,8 +15,10 @@ from torch import nn
 
 from ray_fed.config import require
 from ray_fed.errors import CallbackFailed, ConfigError, QuorumLost
+from ray_fed.federation.asking_strategies import AskedStrategy, chosen
 from ray_fed.federation.cohort import Cohort, busy_seconds, check_agreement, now, said_by
 from ray_fed.federation.counted_rows import CountedRows, counted_together
+from ray_fed.federation.diversity import DIVERSITY, Diversity
 from ray_fed.federation.messages import (
     MAX_EXAMPLES,
     Counts,
@@ -32,12 +34,13 @@ from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
 from ray_fed.federation.rounds.best_round import Standing, without_choice
 from ray_fed.federation.rounds.driver import RoundDriver
 from ray_fed.federation.rounds.job import CENTRAL, EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
+from ray_fed.federation.rounds.kept_back import KEPT_BACK, KEPT_ROUND, KeptBack, asked
 from ray_fed.federation.rounds.machine import RoundMachine
 from ray_fed.federation.rounds.secure_driver import THROUGH_HUBS, SecureRoundDriver, require_sums_only
 from ray_fed.federation.rounds.secure_tally import masked_counts, masked_metrics, masked_moments
 from ray_fed.federation.silo import names_told
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart
-from ray_fed.federation.strategies import FedBuff, Models, State, Strategy, local_plan
+from ray_fed.federation.strategies import FedBuff, LocalOnly, Models, State, Strategy, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout, floating_buffers, initial_vector
@@ -113,7 +116,7 @@ class Coordinator:
         expected = self.task.agreement()
         for name, description in silos.items():
             check_agreement(name, description.agreement, expected)
-        training = [name for name in self.training if name in silos]
+        training = [name for name in self.training if name in silos and silos[name].num_examples]
         standardizer, outside = self._standardizer(training, secure_threshold)
         self.cohort.prepare(standardizer)
         return Agreement(silos, standardizer, self.layout, self.cohort.test_fingerprint(), outside_scaler=outside)
@@ -232,34 +235,66 @@ class Coordinator:
         return record
 
     def _rounds(self, job: Job, after_round: int, state: State | None) -> Iterator[RoundRecord]:
-        initial = self._initial_vector(job)
-        first = job.strategy.start(initial, job.silos)
+        plan, module = job.any_plan, self.task.model(job.model_seed)
+        layout, has_moments = self.task.layout(module, plan.buffers), plan.optimizer_state == "average"
+        strategy = AskedStrategy(job.strategy, layout, job.silos, has_moments)
+        first = strategy.start(self._initial_vector(job))
         standing = job.best_round and Standing.of(job.best_round, state or {})
         state = None if state is None else without_choice(state)
-        driver = self._driver(job, after_round, state or first)
+        driver = self._driver(job, after_round, state or first, layout)
         if state is None:
-            state = first
-            record = self._record(job, 0, state, driver, now(), now())
-            record, standing = _chosen(record, standing, job.strategy.models(state))
+            record = self._record(job, 0, first, driver, now(), now())
+            record, state, standing = _observed(record, first, strategy, standing)
             yield record
         elif not _fits(job.strategy, state, first):
             raise ConfigError(f"the checkpoint of job '{job.name}' is of another network or strategy; start a new run")
         for server_round in range(after_round + 1, job.num_rounds + 1):
             start = now()
-            vectors = job.strategy.dispatch(state, job.silos)
+            vectors = strategy.dispatch(state, server_round)
             driver.catch_up = _catch_up(job.strategy, state)
-            updates = driver.updates(server_round, vectors, self._ranking(job, server_round))
-            state = driver.remembered(job.strategy.aggregate(state, updates))
+            ranking = _with_work(job, server_round, chosen(self._ranking(job, server_round), vectors))
+            diversity = self._diversity(job, server_round, vectors)
+            if ranking:
+                updates = driver.updates(server_round, vectors, ranking)
+                updates = diversity.noted(updates) if diversity else updates
+                state = driver.remembered(strategy.aggregate(state, updates))
+            else:
+                driver.rest()
             ends = _is_done(job.strategy, state)
             job = replace(job, last_round=server_round) if ends else job
-            record = self._record(job, server_round, state, driver, start, now())
-            record, standing = _chosen(record, standing, job.strategy.models(state))
+            record = _with_diversity(self._record(job, server_round, state, driver, start, now()), diversity)
+            record, state, standing = _observed(record, state, strategy, standing)
+            if record.models is not None and standing and job.kept_back:
+                record = self._of_chosen(job, record, standing, driver)
             yield record
             if record.models is not None:
                 return
         _require_end(job, state)
 
-    def _driver(self, job: Job, after_round: int, state: State) -> RoundDriver:
+    def _diversity(self, job: Job, server_round: int, vectors: Mapping[str, Vector]) -> Diversity | None:
+        """Return what measures how unlike silos are, in a first round of an epoch or more: steps of few mini-batches
+        are unlike by chance, and so are those with noise."""
+        plan, is_no_mean = job.any_plan, isinstance(job.strategy, FedBuff | LocalOnly)
+        is_first = server_round == 1 and len(plan.steps_of_round(1)) >= plan.steps_per_epoch
+        if not is_first or is_no_mean or plan.sums or plan.private or len(job.silos) < 2:
+            return None
+        return Diversity(vectors, Layout.of(self.task.model(job.model_seed), plan.buffers).num_parameters)
+
+    def _of_chosen(self, job: Job, record: RoundRecord, standing: Standing, driver: RoundDriver) -> RoundRecord:
+        """Return the last record with what is told of the models that were chosen, and of which round they are."""
+        assert record.models is not None
+        found = self._evaluation(job, record.models, driver.idle(), record.server_round)
+        metrics = {**record.metrics, **found.metrics, KEPT_BACK: standing.best, KEPT_ROUND: float(standing.best_round)}
+        return replace(record, metrics=metrics, scores=found.scores)
+
+    def _kept_back(
+        self, job: Job, rows: KeptBack, models: Models, driver: RoundDriver
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        """See `kept_back.asked`."""
+        silos, size = driver.idle(), self.layout.size
+        return asked(rows, lambda what, given: self.count(what, given, silos, job.secure_threshold), models, size)
+
+    def _driver(self, job: Job, after_round: int, state: State, layout: Layout) -> RoundDriver:
         strategy = job.strategy
         least, sums = getattr(strategy, "least_steps", 0), job.any_plan.sums
         guard = Guard(job.max_norm, least, partial(self._most_examples, job), sums)
@@ -275,6 +310,7 @@ class Coordinator:
                 session=job.name,
                 observers=self.observers,
                 strategy=strategy,
+                num_learned=layout.num_parameters,
             )
         machine = RoundMachine(job.rules, job.silos, server_round=after_round, absent=absent)
         if job.secure_threshold:
@@ -318,12 +354,17 @@ class Coordinator:
         updates = sorted((update for _, update in driver.seen), key=lambda update: update.silo)
         self.hear(driver.joined)
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
-        models, failures, found = job.strategy.models(state), driver.failures, Evaluation()
-        if server_round % job.evaluate_every == 0 or server_round == job.num_rounds:
+        is_last, failures, found, models = server_round == job.num_rounds, driver.failures, Evaluation(), None
+        if is_last or server_round % job.evaluate_every == 0:
+            models = job.strategy.models(state)
             found = self._evaluation(job, models, driver.idle(), server_round)
             self._require_evaluated(job, found, server_round)
             metrics |= found.metrics
             metrics |= self._central(job, models, server_round)
+            if job.kept_back and server_round:
+                told, untold = self._kept_back(job, job.kept_back, models, driver)
+                metrics |= told
+                failures = (*untold.items(), *failures)
             failures = tuple(sorted({**found.failed, **dict(failures)}.items()))
             if job.account:
                 metrics[EPSILON] = job.account.epsilon(job.noised_steps(server_round))
@@ -345,13 +386,13 @@ class Coordinator:
             failures,
             driver.num_bytes,
             seconds,
-            models if server_round == job.num_rounds else None,
+            models if is_last else None,
             state,
             tuple(driver.joined),
             tuple(driver.restarts),
             unevaluated=tuple(sorted(found.failed.items())),
             pooled_over=found.pooled_over,
-            scores=found.scores if server_round == job.num_rounds else {},
+            scores=found.scores if is_last else {},
         )
 
     def _central(self, job: Job, models: Models, server_round: int) -> dict[str, float]:
@@ -424,6 +465,28 @@ class Coordinator:
         of those left out."""
         found, left_out = masked_metrics(self.cohort, job, silos, models, server_round, self.observers)
         return {model: held_out for model, (_, held_out) in found.items()}, left_out
+
+
+def _with_work(job: Job, server_round: int, silos: Sequence[str]) -> list[str]:
+    """Return the silos that have a step to take in the round; the others' models would be those they are sent."""
+    if isinstance(job.strategy, FedBuff) or job.any_plan.sums or job.any_plan.private:
+        return list(silos)
+    return [silo for silo in silos if job.plans[silo].steps_of_round(server_round)]
+
+
+def _observed(
+    record: RoundRecord, state: State, strategy: AskedStrategy, standing: Standing | None
+) -> tuple[RoundRecord, State, Standing | None]:
+    """Show a round to those whose later choices depend on it; return its record with what they keep, the strategy's
+    state and the standing of the best models."""
+    state = strategy.observed(state, record.metrics)
+    record, standing = _chosen(replace(record, state=state), standing, strategy.models(state))
+    return record, state, standing
+
+
+def _with_diversity(record: RoundRecord, diversity: Diversity | None) -> RoundRecord:
+    found = diversity.value() if diversity else None
+    return record if found is None else replace(record, metrics={**record.metrics, DIVERSITY: found})
 
 
 def _chosen(record: RoundRecord, standing: Standing | None, models: Models) -> tuple[RoundRecord, Standing | None]:

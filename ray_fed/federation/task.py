@@ -239,7 +239,7 @@ class Task(ABC):
         """Return the most rows that a silo which told so many can count in one round: its weight in the mean. An update
         that claims more is refused. Default: every row once in each pass that the round begins; under privacy the
         number that the plan says, as a silo's own is not told."""
-        steps = -(-plan.total_steps // plan.num_rounds)
+        steps = plan.most_steps
         if plan.private:
             return max(1, plan.private.num_examples * steps // plan.steps_per_epoch)
         return num_examples * -(-steps // plan.steps_per_epoch)

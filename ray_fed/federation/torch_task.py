@@ -68,10 +68,11 @@ class TorchTask(Task):
         return LocalRows(x, y, held_out_x, held_out_y, {}, fingerprint, self.agreement())
 
     def model(self, seed: int) -> nn.Module:
-        """Return `network()`, made under `seed`; torch's global generator is left as it was."""
+        """Return `network()`, made under `seed`; torch's global generator is left as it was. ConfigError for a network
+        that cannot be trained as it is: without parameters, with lazy ones, or with others than float32."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "initial weights"))
-            return self.network()
+            return _trainable(self.network())
 
     def exchanged(self, module: nn.Module) -> tuple[str, ...] | None:
         """Return the names that `exchange` chooses; ConfigError for a pattern that fits none."""
@@ -98,6 +99,20 @@ class TorchTask(Task):
         return MeanScores(len(targets), {loss_name: loss, **others.sums})
 
 
+def _trainable(module: nn.Module) -> nn.Module:
+    tensors = dict(module.named_parameters())
+    require(len(tensors) > 0, "network: it has no parameters, so there is nothing to train")
+    tensors |= dict(module.named_buffers())
+    for name, tensor in tensors.items():
+        lazy = isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+        require(not lazy, f"network: {name} has no shape yet; let `network` run one batch through its lazy layers")
+        is_real = tensor.is_floating_point() or tensor.is_complex()
+        kind = str(tensor.dtype).removeprefix("torch.")
+        said = f"network: {name} is {kind}; models travel and train as float32, so make it float32"
+        require(not is_real or tensor.dtype == torch.float32, f"{said} (torch.autocast inside of it is fine)")
+    return module
+
+
 def _four_arrays(found: object, silo: str) -> tuple[np.ndarray, ...]:
     if not isinstance(found, tuple) or len(found) not in (2, 4):
         raise DataError(
@@ -112,8 +127,6 @@ def _four_arrays(found: object, silo: str) -> tuple[np.ndarray, ...]:
                 f"silo '{silo}': samples() returned {len(x)} inputs for {len(y)} targets",
                 failure=Trouble.WRONG_SHAPE,
             )
-    if len(arrays[0]) == 0:
-        raise DataError(f"silo '{silo}': samples() returned no samples", failure=Trouble.TOO_FEW_ROWS)
     for array in arrays:
         bad = int((~np.isfinite(array)).sum()) if np.issubdtype(array.dtype, np.floating) else 0
         if bad:

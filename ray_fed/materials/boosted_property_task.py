@@ -51,5 +51,6 @@ class BoostedJointTask(BoostedPropertyTask, JointPropertyTask):
 def boosted(task: PropertyTask, trees: TreeSettings) -> BoostedPropertyTask:
     """Return the task with trees instead of its network."""
     kind = BoostedJointTask if isinstance(task, JointPropertyTask) else BoostedPropertyTask
-    trees = replace(trees, losses=tuple(loss_of(len(target.classes)) for target in task.targets))
+    losses = tuple(loss_of(len(target.classes)) if target.classes else trees.loss for target in task.targets)
+    trees = replace(trees, losses=losses)
     return kind(task.features, task.feature_options, task.hidden, task.targets, trees=trees)

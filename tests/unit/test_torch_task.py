@@ -114,7 +114,6 @@ WRONG = {
     "three things": (lambda _: (np.zeros(3),) * 3, "must return .* not 3 things"),
     "a list": (lambda _: [1, 2], "not list"),
     "unequal": (lambda _: (np.zeros((3, 2)), np.zeros(4)), "3 inputs for 4 targets"),
-    "empty": (lambda _: (np.zeros((0, 2)), np.zeros(0)), "no samples"),
     "nan": (lambda _: (np.full((3, 2), np.nan), np.zeros(3)), "6 values that are not finite"),
 }
 

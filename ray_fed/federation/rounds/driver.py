@@ -61,7 +61,7 @@ class RoundDriver:
 
     def updates(self, server_round: int, vectors: Mapping[str, Vector], ranking: Sequence[str]) -> Iterator[Update]:
         """Run a round and yield its updates as they arrive. QuorumLost when the rules cannot be met."""
-        self.seen, self.num_bytes, self.failures, self.joined, self.restarts = [], 0, (), [], []
+        self.rest()
         timeout = self.machine.rules.round_timeout
         deadline = None if timeout is None else now() + timeout
         decisions, update = self.machine.handle(Opened(server_round, tuple(ranking))), None
@@ -81,6 +81,10 @@ class RoundDriver:
             decisions = self.machine.handle(event)
             if isinstance(event, Died) and self.machine.phase.get(event.silo) is Phase.RESTARTING:
                 self.restarts.append((event.silo, event.reason))
+
+    def rest(self) -> None:
+        """Begin a round of which nothing has been heard; one in which nobody has work is over with that."""
+        self.seen, self.num_bytes, self.failures, self.joined, self.restarts = [], 0, (), [], []
 
     @staticmethod
     def _to_be_averaged(update: Update) -> Iterator[Update]:
