@@ -90,9 +90,10 @@ class CoordinatorActor:
 
     @ray.method
     def ask_metrics(
-        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = ()
-    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:
-        return self.coordinator.ask_metrics(query, silos, names, given)
+        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = (),
+        own: Mapping[str, tuple] | None = None,
+    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:  # fmt: skip
+        return self.coordinator.ask_metrics(query, silos, names, given, own)
 
     @ray.method
     def collect_ledgers(self) -> CollectedLedgers:
@@ -178,9 +179,11 @@ class RemoteCoordinator:
         return value_of(self.actor.predict_test.remote(models), "coordinator", "predicting the test set")
 
     def ask_metrics(
-        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = ()
-    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:
-        return value_of(self.actor.ask_metrics.remote(query, silos, names, given), "coordinator", f"asking '{query}'")
+        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = (),
+        own: Mapping[str, tuple] | None = None,
+    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:  # fmt: skip
+        asked = self.actor.ask_metrics.remote(query, silos, names, given, own)
+        return value_of(asked, "coordinator", f"asking '{query}'")
 
     def hand_over_model(self, weights: np.ndarray, card: np.ndarray) -> dict[str, str]:
         return value_of(self.actor.hand_over_model.remote(weights, card), "coordinator", "handing the model over")

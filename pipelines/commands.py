@@ -183,6 +183,12 @@ COMMANDS = (
                 default="federated",
                 help="federated, pooled, the name of a silo, or all (default: federated)",
             ),
+            argument(
+                "--silo",
+                default=None,
+                metavar="NAME",
+                help="the personal model of this silo (RUN/personal), which knows what its rows are like",
+            ),
         ),
         "Write a CSV with one line per entry of FILE, its columns kept: the prediction with its unit, bounds that hold "
         "50 and 90 of 100 rows like those of the silos, and what speaks against it; or the reason why there is none. "
@@ -232,6 +238,21 @@ COMMANDS = (
         "and serve all trials; of the others each trial is a run of its own. `ray-fed sweep PIPELINE --help` has the "
         "options of one.",
         _start_fork_server,
+    ),
+    Command(
+        "study",
+        "studies of a federation before it is founded",
+        description="Studies of a federation before it is founded.",
+    ),
+    Command(
+        "study value",
+        "what joining is worth to each member before it commits, as a function of its rows",
+        "pipelines.value.pipeline:run",
+        ("pipelines.value.config:ValueConfig", "pipelines.training.config:TrainConfig", SITE_OVERRIDES),
+        "Train on all silos and once without each. Each silo measures, inside itself, what the model of the others "
+        "adds to the best it can do with more and more of its own rows; and each is scored by what the others lose "
+        "without it. Options of training are those of `ray-fed train`.",
+        _start_fork_server_with_crystals,
     ),
     Command(
         "library",

@@ -40,8 +40,9 @@ class CoordinatorLike(Protocol):
     def predict_test(self, models: dict[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
 
     def ask_metrics(
-        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = ()
-    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]: ...
+        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = (),
+        own: Mapping[str, tuple] | None = None,
+    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]: ...  # fmt: skip
 
     def collect_ledgers(self) -> CollectedLedgers: ...
 

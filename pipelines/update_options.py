@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ray_fed.federation.strategies import Strategy
     from ray_fed.learning.private_steps import PrivateSteps
 
+AUTO = "auto"
+"""What an option says that leaves a choice to what else is known."""
 Coding = Literal["none", "fp16", "bf16", "int8", "top_k"]
 
 
@@ -108,7 +110,17 @@ class UpdateOptions:
         from ray_fed.federation.strategies import make_strategy
 
         options = {name: value for name, _, value in (text.partition("=") for text in self.strategy_options)}
-        return make_strategy(self.strategy, **options)
+        return make_strategy(self.chosen_strategy(), **options)
+
+    def chosen_strategy(self) -> str:
+        """Return the name of the strategy, where the options leave it open that of the best one that goes with them."""
+        if self.strategy != AUTO:
+            return self.strategy
+        return "fed_avg" if self.against_common_moments() else "scaffold_adam"
+
+    def against_common_moments(self) -> list[str]:
+        """Return the options that do not go with scaffold_adam, as NAME=VALUE."""
+        return []
 
 
 def require_own_code(strategy: object, given: object, where: object) -> None:

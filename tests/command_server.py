@@ -4,6 +4,7 @@
 environment, folder and three files it forks the command, says its number, and when it has ended its exit status.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -22,7 +23,7 @@ from ray_fed.materials.model_crystals.crystals import enumerate_model_crystals
 from ray_fed.reporting.figure_style import new_figure, png_bytes
 
 # Not Ray, which reads a command's own settings from the environment when it is imported.
-IMPORTS = ("pipelines.cli", "pipelines.training.pipeline", "pipelines.ledger.coordinator_ledger", "ray_fed.sites.hub")
+IMPORTS = ("pipelines.training.pipeline", "pipelines.ledger.coordinator_ledger", "ray_fed.sites.hub")
 IMPORTS += ("matplotlib.figure", "matplotlib.backends.backend_agg", "tensorboard.summary.writer.event_file_writer")
 
 
@@ -49,8 +50,8 @@ def serve(listener: socket.socket) -> None:
 def _say_end(ended: int, number: int, line: socket.socket) -> None:
     os.close(ended)
     _, status = os.waitpid(number, 0)
-    line.sendall(status.to_bytes(8, "little"))
-    line.close()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError), line:  # who asked may have given it up
+        line.sendall(status.to_bytes(8, "little"))
 
 
 def _forked(line: socket.socket, listener: socket.socket) -> int:
@@ -83,6 +84,7 @@ def _become(files: list[int], words: list[str], env: dict[str, str], folder: str
     np.random.seed()  # noqa: NPY002
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in ((0, "r"), (1, "w"), (2, "w")))
     sys.argv = words[1:]
+    sys.modules.pop(words[1], None)  # else Python warns that it is there twice
     runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     sys.exit()
 

@@ -31,6 +31,8 @@ from pipelines.leakage.audited_federation import (
     setup_of,
     suspected,
 )
+from pipelines.leakage.tree_audit import audit_trees
+from ray_fed.federation.boosted_task import BoostedTask
 from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.strategies import State
 from ray_fed.leakage.audit import MessageAudit, TrainingChange, audit, check_first_layer
@@ -55,6 +57,8 @@ def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
     check_allowed(config.policy, chosen)
     directory = RunDirectory.create(config.out, PIPELINE)
     try:
+        if isinstance(setup.task, BoostedTask):
+            return audit_trees(target, config, setup, chosen, directory, command_line)
         audited = open_audited(setup, chosen, scaler_of(target) if Path(target).is_dir() else None)
         check_first_layer(audited.silos[0].task.model(0))
         if config.has_list:

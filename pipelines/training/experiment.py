@@ -15,6 +15,7 @@ from pipelines.training.alone import AloneAnswers, ask_alone
 from pipelines.training.analysis import Analysis, analyse
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.measured_limits import measure
+from pipelines.training.members import MemberAnswers, ask_members
 from pipelines.training.membership import admitted, start_rules
 from pipelines.training.recorded_jobs import TrainingListener, recorded
 from pipelines.training.setup import Setup, jobs
@@ -55,6 +56,8 @@ class TrainingExperiment:
     """(seed, record) in the order heard."""
     models: dict[str, Vector] = field(default_factory=dict)
     """Final models of the first seed."""
+    later_models: dict[int, dict[str, Vector]] = field(default_factory=dict)
+    """Those of the further seeds, by seed."""
     true: np.ndarray | None = None
     """Targets of the common test set, for parity plots."""
     predicted: dict[str, np.ndarray] = field(default_factory=dict)
@@ -62,6 +65,8 @@ class TrainingExperiment:
     """Model -> how far its predictions can be trusted."""
     alone: list[AloneAnswers] = field(default_factory=list)
     """What each silo could do alone with the best of several learners, seed by seed."""
+    members: list[MemberAnswers] = field(default_factory=list)
+    """What each silo made of the federation's model for itself, seed by seed."""
     analysis: Analysis | None = None
     """Where the federated model errs, and on what it rests."""
     scores: dict[str, Scores] = field(default_factory=dict)
@@ -83,6 +88,7 @@ class TrainingExperiment:
             for job in jobs(self.setup, dict(self.agreement.silos), seed):
                 self._run(coordinator, job, seed)
         self._ask_alone(coordinator)
+        self._ask_members(coordinator)
         self.limits = measure(coordinator, self.setup, self.agreement, self.models)
         try:
             shown = coordinator.predict_test(self.models)
@@ -110,6 +116,23 @@ class TrainingExperiment:
                 print(f"note: {told}; how that does is not known: it has no rows of its own held out", file=sys.stderr)
             for silo, why in answers.silent.items():
                 print(f"note: silo '{silo}': what it could do alone is not known: {why}", file=sys.stderr)
+
+    def _ask_members(self, coordinator: CoordinatorLike) -> None:
+        """Let each silo make its personal model; once per seed."""
+        if not self.setup.config.makes_personal:
+            return
+        silos = [name for name in self.setup.training if name in self.agreement.silos]
+        size = self.agreement.layout.size
+        for seed in self.seeds:
+            print(f"each silo makes its personal model ({self.setup.config.personal}), seed {seed}", file=sys.stderr)
+            answers = ask_members(coordinator, self.setup, silos, seed, self.models_of(seed), size)
+            self.members.append(answers)
+            for silo, why in answers.silent.items():
+                print(f"note: silo '{silo}': it has no personal model: {why}", file=sys.stderr)
+
+    def models_of(self, seed: int) -> Models:
+        """Return the final models of one seed, by name."""
+        return self.models if seed == self.setup.config.seed else self.later_models.get(seed, {})
 
     def _score_predicted(self, true: np.ndarray) -> None:
         """Score the models of jobs that were finished before a run went on: their last records are gone."""
@@ -140,8 +163,8 @@ class TrainingExperiment:
         self.listener.on_round_end(record, seed)
 
     def _keep(self, models: Models, seed: int) -> None:
-        if seed == self.setup.config.seed:
-            self.models.update({name: np.array(vector) for name, vector in models.items()})
+        kept = self.models if seed == self.setup.config.seed else self.later_models.setdefault(seed, {})
+        kept.update({name: np.array(vector) for name, vector in models.items()})
 
     def finals(self, metric: Metric) -> dict[str, list[float]]:
         """Return model -> final value per seed of a metric; only models that finished."""

@@ -21,12 +21,14 @@ from pipelines.training.folds import all_folds
 from pipelines.training.membership import founded, rejoined, with_founders
 from pipelines.training.outcome import TrainingOutcome
 from pipelines.training.recorder import TrainingRecorder, Watched
-from pipelines.training.setup import Setup, jobs, resolve, with_ledgers, with_state_folder
+from pipelines.training.setup import Setup, jobs, resolve, with_ledgers, with_personal_folder, with_state_folder
 from pipelines.update_options import require_own_code
 from ray_fed.config import at_home
 from ray_fed.errors import DataError, FedError
 from ray_fed.federation.coordinator import Agreement
+from ray_fed.federation.diversity import DIVERSITY, UNLIKE
 from ray_fed.materials.databases.kinds import whole_path
+from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.property_task import LABELS_OF
 from ray_fed.perimeter.own_words import words_of
 from ray_fed.reporting.environment import software_versions
@@ -64,7 +66,7 @@ def train(options: dict[str, object], command: Sequence[str]) -> int:
 def _run(options: dict[str, object], command: Sequence[str], pipeline: str) -> int:
     given = options.pop("site_overrides", [])
     assert isinstance(given, list)
-    options = _with_whole_paths(options)
+    options = with_whole_paths(options)
     if options.get("folds") and options.get("fold") is None:
         return _run_folds(CONFIGS[pipeline](**options), options, command)  # type: ignore[arg-type]
     setup = resolve(options, given, pipeline)
@@ -72,6 +74,7 @@ def _run(options: dict[str, object], command: Sequence[str], pipeline: str) -> i
     directory = RunDirectory.create(at_home(out) if out else None, pipeline)
     checkpoint = Checkpoint(directory)
     setup = with_state_folder(setup, checkpoint.silo_state, directory.path.resolve().name)
+    setup = with_personal_folder(setup, directory.path / FOLDER)
     setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
     try:
         with directory.held(), _keeping(directory):
@@ -143,6 +146,7 @@ def _begun(directory: RunDirectory, strategy: object) -> RunRequest:
         setup = resolve(options, overrides, pipeline_of(config))
         setup = with_founders(setup, directory) if is_resumed else setup
         setup = with_state_folder(setup, checkpoint.silo_state, directory.path.resolve().name)
+        setup = with_personal_folder(setup, directory.path / FOLDER)
         setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
         command = tuple(shlex.split(str(config["command"])))
     except FedError:
@@ -156,8 +160,9 @@ def _begun(directory: RunDirectory, strategy: object) -> RunRequest:
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, object]:
-    """Return the options in a run's config.yaml."""
-    return {key: _as_option(value) for key, value in config.items() if key not in NOT_OPTIONS}
+    """Return the options in a run's config.yaml; of a run of before there was a decay, none."""
+    options = {key: _as_option(value) for key, value in config.items() if key not in NOT_OPTIONS}
+    return {"decay": "none", **options}
 
 
 def pipeline_of(config: Mapping[str, Any]) -> str:
@@ -187,12 +192,14 @@ def _keeping(directory: RunDirectory) -> Iterator[None]:
 
 def _carry_out(request: RunRequest) -> int:
     outcome = _train(request)
-    for line in _missed(outcome.experiment):
+    for line in (*_missed(outcome.experiment), *_unlike(outcome.experiment)):
         print(f"note: {line}", file=sys.stderr)
     results_table(outcome.results)
     print()
     if own := outcome.own_table():
         print(aligned(own, right=range(1, len(own[0])), rule=True))
+    for gain in outcome.gains():
+        print(gain.sentence())
     if limits := outcome.limits_table():
         print("rows in neither training nor calibration, and where the federated model's intervals hold them:")
         print(aligned(limits, right=range(1, len(limits[0])), rule=True))
@@ -214,9 +221,9 @@ def _train(request: RunRequest) -> TrainingOutcome:
         agreement = coordinator.agree(setup.config.threshold(len(setup.training)))
         changed = _changed_versions(request.directory) if request.is_resumed else []
         notices = [*setup.notes, *notices, *_untold(agreement), *_labelled(agreement), *_outside_scaler(agreement)]
-        for line in [*notices, *_unusable(agreement), *changed]:
+        for line in [*notices, *said_of_rows(agreement), *changed]:
             print(f"note: {line}", file=sys.stderr)
-        _check_sizes(agreement)
+        check_sizes(agreement)
         setup = founded(setup, agreement)
         jobs(
             setup, dict(agreement.silos), setup.config.seed
@@ -271,7 +278,7 @@ def _way_on(status: str, directory: RunDirectory) -> str:
     return f"{status}; what was done so far is in {directory.path}; go on with: ray-fed resume {directory.path}"
 
 
-def _unusable(agreement: Agreement) -> list[str]:
+def said_of_rows(agreement: Agreement) -> list[str]:
     """Say per silo how many rows could not be used, and why, and of how many something is odd."""
     lines = []
     for name, silo in agreement.silos.items():
@@ -339,7 +346,20 @@ def _missed(experiment: TrainingExperiment) -> list[str]:
     return [f"{line}: " + "; ".join([reason, *words_of(reason, specs)]) for line, reason in said]
 
 
-def _check_sizes(agreement: Agreement) -> None:
+def _unlike(experiment: TrainingExperiment) -> list[str]:
+    """Say where silos are unlike, and the strategy is one that is known to lose by it; and what to do."""
+    config = experiment.setup.config
+    keeps = config.model == "mlp" and config.optimizer == "adam" and config.chosen_strategy() != "scaffold_adam"
+    found = [record.metrics[DIVERSITY] for record in experiment.federated_records() if DIVERSITY in record.metrics]
+    if not keeps or max(found, default=0.0) <= UNLIKE:
+        return []
+    measured = f"the silos' rows are unlike: the diversity of their first moves is {max(found):.2f}, about 1.1 if alike"
+    lost = f"with strategy={config.chosen_strategy()} and Adam's moments in each silo the model is worse by that"
+    return [f"{measured}; {lost}; use --strategy scaffold_adam --decay cosine"]
+
+
+def check_sizes(agreement: Agreement) -> None:
+    """DataError for a silo with too few rows to train on."""
     for name, silo in agreement.silos.items():
         if silo.num_examples < 2:
             raise DataError(
@@ -372,7 +392,7 @@ def _check_silo_states(request: RunRequest) -> None:
         )
 
 
-def _with_whole_paths(options: Mapping[str, object]) -> dict[str, object]:
+def with_whole_paths(options: Mapping[str, object]) -> dict[str, object]:
     """Make paths independent of the current folder, so that a run can be resumed from anywhere."""
     whole = dict(options)
     for name in ("data", "federation"):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ray_fed.config import require
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.federation.reasons import counted_notes
 from ray_fed.materials.databases.addresses import check_address
@@ -19,6 +20,7 @@ from ray_fed.materials.databases.database import SHOWN_REASON, crystal_frame
 from ray_fed.materials.databases.kinds import open_source, whole_path
 from ray_fed.materials.databases.raw_table import RawTable
 from ray_fed.materials.databases.source import Access, Source
+from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.predictions import FLAG, WHY_FLAGGED, Inputs, Trained, inputs_of, interval_columns, predictions
 from ray_fed.materials.targets import Target, labels
 from ray_fed.metrics import (
@@ -64,7 +66,12 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     check_address(file, "file", only_ours=True)
     path = Path(options["out"] or f"{Path(file).name}.predictions.csv")
     check_place(path, Path(file))
-    models = read_models(options["run_directory"], options["model"])
+    silo = options.get("silo")
+    models = (
+        read_personal(options["run_directory"], silo)
+        if silo
+        else read_models(options["run_directory"], options["model"])
+    )
     access = Access(options["query"], options["table"], options["query_timeout"])
     source = Source(path=whole_path(file, Path.cwd()), target=None, access=access)
     source = models.first.as_read(source)
@@ -265,6 +272,20 @@ def read_models(run_directory: str, model: str) -> Models:
     needed = {name for trained in by_name.values() for name in trained.limits.own_models} - by_name.keys()
     beside = {name: _read(folder / f"{name}.safetensors", there) for name in sorted(needed & set(there))}
     return Models(shown, {**by_name, **beside})
+
+
+def read_personal(run_directory: str, silo: str) -> Models:
+    """Return the personal model of one silo of a run; ConfigError lists those that are there."""
+    require(
+        not run_directory.endswith(".safetensors"), f"silo={silo}: give the folder of a run, or a personal model alone"
+    )
+    folder = RunDirectory.open(run_directory).path / FOLDER
+    there = sorted(path.stem for path in folder.glob("*.safetensors"))
+    if silo not in there:
+        where = "each is with its silo where sites have folders of their own, and its log names the file"
+        known = ", ".join(there) or f"none: {where}; or the run was made with --personal none"
+        raise ConfigError(f"silo={silo!r} has no personal model in {folder}; there is: {known}")
+    return Models((silo,), {silo: _read(folder / f"{silo}.safetensors", there)})
 
 
 def _read(path: Path, there: Sequence[str]) -> Trained:

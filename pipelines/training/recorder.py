@@ -11,6 +11,7 @@ from pipelines.ledger.coordinator_ledger import CoordinatorLedger
 from pipelines.round_notes import FailureNotes, missing_in
 from ray_fed.errors import FedError
 from ray_fed.federation.rounds.job import EPSILON, Job, RoundRecord
+from ray_fed.federation.rounds.kept_back import KEPT_BACK, KEPT_ROUND
 from ray_fed.metrics import TRAIN_LOSS, Metric
 from ray_fed.reporting.results import measured
 from ray_fed.reporting.run_directory import RunDirectory
@@ -96,6 +97,9 @@ class TrainingRecorder:
         if EPSILON in record.metrics and record.server_round:
             where = f"round {record.server_round}/{record.num_rounds}"
             self.progress.note(f"{where}: epsilon {record.metrics[EPSILON]:.3g} (delta {self.watched.delta:g})")
+        if KEPT_ROUND in record.metrics:
+            best = f"exchange {record.metrics[KEPT_ROUND]:.0f} is kept: the rows kept back were predicted best by it"
+            self.progress.note(f"early stopping after {record.server_round} exchanges; {best}")
         if record.server_round:
             self.progress.advance(self._shown(record))
 
@@ -153,6 +157,8 @@ class TrainingRecorder:
         log.scalars(self._curves(record, "federated", TRAIN_LOSS, global_tag), step)
         if EPSILON in record.metrics:
             log.scalar(global_tag("epsilon"), record.metrics[EPSILON], step)
+        if KEPT_BACK in record.metrics:
+            log.scalar(global_tag("kept_back_loss"), record.metrics[KEPT_BACK], step)
         if step:
             log.scalar(global_tag("bytes_sent"), record.bytes_sent, step)
             log.scalar(global_tag("participants"), len(record.participants), step)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from math import ceil
+from math import ceil, sqrt
 from pathlib import Path
 from typing import get_type_hints
 
@@ -12,9 +12,12 @@ from pipelines.training.federation_file import FederationFile, SiteEntry, read_f
 from ray_fed.config import at_home, coerce, require
 from ray_fed.errors import DataError
 from ray_fed.federation.messages import SiloDescription
+from ray_fed.federation.rounds.best_round import BestRound
 from ray_fed.federation.rounds.job import Job, local_job
+from ray_fed.federation.rounds.kept_back import KEPT_BACK
 from ray_fed.federation.strategies.boosting import BoostedTrees
 from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.early_stopping import PATIENCE
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.boosted_property_task import BoostedPropertyTask
 from ray_fed.materials.databases.addresses import scheme_of
@@ -22,6 +25,8 @@ from ray_fed.materials.databases.columns import canonical_target, unit_of_target
 from ray_fed.materials.databases.kinds import is_on_disk, whole_path
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Access, Source
 from ray_fed.materials.inference import Inferred, inferred
+from ray_fed.materials.kept_back import KeptBackErrors
+from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
 from ray_fed.materials.symmetry import Cell
@@ -142,6 +147,17 @@ def with_state_folder(setup: Setup, folder: Path, run: str) -> Setup:
     )
 
 
+def with_personal_folder(setup: Setup, folder: Path) -> Setup:
+    """Let the silos keep their personal models: those of a private cluster in `folder`, as one person has them all; of
+    a cluster that we join beside their states, where their site gives a folder for these."""
+
+    def settled(spec: SiloSpec) -> SiloSpec:
+        own = str(Path(spec.state_folder) / FOLDER) if spec.state_folder else ""
+        return replace(spec, personal_folder=str(folder.resolve()) if setup.config.address == "local" else own)
+
+    return replace(setup, silos=tuple(settled(spec) for spec in setup.silos))
+
+
 def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
     """Let silos that are actors keep ledgers of the run, and the evaluator a log: those of a private cluster in
     `folder`, those of a cluster we join beside their states, unless their owners' site files name another place. Sites
@@ -164,6 +180,7 @@ def _study(config: TrainConfig) -> Setup:
     path = whole_path(str(at_home(config.data)) if config.data.startswith("~") else config.data, Path.cwd())
     if is_on_disk(path) and not Path(path).exists():
         raise DataError(f"data={config.data}: no such file or folder; 'embedded' needs none")
+    config, of_strategy = _with_strategy(config)
     config, notes = _settled_by_data(_with_target(config), path)
     task, where = _task(config), tuple(_condition(text) for text in config.where)
     rows = _rows(config, task, path, config.target, (), where, config.access())
@@ -177,8 +194,11 @@ def _study(config: TrainConfig) -> Setup:
     )  # fmt: skip
     silos = [_part(config, rows, plan, f"silo-{number}") for number in range(1, len(config.silos) + 1)]
     pooled = _part(config, rows, plan, POOLED) if config.baselines else None
-    test = replace(_part(config, replace(rows, calibration_fraction=0.0), plan, "test"), num_gpus=0.0)
-    return Setup(config, task, tuple(silos), pooled, _held(test, task), notes=(*notes, *_said_of_model(config)))
+    of_test = replace(rows, calibration_fraction=0.0, validation_fraction=0.0)
+    test = replace(_part(config, of_test, plan, "test"), num_gpus=0.0)
+    return Setup(
+        config, task, tuple(silos), pooled, _held(test, task), notes=(*of_strategy, *notes, *_said_of_model(config))
+    )
 
 
 def _part(config: TrainConfig, rows: CrystalRows, plan: StudyPlan, name: str) -> SiloSpec:
@@ -187,6 +207,7 @@ def _part(config: TrainConfig, rows: CrystalRows, plan: StudyPlan, name: str) ->
 
 def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     _check_baselines(config, file)
+    config, of_strategy = _with_strategy(config)
     config, notes = _settled_by_file(_with_target(config), file)
     task = _task(config)
     base = at_home(str(config.federation)).resolve().parent
@@ -206,12 +227,14 @@ def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     sites = tuple((entry.dialling, _invitation(config, entry, fraction)) for entry in file.silos if entry.dataset)
     order = tuple(entry.name for entry in file.silos)
     hub = replace(file.hub, tls=str(base / at_home(file.hub.tls))) if file.hub else None
-    of_test = file.test and replace(_site_rows(config, task, file.test, base, 0.0), calibration_fraction=0.0)
+    of_test = file.test and replace(
+        _site_rows(config, task, file.test, base, 0.0), calibration_fraction=0.0, validation_fraction=0.0
+    )
     test = SiloSpec("test", of_test, site=file.test.site) if file.test else None
     # A database that somebody else's file names is not asked from here, where other secrets are.
     is_here = file.test is not None and not scheme_of(file.test.data)
     test = _held(test, task) if test and is_here else test
-    notes = (*notes, *_said_of_model(config))
+    notes = (*of_strategy, *notes, *_said_of_model(config))
     return Setup(config, task, silos, None, test, sites, hub, order, notes=notes)
 
 
@@ -268,7 +291,10 @@ def _rows(
     )  # fmt: skip
     given = tuple(units) or ("",) * len(columns)
     said = tuple(_unit(*each) for each in zip(columns, given, task.targets, strict=True))
-    return CrystalRows(source, units=said, calibration_fraction=config.calibration).with_one_number(task)
+    rows = CrystalRows(
+        source, calibration_fraction=config.calibration, validation_fraction=config.validation, units=said
+    )
+    return rows.with_one_number(task)
 
 
 def _unit(column: str, given: str, target: Target) -> str:
@@ -296,7 +322,7 @@ def property_options(config: TrainConfig) -> PropertyOptions:
         config.features, config.impute, config.hidden, tuple(map(canonical_target, config.target)), config.unit,
         tuple("none" if labels else name for name, labels in zip(transforms, classes, strict=True)), classes,
         config.standardise_target and config.model != "boosted_trees", config.symmetry, _cell(config), config.model,
-        _tree_options(config), config.calibration, config.model_options,
+        _tree_options(config), config.calibration, config.model_options, config.validation,
     )  # fmt: skip
 
 
@@ -356,6 +382,16 @@ def _settled_by_file(config: TrainConfig, file: FederationFile) -> tuple[TrainCo
         is_known = not entry.dataset or unit != UNKNOWN_UNIT or _classes(config)[at]
         require(bool(is_known), f"{owned}; give --unit")
     return config, (*of_classes, *of_units)
+
+
+def _with_strategy(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Return the options with the name of a strategy, and say where it is not the usual one. Trees have theirs."""
+    if config.strategy != AUTO or config.model == "boosted_trees":
+        return config, ()
+    chosen, against = config.chosen_strategy(), config.against_common_moments()
+    lost = f"{', '.join(against)}: strategy is fed_avg, as scaffold_adam does not go with it"
+    note = f"{lost}; where silos are unlike, the model is then worse (strategy in ray-fed train --help)"
+    return replace(config, strategy=chosen), (note,) if against else ()
 
 
 def _said_of_graphs(config: TrainConfig) -> tuple[str, ...]:
@@ -418,7 +454,7 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
     """Return the federated run and, with baselines, the no-exchange run of each silo and of the pooled rows."""
     config = setup.config
     if isinstance(setup.task, BoostedPropertyTask):
-        return _tree_jobs(setup, setup.task, [name for name in setup.models if name in silos], seed)
+        return _tree_jobs(setup, setup.task, silos, seed)
     total = sum(silos[name].num_examples for name in setup.founders or setup.training)
     shared = _plan(config, total, seed)
     steps = shared.total_steps
@@ -433,6 +469,8 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
         config.max_update_norm,
         evaluate_every=ceil(shared.num_rounds / EVALUATIONS_PER_JOB),
         secure_threshold=config.threshold(len(setup.training)),
+        best_round=BestRound(KEPT_BACK, patience=PATIENCE) if config.validation else None,
+        kept_back=KeptBackErrors(setup.task.targets) if config.validation else None,
     )
     federated = within_budget(federated, config, shared.steps_per_epoch, silos)
     if not config.baselines:
@@ -449,20 +487,24 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
             proximal_mu=0.0,
             keep_local=(),
             compression=None,
-            validation_share=config.validation_share if config.early_stopping == "baselines" else 0.0,
+            validation_share=0.0 if config.early_stopping == "no" else config.validation_share,
         )
         for name, plan in alone.items()
     }
     return [federated, replace(local_job(federated, alone, f"local-{seed}"), evaluate_every=1)]
 
 
-def _tree_jobs(setup: Setup, task: BoostedPropertyTask, there: Sequence[str], seed: int) -> list[Job]:
-    """Return the federated forest and, with baselines, one of each silo alone and of the pooled rows."""
+def _tree_jobs(setup: Setup, task: BoostedPropertyTask, silos: Mapping[str, SiloDescription], seed: int) -> list[Job]:
+    """Return the federated forest and, with baselines, one of each silo alone and of the pooled rows. ConfigError where
+    the budget ends before the forest."""
     config = setup.config
-    strategy = BoostedTrees(replace(task.trees, seed=seed), task.num_features)
+    noise = (config.dp_noise_multiplier or 0.0) * sqrt(len(setup.training))
+    strategy = BoostedTrees(replace(task.trees, seed=seed), task.num_features, noise)
     # Sums within this process need no code.
     compression = None if config.cohort == "local" and not setup.sites else Compression()
-    plan = TrainingPlan(seed, strategy.num_rounds, 1, strategy.num_rounds, compression=compression)
+    plan = TrainingPlan(
+        seed, strategy.num_rounds, 1, strategy.num_rounds, private=config.private_steps(), compression=compression
+    )
     federated = Job(
         f"federated-{seed}",
         setup.training,
@@ -473,6 +515,13 @@ def _tree_jobs(setup: Setup, task: BoostedPropertyTask, there: Sequence[str], se
         evaluate_every=ceil(strategy.num_rounds / EVALUATIONS_OF_TREES),
         secure_threshold=config.threshold(len(setup.training)),
     )
+    federated = within_budget(federated, config, 1, silos)
+    is_whole = (
+        f"{strategy.num_rounds} rounds of {task.trees.trees} trees; fewer trees, less depth or more noise cost less"
+    )
+    ends = f"dp_budget={config.dp_budget} ends after {federated.num_rounds} of the {is_whole}"
+    require(federated.num_rounds == strategy.num_rounds, ends)
+    there = [name for name in setup.models if name in silos]
     alone = [
         replace(local_job(federated, {name: plan}, f"local-{seed}-{name}"), strategy=replace(strategy, name=name))
         for name in there
@@ -510,7 +559,7 @@ def _plan(config: TrainConfig, num_examples: int, seed: int) -> TrainingPlan:
     return TrainingPlan(
         seed, config.epochs, steps, config.num_rounds(steps), config.learning_rate, config.optimizer,
         config.optimizer_state, config.proximal_mu, output_bias(config) if config.personal_bias else (),
-        private=config.private_steps(), compression=config.make_compression(),
+        private=config.private_steps(), compression=config.make_compression(), decay=config.decay,
     )  # fmt: skip
 
 

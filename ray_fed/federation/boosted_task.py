@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from ray_fed.config import require
 from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.federation.task import LocalRows, Predictor, Samples, SiloSpec, Task
 from ray_fed.learning.layout import Layout
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import Trainer, TrainingPlan
 from ray_fed.metrics import Scores
+from ray_fed.privacy.noise import NoiseSource
 from ray_fed.trees.bins import as_float32
 from ray_fed.trees.forest import Forest, ForestPredictor, no_trees
 from ray_fed.trees.member import Member
+from ray_fed.trees.noise import SumNoise
 from ray_fed.trees.settings import TreeSettings
 from ray_fed.trees.trainer import TreeTrainer, outputs_of
 
@@ -54,11 +55,12 @@ class BoostedTask(Task):
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:  # noqa: ARG002
         return Samples(rows, as_float32(rows.features), self.learned(rows), as_float32(rows.held_out_features))
 
-    def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:  # noqa: ARG002
-        reason = "steps of a network get noise, sums of trees do not; choose --model mlp, or secure aggregation"
-        require(session.plan.private is None, f"differential privacy: {reason}")
-        trees = replace(self.trees, seed=session.model_seed)
-        member = Member(samples.features, samples.targets, trees, samples.rows.groups)
+    def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:
+        trees, private = replace(self.trees, seed=session.model_seed), session.plan.private
+        noise = None
+        if private is not None:
+            noise = SumNoise(private.noise_multiplier, private.num_examples, NoiseSource.of_process(silo.name))
+        member = Member(samples.features, samples.targets, trees, samples.rows.groups, noise)
         return TreeTrainer(member, session.plan, Layout.of(self.model(0)))
 
     def most_examples(self, num_examples: int, plan: TrainingPlan) -> int:  # noqa: ARG002

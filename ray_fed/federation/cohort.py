@@ -200,7 +200,7 @@ class LocalCohort:
         session, server_round, name, vector = self._asked.popleft()
         try:
             silo = self.silos[name]
-            return Arrived(name, server_round, silo.leaving(silo.fit(session, server_round, vector)))
+            return Arrived(name, server_round, silo.leaving(silo.fit(session, server_round, vector), vector))
         except Exception as error:
             return Raised(name, server_round, said_by(error))
 

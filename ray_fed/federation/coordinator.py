@@ -17,6 +17,7 @@ from ray_fed.config import require
 from ray_fed.errors import CallbackFailed, ConfigError, QuorumLost
 from ray_fed.federation.cohort import Cohort, busy_seconds, check_agreement, now, said_by
 from ray_fed.federation.counted_rows import CountedRows, counted_together
+from ray_fed.federation.diversity import DIVERSITY, Diversity
 from ray_fed.federation.messages import (
     MAX_EXAMPLES,
     Counts,
@@ -32,12 +33,13 @@ from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
 from ray_fed.federation.rounds.best_round import Standing, without_choice
 from ray_fed.federation.rounds.driver import AskedStrategy, RoundDriver, chosen
 from ray_fed.federation.rounds.job import CENTRAL, EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
+from ray_fed.federation.rounds.kept_back import KEPT_BACK, KEPT_ROUND, KeptBack, asked
 from ray_fed.federation.rounds.machine import RoundMachine
 from ray_fed.federation.rounds.secure_driver import THROUGH_HUBS, SecureRoundDriver, require_sums_only
 from ray_fed.federation.rounds.secure_tally import masked_counts, masked_metrics, masked_moments
 from ray_fed.federation.silo import names_told
 from ray_fed.federation.silo_state import num_slots_for, rounds_apart
-from ray_fed.federation.strategies import FedBuff, Models, State, Strategy, local_plan
+from ray_fed.federation.strategies import FedBuff, LocalOnly, Models, State, Strategy, local_plan
 from ray_fed.federation.strategies.buffered import TURNS
 from ray_fed.federation.task import Task
 from ray_fed.learning.layout import Layout, floating_buffers, initial_vector
@@ -200,12 +202,16 @@ class Coordinator:
         return self.cohort.predict_test(models)
 
     def ask_metrics(
-        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = ()
-    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:
+        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = (),
+        own: Mapping[str, tuple] | None = None,
+    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]:  # fmt: skip
         """Put a question that is answered by metrics of some names (silo.METRICS_OF) to silos; return silo -> name ->
-        metrics, and silo -> why of those without an answer that can be used."""
+        metrics, and silo -> why of those without an answer that can be used. own: what one silo alone is given,
+        too."""
         asked = [silo for silo in silos if silo not in self._untold]
-        told = self.cohort.query(query, dict.fromkeys(asked, (names_told(names), *given)))
+        told = self.cohort.query(
+            query, {silo: (names_told(names), *given, *(own or {}).get(silo, ())) for silo in asked}
+        )
         metrics = frozenset(metric.name for metric in self.task.metrics)
         found, failed = sound_metrics(told, names, metrics)  # type: ignore[arg-type]
         silent = {silo: "it gave no answer; its own log says why" for silo in asked if silo not in told}
@@ -246,19 +252,46 @@ class Coordinator:
             vectors = strategy.dispatch(state, server_round)
             driver.catch_up = _catch_up(job.strategy, state)
             ranking = _with_work(job, server_round, chosen(self._ranking(job, server_round), vectors))
+            diversity = self._diversity(job, server_round, vectors)
             if ranking:
                 updates = driver.updates(server_round, vectors, ranking)
+                updates = diversity.noted(updates) if diversity else updates
                 state = driver.remembered(strategy.aggregate(state, updates))
             else:
                 driver.rest()
             ends = _is_done(job.strategy, state)
             job = replace(job, last_round=server_round) if ends else job
-            record = self._record(job, server_round, state, driver, start, now())
+            record = _with_diversity(self._record(job, server_round, state, driver, start, now()), diversity)
             record, state, standing = _observed(record, state, strategy, standing)
+            if record.models is not None and standing and job.kept_back:
+                record = self._of_chosen(job, record, standing, driver)
             yield record
             if ends or (standing and standing.is_over):
                 return
         _require_end(job, state)
+
+    def _diversity(self, job: Job, server_round: int, vectors: Mapping[str, Vector]) -> Diversity | None:
+        """Return what measures how unlike silos are, in a first round of an epoch or more: steps of few mini-batches
+        are unlike by chance, and so are those with noise."""
+        plan, is_no_mean = job.any_plan, isinstance(job.strategy, FedBuff | LocalOnly)
+        is_first = server_round == 1 and len(plan.steps_of_round(1)) >= plan.steps_per_epoch
+        if not is_first or is_no_mean or plan.sums or plan.private or len(job.silos) < 2:
+            return None
+        return Diversity(vectors, self.task.layout(self.task.model(job.model_seed), plan.buffers).num_parameters)
+
+    def _of_chosen(self, job: Job, record: RoundRecord, standing: Standing, driver: RoundDriver) -> RoundRecord:
+        """Return the last record with what is told of the models that were chosen, and of which round they are."""
+        assert record.models is not None
+        found = self._evaluation(job, record.models, driver.idle(), record.server_round)
+        metrics = {**record.metrics, **found.metrics, KEPT_BACK: standing.best, KEPT_ROUND: float(standing.best_round)}
+        return replace(record, metrics=metrics, scores=found.scores)
+
+    def _kept_back(
+        self, job: Job, rows: KeptBack, models: Models, driver: RoundDriver
+    ) -> tuple[dict[str, float], dict[str, str]]:
+        """See `kept_back.asked`."""
+        silos, size = driver.idle(), self.layout.size
+        return asked(rows, lambda what, given: self.count(what, given, silos, job.secure_threshold), models, size)
 
     def _driver(self, job: Job, after_round: int, state: State, layout: Layout) -> RoundDriver:
         strategy = job.strategy
@@ -320,12 +353,17 @@ class Coordinator:
         updates = sorted((update for _, update in driver.seen), key=lambda update: update.silo)
         self.hear(driver.joined)
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
-        models, failures, found = job.strategy.models(state), driver.failures, Evaluation()
-        if server_round % job.evaluate_every == 0 or server_round == job.num_rounds:
+        is_last, failures, found, models = server_round == job.num_rounds, driver.failures, Evaluation(), None
+        if is_last or server_round % job.evaluate_every == 0:
+            models = job.strategy.models(state)
             found = self._evaluation(job, models, driver.idle(), server_round)
             self._require_evaluated(job, found, server_round)
             metrics |= found.metrics
             metrics |= self._central(job, models, server_round)
+            if job.kept_back and server_round:
+                told, untold = self._kept_back(job, job.kept_back, models, driver)
+                metrics |= told
+                failures = (*untold.items(), *failures)
             failures = tuple(sorted({**found.failed, **dict(failures)}.items()))
             if job.account:
                 metrics[EPSILON] = job.account.epsilon(job.noised_steps(server_round))
@@ -347,13 +385,13 @@ class Coordinator:
             failures,
             driver.num_bytes,
             seconds,
-            models if server_round == job.num_rounds else None,
+            models if is_last else None,
             state,
             tuple(driver.joined),
             tuple(driver.restarts),
             unevaluated=tuple(sorted(found.failed.items())),
             pooled_over=found.pooled_over,
-            scores=found.scores if server_round == job.num_rounds else {},
+            scores=found.scores if is_last else {},
         )
 
     def _central(self, job: Job, models: Models, server_round: int) -> dict[str, float]:
@@ -443,6 +481,11 @@ def _observed(
     state = strategy.observed(state, record.metrics)
     record, standing = _chosen(replace(record, state=state), standing, strategy.models(state))
     return record, state, standing
+
+
+def _with_diversity(record: RoundRecord, diversity: Diversity | None) -> RoundRecord:
+    found = diversity.value() if diversity else None
+    return record if found is None else replace(record, metrics={**record.metrics, DIVERSITY: found})
 
 
 def _chosen(record: RoundRecord, standing: Standing | None, models: Models) -> tuple[RoundRecord, Standing | None]:

@@ -14,10 +14,14 @@ from ray_fed.federation.norms import distance
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.metrics import ClassificationSums, MeanScores, RegressionSums, Scores, SeveralScores
 from ray_fed.privacy.compression import rebuilt
+from ray_fed.privacy.secure_sum.packed import SumForm, form_of
+from ray_fed.privacy.secure_sum.ring import WORDS
 
 Vector = np.ndarray
 """float32, contiguous, read-only for the receiver: parameters, and what else the training plan lets travel."""
 NO_VALUES = np.empty(0, np.float32)
+NUM_BESIDE = 3
+"""Numbers beside the vector under masks: loss, steps and weight."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ class MaskedUpdate:
     session: str
     server_round: int
     ring: np.ndarray = field(repr=False)
-    """uint64 [len(vector) + 3, 2]: weight * vector, weight * loss, weight * steps and weight, in the ring."""
+    """uint64 [len(vector) + 3, 2]: weight * vector, weight * loss, weight * steps and weight, in the ring. Of an
+    answer of sums uint8: the sums packed (secure_sum/packed.py), and the other three as bytes."""
     seconds: float = field(default=0.0, compare=False)
 
     @property
@@ -294,6 +299,31 @@ def answer_size(received: Vector, sums: int) -> int:
         return len(received)
     asked = float(received[0]) if len(received) else 0.0
     return int(asked) if 1 <= asked <= sums else 0
+
+
+def answer_form(received: Vector, sums: int) -> SumForm | None:
+    """Return what the sums in the answer to a vector are made of; None where it asks for parameters, or for more than
+    the plan allows."""
+    if not sums or not answer_size(received, sums):
+        return None
+    try:
+        return form_of(received)
+    except ValueError:
+        return None
+
+
+def answer_bytes(received: Vector, sums: int) -> int:
+    """Return the bytes of an answer in clear, or under masks where that is more: some sums need more than a float."""
+    clear, form = received.itemsize * answer_size(received, sums), answer_form(received, sums)
+    return clear if form is None else max(clear, form.num_bytes)
+
+
+def masked_shape(received: Vector, sums: int) -> tuple[type, tuple[int, ...]]:
+    """Return dtype and shape of `MaskedUpdate.ring` in the answer to a vector."""
+    if not sums:
+        return np.uint64, (len(received) + NUM_BESIDE, WORDS)
+    form = answer_form(received, sums)
+    return np.uint8, (form.num_bytes + NUM_BESIDE * 8 * WORDS if form else 0,)
 
 
 @dataclass(frozen=True)

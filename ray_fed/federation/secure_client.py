@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from ray_fed.errors import SiloFailed, Trouble
-from ray_fed.federation.messages import Artifact, Counts, MaskedUpdate, Metrics, SessionSpec, Update
+from ray_fed.federation.messages import Artifact, Counts, MaskedUpdate, Metrics, SessionSpec, Update, Vector
 from ray_fed.federation.tally import COUNTS, METRICS, MOMENTS, names_of, numbers_of_metrics, numbers_of_moments
 from ray_fed.learning.standardisation import ColumnMoments
 from ray_fed.privacy.secure_sum.member import Keys, SecureMember
+from ray_fed.privacy.secure_sum.packed import form_of
 from ray_fed.privacy.secure_sum.ring import of_integers
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 from ray_fed.privacy.signing import SigningKey
@@ -34,7 +35,7 @@ class SecureClient:
         self._added_to: dict[str, list[str]] = {}
         """Sum that belongs to no session -> the silos to whose moments, or counts, this one's were added."""
         self._added_up: set[str] = set()
-        """Sessions whose answers are sums: each counts once."""
+        """Sessions whose answers are sums: each counts once, and is packed by the form that is asked for."""
         self._signer = SigningKey.passing()
         self._partners: Mapping[str, str] = {}
 
@@ -57,12 +58,15 @@ class SecureClient:
         """Whether updates of the session leave under masks only."""
         return self._thresholds.get(session, 0) > 0
 
-    def masked(self, update: Update) -> MaskedUpdate:
-        """Return the update under the masks of its round. SiloFailed where there are none, or they are used up."""
+    def masked(self, update: Update, received: Vector) -> MaskedUpdate:
+        """Return the answer to what was received under the masks of its round. SiloFailed where there are none, or they
+        are used up."""
         member = self._member(update.session, update.server_round)
         beside = np.array([update.loss, update.num_steps * STEP], np.float32)
-        vector = np.concatenate([update.vector, beside])
-        ring = member.masked(vector, 1 if update.session in self._added_up else update.num_examples)
+        if update.session in self._added_up:
+            ring = member.masked_sums(form_of(received), update.vector.astype(np.int64), beside)
+        else:
+            ring = member.masked(np.concatenate([update.vector, beside]), update.num_examples)
         return MaskedUpdate(self.silo, update.session, update.server_round, ring, update.seconds)
 
     def masked_moments(self, moments: ColumnMoments, session: str, server_round: int) -> Artifact:

@@ -187,9 +187,10 @@ class Silo:
             code,
         ).unpacked(vector)
 
-    def leaving(self, update: Update) -> Update | MaskedUpdate:
-        """Return an answer of `fit` as it may leave the silo: under masks, in a session of secure aggregation."""
-        return self.secure.masked(update) if update.session in self.secure_sessions else update
+    def leaving(self, update: Update, received: Vector) -> Update | MaskedUpdate:
+        """Return the answer of `fit` to what was received as it may leave the silo: under masks, in a session of secure
+        aggregation."""
+        return self.secure.masked(update, received) if update.session in self.secure_sessions else update
 
     def evaluate(self, session: str, models: Mapping[str, Vector]) -> dict[str, Metrics]:
         """Return each model's errors on the silo's training and held-out rows, as sums of few digits; see `Scoring`

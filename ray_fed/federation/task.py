@@ -24,6 +24,10 @@ Counting = Callable[..., tuple[int, np.ndarray]]
 """(samples, care, *what was given with the question) -> (rows counted, counts int64 [n]); see `Task.countings`."""
 
 
+FOLDERS = ("state_folder", "ledger_folder", "log_folder", "personal_folder")
+"""Of a silo's specification, on its own disk."""
+
+
 @dataclass(frozen=True)
 class SiloSpec:
     """Everything needed to put a silo somewhere and let it open its own data there."""
@@ -49,6 +53,8 @@ class SiloSpec:
     no ledger."""
     log_folder: str = ""
     """Folder on the silo's own disk for its log, where it has none for a ledger; empty: among temporary files."""
+    personal_folder: str = ""
+    """Folder on the silo's own disk for what of the final model is its own alone; empty: it is not kept."""
     possession: str = ""
     """What `Task.possession` gave for a test set's source where it is asked for, if it is there, too: who shows that it
     has the same rows may see them."""
@@ -58,7 +64,7 @@ class SiloSpec:
 
     def at_home(self) -> "SiloSpec":
         """Return the spec with `~` in its folders as the home of the account that this process runs under."""
-        folders = {name: getattr(self, name) for name in ("state_folder", "ledger_folder", "log_folder")}
+        folders = {name: getattr(self, name) for name in FOLDERS}
         return replace(self, **{name: str(at_home(folder)) if folder else "" for name, folder in folders.items()})
 
 
@@ -233,7 +239,7 @@ class Task(ABC):
         """Return the most rows that a silo which told so many can count in one round: its weight in the mean. An update
         that claims more is refused. Default: every row once in each pass that the round begins; under privacy the
         number that the plan says, as a silo's own is not told."""
-        steps = -(-plan.total_steps // plan.num_rounds)
+        steps = plan.most_steps
         if plan.private:
             return max(1, plan.private.num_examples * steps // plan.steps_per_epoch)
         return num_examples * -(-steps // plan.steps_per_epoch)

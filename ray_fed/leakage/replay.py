@@ -86,19 +86,14 @@ class RecordingSilo(Silo):
     def __init__(self, spec: SiloSpec, task: Task, recording: "Recording"):
         super().__init__(spec, task)
         self._recording = recording
-        self._sent = np.empty(0, np.float32)
 
-    def fit(self, session: str, server_round: int, vector: Vector) -> Update:
-        self._sent = vector
-        return super().fit(session, server_round, vector)
-
-    def leaving(self, update: Update) -> Update | MaskedUpdate:
-        update = self._recording.defended(self._sent, update)
+    def leaving(self, update: Update, received: Vector) -> Update | MaskedUpdate:
+        update = self._recording.defended(received, update)
         trainer = self.sessions[update.session]
         assert isinstance(trainer, LocalTrainer)
         rows = _rows_of_round(trainer, update.server_round)
-        self._recording.updates.append(RecordedUpdate(self._sent, update, rows))
-        return super().leaving(update)
+        self._recording.updates.append(RecordedUpdate(received, update, rows))
+        return super().leaving(update, received)
 
 
 @dataclass

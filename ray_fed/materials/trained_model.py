@@ -1,7 +1,7 @@
 """A trained property network as a file has it: arrays with the scalers of inputs and outputs, targets in its card."""
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,74 +12,18 @@ from ray_fed.learning.layout import Layout, bind
 from ray_fed.learning.models import mlp
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import portions
+from ray_fed.materials.card_entries import CRYSTAL_GRAPH, FOREST, PERSONAL, Arrays
 from ray_fed.materials.graphs.graph_rows import GraphRows
-from ray_fed.materials.graphs.graph_task import CrystalGraphTask, graph_network
+from ray_fed.materials.graphs.graph_task import graph_network
 from ray_fed.materials.graphs.neighbours import GRAPH_VERSION
-from ray_fed.materials.property_task import PropertyTask
+from ray_fed.materials.personal import FEDERATED
+from ray_fed.materials.personal_file import PersonalArrays, personal_values
 from ray_fed.materials.targets import Target, predicted_values
 from ray_fed.reporting.model_files import ModelCard
-from ray_fed.reporting.writing import Plain
 from ray_fed.trees.bins import as_float32
 from ray_fed.trees.forest import Forest, ForestPredictor
 from ray_fed.trees.settings import TreeSettings
 from ray_fed.trees.trainer import outputs_of
-
-SCALER = ("scaler.mean", "scaler.scale")
-TARGET_SCALER = ("target.mean", "target.scale")
-SAME = "identity"
-"""What a card calls the transform that does nothing."""
-FOREST = "boosted_trees"
-"""Type of a forest's architecture."""
-CRYSTAL_GRAPH = "crystal_graph"
-"""Type of a network on graphs."""
-Arrays = Mapping[str, np.ndarray]
-
-
-def scaler_arrays(task: PropertyTask, standardizer: Standardizer | None) -> dict[str, np.ndarray]:
-    """Return the scalers of features [num_features] and, if there is one, of regression targets [R], by their names; of
-    a forest, which has none, one that does nothing."""
-    if standardizer is None:
-        return dict(zip(SCALER, (np.zeros(task.num_features), np.ones(task.num_features)), strict=True))
-    parts = zip((SCALER, TARGET_SCALER), task.scalers(standardizer), strict=True)
-    arrays: dict[str, np.ndarray] = {}
-    for (mean, scale), scaler in parts:
-        arrays |= {} if scaler is None else {mean: scaler.mean, scale: scaler.scale}
-    return arrays
-
-
-def card_entries(task: PropertyTask) -> dict[str, Any]:
-    """Return what a card says of a task's targets, as arguments of ModelCard."""
-    targets = task.targets
-    told: list[dict[str, Plain]] = [
-        {"name": one.name, "unit": one.unit, "transform": one.transform, "classes": list(one.classes)}
-        for one in targets
-    ]
-    is_plain = len(targets) == 1 and not targets[0].classes and not task.standardise_target
-    transforms = ["classes" if one.classes else SAME if one.transform == "none" else one.transform for one in targets]
-    return {
-        "property": ", ".join(one.name for one in targets),
-        "unit": ", ".join("1" if one.classes else one.unit for one in targets),
-        "target_transform": ", ".join(transforms),
-        "targets": () if is_plain and targets[0].transform == "none" else tuple(told),
-        "target_tensors": TARGET_SCALER if task.standardise_target else (),
-    }
-
-
-def forest_entries(settings: TreeSettings) -> dict[str, Plain]:
-    """Return what a card says of a forest's form."""
-    return {"type": FOREST, "trees": settings.trees, "depth": settings.depth, "losses": list(settings.losses)}
-
-
-def network_entries(task: PropertyTask) -> dict[str, Plain]:
-    """Return what a card says of a network's form."""
-    if isinstance(task, CrystalGraphTask):
-        return {"type": CRYSTAL_GRAPH, **asdict(task.graph), "graphs": task.graph_version}
-    return {"type": "mlp", "hidden": list(task.hidden), "activation": "relu"}
-
-
-def tree_entries(settings: TreeSettings) -> dict[str, Plain]:
-    """Return what a card says of how a forest was grown."""
-    return {name: value for name, value in asdict(settings).items() if name not in ("trees", "depth", "losses")}
 
 
 def targets_of(card: ModelCard) -> tuple[Target, ...]:
@@ -106,9 +50,17 @@ def scalers_of(arrays: Arrays, card: ModelCard) -> tuple[Standardizer, Standardi
     return of_features, Standardizer(*(arrays[name] for name in card.target_tensors)) if card.target_tensors else None
 
 
-def predict(features: np.ndarray, arrays: Arrays, card: ModelCard) -> np.ndarray:
+def is_personal(card: ModelCard) -> bool:
+    """Whether a model is one silo's own mixture."""
+    return card.architecture.get("type") == PERSONAL
+
+
+def predict(features: Any, arrays: Arrays, card: ModelCard, formulas: Sequence[str] = ()) -> np.ndarray:
     """Return what a model says of raw features [rows, num_features]: [rows, W], numbers in the targets' units and
-    chances of classes, in the order of `targets_of`."""
+    chances of classes, in the order of `targets_of`. formulas: of each row, for a silo's personal model."""
+    if is_personal(card):
+        of_trees = partial(predicted_values, targets=targets_of(card), scaler=None)
+        return personal_values(features, formulas, PersonalArrays(arrays, card), predict, of_trees)
     outputs, of_targets = raw_outputs(features, arrays, card), scalers_of(arrays, card)[1]
     return predicted_values(outputs, targets_of(card), of_targets)
 
@@ -138,13 +90,12 @@ def is_forest(card: ModelCard) -> bool:
 
 def is_on_graphs(card: ModelCard) -> bool:
     """Whether a model takes the atoms of a crystal and their neighbours. DataError where this version has others."""
-    if card.architecture.get("type") != CRYSTAL_GRAPH:
+    form: Any = card.architecture[FEDERATED] if is_personal(card) else card.architecture
+    if form.get("type") != CRYSTAL_GRAPH:
         return False
-    if card.architecture.get("graphs") != GRAPH_VERSION:
+    if form.get("graphs") != GRAPH_VERSION:
         version = card.software.get("ray-fed", "of that time")
-        raise DataError(
-            f"model '{card.name}': its graphs are '{card.architecture.get('graphs')}'; install ray-fed {version}"
-        )
+        raise DataError(f"model '{card.name}': its graphs are '{form.get('graphs')}'; install ray-fed {version}")
     return True
 
 

@@ -32,9 +32,10 @@ from ray_fed.federation.messages import (
     SiloDescription,
     Update,
     Vector,
-    answer_size,
+    answer_form,
     is_count,
     is_unmarked,
+    masked_shape,
     scores_numbers,
     unmarked,
 )
@@ -129,11 +130,25 @@ def check_update(gate: Gate, update: Any, request: Request) -> Update:
         moved = distance(update.vector, received)
         reason = f"it moved by more than max_update_norm={policy.max_update_norm:g}"
         gate.require(moved <= policy.max_update_norm, "update", reason)
+    _check_bins(gate, update.vector, request)
     gate.require(not gate.row_matcher.repeats_rows(update.vector), "update", REPEATS_ROWS)
     return Update(
         gate.silo, request.session, request.server_round, update.vector, update.num_examples, update.num_steps,
         float(update.loss), _plain_seconds(update.seconds), _checked_code(gate, update, received),
     )  # fmt: skip
+
+
+def _check_bins(gate: Gate, sums: Vector, request: Request) -> None:
+    """Sums of trees in clear must have no bin, and no leaf, of fewer rows than their owner allows. Where the counts of
+    rows stand, the form says that was asked for, and a member of a forest answers no other form than its own."""
+    least, received = gate.policy.min_rows_per_bin, request.vector
+    if least == 1 or received is None or not request.sums or request.gets_masks:
+        return
+    form = answer_form(received, request.sums)
+    counts = np.zeros(1) if form is None else form.counts(sums)  # its length was checked before
+    remedy = "ask for it with --secure-aggregation yes or noise, or for fewer bins and less depth"
+    few = f"a bin or leaf has fewer than min_rows_per_bin={least} of this silo's rows; {remedy}"
+    gate.require(form is not None and not ((counts > 0) & (counts < least)).any(), "update", few)
 
 
 def _plain_seconds(seconds: float) -> float:
@@ -163,16 +178,17 @@ def digest_update(kind: str, update: Update) -> MessageDigest:
 def check_masked_update(gate: Gate, message: Any, request: Request) -> MaskedUpdate:
     _require_message(gate, "masked", message, MaskedUpdate)
     assert request.vector is not None
-    ring, shape = message.ring, (answer_size(request.vector, request.sums) + 3, 2)
-    fits = is_plain_array(ring, np.uint64, 2) and ring.shape == shape
-    gate.require(fits, "masked", f"it must hold uint64 {list(shape)}")
+    ring, (dtype, shape) = message.ring, masked_shape(request.vector, request.sums)
+    fits = is_plain_array(ring, dtype, len(shape)) and ring.shape == shape
+    gate.require(fits, "masked", f"it must hold {dtype.__name__} {list(shape)}")
     seconds = plain_number(gate, "masked", message.seconds, "seconds", MAX_SECONDS)
     gate.require(seconds >= 0, "masked", "seconds must not be negative")
     return MaskedUpdate(gate.silo, request.session, request.server_round, ring, _plain_seconds(seconds))
 
 
 def digest_masked_update(kind: str, message: MaskedUpdate) -> MessageDigest:
-    digest = hashlib.sha256(np.ascontiguousarray(message.ring, "<u8").reshape(-1).data).hexdigest()
+    order = message.ring.dtype.newbyteorder("<")
+    digest = hashlib.sha256(np.ascontiguousarray(message.ring, order).reshape(-1).data).hexdigest()
     return message_digest(kind, message, ("ring",), content=digest)
 
 

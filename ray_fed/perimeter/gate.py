@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from ray_fed.errors import PerimeterRefused
-from ray_fed.federation.messages import MaskedUpdate, Update, Vector, answer_size
+from ray_fed.federation.messages import MaskedUpdate, Update, Vector, answer_bytes
 from ray_fed.perimeter.ledger import MessageDigest, bytes_of
 from ray_fed.perimeter.policy import DECLARED, Policy
 
@@ -39,6 +39,8 @@ class Request:
     """Most rows that an update can claim to have seen, by those that the silo told; None: not known."""
     sums: int = 0
     """`TrainingPlan.sums` of the session."""
+    gets_masks: bool = False
+    """Whether the update leaves under masks, after it was checked."""
     models: tuple[str, ...] = ()
     """Names of the models it was sent to evaluate, or to search in."""
     per_source: bool = False
@@ -120,9 +122,9 @@ class Gate:
         if not condition:
             raise self.refusal(kind, reason)
 
-    def check_plan(self, session: str, num_rounds: int, num_bytes: int) -> None:
-        """Refuse a session whose updates alone would break the budget, before it begins."""
-        planned, left = num_rounds * num_bytes, self.policy.max_bytes_per_run - self.sent
+    def check_plan(self, session: str, num_rounds: int, planned: int) -> None:
+        """Refuse a session whose updates alone, so many bytes in all, would break the budget, before it begins."""
+        left = self.policy.max_bytes_per_run - self.sent
         reason = f"its {num_rounds} updates have {planned} bytes, {left} are left of max_bytes_per_run"
         self.require(planned <= left, f"session '{session}'", reason)  # the coordinator's own numbers
 
@@ -131,7 +133,7 @@ class Gate:
         if (request.session, request.server_round) != self._round:
             self._round, self._sent_in_round, self._received = (request.session, request.server_round), 0, 0
         if request.vector is not None:
-            answer = request.vector.itemsize * answer_size(request.vector, request.sums)
+            answer = answer_bytes(request.vector, request.sums)
             self._received = max(self._received, request.vector.nbytes, answer)
         in_round, in_run = self._sent_in_round + size, self.sent + size
         allowed, in_run_allowed = self._budget(), self.policy.max_bytes_per_run

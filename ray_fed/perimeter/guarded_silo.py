@@ -151,11 +151,11 @@ class GuardedSilo(EgressBoundary):
         request = Request("update", session, server_round, vector, most, sums=sums)
         if session not in self.insistence.masked:
             return self._release(doing, update, request)
-        inspected = self._check(doing, lambda: self.gate.inspect(update, request), request)
-        masked = self._run(doing, lambda: self.silo.secure.masked(inspected))
+        inspected = self._check(doing, lambda: self.gate.inspect(update, replace(request, gets_masks=True)), request)
+        masked = self._run(doing, lambda: self.silo.secure.masked(inspected, vector))
         return self._release(doing, masked, replace(request, kind="masked"))
 
-    def leaving(self, update: Update | MaskedUpdate) -> Update | MaskedUpdate:
+    def leaving(self, update: Update | MaskedUpdate, received: Vector) -> Update | MaskedUpdate:  # noqa: ARG002
         """Return what `fit` returned: it has left already."""
         return update
 
@@ -229,11 +229,12 @@ class GuardedSilo(EgressBoundary):
         return GradientObservation(silo.spec.name, num_examples, gradient.cpu().numpy())
 
     def _open_session(self, spec: SessionSpec) -> tuple[str, int, str]:
-        """Return what the silo answers, the bytes of one update, and the module of what trains."""
+        """Return what the silo answers, the bytes of all updates, and the module of what trains."""
         digest = self.silo.open_session(spec)
         trainer = self.silo.sessions.get(spec.session)
-        num_values = 0 if trainer is None else spec.plan.sums or trainer.layout.size
-        return digest, 4 * num_values, self._trainer_of(spec.session)
+        plan = spec.plan
+        trained = 0 if trainer is None else plan.num_rounds * trainer.layout.size
+        return digest, 4 * (plan.all_sums if plan.sums else trained), self._trainer_of(spec.session)
 
     def _trainer_of(self, session: str) -> str:
         """Return the module of the class that trains in a session; "" where nothing does."""

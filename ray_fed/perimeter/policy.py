@@ -74,6 +74,9 @@ class Policy:
     min_examples_per_update: int = 1
     """Fewest rows behind an update. The gradient of one row gives that row away (`ray-fed audit`); an exchange after
     every small batch needs 1."""
+    min_rows_per_bin: int = 1
+    """Fewest of this silo's rows in a bin, or a leaf, of boosted trees whose sums leave in clear; empty ones tell
+    nothing. Above 1 few trees fit without masks or noise, under which single silos' bins are not seen."""
     max_update_norm: float | None = None
     """Longest move of an update from the parameters it was trained from."""
     max_bytes_per_round: int | None = None
@@ -132,7 +135,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         for name in (
-            "min_examples", "min_examples_per_update", "max_bytes_per_run", "max_bytes_per_dataset",
+            "min_examples", "min_examples_per_update", "min_rows_per_bin", "max_bytes_per_run", "max_bytes_per_dataset",
             "max_description_bytes", "metric_bits", "metric_bits_of_numbers", "max_evaluations_per_run",
             "max_evaluations_per_dataset", "max_steps_per_round", "max_splits_per_dataset",
         ):  # fmt: skip

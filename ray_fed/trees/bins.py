@@ -6,7 +6,7 @@ holds a quarter of a bin's rows or it is a single value. Edges lie between cells
 row's value, and at least `min_rows_in_bin` rows stand behind a bin.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -59,20 +59,17 @@ class Cells:
 
     def children(self, counts: np.ndarray) -> "Cells":
         """Return the parts of all cells in which rows were counted; counts in the order of `starts`."""
-        starts, widths = self.starts()
-        parts = np.array([len(part) for part in starts])
-        low = np.concatenate(starts) if len(starts) else np.zeros(0, np.int64)
-        found = Cells(np.repeat(self.feature, parts), low, np.repeat(widths, parts), counts)
-        return found.taken(counts > 0)
+        return replace(self.parts(), count=counts).taken(counts > 0)
 
-    def starts(self) -> tuple[list[np.ndarray], np.ndarray]:
-        """Return the first keys of the parts of each cell, and the bits of its parts."""
+    def parts(self) -> "Cells":
+        """Return the parts of all cells, in order, not counted yet."""
         widths = np.where(self.bits == KEY_BITS, KEY_BITS - FIRST_BITS, self.bits - NEXT_BITS)
-        starts = [
-            low + (np.arange(1 << int(bits - width)) << int(width))
-            for low, bits, width in zip(self.low, self.bits, widths, strict=True)
-        ]
-        return starts, widths
+        numbers = 1 << (self.bits - widths)
+        first = np.cumsum(numbers) - numbers
+        bits = np.repeat(widths, numbers)
+        place = np.arange(len(bits)) - np.repeat(first, numbers)
+        low = np.repeat(self.low, numbers) + (place << bits)
+        return Cells(np.repeat(self.feature, numbers), low, bits, np.zeros(len(bits), np.int64))
 
     def num_parts(self) -> int:
         return int(np.where(self.bits == KEY_BITS, 1 << FIRST_BITS, 1 << NEXT_BITS).sum())
@@ -87,15 +84,13 @@ class Cells:
 def counted(sorted_keys: list[np.ndarray], cells: Cells) -> np.ndarray:
     """Return how many rows of one silo lie in each part of the cells, int64; keys of each feature ascending. Cells are
     in the order of their features."""
-    starts, widths = cells.starts()
-    counts = []
-    for feature in np.unique(cells.feature):
-        mine = np.flatnonzero(cells.feature == feature)
-        lows = np.concatenate([starts[cell] for cell in mine])
-        ends = lows + np.repeat(1 << widths[mine], [len(starts[cell]) for cell in mine])
-        below = np.searchsorted(sorted_keys[feature], np.concatenate([lows, ends]))
-        counts.append(below[len(lows) :] - below[: len(lows)])
-    return np.concatenate(counts) if counts else np.zeros(0, np.int64)
+    parts, counts = cells.parts(), [np.zeros(0, np.int64)]
+    ends = parts.low + (np.int64(1) << parts.bits)
+    for feature in np.unique(parts.feature).tolist():
+        mine = slice(*np.searchsorted(parts.feature, [feature, feature + 1]))
+        below = [np.searchsorted(sorted_keys[feature], keys[mine]) for keys in (parts.low, ends)]
+        counts.append(below[1] - below[0])
+    return np.concatenate(counts)
 
 
 def to_refine(cells: Cells, num_rows: np.ndarray, num_bins: int, min_rows: int) -> np.ndarray:

@@ -14,16 +14,29 @@ changes the number of rows behind a sum, and the iteration begins again: the sam
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache, partial
+from math import sqrt
 
 import numpy as np
 
+from ray_fed.privacy.secure_sum.packed import Part, SumForm
 from ray_fed.trees.bins import LARGEST, Cells, edges_of, to_refine
 from ray_fed.trees.forest import Forest, block_size, tree_block
 from ray_fed.trees.losses import of_classes, quantile_of, start_of, step_factors
-from ray_fed.trees.member import STOPPING_EXPONENT, SUM_DIGITS, features_of_tree
-from ray_fed.trees.numbers import EXACT, FRACTION_BITS, NUM_EXPONENTS, agreed_exponent, of_digits
+from ray_fed.trees.member import STOPPING_EXPONENT, features_of_tree
+from ray_fed.trees.numbers import EXACT, FRACTION_BITS, NUM_EXPONENTS, SUM_DIGITS, agreed_exponent, of_digits, of_planes
 from ray_fed.trees.quantiles import NUM_BUCKETS, quantiles
-from ray_fed.trees.question import CountedChild, Step, TreeQuestion, cells_as_numbers
+from ray_fed.trees.question import (
+    CountedChild,
+    Step,
+    TreeQuestion,
+    cells_as_numbers,
+    count_parts,
+    groups_of_leaves,
+    histogram_parts,
+    leaf_parts,
+    root_parts,
+    rows_part,
+)
 from ray_fed.trees.settings import TreeSettings
 
 START_ROUNDS = 3
@@ -32,8 +45,19 @@ MOST_COUNT_ROUNDS = 8
 NUMBERS_AT_ONCE = 1 << 14
 """Of histograms that are looked through together: more do not fit into a core's own memory."""
 LEAST_CURVATURE = 1e-12
-SPLIT_COLUMNS = 7
-NO_LONGS, NO_FLOATS = np.zeros(0, np.int64), np.zeros(0, np.float32)
+DEVIATIONS = 4.0
+"""What noise alone hardly ever exceeds, in standard deviations."""
+PARTS_TO_STAND_OUT = 4
+GROUPS_OF_COUNTS = 3
+"""Most groups of numbers in a counting round, among which its noise is divided (noise.py)."""
+LARGEST_STEP = 4.0
+"""Of a class's score in one tree with noise, in scales."""
+KEY_BITS = 20
+"""Of a place in a level: more than any tree has."""
+OUTPUT, LEVEL, PLACE, FEATURE, BIN, MISSING_LEFT, ASK, ROWS = range(8)
+"""Columns of a split: those of `TreeQuestion.splits`, and the rows of the child that is counted."""
+SPLIT_COLUMNS = 8
+NO_LONGS, NO_FLOATS, NO_DOUBLES = np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0)
 
 
 @dataclass(frozen=True)
@@ -57,11 +81,13 @@ class Growth:
     bins: np.ndarray = field(default_factory=NO_LONGS.copy)
     """[features, 2]: number of edges, whether values are missing."""
     splits: np.ndarray = field(default_factory=NO_LONGS.copy)
-    """[num_splits, 7] of the trees being grown: see `TreeQuestion.splits`."""
+    """[num_splits, 8] of the trees being grown: see `TreeQuestion.splits`, and the rows of the counted child."""
     nodes: np.ndarray = field(default_factory=NO_LONGS.copy)
-    """[num_nodes, 2]: output and place of the nodes of the level whose histograms are known."""
-    histograms: np.ndarray = field(default_factory=NO_LONGS.copy)
-    """[num_nodes, 2, bins]: residuals in levels, rows."""
+    """[num_nodes, 2]: output and place of the nodes of the level whose histograms are known, ascending."""
+    histograms: np.ndarray = field(default_factory=partial(np.zeros, 0))
+    """[num_nodes, 2, bins]: residuals in levels, rows; whole numbers."""
+    best: np.ndarray = field(default_factory=partial(np.zeros, 0))
+    """[num_nodes, 6]: their best splits."""
     values: np.ndarray = field(default_factory=NO_FLOATS.copy)
     """[outputs * leaves]: of the last iteration, in its own place in the next question."""
     losses: np.ndarray = field(default_factory=partial(np.zeros, 0))
@@ -105,17 +131,28 @@ class Growth:
         return replace(self, step=np.array([step, number, *self.step[2:]]), **changes)
 
 
+NOTHING_GROWN = {"splits": NO_LONGS, "nodes": NO_LONGS, "histograms": NO_DOUBLES, "best": NO_DOUBLES}
+"""Of a `Growth` between two trees."""
+
+
 @dataclass(frozen=True)
 class Grower:
     """Grows a forest by the settings: `question`, then `after` the silos' sums."""
 
     settings: TreeSettings
     num_features: int
+    noise: float = 0.0
+    """Standard deviation of the noise in a sum that one row moves by 1; 0: there is none."""
+
+    @property
+    def is_noised(self) -> bool:
+        """Numbers of rows may then come out below 0."""
+        return self.noise > 0
 
     def question(self, growth: Growth, whole: bool = False) -> TreeQuestion:
         """Return what is asked next; a whole question brings along what was asked before."""
-        answer = self.answer_size(growth)
-        base = TreeQuestion(growth.at, growth.number, growth.iteration, self._digits(growth), answer)
+        form = self.form(growth)
+        base = TreeQuestion(growth.at, growth.number, growth.iteration, self._digits(growth), form)
         if growth.at is Step.DONE:
             return base
         scales = growth.scales.astype(np.float32)
@@ -124,39 +161,66 @@ class Grower:
             return replace(base, cells=cells, start=growth.start, scales=scales)
         of_level = growth.splits[:, 1] == growth.number - 1 if len(growth.splits) else np.zeros(0, bool)
         splits = growth.splits if whole else growth.splits[of_level]
-        question = replace(base, scales=scales, splits=splits.astype(np.float32).ravel(), values=growth.values)
+        asked = splits[:, :ROWS].astype(np.float32).ravel() if len(splits) else NO_FLOATS
+        question = replace(base, scales=scales, splits=asked, values=growth.values)
         is_first = growth.at is Step.ROOT and growth.iteration == 0
         if not (whole or is_first):
             return question
         bins = growth.bins.astype(np.float32).ravel()
         return replace(question, is_whole=True, start=growth.start, edges=growth.edges, bins=bins, forest=growth.forest)
 
-    def answer_size(self, growth: Growth) -> int:
-        """Return how many values the answer to the next question has."""
-        outputs, rows = self.settings.outputs, SUM_DIGITS
+    def form(self, growth: Growth) -> SumForm:
+        """Return what the answers to the next question, added up, are made of."""
+        return SumForm.joined([rows_part(), *self._parts(growth)])
+
+    def _parts(self, growth: Growth) -> tuple[Part, ...]:
+        settings, outputs, rows = self.settings, self.settings.outputs, growth.rows
         if growth.at is Step.COUNT:
             of_start = [outputs * NUM_EXPONENTS, outputs * 2 * SUM_DIGITS, outputs * NUM_EXPONENTS, 0]
             missing = self.num_features if growth.number == 0 else 0
-            return rows + self._cells_to_count(growth).num_parts() + missing + of_start[min(growth.number, 3)]
+            return count_parts(self._cells_to_count(growth).num_parts(), missing + of_start[min(growth.number, 3)])
         if growth.at is Step.LEAF:
-            places, num_quantiles = self.settings.num_leaf_places, sum(map(bool, quantile_of(self.settings)))
-            return rows + outputs * (2 * places * SUM_DIGITS + NUM_EXPONENTS) + num_quantiles * places * NUM_BUCKETS
+            return leaf_parts(settings, rows, self.is_noised)
         if growth.at is Step.DONE:
-            return rows
-        size = 2 * self._digits(growth) * self._num_slots(growth)
+            return ()
+        slots, digits = self._num_slots(growth), self._digits(growth)
         if growth.at is Step.ROOT:
-            return rows + outputs * size + (2 * SUM_DIGITS if self.settings.patience else 0)
-        asked = (growth.splits[:, 1] == growth.number - 1) & (growth.splits[:, 6] != CountedChild.NEITHER)
-        return rows + int(asked.sum()) * size
+            kept = 2 * SUM_DIGITS if settings.patience else 0
+            return root_parts(settings, slots, digits, rows, kept, self.is_noised)
+        sizes = self._asked(growth)[:, ROWS].tolist()
+        return tuple(part for size in sizes for part in self._histogram_parts(slots, digits, size))
+
+    def _histogram_parts(self, num_slots: int, digits: int, rows: int) -> tuple[Part, ...]:
+        return histogram_parts(num_slots, digits, max(1, rows), self.settings.levels, self.is_noised)
+
+    @staticmethod
+    def _asked(growth: Growth) -> np.ndarray:
+        """Return the splits of which a child is asked for next."""
+        splits = growth.splits
+        return splits[(splits[:, LEVEL] == growth.number - 1) & (splits[:, ASK] != CountedChild.NEITHER)]
 
     def largest_answer(self) -> int:
         """Return more values than any answer of this forest has."""
         settings = self.settings
-        bins = self.num_features * (settings.bins + 1) * 4
         nodes = settings.outputs * max(1, min(settings.leaves, settings.num_leaf_places) // 2)
         cells = self.num_features * (settings.bins * 8 + 2) * 16 * 2
-        leaves = settings.outputs * (settings.num_leaf_places * (2 * SUM_DIGITS + NUM_BUCKETS) + 2 * NUM_EXPONENTS)
-        return max(bins * nodes, cells) + leaves + 4 * SUM_DIGITS
+        return max(self._most_slots() * nodes, cells) + self._most_of_leaves() + 4 * SUM_DIGITS
+
+    def all_answers(self) -> int:
+        """Return more values than all answers of this forest have together while no silo comes or goes."""
+        settings = self.settings
+        of_tree = settings.outputs * settings.leaves * self._most_slots() + self._most_of_leaves()
+        rows = self.most_rounds() * 4 * SUM_DIGITS
+        return settings.trees * of_tree + rows + MOST_COUNT_ROUNDS * self.largest_answer()
+
+    def _most_slots(self) -> int:
+        """Values of one histogram at most."""
+        chosen = max(1, round(self.settings.feature_fraction * self.num_features))
+        return chosen * (self.settings.bins + 1) * 3
+
+    def _most_of_leaves(self) -> int:
+        settings = self.settings
+        return settings.outputs * (settings.num_leaf_places * (2 * SUM_DIGITS + 1 + NUM_BUCKETS) + 2 * NUM_EXPONENTS)
 
     def most_rounds(self) -> int:
         """Return how many rounds a forest takes at most while no silo comes or goes."""
@@ -167,15 +231,15 @@ class Grower:
         rows, sums = int(of_digits(sums[:SUM_DIGITS])), sums[SUM_DIGITS:]
         if growth.at is Step.DONE:
             return growth
-        if growth.rows != rows and growth.at is not Step.ROOT:
-            if growth.at is Step.COUNT and growth.number == 0:
-                growth = replace(growth, step=np.array([*growth.step[:3], rows, 0]))
-            else:
+        if growth.rows != rows:
+            is_first = growth.at is Step.COUNT and growth.number == 0
+            fits = growth.at is Step.ROOT and rows < growth.rows  # the bounds of its sums are those of more rows
+            growth = replace(growth, step=np.array([*growth.step[:3], rows, 0]))
+            if not (is_first or fits):
                 return self._again(growth)
         if growth.at is Step.COUNT:
             return self._after_count(growth, sums)
         if growth.at is Step.ROOT:
-            growth = replace(growth, step=np.array([*growth.step[:3], rows, 0]))
             return self._after_root(growth, sums)
         return self._after_level(growth, sums) if growth.at is Step.LEVEL else self._after_leaf(growth, sums)
 
@@ -192,7 +256,7 @@ class Grower:
         """Begin the iteration, or the counting, once more: other silos than before were behind a sum."""
         if growth.at is Step.COUNT:
             return Growth.begin(self.num_features)
-        return growth.moved(Step.ROOT, 0, splits=NO_LONGS, nodes=NO_LONGS, histograms=NO_LONGS)
+        return growth.moved(Step.ROOT, 0, **NOTHING_GROWN)
 
     def _digits(self, growth: Growth) -> int:
         """Return how many digits a sum in a histogram needs."""
@@ -205,14 +269,21 @@ class Grower:
         return cells if growth.number == 0 else cells.taken(self._is_large(growth, cells))
 
     def _is_large(self, growth: Growth, cells: Cells) -> np.ndarray:
-        present = growth.rows - growth.missing
-        return to_refine(cells, present, self.settings.bins, self.settings.min_rows_in_bin)
+        present = np.maximum(growth.rows - growth.missing, 0)
+        # With noise a cell must have enough rows for its parts to stand out.
+        fewest = max(self.settings.min_rows_in_bin, int(PARTS_TO_STAND_OUT * self._least_count(self.num_features)))
+        return to_refine(cells, present, self.settings.bins, fewest)
+
+    def _least_count(self, num_features: int) -> float:
+        """Return how large a count of rows in cells of so many features must be to be no noise alone."""
+        return DEVIATIONS * self.noise * sqrt(GROUPS_OF_COUNTS * num_features)
 
     def _after_count(self, growth: Growth, sums: np.ndarray) -> Growth:
         asked, number = self._cells_to_count(growth), growth.number
         counts, rest = np.split(sums, [asked.num_parts()])
         missing, rest = np.split(rest, [self.num_features]) if number == 0 else (growth.missing, rest)
         growth = self._with_start(replace(growth, missing=missing), rest)
+        counts = np.where(counts < self._least_count(len(np.unique(asked.feature))), 0, counts)
         cells = Cells(*growth.cells)
         large = np.ones(len(cells.low), bool) if number == 0 else self._is_large(growth, cells)
         cells = cells.taken(~large).merged(asked.children(counts))
@@ -224,7 +295,7 @@ class Grower:
     def _with_start(self, growth: Growth, answer: np.ndarray) -> Growth:
         settings = self.settings
         if growth.number in (0, 2):
-            return replace(growth, scales=self._scales_of(answer))
+            return replace(growth, scales=self._scales_of(answer, GROUPS_OF_COUNTS))
         if growth.number > 2:
             return growth
         numbers = of_digits(answer.reshape(settings.outputs, 2, SUM_DIGITS))
@@ -232,9 +303,12 @@ class Grower:
         units = 2.0 ** (scales - FRACTION_BITS)
         return replace(growth, start=start_of(numbers[:, 1] * units / np.maximum(1, numbers[:, 0]), settings))
 
-    def _scales_of(self, sizes: np.ndarray) -> np.ndarray:
+    def _scales_of(self, sizes: np.ndarray, num_groups: int) -> np.ndarray:
+        """num_groups: of the answer, among which its noise is divided."""
         counts = sizes.reshape(self.settings.outputs, NUM_EXPONENTS)
-        return np.array([agreed_exponent(each, self.settings.min_rows_in_bin) for each in counts])
+        deviation = self.noise * sqrt(num_groups * self.settings.outputs)
+        fewest = self.settings.min_rows_in_bin + DEVIATIONS * deviation * np.sqrt(np.arange(NUM_EXPONENTS, 0, -1))
+        return np.array([agreed_exponent(each, fewest) for each in counts])
 
     def _with_edges(self, growth: Growth, cells: Cells) -> Growth:
         settings = self.settings
@@ -260,46 +334,57 @@ class Grower:
             if is_late or growth.iteration == self.settings.trees:
                 growth.step[4] = 1
                 return growth.moved(Step.DONE, 0, values=NO_FLOATS)
-        size = self._num_slots(growth)
-        histograms = of_digits(sums.reshape(self.settings.outputs, 2, size, self._digits(growth)))
         nodes = np.stack([np.arange(self.settings.outputs), np.zeros(self.settings.outputs, np.int64)], 1)
         growth = replace(growth, splits=np.zeros((0, SPLIT_COLUMNS), np.int64), values=NO_FLOATS)
-        return self._split(growth, 0, nodes, histograms)
+        histograms = self._histograms(growth, sums)
+        return self._split(growth, 0, nodes, histograms, self._best_splits(growth, histograms))
+
+    def _histograms(self, growth: Growth, sums: np.ndarray) -> np.ndarray:
+        """Return whole numbers in digits as float64 [nodes, 2, slots], which holds them exactly."""
+        planes = sums.reshape(-1, self._digits(growth) + 1, self._num_slots(growth))
+        found = np.empty((len(planes), 2, planes.shape[2]))
+        found[:, 0] = of_planes(planes[:, :-1])
+        found[:, 1] = planes[:, -1]
+        return found
 
     def _after_level(self, growth: Growth, sums: np.ndarray) -> Growth:
         """Both children of each split from the smaller one's histogram and the parent's."""
-        size = self._num_slots(growth)
-        found = of_digits(sums.reshape(-1, 2, size, self._digits(growth)))
-        splits = growth.splits[
-            (growth.splits[:, 1] == growth.number - 1) & (growth.splits[:, 6] != CountedChild.NEITHER)
-        ]
-        known = {(output, place): number for number, (output, place) in enumerate(growth.nodes.tolist())}
-        parents = [known.pop((output, place)) for output, place in splits[:, [0, 2]].tolist()]
-        is_right = (splits[:, 6] == CountedChild.RIGHT).astype(np.int64)
-        histograms = np.stack([found, growth.histograms[parents] - found], 1).reshape(-1, 2, size)
-        asked = 2 * splits[:, 2] + is_right
-        nodes = np.stack([np.repeat(splits[:, 0], 2), np.stack([asked, asked ^ 1], 1).ravel()], 1)
-        waiting = list(known.values())  # an open node is at the left below itself
-        nodes = np.concatenate([nodes, growth.nodes[waiting] * [1, 2]])
-        return self._split(growth, growth.number, nodes, np.concatenate([histograms, growth.histograms[waiting]]))
+        found, splits = self._histograms(growth, sums), self._asked(growth)
+        parents = np.searchsorted(_keys(growth.nodes), _keys(splits[:, [OUTPUT, PLACE]]))
+        is_waiting = np.ones(len(growth.nodes), bool)
+        is_waiting[parents] = False
+        asked = 2 * splits[:, PLACE] + (splits[:, ASK] == CountedChild.RIGHT)
+        # An open node is at the left below itself.
+        nodes = np.concatenate([
+            np.stack([splits[:, OUTPUT], asked], 1), np.stack([splits[:, OUTPUT], asked ^ 1], 1),
+            growth.nodes[is_waiting] * [1, 2],
+        ])  # fmt: skip
+        order, first, last = np.argsort(_keys(nodes)), len(splits), 2 * len(splits)
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        histograms, best = np.empty((len(nodes), *found.shape[1:])), np.empty((len(nodes), 6))
+        others = growth.histograms[parents]
+        others -= found
+        histograms[place[:first]], histograms[place[first:last]] = found, others
+        histograms[place[last:]], best[place[last:]] = growth.histograms[is_waiting], growth.best[is_waiting]
+        best[place[:first]], best[place[first:last]] = (self._best_splits(growth, each) for each in (found, others))
+        return self._split(growth, growth.number, nodes[order], histograms, best)
 
-    def _split(self, growth: Growth, level: int, nodes: np.ndarray, histograms: np.ndarray) -> Growth:
+    def _split(self, growth: Growth, level: int, nodes: np.ndarray, histograms: np.ndarray, best: np.ndarray) -> Growth:
         """Split the open nodes that gain most; ask for the next level, or for leaves where nothing more is to be split.
 
         So many at a level that those still allowed are dealt over the levels still to come: what is left waits, and
-        competes with its betters' children, as in growth leaf by leaf.
+        competes with its betters' children, as in growth leaf by leaf. Nodes come in the order of output and place.
         """
-        order = np.lexsort((nodes[:, 1], nodes[:, 0]))
-        nodes, histograms = nodes[order], histograms[order]
-        best, room = self._best_splits(growth, histograms), self._room(growth)
+        room = self._room(growth)
         is_last = level + 1 == self.settings.depth
         paced = [-(-most // (self.settings.depth - level)) for most in room]
         chosen = _chosen(nodes[:, 0], best[:, 0], paced)
         table = self._table(nodes, level, best, chosen, room, is_last)
-        if not (is_last or (table[:, 6] != CountedChild.NEITHER).any()):  # no later level would ask for anything
+        if not (is_last or (table[:, ASK] != CountedChild.NEITHER).any()):  # no later level would ask for anything
             chosen = _chosen(nodes[:, 0], best[:, 0], room)
             table = self._table(nodes, level, best, chosen, room, is_last)
-        asked = table[:, 6] != CountedChild.NEITHER
+        asked = table[:, ASK] != CountedChild.NEITHER
         waits = (best[:, 0] > 0) & asked.any()
         waits[chosen] = asked
         return growth.moved(
@@ -308,30 +393,28 @@ class Grower:
             splits=np.concatenate([growth.splits, table]),
             nodes=nodes[waits],
             histograms=histograms[waits],
+            best=best[waits],
         )
 
     def _room(self, growth: Growth) -> list[int]:
         """Return how many more splits the tree of each output may have."""
-        made = np.bincount(growth.splits[:, 0], minlength=self.settings.outputs)
-        return [self.settings.leaves - 1 - int(count) for count in made]
+        made = np.bincount(growth.splits[:, OUTPUT], minlength=self.settings.outputs)
+        return [self.settings.leaves - 1 - count for count in made.tolist()]
 
     def _table(
         self, nodes: np.ndarray, level: int, best: np.ndarray, chosen: np.ndarray, room: list[int], is_last: bool
     ) -> np.ndarray:
-        """Return the chosen splits as they are asked, int64 [splits, 7]."""
-        left = np.array(room) - np.bincount(nodes[chosen, 0], minlength=len(room))
-        rows = [
-            self._split_row(nodes[number], level, best[number], is_last or left[nodes[number, 0]] == 0)
-            for number in chosen
-        ]
-        return np.array(rows, np.int64).reshape(-1, SPLIT_COLUMNS)
-
-    def _split_row(self, node: np.ndarray, level: int, best: np.ndarray, is_last: bool) -> list[int]:
-        feature, bin_number, missing_left, left, right = (int(value) for value in best[1:])
-        ask = CountedChild.LEFT if left <= right else CountedChild.RIGHT
-        if is_last or max(left, right) < 2 * self.settings.min_rows:
-            ask = CountedChild.NEITHER
-        return [int(node[0]), level, int(node[1]), feature, bin_number, missing_left, ask]
+        """Return the chosen splits as they are asked, int64 [splits, 8]."""
+        outputs = nodes[chosen, 0]
+        table = np.empty((len(chosen), SPLIT_COLUMNS), np.int64)
+        table[:, OUTPUT], table[:, LEVEL], table[:, PLACE] = outputs, level, nodes[chosen, 1]
+        table[:, FEATURE:ASK] = best[chosen, 1:4]
+        left, right = best[chosen, 4], best[chosen, 5]
+        table[:, ASK] = np.where(left <= right, CountedChild.LEFT, CountedChild.RIGHT)
+        table[:, ROWS] = np.minimum(left, right)
+        is_full = np.array(room) == np.bincount(outputs, minlength=len(room))
+        table[is_last | is_full[outputs] | (np.maximum(left, right) < 2 * self.settings.min_rows), ASK] = 0
+        return table
 
     def _best_splits(self, growth: Growth, histograms: np.ndarray) -> np.ndarray:
         """Return per node gain, feature, bin, missing_left, rows to the left, to the right; float64 [nodes, 6]."""
@@ -344,14 +427,17 @@ class Grower:
 
     def _best(self, slots: "_Slots", histograms: np.ndarray) -> np.ndarray:
         """The gain is that of least squares: s_l^2 / (n_l + l2) + s_r^2 / (n_r + l2) - s^2 / (n + l2)."""
-        running = np.cumsum(histograms, axis=2)
-        before = np.concatenate([np.zeros_like(running[..., :1]), running], 2)[..., slots.offsets[:-1]]
-        total = running[..., slots.offsets[1] - 1]
-        left = running - before[..., slots.number]
+        # Of all slots, one feature after the other; what came before the feature is taken off again.
+        running = np.zeros((len(histograms), 2, histograms.shape[2] + 1))
+        np.cumsum(histograms, axis=2, out=running[..., 1:])
+        before = running.take(slots.offsets[:-1], axis=2)
+        total = running[..., slots.offsets[1]]
+        left = running[..., 1:]
+        left -= np.repeat(before, slots.sizes, axis=2)
         gains = self._gains(left, total)
         gains[:, slots.is_no_split] = -np.inf
-        without = left[..., slots.without] - histograms[..., slots.missing_of_without]
         if len(slots.without):
+            without = left[..., slots.without] - histograms[..., slots.missing_of_without]
             left, gains = np.concatenate([left, without], 2), np.concatenate([gains, self._gains(without, total)], 1)
         rows, best = np.arange(len(histograms)), gains.argmax(axis=1)
         slot = slots.slot_of_candidate[best]
@@ -359,18 +445,26 @@ class Grower:
         rest = total[:, 1] - counts
         missing_left = np.where(slots.has_missing[slot], best < slots.offsets[-1], counts >= rest)
         found = [gains[rows, best], slots.features[slots.number[slot]], slots.within[slot], missing_left, counts, rest]
-        return np.stack([np.asarray(each, np.float64) for each in found], 1)
+        return np.stack(found, 1)
 
     def _gains(self, left: np.ndarray, total: np.ndarray) -> np.ndarray:
         """Return gains [nodes, candidates]; minus infinity where a side has fewer than `min_rows`."""
         l2, fewest = self.settings.l2, self.settings.min_rows
-        whole = total.astype(np.float64)[..., None]
-        sums, rows = left[:, 0].astype(np.float64), left[:, 1].astype(np.float64)
-        sums_right, rows_right = whole[:, 0] - sums, whole[:, 1] - rows
-        fits = (rows >= fewest) & (rows_right >= fewest)
-        parent = whole[:, 0] ** 2 / (np.maximum(whole[:, 1], 1) + l2)
-        gains = sums * sums / np.maximum(rows + l2, 1) + sums_right * sums_right / np.maximum(rows_right + l2, 1)
-        return np.where(fits, gains - parent, -np.inf)
+        sums, rows = left[:, 0], left[:, 1]
+        rows_right = total[:, 1, None] - rows
+        unfit = np.minimum(rows, rows_right) < fewest
+        parent = total[:, 0] ** 2 / (np.maximum(total[:, 1], 1) + l2)
+        gains = sums * sums
+        gains /= np.maximum(rows + l2 if l2 else rows, 1)
+        sums_right = total[:, 0, None] - sums
+        sums_right *= sums_right
+        if l2:
+            rows_right += l2
+        sums_right /= np.maximum(rows_right, 1, out=rows_right)
+        gains += sums_right
+        gains -= parent[:, None]
+        gains[unfit] = -np.inf
+        return gains
 
     # ---- leaves
 
@@ -383,26 +477,35 @@ class Grower:
         is_done = iteration == settings.trees and not settings.patience
         step = np.array([Step.DONE if is_done else Step.ROOT, 0, iteration, growth.rows, 0])
         return replace(
-            growth, step=step, forest=np.concatenate([growth.forest, *blocks]), scales=self._scales_of(sizes),
-            splits=NO_LONGS, nodes=NO_LONGS, histograms=NO_LONGS, values=np.concatenate(values),
+            growth, step=step, forest=np.concatenate([growth.forest, *blocks]),
+            scales=self._scales_of(sizes, groups_of_leaves(settings)),
+            values=np.concatenate(values), **NOTHING_GROWN,
         )  # fmt: skip
 
     def _values(self, growth: Growth, answer: np.ndarray) -> list[np.ndarray]:
         """Return the values of each output's leaves, float32 [places]: the learning rate times a step."""
         settings, places, values = self.settings, self.settings.num_leaf_places, []
-        factors, shares = settings.learning_rate * step_factors(settings), quantile_of(settings)
-        for factor, share, scale in zip(factors, shares, growth.scales.tolist(), strict=True):
-            exact, answer = np.split(answer, [2 * places * SUM_DIGITS])
-            steps = self._newton(of_digits(exact.reshape(2, places, SUM_DIGITS)), scale)
+        factors, of_class = settings.learning_rate * step_factors(settings), of_classes(settings)
+        shares, scales = quantile_of(settings), growth.scales.tolist()
+        for factor, share, is_class, scale in zip(factors, shares, of_class, scales, strict=True):
+            planes, answer = np.split(answer.reshape(-1), [places * (SUM_DIGITS + 1)])
+            planes = planes.reshape(SUM_DIGITS + 1, places)
+            weights = planes[-1].astype(np.float64)
+            if is_class:
+                digits, answer = np.split(answer, [places * SUM_DIGITS])
+                weights = of_planes(digits.reshape(SUM_DIGITS, places)) * 2.0**-FRACTION_BITS
+            steps = self._newton(of_planes(planes[:-1]), weights, scale)
+            if self.is_noised:  # no mean of residuals exceeds the scale; a class takes few of them
+                steps = np.clip(steps, -(most := 2.0**scale * (LARGEST_STEP if is_class else 1)), most)
             if share:
                 counts, answer = np.split(answer, [places * NUM_BUCKETS])
                 steps = quantiles(counts.reshape(places, NUM_BUCKETS), share, scale)
             values.append((factor * steps).astype(np.float32))
         return values
 
-    def _newton(self, sums: np.ndarray, scale: int) -> np.ndarray:
+    def _newton(self, sums: np.ndarray, weights: np.ndarray, scale: int) -> np.ndarray:
         """Return residuals over weights, float64 [places]; 0 where no row is."""
-        total, weight = sums[0] * 2.0 ** (scale - FRACTION_BITS), sums[1] * 2.0**-FRACTION_BITS + self.settings.l2
+        total, weight = sums * 2.0 ** (scale - FRACTION_BITS), weights + self.settings.l2
         return np.where(weight > LEAST_CURVATURE, total / np.maximum(weight, LEAST_CURVATURE), 0.0)
 
     def _block(self, growth: Growth, output: int, values: np.ndarray) -> np.ndarray:
@@ -427,6 +530,11 @@ def _chosen(outputs: np.ndarray, gains: np.ndarray, most: list[int]) -> np.ndarr
             left[outputs[number]] -= 1
             chosen.append(number)
     return np.sort(np.array(chosen, np.int64))
+
+
+def _keys(nodes: np.ndarray) -> np.ndarray:
+    """Return one number of output and place of each node, in their order."""
+    return (nodes[:, 0] << KEY_BITS) | nodes[:, 1]
 
 
 def _as_array(cells: Cells) -> np.ndarray:
@@ -462,6 +570,11 @@ class _Slots:
         return cls(
             features, offsets, number, within, has_missing, is_no_split, np.flatnonzero(has_missing & ~is_missing)
         )
+
+    @cached_property
+    def sizes(self) -> np.ndarray:
+        """Slots of each feature."""
+        return np.diff(self.offsets)
 
     @cached_property
     def missing_of_without(self) -> np.ndarray:

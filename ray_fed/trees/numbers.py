@@ -10,6 +10,8 @@ DIGIT_BITS = 20
 BASE = 1 << DIGIT_BITS
 EXACT = 1 << 24
 """Whole numbers below it are float32 values."""
+SUM_DIGITS = 3
+"""Digits of an exact sum: 60 bits and the sign."""
 NUM_EXPONENTS = 128
 LEAST_EXPONENT = -64
 FRACTION_BITS = 30
@@ -37,6 +39,16 @@ def of_digits(digits: np.ndarray) -> np.ndarray:
     return np.asarray(sum(places), np.int64)
 
 
+def planes_of(numbers: np.ndarray, count: int) -> np.ndarray:
+    """Return whole numbers [...] as digits, int64 [count, ...]: `digits_of`, place by place."""
+    return np.moveaxis(digits_of(numbers, count), -1, 0)
+
+
+def of_planes(planes: np.ndarray) -> np.ndarray:
+    """Return the whole numbers behind digits [..., count, n], or behind sums of digits, int64 [..., n]."""
+    return of_digits(np.moveaxis(planes, -2, -1))
+
+
 def exponents(values: np.ndarray) -> np.ndarray:
     """Return the smallest whole e with |value| <= 2^e, counted from `LEAST_EXPONENT`, within 0..NUM_EXPONENTS - 1."""
     fraction, exponent = np.frexp(np.abs(values))
@@ -45,8 +57,9 @@ def exponents(values: np.ndarray) -> np.ndarray:
     return np.clip(exponent - LEAST_EXPONENT, 0, NUM_EXPONENTS - 1)
 
 
-def agreed_exponent(counts: np.ndarray, fewest: int) -> int:
-    """Return the smallest e such that fewer than `fewest` values are larger than 2^e; `counts` as `exponents` has them.
+def agreed_exponent(counts: np.ndarray, fewest: int | np.ndarray) -> int:
+    """Return the smallest e such that fewer than `fewest` values are larger than 2^e; `counts` as `exponents` has them,
+    `fewest` for each of them or for all.
 
     So no scale tells the size of a single row's value."""
     beyond = counts[::-1].cumsum()[::-1]

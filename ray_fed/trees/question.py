@@ -1,19 +1,24 @@
 """What the coordinator asks the silos in a round, as one float32 vector that silos understand without having kept more
 than the current tree; a whole question has all that a silo needs which was started again.
 
-    answer length, number of parts, length of each part, parts
+    answer length, length of its form, form, number of parts, length of each part, parts
 
 All numbers are exact in float32: whole ones below 2^24, thresholds and values as the forest holds them. A silo's answer
-is as long as the first number says.
+is as long as the first number says; its form, three numbers for each `Part` of the sum, bounds what the sum can be.
 """
 
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from functools import lru_cache
 from itertools import accumulate, pairwise
 
 import numpy as np
 
+from ray_fed.privacy.secure_sum.packed import Part, SumForm, form_of
 from ray_fed.trees.bins import Cells
+from ray_fed.trees.numbers import DIGIT_BITS, NUM_EXPONENTS, SUM_DIGITS
+from ray_fed.trees.quantiles import NUM_BUCKETS
+from ray_fed.trees.settings import TreeSettings
 
 HALF_KEY = 16
 
@@ -56,8 +61,8 @@ class TreeQuestion:
     """Of the trees that are being grown, from 0."""
     digits: int
     """Digits of a sum in a histogram."""
-    answer: int
-    """Values of the answer."""
+    form: SumForm
+    """What the sum of the answers is made of."""
     is_whole: bool = False
     """Whether `forest`, and all splits of the current trees, are in it."""
     cells: np.ndarray = field(default_factory=_no_floats)
@@ -81,25 +86,82 @@ class TreeQuestion:
         """Return the question as it travels."""
         head = [self.step, self.number, self.iteration, self.digits, self.is_whole]
         parts = [np.array(head, np.float32), *(getattr(self, name) for name in PARTS)]
-        sizes = [self.answer, len(parts), *(len(part) for part in parts)]
+        form = self.form.numbers()
+        sizes = [self.form.num_values, len(form), *form, len(parts), *(len(part) for part in parts)]
         return np.concatenate([np.array(sizes, np.float32), *parts]).astype(np.float32)
 
     @classmethod
     def of(cls, vector: np.ndarray) -> "TreeQuestion":
         """Return the question behind a vector; ValueError for one that is none."""
-        count = len(PARTS) + 1
-        sizes = [int(size) for size in vector[2 : 2 + count].tolist()]
-        ends = list(accumulate(sizes, initial=2 + count))
-        if len(vector) < 2 + count or vector[1] != count or min(sizes) < 0 or ends[-1] != len(vector):
+        form, count, first = form_of(vector), len(PARTS) + 1, 3 + int(vector[1])
+        sizes = [int(size) for size in vector[first : first + count].tolist()]
+        ends = list(accumulate(sizes, initial=first + count))
+        if len(sizes) < count or vector[first - 1] != count or min(sizes) < 0 or ends[-1] != len(vector):
             raise ValueError("it is no question about trees")
         head, *parts = (vector[start:end] for start, end in pairwise(ends))
-        step, number, iteration, digits, is_whole = (int(value) for value in head)
+        step, number, iteration, digits, is_whole = (int(value) for value in head.tolist())
         named = dict(zip(PARTS, parts, strict=True))
-        return cls(Step(step), number, iteration, digits, int(vector[0]), bool(is_whole), **named)
+        return cls(Step(step), number, iteration, digits, form, bool(is_whole), **named)
 
     def split_table(self) -> np.ndarray:
         """Return the splits as whole numbers, int64 [num_splits, 7]."""
         return self.splits.reshape(-1, 7).astype(np.int64)
+
+
+# ---- what an answer is made of
+
+DIGIT = 2 + DIGIT_BITS + 10
+"""Bits of a digit in a sum of up to a thousand silos, with its sign."""
+
+
+def rows_part() -> Part:
+    """Each answer begins with the number of rows behind it, in digits."""
+    return Part(SUM_DIGITS, DIGIT)
+
+
+@lru_cache(maxsize=1024)
+def histogram_parts(num_slots: int, digits: int, rows: int, levels: int, is_noised: bool = False) -> tuple[Part, ...]:
+    """Return the parts of one node's histogram: residuals in levels, digit by digit, and rows; of `rows` rows at most.
+    With noise, rows may come out below 0, so they are numbers with a sign."""
+    bits = (rows * levels).bit_length() + 1 if digits == 1 else DIGIT
+    if is_noised:
+        return (Part(num_slots, DIGIT),) * (digits + 1)
+    return (*[Part(num_slots, DIGIT)] * (digits - 1), Part(num_slots, bits, max(1, rows.bit_length())))
+
+
+def count_parts(num_cells: int, num_others: int) -> tuple[Part, ...]:
+    """Return the parts of a counting round: rows in cells, and what the start of the forest depends on."""
+    return Part(num_cells, DIGIT), Part(num_others, DIGIT)
+
+
+@lru_cache(maxsize=64)
+def root_parts(
+    settings: TreeSettings, num_slots: int, digits: int, rows: int, num_kept: int, is_noised: bool = False
+) -> tuple[Part, ...]:
+    """Return the parts of the histograms of all rows, and of what is told of the rows to stop by."""
+    one = histogram_parts(num_slots, digits, rows, settings.levels, is_noised)
+    return (*one * settings.outputs, Part(num_kept, DIGIT))
+
+
+def groups_of_leaves(settings: TreeSettings) -> int:
+    """Return among how many groups of numbers the noise of the sums in leaves is divided."""
+    extra = sum(group.size for group in settings.groups if group.of_classes or group.kind == "quantile")
+    return 2 * settings.outputs + extra + 1
+
+
+@lru_cache(maxsize=64)
+def leaf_parts(settings: TreeSettings, rows: int, is_noised: bool = False) -> tuple[Part, ...]:
+    """Return the parts of the sums in the leaves: of each output the residuals in digits and the number of rows, of a
+    class the weights they are divided by, of a quantile the rows in each bucket; and the sizes of the residuals."""
+    parts, places, count_bits = [], settings.num_leaf_places, max(1, rows.bit_length())
+    for group in settings.groups:
+        one = [Part(places * (SUM_DIGITS - 1), DIGIT)]
+        one += [Part(places, DIGIT)] * 2 if is_noised else [Part(places, DIGIT, count_bits)]
+        one += [Part(places * SUM_DIGITS, DIGIT)] if group.of_classes else []
+        if group.kind == "quantile":
+            one += [Part(places * NUM_BUCKETS, *((DIGIT, 0) if is_noised else (0, count_bits)))]
+        parts += one * group.size
+    return (*parts, Part(settings.outputs * NUM_EXPONENTS, DIGIT))
 
 
 PARTS = tuple(each.name for each in fields(TreeQuestion) if each.default_factory is _no_floats)

@@ -76,6 +76,8 @@ class TreeSettings:
     """Share of the features that a tree may split on, chosen by the seed."""
     seed: int = 0
     """Of the choice of features, and of rows to stop by."""
+    loss: str = "squared"
+    """Of targets that are numbers: squared, or quantile:SHARE, which the share of the rows lies below."""
     losses: tuple[str, ...] = ("squared",)
     """What is learned of each target: squared, log (two classes), softmax:K (K classes), or quantile:Q."""
     patience: int = 0
@@ -100,6 +102,8 @@ class TreeSettings:
         require(size <= MOST_PLACES, f"trees={self.trees} of depth={self.depth} are {size} places, most {MOST_PLACES}")
         require(bool(self.losses), "losses=() must name one loss for each target")
         self.groups  # noqa: B018  (says what is wrong with a loss)
+        of_number = Group.of(self.loss, 0).kind in ("squared", "quantile")
+        require(of_number, f"loss={self.loss!r} must be squared or quantile:SHARE; that of classes comes from them")
 
     @cached_property
     def groups(self) -> tuple["Group", ...]:

@@ -82,15 +82,31 @@ def test_a_number_and_two_kinds_of_classes_are_learned_by_one_forest(tmp_path, c
     assert (predicted["predicted_is_stable"] == true["is_stable"]).mean() > 0.7
 
 
+def test_quantiles_of_a_number_are_learned_and_predicted(tmp_path, crystals):
+    options, below = ["--data", str(crystals), "--target", "energy", "--unit", "eV/atom", "--baselines", "no"], {}
+    for share in (0.1, 0.9):
+        out = tmp_path / f"q{share}"
+        train(out, *options, "--tree-options", f"loss=quantile:{share},trees=25,depth=2,learning_rate=0.3,min_rows=10")
+        assert load_model(out / "models" / "federated")[1].architecture["losses"] == [f"quantile:{share}"]
+        assert main(["predict", str(out), str(crystals), "--out", str(tmp_path / "predicted.csv")]) == 0
+        below[share] = (
+            pd.read_csv(crystals)["energy"] < pd.read_csv(tmp_path / "predicted.csv")["predicted_energy"]
+        ).mean()
+    assert below[0.1] < 0.3 < 0.7 < below[0.9]
+
+
 @pytest.mark.parametrize(
     ("option", "message"),
     [
         ({"strategy": "median"}, "strategy=median"),
         ({"fraction_fit": 0.5}, "fraction_fit=0.5"),
         ({"compression": "int8"}, "compression=int8"),
-        ({"dp_noise_multiplier": 1.0, "baselines": False}, "differential privacy"),
+        ({"dp_noise_multiplier": 1.0, "baselines": False, "tree_options": ("patience=3",)}, "rows to stop by"),
+        ({"dp_noise_multiplier": 1.0, "baselines": False, "dp_clip": 2.0}, "dp_clip=2.0"),
         ({"tree_options": ("treees=3",)}, "treees"),
         ({"tree_options": ("losses=log",)}, "losses"),
+        ({"tree_options": ("loss=log",)}, "squared or quantile"),
+        ({"tree_options": ("loss=quantile:2",)}, "quantile:SHARE"),
         ({"model": "mlp", "tree_options": ("trees=3",)}, "need model=boosted_trees"),
     ],
 )

@@ -4,6 +4,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from pipelines import Training, federate
@@ -15,14 +17,20 @@ from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.messages import Died, Guard, Raised, Update, answer_size
 from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.rounds.machine import RoundRules
+from ray_fed.federation.silo import Silo
 from ray_fed.federation.strategies.boosting import BoostedTrees
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.privacy.compression import Compression, decode_whole, encode_whole, rebuilt
+from ray_fed.privacy.secure_sum.masks import add_mask
+from ray_fed.privacy.secure_sum.packed import PackedSum, Part, SumForm, form_of
 from ray_fed.randomness import generator
-from ray_fed.trees.growth import Grower
+from ray_fed.trees.growth import Grower, Growth
 from ray_fed.trees.member import Member
+from ray_fed.trees.question import Step, TreeQuestion
 from ray_fed.trees.settings import TreeSettings
 from ray_fed.trees.together import grown
+from tests.boundaries import write_site
 
 SETTINGS = TreeSettings(trees=4, depth=3, leaves=6, bins=8, min_rows=5, learning_rate=0.3)
 COLUMNS, ROWS = 4, 150
@@ -105,6 +113,96 @@ def test_one_call_federates_trees():
 def test_sums_of_trees_come_under_masks_with_the_same_bits():
     records = list(coordinator(secure=2).run(job(secure_threshold=2)))
     assert models_of(records).tobytes() == pooled().tobytes()
+
+
+LOSSES = st.sampled_from([("squared",), ("log",), ("softmax:3",), ("squared", "log"), ("quantile:0.2", "quantile:0.8")])
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    losses=LOSSES, seed=st.integers(0, 2**20), cuts=st.lists(st.integers(1, 89), min_size=1, max_size=4, unique=True),
+    bins=st.integers(2, 9), levels=st.sampled_from([1, 64, 1024]), fraction=st.sampled_from([1.0, 0.6]),
+)  # fmt: skip
+def test_masked_silos_grow_the_bytes_of_the_pooled_forest(losses, seed, cuts, bins, levels, fraction):
+    """Numbers, classes and quantiles; missing values, missing labels; any number of silos, any rows in each."""
+    chosen = TreeSettings(
+        trees=2, depth=3, leaves=6, bins=bins, levels=levels, min_rows=5, losses=losses, feature_fraction=fraction,
+    )  # fmt: skip
+    x, y = drawn_rows(90, seed, losses)
+    alone = grown(Grower(chosen, x.shape[1]), [Member(x, y, chosen)])
+    parts = np.split(generator(seed, "order").permutation(len(x)), sorted(cuts))
+    members = [Member(x[part], y[part], chosen) for part in parts]
+    grower, growth, number = Grower(chosen, x.shape[1]), Growth.begin(x.shape[1]), 0
+    while growth.at is not Step.DONE:
+        vector = grower.question(growth).vector()
+        form, number = form_of(vector), number + 1
+        total = PackedSum(form, 0)
+        for member in members:  # each pair of neighbours shares a mask
+            one = PackedSum.of(form, member.answer(TreeQuestion.of(vector)), np.zeros((0, 2), np.uint64))
+            place = members.index(member)
+            add_mask(one, bytes([place]) + number.to_bytes(31, "little"), is_added=True)
+            add_mask(one, bytes([(place + 1) % len(members)]) + number.to_bytes(31, "little"), is_added=False)
+            total.add(one.content())
+        growth = grower.after(growth, total.values())
+    assert grower.forest(growth).vector.tobytes() == grower.forest(alone).vector.tobytes()
+
+
+def drawn_rows(rows: int, seed: int, losses: tuple[str, ...]):
+    random = generator(seed, "rows")
+    x = random.normal(size=(rows, 4))
+    x[random.random(x.shape) < 0.15] = np.nan
+    signal = np.nan_to_num(x[:, 0]) + 0.3 * random.normal(size=rows)
+    classes = {"log": [0.0], "softmax": [-0.4, 0.4]}
+    y = np.stack(
+        [np.digitize(signal, classes[kind]) if (kind := each.split(":")[0]) in classes else signal for each in losses],
+        1,
+    ).astype(float)
+    y[random.random(y.shape) < 0.05] = np.nan
+    return x, y
+
+
+def test_masked_sums_take_few_bytes():
+    """Random numbers of as many bytes as the bounds of the sum, not of 16; keys and shares come on top."""
+    plain, masked = list(coordinator().run(job())), list(coordinator(secure=2).run(job(secure_threshold=2)))
+    in_clear, under_masks = (sum(record.bytes_sent for record in records) for records in (plain, masked))
+    keys = 4_500 * 3 * len(masked)
+    assert under_masks < 1.2 * in_clear + keys
+
+
+def boundary_of(tmp_path, monkeypatch, policy: str):
+    monkeypatch.setenv("RAY_FED_SITE", str(tmp_path))
+    write_site(tmp_path, f"perimeter:\n  {policy}\n")
+    cohort = LocalCohort(SILOS, TASK, TEST)
+    cohort.silos = {
+        each.name: GuardedSilo(replace(each, ledger_folder=str(tmp_path)), lambda each=each: Silo(each, TASK))
+        for each in SILOS
+    }
+    return cohort
+
+
+def test_a_bin_of_fewer_rows_than_an_owner_allows_does_not_leave_in_clear(tmp_path, monkeypatch):
+    cohort = boundary_of(tmp_path, monkeypatch, "min_rows_per_bin: 4")
+    with pytest.raises(QuorumLost, match="min_rows_per_bin=4"):
+        list(coordinator(cohort).run(job()))
+    masked = list(coordinator(boundary_of(tmp_path, monkeypatch, "min_rows_per_bin: 4"), secure=2).run(
+        job(secure_threshold=2, name="masked")
+    ))  # fmt: skip
+    assert models_of(masked).tobytes() == pooled().tobytes()
+
+
+def test_what_an_owner_allows_leaves_and_what_the_coordinator_calls_the_counts_does_not_matter(tmp_path, monkeypatch):
+    records = list(coordinator(boundary_of(tmp_path, monkeypatch, "min_rows_per_bin: 1")).run(job()))
+    assert models_of(records).tobytes() == pooled().tobytes()
+    x, y = table()
+    member, grower = Member(x, y, SETTINGS), Grower(SETTINGS, COLUMNS)
+    growth = Growth.begin(COLUMNS)
+    while growth.at is not Step.ROOT:
+        growth = grower.after(growth, member.answer(grower.question(growth)))
+    question = grower.question(growth)
+    parts = [part for part in question.form.parts if not part.count_bits]
+    hidden = [Part(part.length, 24) for part in question.form.parts if part.count_bits for _ in range(2)]
+    with pytest.raises(ValueError, match="another form"):
+        member.answer(replace(question, form=SumForm((*parts, *hidden))))
 
 
 def test_codes_save_bytes_and_no_digit():

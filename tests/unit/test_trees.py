@@ -186,10 +186,10 @@ def test_questions_travel_whole():
         assert question.vector().dtype == np.float32
         assert TreeQuestion.of(question.vector()).vector().tobytes() == question.vector().tobytes()
         answer = member.answer(TreeQuestion.of(question.vector()))
-        assert len(answer) == question.answer <= grower.largest_answer()
+        assert len(answer) == question.form.num_values <= grower.largest_answer()
         assert np.array_equal(answer.astype(np.float32).astype(np.int64), answer), "float32 holds every sum"
         growth = grower.after(growth, answer)
-    with pytest.raises(ValueError, match="no question about trees"):
+    with pytest.raises(ValueError, match="no form"):
         TreeQuestion.of(np.ones(9, np.float32))
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from ray_fed.federation.messages import SiloDescription, Vector
 from ray_fed.federation.rounds.best_round import BestRound
+from ray_fed.federation.rounds.kept_back import KeptBack
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.strategies import FedAvg, LocalOnly, Models, State, Strategy
 from ray_fed.learning.trainer import TrainingPlan
@@ -58,6 +59,8 @@ class Job:
     """What training starts from, float32 [layout.size]; None: the weights that `model_seed` gives."""
     best_round: BestRound | None = None
     """Which round's models are the outcome, and when the run ends before its last round; None: the last one's."""
+    kept_back: KeptBack | None = None
+    """What silos are asked about rows kept back from training; the metric KEPT_BACK, for `best_round`."""
     evaluate_fn: "EvaluateFn | None" = field(default=None, compare=False)
     """Marks the global model in the coordinator's process, beside the silos: metrics `central.<name>`."""
     last_round: int | None = None
@@ -162,5 +165,5 @@ def local_job(job: Job, plans: Mapping[str, TrainingPlan], name: str) -> Job:
     return replace(
         job, name=name, silos=tuple(plans), plans=plans, strategy=LocalOnly(), rules=rules, max_norm=None,
         evaluate_silos=False, secure_threshold=0, account=None, last_round=None, kind="baseline", initial=None,
-        best_round=None, evaluate_fn=None,
+        best_round=None, kept_back=None, evaluate_fn=None,
     )  # fmt: skip

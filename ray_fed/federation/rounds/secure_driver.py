@@ -17,6 +17,7 @@ from ray_fed.errors import QuorumLost
 from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.federation.messages import (
     NO_VALUES,
+    NUM_BESIDE,
     Arrived,
     Artifact,
     MaskedUpdate,
@@ -25,7 +26,9 @@ from ray_fed.federation.messages import (
     SummedUpdate,
     Update,
     Vector,
+    answer_form,
     answer_size,
+    masked_shape,
 )
 from ray_fed.federation.rounds.driver import RoundDriver, now
 from ray_fed.federation.rounds.machine import Event, Refused, Submit
@@ -34,11 +37,10 @@ from ray_fed.federation.strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, 
 from ray_fed.metrics import TRAIN_LOSS
 from ray_fed.privacy.secure_sum.collector import SecureCollector
 from ray_fed.privacy.secure_sum.member import FEWEST, Keys, sealed_by
+from ray_fed.privacy.secure_sum.packed import SumForm
 from ray_fed.privacy.secure_sum.sealed import SealedShares
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 
-BESIDE = 2
-"""Numbers beside the vector: the loss, and the steps."""
 SUMS_ONLY = (FedAvg, FedProx, FedBN, FedAvgM, FedAdagrad, FedAdam, FedYogi)
 """Strategies that take nothing but the weighted mean of a round's updates."""
 
@@ -102,13 +104,16 @@ class SecureRoundDriver(RoundDriver):
         if submits and self.opened_in != server_round:
             self.opened_in = server_round
             chosen = [submit.silo for submit in submits]
-            self._exchange_keys(chosen, server_round, self._length(vectors[chosen[0]]))
+            sent = vectors[chosen[0]]
+            form = answer_form(sent, self.guard.sums)
+            self._exchange_keys(chosen, server_round, 0 if form else self._length(sent), form)
         super()._submit(submits, server_round, vectors)
 
-    def _exchange_keys(self, silos: Sequence[str], server_round: int, length: int) -> None:
+    def _exchange_keys(self, silos: Sequence[str], server_round: int, length: int, form: SumForm | None = None) -> None:
+        """Agree on the masks of a vector of some length, or of sums of a form."""
         said = self._query("secure_keys", dict.fromkeys(silos, ()), server_round)
         roster = self._roster(said, server_round)
-        self.collector = SecureCollector(self.session, server_round, length + BESIDE, roster, ())
+        self.collector = SecureCollector(self.session, server_round, length + NUM_BESIDE - 1, roster, (), form=form)
         self._require_enough(roster, "gave keys", server_round)
         told = as_bytes(
             {f"{part}.{silo}": value for silo, keys in roster.items() for part, value in vars(keys).items()}
@@ -223,19 +228,19 @@ class SecureRoundDriver(RoundDriver):
     def _checked(self, arrived: Arrived, server_round: int, vectors: Mapping[str, Vector]) -> Event:
         silo = arrived.silo
         if arrived.server_round == server_round:
-            reason = self._objection(silo, arrived.update, server_round, self._length(vectors[silo]))
+            reason = self._objection(silo, arrived.update, server_round, vectors[silo])
             if reason:
                 return Refused(silo, server_round, reason)
         return arrived
 
-    def _objection(self, silo: str, update: object, server_round: int, length: int) -> str:
+    def _objection(self, silo: str, update: object, server_round: int, sent: Vector) -> str:
         """Return why a masked update cannot be added; "" where it can. What it holds cannot be seen."""
         if type(update) is not MaskedUpdate:
             return "it came without masks"
         if (update.silo, update.session, update.server_round) != (silo, self.session, server_round):
             return "it answers another query"
-        ring = update.ring
-        fits = type(ring) is np.ndarray and ring.dtype == np.uint64 and ring.shape == (length + BESIDE + 1, 2)
+        ring, (dtype, shape) = update.ring, masked_shape(sent, self.guard.sums)
+        fits = type(ring) is np.ndarray and ring.dtype == dtype and ring.shape == shape
         if type(update.seconds) is not float or not 0 <= update.seconds < inf:
             return "its seconds are none"
         if not fits or self.collector is None or silo not in self.collector.partners:

@@ -10,12 +10,10 @@ from ray_fed.errors import UpdateRejected
 from ray_fed.federation.messages import SummedUpdate, Update, Vector
 from ray_fed.federation.strategies.base import Models, State
 from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.privacy.secure_sum.packed import UNIT_BITS
 from ray_fed.trees.growth import Grower, Growth
 from ray_fed.trees.question import Step
 from ray_fed.trees.settings import TreeSettings
-
-UNIT_BITS = 16
-"""An exact sum has whole numbers in units of 2^-16 (exact_sum.py)."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,9 @@ class BoostedTrees:
 
     settings: TreeSettings = field(default_factory=TreeSettings)
     num_features: int = 1
+    noise: float = 0.0
+    """Standard deviation of the noise in a sum of what one row moves by 1: the silos' multiplier, times the root of
+    their number. 0: the answers have none."""
     name: str = "federated"
     """Name of the model, first part of its metrics' names."""
     sums_only: bool = True
@@ -31,16 +32,19 @@ class BoostedTrees:
 
     @property
     def grower(self) -> Grower:
-        return Grower(self.settings, self.num_features)
+        return Grower(self.settings, self.num_features, self.noise)
 
     @property
     def num_rounds(self) -> int:
-        """Rounds after which a forest is whole, with room for iterations that silos came into or left."""
-        return self.grower.most_rounds() * 5 // 4 + 50
+        """Rounds after which a forest is whole, with room for iterations that silos came into or left; with noise, of
+        which each round costs some, without."""
+        most = self.grower.most_rounds()
+        return most if self.noise else most * 5 // 4 + 50
 
     def local_plan(self, plan: TrainingPlan, module: nn.Module) -> TrainingPlan:  # noqa: ARG002
         """Return the plan of silos that answer sums, up to the longest that this forest asks for."""
-        return replace(plan, sums=self.grower.largest_answer())
+        grower = self.grower
+        return replace(plan, sums=grower.largest_answer(), all_sums=grower.all_answers() * 5 // 4)
 
     def start(self, initial: Vector, silos: Sequence[str]) -> State:  # noqa: ARG002
         """Return the state before anything is counted."""
@@ -57,7 +61,7 @@ class BoostedTrees:
     def aggregate(self, state: State, updates: Iterable[Update]) -> State:
         """Return the state after the sum of the answers; UpdateRejected for one of another length."""
         growth, grower = Growth.of(state), self.grower
-        total = np.zeros(grower.answer_size(growth), np.int64)
+        total = np.zeros(grower.form(growth).num_values, np.int64)
         for update in updates:
             total += _whole_numbers(update, len(total))
         return grower.after(growth, total).state()

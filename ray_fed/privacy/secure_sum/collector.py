@@ -12,18 +12,19 @@ from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.privacy.secure_sum import ring, shamir
 from ray_fed.privacy.secure_sum.masks import add_mask, mask_key, public_key, shared_key
 from ray_fed.privacy.secure_sum.member import Keys, purpose
+from ray_fed.privacy.secure_sum.packed import PackedSum, SumForm
 from ray_fed.privacy.secure_sum.sealed import OF_MASK, OF_SEED, SealedShares
 from ray_fed.privacy.secure_sum.shamir import SHARE_BYTES
 
 
 @dataclass
 class SecureCollector:
-    """One round. Memory: one ring vector, 16 bytes per value, whatever the number of silos."""
+    """One round. Memory: one ring vector, 16 bytes per value (8 of a packed sum), whatever the number of silos."""
 
     session: str
     server_round: int
     num_values: int
-    """Length of the vector that is summed."""
+    """Length of the vector that is summed; of a packed sum, of what is beside its numbers."""
     roster: Mapping[str, Keys]
     """U_1: the public keys handed around."""
     partners: Sequence[str]
@@ -32,15 +33,21 @@ class SecureCollector:
     """Silo -> receiver -> the shares it dealt, as they travelled."""
     shown: dict[str, dict[str, bytes]] = field(default_factory=dict)
     """Silo -> receiver that could not open its shares -> both of them, as the silo showed them."""
+    form: SumForm | None = None
+    """Of a packed sum."""
     survivors: list[str] = field(default_factory=list)
     """U_3: the silos whose masked update is in the sum."""
 
     def __post_init__(self) -> None:
-        self.total = np.zeros((self.num_values + 1, ring.WORDS), np.uint64)
+        wide = np.zeros((self.num_values + 1, ring.WORDS), np.uint64)
+        self.total = wide if self.form is None else PackedSum(self.form, len(wide))
 
     def add(self, silo: str, masked: np.ndarray) -> None:
-        """Add a masked update, uint64 [num_values + 1, 2]."""
-        ring.add(self.total, masked)
+        """Add a masked update: uint64 [num_values + 1, 2], or the content of a packed sum, uint8."""
+        if isinstance(self.total, PackedSum):
+            self.total.add(masked)
+        else:
+            ring.add(self.total, masked)
         self.survivors.append(silo)
 
     @property
@@ -59,10 +66,14 @@ class SecureCollector:
             add_mask(self.total, mask_key(seed, purpose(self.session, self.server_round, "own")), is_added=False)
         for name in self.dropped:
             self._drop(name, self._secret(name, shares))
-        weight, overflow = (int(word) for word in self.total[-1])
+        total = self.total
+        wide = total.beside if isinstance(total, PackedSum) else total
+        weight, overflow = (int(word) for word in wide[-1])
         if overflow or not 0 < weight < 2**60:
             raise ValueError("the unmasked weight is no number of examples: a silo's mask does not fit its shares")
-        return ring.decoded(self.total[:-1], weight, len(self.survivors))
+        if isinstance(total, PackedSum):
+            return total.decoded(weight, len(self.survivors))
+        return ring.decoded(wide[:-1], weight, len(self.survivors))
 
     def _wanted(self, name: str) -> int:
         return OF_SEED if name in self.survivors else OF_MASK

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ray_fed.privacy.secure_sum import ring
+from ray_fed.privacy.secure_sum.packed import PackedSum
 
 KEY_BYTES = 32
 
@@ -32,9 +33,13 @@ def mask_key(seed: bytes, purpose: bytes) -> bytes:
     return HKDF(SHA256(), KEY_BYTES, salt=None, info=purpose).derive(seed)
 
 
-def add_mask(total: np.ndarray, key: bytes, is_added: bool) -> None:
-    """Add the mask of `key` to ring elements uint64 [count, 2], or take it away; in place, a chunk at a time."""
+def add_mask(total: np.ndarray | PackedSum, key: bytes, is_added: bool) -> None:
+    """Add the mask of `key` to ring elements uint64 [count, 2], or take it away; in place, a chunk at a time. Of a
+    packed sum the mask is as long as its content."""
     stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor()
+    if isinstance(total, PackedSum):
+        total.add(np.frombuffer(stream.update(bytes(total.num_bytes)), np.uint8), is_added)
+        return
     zeros = bytes(8 * ring.WORDS * ring.CHUNK)
     apply = ring.add if is_added else ring.subtract
     for start in range(0, len(total), ring.CHUNK):

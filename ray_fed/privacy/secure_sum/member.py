@@ -39,6 +39,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from ray_fed.errors import SiloFailed, Trouble
 from ray_fed.privacy.secure_sum import ring, shamir
 from ray_fed.privacy.secure_sum.masks import KEY_BYTES, add_mask, mask_key, public_key, shared_key
+from ray_fed.privacy.secure_sum.packed import PackedSum, SumForm
 from ray_fed.privacy.secure_sum.sealed import SealedShares
 from ray_fed.privacy.signing import SigningKey, is_signed
 
@@ -183,14 +184,24 @@ class SecureMember:
 
     def masked_ring(self, values: np.ndarray, weight: int) -> np.ndarray:
         """Return ring elements uint64 [count, 2] and, last, the weight, masked."""
+        total = np.concatenate([values, ring.whole(weight)])
+        self._mask_it(total)
+        return total
+
+    def masked_sums(self, form: SumForm, numbers: np.ndarray, beside: np.ndarray) -> np.ndarray:
+        """Return whole numbers, int64 [form.num_values], and what is beside them, float32, masked with a weight of 1:
+        uint8, as `PackedSum` has them. ValueError where a number does not fit its form."""
+        total = PackedSum.of(form, numbers, np.concatenate([ring.encoded(beside, 1), ring.whole(1)]))
+        self._mask_it(total)
+        return total.content()
+
+    def _mask_it(self, total: np.ndarray | PackedSum) -> None:
         self._require(len(self.inbox) > 1 and not self.has_masked, "it has no unused masks for this round")
         self.has_masked = True
-        total = np.concatenate([values, ring.whole(weight)])
         add_mask(total, mask_key(self._seed, self._purpose("own")), is_added=True)
         for name in self.inbox:
             if name != self.silo:
                 add_mask(total, shared_key(self._mask, self.roster[name].mask, self._purpose("pair")), self.silo < name)
-        return total
 
     def agree(self, survivors: Sequence[str]) -> bytes:
         """Return its signature of the names of who answered; it signs one list in a round."""
