@@ -45,7 +45,7 @@ def federation(
     every_state: bool = False,
 ) -> Iterator[Federation]:
     """Place all actors, one coordinator among them, and yield them; kill them afterwards. See `silo_actors`, and of
-    every_state `CoordinatorActor.run`."""
+    every_state `RemoteCoordinator`."""
     with (
         silo_actors(specs, task, test, answer_timeout, start) as silos,
         silos.coordinator(task, every_state, training) as coordinator,
@@ -132,7 +132,7 @@ class SiloActors:
     ) -> Iterator[RemoteCoordinator]:
         """Start a coordinator for the duration of a block. task: as the training to come sees it.
 
-        every_state: see `CoordinatorActor.run`. training: whose rows define the scaler; all silos' if not given.
+        every_state: see `RemoteCoordinator`. training: whose rows define the scaler; all silos' if not given.
         """
         if self._had_coordinator:
             self._restart_dead()

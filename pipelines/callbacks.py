@@ -13,10 +13,8 @@ class StopTraining(Exception):
 
 
 class Callback:
-    """Override what you want to see. A callback that raises ends the run as it stands; see `federate`.
-
-    On Ray the next round begins while the callbacks of the last one are at work.
-    """
+    """Override what you want to see; a callback that raises ends the run as it stands, see `federate`. The next round
+    waits for all callbacks."""
 
     def on_round_begin(self, server_round: int) -> None:
         """A round is about to begin, from 1."""

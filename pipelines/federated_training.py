@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -21,7 +21,7 @@ from pipelines.round_notes import FailureNotes
 from pipelines.training.recorded_jobs import recorded
 from pipelines.training.recorder import Watched
 from ray_fed.config import require
-from ray_fed.errors import CallbackFailed, DataError
+from ray_fed.errors import CallbackFailed, DataError, FedError
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.best_round import BestRound, Standing, without_choice
@@ -240,7 +240,8 @@ class _Training:
                 result = self._followed(recorded(coordinator, job, job.model_seed, run.checkpoint, recorder))
             except BaseException as error:
                 self._break_off(run, error)
-                recorder.collect(coordinator)
+                if isinstance(error, FedError):  # of any other, the coordinator may be in the middle of a round
+                    recorder.collect(coordinator)
                 raise
             for line in recorder.collect(coordinator):
                 recorder.progress.note(f"note: {line}")
@@ -255,11 +256,12 @@ class _Training:
         run.break_off(result, status, str(error) or type(error).__name__)
         error.add_note(f"what was done is in {run.directory.path}; the same call with resume=True goes on with it")
 
-    def _followed(self, stream: Iterator[RoundRecord]) -> Federated:
+    def _followed(self, stream: Generator[RoundRecord, None, None]) -> Federated:
         """Follow the rounds to their end, and tell the callbacks."""
         reason = ""
         try:
-            self._follow(stream)
+            with contextlib.closing(stream):
+                self._follow(stream)
         except StopTraining as stop:
             reason = str(stop)
         except CallbackFailed as error:
@@ -334,13 +336,14 @@ class _Training:
         return self.agreement
 
 
-def _told(records: Iterator[RoundRecord]) -> Iterator[RoundRecord]:
+def _told(records: Generator[RoundRecord, None, None]) -> Generator[RoundRecord, None, None]:
     """Pass the records of a run without a folder on, and say who failed and why, once per reason."""
     notes = FailureNotes()
-    for record in records:
-        for line in notes.lines(dict(record.failures), dict(record.unevaluated), record.pooled_over):
-            print(f"round {record.server_round}/{record.num_rounds}: {line}", file=sys.stderr)
-        yield record
+    with contextlib.closing(records):
+        for record in records:
+            for line in notes.lines(dict(record.failures), dict(record.unevaluated), record.pooled_over):
+                print(f"round {record.server_round}/{record.num_rounds}: {line}", file=sys.stderr)
+            yield record
 
 
 def _best_of(task: Task, early: EarlyStopping | None, select: str) -> BestRound | None:

@@ -1,7 +1,7 @@
 """Puts a federation into this process, onto Ray, or behind a hub that its sites dial, for the duration of a block."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -31,7 +31,7 @@ class CoordinatorLike(Protocol):
 
     def agree(self, secure_threshold: int = 0) -> Agreement: ...
 
-    def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]: ...
+    def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Generator[RoundRecord, None, None]: ...
 
     def count(self, question: str, given: tuple, silos: Sequence[str], secure_threshold: int = 0) -> CountedRows: ...
 

@@ -1,6 +1,7 @@
 """One job on a coordinator: from where a run's folder stands, with every record written down before the next counts."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from typing import Protocol
 
 from pipelines.launching import CoordinatorLike
@@ -18,11 +19,12 @@ class TrainingListener(Protocol):
 
 def recorded(
     coordinator: CoordinatorLike, job: Job, seed: int, checkpoint: Checkpoint, listener: TrainingListener
-) -> Iterator[RoundRecord]:
+) -> Generator[RoundRecord, None, None]:
     """Yield the records of a job from its last complete round on: each when the listener has heard of it, and it is
     the point to go on from."""
     listener.on_job_start(job, seed)
-    for record in coordinator.run(job, *checkpoint.start_of(job.name)):
-        listener.on_round_end(record, seed)
-        checkpoint.save(record)
-        yield record
+    with closing(coordinator.run(job, *checkpoint.start_of(job.name))) as records:
+        for record in records:
+            listener.on_round_end(record, seed)
+            checkpoint.save(record)
+            yield record

@@ -4,7 +4,7 @@ A plain class on a `Cohort`; it never holds a row. Everything it reports about a
 (`RoundRecord.metrics`) or a time (`RoundRecord.seconds`), never both in one field.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -15,7 +15,6 @@ from torch import nn
 
 from ray_fed.config import require
 from ray_fed.errors import CallbackFailed, ConfigError, QuorumLost
-from ray_fed.federation.asking_strategies import AskedStrategy, chosen
 from ray_fed.federation.cohort import Cohort, busy_seconds, check_agreement, now, said_by
 from ray_fed.federation.counted_rows import CountedRows, counted_together
 from ray_fed.federation.diversity import DIVERSITY, Diversity
@@ -32,7 +31,7 @@ from ray_fed.federation.messages import (
 from ray_fed.federation.rounds.asynchronous_driver import AsyncRoundDriver
 from ray_fed.federation.rounds.asynchronous_machine import AsyncRoundMachine
 from ray_fed.federation.rounds.best_round import Standing, without_choice
-from ray_fed.federation.rounds.driver import RoundDriver
+from ray_fed.federation.rounds.driver import AskedStrategy, RoundDriver, chosen
 from ray_fed.federation.rounds.job import CENTRAL, EPSILON, STATE_BYTES_PER_VALUE, Job, Observer, RoundRecord
 from ray_fed.federation.rounds.kept_back import KEPT_BACK, KEPT_ROUND, KeptBack, asked
 from ray_fed.federation.rounds.machine import RoundMachine
@@ -140,7 +139,7 @@ class Coordinator:
         told = self._observed(self.cohort.moments(silos))
         return self.task.standardizer(merge_moments(told[name] for name in sorted(told))), {}
 
-    def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]:
+    def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Generator[RoundRecord, None, None]:
         """Yield a record per round, from 0 to `job.num_rounds`.
 
         With `state`, that of a record of round `after_round`, the run goes on with the next round, and comes out bit
@@ -267,7 +266,7 @@ class Coordinator:
             if record.models is not None and standing and job.kept_back:
                 record = self._of_chosen(job, record, standing, driver)
             yield record
-            if record.models is not None:
+            if ends or (standing and standing.is_over):
                 return
         _require_end(job, state)
 
@@ -278,7 +277,7 @@ class Coordinator:
         is_first = server_round == 1 and len(plan.steps_of_round(1)) >= plan.steps_per_epoch
         if not is_first or is_no_mean or plan.sums or plan.private or len(job.silos) < 2:
             return None
-        return Diversity(vectors, Layout.of(self.task.model(job.model_seed), plan.buffers).num_parameters)
+        return Diversity(vectors, self.task.layout(self.task.model(job.model_seed), plan.buffers).num_parameters)
 
     def _of_chosen(self, job: Job, record: RoundRecord, standing: Standing, driver: RoundDriver) -> RoundRecord:
         """Return the last record with what is told of the models that were chosen, and of which round they are."""

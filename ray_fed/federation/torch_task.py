@@ -104,7 +104,7 @@ def _trainable(module: nn.Module) -> nn.Module:
     require(len(tensors) > 0, "network: it has no parameters, so there is nothing to train")
     tensors |= dict(module.named_buffers())
     for name, tensor in tensors.items():
-        lazy = isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+        lazy = nn.parameter.is_lazy(tensor)
         require(not lazy, f"network: {name} has no shape yet; let `network` run one batch through its lazy layers")
         is_real = tensor.is_floating_point() or tensor.is_complex()
         kind = str(tensor.dtype).removeprefix("torch.")
