@@ -469,7 +469,10 @@ class TrainConfig(UpdateOptions):
             "optimizer": "adam", "optimizer_state": "keep", "compression": "none", "proximal_mu": 0.0,
             "dp_noise_multiplier": None,
         }  # fmt: skip
-        return [f"{name}={getattr(self, name)}" for name, usual in base.items() if getattr(self, name) != usual]
+        against = [f"{name}={getattr(self, name)}" for name, usual in base.items() if getattr(self, name) != usual]
+        # Each silo begins from references of its own, where gradients at the common model say nothing.
+        from_references = self.model == "chgnet" and self.chgnet().references != "none"
+        return [*against, *(["model=chgnet with references"] if from_references else [])]
 
     def rules(self) -> "RoundRules":
         """Return the round rules; ConfigError where they make no sense."""
