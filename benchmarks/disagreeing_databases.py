@@ -68,7 +68,7 @@ def own_errors(record: RoundRecord) -> dict[str, float]:
     return {name: record.metrics[f"silo.{name}.mae"] for name in DATABASES}
 
 
-def of_model(setup: Setup, seed: int, kind: str, is_first: bool) -> Errors:
+def of_model(setup: Setup, seed: int, kind: str, is_first: bool, options: argparse.Namespace) -> Errors:
     """Return the errors of all methods that build on one kind of federated model, and of what is done alone."""
     found: Errors = {}
     members = FederationSpec(setup.members, setup.task, None, setup.training)
@@ -89,7 +89,7 @@ def of_model(setup: Setup, seed: int, kind: str, is_first: bool) -> Errors:
                 plans = {silo: replace(plan, keep_local=kept) for silo, plan in federated.plans.items()}
                 found[f"federated {name}"] = own_errors(last(coordinator, replace(federated, name=name, plans=plans)))
         metric = setup.task.metrics[0]
-        for method in METHODS:
+        for method in options.methods.split(","):
             chosen = replace(setup, config=replace(setup.config, personal=method))
             answers = ask_members(coordinator, chosen, DATABASES, seed, models, agreement.layout.size)
             if answers.silent:
@@ -111,9 +111,9 @@ def best_alone(
 def of_seed(seed: int, options: argparse.Namespace) -> Errors:
     with tempfile.TemporaryDirectory() as folder:
         path = federation(options.data, options.rows, seed, Path(folder))
-        network = of_model(setup_of(path, seed, options), seed, "network", is_first=True)
+        network = of_model(setup_of(path, seed, options), seed, "network", True, options)
         trees = setup_of(path, seed, options, model="boosted_trees", tree_options=(f"trees={options.trees}",))
-        return {**network, **of_model(trees, seed, "trees", is_first=False)}
+        return {**network, **of_model(trees, seed, "trees", False, options)}
 
 
 def printed(runs: list[Errors]) -> str:
@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--trees", type=int, default=300)
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--methods", default=",".join(METHODS), help="of --personal")
     parser.add_argument("--out", default=None, help="JSON file with every number, written seed by seed")
     options = parser.parse_args()
     runs = []

@@ -1,6 +1,6 @@
 """Federated boosted trees against pooled ones: accuracy, seconds, exchanges, bytes, and what histograms show of rows.
 
-python benchmarks/trees.py [--data mp_structures.parquet] [--trees 600] [--peers-only]
+python benchmarks/trees.py [--data mp_structures.parquet] [--trees 600]
 """
 
 import argparse
@@ -20,13 +20,13 @@ from pipelines.training.setup import Setup, jobs, resolve
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.rounds.job import RoundRecord
+from ray_fed.leakage.tree_sums import Exposure, exposures
 from ray_fed.materials.boosted_property_task import BoostedPropertyTask
 from ray_fed.privacy.compression import Compression
 from ray_fed.trees.bins import as_float32
 from ray_fed.trees.forest import Forest, ForestPredictor
 from ray_fed.trees.growth import Grower
-from ray_fed.trees.member import Member, features_of_tree
-from ray_fed.trees.question import Step, TreeQuestion
+from ray_fed.trees.member import Member
 from ray_fed.trees.settings import TreeSettings
 from ray_fed.trees.together import grown
 
@@ -118,36 +118,20 @@ def peers(rows: Rows, trees: int) -> dict[str, tuple[float, float]]:
     return found
 
 
-def rows_alone(rows: Rows, settings: TreeSettings, parts: list[np.ndarray], shown: int) -> tuple[float, float]:
-    """Return the share of the first part's rows that are alone in a bin of a histogram of the first `shown` trees: in
-    what this silo sends, and in the sum of all silos."""
-    members = [Member(rows.x[part], rows.y[part], settings) for part in parts]
-    grower, alone = Grower(replace(settings, trees=shown), rows.x.shape[1]), [set(), set()]
-
-    def look(question: TreeQuestion, _: list[np.ndarray]) -> None:
-        if question.step not in (Step.ROOT, Step.LEVEL):
-            return
-        bins = [_bins_of_rows(member, question) for member in members]
-        for number, counted in enumerate((bins[0], np.concatenate(bins))):
-            slots, counts = np.unique(counted[counted >= 0], return_counts=True)
-            single = np.isin(bins[0], slots[counts == 1])
-            alone[number] |= set(np.flatnonzero(single.any(axis=1)).tolist())
-
-    grown(grower, members, look)
-    return len(alone[0]) / len(parts[0]), len(alone[1]) / len(parts[0])
+def shown(rows: Rows, settings: TreeSettings, parts: list[np.ndarray], trees: int) -> list[Exposure]:
+    """Return what the sums of the first trees show of the first part's rows: in its own sums, and in those of all."""
+    members = {str(number): Member(rows.x[part], rows.y[part], settings) for number, part in enumerate(parts)}
+    return exposures(members, Grower(replace(settings, trees=trees), rows.x.shape[1]))[:2]
 
 
-def _bins_of_rows(member: Member, question: TreeQuestion) -> np.ndarray:
-    """Return in which bins of the histograms asked for each row is, [rows, features]; -1: in none."""
-    chosen = features_of_tree(member.settings, question.iteration, member.features.shape[1])
-    codes = member._codes[:, chosen].astype(np.int64)
-    place, asked = np.zeros(member.num_rows, np.int64), np.ones(member.num_rows, bool)
-    if question.step is Step.LEVEL:
-        splits = question.split_table()
-        places = 2 * splits[:, 2] + (splits[:, 6] == 2)
-        place, asked = member.places[0], np.isin(member.places[0], places[splits[:, 6] > 0])
-    slots = (place[:, None] * len(chosen) + np.arange(len(chosen))) * 64 + codes
-    return np.where(asked[:, None], slots, -1)
+def masked_bytes(setup: Setup) -> float:
+    """Return the bytes of one silo, both ways, under masks, with keys and shares."""
+    names = tuple(spec.name for spec in setup.silos)
+    coordinator = Coordinator(LocalCohort(setup.silos, setup.task), setup.task, names)
+    described = dict(coordinator.agree(3).silos)
+    job = jobs(replace(setup, pooled=None), dict.fromkeys(setup.training, described[names[0]]), 0)[0]
+    job = replace(job, evaluate_every=10**9, evaluate_silos=False, kind="baseline", secure_threshold=3)
+    return sum(record.bytes_sent for record in coordinator.run(job)) / len(names)
 
 
 def main() -> None:
@@ -181,16 +165,21 @@ def main() -> None:
     plain = forests["four, by size"][2]
     sent, raw = (sum(record.bytes_sent for record in each) / 4e6 for each in (records, plain))
     print(f"\nexchanges: {records[-1].server_round}, {records[-1].server_round / options.trees:.2f} a tree")
-    print(f"bytes of a silo, both ways: {sent:.1f} MB coded, {raw:.1f} MB as float32, {4 * raw:.0f} MB masked")
+    masked = masked_bytes(setups["size"]) / 1e6
+    print(f"bytes of a silo, both ways: {sent:.1f} MB coded, {raw:.1f} MB as float32, {masked:.0f} MB masked")
     order = np.random.default_rng(0).permutation(len(rows.x))
     parts = np.split(order, [len(order) // 10, 3 * len(order) // 10, 6 * len(order) // 10])
-    print("\n| least rows in a leaf | trees | rows of silo-1 alone in a bin it sends | in a bin of the sum |")
-    print("|---:|---:|---:|---:|")
-    for least in (20, 100):
-        for shown in (1, 10):
-            settings = replace(settings_of(setups["size"]), min_rows=least)
-            own, total = rows_alone(rows, settings, parts, shown)
-            print(f"| {least} | {shown} | {own:.0%} | {total:.0%} |")
+    print(
+        "\n| bins | depth | least rows in a leaf | trees | seen in | alone in a bin | alone in a leaf | target within |"
+    )
+    print("|---:|---:|---:|---:|:--|---:|---:|---:|")
+    base = settings_of(setups["size"])
+    for bins, depth, least in ((63, 7, 20), (63, 7, 500), (8, 3, 500)):
+        settings = replace(base, bins=bins, depth=depth, min_rows=least)
+        for trees in (1, 10):
+            for each in shown(rows, settings, parts, trees):
+                numbers = f"{each.share_in_bins:.1%} | {each.share_in_leaves:.1%} | {each.error:.3g}"
+                print(f"| {bins} | {depth} | {least} | {trees} | {each.seen_in} | {numbers} |", flush=True)
 
 
 def _largest(setup: Setup) -> tuple[np.ndarray, np.ndarray]:

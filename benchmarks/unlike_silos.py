@@ -40,6 +40,8 @@ WAYS: dict[str, tuple[str, dict[str, object]]] = {
     "fed_yogi, Adam reset, cosine": ("fed_yogi", {**DECAYING, "optimizer_state": "reset"}),
 }
 """Row of the table -> strategy, and what it asks of the plan."""
+Opened = tuple[Setup, Coordinator, dict[str, int]]
+"""What is trained, who trains it, and the rows of each silo."""
 POOLED = "pooled, cosine"
 POOLED_TODAY = "pooled, constant rate"
 
@@ -77,7 +79,7 @@ def key_of(line: dict) -> tuple:
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def measured(given: argparse.Namespace, partition: str, done: set[tuple]) -> Iterator[dict]:
@@ -89,15 +91,15 @@ def measured(given: argparse.Namespace, partition: str, done: set[tuple]) -> Ite
         ]  # fmt: skip
         if not wanted:
             continue
-        setup, ours = opened(given, partition, seed)
+        there = opened(given, partition, seed)
         for way in (POOLED, POOLED_TODAY):
             if (partition, given.silos, way, 1, seed) not in done:
-                yield line_of(given, partition, way, 1, seed, ours, setup)
+                yield line_of(given, partition, way, 1, seed, there)
         for way, exchanges in wanted:
-            yield line_of(given, partition, way, exchanges, seed, ours, setup)
+            yield line_of(given, partition, way, exchanges, seed, there)
 
 
-def opened(given: argparse.Namespace, partition: str, seed: int) -> tuple[Setup, Coordinator]:
+def opened(given: argparse.Namespace, partition: str, seed: int) -> Opened:
     options: dict[str, object] = {
         "data": given.data, "target": (given.target,), "features": given.features, "rows": given.rows, "seed": seed,
         "silos": tuple(map(int, given.silos.split(","))), "partition": partition, "alpha": 0.1,
@@ -105,25 +107,22 @@ def opened(given: argparse.Namespace, partition: str, seed: int) -> tuple[Setup,
     }  # fmt: skip
     setup = resolve(options, (), "train")
     ours = Coordinator(LocalCohort(setup.members, setup.task, setup.test), setup.task, setup.training)
-    ours.agree()
-    return setup, ours
+    return setup, ours, {name: silo.num_examples for name, silo in ours.agree().silos.items()}
 
 
-def line_of(
-    given: argparse.Namespace, partition: str, way: str, exchanges: int, seed: int, ours: Coordinator, setup: Setup
-) -> dict:
+def line_of(given: argparse.Namespace, partition: str, way: str, exchanges: int, seed: int, there: Opened) -> dict:
     start = time.process_time()
-    records = list(ours.run(job_of(way, exchanges, seed, ours, setup)))
+    records = list(there[1].run(job_of(way, exchanges, seed, there)))
     name = "pooled" if way in (POOLED, POOLED_TODAY) else "federated"
     return {
         "partition": partition, "silos": given.silos, "way": way, "exchanges": exchanges, "seed": seed,
         "mae": records[-1].metrics[f"{name}.mae"], "diversity": records[1].metrics.get(DIVERSITY),
-        "bytes": sum(record.num_bytes for record in records), "seconds": round(time.process_time() - start, 1),
+        "bytes": sum(record.bytes_sent for record in records), "seconds": round(time.process_time() - start, 1),
     }  # fmt: skip
 
 
-def job_of(way: str, exchanges: int, seed: int, ours: Coordinator, setup: Setup) -> Job:
-    rows = {name: silo.num_examples for name, silo in ours.agreement.silos.items()}
+def job_of(way: str, exchanges: int, seed: int, there: Opened) -> Job:
+    setup, _, rows = there
     steps = ceil(sum(rows[name] for name in setup.training) / BATCH)
     strategy, changes = WAYS.get(way, ("fed_avg", TODAY if way == POOLED_TODAY else DECAYING))
     plan = replace(TrainingPlan(seed, EPOCHS, steps, exchanges), **changes)  # type: ignore[arg-type]

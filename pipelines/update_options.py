@@ -123,14 +123,14 @@ class UpdateOptions:
         return []
 
 
-def require_own_code(strategy: object, given: object, where: object) -> None:
+def require_own_code(named: object, given: object, where: object, option: str = "strategy") -> None:
     """ConfigError where a folder's configuration names code, MODULE:CLASS, and the user has not named it, too: such a
     folder may come from somebody else, and the code would be that of the current folder."""
-    names_code = isinstance(strategy, str) and ":" in strategy
-    named = f"{where}: strategy={strategy!r} is code that is not ray-fed's; if it is yours"
-    require(not names_code or strategy == given, f"{named}, say so: --strategy {strategy}")
-    other = f"{where}: strategy={strategy!r} is that of the run; --strategy {given} cannot change it"
-    require(given is None or strategy == given, other)
+    names_code = isinstance(named, str) and ":" in named
+    said = f"{where}: {option}={named!r} is code that is not ray-fed's; if it is yours"
+    require(not names_code or named == given, f"{said}, say so: --{option} {named}")
+    other = f"{where}: {option}={named!r} is that of the run; --{option} {given} cannot change it"
+    require(given is None or named == given, other)
 
 
 def privacy_statement(account: PrivacyAccount, epsilon: float, not_covered: str) -> dict[str, object]:

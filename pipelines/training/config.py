@@ -18,11 +18,12 @@ from ray_fed.materials.units import UNKNOWN_UNIT
 if TYPE_CHECKING:
     from ray_fed.federation.rounds.machine import RoundRules
     from ray_fed.materials.databases.source import Access
+    from ray_fed.materials.graphs.chgnet_network import ChgnetSettings
     from ray_fed.trees.settings import TreeSettings
 
 
-MODELS = ("mlp", "boosted_trees", "crystal_graph")
-GRAPH_MODELS = ("crystal_graph",)
+MODELS = ("mlp", "boosted_trees", "crystal_graph", "chgnet")
+GRAPH_MODELS = ("crystal_graph", "chgnet")
 """Models that need the places of atoms."""
 
 
@@ -148,10 +149,12 @@ class TrainConfig(UpdateOptions):
     model: str = "mlp"
     """mlp: a network on features; boosted_trees: gradient-boosted trees with the bits of pooled training on any
     partition, which take none of the options of a network (epochs to hidden) and no strategy; crystal_graph: a network
-    on the atoms and their neighbours, for data with structures."""
+    on the atoms and their neighbours, for data with structures; chgnet: a pretrained potential, fine-tuned (pip
+    install 'ray-fed[chgnet]'); MODULE:CLASS: a torch module of your own (CONTRIBUTING.md)."""
     model_options: tuple[str, ...] = ()
-    """Options of a network on graphs as NAME=VALUE: width=64,depth=3,hidden=128,descriptors=yes (whether --features go
-    in beside the graph)."""
+    """Options of the network as NAME=VALUE. crystal_graph: width=64,depth=3,hidden=128,descriptors=yes (whether
+    --features go in beside the graph). chgnet: train=head (or all: every layer), references=shared (own: energies of
+    elements stay in each silo; none). Of a network of your own its arguments."""
     tree_options: tuple[str, ...] = ()
     """Options of the trees as NAME=VALUE, e.g. trees=300,learning_rate=0.1,depth=6,leaves=31,bins=63,min_rows=20,l2=0,
     feature_fraction=0.5,patience=20,loss=quantile:0.9."""
@@ -361,13 +364,16 @@ class TrainConfig(UpdateOptions):
 
     def _check_model(self) -> None:
         """What a kind of model forbids beside it."""
-        if self.model not in MODELS:
+        if self.model not in MODELS and not self.has_own_network:
             raise unknown_name("model", self.model, MODELS)
         has_trees = self.model == "boosted_trees"
         require(has_trees or not self.tree_options, f"tree_options={self.tree_options} need model=boosted_trees")
-        has_options = self.model == "crystal_graph"
-        require(has_options or not self.model_options, f"model_options={self.model_options} need model=crystal_graph")
-        if self.model == "crystal_graph":
+        has_options = self.model in GRAPH_MODELS or self.has_own_network
+        require(has_options or not self.model_options, f"model_options={self.model_options} need a network on graphs")
+        require(
+            not (self.has_own_network and self.personal_bias), f"personal_bias: {self.model} has none that is known"
+        )
+        if self.is_on_graphs:
             self._check_graphs()
         if has_trees:
             self._check_trees()
@@ -375,7 +381,12 @@ class TrainConfig(UpdateOptions):
     def _check_graphs(self) -> None:
         from ray_fed.materials.graphs.crystal_graph_network import graph_settings
 
-        graph_settings(self.model_options)
+        if self.model == "crystal_graph":
+            graph_settings(self.model_options)
+        if self.model == "chgnet":
+            bias = "chgnet has energies of elements that stay in each silo: model_options references=own"
+            require(not self.personal_bias, f"personal_bias: {bias}")
+            self.chgnet()
         embedded = "the embedded data have no atoms' places; give --data with structures"
         require(self.data != "embedded" or self.federation is not None, f"model={self.model}: {embedded}")
         clipped = "gradients of single crystals are not clipped; use --strategy dp_fed_avg, or model=mlp"
@@ -394,6 +405,26 @@ class TrainConfig(UpdateOptions):
         require(not (self.is_private and settings.patience), f"tree_options={self.tree_options}: {stops}")
         share = f"fraction_fit={self.fraction_fit}: the same silos must be in all sums of a tree"
         require(self.fraction_fit == 1, f"{share}; leave it out, or choose model=mlp")
+
+    @property
+    def has_own_network(self) -> bool:
+        """Whether the network is the user's code."""
+        return ":" in self.model
+
+    @property
+    def is_on_graphs(self) -> bool:
+        """Whether the network takes the places of atoms."""
+        if not self.has_own_network:
+            return self.model in GRAPH_MODELS
+        from ray_fed.materials.own_network import own_network, wants_graphs
+
+        return wants_graphs(own_network(self.model))
+
+    def chgnet(self) -> "ChgnetSettings":
+        """Return what of the potential is trained."""
+        from ray_fed.materials.graphs.chgnet_network import chgnet_settings
+
+        return chgnet_settings(self.model_options)
 
     def trees(self) -> "TreeSettings":
         """Return what the trees are to be; ConfigError names the option that is none, or the value that is wrong."""

@@ -102,7 +102,7 @@ def _go_on_with_folds(config: TrainConfig, directory: RunDirectory, command: Seq
 
     def run_fold(fold: int, place: Path) -> None:
         if (place / "config.yaml").is_file():
-            resume({"run_directory": str(place), "strategy": strategy}, ())
+            resume({"run_directory": str(place), "strategy": strategy, "model": config.model}, ())
         else:
             _run({**options, "fold": fold, "out": str(place)}, command, config.PIPELINE)
 
@@ -121,9 +121,10 @@ def resume(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
             return 0
         told = directory.read_config()
         if told.get("folds") and told.get("fold") is None:
+            require_own_code(told.get("model"), options.get("model"), directory.config_path, "model")
             config = CONFIGS[pipeline_of(told)](**options_of(told))  # type: ignore[arg-type]
             return _go_on_with_folds(config, directory, shlex.split(str(told["command"])), options["strategy"])
-        return _carry_out(_begun(directory, options["strategy"]))
+        return _carry_out(_begun(directory, options["strategy"], options.get("model")))
 
 
 def _is_complete(directory: RunDirectory) -> bool:
@@ -133,13 +134,14 @@ def _is_complete(directory: RunDirectory) -> bool:
     return isinstance(summary, dict) and summary.get("status") == "completed"
 
 
-def _begun(directory: RunDirectory, strategy: object) -> RunRequest:
-    """Read what a broken-off run was to do and how far it came; DataError when that cannot be made out. strategy: as
-    the user has named it again."""
+def _begun(directory: RunDirectory, strategy: object, model: object) -> RunRequest:
+    """Read what a broken-off run was to do and how far it came; DataError when that cannot be made out. strategy,
+    model: as the user has named them again."""
     try:
         config = directory.read_config()
         options = options_of(config)
         require_own_code(options.get("strategy"), strategy, directory.config_path)
+        require_own_code(options.get("model"), model, directory.config_path, "model")
         overrides = tuple(str(text) for text in config["set"])  # type: ignore[union-attr]
         checkpoint = Checkpoint(directory)
         is_resumed = checkpoint.load()
@@ -192,7 +194,7 @@ def _keeping(directory: RunDirectory) -> Iterator[None]:
 
 def _carry_out(request: RunRequest) -> int:
     outcome = _train(request)
-    for line in (*_missed(outcome.experiment), *_unlike(outcome.experiment)):
+    for line in _missed(outcome.experiment):
         print(f"note: {line}", file=sys.stderr)
     results_table(outcome.results)
     print()
@@ -242,7 +244,7 @@ def _train(request: RunRequest) -> TrainingOutcome:
                 experiment.train(coordinator)
                 if setup.config.share_model:
                     outcome.share_model(coordinator)
-                outcome.notice(recorder.collect(coordinator))
+                outcome.notice([*recorder.collect(coordinator), *_unlike(experiment)])
             except KeyboardInterrupt:
                 _broken_off(outcome, "interrupted", "")
                 raise
@@ -353,7 +355,7 @@ def _unlike(experiment: TrainingExperiment) -> list[str]:
     found = [record.metrics[DIVERSITY] for record in experiment.federated_records() if DIVERSITY in record.metrics]
     if not keeps or max(found, default=0.0) <= UNLIKE:
         return []
-    measured = f"the silos' rows are unlike: the diversity of their first moves is {max(found):.2f}, about 1.1 if alike"
+    measured = f"the silos' rows are unlike (diversity of first moves {max(found):.2f}, below {UNLIKE:g} if alike)"
     lost = f"with strategy={config.chosen_strategy()} and Adam's moments in each silo the model is worse by that"
     return [f"{measured}; {lost}; use --strategy scaffold_adam --decay cosine"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_type_hints
 
 from pipelines.hub import HubSection
-from pipelines.training.config import AUTO, CONFIGS, GRAPH_MODELS, FormationEnergyConfig, TrainConfig
+from pipelines.training.config import AUTO, CONFIGS, FormationEnergyConfig, TrainConfig
 from pipelines.training.federation_file import FederationFile, SiteEntry, read_federation
 from ray_fed.config import at_home, coerce, require
 from ray_fed.errors import DataError
@@ -26,6 +26,7 @@ from ray_fed.materials.databases.kinds import is_on_disk, whole_path
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Access, Source
 from ray_fed.materials.inference import Inferred, inferred
 from ray_fed.materials.kept_back import KeptBackErrors
+from ray_fed.materials.own_network import with_own_network
 from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
@@ -123,6 +124,9 @@ def _options_of(file: FederationFile, path: str) -> dict[str, object]:
     strategy = options.get("strategy", "")
     own = f"{path}: training: strategy={strategy!r} names code, which a federation file must not"
     require(":" not in strategy, f"{own}; if you trust that code, remove the line and give --strategy {strategy}")
+    model = options.get("model", "")
+    own = f"{path}: training: model={model!r} names code, which a federation file must not"
+    require(":" not in model, f"{own}; if you trust that code, remove the line and give --model {model}")
     return options
 
 
@@ -239,7 +243,19 @@ def _sites(config: TrainConfig, file: FederationFile) -> Setup:
 
 
 def _said_of_model(config: TrainConfig) -> tuple[str, ...]:
-    return (*_shown_by_sums(config), *_said_of_graphs(config))
+    return (*_shown_by_sums(config), *_said_of_graphs(config), *_said_of_pretraining(config))
+
+
+def _said_of_pretraining(config: TrainConfig) -> tuple[str, ...]:
+    """Say what the pretrained potential has seen, and what of it can be known."""
+    if config.model != "chgnet":
+        return ()
+    seen = "chgnet was trained on relaxations of the Materials Project: errors on crystals of it are too good"
+    own = "energies of elements stay in the silos: a common test set is predicted without them"
+    return (
+        f"{seen}; rows with its ids are counted below, of others it cannot be told whether it has seen them",
+        *([own] if config.chgnet().references == "own" else []),
+    )
 
 
 def _shown_by_sums(config: TrainConfig) -> tuple[str, ...]:
@@ -263,6 +279,8 @@ def _held(test: SiloSpec, task: PropertyTask) -> SiloSpec:
 
 def _invitation(config: TrainConfig, entry: SiteEntry, test_fraction: float) -> Invitation:
     """Return what a site is asked for: names and plain options."""
+    installed = "sites that their owners run train what is installed there (own_tasks in site.yaml)"
+    require(not config.has_own_network, f"silo '{entry.name}': model={config.model}: {installed}")
     options = {**asdict(property_options(config)), **({FILTERS: entry.filters} if entry.filters else {})}
     return Invitation("", entry.name, entry.dataset, "property", options, test_fraction, config.seed, entry.way)
 
@@ -311,7 +329,8 @@ def _condition(text: str) -> tuple[str, str]:
 
 
 def _task(config: TrainConfig) -> PropertyTask:
-    return property_options(config).task()
+    task = property_options(config).task()
+    return with_own_network(task, config.model, config.model_options) if config.has_own_network else task
 
 
 def property_options(config: TrainConfig) -> PropertyOptions:
@@ -321,14 +340,15 @@ def property_options(config: TrainConfig) -> PropertyOptions:
     return PropertyOptions(
         config.features, config.impute, config.hidden, tuple(map(canonical_target, config.target)), config.unit,
         tuple("none" if labels else name for name, labels in zip(transforms, classes, strict=True)), classes,
-        config.standardise_target and config.model != "boosted_trees", config.symmetry, _cell(config), config.model,
-        _tree_options(config), config.calibration, config.model_options, config.validation,
+        config.standardise_target and config.model != "boosted_trees", config.symmetry, _cell(config),
+        "mlp" if config.has_own_network else config.model, _tree_options(config), config.calibration,
+        () if config.has_own_network else config.model_options, config.validation,
     )  # fmt: skip
 
 
 def _cell(config: TrainConfig) -> Cell:
     """Return whose cells features are of: graphs are made of standardised ones."""
-    return "standard" if config.model in GRAPH_MODELS else config.cell
+    return "standard" if config.is_on_graphs else config.cell
 
 
 def _tree_options(config: TrainConfig) -> tuple[str, ...]:
@@ -396,7 +416,7 @@ def _with_strategy(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
 
 def _said_of_graphs(config: TrainConfig) -> tuple[str, ...]:
     given = "--cell given has no effect: crystal graphs are made of standardised primitive cells"
-    return (given,) if config.model in GRAPH_MODELS and config.cell == "given" else ()
+    return (given,) if config.is_on_graphs and config.cell == "given" else ()
 
 
 def _with_features(config: TrainConfig, has_structures: bool) -> tuple[TrainConfig, tuple[str, ...]]:
@@ -558,9 +578,16 @@ def _plan(config: TrainConfig, num_examples: int, seed: int) -> TrainingPlan:
     steps = ceil(num_examples / config.batch_size)
     return TrainingPlan(
         seed, config.epochs, steps, config.num_rounds(steps), config.learning_rate, config.optimizer,
-        config.optimizer_state, config.proximal_mu, output_bias(config) if config.personal_bias else (),
+        config.optimizer_state, config.proximal_mu, own_parameters(config),
         private=config.private_steps(), compression=config.make_compression(), decay=config.decay,
     )  # fmt: skip
+
+
+def own_parameters(config: TrainConfig) -> tuple[str, ...]:
+    """Return the names of parameters that each silo keeps for itself."""
+    if config.model == "chgnet" and config.chgnet().references == "own":
+        return ("reference",)
+    return output_bias(config) if config.personal_bias else ()
 
 
 def output_bias(config: TrainConfig) -> tuple[str, ...]:

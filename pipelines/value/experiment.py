@@ -10,7 +10,7 @@ from pipelines.launching import CoordinatorLike
 from pipelines.training.members import standard_error
 from pipelines.training.setup import Setup, jobs
 from pipelines.value.config import ValueConfig
-from pipelines.value.findings import Contribution, CurvePoint, Findings
+from pipelines.value.findings import CurvePoint, SiloContribution, ValueFindings
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.federation.messages import Metrics, Vector
 from ray_fed.federation.rounds.job import Job
@@ -37,7 +37,7 @@ class ValueStudy:
     coordinator: CoordinatorLike
     agreement: Agreement
 
-    def run(self) -> Findings:
+    def run(self) -> ValueFindings:
         """Train, ask, and return what was found."""
         silos = self.setup.training
         whole = self._trained(silos, "all") if self.config.contributions else {}
@@ -49,7 +49,7 @@ class ValueStudy:
             curves[silo], why = self._curve(silo, without[silo])
             silent |= {silo: why} if why else {}
         told = {silo: curve for silo, curve in curves.items() if silo not in silent}
-        found = Findings(self.metric, told, silent=silent)
+        found = ValueFindings(self.metric, told, silent=silent)
         if not self.config.contributions:
             return found
         left_out = {name.removeprefix(WITHOUT): vector for name, vector in whole.items() if name.startswith(WITHOUT)}
@@ -115,8 +115,8 @@ class ValueStudy:
     # ---- contributions
 
     def _with_contributions(
-        self, found: Findings, whole: Vector, without: Mapping[str, Vector], left_out: Mapping[str, Vector]
-    ) -> Findings:
+        self, found: ValueFindings, whole: Vector, without: Mapping[str, Vector], left_out: Mapping[str, Vector]
+    ) -> ValueFindings:
         """Mark the models on the unseen rows of all silos."""
         of_all = self._marked(whole)
         if of_all is None:
@@ -125,7 +125,7 @@ class ValueStudy:
         for silo in without:
             values = [self._marked(models[silo]) if silo in models else None for models in (without, left_out)]
             worse = [None if value is None else self._worse(value, of_all) for value in values]
-            contributions.append(Contribution(silo, self.agreement.silos[silo].num_examples, *worse))
+            contributions.append(SiloContribution(silo, self.agreement.silos[silo].num_examples, *worse))
         return replace(found, contributions=tuple(contributions), whole=of_all)
 
     def _worse(self, value: float, of_all: float) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from pipelines.value.findings import CurvePoint, Findings
+from pipelines.value.findings import CurvePoint, ValueFindings
 from ray_fed.reporting.figure_style import FEDERATED, LABEL_SIZE, LINE_COLOURS, TITLE_SIZE, as_label, dress, new_figure
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ ACROSS = 4
 """Panels in a row."""
 
 
-def curves_figure(found: Findings) -> "Figure | None":
+def curves_figure(found: ValueFindings) -> "Figure | None":
     """Draw a panel for each member: mean over draws, every draw a dot; None without any curve."""
     curves = {silo: points for silo, points in found.curves.items() if points}
     if not curves:

@@ -52,7 +52,7 @@ class CurvePoint:
 
 
 @dataclass(frozen=True)
-class Contribution:
+class SiloContribution:
     """What one silo contributes, in the metric's unit; more is better."""
 
     silo: str
@@ -64,12 +64,12 @@ class Contribution:
 
 
 @dataclass(frozen=True)
-class Findings:
+class ValueFindings:
     """All of it."""
 
     metric: Metric
     curves: Mapping[str, Sequence[CurvePoint]]
-    contributions: Sequence[Contribution] = ()
+    contributions: Sequence[SiloContribution] = ()
     whole: float | None = None
     """The metric of the model of all, on the unseen rows of all silos."""
     silent: Mapping[str, str] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from pipelines.training.setup import Setup, resolve
 from pipelines.value.config import ValueConfig
 from pipelines.value.experiment import ValueStudy
 from pipelines.value.figures import curves_figure
-from pipelines.value.findings import LIMITS_OF_CURVES, LIMITS_OF_SCORES, Findings
+from pipelines.value.findings import LIMITS_OF_CURVES, LIMITS_OF_SCORES, ValueFindings
 from ray_fed.config import at_home, require
 from ray_fed.reporting.figure_style import save_figure
 from ray_fed.reporting.report import Figure, Section, Table, write_report
@@ -59,7 +59,7 @@ def _resolved(options: Mapping[str, Any], overrides: Sequence[str]) -> Setup:
     return setup
 
 
-def _studied(config: ValueConfig, setup: Setup) -> Findings:
+def _studied(config: ValueConfig, setup: Setup) -> ValueFindings:
     print(f"opening {len(setup.training)} silos", file=sys.stderr)
     with launched(setup) as (coordinator, notices):
         agreement = coordinator.agree()
@@ -72,7 +72,7 @@ def _studied(config: ValueConfig, setup: Setup) -> Findings:
     return found
 
 
-def _write(directory: RunDirectory, setup: Setup, found: Findings, command: str, seconds: float) -> None:
+def _write(directory: RunDirectory, setup: Setup, found: ValueFindings, command: str, seconds: float) -> None:
     directory.write_environment()
     directory.write_metrics(setup.task.metrics)
     directory.write_csv("value.csv", found.curve_columns())
@@ -98,7 +98,7 @@ def _write(directory: RunDirectory, setup: Setup, found: Findings, command: str,
     directory.write_summary(summary)  # type: ignore[arg-type]
 
 
-def _print(found: Findings, directory: RunDirectory) -> None:
+def _print(found: ValueFindings, directory: RunDirectory) -> None:
     table = found.curve_table()
     print(aligned(table, right=range(1, len(table[0])), rule=True))
     for silo in found.curves:

@@ -73,7 +73,8 @@ class LocalRows:
     """A silo's own samples as it read them. Never leaves the process that made it.
 
     Arrays whose first axis counts samples, or, where the task's trainer knows what to do with them, any sequence with
-    one entry per sample (graphs of different sizes).
+    one entry per sample (graphs of different sizes); what is no array tells by `arrays()`, name -> real numbers, what
+    the gate must know again.
     """
 
     features: Any = field(repr=False)

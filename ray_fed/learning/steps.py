@@ -272,7 +272,8 @@ class FlatSgd:
     @torch.no_grad()
     def step(self) -> None:
         sgd(
-            [self.flat], [self.gradient], [None], fused=True, weight_decay=0.0, momentum=0.0, lr=self.learning_rate,
+            [self.flat], [self.gradient], [None], fused=True, weight_decay=0.0, momentum=0.0,
+            lr=self.learning_rate,
             dampening=0.0, nesterov=False, maximize=False,
         )  # fmt: skip
 

@@ -19,6 +19,10 @@ FOREST = "boosted_trees"
 """Type of a forest's architecture."""
 CRYSTAL_GRAPH = "crystal_graph"
 """Type of a network on graphs."""
+CHGNET = "chgnet"
+"""Type of a pretrained potential that was fine-tuned."""
+OWN = "own network"
+"""Type of a network that is a user's code."""
 PERSONAL = "personal"
 """Type of the architecture of a silo's personal model (personal_file.py)."""
 Arrays = Mapping[str, np.ndarray]
@@ -72,10 +76,15 @@ def forest_entries(settings: TreeSettings) -> dict[str, Plain]:
 
 
 def network_entries(task: Any) -> dict[str, Plain]:
-    """Return what a card says of a network's form: of one on graphs, which has settings of them, or of an MLP."""
-    graph = getattr(task, "graph", None)
-    if graph is not None:
-        return {"type": CRYSTAL_GRAPH, **asdict(graph), "graphs": task.graph_version}
+    """Return what a card says of a network's form: of one on graphs, which has settings of them, of a user's own, or of
+    an MLP."""
+    graphs = {"graphs": task.graph_version} if hasattr(task, "graph_version") else {}
+    for kind, settings in ((CRYSTAL_GRAPH, "graph"), (CHGNET, "chgnet")):
+        if hasattr(task, settings):
+            return {"type": kind, **asdict(getattr(task, settings)), **graphs}
+    if hasattr(task, "network_name"):
+        own = {"network": task.network_name, "options": dict(task.network_options), "source": task.source}
+        return {"type": OWN, **own, **graphs}
     return {"type": "mlp", "hidden": list(task.hidden), "activation": "relu"}
 
 

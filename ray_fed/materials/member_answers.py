@@ -65,7 +65,7 @@ def unseen_rows(silo: SiloLike) -> Rows:
 def member_scores(task: Any, found: Personal, judged: Rows, unseen: Rows) -> dict[str, Both]:
     """Return name of MEMBERS -> scores; without the last two for what is not one number."""
     said = {
-        PERSONAL: (found.joined.judged, _values(found.joined, unseen)),
+        PERSONAL: (found.chosen.judged, _values(found.chosen, unseen)),
         OWN: (found.own.judged, _values(found.own, unseen)),
         FEDERATED: (_values(found.federated, judged), _values(found.federated, unseen)),
     }
@@ -100,7 +100,7 @@ def kept(spec: SiloSpec, task: Any, found: Personal, plan: TrainingPlan, scores:
     metric = task.metrics[0]
     shown = {name: values.get(metric.name, np.nan) for name, values in metrics.items()}
     errors = ", ".join(f"{name} {value:.{metric.digits}f}" for name, value in shown.items())
-    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in found.joined.weights.items())
+    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in found.chosen.weights.items())
     said = [f"personal model: {weights}; {metric.name} on rows not used for it: {errors}"]
     if not spec.personal_folder:
         return [*said, "the personal model is not kept: no folder was given for it"]

@@ -9,7 +9,8 @@ models that build on both; all of it fitted, weighed and kept inside the silo.
     stacked     the same trees, with what the federation's model predicts as one more feature
 
 The weights are chosen on rows that no model was trained on, the silo's calibration rows; then the trees are grown again
-on these and the training rows. `own` is the same mixture without the federation: what joining has to beat.
+on these and the training rows. `own` is the same mixture without the federation: what joining has to beat, and what the
+silo uses where its calibration rows do not show that joining helps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -156,6 +157,13 @@ class Personal:
     own: Mixture
     """Without it."""
     federated: ByVector
+    joining_helps: bool = True
+    """Whether the rows that chose show it: by more than a standard error."""
+
+    @property
+    def chosen(self) -> Mixture:
+        """What the silo uses: where nothing shows that the federation helps, what it has without it."""
+        return self.joined if self.joining_helps else self.own
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,16 @@ class Workshop:
         finals: dict[str, MixturePart] = {}
         mixtures = [self._mixture({name: found[name] for name in names if name in found}, finals)
                     for names in (joined, alone)]  # fmt: skip
-        return Personal(*mixtures, federated=self._by(federated))
+        with_it, without = mixtures
+        return Personal(with_it, without, self._by(federated), self._is_better(with_it.judged, without.judged))
+
+    def _is_better(self, one: np.ndarray, other: np.ndarray) -> bool:
+        """Whether predictions of the calibration rows are better than others, beyond what their number can tell."""
+        if not self._is_one_number:
+            return self._judge(one) < self._judge(other)
+        targets = self.calibration.targets
+        better = np.abs(targets - other[:, 0]) - np.abs(targets - one[:, 0])
+        return bool(better.mean() > better.std() / np.sqrt(len(better)))
 
     def _mixture(self, found: Mapping[str, Found], finals: dict[str, MixturePart]) -> Mixture:
         said = [one.judged for one in found.values()]

@@ -56,7 +56,7 @@ def keep_personal(folder: str, silo: str, task: Any, found: Personal, about: Map
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     layout = Layout.of(task.model(0))
     arrays = scaler_arrays(task, found.federated.standardizer)
-    parts = {**found.joined.parts, FEDERATED: found.federated}
+    parts = {**found.chosen.parts, FEDERATED: found.federated}
     for name, part in parts.items():
         arrays |= _arrays(name, part, layout)
     save_model(place / silo, arrays, _card(silo, task, found, about))
@@ -79,7 +79,7 @@ def _arrays(name: str, part: Any, layout: Layout) -> dict[str, np.ndarray]:
 def _card(silo: str, task: Any, found: Personal, about: Mapping[str, Any]) -> ModelCard:
     features = task.featurizer()
     form = network_entries(task) if task.has_network else forest_entries(task.trees)
-    weights: dict[str, Plain] = dict(found.joined.weights)
+    weights: dict[str, Plain] = dict(found.chosen.weights)
     return ModelCard(
         name=silo, **card_entries(task),
         descriptor={

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from ray_fed.errors import DataError
 from ray_fed.learning.intervals import spread_of
@@ -25,12 +26,13 @@ from ray_fed.materials.databases.source import Source
 from ray_fed.materials.domain import flags, spread_flags
 from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
 from ray_fed.materials.graphs.graph_rows import GraphRows
-from ray_fed.materials.graphs.graph_task import with_graphs, with_sites
+from ray_fed.materials.graphs.graph_task import with_sites
 from ray_fed.materials.limits import ModelLimits, limits_of
 from ray_fed.materials.property_task import as_read
 from ray_fed.materials.row_counts import output_columns
 from ray_fed.materials.targets import Target, predicted_values, prediction_columns, values_by_target
 from ray_fed.materials.trained_model import (
+    graph_rows,
     is_forest,
     is_on_graphs,
     is_personal,
@@ -52,6 +54,8 @@ class Trained:
 
     arrays: Arrays
     card: ModelCard
+    network: type[nn.Module] | None = None
+    """The user's own network, of a model that is such a one."""
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -89,8 +93,8 @@ class Trained:
         it says, [rows, W]."""
         features = inputs.usable_graphs if self.is_on_graphs else inputs.usable_features
         if is_personal(self.card):
-            return predict(features, self.arrays, self.card, inputs.usable_formulas)
-        return raw_outputs(features, self.arrays, self.card)
+            return predict(features, self.arrays, self.card, inputs.usable_formulas, self.network)
+        return raw_outputs(features, self.arrays, self.card, self.network)
 
     def values(self, outputs: np.ndarray) -> np.ndarray:
         """Return what outputs say, [rows, W]."""
@@ -135,7 +139,7 @@ def inputs_of(frame: pd.DataFrame, model: Trained) -> Inputs:
     told = [given or found for given, found in zip(frame["reason"], reasons, strict=True)]
     if not model.is_on_graphs:
         return Inputs(frame, features, told)
-    graphs, told = with_graphs(features, told, frame[SITES].tolist(), cache_folder())
+    graphs, told = graph_rows(features, told, frame[SITES].tolist(), model.card, cache_folder())
     return Inputs(frame, features, told, graphs)
 
 

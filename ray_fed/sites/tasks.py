@@ -25,6 +25,8 @@ from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.materials.boosted_property_task import boosted
 from ray_fed.materials.databases.columns import canonical_target
 from ray_fed.materials.databases.source import Source
+from ray_fed.materials.graphs.chgnet_network import chgnet_settings
+from ray_fed.materials.graphs.chgnet_task import with_chgnet
 from ray_fed.materials.graphs.crystal_graph_network import graph_settings
 from ray_fed.materials.graphs.graph_task import on_graphs
 from ray_fed.materials.personal_file import FOLDER
@@ -52,7 +54,7 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,127}")
 """Of a run, a silo or a session: they become names of files."""
 MOST_WIDTH, MOST_LAYERS, MOST_WEIGHTS = 1 << 14, 64, 1 << 28
 """A larger network is a mistake, or meant to fill the site's memory."""
-MODELS = ("mlp", "boosted_trees", "crystal_graph")
+MODELS = ("mlp", "boosted_trees", "crystal_graph", "chgnet")
 CODE_SUFFIXES = (".py", ".so", ".pyd")
 
 Options = Mapping[str, Any]
@@ -239,9 +241,12 @@ class PropertyOptions:
     def _with_model(self, task: PropertyTask) -> PropertyTask:
         if self.model == "boosted_trees":
             return boosted(task, tree_settings(self.tree_options))
+        if self.model in ("crystal_graph", "chgnet"):
+            require(self.cell == "standard", f"{self.model}: graphs are made of standardised cells; cell must say so")
         if self.model == "crystal_graph":
-            require(self.cell == "standard", "crystal_graph: graphs are made of standardised cells; cell must say so")
             return on_graphs(task, graph_settings(self.model_options))
+        if self.model == "chgnet":
+            return with_chgnet(task, chgnet_settings(self.model_options))
         return task
 
     def targets(self) -> tuple[Target, ...]:
@@ -268,7 +273,7 @@ def _property(
     columns = [_column(dataset, target, invitation.silo) for target in task.targets]
     source = Source(
         dataset.source, None, where=where, symmetry=wanted.symmetry, columns=dataset.columns,
-        access=dataset.access, targets=tuple(column.column for column in columns),
+        access=dataset.access, structures=dataset.structures, targets=tuple(column.column for column in columns),
     )  # fmt: skip
     named = tuple(target.name for target in task.targets)
     units = tuple(column.unit for column in columns)

@@ -126,7 +126,10 @@ def histogram_parts(num_slots: int, digits: int, rows: int, levels: int, is_nois
     bits = (rows * levels).bit_length() + 1 if digits == 1 else DIGIT
     if is_noised:
         return (Part(num_slots, DIGIT),) * (digits + 1)
-    return (*[Part(num_slots, DIGIT)] * (digits - 1), Part(num_slots, bits, max(1, rows.bit_length())))
+    together = Part(num_slots, bits, max(1, rows.bit_length()))
+    apart = Part(num_slots, bits), Part(num_slots, 0, together.count_bits)
+    fewer = apart if sum(part.num_bytes for part in apart) < together.num_bytes else (together,)
+    return (*[Part(num_slots, DIGIT)] * (digits - 1), *fewer)
 
 
 def count_parts(num_cells: int, num_others: int) -> tuple[Part, ...]:

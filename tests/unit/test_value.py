@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.cli import main
 from pipelines.value.config import ValueConfig
-from pipelines.value.findings import CurvePoint, Findings
+from pipelines.value.findings import CurvePoint, ValueFindings
 from ray_fed.errors import ConfigError
 from ray_fed.federation.messages import Update
 from ray_fed.federation.strategies.averaging import FedAvg
@@ -97,12 +97,12 @@ def test_shares_that_make_no_sense_are_refused():
 def test_a_member_with_enough_rows_of_its_own_is_told_that_joining_does_not_pay():
     few = CurvePoint("a", 100, (0.30, 0.32), (0.20, 0.21), (0.01, 0.01))
     many = CurvePoint("a", 5000, (0.100, 0.102), (0.110, 0.111), (0.001, 0.001))
-    found = Findings(MAE, {"a": [few, many]})
+    found = ValueFindings(MAE, {"a": [few, many]})
     assert found.sentence("a").startswith("a: with its 5,000 rows joining does not pay: MAE 0.101 eV/atom alone")
     assert "with 100 rows it would be +33.9 %" in found.sentence("a")
     same = replace(many, joined=(0.099, 0.103))
-    assert "no difference" in Findings(MAE, {"a": [same]}).sentence("a")
-    assert "joining pays" in Findings(MAE, {"a": [few]}).sentence("a")
+    assert "no difference" in ValueFindings(MAE, {"a": [same]}).sentence("a")
+    assert "joining pays" in ValueFindings(MAE, {"a": [few]}).sentence("a")
 
 
 # ---- a study

@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 from torch.nn import functional
 
@@ -164,15 +162,3 @@ def _unpacked(arrays: Arrays, sizes: Sequence[int]) -> list[Neighbours]:
         found.append(Neighbours(degrees, *(arrays[name][edges] for name in _PARTS[1:])))
         atom, edge = atom + size, edges.stop
     return found
-
-
-def graph_network(arrays: Any, architecture: Any, num_columns: int, num_outputs: int) -> CrystalNetwork:
-    """Return the network of a model's file. KeyError, TypeError or ValueError where file and form do not fit."""
-    form = {name: architecture[name] for name in ("width", "depth", "hidden", "descriptors")}
-    network = CrystalNetwork(GraphSettings(**form), num_columns, num_outputs)
-    state = {name: torch.from_numpy(np.array(arrays[name])) for name in network.state_dict()}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
-    return network.eval()

@@ -16,7 +16,7 @@ from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.privacy.secure_sum import ring
 
 WORD_BITS = 64
-MOST_FIELDS = 8
+MOST_FIELDS = 16
 MOST_PARTS = 1 << 12
 UNIT_BITS = 16
 """Whole numbers in an `ExactWeightedSum` have units of 2^-16."""
@@ -40,6 +40,11 @@ class Part:
     @property
     def num_values(self) -> int:
         return self.length * ((self.bits > 0) + (self.count_bits > 0))
+
+    @property
+    def kinds(self) -> tuple[tuple[int, bool], tuple[int, bool]]:
+        """Bits of its numbers and of its counts, and whether they are counts."""
+        return (self.bits, False), (self.count_bits, True)
 
     @property
     def field_bits(self) -> int:
@@ -119,9 +124,10 @@ class SumForm:
         return cls(tuple(part for part in parts if part.length))
 
     @cached_property
-    def shape(self) -> list[tuple[int, bool, bool]]:
-        """Length of each part, and whether it has numbers and counts: all but the bounds."""
-        return [(part.length, part.bits > 0, part.count_bits > 0) for part in self.parts]
+    def shape(self) -> list[tuple[int, bool]]:
+        """Which values are counts, run by run: (length, whether they are); all but the bounds."""
+        runs = ((part.length, bits, are_counts) for part in self.parts for bits, are_counts in part.kinds)
+        return [(length, are_counts) for length, bits, are_counts in runs if bits]
 
     @cached_property
     def num_values(self) -> int:
