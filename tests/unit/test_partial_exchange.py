@@ -89,7 +89,7 @@ def test_a_silo_s_own_head_learns_what_one_for_all_cannot_and_sends_no_byte_of_i
     assert not torch.equal(own.module.trunk[0].weight, first.trunk[0].weight)
 
 
-@pytest.mark.parametrize("strategy", ["fed_avg", "fed_adam", "scaffold", "fed_prox", "median"])
+@pytest.mark.parametrize("strategy", ["fed_avg", "fed_adam", "scaffold", "scaffold_adam", "fed_prox", "median"])
 def test_every_kind_of_strategy_exchanges_parts(strategy):
     result = train(strategy=strategy)
     assert result.metrics["federated.loss"] < result.records[0].metrics["federated.loss"]
