@@ -73,9 +73,8 @@ def main() -> None:
     plain = networks(given)
     stopped = networks(given, "--early-stopping", "baselines")
     setup = resolve({**options_of(given), "rows": given.rows}, (), FormationEnergyConfig.PIPELINE)
-    print(
-        f"\n{Path(given.data).name}, {given.rows:,} rows, {given.features}, {given.repeats} seeds; federated {plain['federated.mae']:.4f}"
-    )
+    said = f"{Path(given.data).name}, {given.rows:,} rows, {given.features}, {given.repeats} seeds"
+    print(f"\n{said}; federated {plain['federated.mae']:.4f}")
     print("\n| rows of | network | network, stopped early | random forest | gradient boosting |\n|---|---|---|---|---|")
     for name in PARTS:
         key = name if name == "pooled" else f"silo.{name}"

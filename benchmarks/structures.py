@@ -10,6 +10,7 @@ sites, orientations. One core; times are of the process.
 
 import argparse
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -30,6 +31,8 @@ from ray_fed.materials.partitions import hash_split
 from ray_fed.materials.standard_cells import standard_cell
 from ray_fed.materials.structures import crystal_of_lists, parse_structure
 from ray_fed.materials.symmetry import Finder, quiet_finders, space_groups
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`: other packages install one, too
 from tests.crystal_settings import rewritten
 
 FEATURES, EPOCHS, BATCH, MAX_SITES = "rich+structure", 60, 200, 40
