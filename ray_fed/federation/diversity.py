@@ -20,8 +20,8 @@ from ray_fed.federation.messages import SummedUpdate, Update, Vector
 DIVERSITY = "diversity"
 """Name of the figure in the metrics of a job's first round."""
 UNLIKE = 2.0
-"""Above it silos are unlike. Rows dealt at random came to 1.1 to 1.75, more where silos are small and the round long: so
-silos below it may be unlike, too. Mixed unevenly they came to 1.6, by anion and sorted by target to 2.2 to 4.0
+"""Above it silos are unlike. Rows dealt at random came to 1.1 to 1.75, more where silos are small and the round long:
+so silos below it may be unlike, too. Mixed unevenly they came to 1.6, by anion and sorted by target to 2.2 to 4.0
 (benchmarks/unlike_silos.md)."""
 
 

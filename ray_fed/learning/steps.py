@@ -273,7 +273,7 @@ class FlatSgd:
     def step(self) -> None:
         sgd(
             [self.flat], [self.gradient], [None], fused=True, weight_decay=0.0, momentum=0.0,
-            lr=self.learning_rate,
+            lr=self.learning_rate,  # type: ignore[arg-type]  (the stub knows no tensor)
             dampening=0.0, nesterov=False, maximize=False,
         )  # fmt: skip
 
