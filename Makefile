@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_ARGS ?=
 # A file's tests stay with one worker, as they share runs; files go in order, so that the long ones do not come last.
-WORKERS := -n 2 --dist loadfile --no-loadscope-reorder --durations=10
+# Three workers for two cores: many of the first tests wait for processes of theirs.
+WORKERS := -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 
 .PHONY: run test unit lab lint install clean
 

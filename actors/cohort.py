@@ -3,6 +3,7 @@
 import contextlib
 import os
 import queue
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
@@ -17,6 +18,7 @@ from actors.placement import actor_options
 from actors.same_package import REMEDY
 from actors.session import INLINE_VARIABLE, RAYS_INLINE_BYTES
 from actors.silo import Handle, SiloActor
+from actors.user_code import travelling
 from ray_fed.errors import FedError, PlacementError, SiloFailed
 from ray_fed.federation.cohort import RESTORE_SECONDS, Attendance, said_by
 from ray_fed.federation.messages import (
@@ -39,6 +41,8 @@ from ray_fed.metrics import Scores
 Value = TypeVar("Value")
 
 COLLECT_SECONDS = 60.0
+IMPORT_ERROR = re.compile(r"(?:ModuleNotFoundError|ImportError|SyntaxError|AttributeError): .+")
+INSTALL = "install what is missing there"
 DEATH = "its process died (killed, out of memory or crashed)"
 
 
@@ -204,7 +208,7 @@ class RayCohort(Attendance):
         """Start a new actor from the silo's specification, on the same site, and let it catch up."""
         ray.kill(self.silos[silo])
         spec = self._specs[silo]
-        self.silos[silo] = SiloActor.options(**actor_options(spec)).remote(spec, self.task)
+        self.silos[silo] = SiloActor.options(**actor_options(spec)).remote(spec, travelling(self.task))
         sessions = [silos[silo] for silos in self._sessions.values() if silo in silos]
         if silo in self._absent:
             self._invite(silo)
@@ -298,12 +302,15 @@ def _loss(error: RayError, timeout: float | None) -> str:
 
 
 def _creation_error(error: RayActorError) -> PlacementError | None:
-    """Ray reports an exception of an actor's constructor only inside the text; find the one we raise there."""
+    """Ray reports an exception of an actor's constructor only inside the text; find the one we raise there, or what
+    the import of a task's code says."""
     for line in str(error).splitlines():
         if "PlacementError: " in line:
             return PlacementError(line.split("PlacementError: ", 1)[1])
         if "ModuleNotFoundError: No module named 'actors" in line:
             return PlacementError(f"its node has no ray-fed: {REMEDY}")
+        if found := IMPORT_ERROR.match(line.strip()):
+            return PlacementError(f"the task's code cannot be loaded where a silo is: {found[0]}; {INSTALL}")
     return None
 
 

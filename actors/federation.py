@@ -13,6 +13,7 @@ from actors.cohort import value_of
 from actors.coordinator import CoordinatorActor, RemoteCoordinator
 from actors.silo import EvaluatorActor, Handle, SiloActor
 from actors.silo_logs import readable_logs
+from actors.user_code import travelling
 from ray_fed.errors import FedError, PlacementError
 from ray_fed.federation.messages import Artifact, SiloDescription
 from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
@@ -41,11 +42,13 @@ def federation(
     training: Sequence[str],
     answer_timeout: float | None = None,
     start: StartRules = AT_ONCE,
+    every_state: bool = False,
 ) -> Iterator[Federation]:
-    """Place all actors, one coordinator among them, and yield them; kill them afterwards. See `silo_actors`."""
+    """Place all actors, one coordinator among them, and yield them; kill them afterwards. See `silo_actors`, and of
+    every_state `RemoteCoordinator`."""
     with (
         silo_actors(specs, task, test, answer_timeout, start) as silos,
-        silos.coordinator(task, training=training) as coordinator,
+        silos.coordinator(task, every_state, training) as coordinator,
     ):
         yield Federation(coordinator, silos.notices, silos.handles, silos.evaluator)
 
@@ -71,7 +74,9 @@ def silo_actors(
             for spec in settled:
                 silos.start(spec)
             silos.evaluator = (
-                EvaluatorActor.options(**placement.evaluator_options(test)).remote(test, task) if test else None
+                EvaluatorActor.options(**placement.evaluator_options(test)).remote(test, silos.carried)
+                if test
+                else None
             )
             _wait_for_places({name: silo for name, silo in silos.handles.items() if name not in awaited})
             silos.absent = _absent({name: silos.handles[name] for name in awaited}, settled, start)
@@ -88,13 +93,14 @@ class SiloActors:
 
     def __init__(self, specs: Sequence[SiloSpec], task: Task, notices: list[str], answer_timeout: float | None):
         self.specs, self.task, self.notices, self.answer_timeout = specs, task, notices, answer_timeout
+        self.carried = travelling(task)
         self.handles: dict[str, Handle] = {}
         self.evaluator: Handle | None = None
         self.absent: list[str] = []
         self._had_coordinator = False
 
     def start(self, spec: SiloSpec) -> None:
-        self.handles[spec.name] = SiloActor.options(**placement.actor_options(spec)).remote(spec, self.task)
+        self.handles[spec.name] = SiloActor.options(**placement.actor_options(spec)).remote(spec, self.carried)
 
     def open(self) -> dict[str, SiloDescription]:
         """Let all silos open their data at once."""
@@ -126,13 +132,13 @@ class SiloActors:
     ) -> Iterator[RemoteCoordinator]:
         """Start a coordinator for the duration of a block. task: as the training to come sees it.
 
-        every_state: see `CoordinatorActor.run`. training: whose rows define the scaler; all silos' if not given.
+        every_state: see `RemoteCoordinator`. training: whose rows define the scaler; all silos' if not given.
         """
         if self._had_coordinator:
             self._restart_dead()
         self._had_coordinator = True
         actor = CoordinatorActor.options(**placement.options_beside_driver()).remote(
-            self.handles, self.evaluator, self.specs, task,
+            self.handles, self.evaluator, self.specs, travelling(task),
             tuple(self.handles if training is None else training), self.answer_timeout, self.absent,
         )  # fmt: skip
         try:

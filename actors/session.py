@@ -9,12 +9,10 @@ import signal
 import socket
 import ssl
 import sys
-import sysconfig
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from actors import forking
@@ -179,40 +177,6 @@ def _remedy(said: str) -> str:
         "~/.ray/auth_token) or for certificates (RAY_USE_TLS=1, RAY_TLS_CA_CERT, RAY_TLS_SERVER_CERT, "
         "RAY_TLS_SERVER_KEY)"
     )
-
-
-def carry_by_value(instance: object) -> None:
-    """Let the class of `instance` travel with it where workers cannot import its module: a user's own file."""
-    for name in {type(instance).__module__, *_modules_of_fields(instance)}:
-        # What stands in the script itself travels by value anyway; what is installed is installed everywhere.
-        if name != "__main__" and not _is_installed(sys.modules[name]):
-            from ray import cloudpickle
-
-            cloudpickle.register_pickle_by_value(sys.modules[name])
-
-
-def _modules_of_fields(instance: object) -> set[str]:
-    """Return the modules of functions and classes that an instance holds, such as a task's network and loss."""
-    held = vars(instance).values() if hasattr(instance, "__dict__") else ()
-    named = {getattr(value, "__module__", None) for value in held if callable(value)}
-    return {name for name in named if name in sys.modules}
-
-
-def _is_installed(module: ModuleType) -> bool:
-    """Whether workers can import the module: ours is on every node, others come from site-packages."""
-    if module.__name__.split(".")[0] in PACKAGES:
-        return True
-    path = getattr(module, "__file__", None)
-    return path is None or any(Path(path).is_relative_to(folder) for folder in (*_site_packages(), _standard_library()))
-
-
-def _site_packages() -> list[str]:
-    paths = sysconfig.get_paths()
-    return [paths["purelib"], paths["platlib"]]
-
-
-def _standard_library() -> str:
-    return sysconfig.get_paths()["stdlib"]
 
 
 def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str, ships: bool) -> None:

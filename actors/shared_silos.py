@@ -10,6 +10,7 @@ from actors import placement
 from actors.cohort import RESTORE_SECONDS, value_of
 from actors.federation import CONTROL_CPUS
 from actors.silo import Handle, SiloActor
+from actors.user_code import travelling
 from ray_fed.errors import FedError
 from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.learning.standardisation import Standardizer
@@ -68,7 +69,8 @@ class SharedSilos:
         """Start again every silo whose process is gone; return silo -> why not, for those that did not come back."""
         failed = {}
         for name in self._dead():
-            actor = SiloActor.options(**placement.actor_options(self.specs[name])).remote(self.specs[name], self.task)
+            spec, task = self.specs[name], travelling(self.task)
+            actor = SiloActor.options(**placement.actor_options(spec)).remote(spec, task)
             try:
                 value_of(actor.restore.remote(self.standardizer, []), name, "starting again", RESTORE_SECONDS)
             except FedError as error:

@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 from ray import tune
 from ray.tune import schedulers
 
+from actors.user_code import travelling
 from ray_fed.federation.cohort import said_by
 
 CONTROL_CPUS = 0.01
@@ -60,9 +61,10 @@ def run_trials(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours ends the sweep in order
 
-    def trainable(config: Mapping[str, Any], shared: object) -> None:
+    def trainable(config: Mapping[str, Any], shared: tuple[Work, object]) -> None:
+        work, given = shared
         try:
-            with contextlib.closing(work(config["trial"], shared)) as reports:  # also when a scheduler stops it
+            with contextlib.closing(work(config["trial"], given)) as reports:  # also when a scheduler stops it
                 for report in reports:
                     tune.report(dict(report))
         except Exception as error:  # Tune tells its callbacks that a trial failed, but not why
@@ -70,7 +72,7 @@ def run_trials(
             tune.report({FAILED: said_by(error), "epochs": 0, OBJECTIVE: worst})
 
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(trainable, shared=shared), {"cpu": CONTROL_CPUS}),
+        tune.with_resources(tune.with_parameters(trainable, shared=travelling((work, shared))), {"cpu": CONTROL_CPUS}),
         param_space={"trial": tune.grid_search([dict(config) for config in configs])},
         tune_config=tune.TuneConfig(
             metric=OBJECTIVE,

@@ -21,7 +21,7 @@ import psutil
 import torch
 from torch.nn import functional
 
-from actors.session import carry_by_value, session, set_private_token
+from actors.session import session, set_private_token
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
@@ -141,7 +141,6 @@ def rounds_per_second(rounds: int, turns: int, folder: str) -> tuple[Rates, Rate
     from actors.federation import federation
 
     task, found = Drawn(), (Rates(), Rates())
-    carry_by_value(task)
     directory = RunDirectory(Path(folder) / "run")
     directory.path.mkdir()
     ledger = CoordinatorLedger(directory, "r", SigningKey.at(Path(folder) / "coordinator.key"))

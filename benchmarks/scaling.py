@@ -86,10 +86,8 @@ class Measured:
 
 def measured(num_silos: int, parameters: int) -> Measured:
     from actors.federation import federation
-    from actors.session import carry_by_value
 
     task, names = EchoTask(parameters), tuple(f"silo-{number:02d}" for number in range(num_silos))
-    carry_by_value(task)
     with federation([SiloSpec(name, None, 0.0) for name in names], task, None, names) as standing:
         process = process_of(standing.coordinator.actor)
         standing.coordinator.agree()

@@ -2,9 +2,12 @@
 
 From Python:
 
-    federate   train one network over all silos, in this process or on Ray
-    Training   how every silo trains, and how often they meet
-    Federated  what comes out: the module, its metrics, a history
+    federate       train one network over all silos, in this process or on Ray
+    Training       how every silo trains, and how often they meet
+    EarlyStopping  when a run ends before its last round
+    Callback       watches a run in this process
+    StopTraining   raised by a callback, ends a run in good order
+    Federated      what comes out: the module, its metrics, a history; saves, loads, predicts
 
 Names are imported when they are first used: `import pipelines` alone loads nothing; Ray comes with a run on it.
 """
@@ -13,9 +16,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipelines.federated_training import Federated, Training, federate
+    from pipelines.callbacks import Callback, StopTraining
+    from pipelines.federated_training import EarlyStopping, Federated, Training, federate
 
-__all__ = ["Federated", "Training", "federate"]
+__all__ = ["Callback", "EarlyStopping", "Federated", "StopTraining", "Training", "federate"]
 
 
 def __getattr__(name: str) -> Any:

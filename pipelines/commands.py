@@ -126,6 +126,12 @@ OWN_STRATEGY = argument(
     metavar="MODULE:CLASS",
     help="again, where the run's strategy is code of your own: a run's folder alone does not name code",
 )
+OWN_MODEL = argument(
+    "--model",
+    default=None,
+    metavar="MODULE:CLASS",
+    help="again, where the run's model is code of your own",
+)
 CATALOGUE = "pipelines.model_library.catalogue"
 WHOLE_RUNS = "pipelines.sweep.whole_runs:WholeRunsConfig"
 PLACE = "folder, or any URL that fsspec knows"
@@ -162,7 +168,7 @@ COMMANDS = (
         "resume",
         "go on with a run that was interrupted, failed or killed",
         "pipelines.training.pipeline:resume",
-        (RUN, OWN_STRATEGY),
+        (RUN, OWN_STRATEGY, OWN_MODEL),
         "Continue a run from its last complete round; the result is that of a run that was not broken off.",
     ),
     Command(
@@ -179,9 +185,31 @@ COMMANDS = (
             PREDICTIONS,
             *DATABASE,
             argument(
+                "--structures",
+                default="all",
+                metavar="all|first|NUMBER",
+                help="which of several structures in one file (default: all)",
+            ),
+            argument(
+                "--symmetry",
+                default="given",
+                choices=("given", "check", "spglib", "moyopy"),
+                help="space group: the number given, else spglib; check: the same, and a note where spglib finds "
+                "another; or always computed (default: given)",
+            ),
+            argument(
                 "--model",
                 default="federated",
                 help="federated, pooled, the name of a silo, or all (default: federated)",
+            ),
+            argument(
+                "--network", default=None, metavar="MODULE:CLASS", help="of a run with a network of your own: that"
+            ),
+            argument(
+                "--silo",
+                default=None,
+                metavar="NAME",
+                help="the personal model of this silo (RUN/personal), which knows what its rows are like",
             ),
         ),
         "Write a CSV with one line per entry of FILE, its columns kept: the prediction with its unit, bounds that hold "
@@ -232,6 +260,21 @@ COMMANDS = (
         "and serve all trials; of the others each trial is a run of its own. `ray-fed sweep PIPELINE --help` has the "
         "options of one.",
         _start_fork_server,
+    ),
+    Command(
+        "study",
+        "studies of a federation before it is founded",
+        description="Studies of a federation before it is founded.",
+    ),
+    Command(
+        "study value",
+        "what joining is worth to each member before it commits, as a function of its rows",
+        "pipelines.value.pipeline:run",
+        ("pipelines.value.config:ValueConfig", "pipelines.training.config:TrainConfig", SITE_OVERRIDES),
+        "Train on all silos and once without each. Each silo measures, inside itself, what the model of the others "
+        "adds to the best it can do with more and more of its own rows; and each is scored by what the others lose "
+        "without it. Options of training are those of `ray-fed train`.",
+        _start_fork_server_with_crystals,
     ),
     Command(
         "library",

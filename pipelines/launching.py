@@ -1,7 +1,7 @@
 """Puts a federation into this process, onto Ray, or behind a hub that its sites dial, for the duration of a block."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -31,7 +31,7 @@ class CoordinatorLike(Protocol):
 
     def agree(self, secure_threshold: int = 0) -> Agreement: ...
 
-    def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Iterator[RoundRecord]: ...
+    def run(self, job: Job, after_round: int = 0, state: State | None = None) -> Generator[RoundRecord, None, None]: ...
 
     def count(self, question: str, given: tuple, silos: Sequence[str], secure_threshold: int = 0) -> CountedRows: ...
 
@@ -40,8 +40,9 @@ class CoordinatorLike(Protocol):
     def predict_test(self, models: dict[str, Vector]) -> tuple[np.ndarray, dict[str, np.ndarray]] | None: ...
 
     def ask_metrics(
-        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = ()
-    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]: ...
+        self, query: str, silos: Sequence[str], names: Sequence[str], given: tuple = (),
+        own: Mapping[str, tuple] | None = None,
+    ) -> tuple[dict[str, Mapping[str, Metrics]], dict[str, str]]: ...  # fmt: skip
 
     def collect_ledgers(self) -> CollectedLedgers: ...
 
@@ -87,13 +88,13 @@ def launched(
     cohort: str = "ray",
     address: str = "local",
     answer_timeout: float | None = None,
-    carried: Sequence[object] = (),
     start: StartRules = AT_ONCE,
+    every_state: bool = False,
 ) -> Iterator[tuple[CoordinatorLike, list[str]]]:
     """Yield the coordinator and notices for the user.
 
-    answer_timeout: see RayCohort. start: whom it waits for. carried: objects whose classes stand in a user's own file
-    and must travel with them.
+    answer_timeout: see RayCohort. start: whom it waits for. every_state: each record comes alone, with its state, for
+    who may end the run after any of them.
     """
     silos, task, test, training = members.silos, members.task, members.test, members.training
     if members.sites:
@@ -103,14 +104,12 @@ def launched(
     if cohort == "local":
         yield InProcessCoordinator(LocalCohort(silos, task, test), task, training), []
         return
-    from actors.session import carry_by_value, session
+    from actors.session import session
 
     with session(address, sum(spec.num_cpus for spec in silos) + 1):
         from actors.federation import federation
 
-        for instance in (task, *carried):
-            carry_by_value(instance)
-        with federation(silos, task, test, training, answer_timeout, start) as standing:
+        with federation(silos, task, test, training, answer_timeout, start, every_state) as standing:
             yield standing.coordinator, standing.notices
 
 
@@ -174,13 +173,12 @@ def _on_ray(
     members: FederationSpec, address: str, answer_timeout: float | None, start: StartRules
 ) -> Iterator[tuple[Cohort, list[str], dict[str, Keeper]]]:
     """Yield the silos of this side as actors, notices, and who keeps their ledgers."""
-    from actors.session import carry_by_value, session
+    from actors.session import session
 
     with session(address, sum(spec.num_cpus for spec in members.silos) + 1):
         from actors.cohort import RayCohort
         from actors.federation import silo_actors
 
-        carry_by_value(members.task)
         with silo_actors(members.silos, members.task, members.test, answer_timeout, start) as actors:
             cohort = RayCohort(
                 actors.handles, actors.evaluator, actors.specs, members.task, answer_timeout, actors.absent

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ray_fed.federation.strategies import Strategy
     from ray_fed.learning.private_steps import PrivateSteps
 
+AUTO = "auto"
+"""What an option says that leaves a choice to what else is known."""
 Coding = Literal["none", "fp16", "bf16", "int8", "top_k"]
 
 
@@ -108,17 +110,27 @@ class UpdateOptions:
         from ray_fed.federation.strategies import make_strategy
 
         options = {name: value for name, _, value in (text.partition("=") for text in self.strategy_options)}
-        return make_strategy(self.strategy, **options)
+        return make_strategy(self.chosen_strategy(), **options)
+
+    def chosen_strategy(self) -> str:
+        """Return the name of the strategy, where the options leave it open that of the best one that goes with them."""
+        if self.strategy != AUTO:
+            return self.strategy
+        return "fed_avg" if self.against_common_moments() else "scaffold_adam"
+
+    def against_common_moments(self) -> list[str]:
+        """Return the options that do not go with scaffold_adam, as NAME=VALUE."""
+        return []
 
 
-def require_own_code(strategy: object, given: object, where: object) -> None:
+def require_own_code(named: object, given: object, where: object, option: str = "strategy") -> None:
     """ConfigError where a folder's configuration names code, MODULE:CLASS, and the user has not named it, too: such a
     folder may come from somebody else, and the code would be that of the current folder."""
-    names_code = isinstance(strategy, str) and ":" in strategy
-    named = f"{where}: strategy={strategy!r} is code that is not ray-fed's; if it is yours"
-    require(not names_code or strategy == given, f"{named}, say so: --strategy {strategy}")
-    other = f"{where}: strategy={strategy!r} is that of the run; --strategy {given} cannot change it"
-    require(given is None or strategy == given, other)
+    names_code = isinstance(named, str) and ":" in named
+    said = f"{where}: {option}={named!r} is code that is not ray-fed's; if it is yours"
+    require(not names_code or named == given, f"{said}, say so: --{option} {named}")
+    other = f"{where}: {option}={named!r} is that of the run; --{option} {given} cannot change it"
+    require(given is None or named == given, other)
 
 
 def privacy_statement(account: PrivacyAccount, epsilon: float, not_covered: str) -> dict[str, object]:

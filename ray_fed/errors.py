@@ -8,7 +8,9 @@
     ├── PerimeterRefused   the gate inside a silo stopped a message                     exit code 1
     ├── UpdateRejected     an update is not fit to be averaged                          exit code 1
     ├── QuorumLost         too few silos are left for the round rules                   exit code 1
-    └── SiloFailed         a silo died or raised while it worked                        exit code 1
+    ├── SiloFailed         a silo died or raised while it worked                        exit code 1
+    ├── StrategyFailed     a strategy raised, or made what cannot be used               exit code 1
+    └── CallbackFailed     a function that watches a run raised                         exit code 1
 
 Constructor arguments equal `Exception.args`, so an error that crosses a process boundary arrives as itself. Messages
 name the silo or the row, the value, and the next step. Words may name rows, columns and paths of an owner: across a
@@ -16,6 +18,7 @@ silo's boundary only the error's `Trouble` goes, one of a few fixed phrases.
 """
 
 from enum import Enum
+from typing import Any
 
 
 class Trouble(Enum):
@@ -157,6 +160,31 @@ class SiloFailed(FedError):
         silo, doing, reason = self.args
         who = {"coordinator": "the coordinator", "test": "the common test set's evaluator"}.get(silo, f"silo '{silo}'")
         return f"{who} failed while {doing}: {reason}"
+
+
+class StrategyFailed(FedError):
+    """A strategy raised, or what it returned cannot be used. Args are (its class, server_round, reason)."""
+
+    def __init__(self, strategy: str, server_round: int, reason: str):
+        super().__init__(strategy, server_round, reason)
+
+    def __str__(self) -> str:
+        strategy, server_round, reason = self.args
+        return f"strategy {strategy}, round {server_round}: {reason}"
+
+
+class CallbackFailed(FedError):
+    """A callback raised, or answered what cannot be used. Args are (its name, server_round, reason)."""
+
+    result: Any = None
+    """What was done until then, as `federate` would have returned it, where a round was complete."""
+
+    def __init__(self, callback: str, server_round: int, reason: str):
+        super().__init__(callback, server_round, reason)
+
+    def __str__(self) -> str:
+        callback, server_round, reason = self.args
+        return f"callback {callback}, round {server_round}: {reason}"
 
 
 FAILURES = (

@@ -31,6 +31,6 @@ if __name__ == "__main__":
         [SiloSpec(name, source) for name, source in laboratories.items()],
         Training(rounds=10, epochs=10, learning_rate=0.003),
         strategy="fed_bn",
-        on_round=lambda record: print(f"round {record.server_round}: {record.metrics['federated.accuracy']:.3f}"),
+        callbacks=[lambda record: print(f"round {record.server_round}: {record.metrics['federated.accuracy']:.3f}")],
     )
     print(result.history().filter(like="accuracy").tail(1).T)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from actors.session import carry_by_value, session
+from actors.session import session
 from pipelines.bench.measurement import Measurement
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
@@ -132,7 +132,6 @@ def standing(folder: str) -> Iterator["RemoteCoordinator"]:
     with session("local", num_cpus=len(NAMES) + 2):
         from actors.federation import federation  # not before: Ray reads the session's token at its import
 
-        carry_by_value(TASK)
         with federation(specs(folder), TASK, TEST, NAMES) as standing:
             yield _agreed(standing.coordinator)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.round_notes import POOLED_OVER, UNEVALUATED, FailureNotes
 from pipelines.training.checkpoint import kind_of
 from pipelines.training.config import FormationEnergyConfig
 from ray_fed.materials.databases.columns import unit_of_target
@@ -82,7 +83,7 @@ class Screen:
     def __init__(self, progress: RoundProgress, clock: RunClock):
         self.progress, self.clock = progress, clock
         self._job = ""
-        self._failures: Mapping[str, str] = {}
+        self._failures = FailureNotes()
 
     def show(self, record: Mapping[str, Any], seconds: float) -> None:
         """Show one round, which took so long; a record that is none (a pipeline without rounds) is counted."""
@@ -96,13 +97,9 @@ class Screen:
             self.progress.advance(self._shown(record))
 
     def _tell_failures(self, record: Mapping[str, Any]) -> None:
-        failures = record.get("failures", {})
-        if failures != self._failures:
-            where = f"round {record['round']}/{record['num_rounds']}"
-            said = [f"{where}: silo '{silo}' does not take part: {reason}" for silo, reason in failures.items()]
-            for line in said or [f"{where}: all silos take part again"]:
-                self.progress.note(line)
-        self._failures = failures
+        told = record.get("failures", {}), record.get(UNEVALUATED, {}), record.get(POOLED_OVER, ())
+        for line in self._failures.lines(*told):
+            self.progress.note(f"round {record['round']}/{record['num_rounds']}: {line}")
 
     def _shown(self, record: Mapping[str, Any]) -> dict[str, Any]:
         values = record.get("metrics", {})

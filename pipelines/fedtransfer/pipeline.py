@@ -84,10 +84,9 @@ def _silos(config: FedTransferConfig, fold: int, outcome: FedTransferOutcome) ->
     if config.cohort == "local":
         yield LocalStyleFederation(specs, task)
         return
-    from actors.session import carry_by_value, session
+    from actors.session import session
 
     with session(config.address, sum(spec.num_cpus for spec in specs) + 1):
-        carry_by_value(config.make_strategy())
         from actors.federation import silo_actors
 
         with silo_actors(specs, task, answer_timeout=config.round_timeout) as silos:

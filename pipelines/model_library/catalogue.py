@@ -10,6 +10,11 @@ import pandas as pd
 
 from pipelines.training.predict import check_place, model_path
 from ray_fed.errors import DataError
+from ray_fed.materials.databases.database import crystal_frame
+from ray_fed.materials.databases.kinds import open_source
+from ray_fed.materials.databases.source import Source
+from ray_fed.materials.predictions import Trained, inputs_of
+from ray_fed.materials.trained_model import is_on_graphs
 from ray_fed.model_library.cards import SHOWN_WITH_FAILURES, pack
 from ray_fed.model_library.crystal_graph import METHOD, predict_structures
 from ray_fed.model_library.descriptors import check_fingerprint, make_descriptor
@@ -112,12 +117,24 @@ def predict_file(options: Mapping[str, Any], _command_line: Sequence[str]) -> in
     model = Library.open(options["library"]).load(options["id"])
     card = model[1]
     frame = read_table(file).rename(columns={"SMILES": "smiles", "composition": "formula"})
-    predicted, reasons = _predicted(model, frame, options["element_table"])
+    if is_on_graphs(card):
+        predicted, reasons = _predicted_on_graphs(Trained(*model), file)
+    else:
+        predicted, reasons = _predicted(model, frame, options["element_table"])
     usable = np.isfinite(predicted)
     table = frame.assign(**{f"predicted_{card.property}": predicted, "unit": card.unit, "reason": reasons})
     write_atomically(path, pd.DataFrame(table).to_csv(index=False).encode())
     print(f"{usable.sum():,} of {len(frame):,} predictions of {card.property} [{card.unit}] in {path}")
     return 0 if usable.any() else 1
+
+
+def _predicted_on_graphs(model: Trained, file: Path) -> tuple[np.ndarray, list[str]]:
+    """Return predictions of a network of `ray-fed train` on graphs, NaN with a reason where a row has none."""
+    source = model.as_read(Source(str(file.resolve()), target=None))
+    inputs = inputs_of(crystal_frame(open_source(source), source), model)
+    predicted = np.full(len(inputs.reasons), np.nan)
+    predicted[inputs.usable] = model.values(model.outputs(inputs))[:, 0]
+    return predicted, inputs.reasons
 
 
 def add(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:

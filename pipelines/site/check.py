@@ -5,13 +5,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from pipelines.site.init import introduction
 from ray_fed.config import at_home
 from ray_fed.deployment.certificates import days_left
 from ray_fed.errors import ConfigError, FedError
+from ray_fed.federation.reasons import counted_notes, counted_reasons
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.kinds import is_on_disk
 from ray_fed.materials.databases.source import Source
+from ray_fed.materials.targets import Target, labels
+from ray_fed.materials.units import checked_unit
 from ray_fed.perimeter.policy import require_site_file, site_path
 from ray_fed.reporting.environment import gpu_names
 from ray_fed.sites.agent import HubAddress
@@ -106,23 +111,33 @@ def opened(file: SiteFile, dataset: Dataset) -> str:
         return "is there"
     if not dataset.targets:
         raise ConfigError("no target is named, so nothing can be learned from it; write targets: {NAME: ...}")
-    return "; ".join(
-        f"{name}: {_counted(dataset, target.column, target.unit, ())}" for name, target in dataset.targets.items()
-    ) + "".join(f"; filter {name}: {_filtered(dataset, name)}" for name in dataset.filters)
+    return "; ".join(f"{name}: {_counted(dataset, name, ())}" for name in dataset.targets) + "".join(
+        f"; filter {name}: {_filtered(dataset, name)}" for name in dataset.filters
+    )
 
 
 def _filtered(dataset: Dataset, name: str) -> str:
-    target = next(iter(dataset.targets.values()))
-    return _counted(dataset, target.column, target.unit, dataset.filters[name])
+    return _counted(dataset, next(iter(dataset.targets)), dataset.filters[name])
 
 
-def _counted(dataset: Dataset, column: str, unit: str, where: tuple[tuple[str, Any], ...]) -> str:
-    source = Source(dataset.source, column, where, unit=unit, columns=dataset.columns, access=dataset.access)
-    frame = open_database(source).frame
-    usable, least = sum(not reason for reason in frame["reason"]), dataset.policy.min_examples
+def _counted(dataset: Dataset, name: str, where: tuple[tuple[str, Any], ...]) -> str:
+    """Return how many rows can be used for a target, and what is odd about them."""
+    column = dataset.targets[name]
+    source = Source(
+        dataset.source, None, where, columns=dataset.columns, access=dataset.access, structures=dataset.structures,
+        targets=(column.column,),
+    )  # fmt: skip
+    database = open_database(source)
+    frame = database.frame
+    target = Target(name, "" if column.classes else checked_unit(column.unit), classes=column.classes)
+    _, reasons = labels([pd.Series(frame["target.0"])], [target], [target.unit])
+    told = [first or second for first, second in zip(frame["reason"], reasons, strict=True)]
+    usable, least = sum(not reason for reason in told), dataset.policy.min_examples
     if usable < least:
         raise ConfigError(f"{usable} usable rows are fewer than min_examples={least}; nothing about them may leave")
-    return f"{usable:,} usable rows of {len(frame):,}"
+    odd = [f"{count} x {reason}" for reason, count in counted_reasons(told).items()]
+    odd += [f"{count} x {note}" for note, count in counted_notes([*frame["note"], *database.notices]).items()]
+    return f"{usable:,} usable rows of {len(frame):,}" + (f" ({'; '.join(odd)})" if odd else "")
 
 
 def _source_checked(own: OwnTask) -> str:

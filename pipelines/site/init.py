@@ -40,6 +40,7 @@ hub:
 datasets:                        # a coordinator says these names, never a path, a column or a condition
 {datasets}
     # query: SELECT ... ORDER BY id   # of a database, or table: NAME; query_timeout: SECONDS; password: TEXT
+    # structures: all            # of files that hold several; first, or a number from 1
     # columns: [formula]         # inputs that may be used; all that are understood if not given
     # filters: {{pbe: {{functional: PBE}}}}   # conditions that may be asked for by name
     # perimeter: {{min_examples: 50, epsilon_budget: 8}}   # rules of this data set beside those below

@@ -6,16 +6,15 @@ from dataclasses import asdict
 from typing import Any
 
 from actors.federation import federation
-from actors.session import carry_by_value
 from actors.shared_silos import SharedSilos
 from actors.tuning import run_trials
+from pipelines.fingerprints import fingerprints, is_same_source
 from pipelines.sweep.points import Trial, configured
 from pipelines.sweep.privacy import privacy_of, write_privacy
 from pipelines.sweep.progress import SweepProgress
 from pipelines.sweep.sweep import Sweep
 from pipelines.sweep.trial import Shared, job_of, work
 from pipelines.sweep.watcher import Watcher
-from pipelines.training.membership import fingerprints, is_same_source
 from ray_fed.errors import DataError
 from ray_fed.federation.coordinator import Agreement
 from ray_fed.reporting.run_directory import RunDirectory
@@ -40,8 +39,6 @@ class LeaseKeeper(Watcher):
 def run_left(sweep: Sweep) -> None:
     """Run the trials that are left; every outcome is a line in the results file when this returns, or raises."""
     setup = sweep.setup
-    for instance in (setup.task, *(configured(setup.config, trial).make_strategy() for trial in sweep.left)):
-        carry_by_value(instance)
     with federation(setup.members, setup.task, setup.test, setup.training, setup.config.round_timeout) as standing:
         thresholds = (configured(setup.config, trial).threshold(len(setup.training)) for trial in sweep.left)
         agreement = standing.coordinator.agree(max(thresholds, default=0))

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import load_file, save
 
+from pipelines.round_notes import POOLED_OVER, UNEVALUATED
 from ray_fed.errors import DataError
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.rounds.job import RoundRecord, state_bytes
@@ -46,8 +47,15 @@ class Checkpoint:
     def save(self, record: RoundRecord) -> None:
         """Make `record`, already in the history, the point to go on from; of many short rounds, one in a while."""
         self._heard += 1
-        if record.models is None and not self._is_due(record):
-            return
+        if record.models is not None or self._is_due(record):
+            self._settle(record)
+
+    def settle(self, record: RoundRecord) -> None:
+        """Make the last record that was saved the point to go on from, whether or not it was due."""
+        if self._heard and record.state is not None:
+            self._settle(record)
+
+    def _settle(self, record: RoundRecord) -> None:
         previous = self.progress["state"]
         self.progress["lines"] += self._heard
         self._heard, self._saved_at = 0, time.monotonic()
@@ -122,6 +130,8 @@ class Checkpoint:
             line["bytes_sent"],
             {key: value for key, value in timing.items() if key not in ("job", "round", "restarts")},
             models,
+            unevaluated=tuple(line.get(UNEVALUATED, {}).items()),
+            pooled_over=tuple(line.get(POOLED_OVER, ())),
         )
 
     def _write(self, name: str, arrays: State) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pipelines.update_options import Coding, UpdateOptions
+from pipelines.update_options import AUTO, Coding, UpdateOptions
 from ray_fed.config import PathText, require, unknown_name
 from ray_fed.materials.databases.addresses import check_address
 from ray_fed.materials.units import UNKNOWN_UNIT
@@ -18,12 +18,12 @@ from ray_fed.materials.units import UNKNOWN_UNIT
 if TYPE_CHECKING:
     from ray_fed.federation.rounds.machine import RoundRules
     from ray_fed.materials.databases.source import Access
+    from ray_fed.materials.graphs.chgnet_network import ChgnetSettings
     from ray_fed.trees.settings import TreeSettings
 
 
-AUTO = "auto"
-MODELS = ("mlp", "boosted_trees", "crystal_graph")
-GRAPH_MODELS = ("crystal_graph",)
+MODELS = ("mlp", "boosted_trees", "crystal_graph", "chgnet")
+GRAPH_MODELS = ("crystal_graph", "chgnet")
 """Models that need the places of atoms."""
 
 
@@ -135,21 +135,26 @@ class TrainConfig(UpdateOptions):
     """Number of exchanges; overrides --communication-frequency."""
     batch_size: int = 200
     """Rows of one global mini-batch, shared among the silos in proportion to their rows."""
-    learning_rate: float = 1e-3
-    """Step size of the local optimiser."""
+    learning_rate: float = 2e-3
+    """Step size of the local optimiser; where it decays, that of the first step."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Local optimiser."""
     optimizer_state: Literal["keep", "reset", "average"] = "keep"
     """Adam's moments at an exchange: keep the silo's own, reset to zero, or average like parameters (3x the bytes)."""
+    decay: Literal["none", "cosine"] = "cosine"
+    """How the learning rate falls over the steps of a run, federated or alone: not at all, or to 0 along a cosine, with
+    exchanges that come more often as it falls. Where silos are unlike each other, much hangs on it."""
     hidden: tuple[int, ...] = (200, 200)
     """Widths of the hidden layers."""
     model: str = "mlp"
     """mlp: a network on features; boosted_trees: gradient-boosted trees with the bits of pooled training on any
     partition, which take none of the options of a network (epochs to hidden) and no strategy; crystal_graph: a network
-    on the atoms and their neighbours, for data with structures."""
+    on the atoms and their neighbours, for data with structures; chgnet: a pretrained potential, fine-tuned (pip
+    install 'ray-fed[chgnet]'); MODULE:CLASS: a torch module of your own (CONTRIBUTING.md)."""
     model_options: tuple[str, ...] = ()
-    """Options of a network on graphs as NAME=VALUE: width=64,depth=3,hidden=128,descriptors=yes (whether --features go
-    in beside the graph)."""
+    """Options of the network as NAME=VALUE. crystal_graph: width=64,depth=3,hidden=128,descriptors=yes (whether
+    --features go in beside the graph). chgnet: train=head (or all: every layer), references=shared (own: energies of
+    elements stay in each silo; none). Of a network of your own its arguments."""
     tree_options: tuple[str, ...] = ()
     """Options of the trees as NAME=VALUE, e.g. trees=300,learning_rate=0.1,depth=6,leaves=31,bins=63,min_rows=20,l2=0,
     feature_fraction=0.5,patience=20,loss=quantile:0.9."""
@@ -158,16 +163,20 @@ class TrainConfig(UpdateOptions):
     alone: Literal["network", "best"] = "best"
     """With --baselines: what each silo, and who had all rows, does alone: the same network; or the best of it, a random
     forest and gradient boosting, chosen by cross-validation inside the silo, no formula on both sides."""
-    early_stopping: Literal["no", "baselines"] = "baselines"
+    early_stopping: Literal["no", "baselines", "all"] = "baselines"
     """baselines: the networks alone and pooled first find out on --validation-share of their formulas how long to
-    train, and then train on all rows so long; twice the work, and no straw man where longer is worse."""
+    train, and then train on all rows so long; twice the work, and no straw man where longer is worse. all: the
+    federation, too: silos keep that share of their formulas back from every model and count its errors there, and the
+    rounds end when it gets no better; its best exchange is kept."""
     validation_share: float = 0.1
     """Share of the formulas that is kept back for it, at most 0.5."""
     analysis: bool = True
     """After training: errors by element and chemistry, worst rows (of a public test set here, else in the owner's own
     log), importances of the properties. Without a common test set each silo then marks 200 models more."""
-    strategy: str = "fed_avg"
-    """How updates are combined: fed_avg, fed_avg_m, fed_prox, fed_adagrad, fed_adam, fed_yogi, scaffold, fed_nova,
+    strategy: str = AUTO
+    """How updates are combined. auto: scaffold_adam, with which silos may be as unlike as they are and three times as
+    many bytes travel as with fed_avg; or fed_avg, with a note, beside options that do not go with it. Else
+    scaffold_adam, fed_avg, fed_avg_m, fed_prox, fed_adagrad, fed_adam, fed_yogi, scaffold, fed_nova,
     fed_buff (asynchronous), median, trimmed_mean, krum, multi_krum, geometric_median, centred_clipping, norm_clipping,
     dp_fed_avg (differential privacy of whole silos), or MODULE:CLASS of your own. fed_bn needs a network with
     normalisation layers: see the Python API."""
@@ -177,6 +186,10 @@ class TrainConfig(UpdateOptions):
     """FedProx: pull of local training towards the received parameters; 0 is none."""
     personal_bias: bool = False
     """Each silo keeps its own output bias, which absorbs the reference energy of its database."""
+    personal: Literal["none", "offsets", "tuned", "stacked", "mixture"] = "mixture"
+    """What each silo makes of the federation's model for itself after training, on its own rows, and keeps: offsets per
+    element; a network tuned further; trees that see its predictions; or a mixture of all these with what the silo has
+    learned alone, weighed on calibration rows. The report says of each member whether that beats going alone."""
     max_update_norm: float | None = None
     """Refuse updates that moved the parameters further than this (2-norm)."""
     fraction_fit: float = 1.0
@@ -256,11 +269,8 @@ class TrainConfig(UpdateOptions):
         require(0 < self.test_fraction < 1, f"test_fraction={self.test_fraction} must lie between 0 and 1")
         share = self.calibration_fraction
         require(0 <= share <= 0.5, f"calibration_fraction={share} must lie between 0 and 0.5")
-        fits = self.federation is None or share + self.test_fraction < 1
-        require(fits, f"test_fraction={self.test_fraction} and calibration_fraction={share} leave no rows to train on")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
-        share = self.validation_share
-        require(0 < share <= 0.5, f"validation_share={share} must lie between 0 and 0.5")
+        self._check_stopping()
         self._check_folds()
         averages = self.optimizer_state == "average"
         require(
@@ -297,6 +307,20 @@ class TrainConfig(UpdateOptions):
 
         if self.features not in (AUTO, *FEATURE_SETS):
             raise unknown_name("feature set", self.features, (AUTO, *FEATURE_SETS))
+
+    def _check_stopping(self) -> None:
+        share = self.validation_share
+        require(0 < share <= 0.5, f"validation_share={share} must lie between 0 and 0.5")
+        held_out = 0.0 if self.federation is None else self.test_fraction
+        parts = f"test_fraction={held_out}, calibration_fraction={self.calibration} and validation_share={share}"
+        fits = held_out + self.calibration + self.validation < 1
+        require(fits, f"{parts} leave no rows to train on")
+        if self.early_stopping != "all":
+            return
+        looks = "early_stopping=all looks at errors on rows kept back"
+        require(not self.is_private, f"{looks}, which have no noise; choose no, and fewer rounds")
+        require(self.strategy != "fed_buff", f"{looks} between rounds, and fed_buff has none; choose another strategy")
+        require(self.model != "boosted_trees", f"{looks} of a network; trees stop by --tree-options patience=LOOKS")
 
     def _check_folds(self) -> None:
         count = self.num_folds
@@ -340,13 +364,16 @@ class TrainConfig(UpdateOptions):
 
     def _check_model(self) -> None:
         """What a kind of model forbids beside it."""
-        if self.model not in MODELS:
+        if self.model not in MODELS and not self.has_own_network:
             raise unknown_name("model", self.model, MODELS)
         has_trees = self.model == "boosted_trees"
         require(has_trees or not self.tree_options, f"tree_options={self.tree_options} need model=boosted_trees")
-        has_options = self.model == "crystal_graph"
-        require(has_options or not self.model_options, f"model_options={self.model_options} need model=crystal_graph")
-        if self.model == "crystal_graph":
+        has_options = self.model in GRAPH_MODELS or self.has_own_network
+        require(has_options or not self.model_options, f"model_options={self.model_options} need a network on graphs")
+        require(
+            not (self.has_own_network and self.personal_bias), f"personal_bias: {self.model} has none that is known"
+        )
+        if self.is_on_graphs:
             self._check_graphs()
         if has_trees:
             self._check_trees()
@@ -354,7 +381,12 @@ class TrainConfig(UpdateOptions):
     def _check_graphs(self) -> None:
         from ray_fed.materials.graphs.crystal_graph_network import graph_settings
 
-        graph_settings(self.model_options)
+        if self.model == "crystal_graph":
+            graph_settings(self.model_options)
+        if self.model == "chgnet":
+            bias = "chgnet has energies of elements that stay in each silo: model_options references=own"
+            require(not self.personal_bias, f"personal_bias: {bias}")
+            self.chgnet()
         embedded = "the embedded data have no atoms' places; give --data with structures"
         require(self.data != "embedded" or self.federation is not None, f"model={self.model}: {embedded}")
         clipped = "gradients of single crystals are not clipped; use --strategy dp_fed_avg, or model=mlp"
@@ -373,6 +405,26 @@ class TrainConfig(UpdateOptions):
         require(not (self.is_private and settings.patience), f"tree_options={self.tree_options}: {stops}")
         share = f"fraction_fit={self.fraction_fit}: the same silos must be in all sums of a tree"
         require(self.fraction_fit == 1, f"{share}; leave it out, or choose model=mlp")
+
+    @property
+    def has_own_network(self) -> bool:
+        """Whether the network is the user's code."""
+        return ":" in self.model
+
+    @property
+    def is_on_graphs(self) -> bool:
+        """Whether the network takes the places of atoms."""
+        if not self.has_own_network:
+            return self.model in GRAPH_MODELS
+        from ray_fed.materials.own_network import own_network, wants_graphs
+
+        return wants_graphs(own_network(self.model))
+
+    def chgnet(self) -> "ChgnetSettings":
+        """Return what of the potential is trained."""
+        from ray_fed.materials.graphs.chgnet_network import chgnet_settings
+
+        return chgnet_settings(self.model_options)
 
     def trees(self) -> "TreeSettings":
         """Return what the trees are to be; ConfigError names the option that is none, or the value that is wrong."""
@@ -395,11 +447,29 @@ class TrainConfig(UpdateOptions):
         noise."""
         return 0.0 if self.is_private else self.calibration_fraction
 
+    @property
+    def makes_personal(self) -> bool:
+        """Whether silos make personal models: with noise or masks nothing is told of single silos."""
+        return self.personal != "none" and not self.is_private and not self.secure_aggregation
+
+    @property
+    def validation(self) -> float:
+        """The share of formulas that silos keep back for early stopping of the federation."""
+        return self.validation_share if self.early_stopping == "all" else 0.0
+
     def access(self) -> "Access":
         """Return how a database is asked; ConfigError where that makes no sense."""
         from ray_fed.materials.databases.source import Access
 
         return Access(self.query, self.table, self.query_timeout)
+
+    def against_common_moments(self) -> list[str]:
+        """Return the options that are meant for moments that silos keep, for parameters alone, or for another way."""
+        base = {
+            "optimizer": "adam", "optimizer_state": "keep", "compression": "none", "proximal_mu": 0.0,
+            "dp_noise_multiplier": None,
+        }  # fmt: skip
+        return [f"{name}={getattr(self, name)}" for name, usual in base.items() if getattr(self, name) != usual]
 
     def rules(self) -> "RoundRules":
         """Return the round rules; ConfigError where they make no sense."""
@@ -433,6 +503,12 @@ class FormationEnergyConfig(TrainConfig):
     """Column to learn; in eV/atom, unless its name or --unit says another unit. For other properties: ray-fed train."""
     task: Literal["auto", "regression", "classification"] = "regression"
     """Numbers or classes; auto: as the column looks."""
+    strategy: str = "fed_avg"
+    """How updates are combined; the paper averages parameters. The others: ray-fed train --help."""
+    learning_rate: float = 1e-3
+    """Step size of the local optimiser."""
+    decay: Literal["none", "cosine"] = "none"
+    """How the learning rate falls over the steps of a run: not at all, or to 0 along a cosine; the paper names none."""
     features: str = "guo73"
     """guo73: 13 element properties x 5 statistics + cell and space group; guo65: without structure, for data that have
     only formulas; rich: a larger element set; rich+structure: with cell and space group; auto: as in ray-fed train."""
@@ -443,9 +519,11 @@ class FormationEnergyConfig(TrainConfig):
     alone: Literal["network", "best"] = "network"
     """With --baselines: what each silo, and who had all rows, does alone: the same network, as in the paper; or the
     best of it, a random forest and gradient boosting, chosen by cross-validation inside the silo."""
-    early_stopping: Literal["no", "baselines"] = "no"
+    early_stopping: Literal["no", "baselines", "all"] = "no"
     """baselines: the networks alone and pooled first find out on --validation-share of their formulas how long to
     train; the paper trains to the end."""
+    personal: Literal["none", "offsets", "tuned", "stacked", "mixture"] = "none"
+    """What each silo makes of the federation's model for itself after training; the paper has nothing of the kind."""
     analysis: bool = False
     """After training: errors by element and chemistry, worst rows (of a public test set here, else in the owner's own
     log), importances of the properties."""

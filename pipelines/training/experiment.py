@@ -5,17 +5,19 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import numpy as np
 
 from pipelines import launching
+from pipelines.fingerprints import fingerprints
 from pipelines.launching import CoordinatorLike, FederationSpec
 from pipelines.training.alone import AloneAnswers, ask_alone
 from pipelines.training.analysis import Analysis, analyse
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.measured_limits import measure
-from pipelines.training.membership import admitted, fingerprints, start_rules
+from pipelines.training.members import MemberAnswers, ask_members
+from pipelines.training.membership import admitted, start_rules
+from pipelines.training.recorded_jobs import TrainingListener, recorded
 from pipelines.training.setup import Setup, jobs
 from ray_fed.errors import PerimeterRefused
 from ray_fed.federation.coordinator import Agreement
@@ -27,14 +29,6 @@ from ray_fed.metrics import Metric, Scores, reported
 from ray_fed.reporting.results import words
 
 
-class TrainingListener(Protocol):
-    """Told about each job and each record while the experiment runs."""
-
-    def on_job_start(self, job: Job, seed: int) -> None: ...
-
-    def on_round_end(self, record: RoundRecord, seed: int) -> None: ...
-
-
 @contextlib.contextmanager
 def launched(setup: Setup) -> Iterator[tuple[CoordinatorLike, list[str]]]:
     """Yield the coordinator of the setup's cohort, and notices for the user."""
@@ -42,8 +36,8 @@ def launched(setup: Setup) -> Iterator[tuple[CoordinatorLike, list[str]]]:
     founders = setup.founders or setup.training
     members = FederationSpec(setup.members, setup.task, setup.test, founders, setup.sites, setup.hub, setup.run)
     unused = config.cohort == "local" and config.num_gpus
-    carried, start = [config.make_strategy()], start_rules(setup)
-    with launching.launched(members, config.cohort, config.address, config.round_timeout, carried, start) as (
+    start = start_rules(setup)
+    with launching.launched(members, config.cohort, config.address, config.round_timeout, start) as (
         coordinator,
         notices,
     ):
@@ -62,6 +56,8 @@ class TrainingExperiment:
     """(seed, record) in the order heard."""
     models: dict[str, Vector] = field(default_factory=dict)
     """Final models of the first seed."""
+    later_models: dict[int, dict[str, Vector]] = field(default_factory=dict)
+    """Those of the further seeds, by seed."""
     true: np.ndarray | None = None
     """Targets of the common test set, for parity plots."""
     predicted: dict[str, np.ndarray] = field(default_factory=dict)
@@ -69,6 +65,8 @@ class TrainingExperiment:
     """Model -> how far its predictions can be trusted."""
     alone: list[AloneAnswers] = field(default_factory=list)
     """What each silo could do alone with the best of several learners, seed by seed."""
+    members: list[MemberAnswers] = field(default_factory=list)
+    """What each silo made of the federation's model for itself, seed by seed."""
     analysis: Analysis | None = None
     """Where the federated model errs, and on what it rests."""
     scores: dict[str, Scores] = field(default_factory=dict)
@@ -90,6 +88,7 @@ class TrainingExperiment:
             for job in jobs(self.setup, dict(self.agreement.silos), seed):
                 self._run(coordinator, job, seed)
         self._ask_alone(coordinator)
+        self._ask_members(coordinator)
         self.limits = measure(coordinator, self.setup, self.agreement, self.models)
         try:
             shown = coordinator.predict_test(self.models)
@@ -118,6 +117,23 @@ class TrainingExperiment:
             for silo, why in answers.silent.items():
                 print(f"note: silo '{silo}': what it could do alone is not known: {why}", file=sys.stderr)
 
+    def _ask_members(self, coordinator: CoordinatorLike) -> None:
+        """Let each silo make its personal model; once per seed."""
+        if not self.setup.config.makes_personal:
+            return
+        silos = [name for name in self.setup.training if name in self.agreement.silos]
+        size = self.agreement.layout.size
+        for seed in self.seeds:
+            print(f"each silo makes its personal model ({self.setup.config.personal}), seed {seed}", file=sys.stderr)
+            answers = ask_members(coordinator, self.setup, silos, seed, self.models_of(seed), size)
+            self.members.append(answers)
+            for silo, why in answers.silent.items():
+                print(f"note: silo '{silo}': it has no personal model: {why}", file=sys.stderr)
+
+    def models_of(self, seed: int) -> Models:
+        """Return the final models of one seed, by name."""
+        return self.models if seed == self.setup.config.seed else self.later_models.get(seed, {})
+
     def _score_predicted(self, true: np.ndarray) -> None:
         """Score the models of jobs that were finished before a run went on: their last records are gone."""
         for model in self.predicted.keys() - self.scores.keys():
@@ -128,22 +144,27 @@ class TrainingExperiment:
         if finished is not None:
             self._keep(finished, seed)
             return
+        for _ in recorded(coordinator, job, seed, self.checkpoint, self):
+            pass
+
+    def on_job_start(self, job: Job, seed: int) -> None:
         self.listener.on_job_start(job, seed)
-        for record in coordinator.run(job, *self.checkpoint.start_of(job.name)):
-            if record.models is not None:
-                self._keep(record.models, seed)
-            if seed == self.setup.config.seed:
-                self.scores.update(record.scores)
-            if record.joined:
-                self.agreement = admitted(self.agreement, record)
-                self.checkpoint.directory.write_data(fingerprints(self.agreement))
-            self.records.append((seed, replace(record, state=None, notes=(), scores={})))
-            self.listener.on_round_end(record, seed)
-            self.checkpoint.save(record)
+
+    def on_round_end(self, record: RoundRecord, seed: int) -> None:
+        """Keep what a round says before it is written down."""
+        if record.models is not None:
+            self._keep(record.models, seed)
+        if seed == self.setup.config.seed:
+            self.scores.update(record.scores)
+        if record.joined:
+            self.agreement = admitted(self.agreement, record)
+            self.checkpoint.directory.write_data(fingerprints(self.agreement))
+        self.records.append((seed, replace(record, state=None, notes=(), scores={})))
+        self.listener.on_round_end(record, seed)
 
     def _keep(self, models: Models, seed: int) -> None:
-        if seed == self.setup.config.seed:
-            self.models.update({name: np.array(vector) for name, vector in models.items()})
+        kept = self.models if seed == self.setup.config.seed else self.later_models.setdefault(seed, {})
+        kept.update({name: np.array(vector) for name, vector in models.items()})
 
     def finals(self, metric: Metric) -> dict[str, list[float]]:
         """Return model -> final value per seed of a metric; only models that finished."""

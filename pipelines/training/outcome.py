@@ -12,31 +12,31 @@ from typing import Any
 import numpy as np
 from torch.nn.functional import l1_loss, mse_loss
 
+from pipelines.fingerprints import fingerprints
 from pipelines.launching import CoordinatorLike
+from pipelines.round_notes import missed
 from pipelines.training.alone import summary_of
 from pipelines.training.analysis_report import figure_of, sections
 from pipelines.training.class_pages import class_sections
 from pipelines.training.experiment import TrainingExperiment
 from pipelines.training.measured_limits import FEDERATED, coverage_table, summarised
-from pipelines.training.membership import fingerprints
+from pipelines.training.members import Gain, gains, gains_table
+from pipelines.training.members import summarised as summarised_gains
 from pipelines.training.per_silo_errors import own_errors, own_table
 from pipelines.update_options import privacy_statement
+from ray_fed.federation.diversity import DIVERSITY
 from ray_fed.federation.rounds.job import EPSILON
+from ray_fed.federation.rounds.kept_back import KEPT_ROUND
 from ray_fed.materials.boosted_property_task import BoostedPropertyTask
+from ray_fed.materials.card_entries import card_entries, forest_entries, network_entries, scaler_arrays, tree_entries
 from ray_fed.materials.limits import PROMISE, ModelLimits, told
+from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.targets import Target, values_by_target
-from ray_fed.materials.trained_model import (
-    card_entries,
-    forest_entries,
-    network_entries,
-    scaler_arrays,
-    tree_entries,
-)
 from ray_fed.metrics import Metric
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
 from ray_fed.reporting.model_files import ModelCard, model_paths, save_model
 from ray_fed.reporting.report import Figure, Section, Table, write_report
-from ray_fed.reporting.results import BEST, ResultRow, Results, results_from_summary
+from ray_fed.reporting.results import BEST, ResultRow, Results, results_from_summary, words
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.tensorboard_log import EventLog
 
@@ -134,8 +134,10 @@ class TrainingOutcome:
             **self._metrics(),
             **self._alone(),
             **own_errors(self.experiment),
+            **summarised_gains(self.gains(), self.experiment.members),
             **self._costs(),
             **self._counts(),
+            **missed(self.experiment.federated_records()),
             **self._privacy(),
             **summarised(self.experiment.limits, self.experiment.setup.task.targets),
             **{f"silo.{silo}.has_model": has for silo, has in self.has_model.items()},
@@ -167,16 +169,20 @@ class TrainingOutcome:
         return summary_of(experiment.alone, networks, experiment.metrics, BEST) | rows
 
     def _costs(self) -> dict[str, object]:
-        """Rounds, bytes and seconds of one federated run, averaged over the seeds."""
+        """Rounds, bytes, seconds of one federated run, and how unlike its silos are, averaged over the seeds."""
         rounds = self.experiment.federated_records()
         runs = max(1, len({record.job for record in rounds}))
+        unlike = [record.metrics[DIVERSITY] for record in rounds if DIVERSITY in record.metrics]
         seconds = {
             f"seconds.{name}": sum(record.seconds[name] for record in rounds) / runs
             for name in ("compute", "communicate", "evaluate")
         }
+        best = [record.metrics[KEPT_ROUND] for record in rounds if KEPT_ROUND in record.metrics]
         return {
             "rounds": len(rounds) // runs,
+            **({KEPT_ROUND: mean(best)} if best else {}),
             "bytes_sent": sum(record.bytes_sent for record in rounds) // runs,
+            **({"silo_diversity": mean(unlike)} if unlike else {}),
             **seconds,
             "seconds.total": time.perf_counter() - self.experiment.started,
         }
@@ -260,6 +266,7 @@ class TrainingOutcome:
                 "batch_size": config.batch_size,
                 "epochs": config.epochs,
                 "optimizer_state": config.optimizer_state,
+                "decay": config.decay,
                 "loss": LOSSES.get(task.loss, "mse and cross-entropy over the labels there are"),
             },
         }
@@ -282,7 +289,7 @@ class TrainingOutcome:
             "silos": list(counts),
             "weights": {name: count / sum(counts.values()) for name, count in counts.items()},
             "rounds": self.summary["rounds"],
-            "strategy": setup.config.strategy,
+            "strategy": setup.config.strategy if setup.config.model == "mlp" else setup.config.model,
             "strategy_options": list(setup.config.strategy_options),
             "privacy": self._privacy() or "none",
         }
@@ -400,6 +407,7 @@ class TrainingOutcome:
             f"Multi-source training: {_listed([target.words for target in setup.task.targets])}",
             self.summary,
             [
+                *self._members_section(),
                 *self._own_section(),
                 *self._limits_section(),
                 *classes,
@@ -428,6 +436,38 @@ class TrainingOutcome:
     def own_table(self) -> list[list[str]]:
         """Return what each silo's own held-out rows say, header first; empty with a common test set."""
         return own_table(self.summary, self.experiment.setup.training, self.experiment.metrics[0])
+
+    def gains(self) -> list[Gain]:
+        """Return what joining comes to for each member; none where no personal models were made."""
+        metric = self.experiment.metrics[0]
+        return gains(self.experiment.members, self._best_single(metric), metric)
+
+    def _best_single(self, metric: Metric) -> dict[str, tuple[float, str]]:
+        """Return silo -> (value, learner) of the best single learner that each silo has chosen for itself."""
+        told = {**self._alone(), **own_errors(self.experiment)}
+        found = {}
+        for silo in self.experiment.setup.training:
+            for key in (f"{BEST}.{silo}", f"own.{silo}"):
+                value = told.get(f"{key}.{metric.name}" if key.startswith(BEST) else f"{key}.{BEST}_{metric.name}")
+                if isinstance(value, float):
+                    found[silo] = (value, words(str(told.get(f"{key}.learner", ""))))
+        return found
+
+    def gains_table(self) -> list[list[str]]:
+        """Return what joining comes to for each member, header first; empty where that was not asked."""
+        return gains_table(self.gains(), self.summary)
+
+    def _members_section(self) -> list[Section]:
+        header, *rows = self.gains_table() or [[]]
+        if not rows:
+            return []
+        said = [*(f"{one.sentence()}." for one in self.gains()), self._where_personal()]
+        return [Section("What joining comes to for each member", [Table(header, rows, " ".join(said))])]
+
+    def _where_personal(self) -> str:
+        if self.experiment.setup.config.address == "local" and not self.experiment.setup.sites:
+            return f"Personal models are in {FOLDER}/ of this folder: whoever has the folder has them all."
+        return "Each personal model is with its silo, in the folder of its states; its log names the file."
 
     def _own_section(self) -> list[Section]:
         header, *rows = self.own_table() or [[]]

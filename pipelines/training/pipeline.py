@@ -12,20 +12,23 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from pipelines.fingerprints import check_data
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger, discard_unused, name_of_run, silos_folder
 from pipelines.training.checkpoint import Checkpoint
 from pipelines.training.config import CONFIGS, TrainConfig
 from pipelines.training.experiment import TrainingExperiment, launched
 from pipelines.training.folds import all_folds
-from pipelines.training.membership import check_data, founded, rejoined, with_founders
+from pipelines.training.membership import founded, rejoined, with_founders
 from pipelines.training.outcome import TrainingOutcome
-from pipelines.training.recorder import TrainingRecorder
-from pipelines.training.setup import Setup, jobs, resolve, with_ledgers, with_state_folder
+from pipelines.training.recorder import TrainingRecorder, Watched
+from pipelines.training.setup import Setup, jobs, resolve, with_ledgers, with_personal_folder, with_state_folder
 from pipelines.update_options import require_own_code
 from ray_fed.config import at_home
 from ray_fed.errors import DataError, FedError
 from ray_fed.federation.coordinator import Agreement
+from ray_fed.federation.diversity import DIVERSITY, UNLIKE
 from ray_fed.materials.databases.kinds import whole_path
+from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.property_task import LABELS_OF
 from ray_fed.perimeter.own_words import words_of
 from ray_fed.reporting.environment import software_versions
@@ -63,7 +66,7 @@ def train(options: dict[str, object], command: Sequence[str]) -> int:
 def _run(options: dict[str, object], command: Sequence[str], pipeline: str) -> int:
     given = options.pop("site_overrides", [])
     assert isinstance(given, list)
-    options = _with_whole_paths(options)
+    options = with_whole_paths(options)
     if options.get("folds") and options.get("fold") is None:
         return _run_folds(CONFIGS[pipeline](**options), options, command)  # type: ignore[arg-type]
     setup = resolve(options, given, pipeline)
@@ -71,6 +74,7 @@ def _run(options: dict[str, object], command: Sequence[str], pipeline: str) -> i
     directory = RunDirectory.create(at_home(out) if out else None, pipeline)
     checkpoint = Checkpoint(directory)
     setup = with_state_folder(setup, checkpoint.silo_state, directory.path.resolve().name)
+    setup = with_personal_folder(setup, directory.path / FOLDER)
     setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
     try:
         with directory.held(), _keeping(directory):
@@ -98,7 +102,7 @@ def _go_on_with_folds(config: TrainConfig, directory: RunDirectory, command: Seq
 
     def run_fold(fold: int, place: Path) -> None:
         if (place / "config.yaml").is_file():
-            resume({"run_directory": str(place), "strategy": strategy}, ())
+            resume({"run_directory": str(place), "strategy": strategy, "model": config.model}, ())
         else:
             _run({**options, "fold": fold, "out": str(place)}, command, config.PIPELINE)
 
@@ -117,9 +121,10 @@ def resume(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
             return 0
         told = directory.read_config()
         if told.get("folds") and told.get("fold") is None:
+            require_own_code(told.get("model"), options.get("model"), directory.config_path, "model")
             config = CONFIGS[pipeline_of(told)](**options_of(told))  # type: ignore[arg-type]
             return _go_on_with_folds(config, directory, shlex.split(str(told["command"])), options["strategy"])
-        return _carry_out(_begun(directory, options["strategy"]))
+        return _carry_out(_begun(directory, options["strategy"], options.get("model")))
 
 
 def _is_complete(directory: RunDirectory) -> bool:
@@ -129,19 +134,21 @@ def _is_complete(directory: RunDirectory) -> bool:
     return isinstance(summary, dict) and summary.get("status") == "completed"
 
 
-def _begun(directory: RunDirectory, strategy: object) -> RunRequest:
-    """Read what a broken-off run was to do and how far it came; DataError when that cannot be made out. strategy: as
-    the user has named it again."""
+def _begun(directory: RunDirectory, strategy: object, model: object) -> RunRequest:
+    """Read what a broken-off run was to do and how far it came; DataError when that cannot be made out. strategy,
+    model: as the user has named them again."""
     try:
         config = directory.read_config()
         options = options_of(config)
         require_own_code(options.get("strategy"), strategy, directory.config_path)
+        require_own_code(options.get("model"), model, directory.config_path, "model")
         overrides = tuple(str(text) for text in config["set"])  # type: ignore[union-attr]
         checkpoint = Checkpoint(directory)
         is_resumed = checkpoint.load()
         setup = resolve(options, overrides, pipeline_of(config))
         setup = with_founders(setup, directory) if is_resumed else setup
         setup = with_state_folder(setup, checkpoint.silo_state, directory.path.resolve().name)
+        setup = with_personal_folder(setup, directory.path / FOLDER)
         setup = with_ledgers(setup, silos_folder(directory), name_of_run(directory))
         command = tuple(shlex.split(str(config["command"])))
     except FedError:
@@ -155,8 +162,9 @@ def _begun(directory: RunDirectory, strategy: object) -> RunRequest:
 
 
 def options_of(config: Mapping[str, Any]) -> dict[str, object]:
-    """Return the options in a run's config.yaml."""
-    return {key: _as_option(value) for key, value in config.items() if key not in NOT_OPTIONS}
+    """Return the options in a run's config.yaml; of a run of before there was a decay, none."""
+    options = {key: _as_option(value) for key, value in config.items() if key not in NOT_OPTIONS}
+    return {"decay": "none", **options}
 
 
 def pipeline_of(config: Mapping[str, Any]) -> str:
@@ -192,6 +200,8 @@ def _carry_out(request: RunRequest) -> int:
     print()
     if own := outcome.own_table():
         print(aligned(own, right=range(1, len(own[0])), rule=True))
+    for gain in outcome.gains():
+        print(gain.sentence())
     if limits := outcome.limits_table():
         print("rows in neither training nor calibration, and where the federated model's intervals hold them:")
         print(aligned(limits, right=range(1, len(limits[0])), rule=True))
@@ -213,9 +223,9 @@ def _train(request: RunRequest) -> TrainingOutcome:
         agreement = coordinator.agree(setup.config.threshold(len(setup.training)))
         changed = _changed_versions(request.directory) if request.is_resumed else []
         notices = [*setup.notes, *notices, *_untold(agreement), *_labelled(agreement), *_outside_scaler(agreement)]
-        for line in [*notices, *_unusable(agreement), *changed]:
+        for line in [*notices, *said_of_rows(agreement), *changed]:
             print(f"note: {line}", file=sys.stderr)
-        _check_sizes(agreement)
+        check_sizes(agreement)
         setup = founded(setup, agreement)
         jobs(
             setup, dict(agreement.silos), setup.config.seed
@@ -225,7 +235,7 @@ def _train(request: RunRequest) -> TrainingOutcome:
             agreement = rejoined(agreement, setup, request.directory)
             _check_silo_states(request)
         ledger = CoordinatorLedger.of_run(request.directory, setup.run, request.checkpoint.folder)
-        with TrainingRecorder(setup, request.directory, ledger) as recorder:
+        with TrainingRecorder(_watched(setup), request.directory, ledger) as recorder:
             records = request.checkpoint.records() if request.is_resumed else []
             experiment = TrainingExperiment(setup, agreement, recorder, request.checkpoint, records, started=started)
             outcome = TrainingOutcome(experiment, request.directory, request.command, notices, request.site_overrides)
@@ -234,7 +244,7 @@ def _train(request: RunRequest) -> TrainingOutcome:
                 experiment.train(coordinator)
                 if setup.config.share_model:
                     outcome.share_model(coordinator)
-                outcome.notice(recorder.collect(coordinator))
+                outcome.notice([*recorder.collect(coordinator), *_unlike(experiment)])
             except KeyboardInterrupt:
                 _broken_off(outcome, "interrupted", "")
                 raise
@@ -250,6 +260,14 @@ def _train(request: RunRequest) -> TrainingOutcome:
     return outcome
 
 
+def _watched(setup: Setup) -> Watched:
+    config = setup.config
+    told = {"pipeline": config.PIPELINE, **asdict(config)}
+    return Watched(
+        setup.task.metrics, setup.training, told, config.seed, setup.models, config.repeats, config.dp_delta
+    )  # fmt: skip
+
+
 def _broken_off(outcome: TrainingOutcome, status: str, reason: str) -> None:
     print(_way_on(status, outcome.directory), file=sys.stderr)
     try:
@@ -262,7 +280,7 @@ def _way_on(status: str, directory: RunDirectory) -> str:
     return f"{status}; what was done so far is in {directory.path}; go on with: ray-fed resume {directory.path}"
 
 
-def _unusable(agreement: Agreement) -> list[str]:
+def said_of_rows(agreement: Agreement) -> list[str]:
     """Say per silo how many rows could not be used, and why, and of how many something is odd."""
     lines = []
     for name, silo in agreement.silos.items():
@@ -312,21 +330,38 @@ def _changed_versions(directory: RunDirectory) -> list[str]:
 
 
 def _missed(experiment: TrainingExperiment) -> list[str]:
-    """Say of each silo that failed in how many federated rounds it took part, and why it first did not."""
+    """Say of each silo that failed in how many federated rounds it took part, in how many evaluations it is missing,
+    and why it first was."""
     rounds = experiment.federated_records()
     reasons: dict[str, str] = {}
+    unevaluated: dict[str, str] = {}
     for record in rounds:
-        reasons = dict(record.failures) | reasons
+        reasons = {silo: why for silo, why in record.failures if (silo, why) not in record.unevaluated} | reasons
+        unevaluated = dict(record.unevaluated) | unevaluated
     took_part = {silo: sum(silo in record.participants for record in rounds) for silo in reasons}
-    specs = experiment.setup.members
-    return [
-        f"silo '{silo}' took part in {took_part[silo]} of {len(rounds)} rounds: "
-        + "; ".join([reason, *words_of(reason, specs)])
-        for silo, reason in reasons.items()
+    missing = {silo: sum(silo in dict(record.unevaluated) for record in rounds) for silo in unevaluated}
+    said = [
+        (f"silo '{silo}' took part in {took_part[silo]} of {len(rounds)} rounds", reasons[silo]) for silo in reasons
     ]
+    said += [(f"silo '{silo}' is missing in {missing[silo]} evaluations", unevaluated[silo]) for silo in unevaluated]
+    specs = experiment.setup.members
+    return [f"{line}: " + "; ".join([reason, *words_of(reason, specs)]) for line, reason in said]
 
 
-def _check_sizes(agreement: Agreement) -> None:
+def _unlike(experiment: TrainingExperiment) -> list[str]:
+    """Say where silos are unlike, and the strategy is one that is known to lose by it; and what to do."""
+    config = experiment.setup.config
+    keeps = config.model == "mlp" and config.optimizer == "adam" and config.chosen_strategy() != "scaffold_adam"
+    found = [record.metrics[DIVERSITY] for record in experiment.federated_records() if DIVERSITY in record.metrics]
+    if not keeps or max(found, default=0.0) <= UNLIKE:
+        return []
+    measured = f"the silos' rows are unlike (diversity of first moves {max(found):.2f}, below {UNLIKE:g} if alike)"
+    lost = f"with strategy={config.chosen_strategy()} and Adam's moments in each silo the model is worse by that"
+    return [f"{measured}; {lost}; use --strategy scaffold_adam --decay cosine"]
+
+
+def check_sizes(agreement: Agreement) -> None:
+    """DataError for a silo with too few rows to train on."""
     for name, silo in agreement.silos.items():
         if silo.num_examples < 2:
             raise DataError(
@@ -359,7 +394,7 @@ def _check_silo_states(request: RunRequest) -> None:
         )
 
 
-def _with_whole_paths(options: Mapping[str, object]) -> dict[str, object]:
+def with_whole_paths(options: Mapping[str, object]) -> dict[str, object]:
     """Make paths independent of the current folder, so that a run can be resumed from anywhere."""
     whole = dict(options)
     for name in ("data", "federation"):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ray_fed.config import require
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.federation.reasons import counted_notes
 from ray_fed.materials.databases.addresses import check_address
@@ -19,8 +20,10 @@ from ray_fed.materials.databases.database import SHOWN_REASON, crystal_frame
 from ray_fed.materials.databases.kinds import open_source, whole_path
 from ray_fed.materials.databases.raw_table import RawTable
 from ray_fed.materials.databases.source import Access, Source
+from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.predictions import FLAG, WHY_FLAGGED, Inputs, Trained, inputs_of, interval_columns, predictions
 from ray_fed.materials.targets import Target, labels
+from ray_fed.materials.trained_model import require_named
 from ray_fed.metrics import (
     ClassificationSums,
     Metric,
@@ -64,9 +67,15 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     check_address(file, "file", only_ours=True)
     path = Path(options["out"] or f"{Path(file).name}.predictions.csv")
     check_place(path, Path(file))
-    models = read_models(options["run_directory"], options["model"])
+    silo = options.get("silo")
+    models = (
+        read_personal(options["run_directory"], silo, options.get("network"))
+        if silo
+        else read_models(options["run_directory"], options["model"], options.get("network"))
+    )
     access = Access(options["query"], options["table"], options["query_timeout"])
-    source = Source(path=whole_path(file, Path.cwd()), target=None, access=access)
+    structures, symmetry = str(options["structures"] or "all"), options["symmetry"]
+    source = Source(whole_path(file, Path.cwd()), None, symmetry=symmetry, structures=structures, access=access)
     source = models.first.as_read(source)
     table = open_source(source)
     inputs = inputs_of(crystal_frame(table, source), models.first)
@@ -98,8 +107,7 @@ def given_columns(table: RawTable) -> pd.DataFrame:
 def _is_flat(column: pd.Series) -> bool:
     if column.dtype.kind in "biufM":
         return True
-    return all(not isinstance(value, Mapping | list | tuple | np.ndarray | Path) and not _is_long(value)
-               for value in column.tolist())  # fmt: skip
+    return all(value is None or (pd.api.types.is_scalar(value) and not _is_long(value)) for value in column.tolist())
 
 
 def _is_long(value: object) -> bool:
@@ -248,9 +256,9 @@ def _covered(
 # ---- the models
 
 
-def read_models(run_directory: str, model: str) -> Models:
+def read_models(run_directory: str, model: str, network: str | None = None) -> Models:
     """Return the models that a user asks for by the run's folder and their name, or by one file; ConfigError lists what
-    is there."""
+    is there. network: the user's own, MODULE:CLASS, where the models are of such a one."""
     folder = (
         Path(run_directory).parent
         if run_directory.endswith(".safetensors")
@@ -261,16 +269,31 @@ def read_models(run_directory: str, model: str) -> Models:
         shown = (Path(run_directory).stem,)
     else:
         shown = tuple(_in_order(there)) if model == ALL_MODELS and there else (model,)
-    by_name = {name: _read(folder / f"{name}.safetensors", there) for name in shown}
+    by_name = {name: _read(folder / f"{name}.safetensors", there, network) for name in shown}
     needed = {name for trained in by_name.values() for name in trained.limits.own_models} - by_name.keys()
-    beside = {name: _read(folder / f"{name}.safetensors", there) for name in sorted(needed & set(there))}
+    beside = {name: _read(folder / f"{name}.safetensors", there, network) for name in sorted(needed & set(there))}
     return Models(shown, {**by_name, **beside})
 
 
-def _read(path: Path, there: Sequence[str]) -> Trained:
+def read_personal(run_directory: str, silo: str, network: str | None = None) -> Models:
+    """Return the personal model of one silo of a run; ConfigError lists those that are there."""
+    require(
+        not run_directory.endswith(".safetensors"), f"silo={silo}: give the folder of a run, or a personal model alone"
+    )
+    folder = RunDirectory.open(run_directory).path / FOLDER
+    there = sorted(path.stem for path in folder.glob("*.safetensors"))
+    if silo not in there:
+        where = "each is with its silo where sites have folders of their own, and its log names the file"
+        known = ", ".join(there) or f"none: {where}; or the run was made with --personal none"
+        raise ConfigError(f"silo={silo!r} has no personal model in {folder}; there is: {known}")
+    return Models((silo,), {silo: _read(folder / f"{silo}.safetensors", there, network)})
+
+
+def _read(path: Path, there: Sequence[str], network: str | None) -> Trained:
     if path.stem not in there and not path.exists():
         raise ConfigError(f"model={path.stem!r} is not in {path.parent}; there is: {', '.join(there) or 'none'}")
-    return Trained(*load_model(path))
+    arrays, card = load_model(path)
+    return Trained(arrays, card, require_named(card, network))
 
 
 def _in_order(names: Sequence[str]) -> list[str]:

@@ -1,17 +1,18 @@
 """Writes every record of a run as it comes: terminal, history, timing, TensorBoard."""
 
 import contextlib
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
 from pipelines.launching import CoordinatorLike
 from pipelines.ledger.coordinator_ledger import CoordinatorLedger
-from pipelines.training.setup import Setup
+from pipelines.round_notes import FailureNotes, missing_in
 from ray_fed.errors import FedError
 from ray_fed.federation.rounds.job import EPSILON, Job, RoundRecord
-from ray_fed.metrics import TRAIN_LOSS
+from ray_fed.federation.rounds.kept_back import KEPT_BACK, KEPT_ROUND
+from ray_fed.metrics import TRAIN_LOSS, Metric
 from ray_fed.reporting.results import measured
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.tensorboard_log import EventLog, chart_titles, global_tag, model_tag, silo_tag
@@ -22,15 +23,34 @@ MAX_LOGGED_ROUNDS = 500
 them all."""
 
 
-class TrainingRecorder:
-    """The experiment's listener; a context manager, so that nothing is left open or unflushed."""
+@dataclass(frozen=True)
+class Watched:
+    """What a recorder must know of a run."""
 
-    def __init__(self, setup: Setup, directory: RunDirectory, ledger: CoordinatorLedger | None = None):
-        self.setup, self.directory, self.ledger = setup, directory, ledger
-        self.metrics = setup.task.metrics
+    metrics: tuple[Metric, ...]
+    silos: tuple[str, ...]
+    """Names of the silos of the federation."""
+    hyperparameters: Mapping[str, object]
+    """For TensorBoard's table of runs."""
+    seed: int
+    """The first one."""
+    models: tuple[str, ...] = ()
+    """Names of all that trains a model of its own beside it: silos alone, pooled rows."""
+    repeats: int = 1
+    delta: float = 0.0
+    """Of the privacy account, where there is one."""
+    has_tensorboard: bool = True
+
+
+class TrainingRecorder:
+    """Listens to the jobs of a run; a context manager, so that nothing is left open or unflushed."""
+
+    def __init__(self, watched: Watched, directory: RunDirectory, ledger: CoordinatorLedger | None = None):
+        self.watched, self.directory, self.ledger = watched, directory, ledger
+        self.metrics = watched.metrics
         self.progress = RoundProgress(self.metrics)
         self.logs: dict[str, EventLog] = {}
-        self._told: tuple[tuple[str, str], ...] = ()
+        self._failures = FailureNotes()
 
     def __enter__(self) -> "TrainingRecorder":
         return self
@@ -59,7 +79,7 @@ class TrainingRecorder:
 
     def on_job_start(self, job: Job, seed: int) -> None:
         kind = "federated" if job.kind == "federated" else "each silo alone, pooled"
-        title = f"{kind}, seed {seed}" if self.setup.config.repeats > 1 else kind
+        title = f"{kind}, seed {seed}" if self.watched.repeats > 1 else kind
         self.progress.start(job.num_rounds, title)
 
     def on_round_end(self, record: RoundRecord, seed: int) -> None:
@@ -67,28 +87,29 @@ class TrainingRecorder:
         if self.ledger:
             self.ledger.write(record.notes)
         self.directory.append_timing(timing_line(record))
-        if record.num_rounds <= MAX_LOGGED_ROUNDS or measured(record.metrics, self._model(record), self.metrics):
+        is_short = record.num_rounds <= MAX_LOGGED_ROUNDS
+        is_shown = is_short or measured(record.metrics, self._model(record), self.metrics)
+        if self.watched.has_tensorboard and is_shown:
             self._log(record, seed)
         self._tell_restarts(record, seed)
         self._tell_joined(record, seed)
         self._tell_failures(record, seed)
         if EPSILON in record.metrics and record.server_round:
             where = f"round {record.server_round}/{record.num_rounds}"
-            self.progress.note(f"{where}: epsilon {record.metrics[EPSILON]:.3g} (delta {self.setup.config.dp_delta:g})")
+            self.progress.note(f"{where}: epsilon {record.metrics[EPSILON]:.3g} (delta {self.watched.delta:g})")
+        if KEPT_ROUND in record.metrics:
+            best = f"exchange {record.metrics[KEPT_ROUND]:.0f} is kept: the rows kept back were predicted best by it"
+            self.progress.note(f"early stopping after {record.server_round} exchanges; {best}")
         if record.server_round:
             self.progress.advance(self._shown(record))
 
     def _tell_failures(self, record: RoundRecord, seed: int) -> None:
-        """Say who failed and why when it begins, when it changes and when it ends, not in each of a thousand rounds."""
-        if record.failures == self._told:
-            return
-        self._told = record.failures
+        """Say who failed and why once, not in each of a thousand rounds."""
         where = f"round {record.server_round}/{record.num_rounds}"
-        said = [f"{where}: silo '{silo}' does not take part: {reason}" for silo, reason in record.failures]
-        for line in said or [f"{where}: all silos take part again"]:
+        told = dict(record.failures), dict(record.unevaluated), record.pooled_over
+        for line in (f"{where}: {line}" for line in self._failures.lines(*told)):
             self.progress.note(line)
-            if record.kind == "federated":
-                self._run(seed).text("failures", line, record.server_round)
+            self._note(record, seed, "failures", line)
 
     def _tell_restarts(self, record: RoundRecord, seed: int) -> None:
         where = f"round {record.server_round}/{record.num_rounds}"
@@ -96,16 +117,18 @@ class TrainingRecorder:
             redone = " and redid the round" if silo in record.participants else ""
             line = f"{where}: silo '{silo}' was started again{redone}: {reason}"
             self.progress.note(line)
-            if record.kind == "federated":
-                self._run(seed).text("restarts", line, record.server_round)
+            self._note(record, seed, "restarts", line)
 
     def _tell_joined(self, record: RoundRecord, seed: int) -> None:
         where = f"round {record.server_round}/{record.num_rounds}"
         for silo in record.joined:
             line = f"{where}: silo '{silo.silo}' joins with {silo.num_examples:,} rows, from the next round on"
             self.progress.note(line)
-            if record.kind == "federated":
-                self._run(seed).text("joined", line, record.server_round)
+            self._note(record, seed, "joined", line)
+
+    def _note(self, record: RoundRecord, seed: int, what: str, line: str) -> None:
+        if record.kind == "federated" and self.watched.has_tensorboard:
+            self._run(seed).text(what, line, record.server_round)
 
     @staticmethod
     def _model(record: RoundRecord) -> str:
@@ -125,7 +148,7 @@ class TrainingRecorder:
         if record.kind == "federated":
             self._log_federated(log, record)
             return
-        for model in self.setup.models:
+        for model in self.watched.models:
             loss, tag = f"silo.{model}.{TRAIN_LOSS}", partial(model_tag, self._alone(model))
             log.scalars(self._curves(record, model, loss, tag), record.server_round)
 
@@ -134,16 +157,18 @@ class TrainingRecorder:
         log.scalars(self._curves(record, "federated", TRAIN_LOSS, global_tag), step)
         if EPSILON in record.metrics:
             log.scalar(global_tag("epsilon"), record.metrics[EPSILON], step)
+        if KEPT_BACK in record.metrics:
+            log.scalar(global_tag("kept_back_loss"), record.metrics[KEPT_BACK], step)
         if step:
             log.scalar(global_tag("bytes_sent"), record.bytes_sent, step)
             log.scalar(global_tag("participants"), len(record.participants), step)
             log.scalar(global_tag("failures"), len(record.failures), step)
             log.scalar(global_tag("seconds_compute"), record.seconds["compute"], step)
             log.scalar(global_tag("seconds_communicate"), record.seconds["communicate"], step)
-        for silo in self.setup.training:
+        for silo in self.watched.silos:
             curves = self._curves(record, f"silo.{silo}", f"silo.{silo}.{TRAIN_LOSS}", partial(silo_tag, silo))
             if step:
-                curves[silo_tag(silo, "bytes_sent")] = record.bytes_sent / len(self.setup.training)
+                curves[silo_tag(silo, "bytes_sent")] = record.bytes_sent / len(self.watched.silos)
                 curves[silo_tag(silo, "seconds_compute")] = record.seconds.get(f"silo.{silo}", 0.0)
                 waited = record.seconds["total"] - record.seconds.get(f"silo.{silo}", 0.0)
                 curves[silo_tag(silo, "seconds_communicate")] = waited
@@ -151,18 +176,17 @@ class TrainingRecorder:
 
     def _run(self, seed: int) -> EventLog:
         """Return the log of a seed: of the first one the run directory's own, of others one in a folder."""
-        name = "" if seed == self.setup.config.seed else f"seed-{seed}"
+        name = "" if seed == self.watched.seed else f"seed-{seed}"
         if name not in self.logs:
             log = self.logs[name] = EventLog(self.directory.tensorboard / name)
-            models = [self._alone(model) for model in self.setup.models]
-            log.custom_layout(self.setup.training, chart_titles(self.metrics), models=models)
+            models = [self._alone(model) for model in self.watched.models]
+            log.custom_layout(self.watched.silos, chart_titles(self.metrics), models=models)
             if not name:
-                config = {"pipeline": self.setup.config.PIPELINE, **asdict(self.setup.config)}
-                log.hyperparameters(config, self.directory.path.name)
+                log.hyperparameters(self.watched.hyperparameters, self.directory.path.name)
         return self.logs[name]
 
     def _alone(self, model: str) -> str:
-        return f"{model} alone" if model in self.setup.training else model
+        return f"{model} alone" if model in self.watched.silos else model
 
     def _curves(self, record: RoundRecord, model: str, loss: str, tag: Callable[[str], str]) -> dict[str, float]:
         """Return tag -> value of what is known of a model after the round; `loss` is the key of its training loss."""
@@ -187,6 +211,7 @@ def history_line(record: RoundRecord, seed: int) -> dict[str, object]:
         "num_rounds": record.num_rounds,
         "participants": list(record.participants),
         "failures": dict(record.failures),
+        **missing_in(record),
         "bytes_sent": record.bytes_sent,
         **({"joined": [silo.silo for silo in record.joined]} if record.joined else {}),
         "metrics": dict(sorted(record.metrics.items())),

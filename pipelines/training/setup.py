@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import get_type_hints
 
 from pipelines.hub import HubSection
-from pipelines.training.config import AUTO, CONFIGS, GRAPH_MODELS, FormationEnergyConfig, TrainConfig
+from pipelines.training.config import AUTO, CONFIGS, FormationEnergyConfig, TrainConfig
 from pipelines.training.federation_file import FederationFile, SiteEntry, read_federation
 from ray_fed.config import at_home, coerce, require
 from ray_fed.errors import DataError
 from ray_fed.federation.messages import SiloDescription
+from ray_fed.federation.rounds.best_round import BestRound
 from ray_fed.federation.rounds.job import Job, local_job
+from ray_fed.federation.rounds.kept_back import KEPT_BACK
 from ray_fed.federation.strategies.boosting import BoostedTrees
 from ray_fed.federation.task import SiloSpec
+from ray_fed.learning.early_stopping import PATIENCE
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.boosted_property_task import BoostedPropertyTask
 from ray_fed.materials.databases.addresses import scheme_of
@@ -22,6 +25,9 @@ from ray_fed.materials.databases.columns import canonical_target, unit_of_target
 from ray_fed.materials.databases.kinds import is_on_disk, whole_path
 from ray_fed.materials.databases.source import EMBEDDED, EMBEDDED_TARGET, Access, Source
 from ray_fed.materials.inference import Inferred, inferred
+from ray_fed.materials.kept_back import KeptBackErrors
+from ray_fed.materials.own_network import with_own_network
+from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.study import StudyPart, StudyPlan
 from ray_fed.materials.symmetry import Cell
@@ -118,6 +124,9 @@ def _options_of(file: FederationFile, path: str) -> dict[str, object]:
     strategy = options.get("strategy", "")
     own = f"{path}: training: strategy={strategy!r} names code, which a federation file must not"
     require(":" not in strategy, f"{own}; if you trust that code, remove the line and give --strategy {strategy}")
+    model = options.get("model", "")
+    own = f"{path}: training: model={model!r} names code, which a federation file must not"
+    require(":" not in model, f"{own}; if you trust that code, remove the line and give --model {model}")
     return options
 
 
@@ -142,6 +151,17 @@ def with_state_folder(setup: Setup, folder: Path, run: str) -> Setup:
     )
 
 
+def with_personal_folder(setup: Setup, folder: Path) -> Setup:
+    """Let the silos keep their personal models: those of a private cluster in `folder`, as one person has them all; of
+    a cluster that we join beside their states, where their site gives a folder for these."""
+
+    def settled(spec: SiloSpec) -> SiloSpec:
+        own = str(Path(spec.state_folder) / FOLDER) if spec.state_folder else ""
+        return replace(spec, personal_folder=str(folder.resolve()) if setup.config.address == "local" else own)
+
+    return replace(setup, silos=tuple(settled(spec) for spec in setup.silos))
+
+
 def with_ledgers(setup: Setup, folder: Path, run: str) -> Setup:
     """Let silos that are actors keep ledgers of the run, and the evaluator a log: those of a private cluster in
     `folder`, those of a cluster we join beside their states, unless their owners' site files name another place. Sites
@@ -164,6 +184,7 @@ def _study(config: TrainConfig) -> Setup:
     path = whole_path(str(at_home(config.data)) if config.data.startswith("~") else config.data, Path.cwd())
     if is_on_disk(path) and not Path(path).exists():
         raise DataError(f"data={config.data}: no such file or folder; 'embedded' needs none")
+    config, of_strategy = _with_strategy(config)
     config, notes = _settled_by_data(_with_target(config), path)
     task, where = _task(config), tuple(_condition(text) for text in config.where)
     rows = _rows(config, task, path, config.target, (), where, config.access())
@@ -177,8 +198,11 @@ def _study(config: TrainConfig) -> Setup:
     )  # fmt: skip
     silos = [_part(config, rows, plan, f"silo-{number}") for number in range(1, len(config.silos) + 1)]
     pooled = _part(config, rows, plan, POOLED) if config.baselines else None
-    test = replace(_part(config, replace(rows, calibration_fraction=0.0), plan, "test"), num_gpus=0.0)
-    return Setup(config, task, tuple(silos), pooled, _held(test, task), notes=(*notes, *_said_of_model(config)))
+    of_test = replace(rows, calibration_fraction=0.0, validation_fraction=0.0)
+    test = replace(_part(config, of_test, plan, "test"), num_gpus=0.0)
+    return Setup(
+        config, task, tuple(silos), pooled, _held(test, task), notes=(*of_strategy, *notes, *_said_of_model(config))
+    )
 
 
 def _part(config: TrainConfig, rows: CrystalRows, plan: StudyPlan, name: str) -> SiloSpec:
@@ -187,6 +211,7 @@ def _part(config: TrainConfig, rows: CrystalRows, plan: StudyPlan, name: str) ->
 
 def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     _check_baselines(config, file)
+    config, of_strategy = _with_strategy(config)
     config, notes = _settled_by_file(_with_target(config), file)
     task = _task(config)
     base = at_home(str(config.federation)).resolve().parent
@@ -206,17 +231,31 @@ def _sites(config: TrainConfig, file: FederationFile) -> Setup:
     sites = tuple((entry.dialling, _invitation(config, entry, fraction)) for entry in file.silos if entry.dataset)
     order = tuple(entry.name for entry in file.silos)
     hub = replace(file.hub, tls=str(base / at_home(file.hub.tls))) if file.hub else None
-    of_test = file.test and replace(_site_rows(config, task, file.test, base, 0.0), calibration_fraction=0.0)
+    of_test = file.test and replace(
+        _site_rows(config, task, file.test, base, 0.0), calibration_fraction=0.0, validation_fraction=0.0
+    )
     test = SiloSpec("test", of_test, site=file.test.site) if file.test else None
     # A database that somebody else's file names is not asked from here, where other secrets are.
     is_here = file.test is not None and not scheme_of(file.test.data)
     test = _held(test, task) if test and is_here else test
-    notes = (*notes, *_said_of_model(config))
+    notes = (*of_strategy, *notes, *_said_of_model(config))
     return Setup(config, task, silos, None, test, sites, hub, order, notes=notes)
 
 
 def _said_of_model(config: TrainConfig) -> tuple[str, ...]:
-    return (*_shown_by_sums(config), *_said_of_graphs(config))
+    return (*_shown_by_sums(config), *_said_of_graphs(config), *_said_of_pretraining(config))
+
+
+def _said_of_pretraining(config: TrainConfig) -> tuple[str, ...]:
+    """Say what the pretrained potential has seen, and what of it can be known."""
+    if config.model != "chgnet":
+        return ()
+    seen = "chgnet was trained on relaxations of the Materials Project: errors on crystals of it are too good"
+    own = "energies of elements stay in the silos: a common test set is predicted without them"
+    return (
+        f"{seen}; rows with its ids are counted below, of others it cannot be told whether it has seen them",
+        *([own] if config.chgnet().references == "own" else []),
+    )
 
 
 def _shown_by_sums(config: TrainConfig) -> tuple[str, ...]:
@@ -240,6 +279,8 @@ def _held(test: SiloSpec, task: PropertyTask) -> SiloSpec:
 
 def _invitation(config: TrainConfig, entry: SiteEntry, test_fraction: float) -> Invitation:
     """Return what a site is asked for: names and plain options."""
+    installed = "sites that their owners run train what is installed there (own_tasks in site.yaml)"
+    require(not config.has_own_network, f"silo '{entry.name}': model={config.model}: {installed}")
     options = {**asdict(property_options(config)), **({FILTERS: entry.filters} if entry.filters else {})}
     return Invitation("", entry.name, entry.dataset, "property", options, test_fraction, config.seed, entry.way)
 
@@ -268,7 +309,10 @@ def _rows(
     )  # fmt: skip
     given = tuple(units) or ("",) * len(columns)
     said = tuple(_unit(*each) for each in zip(columns, given, task.targets, strict=True))
-    return CrystalRows(source, units=said, calibration_fraction=config.calibration).with_one_number(task)
+    rows = CrystalRows(
+        source, calibration_fraction=config.calibration, validation_fraction=config.validation, units=said
+    )
+    return rows.with_one_number(task)
 
 
 def _unit(column: str, given: str, target: Target) -> str:
@@ -285,7 +329,8 @@ def _condition(text: str) -> tuple[str, str]:
 
 
 def _task(config: TrainConfig) -> PropertyTask:
-    return property_options(config).task()
+    task = property_options(config).task()
+    return with_own_network(task, config.model, config.model_options) if config.has_own_network else task
 
 
 def property_options(config: TrainConfig) -> PropertyOptions:
@@ -295,14 +340,15 @@ def property_options(config: TrainConfig) -> PropertyOptions:
     return PropertyOptions(
         config.features, config.impute, config.hidden, tuple(map(canonical_target, config.target)), config.unit,
         tuple("none" if labels else name for name, labels in zip(transforms, classes, strict=True)), classes,
-        config.standardise_target and config.model != "boosted_trees", config.symmetry, _cell(config), config.model,
-        _tree_options(config), config.calibration, config.model_options,
+        config.standardise_target and config.model != "boosted_trees", config.symmetry, _cell(config),
+        "mlp" if config.has_own_network else config.model, _tree_options(config), config.calibration,
+        () if config.has_own_network else config.model_options, config.validation,
     )  # fmt: skip
 
 
 def _cell(config: TrainConfig) -> Cell:
     """Return whose cells features are of: graphs are made of standardised ones."""
-    return "standard" if config.model in GRAPH_MODELS else config.cell
+    return "standard" if config.is_on_graphs else config.cell
 
 
 def _tree_options(config: TrainConfig) -> tuple[str, ...]:
@@ -358,9 +404,19 @@ def _settled_by_file(config: TrainConfig, file: FederationFile) -> tuple[TrainCo
     return config, (*of_classes, *of_units)
 
 
+def _with_strategy(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
+    """Return the options with the name of a strategy, and say where it is not the usual one. Trees have theirs."""
+    if config.strategy != AUTO or config.model == "boosted_trees":
+        return config, ()
+    chosen, against = config.chosen_strategy(), config.against_common_moments()
+    lost = f"{', '.join(against)}: strategy is fed_avg, as scaffold_adam does not go with it"
+    note = f"{lost}; where silos are unlike, the model is then worse (strategy in ray-fed train --help)"
+    return replace(config, strategy=chosen), (note,) if against else ()
+
+
 def _said_of_graphs(config: TrainConfig) -> tuple[str, ...]:
     given = "--cell given has no effect: crystal graphs are made of standardised primitive cells"
-    return (given,) if config.model in GRAPH_MODELS and config.cell == "given" else ()
+    return (given,) if config.is_on_graphs and config.cell == "given" else ()
 
 
 def _with_features(config: TrainConfig, has_structures: bool) -> tuple[TrainConfig, tuple[str, ...]]:
@@ -433,6 +489,8 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
         config.max_update_norm,
         evaluate_every=ceil(shared.num_rounds / EVALUATIONS_PER_JOB),
         secure_threshold=config.threshold(len(setup.training)),
+        best_round=BestRound(KEPT_BACK, patience=PATIENCE) if config.validation else None,
+        kept_back=KeptBackErrors(setup.task.targets) if config.validation else None,
     )
     federated = within_budget(federated, config, shared.steps_per_epoch, silos)
     if not config.baselines:
@@ -449,7 +507,7 @@ def jobs(setup: Setup, silos: dict[str, SiloDescription], seed: int) -> list[Job
             proximal_mu=0.0,
             keep_local=(),
             compression=None,
-            validation_share=config.validation_share if config.early_stopping == "baselines" else 0.0,
+            validation_share=0.0 if config.early_stopping == "no" else config.validation_share,
         )
         for name, plan in alone.items()
     }
@@ -520,9 +578,16 @@ def _plan(config: TrainConfig, num_examples: int, seed: int) -> TrainingPlan:
     steps = ceil(num_examples / config.batch_size)
     return TrainingPlan(
         seed, config.epochs, steps, config.num_rounds(steps), config.learning_rate, config.optimizer,
-        config.optimizer_state, config.proximal_mu, output_bias(config) if config.personal_bias else (),
-        private=config.private_steps(), compression=config.make_compression(),
+        config.optimizer_state, config.proximal_mu, own_parameters(config),
+        private=config.private_steps(), compression=config.make_compression(), decay=config.decay,
     )  # fmt: skip
+
+
+def own_parameters(config: TrainConfig) -> tuple[str, ...]:
+    """Return the names of parameters that each silo keeps for itself."""
+    if config.model == "chgnet" and config.chgnet().references == "own":
+        return ("reference",)
+    return output_bias(config) if config.personal_bias else ()
 
 
 def output_bias(config: TrainConfig) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ from ray_fed.federation.secure_client import QUERIES as SECURE_QUERIES
 from ray_fed.federation.silo_state import SiloState
 from ray_fed.federation.tally import METRICS
 from ray_fed.federation.task import Care, LocalRows, Samples, SiloSpec, Task
+from ray_fed.learning.layout import initial_vector
+from ray_fed.learning.partial_exchange import PartialExchange
 from ray_fed.learning.private_steps import Spent
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer, without_rare
 from ray_fed.learning.trainer import Trainer
@@ -133,7 +135,12 @@ class Silo:
         return digest
 
     def make_trainer(self, spec: SessionSpec) -> Trainer:
-        return self.task.trainer(self.samples, spec, self.spec)
+        trainer = self.task.trainer(self.samples, spec, self.spec)
+        module = self.task.model(spec.model_seed)
+        names = self.task.exchanged(module)
+        if names is None:
+            return trainer
+        return PartialExchange(trainer, names, initial_vector(module, spec.plan.buffers), self.spec.name)
 
     def restore(self, standardizer: Standardizer | None, sessions: Sequence[SessionSpec]) -> SiloDescription:
         """Bring a silo that was started again to where the one before it stood; it says of itself what that one did."""

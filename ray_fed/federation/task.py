@@ -12,7 +12,7 @@ from torch import nn
 from ray_fed.config import at_home
 from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.learning.early_stopping import StoppingTrainer
-from ray_fed.learning.layout import floating_buffers
+from ray_fed.learning.layout import BufferPolicy, Layout, floating_buffers
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.learning.steps import Loss
 from ray_fed.learning.trainer import LocalTrainer, Trainer, TrainingPlan, copy_blocks, portions
@@ -22,6 +22,10 @@ Predictor = Callable[[Vector, Any], np.ndarray]
 """(vector, inputs) -> outputs [rows, ...] of the model at that vector."""
 Counting = Callable[..., tuple[int, np.ndarray]]
 """(samples, care, *what was given with the question) -> (rows counted, counts int64 [n]); see `Task.countings`."""
+
+
+FOLDERS = ("state_folder", "ledger_folder", "log_folder", "personal_folder")
+"""Of a silo's specification, on its own disk."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class SiloSpec:
     no ledger."""
     log_folder: str = ""
     """Folder on the silo's own disk for its log, where it has none for a ledger; empty: among temporary files."""
+    personal_folder: str = ""
+    """Folder on the silo's own disk for what of the final model is its own alone; empty: it is not kept."""
     possession: str = ""
     """What `Task.possession` gave for a test set's source where it is asked for, if it is there, too: who shows that it
     has the same rows may see them."""
@@ -58,7 +64,7 @@ class SiloSpec:
 
     def at_home(self) -> "SiloSpec":
         """Return the spec with `~` in its folders as the home of the account that this process runs under."""
-        folders = {name: getattr(self, name) for name in ("state_folder", "ledger_folder", "log_folder")}
+        folders = {name: getattr(self, name) for name in FOLDERS}
         return replace(self, **{name: str(at_home(folder)) if folder else "" for name, folder in folders.items()})
 
 
@@ -67,7 +73,8 @@ class LocalRows:
     """A silo's own samples as it read them. Never leaves the process that made it.
 
     Arrays whose first axis counts samples, or, where the task's trainer knows what to do with them, any sequence with
-    one entry per sample (graphs of different sizes).
+    one entry per sample (graphs of different sizes); what is no array tells by `arrays()`, name -> real numbers, what
+    the gate must know again.
     """
 
     features: Any = field(repr=False)
@@ -213,6 +220,16 @@ class Task(ABC):
         )
         return Samples(rows, features, target_tensor(rows.targets, device), held_out, standardizer=standardizer)
 
+    def exchanged(self, module: nn.Module) -> tuple[str, ...] | None:  # noqa: ARG002
+        """Return the names of the parameters and floating-point buffers that travel; what does not stays with each
+        silo, and is not known to the coordinator. Default: None, all of them."""
+        return None
+
+    def layout(self, module: nn.Module, buffers: BufferPolicy = "average") -> Layout:
+        """Return the layout of what travels."""
+        whole, names = Layout.of(module, buffers), self.exchanged(module)
+        return whole if names is None else whole.part(names)
+
     def trainer(self, samples: Samples, session: SessionSpec, silo: SiloSpec) -> Trainer:
         """Return what trains in a session of a silo. Default: mini-batch steps on `model(session.model_seed)`."""
         module, plan = self.model(session.model_seed), session.plan
@@ -223,7 +240,7 @@ class Task(ABC):
         """Return the most rows that a silo which told so many can count in one round: its weight in the mean. An update
         that claims more is refused. Default: every row once in each pass that the round begins; under privacy the
         number that the plan says, as a silo's own is not told."""
-        steps = -(-plan.total_steps // plan.num_rounds)
+        steps = plan.most_steps
         if plan.private:
             return max(1, plan.private.num_examples * steps // plan.steps_per_epoch)
         return num_examples * -(-steps // plan.steps_per_epoch)

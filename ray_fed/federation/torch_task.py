@@ -12,6 +12,7 @@ from torch import nn
 from ray_fed.config import require
 from ray_fed.errors import DataError, Trouble, failure_of
 from ray_fed.federation.task import LocalRows, SiloSpec, Task, target_tensor
+from ray_fed.learning.partial_exchange import Exchange, exchanged_names
 from ray_fed.learning.steps import Loss
 from ray_fed.metrics import LOSS, MeanScores, Metric
 from ray_fed.randomness import derived_seed
@@ -45,6 +46,10 @@ class TorchTask(Task):
     """What all silos must agree on; silos with another name are refused."""
     standardises: bool = False  # type: ignore[assignment]
     """Standardise the columns of x [samples, columns] over all silos before training."""
+    exchange: Exchange | None = None
+    """Which tensors of the network travel: patterns of their names, "!" before those that stay: "trunk.*", or
+    ["!head.*"], or ["*lora*"]; or a function of name and tensor: lambda name, tensor: tensor.requires_grad. The rest is
+    each silo's own and stays there: each has its head, or all have what `network` makes, frozen. None: everything."""
 
     def __post_init__(self) -> None:
         names = [metric.name for metric in self.metrics]
@@ -63,10 +68,15 @@ class TorchTask(Task):
         return LocalRows(x, y, held_out_x, held_out_y, {}, fingerprint, self.agreement())
 
     def model(self, seed: int) -> nn.Module:
-        """Return `network()`, made under `seed`; torch's global generator is left as it was."""
+        """Return `network()`, made under `seed`; torch's global generator is left as it was. ConfigError for a network
+        that cannot be trained as it is: without parameters, with lazy ones, or with others than float32."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "initial weights"))
-            return self.network()
+            return _trainable(self.network())
+
+    def exchanged(self, module: nn.Module) -> tuple[str, ...] | None:
+        """Return the names that `exchange` chooses; ConfigError for a pattern that fits none."""
+        return None if self.exchange is None else exchanged_names(module, self.exchange)
 
     def agreement(self) -> Mapping[str, str]:
         """Return the name of the task."""
@@ -89,6 +99,20 @@ class TorchTask(Task):
         return MeanScores(len(targets), {loss_name: loss, **others.sums})
 
 
+def _trainable(module: nn.Module) -> nn.Module:
+    tensors = dict(module.named_parameters())
+    require(len(tensors) > 0, "network: it has no parameters, so there is nothing to train")
+    tensors |= dict(module.named_buffers())
+    for name, tensor in tensors.items():
+        lazy = nn.parameter.is_lazy(tensor)
+        require(not lazy, f"network: {name} has no shape yet; let `network` run one batch through its lazy layers")
+        is_real = tensor.is_floating_point() or tensor.is_complex()
+        kind = str(tensor.dtype).removeprefix("torch.")
+        said = f"network: {name} is {kind}; models travel and train as float32, so make it float32"
+        require(not is_real or tensor.dtype == torch.float32, f"{said} (torch.autocast inside of it is fine)")
+    return module
+
+
 def _four_arrays(found: object, silo: str) -> tuple[np.ndarray, ...]:
     if not isinstance(found, tuple) or len(found) not in (2, 4):
         raise DataError(
@@ -103,8 +127,6 @@ def _four_arrays(found: object, silo: str) -> tuple[np.ndarray, ...]:
                 f"silo '{silo}': samples() returned {len(x)} inputs for {len(y)} targets",
                 failure=Trouble.WRONG_SHAPE,
             )
-    if len(arrays[0]) == 0:
-        raise DataError(f"silo '{silo}': samples() returned no samples", failure=Trouble.TOO_FEW_ROWS)
     for array in arrays:
         bad = int((~np.isfinite(array)).sum()) if np.issubdtype(array.dtype, np.floating) else 0
         if bad:

@@ -6,7 +6,7 @@ have no mean, stay integers and stay with the silo.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -59,6 +59,26 @@ class Layout:
     def digest(self) -> str:
         """sha256 over names and shapes, hexadecimal."""
         return hashlib.sha256(json.dumps([self.names, self.shapes, self.num_buffers]).encode()).hexdigest()
+
+    def part(self, names: Collection[str]) -> "Layout":
+        """Return the layout of some of the tensors, in the order that they have here."""
+        kept = [at for at, name in enumerate(self.names) if name in names]
+        first_buffer = len(self.names) - self.num_buffers
+        chosen = tuple(self.names[at] for at in kept), tuple(self.shapes[at] for at in kept)
+        return Layout(*chosen, sum(at >= first_buffer for at in kept))
+
+    def is_in_part(self, names: Collection[str]) -> np.ndarray:
+        """Return bool [size]: which values are of the named tensors."""
+        sizes = [prod(shape) for shape in self.shapes]
+        return np.repeat([name in names for name in self.names], sizes)
+
+    @torch.no_grad()
+    def load(self, module: nn.Module, vector: np.ndarray) -> nn.Module:
+        """Write a vector [size] into the module's tensors of these names; returns the module."""
+        tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+        for name, values in self.unflatten(np.array(vector[: self.size], np.float32)).items():
+            tensors[name].copy_(torch.from_numpy(values))
+        return module
 
     def views(self, flat: torch.Tensor) -> list[torch.Tensor]:
         """Return tensors of the layout's shapes that share memory with `flat` [size]; RuntimeError for another size."""

@@ -172,12 +172,45 @@ class ControlVariate:
             self.own.copy_(mean)
 
 
+class CommonMomentum(ControlVariate):
+    """The silo's half of ScaffoldAdam (strategies/common_moments.py): control variates that are first moments of Adam.
+
+    With a = beta_1^K, K the steps of a round, c_i+ = a c_i + (1 - a) mean(g_i): where a round is one step, Adam's own
+    first moment of the silo's gradients, and the mean over the round where it is many. The answer is c_i+ itself, so
+    that the server's mean of all is right whatever any silo forgot. One that has no c_i takes c: it corrects nothing
+    for a round.
+    """
+
+    def __init__(self, flat: torch.Tensor):
+        super().__init__(flat)
+        self.known = torch.zeros(())
+        """1 once `own` is this silo's."""
+
+    def start(self) -> None:
+        if not self.known:
+            self.own.copy_(self.common)
+        super().start()
+
+    def finish(self, num_steps: int) -> None:
+        """Renew c_i, which is also the answer in `common`."""
+        if num_steps:
+            self.own.lerp_(self.total / num_steps, 1 - BETA_1**num_steps)
+            self.known.fill_(1)
+        self.common.copy_(self.own)
+
+
 # ---- optimisers: PyTorch's own fused kernels without the per-step bookkeeping of its classes
+
+BETA_1, BETA_2 = 0.9, 0.999
+COMMON_BETA_2 = 0.99
+"""Of a second moment that all silos share: it has to follow the corrected gradients from one exchange to the next."""
 
 
 class FlatOptimizer(Protocol):
     moments: list[torch.Tensor]
     """State that can be averaged like parameters; each [num_parameters]."""
+    learning_rate: float | torch.Tensor
+    """Of the next step; a tensor on a GPU, where a captured graph reads it."""
 
     def step(self) -> None:
         """Move the parameters by the gradient."""
@@ -193,7 +226,7 @@ class FlatOptimizer(Protocol):
 
 
 class FlatAdam:
-    """Adam (Kingma & Ba 2015, Algorithm 1), beta_1 = 0.9, beta_2 = 0.999, epsilon = 1e-8.
+    """Adam (Kingma & Ba 2015, Algorithm 1), beta_1 = 0.9, epsilon = 1e-8, beta_2 as given.
 
     paper   code                    shape
     theta   flat                    float32 [num_parameters]
@@ -202,7 +235,8 @@ class FlatAdam:
     """
 
     def __init__(self, flat: torch.Tensor, gradient: torch.Tensor, learning_rate: float):
-        self.flat, self.gradient, self.learning_rate = flat, gradient, learning_rate
+        self.flat, self.gradient, self.learning_rate = flat, gradient, _rate(learning_rate, flat.device)
+        self.beta_2 = BETA_2
         self.moments = [torch.zeros_like(flat), torch.zeros_like(flat)]
         self.steps = torch.zeros((), dtype=torch.float32, device=flat.device)
         self.capturable = flat.device.type == "cuda"
@@ -211,9 +245,14 @@ class FlatAdam:
     def step(self) -> None:
         adam(
             [self.flat], [self.gradient], [self.moments[0]], [self.moments[1]], [], [self.steps],
-            fused=True, capturable=self.capturable, amsgrad=False, beta1=0.9, beta2=0.999, lr=self.learning_rate,
-            weight_decay=0.0, eps=1e-8, maximize=False,
+            fused=True, capturable=self.capturable, amsgrad=False, beta1=BETA_1, beta2=self.beta_2,
+            lr=self.learning_rate, weight_decay=0.0, eps=1e-8, maximize=False,
         )  # fmt: skip
+
+    def begin(self, steps: int, first: torch.Tensor) -> None:
+        """Go on after `steps` steps, with `first` as first moment."""
+        self.moments[0].copy_(first)
+        self.steps.fill_(steps)
 
     def reset(self) -> None:
         for tensor in self.state().values():
@@ -227,13 +266,14 @@ class FlatSgd:
     """Plain stochastic gradient descent: theta <- theta - lr * g."""
 
     def __init__(self, flat: torch.Tensor, gradient: torch.Tensor, learning_rate: float):
-        self.flat, self.gradient, self.learning_rate = flat, gradient, learning_rate
+        self.flat, self.gradient, self.learning_rate = flat, gradient, _rate(learning_rate, flat.device)
         self.moments: list[torch.Tensor] = []
 
     @torch.no_grad()
     def step(self) -> None:
         sgd(
-            [self.flat], [self.gradient], [None], fused=True, weight_decay=0.0, momentum=0.0, lr=self.learning_rate,
+            [self.flat], [self.gradient], [None], fused=True, weight_decay=0.0, momentum=0.0,
+            lr=self.learning_rate,
             dampening=0.0, nesterov=False, maximize=False,
         )  # fmt: skip
 
@@ -242,6 +282,18 @@ class FlatSgd:
 
     def state(self) -> dict[str, torch.Tensor]:
         return {}
+
+
+def _rate(learning_rate: float, device: torch.device) -> float | torch.Tensor:
+    return torch.tensor(learning_rate, device=device) if device.type == "cuda" else learning_rate
+
+
+def set_rate(optimizer: FlatOptimizer, learning_rate: float) -> None:
+    """Set the learning rate of the next steps, in place where a captured graph reads it."""
+    if isinstance(optimizer.learning_rate, torch.Tensor):
+        optimizer.learning_rate.fill_(learning_rate)
+    else:
+        optimizer.learning_rate = learning_rate
 
 
 def flat_optimizer(name: str, flat: torch.Tensor, gradient: torch.Tensor, learning_rate: float) -> FlatOptimizer:

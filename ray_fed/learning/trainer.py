@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import cos, isqrt, pi
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,19 +21,24 @@ from ray_fed.learning.cuda_graphs import GraphedSteps, Step
 from ray_fed.learning.layout import BufferPolicy, Layout, bind, bind_buffers, integer_buffers
 from ray_fed.learning.private_steps import PrivateGradient, PrivateSteps, chosen_rows
 from ray_fed.learning.steps import (
+    COMMON_BETA_2,
+    CommonMomentum,
     ControlVariate,
     DenseReluMseGradient,
+    FlatAdam,
     Gradient,
     GradientTerm,
     Loss,
     ProximalPull,
     flat_optimizer,
     gradient_for,
+    set_rate,
 )
 from ray_fed.privacy.compression import Compression, decode
 from ray_fed.privacy.noise import NoiseSource
 from ray_fed.randomness import derived_seed, generator
 
+DECAYS = ("none", "cosine")
 PORTION_VALUES = 1 << 22
 """Input values that go through a network at once outside of training."""
 
@@ -49,13 +55,14 @@ class TrainingPlan:
     steps_per_epoch: int
     """Mini-batches per pass; the rows are dealt into this many batches of equal size (+-1)."""
     num_rounds: int
-    """Exchanges in the whole run; the steps are dealt evenly over them."""
+    """Exchanges in the whole run; the steps are dealt over them (`steps_of_round`)."""
     learning_rate: float = 1e-3
     """Of the silo's own optimiser."""
     optimizer: str = "adam"
     """adam | sgd"""
     optimizer_state: str = "keep"
-    """keep | reset | average: what happens to Adam's moments when new global parameters arrive."""
+    """keep | reset | average | common: what happens to Adam's moments when new global parameters arrive. common: the
+    second is averaged, the first begins as the common control variate."""
     proximal_mu: float = 0.0
     """FedProx pull towards the received parameters (Li et al. 2020); 0 is FedAvg."""
     keep_local: tuple[str, ...] = ()
@@ -78,7 +85,13 @@ class TrainingPlan:
     all_sums: int = 0
     """Most values of all such answers together."""
 
+    decay: str = "none"
+    """none | cosine: how the learning rate falls over the steps of the run, to 0."""
+
     def __post_init__(self) -> None:
+        require(self.decay in DECAYS, f"decay={self.decay!r} must be one of {', '.join(DECAYS)}")
+        is_common, alone = self.optimizer_state == "common", "optimizer_state=common is ScaffoldAdam's, with Adam"
+        require(not is_common or (self.control_variates and self.optimizer == "adam"), alone)
         both = self.control_variates and self.optimizer_state == "average"
         require(not both, "optimizer_state=average does not go with SCAFFOLD: choose keep or reset")
         share = self.validation_share
@@ -95,8 +108,27 @@ class TrainingPlan:
 
     def steps_of_round(self, server_round: int) -> range:
         """Return the global step numbers of round 1..num_rounds; the rounds together cover every step once."""
-        first = (server_round - 1) * self.total_steps // self.num_rounds
-        return range(first, server_round * self.total_steps // self.num_rounds)
+        return range(self._steps_until(server_round - 1), self._steps_until(server_round))
+
+    @property
+    def most_steps(self) -> int:
+        """No round has more steps: the first is the longest, to a rounding."""
+        mean = -(-self.total_steps // self.num_rounds)
+        return max(mean, self._steps_until(1) + 1) if self.decay != "none" else mean
+
+    def _steps_until(self, server_round: int) -> int:
+        """Return the steps of a round and those before it. Where the rate decays, rounds get shorter, from twice to two
+        thirds of their mean: small steps undo what silos' own ways have left, if they meet often enough then. With u
+        the share of the steps, u (1 + u) / 2 of the exchanges are over; whole numbers, so that all machines agree."""
+        steps, rounds = self.total_steps, self.num_rounds
+        if self.decay == "none" or steps < 2 * rounds:
+            return server_round * steps // rounds
+        return (isqrt(steps * steps * (rounds + 8 * server_round) // rounds) - steps) // 2
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        falls = (1 + cos(pi * min(step, self.total_steps) / self.total_steps)) / 2 if self.decay == "cosine" else 1.0
+        return self.learning_rate * falls
 
 
 @dataclass(frozen=True)
@@ -148,7 +180,8 @@ class LocalTrainer:
     `features` [rows, ...] and `targets` [rows, ...] are tensors on `device`. The vector that travels is a row of
     blocks, P parameters and B travelling buffers long:
 
-        parameters [P]   buffers [B]   Adam's moments [2P], if averaged   control variate [P] and B zeros, in SCAFFOLD
+        parameters [P]   buffers [B]   Adam's moments [2P], if averaged; of common ones the second [P] and B zeros
+        control variate [P] and B zeros, in SCAFFOLD
     """
 
     def __init__(
@@ -167,7 +200,10 @@ class LocalTrainer:
         self.flat, self.flat_gradient = bind(module, features.device)
         self.buffers, self.integers = bind_buffers(module), integer_buffers(module)
         self.optimizer = flat_optimizer(plan.optimizer, self.flat, self.flat_gradient, plan.learning_rate)
-        self.control = ControlVariate(self.flat) if plan.control_variates else None
+        self.control = control_variate(plan, self.flat)
+        if plan.optimizer_state == "common":
+            assert isinstance(self.optimizer, FlatAdam)
+            self.optimizer.beta_2 = COMMON_BETA_2
         self.terms: list[GradientTerm] = [ProximalPull(self.flat, plan.proximal_mu)] if plan.proximal_mu else []
         self.terms += [self.control] if self.control else []
         gradient = self._gradient()
@@ -197,12 +233,13 @@ class LocalTrainer:
         The received array is copied, never written to: it may be the shared memory of every silo on this host.
         """
         self.load(vector)
-        for term in self.terms:
-            term.start()
+        self._begin(steps)
         self.module.train()
         num_examples, loss_sum = 0, torch.zeros((), device=self.flat.device)
         with self._lent_generator(steps.start):
-            for x, y in self._batches(steps):
+            for step, (x, y) in zip(steps, self._batches(steps), strict=True):
+                if self.plan.decay != "none":
+                    set_rate(self.optimizer, self.plan.rate(step))
                 num_examples += len(y)  # of graphs, x has a row per atom
                 loss_sum += self.step(x, y)
         for term in self.terms:
@@ -212,6 +249,17 @@ class LocalTrainer:
         mean_loss = float(loss_sum) / max(1, len(steps))
         self.own_values.copy_(self.flat[self._own])
         return self.vector(), FitResult(len(steps), num_examples, mean_loss)
+
+    def _begin(self, steps: range) -> None:
+        """Bring what steps build on to where it stands before the first of them."""
+        if self.control and self.plan.keep_local:  # of what is its own, a silo has no common gradient to follow
+            self.control.common[self._own] = self.control.own[self._own]
+        for term in self.terms:
+            term.start()
+        if self.plan.optimizer_state == "common":
+            assert self.control is not None
+            assert isinstance(self.optimizer, FlatAdam)
+            self.optimizer.begin(steps.start, self.control.common)
 
     def compress(self, received: np.ndarray, vector: np.ndarray) -> np.ndarray | None:
         """Return the code of the move from `received` to `vector` and of what was left out before, uint8; None where
@@ -254,6 +302,7 @@ class LocalTrainer:
         """Return the local state besides the optimiser's: what makes up the silo's own part of a model."""
         state = {"own": self.own_values} if self.plan.keep_local else {}
         state |= {"control": self.control.own} if self.control else {}
+        state |= {"has_control": self.control.known} if isinstance(self.control, CommonMomentum) else {}
         state |= {"left_out": self.left_out} if self.plan.compression else {}
         state |= {"buffers": self.buffers} if self.plan.buffers != "average" and len(self.buffers) else {}
         return state | {f"integers.{name}": buffer for name, buffer in self.integers.items()}
@@ -278,7 +327,9 @@ class LocalTrainer:
     def _blocks(self) -> list[torch.Tensor]:
         travelling = self.buffers if self.plan.buffers == "average" else self.buffers[:0]
         moments = self.optimizer.moments if self.plan.optimizer_state == "average" else []
-        control = [self.control.common, torch.zeros_like(travelling)] if self.control else []
+        none = torch.zeros_like(travelling)
+        moments = [self.optimizer.moments[1], none] if self.plan.optimizer_state == "common" else moments
+        control = [self.control.common, none] if self.control else []
         return [self.flat, travelling, *moments, *control]
 
     def _restore_own(self) -> None:
@@ -326,6 +377,13 @@ class LocalTrainer:
             term(self.flat_gradient)
         self.optimizer.step()
         return loss
+
+
+def control_variate(plan: TrainingPlan, flat: torch.Tensor) -> ControlVariate | None:
+    """Return what corrects the gradients of a plan's steps, None where nothing does."""
+    if not plan.control_variates:
+        return None
+    return CommonMomentum(flat) if plan.optimizer_state == "common" else ControlVariate(flat)
 
 
 def _mask(module: nn.Module, names: Sequence[str], device: torch.device) -> torch.Tensor:

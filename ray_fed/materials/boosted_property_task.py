@@ -8,8 +8,9 @@ import numpy as np
 from ray_fed.federation.boosted_task import BoostedTask
 from ray_fed.federation.task import LocalRows, Samples, SiloSpec
 from ray_fed.learning.standardisation import Standardizer
+from ray_fed.materials.own_trees import loss_of
 from ray_fed.materials.property_task import JointPropertyTask, PropertyTask
-from ray_fed.materials.targets import Target, learned_values
+from ray_fed.materials.targets import learned_values
 from ray_fed.trees.bins import as_float32
 from ray_fed.trees.settings import TreeSettings
 
@@ -17,6 +18,10 @@ from ray_fed.trees.settings import TreeSettings
 @dataclass(frozen=True)
 class BoostedPropertyTask(BoostedTask, PropertyTask):
     """Predict one property per crystal with boosted trees. It keeps its unit: no scale matters to a tree."""
+
+    @property
+    def has_network(self) -> bool:
+        return False
 
     def agreement(self) -> dict[str, str]:
         """What a property task agrees on, and all settings of the trees."""
@@ -46,11 +51,6 @@ class BoostedJointTask(BoostedPropertyTask, JointPropertyTask):
 def boosted(task: PropertyTask, trees: TreeSettings) -> BoostedPropertyTask:
     """Return the task with trees instead of its network."""
     kind = BoostedJointTask if isinstance(task, JointPropertyTask) else BoostedPropertyTask
-    trees = replace(trees, losses=tuple(_loss(target, trees.loss) for target in task.targets))
+    losses = tuple(loss_of(len(target.classes)) if target.classes else trees.loss for target in task.targets)
+    trees = replace(trees, losses=losses)
     return kind(task.features, task.feature_options, task.hidden, task.targets, trees=trees)
-
-
-def _loss(target: Target, of_number: str) -> str:
-    if not target.classes:
-        return of_number
-    return "log" if len(target.classes) == 2 else f"softmax:{len(target.classes)}"

@@ -14,9 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
 from ray_fed.errors import DataError
 from ray_fed.learning.intervals import spread_of
+from ray_fed.materials.card_entries import Arrays
 from ray_fed.materials.chemical_groups import anion_classes
 from ray_fed.materials.databases.database import SITES
 from ray_fed.materials.databases.feature_cache import cache_folder
@@ -24,12 +26,21 @@ from ray_fed.materials.databases.source import Source
 from ray_fed.materials.domain import flags, spread_flags
 from ray_fed.materials.features.feature_sets import FeatureSet, make_feature_set
 from ray_fed.materials.graphs.graph_rows import GraphRows
-from ray_fed.materials.graphs.graph_task import with_graphs, with_sites
+from ray_fed.materials.graphs.graph_task import with_sites
 from ray_fed.materials.limits import ModelLimits, limits_of
 from ray_fed.materials.property_task import as_read
 from ray_fed.materials.row_counts import output_columns
 from ray_fed.materials.targets import Target, predicted_values, prediction_columns, values_by_target
-from ray_fed.materials.trained_model import Arrays, is_forest, is_on_graphs, raw_outputs, scalers_of, targets_of
+from ray_fed.materials.trained_model import (
+    graph_rows,
+    is_forest,
+    is_on_graphs,
+    is_personal,
+    predict,
+    raw_outputs,
+    scalers_of,
+    targets_of,
+)
 from ray_fed.reporting.model_files import ModelCard
 
 WIDEST = "0.9"
@@ -43,6 +54,8 @@ class Trained:
 
     arrays: Arrays
     card: ModelCard
+    network: type[nn.Module] | None = None
+    """The user's own network, of a model that is such a one."""
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -76,13 +89,17 @@ class Trained:
         return with_sites(source) if self.is_on_graphs else source
 
     def outputs(self, inputs: "Inputs") -> np.ndarray:
-        """Return the outputs of the network for the usable rows."""
-        return raw_outputs(
-            inputs.usable_graphs if self.is_on_graphs else inputs.usable_features, self.arrays, self.card
-        )
+        """Return the outputs of its network or forest for the usable rows, [rows, O]; of a silo's personal model what
+        it says, [rows, W]."""
+        features = inputs.usable_graphs if self.is_on_graphs else inputs.usable_features
+        if is_personal(self.card):
+            return predict(features, self.arrays, self.card, inputs.usable_formulas, self.network)
+        return raw_outputs(features, self.arrays, self.card, self.network)
 
     def values(self, outputs: np.ndarray) -> np.ndarray:
-        """Return what outputs of the network say, [rows, W]."""
+        """Return what outputs say, [rows, W]."""
+        if is_personal(self.card):
+            return outputs
         return predicted_values(outputs, self.targets, scalers_of(self.arrays, self.card)[1])
 
 
@@ -103,6 +120,10 @@ class Inputs:
         return self.features[self.usable]
 
     @property
+    def usable_formulas(self) -> list[str]:
+        return self.frame["formula"][self.usable].tolist()
+
+    @property
     def usable_graphs(self) -> GraphRows:
         assert self.graphs is not None
         return self.graphs[self.usable]
@@ -118,7 +139,7 @@ def inputs_of(frame: pd.DataFrame, model: Trained) -> Inputs:
     told = [given or found for given, found in zip(frame["reason"], reasons, strict=True)]
     if not model.is_on_graphs:
         return Inputs(frame, features, told)
-    graphs, told = with_graphs(features, told, frame[SITES].tolist(), cache_folder())
+    graphs, told = graph_rows(features, told, frame[SITES].tolist(), model.card, cache_folder())
     return Inputs(frame, features, told, graphs)
 
 
@@ -133,7 +154,7 @@ def predictions(inputs: Inputs, model: Trained, own: Mapping[str, Trained] | Non
     others = [own[name].outputs(inputs) for name in limits.own_models] if own is not None else []
     spreads = _spreads(model, outputs, others) if own is not None else {}
     columns = prediction_columns(_with_sureness(model.values(outputs), model), model.targets)
-    columns |= _bounds(model, outputs, spreads, inputs.frame["formula"][usable].tolist())
+    columns |= _bounds(model, outputs, spreads, inputs.usable_formulas)
     said = _flags(inputs, model, spreads)
     columns |= {FLAG: np.array([bool(why) for why in said]), WHY_FLAGGED: np.array(said, object)}
     return {name: _among_all(values, usable) for name, values in columns.items()}
@@ -198,7 +219,7 @@ def _flags(inputs: Inputs, model: Trained, spreads: Mapping[str, np.ndarray]) ->
     scaler, of_targets = scalers_of(model.arrays, model.card)
     found = flags(
         frame, inputs.usable_features, feature_set.feature_labels(), domain,
-        None if is_forest(model.card) else scaler, feature_set.num_imputed(formulas),
+        None if is_forest(model.card) or is_personal(model.card) else scaler, feature_set.num_imputed(formulas),
     )  # fmt: skip
     numbers = [target for target in model.targets if not target.classes]
     for place, target in enumerate(numbers):

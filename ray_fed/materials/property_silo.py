@@ -4,6 +4,9 @@ All answers are metrics by name, and leave as metrics do: sums over enough rows 
 one more model that was marked. Worst rows stay here: they are written into the owner's log.
 
     metrics of learners    (names, seed, epochs, batch size, learning rate, optimiser)   LEARNERS and BEST
+    metrics of members     (names, method, seed, ..., optimiser, model, own network)   MEMBERS: its personal model
+    metrics of curves      (names, method, shares, draws, seed, ..., model of the others)   what joining would bring
+    metrics of unseen rows (names, model)   `model`: its errors on rows that took no part in training
     metrics of groups      (names, model)   `anion.oxide`, `element.Fe`: the rows with that anion class or element
     metrics of shuffles    (names, model)   `all`, and the name of a property whose columns are shuffled among the rows
 """
@@ -24,9 +27,13 @@ from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.best_alone import Candidate, Questions, best, candidates, predictions
 from ray_fed.materials.breakdown import group_masks, shuffled_rows, worst_rows
 from ray_fed.materials.learners import BOOSTED_TREES, NETWORK, Columns, NetworkLearner, TreeLearner
+from ray_fed.materials.learning_curve import curve, points
+from ray_fed.materials.member_answers import PERSONAL, kept, member_scores, unseen_rows, workshop_of
 from ray_fed.metrics import Scores, coin_of, secret_of
 
-OF_LEARNERS, OF_GROUPS, OF_SHUFFLES = "metrics of learners", "metrics of groups", "metrics of shuffles"
+OF_LEARNERS, OF_MEMBERS = "metrics of learners", "metrics of members"
+OF_CURVES, OF_UNSEEN = "metrics of curves", "metrics of unseen rows"
+OF_GROUPS, OF_SHUFFLES = "metrics of groups", "metrics of shuffles"
 LEARNERS = (NETWORK, "random_forest", "gradient_boosting")
 BEST = "best"
 """The learner with the best folds: its scores are those of one of the others."""
@@ -40,7 +47,14 @@ class PropertySilo(Silo):
     task: Any
 
     def queries(self) -> Mapping[str, Callable[..., Any]]:
-        return {OF_LEARNERS: self.of_learners, OF_GROUPS: self.of_groups, OF_SHUFFLES: self.of_shuffles}
+        return {
+            OF_LEARNERS: self.of_learners,
+            OF_MEMBERS: self.of_members,
+            OF_CURVES: self.of_curves,
+            OF_UNSEEN: self.of_unseen,
+            OF_GROUPS: self.of_groups,
+            OF_SHUFFLES: self.of_shuffles,
+        }
 
     # ---- what it could do alone
 
@@ -85,6 +99,47 @@ class PropertySilo(Silo):
         predicted = predictions(candidate, len(self.rows.features), new) if len(targets) else None
         found = self.task.score(targets, self.task.nothing_predicted() if predicted is None else predicted)
         return self._released(name, np.empty(0), candidate.scores, found)
+
+    # ---- what it makes of the federation's model for itself
+
+    def of_members(
+        self, names: np.ndarray, method: str, seed: int, epochs: int, batch_size: int, learning_rate: float,
+        optimizer: str, model: Vector, own: Vector | None = None,
+    ) -> dict[str, Metrics]:  # fmt: skip
+        """Make the silo's personal model from the federation's and its own rows (personal.py), keep it in the owner's
+        folder, and return name -> scores on the rows by which it was chosen, and on rows that took no part in it.
+
+        own: the silo's own network, where it has trained one.
+        """
+        rows = self.rows
+        plan = TrainingPlan(seed, epochs, ceil(len(rows.features) / batch_size), 1, learning_rate, optimizer)
+        workshop, unseen = workshop_of(self, plan), unseen_rows(self)
+        found = workshop.personal(method, model, own)
+        scores = member_scores(self.task, found, workshop.calibration, unseen)
+        self.owner_notes += kept(self.spec, self.task, found, plan, scores)
+        outputs = [self._outputs(model, part.features) for part in (workshop.training, unseen)]
+        asked = names_asked(OF_MEMBERS, (names,))
+        return self._marked({name: scores[name] for name in asked}, outputs, model)
+
+    def of_curves(
+        self, names: np.ndarray, method: str, shares: np.ndarray, draws: int, seed: int, epochs: int, batch_size: int,
+        learning_rate: float, optimizer: str, others: Vector,
+    ) -> dict[str, Metrics]:  # fmt: skip
+        """Return what the model of the others would bring to so many of the silo's rows (learning_curve.py)."""
+        asked, plan = names_asked(OF_CURVES, (names,)), TrainingPlan(seed, epochs, 1, 1, learning_rate, optimizer)
+        wanted = [point for point in points(shares.tolist(), draws) if f"{PERSONAL}.{point.name}" in asked]
+        scores = curve(self, wanted, method, plan, batch_size, others)
+        outputs = [self._outputs(others, part) for part in (self.rows.features, unseen_rows(self).features)]
+        none = [self.task.score(self.rows.targets[:0], self.task.nothing_predicted())] * 2  # where rows are too few
+        return self._marked({name: scores.get(name, none) for name in asked}, outputs, others)
+
+    def of_unseen(self, names: np.ndarray, model: Vector) -> dict[str, Metrics]:
+        """Return the scores of a model on the training rows, and on rows that took no part in training."""
+        parts = ((self.rows.features, self.rows.targets), self._unseen())
+        outputs = [self._outputs(model, features) for features, _ in parts]
+        said = [self.task.predicted(each, self.samples.standardizer) for each in outputs]
+        scores = [self.task.score(targets, each) for (_, targets), each in zip(parts, said, strict=True)]
+        return self._marked(dict.fromkeys(names_asked(OF_UNSEEN, (names,)), scores), outputs, model)
 
     # ---- where a model errs, and on what it rests
 

@@ -1,6 +1,7 @@
 """The task of multi-source training: a network from crystal features to one property (Guo et al. 2022)."""
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -82,6 +83,8 @@ class CrystalRows:
     calibration_fraction: float = 0.0
     """Share of formulas, none of those, on which no model is trained either: how large its errors are there is counted
     for the intervals of predictions."""
+    validation_fraction: float = 0.0
+    """Share of formulas, none of those either, by whose errors the federation finds out when to stop."""
     target_is: tuple[str, ...] = ()
     """What the source's target columns hold, by the owner's word, where their names do not show it."""
     units: tuple[str, ...] = ()
@@ -116,6 +119,11 @@ class PropertyTask(Task):
     def is_one_number(self) -> bool:
         """Whether one regression target is all."""
         return [target.kind for target in self.targets] == ["regression"]
+
+    @property
+    def has_network(self) -> bool:
+        """Whether the model is a network, which a silo can train further on its own rows."""
+        return True
 
     loss = staticmethod(functional.mse_loss)
 
@@ -172,8 +180,8 @@ class PropertyTask(Task):
         folder = None if wanted.source.path == EMBEDDED else cache_folder()
         features, reasons = self.features_of(frame, folder)
         usable = np.array([not reason for reason in reasons])
-        held_out, calibration = (usable & part for part in self._held_out(frame, wanted))
-        train = usable & ~held_out & ~calibration
+        held_out, calibration, validation = (usable & part for part in self._held_out(frame, wanted))
+        train = usable & ~held_out & ~calibration & ~validation
         if not train.any():
             raise DataError(
                 f"silo '{spec.name}': no usable row of {len(frame)}: {self._why(frame, reasons)}",
@@ -196,9 +204,10 @@ class PropertyTask(Task):
             held_out_names=names[held_out].tolist(), notes=counted_notes([*frame["note"], *database.notices]),
             remarks=remarks(frame, reasons, database.notices),
             calibration_features=features[calibration], calibration_targets=targets[calibration],
+            validation_features=features[validation], validation_targets=targets[validation],
             formulas={
                 name: [formulas[row] for row in np.flatnonzero(rows)]
-                for name, rows in zip(PARTS, (calibration, held_out, train), strict=True)
+                for name, rows in zip(PARTS, (calibration, held_out, train, validation), strict=True)
             },
         )  # fmt: skip
 
@@ -214,7 +223,12 @@ class PropertyTask(Task):
         if not isinstance(wanted, CrystalRows) or wanted.part is None:
             return None
         return self.load(
-            replace(spec, source=replace(wanted, part=replace(wanted.part, name="test"), calibration_fraction=0.0))
+            replace(
+                spec,
+                source=replace(
+                    wanted, part=replace(wanted.part, name="test"), calibration_fraction=0.0, validation_fraction=0.0
+                ),
+            )
         )
 
     def tree_targets(self, targets: np.ndarray) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -355,15 +369,15 @@ class PropertyTask(Task):
         return counted
 
     @staticmethod
-    def _held_out(frame: pd.DataFrame, rows: CrystalRows) -> tuple[np.ndarray, np.ndarray]:
-        """Return which rows are for evaluation, and which for calibration, bool [rows] each: all rows of a formula are
-        in one part."""
-        both = rows.test_fraction + rows.calibration_fraction
-        if both == 0:
-            return np.zeros(len(frame), bool), np.zeros(len(frame), bool)
+    def _held_out(frame: pd.DataFrame, rows: CrystalRows) -> list[np.ndarray]:
+        """Return which rows are for evaluation, for calibration and for early stopping, bool [rows] each: all rows of a
+        formula are in one part."""
+        shares = np.cumsum([0.0, rows.test_fraction, rows.calibration_fraction, rows.validation_fraction]).tolist()
+        if shares[-1] == 0:
+            return [np.zeros(len(frame), bool)] * 3
         formulas = frame["formula"].tolist()
-        test, either = (hash_split(formulas, share, rows.split_seed) for share in (rows.test_fraction, both))
-        return test, either & ~test
+        up_to = {share: hash_split(formulas, share, rows.split_seed) for share in set(shares)}
+        return [up_to[upper] & ~up_to[lower] for lower, upper in itertools.pairwise(shares)]
 
 
 @dataclass(frozen=True)

@@ -24,17 +24,19 @@ from ray_fed.materials.targets import Target, learned_values, predicted_values, 
 CHEMISTRIES = (*ANION_CLASSES, "other")
 SPREADS, ERRORS, CONFIDENCES = f"{COUNT}spreads", f"{COUNT}errors", f"{COUNT}confidences"
 ELEMENTS, PLACES = f"{COUNT}elements", f"{COUNT}places"
-PARTS = CALIBRATION, HELD_OUT, TEST = "calibration", "held out", "test"
+PARTS = CALIBRATION, HELD_OUT, TEST, VALIDATION = "calibration", "held out", "test", "validation"
 """Of the rows; as numbers in a question. A test set is what its holder has in place of training rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrystalLocalRows(LocalRows):
-    """A silo's rows with those held out for calibration."""
+    """A silo's rows with those held out for calibration and for early stopping."""
 
     calibration_features: np.ndarray = field(default_factory=lambda: np.empty((0, 0)), repr=False)
     """float64 [num_calibration, num_features]"""
     calibration_targets: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
+    validation_features: np.ndarray = field(default_factory=lambda: np.empty((0, 0)), repr=False)
+    validation_targets: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
     formulas: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
     """Part of the rows -> formula of each; see PARTS."""
 
@@ -44,6 +46,7 @@ class CrystalLocalRows(LocalRows):
             CALIBRATION: (self.calibration_features, self.calibration_targets),
             HELD_OUT: (self.held_out_features, self.held_out_targets),
             TEST: (self.features, self.targets),
+            VALIDATION: (self.validation_features, self.validation_targets),
         }[name]
 
 

@@ -29,6 +29,8 @@ _WRITTEN = {"f.u.": "formula_unit", "cell": "unit_cell", "cells": "unit_cell", "
 """How people write what pint calls otherwise."""
 _WORD = re.compile("|".join(rf"(?<!\w){re.escape(text)}(?!\w)" if text[0].isalpha() else re.escape(text)
                             for text in _WRITTEN))  # fmt: skip
+FAMILIAR = frozenset({"eV/atom", "eV", "GPa", "K"})
+"""Units as pint reads them, too; most runs need no other one, and do not wait for its import."""
 LONGEST = 60
 _POWERS = re.compile(r"(?:\*\*|\^)(?!\s*[-+]?\d{1,2}(?:\.\d)?(?![\d.])(?!\s*(?:\*\*|\^)))|[⁰¹²³⁴⁵⁶⁷⁸⁹]{3}")
 """A power that is not a small number: who sends `m**9**9**9` from elsewhere must not keep this machine busy."""
@@ -39,7 +41,7 @@ def checked_unit(text: str) -> str:
     text = " ".join(text.split())
     if text in PURE_NUMBERS:
         return "dimensionless"
-    if text != UNKNOWN_UNIT:
+    if text not in FAMILIAR and text != UNKNOWN_UNIT:
         _parsed(text)
     return text
 

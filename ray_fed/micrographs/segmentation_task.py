@@ -234,7 +234,7 @@ class SegmentationTask(Task):
         """Every silo takes the same number of steps, with tiles drawn again and again, however many it has."""
         if plan.private:
             return super().most_examples(num_examples, plan)
-        return self.batch_size * -(-plan.total_steps // plan.num_rounds)
+        return self.batch_size * plan.most_steps
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> TileSamples:
         assert isinstance(rows, TileRows)

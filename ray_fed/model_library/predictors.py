@@ -127,7 +127,8 @@ def predict(arrays: Arrays, card: ModelCard, features: np.ndarray) -> np.ndarray
     check_width(card, features)
     method = str(card.architecture["type"])
     if card.targets:
-        require(card.architecture["type"] == NETWORK, f"model {card.id[:12]}: targets need a network")
+        on_columns = card.architecture["type"] == NETWORK
+        require(on_columns, f"model {card.id[:12]}: a {card.architecture['type']} predicts files (library predict)")
         return one_number(arrays, card, features)
     if method == NETWORK:
         return forward(arrays, standardised(arrays, card, features))[-1][:, 0]

@@ -1,6 +1,7 @@
 """What every kind of silo has around it: its owner's policy, the gate, the ledger, the log, the egress block."""
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import time
 import traceback
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +27,9 @@ from ray_fed.privacy.signing import SigningKey
 MAX_LOG_BYTES = 1 << 24
 """A longer log is set aside when the silo starts again, and the one set aside before is removed."""
 LOG_FILE = "silo.log"
+PASSING_PREFIX = "ray-fed-silo-"
+BEING_MADE_SECONDS = 60
+"""A log is locked at once after it was made; a younger one may not be yet."""
 OPENED_AS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
 """Never through a link, and never waiting for somebody at the other end of a pipe."""
 
@@ -208,18 +213,23 @@ class SiloLog:
     """A silo's own log, one text file: its output and the words of its errors. It stays on the silo's disk, readable by
     its owner."""
 
-    def __init__(self, folder: Path):
-        """DataError where the folder or the file is somebody else's, or leads elsewhere."""
-        self.path = folder / LOG_FILE
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _require_own(os.lstat(folder), stat.S_ISDIR, folder)
-        if self.path.is_file() and not self.path.is_symlink() and self.path.stat().st_size > MAX_LOG_BYTES:
-            self.path.replace(self.path.with_suffix(".log.1"))
-        try:
-            self._handle = os.open(self.path, OPENED_AS, 0o600)
-        except OSError as error:
-            raise DataError(f"{self.path}: {error.strerror}; remove it", failure=Trouble.NO_ROOM) from error
-        _require_own(os.fstat(self._handle), stat.S_ISREG, self.path)
+    def __init__(self, folder: Path | None):
+        """folder: where the owner or the run keeps it; None: among the machine's temporary files, where nobody else can
+        foresee, from its first entry on. DataError where the folder or the file is somebody else's, or leads elsewhere.
+        """
+        self._file = _OpenLog(folder) if folder else None
+
+    @property
+    def path(self) -> Path:
+        return self._opened().path
+
+    def _opened(self) -> "_OpenLog":
+        if self._file is None:
+            _remove_left_behind()
+            self._file = _OpenLog(Path(tempfile.mkdtemp(prefix=PASSING_PREFIX)))
+            fcntl.flock(self._file.handle, fcntl.LOCK_SH)  # also of what has the same file as its output
+            weakref.finalize(self._file, _remove_empty, self._file.path)  # after a silo that had nothing to say
+        return self._file
 
     def write(self, doing: str, error: BaseException) -> str:
         """Write down an error in full; return the number under which it can be found."""
@@ -230,7 +240,8 @@ class SiloLog:
         """Write down a text, whose first line says it all; return the number under which it can be found."""
         reference = secrets.token_hex(6)
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.write(self._handle, f"{stamp} reference {reference} {text}\n".encode("utf-8", "backslashreplace"))
+        entry = f"{stamp} reference {reference} {text}\n".encode("utf-8", "backslashreplace")
+        os.write(self._opened().handle, entry)
         return reference
 
     def redirect_output(self) -> None:
@@ -238,7 +249,43 @@ class SiloLog:
         sys.stdout.flush()
         sys.stderr.flush()
         for number in (1, 2):
-            os.dup2(self._handle, number)
+            os.dup2(self._opened().handle, number)
+
+
+class _OpenLog:
+    """A log's file, open for as long as this object is there."""
+
+    def __init__(self, folder: Path):
+        """DataError where the folder or the file is somebody else's, or leads elsewhere."""
+        self.path = folder / LOG_FILE
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _require_own(os.lstat(folder), stat.S_ISDIR, folder)
+        if self.path.is_file() and not self.path.is_symlink() and self.path.stat().st_size > MAX_LOG_BYTES:
+            self.path.replace(self.path.with_suffix(".log.1"))
+        try:
+            self.handle = os.open(self.path, OPENED_AS, 0o600)
+        except OSError as error:
+            raise DataError(f"{self.path}: {error.strerror}; remove it", failure=Trouble.NO_ROOM) from error
+        weakref.finalize(self, os.close, self.handle)
+        _require_own(os.fstat(self.handle), stat.S_ISREG, self.path)
+
+
+def _remove_empty(path: Path) -> None:
+    """Remove a log among the temporary files, and its folder, where no word was ever written into it."""
+    with contextlib.suppress(OSError):  # somebody has tidied up already
+        if path.stat().st_size == 0:
+            path.unlink()
+            path.parent.rmdir()
+
+
+def _remove_left_behind() -> None:
+    """Remove the empty logs among the temporary files that killed processes of this account left there."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PASSING_PREFIX}*/{LOG_FILE}"):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            known = os.fstat(file.fileno())
+            if known.st_uid == os.getuid() and time.time() - known.st_mtime > BEING_MADE_SECONDS:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # OSError while a process has it
+                _remove_empty(path)
 
 
 def _require_own(found: os.stat_result, is_right_kind: Callable[[int], bool], path: Path) -> None:
@@ -272,17 +319,11 @@ def _opened_log(spec: SiloSpec, site: Site) -> tuple[SiloLog, Exception | None]:
     try:
         return SiloLog(_log_folder(spec, site)), None
     except (DataError, OSError) as error:
-        return SiloLog(_passing_folder()), error
+        return SiloLog(None), error
 
 
-def _passing_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="ray-fed-silo-"))
-
-
-def _log_folder(spec: SiloSpec, site: Site) -> Path:
-    """The log of a silo without a folder is among the machine's temporary files, where nobody else can foresee."""
-    folder = _ledger_folder(spec, site) or (Path(spec.log_folder) / file_name(spec.name) if spec.log_folder else None)
-    return folder or _passing_folder()
+def _log_folder(spec: SiloSpec, site: Site) -> Path | None:
+    return _ledger_folder(spec, site) or (Path(spec.log_folder) / file_name(spec.name) if spec.log_folder else None)
 
 
 def file_name(name: str) -> str:

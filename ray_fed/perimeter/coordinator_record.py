@@ -13,9 +13,9 @@ import numpy as np
 
 from ray_fed.errors import FedError, SiloFailed
 from ray_fed.federation.messages import RelayedUpdate
+from ray_fed.federation.rounds.best_round import without_choice
 from ray_fed.federation.rounds.job import Job, Observer, RoundRecord
 from ray_fed.federation.task import Task
-from ray_fed.learning.layout import Layout
 from ray_fed.perimeter.chain import MAX_LEDGER_BYTES, SUMMED
 from ray_fed.perimeter.checks import digest_of
 from ray_fed.perimeter.ledger import tensors_digest, vector_digest
@@ -135,14 +135,16 @@ def _received(silo: str, message: object, session: str, server_round: int) -> No
 
 
 def _models(record: RoundRecord, job: Job, task: Task) -> Note:
-    models = job.strategy.models(record.state) if record.state is not None else record.models or {}
+    models = record.models
+    if models is None:
+        models = job.strategy.models(without_choice(record.state)) if record.state is not None else {}
     note: dict[str, object] = {
         "kind": "model", "session": job.name, "round": record.server_round, "strategy": type(job.strategy).__name__,
         "num_rounds": record.num_rounds, "participants": list(record.participants),
         "models": {name: vector_digest(vector) for name, vector in models.items()},
     }  # fmt: skip
     if record.server_round == record.num_rounds:
-        layout = Layout.of(task.model(job.model_seed), job.any_plan.buffers)
+        layout = task.layout(task.model(job.model_seed), job.any_plan.buffers)
         tensors = {name: layout.unflatten(vector[: layout.size]) for name, vector in models.items()}
         note["tensors"] = {name: tensors_digest(arrays) for name, arrays in tensors.items()}
     return note

@@ -374,14 +374,20 @@ class GuardedSilo(EgressBoundary):
         rows = getattr(self.silo, "_rows", None)
         if rows is not None:
             for name in ("features", "targets", "held_out_features", "held_out_targets"):
-                self.gate.row_matcher.add(name, getattr(rows, name))
+                self._add(name, getattr(rows, name))
             for name in ("calibration_features", "calibration_targets"):
-                self.gate.row_matcher.add(name, getattr(rows, name, np.empty(0)))
+                self._add(name, getattr(rows, name, np.empty(0)))
         samples = getattr(self.silo, "_samples", None)
         for name in ("features", "targets") if samples is not None else ():
-            values = getattr(samples, name)
-            shown = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
-            self.gate.row_matcher.add(f"prepared {name}", shown)
+            self._add(f"prepared {name}", getattr(samples, name))
+
+    def _add(self, name: str, values: Any) -> None:
+        """Show the gate an array, a tensor, or the arrays of what is neither (graphs)."""
+        if isinstance(values, torch.Tensor):
+            values = values.cpu().numpy()
+        parts = values.arrays() if hasattr(values, "arrays") else {"": values}
+        for part, array in parts.items():
+            self.gate.row_matcher.add(f"{name} {part}".strip(), array)
 
 
 def _keyed_hash(key: SigningKey, text: str) -> str:

@@ -114,7 +114,7 @@ class Insistence:
         reason = "epochs, steps_per_epoch and num_rounds must be 1 or more"
         self.gate.require(all(type(number) is int and number >= 1 for number in numbers), "session", reason)
         reason = f"one round would be more than max_steps_per_round={most} {IN_SITE_FILE}; exchange more often"
-        self.gate.require(-(-plan.total_steps // plan.num_rounds) <= most, "session", reason)
+        self.gate.require(plan.most_steps <= most, "session", reason)
         reason = f"more than {MOST_STEPS_PER_EPOCH} steps an epoch, or {MOST_KEPT_STATES} kept states"
         fits = plan.steps_per_epoch <= MOST_STEPS_PER_EPOCH and 0 <= spec.kept_states <= MOST_KEPT_STATES
         self.gate.require(fits, "session", reason)

@@ -41,7 +41,7 @@ from ray_fed.config import at_home, coerce, from_mapping, require, unknown_name
 from ray_fed.errors import ConfigError
 from ray_fed.materials.databases.addresses import check_address, split
 from ray_fed.materials.databases.kinds import whole_path
-from ray_fed.materials.databases.source import Access
+from ray_fed.materials.databases.source import Access, check_structures
 from ray_fed.perimeter.owner_file import read_owned
 from ray_fed.perimeter.policy import (
     Policy,
@@ -100,6 +100,9 @@ class Dataset:
     """What may leave: `perimeter` of the site, with what the data set has of its own, such as an `epsilon_budget`."""
     access: Access = field(default_factory=Access)
     """Of a database: what it is asked, and its password."""
+    structures: str = ""
+    """Which of several structures in one file: all, first, or a number from 1; all where each has a label of its own if
+    not given."""
 
 
 @dataclass(frozen=True)
@@ -353,11 +356,13 @@ class _Reader:
 
     def _dataset(self, name: str) -> Dataset:
         where, said = f"{self.path}: datasets: {name}", self._under("datasets", name)
-        known = ("source", *ACCESS_KEYS, "targets", "columns", "filters", "perimeter")
+        known = ("source", *ACCESS_KEYS, "structures", "targets", "columns", "filters", "perimeter")
         for key in said:
             if key not in known:
                 raise ConfigError(f"{where}: {unknown_name('key', str(key), known)}")
         source, access = self._source(said, where)
+        structures = str(said.get("structures") or "")
+        check_structures(structures)
         return Dataset(
             name,
             source,
@@ -366,6 +371,7 @@ class _Reader:
             {str(key): _conditions(value, f"{where}: filters: {key}") for key, value in _pairs(said, "filters", where)},
             policy_of(self.content, self.path, said.get("perimeter"), f"{where}: perimeter"),
             access,
+            structures,
         )
 
     def _source(self, said: Mapping[str, Any], where: str) -> tuple[str, Access]:

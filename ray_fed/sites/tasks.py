@@ -25,8 +25,11 @@ from ray_fed.federation.task import SiloSpec, Task
 from ray_fed.materials.boosted_property_task import boosted
 from ray_fed.materials.databases.columns import canonical_target
 from ray_fed.materials.databases.source import Source
+from ray_fed.materials.graphs.chgnet_network import chgnet_settings
+from ray_fed.materials.graphs.chgnet_task import with_chgnet
 from ray_fed.materials.graphs.crystal_graph_network import graph_settings
 from ray_fed.materials.graphs.graph_task import on_graphs
+from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.property_task import FORMATION_ENERGY, CrystalRows, PropertyTask, property_task
 from ray_fed.materials.symmetry import Cell, Symmetry
 from ray_fed.materials.targets import MOST_TARGETS, Target
@@ -45,13 +48,13 @@ LEAST_HELD_OUT, MOST_HELD_OUT = 2, 10
 """Of SPLIT_STEPS; for the same reason none holds out single rows."""
 FILTERS = "filters"
 """Option of every task: names of conditions that the owner allows."""
-CALIBRATION_FRACTION = "calibration_fraction"
+CALIBRATION_FRACTION, VALIDATION_FRACTION = "calibration_fraction", "validation_fraction"
 """Option of a property task: a share of rows that is held out, too."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@-]{0,127}")
 """Of a run, a silo or a session: they become names of files."""
 MOST_WIDTH, MOST_LAYERS, MOST_WEIGHTS = 1 << 14, 64, 1 << 28
 """A larger network is a mistake, or meant to fill the site's memory."""
-MODELS = ("mlp", "boosted_trees", "crystal_graph")
+MODELS = ("mlp", "boosted_trees", "crystal_graph", "chgnet")
 CODE_SUFFIXES = (".py", ".so", ".pyd")
 
 Options = Mapping[str, Any]
@@ -108,6 +111,7 @@ def accepted(file: SiteFile, invitation: InvitationLike) -> Invited:
     _count_split(file, dataset, invitation)
     spec = SiloSpec(
         silo, source, file.device.num_gpus, file.device.num_cpus, state_folder=str(file.state_folder / invitation.run),
+        personal_folder=str(file.state_folder / invitation.run / FOLDER),
         run=invitation.run, ledger_folder=str(file.ledger_folder), dataset=dataset.name,
     )  # fmt: skip
     return Invited(spec, make_task, file.site_of(dataset), dataset)
@@ -115,11 +119,14 @@ def accepted(file: SiteFile, invitation: InvitationLike) -> Invited:
 
 def _count_split(file: SiteFile, dataset: Dataset, invitation: InvitationLike) -> None:
     """Refuse to hold out rows in a way that singles some out, or in too many ways; note the way in the owner's book."""
-    share = invitation.options.get(CALIBRATION_FRACTION, 0.0)
-    calibration = share if type(share) in (int, float) else 0.0
     _count_held_out(file, dataset, invitation, invitation.test_fraction, "test_fraction")
-    if calibration:  # they are told apart at the sum of both
-        _count_held_out(file, dataset, invitation, invitation.test_fraction + calibration, "with calibration_fraction")
+    below = invitation.test_fraction
+    for name in (CALIBRATION_FRACTION, VALIDATION_FRACTION):
+        given = invitation.options.get(name, 0.0)
+        share = given if type(given) in (int, float) else 0.0
+        if share:  # parts are told apart at their sums
+            below += share
+            _count_held_out(file, dataset, invitation, below, f"with {name}")
 
 
 def _count_held_out(file: SiteFile, dataset: Dataset, invitation: InvitationLike, fraction: float, what: str) -> None:
@@ -202,10 +209,13 @@ class PropertyOptions:
     """Share of formulas on which nothing is trained, for intervals of predictions."""
     model_options: tuple[str, ...] = ()
     """NAME=VALUE of a crystal-graph network."""
+    validation_fraction: float = 0.0
+    """Share of further formulas on which nothing is trained, for early stopping."""
 
     def __post_init__(self) -> None:
-        share = self.calibration_fraction
-        require(0 <= share <= 0.5, f"calibration_fraction={share} must lie between 0 and 0.5")
+        for name in (CALIBRATION_FRACTION, VALIDATION_FRACTION):
+            share = getattr(self, name)
+            require(0 <= share <= 0.5, f"{name}={share} must lie between 0 and 0.5")
         count = len(self.target)
         many = 0 < count <= MOST_TARGETS and len(set(self.target)) == count
         require(many, f"target={self.target} must be 1 to {MOST_TARGETS} different names")
@@ -231,9 +241,12 @@ class PropertyOptions:
     def _with_model(self, task: PropertyTask) -> PropertyTask:
         if self.model == "boosted_trees":
             return boosted(task, tree_settings(self.tree_options))
+        if self.model in ("crystal_graph", "chgnet"):
+            require(self.cell == "standard", f"{self.model}: graphs are made of standardised cells; cell must say so")
         if self.model == "crystal_graph":
-            require(self.cell == "standard", "crystal_graph: graphs are made of standardised cells; cell must say so")
             return on_graphs(task, graph_settings(self.model_options))
+        if self.model == "chgnet":
+            return with_chgnet(task, chgnet_settings(self.model_options))
         return task
 
     def targets(self) -> tuple[Target, ...]:
@@ -260,13 +273,14 @@ def _property(
     columns = [_column(dataset, target, invitation.silo) for target in task.targets]
     source = Source(
         dataset.source, None, where=where, symmetry=wanted.symmetry, columns=dataset.columns,
-        access=dataset.access, targets=tuple(column.column for column in columns),
+        access=dataset.access, structures=dataset.structures, targets=tuple(column.column for column in columns),
     )  # fmt: skip
     named = tuple(target.name for target in task.targets)
     units = tuple(column.unit for column in columns)
     rows = CrystalRows(
-        source, None, invitation.test_fraction, invitation.split_seed, wanted.calibration_fraction, named, units
-    )
+        source, None, invitation.test_fraction, invitation.split_seed, wanted.calibration_fraction,
+        wanted.validation_fraction, named, units,
+    )  # fmt: skip
     return wanted.task, rows.with_one_number(task)
 
 

@@ -9,7 +9,7 @@ from actors.cohort import RayCohort, value_of
 from actors.federation import federation
 from actors.placement import NodeOffer, actor_options, settle
 from actors.silo import SiloActor
-from ray_fed.errors import DataError, PlacementError, SiloRefused
+from ray_fed.errors import DataError, PlacementError, QuorumLost, SiloRefused
 from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.joined_cohort import JoinedCohort
@@ -167,13 +167,14 @@ def test_a_silo_that_was_started_elsewhere_refuses_to_open_its_data():
         RayCohort({"silo-1": actor}).open()
 
 
-def test_a_metric_that_the_task_did_not_declare_is_missed_by_name_in_every_record():
+def test_a_metric_that_the_task_did_not_declare_ends_the_run_where_no_silo_tells_another():
     with federation(silos(40, 60, 25, held_out=12), UndeclaredMetric(), None, NAMES) as placed:
         placed.coordinator.agree()
-        records = list(placed.coordinator.run(job()))
-    for record in records:
-        assert tuple(silo for silo, _ in record.failures) == NAMES
-        assert all("metrics refused" in reason and "Task.metrics" in reason for _, reason in record.failures)
+        with pytest.raises(QuorumLost) as raised:
+            list(placed.coordinator.run(job()))
+    assert all(f"'{name}'" in str(raised.value) for name in NAMES)
+    assert "metrics refused" in str(raised.value)
+    assert "Task.metrics" in str(raised.value)
 
 
 WAYS = ("steps of many digits", "a huge loss", "a huge time", "a huge vector", "infinite metrics", "undeclared metrics")

@@ -17,7 +17,6 @@ from safetensors.numpy import load_file
 
 from actors.cohort import RayCohort, value_of
 from actors.federation import federation
-from actors.session import carry_by_value
 from actors.shared_silos import SharedSilos, read_board
 from actors.tuning import OBJECTIVE, run_trials
 from pipelines.cli import main
@@ -218,7 +217,6 @@ def after_deaths(tmp_path_factory, ray_session):  # noqa: ARG001
         shared = SharedSilos.of(standing.silos, specs, task, agreement.standardizer)
         notes = Notes(shared)
         configs, dying = [{"number": number} for number in (1, 2, 3)], Dying()
-        carry_by_value(dying)
         run_trials(dying, configs, shared.board, notes, folder=tmp_path_factory.mktemp("tune"), longest=1)
         yield standing, shared, notes, specs
 

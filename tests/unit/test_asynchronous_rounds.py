@@ -46,9 +46,9 @@ def update(silo, *values):
 
 def test_a_stale_move_is_discounted_by_the_square_root_of_its_age():
     """Sent 1, answered 5: a move of 4; three steps stale it counts 4 / sqrt(1 + 3) = 2, from where the model is now."""
-    fresh = FedBuff().discounted(update("a", 5), np.ones(1), np.array([10.0]), 3)
+    fresh = FedBuff().discounted(update("a", 5), np.ones(1), np.array([10.0]), 3, 1)
     assert fresh.vector.tolist() == [12.0]
-    assert FedBuff(exponent=0).discounted(update("a", 5), np.ones(1), np.array([10.0]), 3).vector.tolist() == [14.0]
+    assert FedBuff(exponent=0).discounted(update("a", 5), np.ones(1), np.array([10.0]), 3, 1).vector.tolist() == [14.0]
 
 
 def test_the_server_moves_by_the_plain_mean_of_the_buffer():

@@ -16,7 +16,18 @@ from ray_fed.materials.trained_model import predict
 from ray_fed.reporting.model_files import load_model
 from ray_fed.trees.settings import tree_settings
 
-COMMON = ["--model", "boosted_trees", "--features", "guo65", "--cohort", "local", "--silos", "60,120"]
+COMMON = [
+    "--model",
+    "boosted_trees",
+    "--features",
+    "guo65",
+    "--cohort",
+    "local",
+    "--silos",
+    "60,120",
+    "--personal",
+    "none",
+]
 
 
 @pytest.fixture(scope="module")

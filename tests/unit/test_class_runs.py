@@ -18,7 +18,7 @@ from ray_fed.reporting.report import Figure, Paragraph, Table
 from tests.events import shown
 
 OPTIONS = ["--silos", "60,80", "--test-rows", "60", "--epochs", "4", "--hidden", "8", "--features", "guo65"]
-LAST = ["--cohort", "local", "--communication-frequency", "0.5"]
+LAST = ["--cohort", "local", "--communication-frequency", "0.5", "--alone", "network", "--early-stopping", "no"]
 
 
 @pytest.fixture(scope="module")

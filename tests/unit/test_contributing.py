@@ -71,13 +71,13 @@ def train(folder: Path, *options: str) -> dict[str, object]:
 
 def test_every_example_is_run_here():
     here = Path(__file__).read_text(encoding="utf-8")
-    assert len(EXAMPLES) == GUIDE.count("```python") == 11
+    assert len(EXAMPLES) == GUIDE.count("```python") == 12
     assert [place for place in EXAMPLES if f'add("{place}")' not in here] == []
 
 
 def test_a_change_touches_at_most_two_files():
     table = re.findall(r"^\| (?:an?|the|who) .*", GUIDE, re.MULTILINE)
-    assert len(table) == 15
+    assert len(table) == 16
     assert all(1 <= len(re.findall(r"`\S+(?:\.py|/)`", row)) <= 2 for row in table)
 
 
@@ -121,6 +121,13 @@ def test_a_metric_and_a_task(add):
     task = add("my_task.py").TASK
     result = federate(task, [SiloSpec("a", 1), SiloSpec("b", 2)], Training(5, 40, learning_rate=0.05), cohort="local")
     assert result.metrics["federated.within_0.1"] > 90 > result.records[0].metrics["federated.within_0.1"]
+
+
+def test_a_network(add, tmp_path):
+    add("my_network.py")
+    own = ["--model", "my_network:Net", "--model-options", "width=3", "--out", str(tmp_path / "run")]
+    assert main([*TRAINS, *own]) == 0
+    assert (tmp_path / "run/models/federated.safetensors").exists()
 
 
 def test_an_attack(add):

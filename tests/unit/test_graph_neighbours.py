@@ -12,7 +12,7 @@ from ray_fed.errors import DataError
 from ray_fed.learning.models import seeded
 from ray_fed.materials.crystal import Crystal, CrystalSites
 from ray_fed.materials.databases.crystal_batches import packed_sites, unpacked_sites
-from ray_fed.materials.graphs.crystal_graph_network import CrystalGraphNetwork, GraphSettings
+from ray_fed.materials.graphs.crystal_graph_network import CrystalNetwork, GraphSettings
 from ray_fed.materials.graphs.graph_rows import NO_NEIGHBOURS, GraphRows
 from ray_fed.materials.graphs.graph_task import NO_SITES, with_graphs
 from ray_fed.materials.graphs.neighbours import CUTOFF, NEAREST, neighbours
@@ -48,7 +48,7 @@ def rows_of(*sites: CrystalSites) -> GraphRows:
 
 
 def said(*sites: CrystalSites) -> np.ndarray:
-    network = seeded(lambda: CrystalGraphNetwork(GraphSettings(16, 2, 8), 2, 1), 0)
+    network = seeded(lambda: CrystalNetwork(GraphSettings(16, 2, 8), 2, 1), 0)
     with torch.no_grad():
         return network(rows_of(*sites))[:, 0].numpy()
 
@@ -79,7 +79,7 @@ def test_ties_at_the_twelfth_neighbour_are_all_in_and_the_twelfth_counts_in_full
 def test_what_a_network_says_moves_as_smoothly_as_an_atom_does():
     crystal = sites_of(parsed()["triclinic"])
     shifts = np.linspace(0, 0.2, 401)  # neighbours come and go on the way
-    moved = [CrystalSites(crystal.vectors, crystal.positions + [[0, 0, 0], [0, s, 0], [0, 0, 0]], crystal.numbers)
+    moved = [CrystalSites(crystal.vectors, crystal.positions + np.outer((0, 1, 0), (0, s, 0)), crystal.numbers)
              for s in shifts]  # fmt: skip
     assert len({len(neighbours(one).sources) for one in moved}) > 3
     values = said(*moved)

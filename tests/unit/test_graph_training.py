@@ -126,7 +126,7 @@ def test_silos_whose_graphs_or_networks_differ_do_not_agree(data):
         ({"data": "x.parquet", "model_options": ("widht=3",)}, "widht"),
         ({"data": "x.parquet", "model_options": ("width=0",)}, "width=0"),
         ({"data": "x.parquet", "tree_options": ("trees=3",)}, "need model=boosted_trees"),
-        ({"data": "x.parquet", "model": "mlp", "model_options": ("width=3",)}, "need model=crystal_graph"),
+        ({"data": "x.parquet", "model": "mlp", "model_options": ("width=3",)}, "need a network on graphs"),
         ({"data": "x.parquet", "model": "crystal_grap"}, "crystal_graph"),
     ],
 )

@@ -5,16 +5,9 @@ from dataclasses import replace
 import pytest
 
 from actors.placement import NodeOffer, divided, unseen
+from pipelines.fingerprints import check_data, fingerprints
 from pipelines.training.config import FormationEnergyConfig
-from pipelines.training.membership import (
-    admitted,
-    check_data,
-    fingerprints,
-    founded,
-    rejoined,
-    start_rules,
-    with_founders,
-)
+from pipelines.training.membership import admitted, founded, rejoined, start_rules, with_founders
 from pipelines.training.setup import Setup
 from ray_fed.errors import ConfigError, DataError, QuorumLost
 from ray_fed.federation.cohort import LocalCohort

@@ -145,6 +145,7 @@ def test_several_targets_and_classes_have_limits_of_their_own(tmp_path):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("limits") / "run"
     options = "--rows 700 --silos 100,200 --epochs 4 --rounds 2 --features guo73 --hidden 16 --calibration-fraction 0.3"
+    options += " --early-stopping no --analysis no"
     assert main(["train", "--cohort", "local", *options.split(), "--out", str(folder)]) == 0
     return folder
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import stat
 import tempfile
 from dataclasses import replace
@@ -34,13 +35,54 @@ def without_folder(tmp_path):
 
 
 def test_a_log_without_a_folder_is_where_nobody_could_have_put_something_before(tmp_path, machine):
-    paths = {without_folder(tmp_path).log.path for _ in range(3)}
+    silos = [without_folder(tmp_path) for _ in range(3)]
+    paths = {silo.log.path for silo in silos}
     assert len(paths) == 3
     for path in paths:
         assert path.is_relative_to(machine)
         assert re.search(r"[a-z0-9_]{8}$", path.parent.name)
         assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_silo_with_nothing_to_say_leaves_nothing_among_the_temporary_files(tmp_path, machine):
+    silo = without_folder(tmp_path)
+    silo.open()
+    assert list(machine.iterdir()) == []
+    assert silo.log.path.is_file()  # as where a process's output goes there
+    del silo
+    assert list(machine.iterdir()) == []
+
+
+def test_what_a_silo_wrote_down_outlives_it(tmp_path, machine):
+    silo = without_folder(tmp_path)
+    reference = silo.log.note("why it failed")
+    del silo
+    [path] = machine.glob(f"*/{LOG_FILE}")
+    assert f"reference {reference} why it failed" in path.read_text()
+
+
+def test_what_killed_processes_left_empty_goes_with_the_next_log(machine):
+    open_log, full, young = SiloLog(None), SiloLog(None), SiloLog(None)
+    full.note("why it failed")
+    for log in (open_log, full):
+        os.utime(log.path, (0, 0))
+    folders = {log.path.parent for log in (open_log, full, young)}
+    assert os.waitstatus_to_exitcode(os.waitpid(killed_with_a_log(), 0)[1]) == -signal.SIGKILL
+    assert len(list(machine.iterdir())) == 4
+    after = SiloLog(None)
+    after.note("and what comes next")
+    assert set(machine.iterdir()) == folders | {after.path.parent}
+
+
+def killed_with_a_log() -> int:
+    """Return the number of a process that opens a log and is killed."""
+    number = os.fork()
+    if number == 0:
+        log = SiloLog(None)
+        os.utime(log.path, (0, 0))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
 
 
 def test_a_log_is_never_written_through_a_link(tmp_path):

@@ -21,7 +21,7 @@ from ray_fed.materials.targets import (
     prediction_columns,
     target_scaler,
 )
-from ray_fed.materials.units import UNKNOWN_UNIT, can_convert, checked_unit, converted
+from ray_fed.materials.units import FAMILIAR, UNKNOWN_UNIT, can_convert, checked_unit, converted
 
 GAP, LIFETIME = Target("gap", "eV"), Target("lifetime", "s", "log10")
 METAL, KIND = Target("metal", "", classes=("false", "true")), Target("kind", "", classes=("a", "b", "c"))
@@ -76,6 +76,11 @@ def test_a_unit_stays_as_its_owner_wrote_it_and_equal_texts_change_no_bit():
     ]  # fmt: skip
     values = np.array([0.1, 1 / 3])
     assert converted(values, UNKNOWN_UNIT, UNKNOWN_UNIT) is values
+
+
+@pytest.mark.parametrize("text", sorted(FAMILIAR))
+def test_what_is_taken_unread_as_a_unit_is_one(text):
+    assert not can_convert(text, "mol")  # and no error: both are read here
 
 
 # ---- transforms

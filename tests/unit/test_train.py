@@ -211,7 +211,7 @@ def test_sites_with_classes_where_numbers_are_asked_for_are_refused_with_the_rem
 
 def test_sites_agree_on_classes_that_are_given(crystals, tmp_path):
     path = federation(
-        tmp_path, crystals, {"a": ("", 1.0), "b": ("", 1.0)}, target="kind", classes="[low, middle, high]", epochs=40
+        tmp_path, crystals, {"a": ("", 1.0), "b": ("", 1.0)}, target="kind", classes="[low, middle, high]", epochs=60
     )
     setup = resolve({"federation": path, "cohort": "local"}, (), "train")
     assert last_record(setup).metrics["federated.roc_auc"] > 0.7

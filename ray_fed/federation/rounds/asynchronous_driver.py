@@ -20,6 +20,8 @@ class AsyncRoundDriver(RoundDriver):
 
     machine: AsyncRoundMachine
     strategy: FedBuff
+    num_learned: int
+    """How many of a vector's first values are learned."""
     sent: dict[str, tuple[int, Vector]] = field(default_factory=dict)
     """Silo -> (round of the submission, what was sent)."""
 
@@ -40,7 +42,7 @@ class AsyncRoundDriver(RoundDriver):
 
     def _fresh(self, update: Update, server_round: int, vectors: Mapping[str, Vector]) -> Update:
         sent_in, sent = self.sent[update.silo]
-        return self.strategy.discounted(update, sent, vectors[update.silo], server_round - sent_in)
+        return self.strategy.discounted(update, sent, vectors[update.silo], server_round - sent_in, self.num_learned)
 
     def _checked(self, arrived: Arrived, server_round: int, vectors: Mapping[str, Vector]) -> Event:  # noqa: ARG002
         silo, turn = arrived.silo, arrived.server_round

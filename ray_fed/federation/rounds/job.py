@@ -1,11 +1,15 @@
 """A training run as it is ordered from the coordinator, what each of its rounds comes to, and who may watch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
-from ray_fed.federation.messages import SiloDescription
+from torch import nn
+
+from ray_fed.federation.messages import SiloDescription, Vector
+from ray_fed.federation.rounds.best_round import BestRound
+from ray_fed.federation.rounds.kept_back import KeptBack
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.strategies import FedAvg, LocalOnly, Models, State, Strategy
 from ray_fed.learning.trainer import TrainingPlan
@@ -16,6 +20,12 @@ EPSILON = "privacy.epsilon"
 """Name of the metric: epsilon after the round."""
 STATE_BYTES_PER_VALUE = 12
 """Adam's two moments and, in SCAFFOLD, a control variate: float32 each."""
+
+
+CENTRAL = "central."
+"""Before the names of metrics that the coordinator's own function gives."""
+EvaluateFn = Callable[[int, nn.Module], Mapping[str, float]]
+"""(server_round, network in evaluation mode) -> metrics by name."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,14 @@ class Job:
     """Secure aggregation: silos without whose updates no sum is shown; 0 sends updates without masks."""
     kind: Literal["federated", "baseline"] = "federated"
     """A baseline exchanges nothing: each silo alone, all rows pooled."""
+    initial: Vector | None = field(default=None, repr=False, compare=False)
+    """What training starts from, float32 [layout.size]; None: the weights that `model_seed` gives."""
+    best_round: BestRound | None = None
+    """Which round's models are the outcome, and when the run ends before its last round; None: the last one's."""
+    kept_back: KeptBack | None = None
+    """What silos are asked about rows kept back from training; the metric KEPT_BACK, for `best_round`."""
+    evaluate_fn: "EvaluateFn | None" = field(default=None, compare=False)
+    """Marks the global model in the coordinator's process, beside the silos: metrics `central.<name>`."""
     last_round: int | None = None
     """Round after which the job is complete, where a privacy budget ends it before its plan."""
 
@@ -81,7 +99,7 @@ class RoundRecord:
     participants: tuple[str, ...]
     """Silos whose updates went into the round's model, sorted."""
     failures: tuple[tuple[str, str], ...]
-    """(silo, why it did not take part), sorted."""
+    """(silo, why it did not take part, or what its evaluation failed by), sorted."""
     bytes_sent: int
     """Bytes of parameters that crossed the silos' boundaries in this round, both directions."""
     seconds: Mapping[str, float] = field(compare=False)
@@ -97,6 +115,11 @@ class RoundRecord:
     notes: tuple[Mapping[str, object], ...] = field(default=(), repr=False, compare=False)
     """For the coordinator's ledger: what was received, and the digest of each model."""
 
+    unevaluated: tuple[tuple[str, str], ...] = ()
+    """(silo, why its evaluation is in no metric), sorted: those of `failures` that are evaluations'."""
+    pooled_over: tuple[str, ...] = ()
+    """Silos over whose held-out rows the models' metrics are pooled, sorted, where some are missing that tell theirs;
+    empty: nobody is missing, or there is a common test set."""
     scores: Mapping[str, Scores] = field(default_factory=dict, repr=False, compare=False)
     """Model -> what was told of it on the common test set, or on all held-out rows together, in the last record of a
     job: figures need more than the metrics."""
@@ -104,6 +127,7 @@ class RoundRecord:
     def __repr__(self) -> str:
         silos = ", ".join(self.participants) if len(self.participants) <= 4 else f"{len(self.participants)} silos"
         failed = f", {len(self.failures)} failed" if self.failures else ""
+        failed += f", evaluated by {', '.join(self.pooled_over)} alone" if self.pooled_over else ""
         which = f"{self.job}, round {self.server_round} of {self.num_rounds}, by {silos or 'no silo'}{failed}"
         return f"RoundRecord({which}: {self.main_metrics})"
 
@@ -140,5 +164,6 @@ def local_job(job: Job, plans: Mapping[str, TrainingPlan], name: str) -> Job:
     rules = RoundRules(max_restarts=job.rules.max_restarts)
     return replace(
         job, name=name, silos=tuple(plans), plans=plans, strategy=LocalOnly(), rules=rules, max_norm=None,
-        evaluate_silos=False, secure_threshold=0, account=None, last_round=None, kind="baseline",
+        evaluate_silos=False, secure_threshold=0, account=None, last_round=None, kind="baseline", initial=None,
+        best_round=None, kept_back=None, evaluate_fn=None,
     )  # fmt: skip

@@ -79,7 +79,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class Opened:
-    """A round begins; `ranking` is the seeded order in which silos are chosen."""
+    """A round begins; `ranking` is the seeded order in which silos are chosen, of those that may be."""
 
     server_round: int
     ranking: tuple[str, ...]
@@ -222,9 +222,10 @@ class RoundMachine:
         self.server_round, self.is_open = event.server_round, True
         self.taken = set()
         self.failures = {silo: self._why_away(silo) for silo in self.silos if not self._is_there(silo)}
-        there = [silo for silo in event.ranking if self._is_there(silo)]
-        if len(there) < max(self.rules.min_available_clients, self.rules.min_fit_clients):
-            return [self._stop(f"{len(there)} of {len(self.silos)} silos are available")]
+        available = [silo for silo in self.silos if self._is_there(silo)]
+        if len(available) < max(self.rules.min_available_clients, self.rules.min_fit_clients):
+            return [self._stop(f"{len(available)} of {len(self.silos)} silos are available")]
+        there = [silo for silo in event.ranking if silo in available]
         wanted = max(self.rules.min_fit_clients, ceil(round(self.rules.fraction_fit * len(self.silos), 9)))
         self.seats = set(there[:wanted])
         return [self._submit(silo) for silo in there[:wanted] if self.phase[silo] is Phase.IDLE]

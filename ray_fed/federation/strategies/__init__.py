@@ -9,10 +9,11 @@ from typing import Any, cast
 from ray_fed.config import from_mapping, unknown_name
 from ray_fed.errors import ConfigError
 from ray_fed.federation.strategies.averaging import FedAvg, LocalOnly, fed_avg
-from ray_fed.federation.strategies.base import Models, State, Strategy, local_plan
+from ray_fed.federation.strategies.base import Models, State, Strategy, local_plan, started
 from ray_fed.federation.strategies.buffered import FedBuff
 from ray_fed.federation.strategies.client_side import FedBN, FedProx, Scaffold
 from ray_fed.federation.strategies.clipping import CentredClipping, NormClipping
+from ray_fed.federation.strategies.common_moments import ScaffoldAdam
 from ray_fed.federation.strategies.normalised import FedNova
 from ray_fed.federation.strategies.private import DPFedAvg
 from ray_fed.federation.strategies.robust import CoordinateMedian, GeometricMedian, Krum, MultiKrum, TrimmedMean
@@ -26,6 +27,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     "fed_adam": FedAdam,
     "fed_yogi": FedYogi,
     "scaffold": Scaffold,
+    "scaffold_adam": ScaffoldAdam,
     "fed_nova": FedNova,
     "fed_bn": FedBN,
     "fed_buff": FedBuff,
@@ -89,10 +91,12 @@ __all__ = [
     "MultiKrum",
     "NormClipping",
     "Scaffold",
+    "ScaffoldAdam",
     "State",
     "Strategy",
     "TrimmedMean",
     "fed_avg",
     "local_plan",
     "make_strategy",
+    "started",
 ]

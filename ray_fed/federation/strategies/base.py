@@ -7,6 +7,7 @@ import numpy as np
 from torch import nn
 
 from ray_fed.federation.messages import Update, Vector
+from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import TrainingPlan
 
 Models = Mapping[str, Vector]
@@ -24,6 +25,9 @@ class Strategy(Protocol):
     One whose rounds build on what silos keep has `catch_up(state) -> Vector`, which holds all that a silo needs which
     has not answered the last round. One that may end before its last round has `is_done(state) -> bool`, and one whose
     arrays change their shapes `fits(state) -> bool`: whether a checkpoint's state is one of its own.
+    One that treats running statistics otherwise than learned values has `start_with(initial, silos, layout) -> State`,
+    in place of `start`; one that looks at evaluations, to choose who takes part, say, `observed(state, metrics) ->
+    State`, called with the metrics of each round's record, those of round 0 first.
 
     `start` once; then per round `dispatch`, the silos' work, `aggregate`. No Ray, files, clocks or globals; nothing
     given is changed in place. Law: `aggregate` returns the same bits for every order of `updates`.
@@ -34,7 +38,7 @@ class Strategy(Protocol):
         ...
 
     def dispatch(self, state: State, silos: Sequence[str]) -> Mapping[str, Vector]:
-        """Return what each silo starts the round from."""
+        """Return what each silo starts the round from; silos that are left out do not take part."""
         ...
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> State:
@@ -44,6 +48,12 @@ class Strategy(Protocol):
     def models(self, state: State) -> Models:
         """Return the models worth evaluating."""
         ...
+
+
+def started(strategy: Strategy, initial: Vector, silos: Sequence[str], layout: Layout) -> State:
+    """Return the state before round 1."""
+    start = getattr(strategy, "start_with", None)
+    return start(initial, silos, layout) if start else strategy.start(initial, silos)
 
 
 def local_plan(strategy: Strategy, plan: TrainingPlan, module: nn.Module) -> TrainingPlan:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ray_fed.federation.messages import Update, Vector
 from ray_fed.federation.strategies.base import State
-from ray_fed.federation.strategies.one_model import OneModel, require_count, require_positive, rounded_model
+from ray_fed.federation.strategies.one_model import SteppedModel, require_count, require_positive, stepped
 from ray_fed.federation.strategies.updates import plain_mean
 
 TURNS = "server.turns"
@@ -15,7 +15,7 @@ TURNS = "server.turns"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedBuff(OneModel):
+class FedBuff(SteppedModel):
     """Asynchronous aggregation with a buffer (Nguyen et al. 2022, Algorithm 1).
 
     Every silo works without pause: as soon as it answers it gets the newest model. After `buffer_size` answers the
@@ -49,14 +49,16 @@ class FedBuff(OneModel):
     def start(self, initial: Vector, silos: Sequence[str]) -> State:
         return {self.name: initial, TURNS: np.zeros(len(silos), np.int64)}
 
-    def discounted(self, update: Update, sent: Vector, model: Vector, staleness: int) -> Update:
-        """Return a stale update as if it had started from `model`: w_t + s(tau) (answer - sent), float32."""
+    def discounted(self, update: Update, sent: Vector, model: Vector, staleness: int, learned: int) -> Update:
+        """Return a stale update as if it had started from `model`: w_t + s(tau) (answer - sent), float32; of running
+        statistics, which come after the first `learned` values, w_t + s(tau) (answer - w_t)."""
         weight = (1.0 + staleness) ** -self.exponent
         move = np.subtract(update.vector, sent, dtype=np.float64)
+        move[learned:] = np.subtract(update.vector[learned:], model[learned:], dtype=np.float64)
         return replace(update, vector=(model + weight * move).astype(np.float32))
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> State:
         model = state[self.name]
         mean = plain_mean(updates, len(model))
         moved = model + self.eta * np.subtract(mean, model, dtype=np.float64)
-        return {**state, self.name: mean if self.eta == 1 else rounded_model(moved, f"lower eta={self.eta}")}
+        return {**state, self.name: mean if self.eta == 1 else stepped(state, mean, moved, f"lower eta={self.eta}")}

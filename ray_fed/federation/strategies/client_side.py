@@ -10,7 +10,7 @@ from ray_fed.config import require
 from ray_fed.federation.messages import Update, Vector
 from ray_fed.federation.strategies.averaging import FedAvg, fed_avg
 from ray_fed.federation.strategies.base import State
-from ray_fed.federation.strategies.one_model import OneModel, require_positive, rounded_model
+from ray_fed.federation.strategies.one_model import SteppedModel, require_positive, rounded_model, stepped
 from ray_fed.learning.trainer import TrainingPlan
 
 CONTROL = "server.control"
@@ -66,7 +66,7 @@ def normalisation_parameters(module: nn.Module) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scaffold(OneModel):
+class Scaffold(SteppedModel):
     """Control variates that cancel the drift of unlike silos (Karimireddy et al. 2020, Algorithm 1).
 
         x_{t+1} = x_t + eta mean_{i in S}(y_i - x_t)                        lines 16-17
@@ -112,7 +112,7 @@ class Scaffold(OneModel):
             **state,
             self.name: mean[: len(model)]
             if self.eta == 1
-            else rounded_model(model + self.eta * (moved - model), remedy),
+            else stepped(state, mean[: len(model)], model + self.eta * (moved - model), remedy),
             CONTROL: rounded_model(control + len(heard) / num_silos * (controlled - control), remedy),
         }
 

@@ -11,12 +11,12 @@ from ray_fed.errors import ConfigError, UpdateRejected
 from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.federation.messages import Update, Vector
 from ray_fed.federation.strategies.base import State
-from ray_fed.federation.strategies.one_model import OneModel, require_count, rounded_model
+from ray_fed.federation.strategies.one_model import SteppedModel, kept, num_learned, require_count, rounded_model
 from ray_fed.federation.strategies.updates import usable
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedNova(OneModel):
+class FedNova(SteppedModel):
     """Average the silos' moves per local step, then go as far as the mean number of steps.
 
     Wang et al. 2020, Eq. (4) with w_i = p_i (Sec. 5) and a_i = (1, ..., 1), plain local SGD, so |a_i|_1 = tau_i:
@@ -59,12 +59,14 @@ class FedNova(OneModel):
         total, weighted_steps = ExactWeightedSum(len(model)), 0
         for update in updates:
             weight = self._weight(update)
-            _add(total, model, update, weight)
+            _add(total, model, update, weight, num_learned(state, model))
             weighted_steps += weight * update.num_steps
         # The mean move per step is rounded to float32, not the parameters: tau_eff would magnify their rounding.
         direction = total.mean().astype(np.float64)
         effective_steps = weighted_steps / total.total_weight
-        return {self.name: rounded_model(model + effective_steps * direction, "lower the silos' learning rate")}
+        direction[: num_learned(state, model)] *= effective_steps
+        moved = rounded_model(model + direction, "lower the silos' learning rate")
+        return {**kept(state), self.name: moved}
 
     def _weight(self, update: Update) -> int:
         if self.num_examples is None:
@@ -78,11 +80,12 @@ class FedNova(OneModel):
         return f"fed_nova: num_examples has no silo {silo!r}; it has: {known}"
 
 
-def _add(total: ExactWeightedSum, model: Vector, update: Update, weight: int) -> None:
+def _add(total: ExactWeightedSum, model: Vector, update: Update, weight: int, learned: int) -> None:
     if update.num_steps < 1:
         raise UpdateRejected(update.silo, update.server_round, f"num_steps={update.num_steps} must be at least 1")
     move = np.subtract(usable(update, len(model)).vector, model, dtype=np.float64)
     try:
-        total.add(move / update.num_steps, weight)
+        move[:learned] /= update.num_steps
+        total.add(move, weight)
     except ValueError as error:
         raise UpdateRejected(update.silo, update.server_round, str(error)) from error

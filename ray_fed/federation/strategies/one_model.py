@@ -10,6 +10,7 @@ from ray_fed.config import require
 from ray_fed.errors import FedError
 from ray_fed.federation.messages import Vector
 from ray_fed.federation.strategies.base import Models, State
+from ray_fed.learning.layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,36 @@ class OneModel:
 
     def models(self, state: State) -> Models:
         return {self.name: state[self.name]}
+
+
+LEARNED = "server.num_learned"
+"""In the state of a strategy that steps on the server: how many of the first values are learned, int64 [1]."""
+
+
+class SteppedModel(OneModel):
+    """A model of which learned values alone are stepped: running statistics, counters and averaged moments, which come
+    after them in the vector, are the silos' mean as it is. A statistic that is pushed along like a weight can become
+    what none can be, such as a negative variance."""
+
+    def start_with(self, initial: Vector, silos: Sequence[str], layout: Layout) -> State:
+        return {**self.start(initial, silos), LEARNED: np.array([layout.num_parameters], np.int64)}
+
+
+def kept(state: State) -> State:
+    """Return what of a state every later one has, too."""
+    return {LEARNED: state[LEARNED]} if LEARNED in state else {}
+
+
+def num_learned(state: State, model: Vector) -> int:
+    """Return how many of the first values are stepped; all where the state does not say it."""
+    return int(state[LEARNED][0]) if LEARNED in state else len(model)
+
+
+def stepped(state: State, mean: Vector, moved: np.ndarray, remedy: str) -> Vector:
+    """Return the next model: `moved`, float64, where values are learned, and the silos' mean where they are not."""
+    model, learned = rounded_model(moved, remedy), num_learned(state, mean)
+    model[learned:] = mean[learned:]
+    return model
 
 
 def rounded_model(values: np.ndarray, remedy: str) -> Vector:

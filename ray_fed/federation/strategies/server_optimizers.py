@@ -9,8 +9,8 @@ With Delta_t = fed_avg(updates) - x_t, the pseudo-gradient (it points downhill a
     m_t      state["server.momentum"]  float64 [num_parameters]
     v_t      state["server.second"]    float64 [num_parameters]
 
-Use them with the silos' `optimizer_state` keep or reset. With "average" the vector also carries the silos' own Adam
-moments, these would be pushed along like parameters, and a second moment can then turn negative.
+Learned values are stepped. What else is in the vector, BatchNorm's running statistics and, with `optimizer_state`
+average, the silos' own Adam moments, is averaged and not stepped.
 """
 
 from abc import ABC, abstractmethod
@@ -22,19 +22,20 @@ import numpy as np
 from ray_fed.federation.messages import Update, Vector
 from ray_fed.federation.strategies.averaging import fed_avg
 from ray_fed.federation.strategies.base import State
-from ray_fed.federation.strategies.one_model import OneModel, require_decay, require_positive, rounded_model
+from ray_fed.federation.strategies.one_model import SteppedModel, kept, require_decay, require_positive, stepped
 
 MOMENTUM = "server.momentum"
 SECOND = "server.second"
 
 
-def pseudo_gradient(model: Vector, updates: Iterable[Update]) -> np.ndarray:
-    """Return Delta_t = fed_avg(updates) - x_t, float64 [num_parameters]."""
-    return np.subtract(fed_avg(len(model), updates), model, dtype=np.float64)
+def pseudo_gradient(model: Vector, updates: Iterable[Update]) -> tuple[Vector, np.ndarray]:
+    """Return the silos' mean, and Delta_t = mean - x_t, float64 [num_parameters]."""
+    mean = fed_avg(len(model), updates)
+    return mean, np.subtract(mean, model, dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedAvgM(OneModel):
+class FedAvgM(SteppedModel):
     """Momentum on the server, so that rounds which see different silos do not pull to and fro.
 
     Hsu et al. 2019, the update that defines FedAvgM (there w - v, with Delta of the opposite sign; the experiments
@@ -67,13 +68,14 @@ class FedAvgM(OneModel):
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> State:
         model = state[self.name]
-        momentum = self.beta * state[MOMENTUM] + pseudo_gradient(model, updates)
-        moved = rounded_model(model + self.eta * momentum, f"lower eta={self.eta} or beta={self.beta}")
-        return {self.name: moved, MOMENTUM: momentum}
+        mean, delta = pseudo_gradient(model, updates)
+        momentum = self.beta * state[MOMENTUM] + delta
+        moved = stepped(state, mean, model + self.eta * momentum, f"lower eta={self.eta} or beta={self.beta}")
+        return {**kept(state), self.name: moved, MOMENTUM: momentum}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdaptiveServer(OneModel, ABC):
+class AdaptiveServer(SteppedModel, ABC):
     """What FedAdagrad, FedAdam and FedYogi share: Reddi et al. 2021, Algorithm 2; they differ in v_t alone.
 
         m_t     = beta_1 m_{t-1} + (1 - beta_1) Delta_t,   m_0 = 0
@@ -109,11 +111,12 @@ class AdaptiveServer(OneModel, ABC):
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> State:
         model = state[self.name]
-        delta = pseudo_gradient(model, updates)
+        mean, delta = pseudo_gradient(model, updates)
         momentum = self.beta_1 * state[MOMENTUM] + (1 - self.beta_1) * delta
         second = self.second_moment(state[SECOND], np.square(delta))
         moved = model + self.eta * momentum / (np.sqrt(second) + self.tau)
-        return {self.name: rounded_model(moved, f"lower eta={self.eta}"), MOMENTUM: momentum, SECOND: second}
+        model = stepped(state, mean, moved, f"lower eta={self.eta}")
+        return {**kept(state), self.name: model, MOMENTUM: momentum, SECOND: second}
 
     @abstractmethod
     def second_moment(self, second: np.ndarray, squared: np.ndarray) -> np.ndarray:

@@ -87,8 +87,7 @@ class Source:
         require(self.symmetry in known, f"symmetry={self.symmetry!r} must be one of {', '.join(known)}")
         require(self.cell in get_args(Cell), f"cell={self.cell!r} must be one of {', '.join(get_args(Cell))}")
         require(not self.sites or self.cell == "standard", "sites are those of the standard cell: cell='standard'")
-        chosen = self.structures in ("", "all", "first") or (self.structures.isdecimal() and int(self.structures) > 0)
-        require(chosen, f"structures={self.structures!r} must be all, first, or a number from 1")
+        check_structures(self.structures)
         fits = isinstance(self.symprec, int | float) and 0 < self.symprec <= 1
         require(fits, f"symprec={self.symprec!r} must be a length in Å, above 0 and up to 1")
         counts = isinstance(self.rows, int) and not isinstance(self.rows, bool) and self.rows >= 1
@@ -110,6 +109,12 @@ class Source:
         """All columns that are named here: the targets, those to filter by, to keep, and to use."""
         targets = (self.target,) if self.target else self.targets
         return tuple(dict.fromkeys([*targets, *(name for name, _ in self.where), *self.keep, *self.columns]))
+
+
+def check_structures(chosen: str) -> None:
+    """Raise ConfigError for what chooses none of several structures in one file."""
+    fits = chosen in ("", "all", "first") or (chosen.isdecimal() and int(chosen) > 0)
+    require(fits, f"structures={chosen!r} must be all, first, or a number from 1")
 
 
 def _pairs(where: Any) -> tuple[tuple[str, Any], ...]:

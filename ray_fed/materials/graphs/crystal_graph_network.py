@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from ray_fed.config import from_mapping, require
-from ray_fed.materials.graphs.graph_rows import GraphRows
+from ray_fed.materials.graphs.graph_rows import GraphRows, mean_of_crystals, picked, sum_of_atoms
 from ray_fed.materials.graphs.neighbours import CUTOFF
 
 MOST_ELEMENT = 118
@@ -53,7 +53,7 @@ def graph_settings(options: Sequence[str]) -> GraphSettings:
     return from_mapping(GraphSettings, pairs, "model_options")
 
 
-class CrystalGraphNetwork(nn.Module):
+class CrystalNetwork(nn.Module):
     """Embedding of elements, convolutions, mean over the atoms, two layers: GraphRows of n crystals to [n, outputs]."""
 
     def __init__(self, settings: GraphSettings, num_columns: int, num_outputs: int):
@@ -89,23 +89,3 @@ def in_gaussians(distances: torch.Tensor) -> torch.Tensor:
     """Return distances [E] in Å as GAUSSIANS numbers each, [E, GAUSSIANS]."""
     centres = torch.linspace(0.0, CUTOFF, GAUSSIANS, device=distances.device)
     return torch.exp(-(((distances[:, None] - centres) * (GAUSSIANS / CUTOFF)) ** 2))
-
-
-# ---- sums over graphs, whose order does not depend on threads: a round may be done twice
-
-
-def picked(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return values[index], [E, width]. On a GPU the gradient of index_select is added up in any order, that of plain
-    indexing in a fixed one."""
-    return values[index] if values.is_cuda else values.index_select(0, index)
-
-
-def sum_of_atoms(edges: torch.Tensor, rows: GraphRows) -> torch.Tensor:
-    """Return the sum over the edges that end at each atom, [A, width]; 0 of an atom without any."""
-    return torch.segment_reduce(edges, "sum", lengths=rows.degrees, unsafe=True, initial=0.0)
-
-
-def mean_of_crystals(atoms: torch.Tensor, rows: GraphRows) -> torch.Tensor:
-    """Return the mean over the atoms of each crystal, [n, width]."""
-    total = torch.segment_reduce(atoms, "sum", lengths=rows.sizes, unsafe=True, initial=0.0)
-    return total / rows.sizes.clamp(min=1)[:, None]

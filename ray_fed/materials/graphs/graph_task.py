@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import nn
 from torch.nn import functional
 
@@ -21,7 +19,7 @@ from ray_fed.materials.databases.crystal_batches import packed_sites
 from ray_fed.materials.databases.database import SITES
 from ray_fed.materials.databases.feature_cache import Arrays, cached, content_key, pack_texts, unpack_texts
 from ray_fed.materials.databases.source import Source
-from ray_fed.materials.graphs.crystal_graph_network import CrystalGraphNetwork, GraphSettings
+from ray_fed.materials.graphs.crystal_graph_network import CrystalNetwork, GraphSettings
 from ray_fed.materials.graphs.graph_rows import NO_NEIGHBOURS, GraphRows
 from ray_fed.materials.graphs.neighbours import GRAPH_VERSION, Neighbours, neighbours
 from ray_fed.materials.property_task import JointPropertyTask, PropertyTask
@@ -88,7 +86,7 @@ class CrystalGraphTask(GraphTask):
 
     def model(self, seed: int) -> nn.Module:
         num_outputs = sum(target.num_outputs for target in self.targets)
-        return seeded(lambda: CrystalGraphNetwork(self.graph, self.num_features, num_outputs), seed)
+        return seeded(lambda: CrystalNetwork(self.graph, self.num_features, num_outputs), seed)
 
 
 @dataclass(frozen=True)
@@ -164,15 +162,3 @@ def _unpacked(arrays: Arrays, sizes: Sequence[int]) -> list[Neighbours]:
         found.append(Neighbours(degrees, *(arrays[name][edges] for name in _PARTS[1:])))
         atom, edge = atom + size, edges.stop
     return found
-
-
-def graph_network(arrays: Any, architecture: Any, num_columns: int, num_outputs: int) -> CrystalGraphNetwork:
-    """Return the network of a model's file. KeyError, TypeError or ValueError where file and form do not fit."""
-    form = {name: architecture[name] for name in ("width", "depth", "hidden", "descriptors")}
-    network = CrystalGraphNetwork(GraphSettings(**form), num_columns, num_outputs)
-    state = {name: torch.from_numpy(np.array(arrays[name])) for name in network.state_dict()}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
-    return network.eval()

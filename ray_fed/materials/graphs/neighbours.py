@@ -52,11 +52,8 @@ def neighbours(sites: CrystalSites) -> Neighbours:
 
     DataError for a crystal that is too large, or holds a site that is not one whole atom.
     """
+    require_whole_atoms(sites, MOST_SITES)
     count = len(sites.numbers)
-    if not 0 < count <= MOST_SITES:
-        raise DataError(f"'{count}' atoms in the primitive cell; a crystal graph takes 1 to {MOST_SITES}")
-    if not sites.numbers.all():
-        raise DataError("a site holds several elements or is partly empty; a crystal graph takes whole atoms")
     volume = abs(float(np.linalg.det(sites.vectors)))
     radius = min(CUTOFF, FIRST_REACH * (3 * NEAREST * volume / (4 * np.pi * count)) ** (1 / 3))
     while True:
@@ -65,6 +62,15 @@ def neighbours(sites: CrystalSites) -> Neighbours:
         if radius >= reach.max():
             return _weighted(found, reach, count)
         radius = min(CUTOFF, FARTHER * radius)
+
+
+def require_whole_atoms(sites: CrystalSites, most: int) -> None:
+    """Raise DataError unless there are 1 to `most` sites with a whole atom on each."""
+    count = len(sites.numbers)
+    if not 0 < count <= most:
+        raise DataError(f"'{count}' atoms in the primitive cell; a crystal graph takes 1 to {most}")
+    if not sites.numbers.all():
+        raise DataError("a site holds several elements or is partly empty; a crystal graph takes whole atoms")
 
 
 def _within(sites: CrystalSites, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

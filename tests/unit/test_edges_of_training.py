@@ -1,0 +1,91 @@
+"""Silos and networks that are not as usual: taken as they are, or refused in one line, never changed in silence."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipelines import Training, federate
+from ray_fed import ConfigError, DataError, SiloSpec, TorchTask
+
+SILOS = [SiloSpec("a", 1), SiloSpec("b", 2)]
+
+
+def rows(seed, num=40):
+    x = np.random.default_rng(seed).normal(size=(num + 20, 4)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int64)
+    return x[20:], y[20:], x[:20], y[:20]
+
+
+def linear():
+    return nn.Linear(4, 2)
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4, 2, dtype=torch.cfloat))
+
+
+TASK = TorchTask(linear, functional.cross_entropy, rows)
+
+
+def train(task=TASK, training=Training(rounds=2, epochs=2, batch_size=16)):  # noqa: B008
+    return federate(task, SILOS, training, cohort="local")
+
+
+NETWORKS = {
+    "double": (lambda: linear().double(), "weight is float64; models travel and train as float32"),
+    "bfloat16": (lambda: linear().bfloat16(), "weight is bfloat16; models travel and train as float32"),
+    "complex": (Complex, "w is complex64; models travel and train as float32"),
+    "lazy": (lambda: nn.LazyLinear(2), "weight has no shape yet"),
+    "without parameters": (nn.Flatten, "it has no parameters"),
+}
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_network_that_would_be_changed_in_silence_is_refused(kind):
+    network, said = NETWORKS[kind]
+    with pytest.raises(ConfigError, match=f"network: {said}"):
+        train(replace(TASK, network=network))
+
+
+@pytest.mark.parametrize("standardises", [False, True])
+def test_a_silo_without_samples_takes_no_part_and_is_named(standardises, capsys):
+    task = replace(TASK, samples=lambda seed: rows(seed, 0 if seed == 2 else 40), standardises=standardises)
+    result = train(task)
+    assert result.records[1].participants == ("a",)
+    assert all(not record.failures for record in result.records)
+    assert "note: silo 'b' has no training samples and takes no part" in capsys.readouterr().err
+    with pytest.raises(DataError, match="no silo has a training sample"):
+        train(replace(TASK, samples=lambda seed: rows(seed, 0)))
+
+
+def test_a_silo_of_one_sample_trains_and_where_its_network_cannot_it_is_named():
+    one = replace(TASK, samples=lambda seed: rows(seed, 1 if seed == 2 else 40))
+    assert train(one).records[-1].participants == ("a", "b")
+    normalised = replace(one, network=lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)))
+    failures = train(normalised).records[-1].failures
+    assert [silo for silo, _ in failures] == ["b"]
+    assert "Expected more than 1 value per channel" in failures[0][1]
+
+
+def test_a_last_batch_of_one_is_dealt_out_among_the_others():
+    norm = replace(TASK, network=lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)))
+    result = train(replace(norm, samples=lambda seed: rows(seed, 33)), Training(rounds=2, epochs=2, batch_size=32))
+    assert not result.records[-1].failures
+
+
+def test_in_a_round_without_a_step_of_its_own_a_silo_is_not_asked():
+    result = train(training=Training(rounds=50, epochs=1, batch_size=32))
+    taken = [record.participants for record in result.records[1:]]
+    assert [each for each in taken if each] == [("a", "b")] * 2
+    assert len(taken) == 50
+    assert all(not record.failures for record in result.records)
+    both = train(training=Training(rounds=2, epochs=1, batch_size=32))
+    assert all(torch.equal(a, b) for a, b in zip(result.module.parameters(), both.module.parameters(), strict=True))
+    uneven = train(replace(TASK, samples=lambda seed: rows(seed, 8 * seed)), Training(rounds=2, epochs=1, batch_size=8))
+    assert [record.participants for record in uneven.records[1:]] == [("b",), ("a", "b")]
