@@ -4,7 +4,7 @@ than the current tree; a whole question has all that a silo needs which was star
     answer length, length of its form, form, number of parts, length of each part, parts
 
 All numbers are exact in float32: whole ones below 2^24, thresholds and values as the forest holds them. A silo's answer
-is as long as the first number says; its form, three numbers for each `Part` of the sum, bounds what the sum can be.
+is as long as the first number says; its form, three numbers for each part of the sum, bounds what the sum can be.
 """
 
 from dataclasses import dataclass, field, fields
@@ -114,7 +114,7 @@ DIGIT = 2 + DIGIT_BITS + 10
 """Bits of a digit in a sum of up to a thousand silos, with its sign."""
 
 
-def rows_part() -> Part:
+def rows_part() -> PackedPart:
     """Each answer begins with the number of rows behind it, in digits."""
     return PackedPart(SUM_DIGITS, DIGIT)
 
