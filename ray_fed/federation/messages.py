@@ -14,7 +14,7 @@ from ray_fed.federation.norms import distance
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.metrics import ClassificationSums, MeanScores, RegressionSums, Scores, SeveralScores
 from ray_fed.privacy.compression import rebuilt
-from ray_fed.privacy.secure_sum.packed import SumForm, form_of
+from ray_fed.privacy.secure_sum.packed import PackedForm, form_of
 from ray_fed.privacy.secure_sum.ring import WORDS
 
 Vector = np.ndarray
@@ -301,7 +301,7 @@ def answer_size(received: Vector, sums: int) -> int:
     return int(asked) if 1 <= asked <= sums else 0
 
 
-def answer_form(received: Vector, sums: int) -> SumForm | None:
+def answer_form(received: Vector, sums: int) -> PackedForm | None:
     """Return what the sums in the answer to a vector are made of; None where it asks for parameters, or for more than
     the plan allows."""
     if not sums or not answer_size(received, sums):

@@ -18,7 +18,7 @@ from math import sqrt
 
 import numpy as np
 
-from ray_fed.privacy.secure_sum.packed import Part, SumForm
+from ray_fed.privacy.secure_sum.packed import PackedForm, PackedPart
 from ray_fed.trees.bins import LARGEST, Cells, edges_of, to_refine
 from ray_fed.trees.forest import Forest, block_size, tree_block
 from ray_fed.trees.losses import of_classes, quantile_of, start_of, step_factors
@@ -169,11 +169,11 @@ class Grower:
         bins = growth.bins.astype(np.float32).ravel()
         return replace(question, is_whole=True, start=growth.start, edges=growth.edges, bins=bins, forest=growth.forest)
 
-    def form(self, growth: Growth) -> SumForm:
+    def form(self, growth: Growth) -> PackedForm:
         """Return what the answers to the next question, added up, are made of."""
-        return SumForm.joined([rows_part(), *self._parts(growth)])
+        return PackedForm.joined([rows_part(), *self._parts(growth)])
 
-    def _parts(self, growth: Growth) -> tuple[Part, ...]:
+    def _parts(self, growth: Growth) -> tuple[PackedPart, ...]:
         settings, outputs, rows = self.settings, self.settings.outputs, growth.rows
         if growth.at is Step.COUNT:
             of_start = [outputs * NUM_EXPONENTS, outputs * 2 * SUM_DIGITS, outputs * NUM_EXPONENTS, 0]
@@ -190,7 +190,7 @@ class Grower:
         sizes = self._asked(growth)[:, ROWS].tolist()
         return tuple(part for size in sizes for part in self._histogram_parts(slots, digits, size))
 
-    def _histogram_parts(self, num_slots: int, digits: int, rows: int) -> tuple[Part, ...]:
+    def _histogram_parts(self, num_slots: int, digits: int, rows: int) -> tuple[PackedPart, ...]:
         return histogram_parts(num_slots, digits, max(1, rows), self.settings.levels, self.is_noised)
 
     @staticmethod

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import _sparsetools
 
 from ray_fed.config import require
-from ray_fed.privacy.secure_sum.packed import Part, SumForm
+from ray_fed.privacy.secure_sum.packed import PackedForm, PackedPart
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.trees.bins import as_float32, codes_of, counted, keys_of
 from ray_fed.trees.forest import Forest, ForestPredictor, block_size
@@ -128,11 +128,11 @@ class Member:
     def _require_form(self, question: TreeQuestion) -> None:
         """ValueError where the form that is asked for has counts of rows in other places than the answer has them: the
         gate looks for them there."""
-        wanted = SumForm.joined([rows_part(), *self._parts(question)])
+        wanted = PackedForm.joined([rows_part(), *self._parts(question)])
         if wanted.shape != question.form.shape:
             raise ValueError("sums of another form are asked for than these rows make")
 
-    def _parts(self, question: TreeQuestion) -> tuple[Part, ...]:
+    def _parts(self, question: TreeQuestion) -> tuple[PackedPart, ...]:
         settings, is_noised = self.settings, self.noise is not None
         if question.step is Step.COUNT:
             cells, outputs = cells_of_numbers(question.cells), settings.outputs

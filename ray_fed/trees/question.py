@@ -4,7 +4,7 @@ than the current tree; a whole question has all that a silo needs which was star
     answer length, length of its form, form, number of parts, length of each part, parts
 
 All numbers are exact in float32: whole ones below 2^24, thresholds and values as the forest holds them. A silo's answer
-is as long as the first number says; its form, three numbers for each `Part` of the sum, bounds what the sum can be.
+is as long as the first number says; its form, three numbers for each `PackedPart`, bounds what the sum can be.
 """
 
 from dataclasses import dataclass, field, fields
@@ -14,7 +14,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from ray_fed.privacy.secure_sum.packed import Part, SumForm, form_of
+from ray_fed.privacy.secure_sum.packed import PackedForm, PackedPart, form_of
 from ray_fed.trees.bins import Cells
 from ray_fed.trees.numbers import DIGIT_BITS, NUM_EXPONENTS, SUM_DIGITS
 from ray_fed.trees.quantiles import NUM_BUCKETS
@@ -61,7 +61,7 @@ class TreeQuestion:
     """Of the trees that are being grown, from 0."""
     digits: int
     """Digits of a sum in a histogram."""
-    form: SumForm
+    form: PackedForm
     """What the sum of the answers is made of."""
     is_whole: bool = False
     """Whether `forest`, and all splits of the current trees, are in it."""
@@ -114,36 +114,38 @@ DIGIT = 2 + DIGIT_BITS + 10
 """Bits of a digit in a sum of up to a thousand silos, with its sign."""
 
 
-def rows_part() -> Part:
+def rows_part() -> PackedPart:
     """Each answer begins with the number of rows behind it, in digits."""
-    return Part(SUM_DIGITS, DIGIT)
+    return PackedPart(SUM_DIGITS, DIGIT)
 
 
 @lru_cache(maxsize=1024)
-def histogram_parts(num_slots: int, digits: int, rows: int, levels: int, is_noised: bool = False) -> tuple[Part, ...]:
+def histogram_parts(
+    num_slots: int, digits: int, rows: int, levels: int, is_noised: bool = False
+) -> tuple[PackedPart, ...]:
     """Return the parts of one node's histogram: residuals in levels, digit by digit, and rows; of `rows` rows at most.
     With noise, rows may come out below 0, so they are numbers with a sign."""
     bits = (rows * levels).bit_length() + 1 if digits == 1 else DIGIT
     if is_noised:
-        return (Part(num_slots, DIGIT),) * (digits + 1)
-    together = Part(num_slots, bits, max(1, rows.bit_length()))
-    apart = Part(num_slots, bits), Part(num_slots, 0, together.count_bits)
+        return (PackedPart(num_slots, DIGIT),) * (digits + 1)
+    together = PackedPart(num_slots, bits, max(1, rows.bit_length()))
+    apart = PackedPart(num_slots, bits), PackedPart(num_slots, 0, together.count_bits)
     fewer = apart if sum(part.num_bytes for part in apart) < together.num_bytes else (together,)
-    return (*[Part(num_slots, DIGIT)] * (digits - 1), *fewer)
+    return (*[PackedPart(num_slots, DIGIT)] * (digits - 1), *fewer)
 
 
-def count_parts(num_cells: int, num_others: int) -> tuple[Part, ...]:
+def count_parts(num_cells: int, num_others: int) -> tuple[PackedPart, ...]:
     """Return the parts of a counting round: rows in cells, and what the start of the forest depends on."""
-    return Part(num_cells, DIGIT), Part(num_others, DIGIT)
+    return PackedPart(num_cells, DIGIT), PackedPart(num_others, DIGIT)
 
 
 @lru_cache(maxsize=64)
 def root_parts(
     settings: TreeSettings, num_slots: int, digits: int, rows: int, num_kept: int, is_noised: bool = False
-) -> tuple[Part, ...]:
+) -> tuple[PackedPart, ...]:
     """Return the parts of the histograms of all rows, and of what is told of the rows to stop by."""
     one = histogram_parts(num_slots, digits, rows, settings.levels, is_noised)
-    return (*one * settings.outputs, Part(num_kept, DIGIT))
+    return (*one * settings.outputs, PackedPart(num_kept, DIGIT))
 
 
 def groups_of_leaves(settings: TreeSettings) -> int:
@@ -153,18 +155,18 @@ def groups_of_leaves(settings: TreeSettings) -> int:
 
 
 @lru_cache(maxsize=64)
-def leaf_parts(settings: TreeSettings, rows: int, is_noised: bool = False) -> tuple[Part, ...]:
+def leaf_parts(settings: TreeSettings, rows: int, is_noised: bool = False) -> tuple[PackedPart, ...]:
     """Return the parts of the sums in the leaves: of each output the residuals in digits and the number of rows, of a
     class the weights they are divided by, of a quantile the rows in each bucket; and the sizes of the residuals."""
     parts, places, count_bits = [], settings.num_leaf_places, max(1, rows.bit_length())
     for group in settings.groups:
-        one = [Part(places * (SUM_DIGITS - 1), DIGIT)]
-        one += [Part(places, DIGIT)] * 2 if is_noised else [Part(places, DIGIT, count_bits)]
-        one += [Part(places * SUM_DIGITS, DIGIT)] if group.of_classes else []
+        one = [PackedPart(places * (SUM_DIGITS - 1), DIGIT)]
+        one += [PackedPart(places, DIGIT)] * 2 if is_noised else [PackedPart(places, DIGIT, count_bits)]
+        one += [PackedPart(places * SUM_DIGITS, DIGIT)] if group.of_classes else []
         if group.kind == "quantile":
-            one += [Part(places * NUM_BUCKETS, *((DIGIT, 0) if is_noised else (0, count_bits)))]
+            one += [PackedPart(places * NUM_BUCKETS, *((DIGIT, 0) if is_noised else (0, count_bits)))]
         parts += one * group.size
-    return (*parts, Part(settings.outputs * NUM_EXPONENTS, DIGIT))
+    return (*parts, PackedPart(settings.outputs * NUM_EXPONENTS, DIGIT))
 
 
 PARTS = tuple(each.name for each in fields(TreeQuestion) if each.default_factory is _no_floats)

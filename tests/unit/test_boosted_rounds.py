@@ -23,7 +23,7 @@ from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.privacy.compression import Compression, decode_whole, encode_whole, rebuilt
 from ray_fed.privacy.secure_sum.masks import add_mask
-from ray_fed.privacy.secure_sum.packed import PackedSum, Part, SumForm, form_of
+from ray_fed.privacy.secure_sum.packed import PackedForm, PackedPart, PackedSum, form_of
 from ray_fed.randomness import generator
 from ray_fed.trees.growth import Grower, Growth
 from ray_fed.trees.member import Member
@@ -200,9 +200,9 @@ def test_what_an_owner_allows_leaves_and_what_the_coordinator_calls_the_counts_d
         growth = grower.after(growth, member.answer(grower.question(growth)))
     question = grower.question(growth)
     parts = [part for part in question.form.parts if not part.count_bits]
-    hidden = [Part(part.length, 24) for part in question.form.parts if part.count_bits for _ in range(2)]
+    hidden = [PackedPart(part.length, 24) for part in question.form.parts if part.count_bits for _ in range(2)]
     with pytest.raises(ValueError, match="another form"):
-        member.answer(replace(question, form=SumForm((*parts, *hidden))))
+        member.answer(replace(question, form=PackedForm((*parts, *hidden))))
 
 
 def test_codes_save_bytes_and_no_digit():

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 
 from ray_fed.privacy.secure_sum import ring
 from ray_fed.privacy.secure_sum.masks import add_mask
-from ray_fed.privacy.secure_sum.packed import PackedSum, Part, SumForm, form_of
+from ray_fed.privacy.secure_sum.packed import PackedForm, PackedPart, PackedSum, form_of
 from ray_fed.randomness import generator
 
-PARTS = st.builds(Part, st.integers(1, 9), st.integers(2, 40), st.integers(0, 23))
+PARTS = st.builds(PackedPart, st.integers(1, 9), st.integers(2, 40), st.integers(0, 23))
 BESIDE = np.concatenate([ring.encoded(np.array([0.25, 2.0], np.float32), 1), ring.whole(1)])
 
 
-def drawn(part: Part, seed: int, share: int) -> np.ndarray:
+def drawn(part: PackedPart, seed: int, share: int) -> np.ndarray:
     """Numbers of which `share` add up within the bounds of the part."""
     random, most = generator(seed, "numbers"), ((1 << (part.bits - 1)) - 1) // share
     numbers = random.integers(-most, most + 1, part.length)
@@ -24,7 +24,7 @@ def drawn(part: Part, seed: int, share: int) -> np.ndarray:
 
 @given(st.lists(PARTS, min_size=1, max_size=4), st.integers(1, 5), st.integers(0, 2**20))
 def test_the_sum_of_packed_numbers_is_that_of_the_numbers_under_masks_too(parts, num_silos, seed):
-    form = SumForm(tuple(parts))
+    form = PackedForm(tuple(parts))
     summands = [np.concatenate([drawn(part, seed + silo, num_silos) for part in parts]) for silo in range(num_silos)]
     total = PackedSum(form, len(BESIDE))
     for number, values in enumerate(summands):
@@ -48,12 +48,13 @@ def test_a_part_wastes_less_than_a_byte_of_a_word(part):
 
 
 def test_a_histogram_takes_a_fifth_of_what_it_took():
-    part = Part(1600, (64 * 300).bit_length() + 1, (300).bit_length())
+    part = PackedPart(1600, (64 * 300).bit_length() + 1, (300).bit_length())
     assert part.num_bytes < 16 * part.num_values / 8
 
 
 @pytest.mark.parametrize(
-    ("part", "values"), [(Part(1, 4), [8]), (Part(1, 4), [-9]), (Part(1, 4, 2), [0, 4]), (Part(1, 0, 2), [-1])]
+    ("part", "values"),
+    [(PackedPart(1, 4), [8]), (PackedPart(1, 4), [-9]), (PackedPart(1, 4, 2), [0, 4]), (PackedPart(1, 0, 2), [-1])],
 )
 def test_a_number_beyond_its_bounds_is_refused_and_does_not_wrap(part, values):
     with pytest.raises(ValueError, match="larger than the sum"):
@@ -63,7 +64,7 @@ def test_a_number_beyond_its_bounds_is_refused_and_does_not_wrap(part, values):
 @pytest.mark.parametrize("bits", [(0, 0), (64, 0), (40, 24), (-1, 5)])
 def test_a_part_that_no_word_holds_is_none(bits):
     with pytest.raises(ValueError, match="1 to 63 bits"):
-        Part(1, *bits)
+        PackedPart(1, *bits)
 
 
 @pytest.mark.parametrize(
@@ -72,4 +73,4 @@ def test_a_part_that_no_word_holds_is_none(bits):
 def test_a_vector_that_asks_for_no_form_is_refused(vector):
     with pytest.raises(ValueError, match=r"form|bits"):
         form_of(np.array(vector, np.float32))
-    assert form_of(np.array([3, 3, 3, 5, 0, 7], np.float32)) == SumForm((Part(3, 5),))
+    assert form_of(np.array([3, 3, 3, 5, 0, 7], np.float32)) == PackedForm((PackedPart(3, 5),))

@@ -37,7 +37,7 @@ from ray_fed.federation.strategies import FedAdagrad, FedAdam, FedAvg, FedAvgM, 
 from ray_fed.metrics import TRAIN_LOSS
 from ray_fed.privacy.secure_sum.collector import SecureCollector
 from ray_fed.privacy.secure_sum.member import FEWEST, Keys, sealed_by
-from ray_fed.privacy.secure_sum.packed import SumForm
+from ray_fed.privacy.secure_sum.packed import PackedForm
 from ray_fed.privacy.secure_sum.sealed import SealedShares
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 
@@ -109,7 +109,9 @@ class SecureRoundDriver(RoundDriver):
             self._exchange_keys(chosen, server_round, 0 if form else self._length(sent), form)
         super()._submit(submits, server_round, vectors)
 
-    def _exchange_keys(self, silos: Sequence[str], server_round: int, length: int, form: SumForm | None = None) -> None:
+    def _exchange_keys(
+        self, silos: Sequence[str], server_round: int, length: int, form: PackedForm | None = None
+    ) -> None:
         """Agree on the masks of a vector of some length, or of sums of a form."""
         said = self._query("secure_keys", dict.fromkeys(silos, ()), server_round)
         roster = self._roster(said, server_round)

@@ -12,7 +12,7 @@ from ray_fed.exact_sum import ExactWeightedSum
 from ray_fed.privacy.secure_sum import ring, shamir
 from ray_fed.privacy.secure_sum.masks import add_mask, mask_key, public_key, shared_key
 from ray_fed.privacy.secure_sum.member import Keys, purpose
-from ray_fed.privacy.secure_sum.packed import PackedSum, SumForm
+from ray_fed.privacy.secure_sum.packed import PackedForm, PackedSum
 from ray_fed.privacy.secure_sum.sealed import OF_MASK, OF_SEED, SealedShares
 from ray_fed.privacy.secure_sum.shamir import SHARE_BYTES
 
@@ -33,7 +33,7 @@ class SecureCollector:
     """Silo -> receiver -> the shares it dealt, as they travelled."""
     shown: dict[str, dict[str, bytes]] = field(default_factory=dict)
     """Silo -> receiver that could not open its shares -> both of them, as the silo showed them."""
-    form: SumForm | None = None
+    form: PackedForm | None = None
     """Of a packed sum."""
     survivors: list[str] = field(default_factory=list)
     """U_3: the silos whose masked update is in the sum."""

@@ -39,7 +39,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from ray_fed.errors import SiloFailed, Trouble
 from ray_fed.privacy.secure_sum import ring, shamir
 from ray_fed.privacy.secure_sum.masks import KEY_BYTES, add_mask, mask_key, public_key, shared_key
-from ray_fed.privacy.secure_sum.packed import PackedSum, SumForm
+from ray_fed.privacy.secure_sum.packed import PackedForm, PackedSum
 from ray_fed.privacy.secure_sum.sealed import SealedShares
 from ray_fed.privacy.signing import SigningKey, is_signed
 
@@ -188,7 +188,7 @@ class SecureMember:
         self._mask_it(total)
         return total
 
-    def masked_sums(self, form: SumForm, numbers: np.ndarray, beside: np.ndarray) -> np.ndarray:
+    def masked_sums(self, form: PackedForm, numbers: np.ndarray, beside: np.ndarray) -> np.ndarray:
         """Return whole numbers, int64 [form.num_values], and what is beside them, float32, masked with a weight of 1:
         uint8, as `PackedSum` has them. ValueError where a number does not fit its form."""
         total = PackedSum.of(form, numbers, np.concatenate([ring.encoded(beside, 1), ring.whole(1)]))

@@ -23,7 +23,7 @@ UNIT_BITS = 16
 
 
 @dataclass(frozen=True)
-class Part:
+class PackedPart:
     """Neighbouring numbers with the same bounds. ValueError for bounds that no word holds."""
 
     length: int
@@ -110,16 +110,16 @@ class Part:
 
 
 @dataclass(frozen=True)
-class SumForm:
+class PackedForm:
     """The parts of a sum, in the order of its numbers."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[PackedPart, ...]
 
     def numbers(self) -> list[int]:
         return [number for part in self.parts for number in (part.length, part.bits, part.count_bits)]
 
     @classmethod
-    def joined(cls, parts: Iterable[Part]) -> "SumForm":
+    def joined(cls, parts: Iterable[PackedPart]) -> "PackedForm":
         """Return the form of parts one after the other; those without any value are left out."""
         return cls(tuple(part for part in parts if part.length))
 
@@ -147,14 +147,14 @@ class SumForm:
         return np.concatenate(found)
 
 
-def form_of(vector: np.ndarray) -> SumForm:
+def form_of(vector: np.ndarray) -> PackedForm:
     """Return the form of the answer to a vector that begins with: number of values, length of the form, form.
     ValueError where it does not begin so."""
     count = int(vector[1]) if len(vector) > 1 and 0 < vector[1] <= 3 * MOST_PARTS else 0
     numbers = [int(number) for number in vector[2 : 2 + count].tolist()]
     if count % 3 or not count or len(numbers) < count:
         raise ValueError("it asks for sums of no form")
-    form = SumForm(tuple(Part(*numbers[at : at + 3]) for at in range(0, count, 3)))
+    form = PackedForm(tuple(PackedPart(*numbers[at : at + 3]) for at in range(0, count, 3)))
     if form.num_values != vector[0]:
         raise ValueError("it asks for sums of no form: its parts have other numbers of values than it says")
     return form
@@ -163,13 +163,13 @@ def form_of(vector: np.ndarray) -> SumForm:
 class PackedSum:
     """A sum of one form, with some ring elements (ring.py) beside it: the loss, the steps, the weight."""
 
-    def __init__(self, form: SumForm, num_beside: int):
+    def __init__(self, form: PackedForm, num_beside: int):
         self.form = form
         self.words = [np.zeros(part.num_words, np.uint64) for part in form.parts]
         self.beside = np.zeros((num_beside, ring.WORDS), np.uint64)
 
     @classmethod
-    def of(cls, form: SumForm, values: np.ndarray, beside: np.ndarray) -> "PackedSum":
+    def of(cls, form: PackedForm, values: np.ndarray, beside: np.ndarray) -> "PackedSum":
         """Return whole numbers, int64 [num_values], and ring elements as a sum of one summand."""
         found, first = cls(form, len(beside)), 0
         for number, part in enumerate(form.parts):
