@@ -34,10 +34,19 @@ from pipelines.leakage.audited_federation import (
 from pipelines.leakage.tree_audit import audit_trees
 from ray_fed.federation.boosted_task import BoostedTask
 from ray_fed.federation.rounds.job import Job
-from ray_fed.federation.strategies import State
+from ray_fed.federation.strategies import FedAvg, State, local_plan
 from ray_fed.leakage.audit import MessageAudit, TrainingChange, audit, check_first_layer
 from ray_fed.leakage.defences import Defence, parse_defence
-from ray_fed.leakage.replay import RecordedUpdate, Replay, in_sum, of_round, one_batch, replay_rounds, single_records
+from ray_fed.leakage.replay import (
+    RecordedUpdate,
+    Replay,
+    beside_parameters,
+    in_sum,
+    of_round,
+    one_batch,
+    replay_rounds,
+    single_records,
+)
 from ray_fed.learning.layout import initial_vector, load_vector
 from ray_fed.materials.trained_model import raw_outputs
 from ray_fed.reporting.run_directory import RunDirectory
@@ -98,12 +107,22 @@ def _as_set_up(audited: AuditedFederation, config: AuditConfig, findings: Findin
     recorded, state = replay_rounds(audited.recording, audited.coordinator, audited.job, config.rounds)
     if config.costs:
         findings.costs[""] = _error(audited, audited.job, state)
-    for replays in _rounds(audited, recorded):
+    for replays in (*_rounds(audited, recorded), *_beside(audited, recorded)):
         findings.of_rounds += [_audited(audited, one, None) for one in replays]
         if len(replays) > 1:
             findings.of_sums += [_audited(audited, one, None) for one in in_sum(replays)]
     print(f"{config.rounds} rounds as set up: replayed and attacked", file=sys.stderr)
     return recorded
+
+
+def _beside(audited: AuditedFederation, recorded: Sequence[RecordedUpdate]) -> Iterator[list[Replay]]:
+    """Yield what the silos send beside the parameters, where that is made of their gradients."""
+    silos = {silo.spec.name: silo for silo in audited.silos}
+    job, coordinator = audited.job, audited.coordinator
+    plan = local_plan(job.strategy, job.any_plan, coordinator.task.model(job.model_seed))
+    found = [beside_parameters(silos[one.update.silo], one, coordinator.layout, plan) for one in recorded]
+    if sent := [one for one in found if one is not None]:
+        yield sent
 
 
 def _memberships(
@@ -175,7 +194,9 @@ def _changes(audited: AuditedFederation, config: AuditConfig, findings: Findings
     job = audited.job
     wanted = min(config.rounds, job.num_rounds) / job.num_rounds if config.costs else 0.0
     for change in (TrainingChange(), *config.parsed_changes()):
-        changed = replace(job, name=f"change {change}", plans=change.of(job.plans, audited.sizes))
+        strategy = FedAvg() if change.is_averaged else job.strategy
+        plans = change.of(job.plans, audited.sizes)
+        changed = replace(job, name=f"change {change}", plans=plans, strategy=strategy)
         rounds = max(1, round(wanted * changed.num_rounds))
         recorded, state = replay_rounds(audited.recording, audited.coordinator, changed, rounds)
         first = next(_rounds(replace(audited, job=changed), recorded[: len(audited.silos)]))

@@ -26,7 +26,8 @@ FOUND = (
     "after the same number of passes over the rows. silo_dp: (epsilon, 1e-5) for all rows of a silo over the whole "
     "run, noise added in the silo itself; dp: DP-SGD, (epsilon, 1e-5) for one record. Named: of the listed records "
     "behind the message (as many are named), those named rightly, by the attack that does best; ~ and the number: "
-    "what naming at random gives. It counts as a leak where chance gives as many with a probability below 0.001."
+    "what naming at random gives. It counts as a leak where chance gives as many with a probability below 0.001. "
+    "Changes with sgd, dp or compression average by FedAvg, whatever the federation's strategy."
 )
 AS_SET_UP = (
     "Records of the silo that the worst of its replayed messages gives away exactly, nearly, not at all. In the "

@@ -63,6 +63,11 @@ class TrainingChange:
         words = ["sgd"] * self.sgd + ([self.compression.method] if self.compression else [])
         return "+".join([*(f"{name}:{value:g}" for name, value in numbers if value is not None), *words])
 
+    @property
+    def is_averaged(self) -> bool:
+        """Whether the change needs plain averages of parameters: with FedAvg, whatever the federation's strategy."""
+        return bool(self.sgd or self.dp or self.compression)
+
     def of(self, plans: Mapping[str, TrainingPlan], sizes: Mapping[str, int]) -> dict[str, TrainingPlan]:
         """Return the plans of all silos with as many passes over the rows, changed.
 
@@ -73,8 +78,10 @@ class TrainingChange:
         total = some.epochs * per_epoch
         rounds = some.num_rounds if self.steps is None else max(1, total // self.steps)
         changes: dict[str, object] = {"steps_per_epoch": per_epoch, "num_rounds": min(rounds, total)}
+        if self.is_averaged:
+            changes |= {"optimizer_state": "keep", "control_variates": False}
         if self.sgd:
-            changes |= {"optimizer": "sgd", "optimizer_state": "keep"}
+            changes |= {"optimizer": "sgd"}
         if self.dp:
             changes["private"] = PrivateSteps(noise_for(self.dp, 1 / per_epoch, total))
         if self.compression:

@@ -157,6 +157,22 @@ def of_round(silo: Silo, recorded: RecordedUpdate, layout: Layout, plan: Trainin
     return replace(_replay(silo, recorded.sent[: layout.size], kind, (parts,), count), took_part=took_part)
 
 
+def beside_parameters(silo: Silo, recorded: RecordedUpdate, layout: Layout, plan: TrainingPlan) -> Replay | None:
+    """Return what travels beside the parameters in a silo's first update, where it is a mean of the silo's plain
+    gradients, whatever its optimiser makes of them: the control variate of SCAFFOLD and ScaffoldAdam (the last block of
+    the vector), or Adam's first moment where moments are averaged (the second block).
+
+    Later ones are such means as well: whoever sees them all takes off what came before.
+    """
+    name, block = ("control variate", -1) if plan.control_variates else ("first moment", 1)
+    if recorded.update.server_round != 1 or not (plan.control_variates or plan.optimizer_state == "average"):
+        return None
+    blocks = recorded.update.vector.reshape(-1, layout.size)
+    replayed = of_round(silo, recorded, layout, plan)
+    mean = list(layout.unflatten(blocks[block].astype(np.float64)).values())
+    return replace(replayed, messages=(mean,), kind=replayed.kind.replace("update", name))
+
+
 def single_records(silo: Silo, vector: np.ndarray) -> Replay:
     """Return gradients of one record each at the parameters `vector`: the worst case of local training."""
     count = min(SINGLES, len(silo.samples.features))

@@ -18,14 +18,15 @@ from pipelines.leakage.margins import margins
 from pipelines.leakage.results import summarise
 from pipelines.leakage.verdicts import HOLDS, NOT, verdicts
 from ray_fed.errors import ConfigError
+from ray_fed.federation.messages import Update
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.leakage.audit import MessageAudit, TrainingChange, audit, check_first_layer, noise_for, parse_change
 from ray_fed.leakage.defences import noise_multiplier, parse_defence
 from ray_fed.leakage.listed_records import Named, RecordList
 from ray_fed.leakage.membership import membership
-from ray_fed.leakage.replay import SINGLES, in_sum, one_batch, single_records
-from ray_fed.learning.layout import initial_vector
+from ray_fed.leakage.replay import SINGLES, RecordedUpdate, beside_parameters, in_sum, one_batch, single_records
+from ray_fed.learning.layout import Layout, initial_vector
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.databases.source import EMBEDDED, Source
@@ -90,6 +91,24 @@ def test_a_record_that_took_no_part_is_not_found_however_much_it_resembles_a_gue
     batch = one_batch(silo, vector, 4)
     assert audited(silo, batch).found == 4
     assert audited(silo, replace(batch, took_part=np.array([0, 1, 7]), records=3)).found == 2
+
+
+def test_the_control_variate_that_travels_beside_the_parameters_is_attacked_as_the_gradient_it_is(silo):
+    module = silo.task.model(0)
+    vector, layout = initial_vector(module), Layout.of(module)
+    gradient = np.concatenate([part.ravel() for part in one_batch(silo, vector, 8).messages[0]])
+    sent = np.concatenate([vector, np.zeros_like(vector), gradient])
+    update = Update("mine", "s", 1, sent.astype(np.float32), 8, 1, 0.1)
+    recorded = RecordedUpdate(vector, update, np.arange(8))
+    plan = TrainingPlan(0, epochs=1, steps_per_epoch=1, num_rounds=1)
+    scaffold = replace(plan, control_variates=True, optimizer_state="common")
+    beside = beside_parameters(silo, recorded, layout, scaffold)
+    assert beside is not None
+    assert beside.kind == "control variate of a round (1 local adam step)"
+    assert audited(silo, beside).exact == 8
+    assert beside_parameters(silo, recorded, layout, plan) is None
+    later = replace(recorded, update=replace(update, server_round=2))
+    assert beside_parameters(silo, later, layout, scaffold) is None
 
 
 def test_a_network_whose_first_layer_is_not_linear_is_refused():
