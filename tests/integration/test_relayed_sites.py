@@ -1,5 +1,6 @@
 """A hub between, `ray-fed site relay`, with two sites behind it, each a process of its own, and a run over them."""
 
+import json
 import re
 import signal
 
@@ -7,6 +8,7 @@ import pytest
 import yaml
 
 from pipelines.cli import main
+from ray_fed.federation.diversity import DIVERSITY
 from ray_fed.privacy.signing import SigningKey
 from tests.commands import finished, start_ray_fed
 from tests.integration.test_owned_sites import SITES, TRAINING, federation, free_port, init, key_of, prepared
@@ -59,8 +61,16 @@ def runs(tmp_path_factory):
 
 def test_a_run_through_a_hub_between_leaves_the_bytes_of_one_process(runs):
     _, local, run, _ = runs
-    for name in ("history.jsonl", "models/federated.safetensors"):
-        assert (run / name).read_bytes() == (local / name).read_bytes(), name
+    model = "models/federated.safetensors"
+    assert (run / model).read_bytes() == (local / model).read_bytes()
+    assert rounds(run, "behind a hub single moves are not seen") == rounds(local)
+
+
+def rounds(folder, unseen=""):
+    """Return the lines of a history, without how unlike the silos are, which is told unless it is `unseen`."""
+    lines = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    assert any(line["metrics"].pop(DIVERSITY, None) for line in lines) is not bool(unseen)
+    return lines
 
 
 def test_the_hub_says_whom_it_serves_and_what_it_has_added_up(runs):

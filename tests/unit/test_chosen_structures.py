@@ -58,9 +58,9 @@ def test_the_owner_of_a_site_chooses_and_hears_what_it_comes_to(folder, structur
     assert opened(file, file.datasets["alloys"]) == f"{TARGET}: {said}"
 
 
-def test_a_choice_that_is_none_is_refused():
+def test_a_choice_that_is_none_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="structures='some' must be all, first, or a number from 1"):
-        site(Path.cwd(), structures="some")
+        site(tmp_path, structures="some")
 
 
 def test_the_owner_s_classes_are_checked_like_numbers(folder):
