@@ -50,8 +50,10 @@ def standard_error(told: Mapping[str, Metrics], names: Sequence[str]) -> float:
     if len(sums) != 2:
         return float("nan")
     gained, lost = sums
-    variance = gained.mse + lost.mse - (gained.mae - lost.mae) ** 2
-    return sqrt(max(variance, 0.0) / gained.num_examples)
+    rows = gained.num_examples
+    mean_square = gained.sum_squared_error / rows + lost.sum_squared_error / lost.num_examples
+    mean = gained.sum_absolute_error / rows - lost.sum_absolute_error / lost.num_examples
+    return sqrt(max(mean_square - mean**2, 0.0) / rows)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.tensorboard_log import EventLog
 
 MAX_PARITY_SILOS = 4
-LOSSES: Mapping[object, str] = {mse_loss: "mse", l1_loss: "mae"}
+LOSSES: Mapping[object, str] = {mse_loss: "mse", l1_loss: "mean absolute error"}
 CITATION = "Guo et al., Sci Rep 12 (2022), doi:10.1038/s41598-022-19426-8"
 NOT_COVERED = "numbers of rows, the feature scaler (means and variances of columns), held-out errors"
 """What the account of noise says nothing of."""

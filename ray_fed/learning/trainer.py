@@ -120,7 +120,7 @@ class TrainingPlan:
         """Return the steps of a round and those before it. Where the rate decays, rounds get shorter, from twice to two
         thirds of their mean: small steps undo what silos' own ways have left, if they meet often enough then. With u
         the share of the steps, u (1 + u) / 2 of the exchanges are over; whole numbers, so that all machines agree."""
-        steps, rounds = self.total_steps, self.num_rounds
+        steps, rounds, server_round = self.total_steps, self.num_rounds, max(server_round, 0)
         if self.decay == "none" or steps < 2 * rounds:
             return server_round * steps // rounds
         return (isqrt(steps * steps * (rounds + 8 * server_round) // rounds) - steps) // 2

@@ -10,10 +10,11 @@ from pipelines.commands import COMMANDS
 from ray_fed.config import path_text
 from ray_fed.errors import ConfigError
 
+STRUCTURES = ("train", "formation-energy", "sweep", "predict", "study value")
 NO_PLACES = {
     **{
         (command, option): why
-        for command in ("train", "formation-energy")
+        for command in ("train", "formation-energy", "study value")
         for option, why in {
             "site_overrides": "fields of the federation file; a site's paths are those of its machine",
             "start_timeout": "seconds",
@@ -35,7 +36,8 @@ NO_PLACES = {
     ("ledger key", "silo"): "the name of a silo",
     ("segment", "bits"): "bits of a camera",
     ("library build", "descriptors"): "names of descriptors",
-    **{(command, "structures"): "which of a file's structures" for command in ("train", "formation-energy", "sweep")},
+    **{(command, "structures"): "which of a file's structures" for command in STRUCTURES},
+    ("predict", "silo"): "the name of a silo",
 }
 """Options whose help speaks of files or folders, and that name none."""
 WORDS = re.compile(r"\b(folders?|files?|FOLDER|FILE|RUN|URL|CSV)\b")

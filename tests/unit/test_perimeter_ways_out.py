@@ -146,7 +146,7 @@ def questions(boundary):
     return {
         "open": (), "moments": (), "prepare": (None,), "open_session": (spec,), "restore": (None, [spec]),
         "close_session": ("s",), "fit": ("s", 1, vector), "evaluate": ("s", {"m": vector}), "query": ("spectra",),
-        "observe": (vector, 4), "collect_ledger": (), "leaving": (None,),
+        "observe": (vector, 4), "collect_ledger": (), "leaving": (None, None),
         "receive_model": (np.zeros(1, np.uint8), np.zeros(1, np.uint8)),
     }  # fmt: skip
 
