@@ -32,7 +32,7 @@ from ray_fed.materials.card_entries import card_entries, forest_entries, network
 from ray_fed.materials.limits import PROMISE, ModelLimits, told
 from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.targets import Target, values_by_target
-from ray_fed.metrics import Metric
+from ray_fed.metrics import Metric, regression_metrics
 from ray_fed.reporting.figures import ParityPanel, bars_figure, learning_curves_figure, parity_figure
 from ray_fed.reporting.model_files import ModelCard, model_paths, save_model
 from ray_fed.reporting.report import Figure, Section, Table, write_report
@@ -41,7 +41,7 @@ from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.tensorboard_log import EventLog
 
 MAX_PARITY_SILOS = 4
-LOSSES: Mapping[object, str] = {mse_loss: "mse", l1_loss: "mean absolute error"}
+LOSSES: Mapping[object, str] = {mse_loss: "mse", l1_loss: regression_metrics("")[0].name}
 CITATION = "Guo et al., Sci Rep 12 (2022), doi:10.1038/s41598-022-19426-8"
 NOT_COVERED = "numbers of rows, the feature scaler (means and variances of columns), held-out errors"
 """What the account of noise says nothing of."""
