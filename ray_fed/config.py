@@ -8,7 +8,9 @@ who gave it.
 import argparse
 import ast
 import difflib
+import importlib
 import inspect
+import sys
 import textwrap
 import types
 import typing
@@ -228,3 +230,15 @@ def require(condition: bool, message: str) -> None:
     """Raise ConfigError(message) unless `condition`."""
     if not condition:
         raise ConfigError(message)
+
+
+def own_class(option: str, name: str) -> Any:
+    """Import what a user names as MODULE:CLASS; the current folder counts as a place of modules. ConfigError where it
+    is not there."""
+    module_name, _, class_name = name.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{option}={name!r}: {error}; give MODULE:CLASS of a module here or installed") from error

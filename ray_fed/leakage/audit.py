@@ -23,7 +23,6 @@ from ray_fed.leakage.listed_records import (
     Named,
     RecordList,
     named,
-    row_space_residuals,
     together,
 )
 from ray_fed.leakage.replay import Parts, Replay, defended
@@ -224,11 +223,11 @@ def _named(
         mine = listed.positions(replay.rows[own])
         others = listed.positions(replay.others[number]) if replay.others else mine
         behind = np.union1d(mine, others)
-        in_span = row_space_residuals(message[0], message[1], listed.rows, replay.together)
-        found[ROW_SPACE].append(named(-in_span, behind, mine)[0])
-        coefficients = listed.gradients(network).coefficients(message)
-        counted, right = named(np.abs(coefficients).max(1), behind, mine)
-        found[LEAST_SQUARES].append(counted)
+        strengths, coefficients = listed.strengths(message, network, replay.together)
+        tests = {attack: named(strength, behind, mine) for attack, strength in strengths.items()}
+        for attack, (counted, _) in tests.items():
+            found[attack].append(counted)
+        right = tests[LEAST_SQUARES][1]
         if replay.is_gradient and len(replay.targets):
             true = _targets_on_list(listed, replay, own)
             read = _read_targets(replay, network, listed.rows[right], coefficients[right, 0])

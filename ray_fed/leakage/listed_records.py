@@ -84,6 +84,19 @@ class RecordList:
         found = (self._positions.get(row.tobytes()) for row in np.ascontiguousarray(rows, np.float32))
         return np.array(sorted({position for position in found if position is not None}), np.intp)
 
+    def strengths(
+        self, message: Sequence[Any], network: nn.Module, together: int
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return attack -> how strongly each listed record is suspected [listed], and the coefficients [listed,
+        outputs]. The strongest are named.
+
+        message: one array per parameter; network: with the parameters that the silo was sent; together: records behind
+        the message.
+        """
+        coefficients = self.gradients(network).coefficients(message)
+        outside = row_space_residuals(np.asarray(message[0]), np.asarray(message[1]), self.rows, together)
+        return {ROW_SPACE: -outside, LEAST_SQUARES: np.abs(coefficients).max(1)}, coefficients
+
     def gradients(self, network: nn.Module) -> "ListedGradients":
         """Return the output gradients of all listed records; kept for the last parameters asked for."""
         key = b"".join(parameter.detach().cpu().numpy().tobytes() for parameter in network.parameters())

@@ -10,12 +10,9 @@ from torch.nn import functional
 
 from ray_fed.config import require
 from ray_fed.leakage.listed_records import (
-    LEAST_SQUARES,
-    ROW_SPACE,
     Named,
     RecordList,
     named,
-    row_space_residuals,
     together,
 )
 from ray_fed.leakage.observation import StackedNetwork
@@ -107,10 +104,7 @@ def _one_message(
     single = wanted == 1 and case.optimizer == "sgd"
     errors = (abs(recovered_target(network, guesses[0], message) - float(targets[order[0]])),) if single else ()
     behind = listed.positions(features[taken])
-    strengths = {
-        ROW_SPACE: -row_space_residuals(weights, bias, listed.rows, wanted),
-        LEAST_SQUARES: np.abs(listed.gradients(network).coefficients(message)).max(1),
-    }
+    strengths, _ = listed.strengths([part.numpy() for part in message], network, wanted)
     counted = {attack: named(strength, behind, behind)[0] for attack, strength in strengths.items()}
     return TabularLeak(case, len(taken), found.exact, found.near, errors, counted)
 

@@ -14,7 +14,6 @@ place where one number is learned. Running statistics of BatchNorm are averaged 
 """
 
 import hashlib
-import importlib
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ray_fed.config import coerce, require, unknown_name
+from ray_fed.config import coerce, own_class, require, unknown_name
 from ray_fed.errors import ConfigError
 from ray_fed.federation.task import LocalRows, SiloSpec
 from ray_fed.learning.models import seeded
@@ -108,13 +107,7 @@ def with_own_network(task: PropertyTask, name: str, options: Sequence[str]) -> O
 
 def own_network(name: str) -> type[nn.Module]:
     """Import a user's own network; the current folder counts as a place of modules."""
-    module_name, _, class_name = name.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"model={name!r}: {error}; give MODULE:CLASS of a module here or installed") from error
+    found = own_class("model", name)
     is_network = isinstance(found, type) and issubclass(found, nn.Module)
     require(is_network, f"model={name!r} must be a class of torch.nn.Module")
     missing = [given for given in GIVEN if given not in _arguments(found)]

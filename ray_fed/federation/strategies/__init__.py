@@ -1,12 +1,9 @@
 """How the silos' updates become the next global model; one algorithm family a file."""
 
-import importlib
-import sys
 from dataclasses import is_dataclass
-from pathlib import Path
 from typing import Any, cast
 
-from ray_fed.config import from_mapping, unknown_name
+from ray_fed.config import from_mapping, own_class, unknown_name
 from ray_fed.errors import ConfigError
 from ray_fed.federation.strategies.averaging import FedAvg, LocalOnly, fed_avg
 from ray_fed.federation.strategies.base import Models, State, Strategy, local_plan, started
@@ -57,13 +54,7 @@ def make_strategy(strategy: str, /, **options: Any) -> Strategy:
 
 def _own_class(name: str) -> type[Strategy]:
     """Import a user's own strategy, a dataclass named MODULE:CLASS; the current folder counts as a place of modules."""
-    module_name, _, class_name = name.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"strategy={name!r}: {error}; give MODULE:CLASS of a module here or installed") from error
+    found = own_class("strategy", name)
     missing = [method for method in ("start", "dispatch", "aggregate", "models") if not hasattr(found, method)]
     if missing or not is_dataclass(found):
         raise ConfigError(f"strategy={name!r} must be a dataclass with start, dispatch, aggregate and models")
