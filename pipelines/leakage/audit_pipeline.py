@@ -71,7 +71,9 @@ def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
         audited = open_audited(setup, chosen, scaler_of(target) if Path(target).is_dir() else None)
         check_first_layer(audited.silos[0].task.model(0))
         if config.has_list:
-            audited = replace(audited, suspects=suspected(audited, config.candidates, config.list_length))
+            listed, said = suspected(audited, config.candidates, config.list_length)
+            print(said, file=sys.stderr)
+            audited = replace(audited, suspects=listed)
         return _carry_out(target, config, audited, directory, command_line)
     finally:
         directory.discard_if_empty()

@@ -172,8 +172,9 @@ def open_audited(setup: Setup, chosen: Sequence[str], scaler: Standardizer | Non
     )  # fmt: skip
 
 
-def suspected(audited: AuditedFederation, public: str, length: int) -> RecordList:
-    """Return a list of at most `length` records on which those of the audited silos stand among public ones.
+def suspected(audited: AuditedFederation, public: str, length: int) -> tuple[RecordList, str]:
+    """Return a list of at most `length` records on which those of the audited silos stand among public ones, and a line
+    that says how many of each, and what of the public ones could not be used.
 
     public: a source of crystals, as `Source.path`. A silo's first rows come first: small batches are made of them.
     """
@@ -187,7 +188,12 @@ def suspected(audited: AuditedFederation, public: str, length: int) -> RecordLis
         open_database(Source(public, target=None)).frame[:wanted]
     )
     usable = [not reason for reason in reasons]
-    return RecordList(np.concatenate([*listed, task.inputs(features[usable], standardizer).numpy()]))
+    own_rows = sum(len(part) for part in listed)
+    said = f"list of suspects: {own_rows:,} records of the audited silos among {sum(usable):,} public ones"
+    if left_out := [reason for reason in reasons if reason]:
+        said += f"; {len(left_out):,} public ones could not be used, the first: {left_out[0][:200]}"
+    public_rows = task.inputs(features[usable], standardizer).numpy()
+    return RecordList(np.concatenate([*listed, public_rows])), said
 
 
 def same_as_received(target: str, job: Job, recorded: Sequence[RecordedUpdate]) -> tuple[int, int] | None:

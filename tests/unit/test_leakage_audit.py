@@ -251,6 +251,7 @@ def test_an_audit_of_a_leaky_run_fails_the_gate_and_leaves_a_table_for_its_owner
     shown = capsys.readouterr()
     verdict = "failed: max_leak=nothing:0.1, list:0.1, membership:0.1 is exceeded; knowing nothing of the records, "
     assert shown.err.strip().splitlines()[-1].startswith(f"ray-fed audit: {verdict}")
+    assert "list of suspects: 81 records of the audited silos among 119 public ones\n" in shown.err
     lines = [line.split() for line in shown.out.splitlines()]
     assert next(line for line in lines if line[:1] == ["silo_dp:8"])[1:3] == ["0", "/"]
     summary = json.loads((tmp_path / "audit" / "summary.json").read_text())
