@@ -102,9 +102,23 @@ def _forked(standard_input: int, folder: str, arguments: list[str]) -> Callable[
 
 
 def _is_ready_to_fork() -> bool:
-    """Whether a copy of this process lacks nothing: no import, and no thread, not one of a library's pool either."""
-    is_imported = all(name in sys.modules for name in fork_server.IMPORTS)
-    return is_imported and "ray" not in sys.modules and sum(1 for _ in Path("/proc/self/task").iterdir()) == 1
+    """Whether a copy of this process lacks nothing: no import, and no thread, not one of a library's pool either.
+
+    Of a copy the system shows the environment that this process began with, and by that its workers find their owner's
+    file (owned.py).
+    """
+    if "ray" in sys.modules or not all(name in sys.modules for name in fork_server.IMPORTS):
+        return False
+    from ray_fed.perimeter.policy import SITE_VARIABLE
+
+    is_shown = environment_of(os.getpid()).get(SITE_VARIABLE) == os.environ.get(SITE_VARIABLE)
+    return is_shown and sum(1 for _ in Path("/proc/self/task").iterdir()) == 1
+
+
+def environment_of(process: int) -> dict[str, str]:
+    """Return what a process of this machine began with; OSError where the system does not show it."""
+    lines = os.fsdecode(Path(f"/proc/{process}/environ").read_bytes()).split("\0")
+    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 def start(*prepared: str) -> None:

@@ -203,7 +203,7 @@ def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str, ship
 
 @contextlib.contextmanager
 def _without_dashboard() -> Iterator[None]:
-    """Told to include no dashboard, Ray 2.60 starts its process all the same and waits for it: a second of each start."""
+    """Told to include no dashboard, Ray 2.60 starts its process all the same and waits for it: a second a start."""
     from ray._private import services
 
     start = services.start_api_server
