@@ -1,6 +1,7 @@
 """The only place that calls `ray.init`: one private cluster for this run, or a connection to a running one."""
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -11,7 +12,8 @@ import ssl
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ SHIP_VARIABLE = "RAY_FED_SHIP_CODE"
 """A user's wish that the nodes of a cluster we join run this process's code instead of what is installed there."""
 
 SHIP_WORDS = {"": False, "0": False, "no": False, "false": False, "1": True, "yes": True, "true": True}
+
+START_SECONDS = 180.0
+"""How long the first node of a cluster of our own may take."""
 
 _started_here = False
 
@@ -186,15 +191,20 @@ def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str, ship
     if address == "local":
         # Ray puts the driver's current folder first on the workers' path, where a folder called `actors` would hide
         # ours. Starting from an empty folder avoids that for the price of nothing.
-        with contextlib.chdir(empty), forking.launcher_as_python(), _without_dashboard():
-            ray.init(
-                address="local",
-                num_cpus=max(os.cpu_count() or 1, int(num_cpus + 0.999)),
-                num_gpus=num_gpus,
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                **quiet,
-            )
+        with contextlib.chdir(empty), forking.launcher_as_python(), node_starts():
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=max(os.cpu_count() or 1, int(num_cpus + 0.999)),
+                    num_gpus=num_gpus,
+                    include_dashboard=False,
+                    _node_ip_address="127.0.0.1",
+                    **quiet,
+                )
+            except Exception as error:
+                if type(error) is Exception:  # so Ray says that its node did not start
+                    raise RuntimeError(str(error)) from error
+                raise
         return
     # A driver that `ray job submit` started has an environment already, which Ray refuses to change unless told to.
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
@@ -202,16 +212,33 @@ def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str, ship
 
 
 @contextlib.contextmanager
-def _without_dashboard() -> Iterator[None]:
-    """Told to include no dashboard, Ray 2.60 starts its process all the same and waits for it: a second a start."""
+def node_starts() -> Iterator[None]:
+    """Within the block, a node of Ray 2.60 starts without what nobody has asked for, and may take its time.
+
+    Told to include no dashboard, Ray starts its process all the same and waits for it: a second a start. And it gives a
+    node up after 30 s, which is too early where much else runs.
+    """
     from ray._private import services
 
-    start = services.start_api_server
+    start, get_node = services.start_api_server, services.get_node
     services.start_api_server = lambda *_, **__: ("", None)  # its address, its process
+    services.get_node = functools.partial(_patient, get_node)
     try:
         yield
     finally:
-        services.start_api_server = start
+        services.start_api_server, services.get_node = start, get_node
+
+
+def _patient(get_node: Callable[..., Any], *place: Any) -> Any:
+    """Ask for a node until it is there; RuntimeError of the last try after START_SECONDS."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            return get_node(*place)
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def _environment(empty: str, ships: bool) -> dict[str, Any]:

@@ -25,25 +25,24 @@ def main() -> None:
 
 
 def measured(given: argparse.Namespace) -> dict[str, object]:
-    import ray
-    from ray.cluster_utils import Cluster
-
     import tests.synthetic
+    from tests.clusters import cluster as cluster_of
 
     started = time.monotonic()
     small = {"object_store_memory": NODE_STORE_BYTES, "num_cpus": given.silos // given.nodes + 1}
-    cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **small, "num_cpus": 0})
-    try:
+    with cluster_of(**small | {"num_cpus": 0}) as cluster:
+        import ray
+
         for number in range(given.nodes):
             cluster.add_node(wait=False, labels={"site": f"site-{number}"}, **small)
         cluster.wait_for_nodes()
         ray.init(address=cluster.address, logging_level="ERROR", log_to_driver=False)
         ray.cloudpickle.register_pickle_by_value(tests.synthetic)
         found = {"nodes": given.nodes, "silos": given.silos, "seconds_to_start_nodes": time.monotonic() - started}
-        return found | _federated(given)
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+        try:
+            return found | _federated(given)
+        finally:
+            ray.shutdown()
 
 
 def _federated(given: argparse.Namespace) -> dict[str, object]:

@@ -80,7 +80,7 @@ def _become(files: list[int], words: list[str], env: dict[str, str], folder: str
     os.environ.clear()
     os.environ.update(env)
     os.chdir(folder)
-    sys.path[0] = folder
+    sys.path[:1] = [folder, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
     random.seed()
     np.random.seed()  # noqa: NPY002
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in ((0, "r"), (1, "w"), (2, "w")))

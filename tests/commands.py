@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ ENVIRONMENT |= {
 }
 OPEN_CLUSTER = ENVIRONMENT | {"RAY_AUTH_MODE": "disabled", "RAY_prestart_worker_first_driver": "0"}
 """For a cluster of several nodes on this machine, which has no token and starts no worker before it is needed."""
+
+
+PATIENCE = 300.0
+"""Seconds after which something has hung, however busy the machine is."""
 
 
 def start(*words: str, folder: Path, env: dict[str, str] = ENVIRONMENT, **options: Any) -> subprocess.Popen[str]:
@@ -52,20 +56,30 @@ def start_module(name: str, *arguments: str, folder: Path, env: dict[str, str] =
 
 
 def _read_at_import(env: dict[str, str]) -> set[tuple[str, str]]:
-    return {(key, value) for key, value in env.items() if key.startswith(("PYTHON", "OMP_", "OPENBLAS_", "MKL_"))}
+    names = ("PYTHON", "OMP_", "OPENBLAS_", "MKL_")
+    return {(key, value) for key, value in env.items() if key.startswith(names) and key != "PYTHONPATH"}
 
 
 def run_ray_fed(*arguments: str, folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
     return finished(start_ray_fed(*arguments, folder=folder, **options))
 
 
-def finished(process: subprocess.Popen[str], timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
+def finished(process: subprocess.Popen[str], timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
     """Wait for the end of a command; TimeoutExpired, and the command is killed, when it does not come."""
     try:
         printed, said = process.communicate(timeout=timeout)
     finally:
         process.kill()
     return subprocess.CompletedProcess(process.args, process.returncode, printed, said)
+
+
+def wait_until(holds: Callable[[], Any], process: subprocess.Popen[str], every: float = 0.002) -> None:
+    """Wait until something holds, as long as the process runs."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline, "nothing happened in time"
+        time.sleep(every)
 
 
 class ForkedCommand(subprocess.Popen):

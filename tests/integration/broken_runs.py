@@ -4,7 +4,6 @@ import contextlib
 import json
 import random
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
@@ -33,14 +32,6 @@ def lines_at(chance: random.Random, folder: Path, unbroken: Path) -> int:
     """A random length of the history, some way beyond the present one; no more than a run can reach."""
     total = (unbroken / "history.jsonl").read_bytes().count(b"\n")
     return min(lines(folder) + chance.randrange(1, total // 4), total)
-
-
-def wait_for(condition, process, seconds=120.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.002)
 
 
 def assert_same(folder: Path, unbroken: Path) -> None:

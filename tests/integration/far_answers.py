@@ -9,17 +9,22 @@ import time
 from pathlib import Path
 
 import numpy as np
-import ray
-from ray.cluster_utils import Cluster
 
-from actors.cohort import RayCohort
-from actors.placement import actor_options
-from actors.silo import SiloActor
-from ray_fed.federation.coordinator import Coordinator
-from ray_fed.federation.messages import Arrived, SessionSpec
-from ray_fed.federation.task import SiloSpec
-from ray_fed.learning.trainer import TrainingPlan
-from tests.synthetic import Fault, FaultyRows, FaultyTask
+from actors import forking
+
+forking.start()  # before Ray is imported
+
+import ray  # noqa: E402
+
+from actors.cohort import RayCohort  # noqa: E402
+from actors.placement import actor_options  # noqa: E402
+from actors.silo import SiloActor  # noqa: E402
+from ray_fed.federation.coordinator import Coordinator  # noqa: E402
+from ray_fed.federation.messages import Arrived, SessionSpec  # noqa: E402
+from ray_fed.federation.task import SiloSpec  # noqa: E402
+from ray_fed.learning.trainer import TrainingPlan  # noqa: E402
+from tests.clusters import cluster  # noqa: E402
+from tests.synthetic import Fault, FaultyRows, FaultyTask  # noqa: E402
 
 SMALL = {"object_store_memory": 80 << 20, "num_cpus": 1}
 FAR = SiloSpec("far", FaultyRows(30, fault=Fault("hang", 1, "at work", 5.0)), site="south")
@@ -31,10 +36,9 @@ PLAN = TrainingPlan(seed=0, epochs=6, steps_per_epoch=4, num_rounds=6, learning_
 class Scene:
     """The cluster, its silos, and an answer of the far one that is ready where it was made."""
 
-    def __init__(self):
-        head = {"include_dashboard": False, "labels": {"site": "head"}, **SMALL}
-        self.cluster = Cluster(initialize_head=True, head_node_args=head)
-        self.south = self.cluster.add_node(labels={"site": "south"}, **SMALL)
+    def __init__(self, cluster):
+        self.cluster = cluster
+        self.south = cluster.add_node(labels={"site": "south"}, **SMALL)
         ray.init(self.cluster.address, logging_level="ERROR", log_to_driver=False)
         specs = [FAR, NEAR]
         silos = {spec.name: SiloActor.options(**actor_options(spec)).remote(spec, TASK) for spec in specs}
@@ -84,7 +88,6 @@ def held(scene: Scene) -> None:
 
 
 if __name__ == "__main__":
-    standing = Scene()
-    {"lost": lost, "held": held}[sys.argv[1]](standing)
-    ray.shutdown()
-    standing.cluster.shutdown()
+    with cluster(labels={"site": "head"}, **SMALL) as made:
+        {"lost": lost, "held": held}[sys.argv[1]](Scene(made))
+        ray.shutdown()

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 from pathlib import Path
 
 from actors.federation import federation
@@ -14,7 +13,7 @@ from ray_fed.federation.strategies.boosting import BoostedTrees
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.privacy.compression import Compression
-from tests.commands import finished, start_ray_fed
+from tests.commands import finished, start_ray_fed, wait_until
 from tests.synthetic import DrawnRows, SyntheticForest, silos
 
 NAMES = ("silo-1", "silo-2", "silo-3")
@@ -49,11 +48,7 @@ def test_a_forest_that_is_broken_off_and_gone_on_with_has_the_same_bytes(tmp_pat
     assert main([*OPTIONS, str(tmp_path / "whole")]) == 0
     process = start_ray_fed(*OPTIONS, "run", folder=tmp_path, start_new_session=True)
     history = tmp_path / "run" / "history.jsonl"
-    deadline = time.monotonic() + 120
-    while not (history.exists() and history.read_bytes().count(b"\n") > 40):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    wait_until(lambda: history.exists() and history.read_bytes().count(b"\n") > 40, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     done = finished(start_ray_fed("resume", "run", folder=tmp_path))

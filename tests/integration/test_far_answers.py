@@ -1,12 +1,12 @@
 """A large answer stays at the machine where it was made until it is fetched: it can be made, and then not come."""
 
-from tests.commands import finished, start
+from tests.commands import finished, start_module
 from tests.integration.test_scale import ENVIRONMENT
 
 
 def told(scene: str, folder) -> list[str]:
     """Return what a cohort hears in a scene; the scene needs a cluster of its own, so a process of its own."""
-    done = finished(start("-m", "tests.integration.far_answers", scene, folder=folder, env=ENVIRONMENT))
+    done = finished(start_module("tests.integration.far_answers", scene, folder=folder, env=ENVIRONMENT))
     assert done.returncode == 0, done.stderr
     return [line.removeprefix("HEARD ") for line in done.stdout.splitlines() if line.startswith("HEARD ")]
 

@@ -3,14 +3,12 @@
 import json
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from ray_fed.deployment.installed import PACKAGES, installed_package
-from tests.commands import OPEN_CLUSTER, finished, run_ray_fed, start
+from tests.commands import OPEN_CLUSTER, PATIENCE, REPOSITORY, run_ray_fed, start
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CLUSTER = """
 import os, sys
 from ray.cluster_utils import Cluster
@@ -27,53 +25,23 @@ HIDDEN = 'import sys; sys.meta_path[:] = [each for each in sys.meta_path if "__e
 FEDERATION = """
 silos:
   - {name: one, data: embedded, site: SITE}
-  - {name: two, data: embedded, site: SITE}
-training: {epochs: 2, hidden: [16]}
-"""
-OWN_TASK = """
-import sys
-import torch
-from torch.nn import functional
-from pipelines import Training, federate
-from ray_fed import SiloSpec, TorchTask
-
-def rows(seed):
-    torch.manual_seed(seed)
-    inputs = torch.randn(40, 3).numpy()
-    return inputs[:30], inputs[:30, :1], inputs[30:], inputs[30:, :1]
-
-def network():
-    return torch.nn.Linear(3, 1)
-
-if __name__ == "__main__":
-    silos = [SiloSpec("one", 1, site="same"), SiloSpec("two", 2, site="same")]
-    result = federate(TorchTask(network, functional.mse_loss, rows), silos, Training(rounds=2), address=sys.argv[1])
-    print("ROUNDS", result.history().index.max())
+training: {epochs: 2, hidden: [16], rows: 400, baselines: false}
 """
 
 
 @pytest.fixture
-def cluster(tmp_path):
-    """Return a function that starts a cluster with a node for each name, and returns its address."""
-    started = []
-    (tmp_path / "same").mkdir()
+def address(tmp_path):
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "sitecustomize.py").write_text(HIDDEN)
     for package in PACKAGES:
         shutil.copytree(REPOSITORY / package, tmp_path / "other" / package)
     with (tmp_path / "other" / "actors" / "silo.py").open("a") as file:
         file.write("\n# changed\n")
-
-    def launch(*sites: str) -> str:
-        pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        process = start("-c", CLUSTER, *sites, folder=tmp_path, env=OPEN_CLUSTER, **pipes)
-        started.append(process)
-        assert process.stdout is not None
-        return process.stdout.readline().strip()
-
-    yield launch
-    for process in started:
-        process.communicate("", timeout=60)
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = start("-c", CLUSTER, "none", "other", folder=tmp_path, env=OPEN_CLUSTER, **pipes)
+    assert process.stdout is not None
+    yield process.stdout.readline().strip()
+    process.communicate("", timeout=PATIENCE)
 
 
 def run(folder, address, site, *more, **environment):
@@ -82,8 +50,7 @@ def run(folder, address, site, *more, **environment):
     return run_ray_fed("formation-energy", *options, folder=folder, env=OPEN_CLUSTER | environment)
 
 
-def test_other_installations_are_named_with_the_remedy_and_the_remedy_works(tmp_path, cluster):
-    address = cluster("none", "other")
+def test_other_installations_are_named_with_the_remedy_and_the_remedy_works(tmp_path, address):
     refused = run(tmp_path, address, "other", "--out", "refused")
     said = refused.stderr.splitlines()[-1]
     assert refused.returncode == 2
@@ -102,13 +69,3 @@ def test_other_installations_are_named_with_the_remedy_and_the_remedy_works(tmp_
         done = run(tmp_path, address, site, "--out", f"run-{site}", RAY_FED_SHIP_CODE="yes")
         assert done.returncode == 0, done.stderr
         assert json.loads((tmp_path / f"run-{site}" / "summary.json").read_text())["status"] == "completed"
-
-
-def test_a_users_own_task_goes_on_where_the_package_is_installed(tmp_path, cluster):
-    address = cluster("same")
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "own.py").write_text(OWN_TASK)
-    done = finished(start("own.py", address, folder=folder, env=OPEN_CLUSTER))
-    assert done.returncode == 0, done.stderr
-    assert "ROUNDS 2" in done.stdout

@@ -5,7 +5,6 @@ import re
 import signal
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 import psutil
@@ -18,7 +17,7 @@ from ray_fed.materials.model_crystals.crystals import make_model_crystals
 from ray_fed.privacy.signing import SigningKey
 from ray_fed.reporting.model_files import load_model
 from ray_fed.sites.link import Certificates
-from tests.commands import finished, start_ray_fed
+from tests.commands import finished, start_ray_fed, wait_until
 
 SITES = {"north": "O", "south": "F"}
 TARGET = "formation_energy_per_atom"
@@ -167,9 +166,9 @@ def test_a_silo_that_is_killed_and_a_coordinator_that_is_killed_and_resumed_chan
     assert main(["formation-energy", "--federation", path, "--cohort", "local", "--out", str(unbroken)]) == 0
     path = federation(consortium, port, **LONG)
     process = start_ray_fed("formation-energy", "--federation", path, "--out", str(out), folder=consortium)
-    wait_for(lambda: num_lines(out / "history.jsonl") > 40, process)
+    wait_until(lambda: num_lines(out / "history.jsonl") > 40, process)
     kill_silo(sites["north"])
-    wait_for(lambda: num_lines(out / "history.jsonl") > 120, process)
+    wait_until(lambda: num_lines(out / "history.jsonl") > 120, process)
     process.kill()
     finished(process)
     done = finished(start_ray_fed("resume", str(out), folder=consortium))
@@ -179,14 +178,6 @@ def test_a_silo_that_is_killed_and_a_coordinator_that_is_killed_and_resumed_chan
     assert told(out) == told(unbroken)
     restarts = [json.loads(line).get("restarts") for line in (out / "timing.jsonl").read_text().splitlines()]
     assert [list(found) for found in restarts if found] == [["north-silo"]]
-
-
-def wait_for(condition, process: subprocess.Popen[str], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline, "nothing happened in time"
-        time.sleep(0.01)
 
 
 def test_the_sites_ledgers_are_collected_and_verified_by_the_keys_that_their_owners_read_out(

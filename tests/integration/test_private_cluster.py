@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import start
+from tests.commands import PATIENCE, start
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = """
@@ -43,8 +43,8 @@ def test_workers_are_forked_programs_without_use_wait_and_nothing_is_left_behind
         started = [number for number, _ in descendants(process.pid)]
         assert len(started) > 4
     finally:
-        process.communicate("", timeout=60)
-    limit = time.monotonic() + 120
+        process.communicate("", timeout=PATIENCE)
+    limit = time.monotonic() + PATIENCE
     while any(Path(f"/proc/{number}").exists() for number in started):
         assert time.monotonic() < limit, [Path(f"/proc/{n}/cmdline").read_text() for n in started]
         time.sleep(0.1)

@@ -12,7 +12,8 @@ from pipelines.training.outcome import TrainingOutcome
 from ray_fed.reporting import run_directory
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.writing import write_atomically
-from tests.integration.broken_runs import OPTIONS, assert_same, lines, start, wait_for
+from tests.commands import wait_until
+from tests.integration.broken_runs import OPTIONS, assert_same, lines, start
 
 
 def test_a_complete_run_has_nothing_to_resume(unbroken, capsys):
@@ -47,9 +48,12 @@ def test_a_run_whose_data_changed_is_refused_by_the_silos_name(tmp_path, capsys)
 def killed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     process = start(folder, "local")
-    wait_for(lambda: lines(folder) > 12 and _progress(folder / "run")["round"] > 3, process)
+    wait_until(lambda: lines(folder) > 12 and _progress(folder / "run")["round"] > 3, process)
     process.send_signal(signal.SIGSTOP)  # nothing moves between the look at the progress and the kill
-    assert _progress(folder / "run")["state"], "the run was stopped between two jobs"
+    while not _progress(folder / "run")["state"]:  # it was stopped between two jobs
+        process.send_signal(signal.SIGCONT)
+        wait_until(lambda: _progress(folder / "run")["state"], process)
+        process.send_signal(signal.SIGSTOP)
     process.kill()
     process.communicate()
     return folder / "run"
@@ -105,7 +109,7 @@ def test_a_damaged_run_is_refused_in_one_line(killed, tmp_path, capsys, what):
 def test_a_run_that_another_process_works_on_is_left_alone(tmp_path, capsys):
     process = start(tmp_path, "local")
     try:
-        wait_for(lambda: lines(tmp_path) > 3, process)
+        wait_until(lambda: lines(tmp_path) > 3, process)
         assert main(["resume", str(tmp_path / "run")]) == 2
         assert "another process is working on this run" in capsys.readouterr().err
     finally:

@@ -1,11 +1,14 @@
-"""A run on actors that is broken off in every way, then `ray-fed resume`."""
+"""A run on actors that is broken off in every way at any instant, then `ray-fed resume`."""
 
 import json
 import os
+import random
 import signal
 import time
 
-from tests.commands import finished
+import pytest
+
+from tests.commands import PATIENCE, finished, wait_until
 from tests.integration.broken_runs import (
     assert_same,
     family,
@@ -14,21 +17,38 @@ from tests.integration.broken_runs import (
     lines,
     start,
     start_resuming,
-    wait_for,
 )
 
+SEEDS = range(int(os.environ.get("RAY_FED_KILL_SEEDS", "1")))
+"""A seed takes half a minute: one for every day, more for a soak test."""
 
-def test_a_run_on_actors_that_is_broken_off_in_every_way_ends_with_the_same_bytes(tmp_path, unbroken):
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_run_on_actors_that_is_broken_off_in_every_way_ends_with_the_same_bytes(tmp_path, unbroken, seed):
     """One run, resumed after each break: what went wrong at any of them would be in the bytes at the end."""
+    chance, seen = random.Random(seed), []
     process = start(tmp_path, "ray")
-    for breaks in (stops_the_driver, sends_sigterm, presses_ctrl_c, kills_the_session, kills_the_coordinator):
-        before = lines(tmp_path)
-        wait_for(lambda before=before: lines(tmp_path) > before + 9, process)
-        breaks(process, tmp_path / "run")
-        process = start_resuming(tmp_path)
-    done = finished(process)
-    assert done.returncode == 0, done.stderr
+    try:
+        for breaks in (stops_the_driver, sends_sigterm, presses_ctrl_c, kills_the_session, kills_the_coordinator):
+            wait_for_an_instant(chance, process, tmp_path, breaks)
+            seen += family(process)
+            breaks(process, tmp_path / "run")
+            process = start_resuming(tmp_path)
+        done = finished(process)
+        assert done.returncode == 0, done.stderr
+    finally:
+        kill("session", [*family(process), *seen])
     assert_same(tmp_path, unbroken)
+
+
+def wait_for_an_instant(chance, process, folder, breaks):
+    """Some way into the run; who waits for no last words comes while it starts again, too."""
+    if breaks is kills_the_session and chance.random() < 0.3:
+        time.sleep(4.0 * chance.random())
+        return
+    target = lines(folder) + chance.randrange(8, 16)
+    wait_until(lambda: lines(folder) >= target, process)
+    time.sleep(0.05 * chance.random())
 
 
 def stops_the_driver(process, _):
@@ -50,7 +70,7 @@ def presses_ctrl_c(process, run):
 
 
 def assert_ended_in_order(process, run):
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "Traceback" not in said
     summary = json.loads((run / "summary.json").read_text())
@@ -67,7 +87,7 @@ def kills_the_session(process, _):
 def kills_the_coordinator(process, run):
     [coordinator] = [member for member in family(process) if is_coordinator(member)]
     coordinator.kill()
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert "go on with: ray-fed resume" in said
     assert "Traceback" not in said

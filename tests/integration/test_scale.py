@@ -6,21 +6,18 @@ The cluster has processes and a token policy of its own, so it lives in a proces
 import json
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.commands import OPEN_CLUSTER, finished, start, start_ray_fed
+from tests.commands import OPEN_CLUSTER, PATIENCE, REPOSITORY, finished, start_module, start_ray_fed, wait_until
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = OPEN_CLUSTER | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
 
-def test_eight_silos_on_four_nodes_stand_at_their_sites_and_give_the_bits_of_one_process(tmp_path):
+def test_eight_silos_on_four_nodes_stand_at_their_sites_and_give_the_bits_of_one_process():
     options = "--nodes 4 --silos 8 --rounds 4 --hidden 8"
-    script = str(REPOSITORY / "benchmarks" / "sites.py")
-    done = finished(start(script, *options.split(), folder=tmp_path, env=ENVIRONMENT))
+    done = finished(start_module("benchmarks.sites", *options.split(), folder=REPOSITORY, env=ENVIRONMENT))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["silos_per_site"] == {f"site-{number}": 2 for number in range(4)}
@@ -28,24 +25,6 @@ def test_eight_silos_on_four_nodes_stand_at_their_sites_and_give_the_bits_of_one
     assert found["participants"] == [8]
     assert found["same_bits"]
 
-
-ELASTIC = """
-import sys
-from ray.cluster_utils import Cluster
-
-small = {"object_store_memory": 80 << 20, "num_cpus": 1}
-cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, **small})
-nodes = {"north": cluster.add_node(labels={"site": "north"}, **small)}
-print(cluster.address, flush=True)
-for line in sys.stdin:
-    change, site = line.split()
-    if change == "remove":
-        cluster.remove_node(nodes.pop(site), allow_graceful=False)
-    else:
-        nodes[site] = cluster.add_node(labels={"site": site}, **small)
-    print("done", flush=True)
-cluster.shutdown()
-"""
 
 FEDERATION = """
 silos:
@@ -57,11 +36,11 @@ training: {epochs: 40000, rounds: 20000, hidden: [16], baselines: false, round_t
 
 
 @pytest.fixture
-def elastic(tmp_path):
+def elastic():
     pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    process = start("-c", ELASTIC, folder=tmp_path, env=ENVIRONMENT, **pipes)
+    process = start_module("tests.clusters", "north", folder=REPOSITORY, env=ENVIRONMENT, **pipes)
     yield process
-    process.communicate("", timeout=60)
+    process.communicate("", timeout=PATIENCE)
 
 
 def test_a_site_comes_after_the_beginning_is_taken_away_and_comes_back_and_the_run_records_it(tmp_path, elastic):
@@ -70,19 +49,20 @@ def test_a_site_comes_after_the_beginning_is_taken_away_and_comes_back_and_the_r
     options = ["--federation", "federation.yaml", "--address", address, "--out", "run"]
     running = start_ray_fed("formation-energy", *options, folder=tmp_path, env=ENVIRONMENT)
     try:
-        until(running, lambda: len(history(tmp_path)) > 3)
+        wait_until(lambda: len(history(tmp_path)) > 3, running, every=0.1)
         assert both(tmp_path) == 0
         changed(elastic, "add south")
-        until(running, lambda: both(tmp_path) > 3)
+        wait_until(lambda: both(tmp_path) > 3, running, every=0.1)
         changed(elastic, "remove south")
-        until(running, lambda: history(tmp_path)[-1]["failures"])
+        wait_until(lambda: history(tmp_path)[-1]["failures"], running, every=0.1)
         changed(elastic, "add south")
         before = both(tmp_path)
-        until(running, lambda: both(tmp_path) > before + 3)
+        wait_until(lambda: both(tmp_path) > before + 3, running, every=0.1)
         running.send_signal(signal.SIGINT)
-        _, said = running.communicate(timeout=60)
+        _, said = running.communicate(timeout=PATIENCE)
     finally:
         running.kill()
+        running.communicate()
     missed = [line for line in history(tmp_path) if "spot" in line["failures"]]
     [came] = [line for line in history(tmp_path) if "joined" in line]
     assert came["joined"] == ["spot"]
@@ -114,12 +94,3 @@ def history(folder: Path) -> list[dict]:
 
 def both(folder: Path) -> int:
     return sum(len(line["participants"]) == 2 for line in history(folder))
-
-
-def until(running: subprocess.Popen, holds, seconds: float = 120.0) -> None:
-    """Wait until something holds, as long as the run goes on."""
-    limit = time.monotonic() + seconds
-    while not holds():
-        assert running.poll() is None, running.stderr.read()
-        assert time.monotonic() < limit
-        time.sleep(0.1)

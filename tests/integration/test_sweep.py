@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from ray_fed.learning.layout import Layout
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.perimeter.own_words import words_of
 from ray_fed.privacy.accounting import PrivacyAccount
-from tests.commands import start_ray_fed
+from tests.commands import PATIENCE, start_ray_fed, wait_until
 from tests.events import shown
 from tests.synthetic import SyntheticTask, silos
 
@@ -119,28 +118,24 @@ def test_a_scheduler_stops_the_worse_trials(tmp_path):
     assert "completed" in {row["status"] for row in found.values()}
 
 
-def wait_for_rows(process, results, number):
-    deadline = time.monotonic() + 240
-    while not (results.exists() and results.read_bytes().count(b"\n") >= number):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def has_rows(results, number):
+    return lambda: results.exists() and results.read_bytes().count(b"\n") >= number
 
 
 def test_a_sweep_that_is_killed_and_then_interrupted_goes_on_and_keeps_what_was_done(tmp_path, sweep):
     """Ctrl-C leaves a report of what is known and the way on."""
     results, alone = tmp_path / "run" / "results.jsonl", {"folder": tmp_path, "start_new_session": True}
     process = start_ray_fed("sweep", "formation-energy", *DATA, *GRID, "--out", "run", **alone)
-    wait_for_rows(process, results, 2)
+    wait_until(has_rows(results, 2), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     done = results.read_bytes()
     results.write_bytes(done + b'{"number": 7, "la')  # as a kill in the middle of a write would leave it
 
     process = start_ray_fed("sweep", "--resume", "run", **alone)
-    wait_for_rows(process, results, done.count(b"\n") + 1)
+    wait_until(has_rows(results, done.count(b"\n") + 1), process)
     os.kill(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "interrupted; go on with: ray-fed sweep --resume run" in err
     assert "Traceback" not in err

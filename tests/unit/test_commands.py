@@ -1,6 +1,6 @@
 import signal
 
-from tests.commands import start
+from tests.commands import PATIENCE, start
 
 
 def test_a_command_hears_ctrl_c_although_the_tests_were_started_where_it_is_ignored(tmp_path):
@@ -13,7 +13,7 @@ def test_a_command_hears_ctrl_c_although_the_tests_were_started_where_it_is_igno
     try:
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
     assert process.returncode == -signal.SIGINT

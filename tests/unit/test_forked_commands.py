@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests.commands import ForkedCommand, finished, start, start_ray_fed
+from tests.commands import PATIENCE, ForkedCommand, finished, start, start_ray_fed
 
 WORDS = ("-m", "pipelines.cli", "resume", "nowhere")
 
@@ -26,5 +26,5 @@ def test_a_forked_command_is_waited_for_stopped_and_killed_by_its_own_number(tmp
     assert process.poll() is None
     process.send_signal(signal.SIGSTOP)
     process.kill()
-    process.communicate(timeout=120)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGKILL

@@ -26,6 +26,7 @@ from ray_fed.sites.asking import SiteSilo
 from ray_fed.sites.cohort import SiteCohort
 from ray_fed.sites.hub import Hub
 from ray_fed.sites.wire import Hello, encode_header
+from tests.commands import PATIENCE
 from tests.relay import ConnectProxy, relay
 from tests.sites import OwnHosts, agent, certificates, cohort_of, hub_of, invitation, site_of
 from tests.synthetic import SyntheticTask, silos
@@ -79,7 +80,7 @@ def running(*agents):
             each.stop()
 
 
-def wait_until(holds, seconds=30.0):
+def wait_until(holds, seconds=PATIENCE):
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end
