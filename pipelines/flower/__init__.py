@@ -1,0 +1,1 @@
+"""Apps written for Flower, run on silos of this runtime."""
