@@ -1,6 +1,7 @@
 """Writes down what crosses between a ServerApp and the silos: one record a round, as of any other run.
 
-A round begins with a message of another group, or where a silo is sent a second message of one type. Metrics are means
+A round begins with a message of another group, or, of messages without a group, where a silo is sent a second message
+of one type. Metrics are means
 over the silos, weighted with the examples that the clients tell: `federated.<name>` of evaluations, `train.<name>` and
 `query.<name>` of the others, `central.<name>` of what the server computed itself.
 """
@@ -73,7 +74,7 @@ class FlowerRecorder:
                 one.failures[silo] = outcome.error
                 return
             self._answered.add(metadata.message_type)
-            one.told[kind, silo] = numbers_told(outcome.records)
+            one.told.setdefault((kind, silo), {}).update(numbers_told(outcome.records))
 
     def on_central(self, server_round: int, metrics: Mapping[str, float]) -> None:  # noqa: ARG002
         with self._lock:
@@ -88,7 +89,8 @@ class FlowerRecorder:
 
     def _open_round(self, message_type: str, group: str, silo: str) -> None:
         one = self._open
-        if group != one.group or (message_type, silo) in one.asked or one.number == 0:
+        is_again = not group and (message_type, silo) in one.asked
+        if group != one.group or is_again or one.number == 0:
             self._close_round()
             self._open = one = OpenRound(one.number + 1, group)
         one.asked.add((message_type, silo))
@@ -138,11 +140,14 @@ class FlowerRecorder:
 
 
 def numbers_told(records: Records) -> dict[str, float]:
-    """Return the single numbers that an answer tells, by name; of the older generation those of its metrics, too."""
+    """Return the numbers that an answer tells, by name, those of a list as `name.0`, `name.1`; of the older generation
+    those of its metrics, too."""
     found: dict[str, float] = {}
     for name, record in records.items():
         values = record.get("metrics") or (record.get("config", {}) if name.endswith("res.metrics") else {})
-        found |= {key: float(value) for key, value in values.items() if type(value) in (int, float)}
+        for key, value in values.items():
+            listed = {f"{key}.{number}": part for number, part in enumerate(value)} if type(value) is list else {key: value}
+            found |= {key: float(part) for key, part in listed.items() if type(part) in (int, float)}
     return found
 
 

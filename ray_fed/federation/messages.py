@@ -299,7 +299,8 @@ def _array_problem(value: object) -> str:
 def _value_problem(value: object) -> str:
     if type(value) is list:
         return next(filter(None, map(_value_problem, value)), "")
-    return "" if type(value) in (bool, int, float, str) or _is_bytes(value) else "a value must be a number, text or bytes"
+    is_plain = type(value) in (bool, int, float, str) or _is_bytes(value)
+    return "" if is_plain else "a value must be a number, text or bytes"
 
 
 def _is_bytes(value: object) -> bool:

@@ -40,7 +40,7 @@ class FlowerAppTask(Task):
     seed: int = 0
     """Of the clients' global generators."""
 
-    def load(self, spec: SiloSpec) -> LocalRows:
+    def load(self, spec: SiloSpec) -> LocalRows:  # noqa: ARG002
         """The client opens its own data; the silo knows of no rows."""
         unknown, none = np.zeros((0, 0)), np.zeros((0, 0))
         return LocalRows(unknown, unknown, none, none, {}, {"client": "flower"}, self.agreement())

@@ -22,6 +22,9 @@ from ray_fed.flower.package import flower
 from ray_fed.flower.records import Letter, content_of, letter_of, record_dict
 from ray_fed.randomness import derived_seed
 
+RUN_ID = 1
+MOST_UNCOLLECTED = 64
+"""Answers of a silo that are held for a ServerApp that may still pull them."""
 NODE_BITS = 53
 """Of a node's number: a float64 has it exactly, and so has JSON."""
 
@@ -84,6 +87,7 @@ class Sent:
     since: float
     ticket: Any = field(default=None, repr=False)
     outcome: Outcome | None = None
+    is_told: bool = False
 
 
 class SiloGrid:
@@ -165,10 +169,13 @@ class SiloGrid:
         return metadata.message_id
 
     def _settle_before(self, silo: str) -> None:
-        """Write down what a silo answered to messages that nobody collects, before it is sent another one."""
-        for sent in list(self._sent.values()):
+        """Write down what a silo answered to messages that nobody has collected, before it is sent another one; what
+        is old by then, nobody will."""
+        for message_id, sent in list(self._sent.items()):
             if sent.silo == silo and sent.outcome is None:
                 self._wait(sent, None)
+            if sent.silo == silo and sent.number <= self._numbers[silo] - MOST_UNCOLLECTED:
+                del self._sent[message_id]
 
     def _is_ready(self, sent: Sent) -> bool:
         return sent.outcome is not None or self.messenger.is_ready(sent.ticket)
@@ -176,13 +183,19 @@ class SiloGrid:
     def _collect(self, message_id: str, deadline: float | None) -> Any:
         """Return the answer as a Flower message, None where it is not there in time."""
         sent = self._sent.pop(message_id)
-        outcome = sent.outcome or self._wait(sent, deadline)
-        seconds = time.monotonic() - sent.since
-        answer = self._as_message(sent, outcome)
-        self.watcher.on_answer(sent.silo, sent.message, outcome, sent.num_bytes, seconds)
-        return None if outcome.is_late else answer
+        outcome = self._wait(sent, deadline)
+        return None if outcome.is_late else self._as_message(sent, outcome)
 
     def _wait(self, sent: Sent, deadline: float | None) -> Outcome:
+        """Return what became of a message; the watcher hears of it once."""
+        if sent.is_told and sent.outcome:
+            return sent.outcome
+        outcome = sent.outcome or self._asked(sent, deadline)
+        sent.is_told = True
+        self.watcher.on_answer(sent.silo, sent.message, outcome, sent.num_bytes, time.monotonic() - sent.since)
+        return outcome
+
+    def _asked(self, sent: Sent, deadline: float | None) -> Outcome:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             sent.outcome = Outcome(records=self.messenger.answer(sent.ticket, left).records)
@@ -207,8 +220,6 @@ class SiloGrid:
         answer.metadata.__dict__["_message_id"] = f"{sent.silo}-{sent.number}-reply"
         return answer
 
-
-RUN_ID = 1
 
 
 def node_id_of(silo: str) -> int:

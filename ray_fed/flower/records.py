@@ -84,7 +84,14 @@ def _plain(value: Any) -> Any:
         return _plain_array(value)
     if isinstance(value, bytes):
         return np.frombuffer(value, np.uint8)
-    return [_plain(part) for part in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
+    return _own_number(value)
+
+
+def _own_number(value: Any) -> Any:
+    """Return Python's own number for one of NumPy's, which Flower takes for one."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _plain_array(array: Any) -> Any:
@@ -108,12 +115,3 @@ def _flower_value(value: Any) -> Any:
         return value.tobytes()
     return [_flower_value(part) for part in value] if isinstance(value, list) else value
 
-
-def numbers_of(records: Records) -> dict[str, float]:
-    """Return the single numbers among the metrics, by name."""
-    found = {}
-    for record in records.values():
-        for name, value in record.get("metrics", {}).items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                found[name] = float(value)
-    return found

@@ -125,15 +125,15 @@ def _numbers(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _in_order(
-    method: str, instructions: list[tuple[Any, Any]], max_workers: int | None, timeout: float | None, group_id: int
+    method: str, client_instructions: list[tuple[Any, Any]], max_workers: int | None, timeout: float | None, group_id: int
 ) -> tuple[list, list]:
     """Return (results, failures), each in the order of the instructions [(client, what it is asked)]."""
 
     def ask(client: Any, asked: Any) -> tuple[Any, Any]:
         return client, getattr(client, method)(asked, timeout=timeout, group_id=group_id)
 
-    with ThreadPoolExecutor(max_workers or max(1, len(instructions))) as executor:
-        futures = [executor.submit(ask, client, asked) for client, asked in instructions]
+    with ThreadPoolExecutor(max_workers or max(1, len(client_instructions))) as executor:
+        futures = [executor.submit(ask, client, asked) for client, asked in client_instructions]
     results, failures = [], []
     for future in futures:
         error = future.exception()
