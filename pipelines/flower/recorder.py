@@ -1,7 +1,7 @@
 """Writes down what crosses between a ServerApp and the silos: one record a round, as of any other run.
 
-A round begins with a message of another group, or, of messages without a group, where a silo is sent a second message
-of one type. Metrics are means
+A message belongs to the round that its config names ("server-round"), or else to that of its group; without either a
+round begins where a silo is sent a second message of one type. Metrics are means
 over the silos, weighted with the examples that the clients tell: `federated.<name>` of evaluations, `train.<name>` and
 `query.<name>` of the others, `central.<name>` of what the server computed itself.
 """
@@ -66,7 +66,7 @@ class FlowerRecorder:
         kind = metadata.message_type.partition(".")[0]
         with self._lock:
             if kind not in OPENING:
-                self._open_round(metadata.message_type, metadata.group_id, silo)
+                self._open_round(message, silo)
             one = self._open
             one.num_bytes += num_bytes + bytes_of(outcome.records)
             one.seconds[f"silo.{silo}"] = one.seconds.get(f"silo.{silo}", 0.0) + seconds
@@ -87,13 +87,18 @@ class FlowerRecorder:
 
     # ---- rounds
 
-    def _open_round(self, message_type: str, group: str, silo: str) -> None:
-        one = self._open
-        is_again = not group and (message_type, silo) in one.asked
-        if group != one.group or is_again or one.number == 0:
+    def _open_round(self, message: Any, silo: str) -> None:
+        one, asked = self._open, (message.metadata.message_type, silo)
+        named, group = named_round(message), message.metadata.group_id
+        if named is not None:
+            number = max(named, one.number)
+        else:
+            is_new = group != one.group if group else asked in one.asked
+            number = one.number + is_new
+        if number != one.number:
             self._close_round()
-            self._open = one = OpenRound(one.number + 1, group)
-        one.asked.add((message_type, silo))
+            self._open = one = OpenRound(number, group)
+        one.asked.add(asked)
 
     def _close_round(self) -> None:
         one = self._open
@@ -137,6 +142,14 @@ class FlowerRecorder:
         if never and one.failures:
             listed = "; ".join(f"silo '{silo}': {reason}" for silo, reason in sorted(one.failures.items()))
             raise QuorumLost(one.number, f"no silo answers '{min(never)}': {listed}")
+
+
+def named_round(message: Any) -> int | None:
+    """Return the round that a message's config names, if it names one."""
+    for record in message.content.config_records.values():
+        if type(record.get("server-round")) is int:
+            return record["server-round"]
+    return None
 
 
 def numbers_told(records: Records) -> dict[str, float]:
