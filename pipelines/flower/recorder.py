@@ -159,7 +159,9 @@ def numbers_told(records: Records) -> dict[str, float]:
     for name, record in records.items():
         values = record.get("metrics") or (record.get("config", {}) if name.endswith("res.metrics") else {})
         for key, value in values.items():
-            listed = {f"{key}.{number}": part for number, part in enumerate(value)} if type(value) is list else {key: value}
+            listed = (
+                {f"{key}.{number}": part for number, part in enumerate(value)} if type(value) is list else {key: value}
+            )
             found |= {key: float(part) for key, part in listed.items() if type(part) in (int, float)}
     return found
 

@@ -293,7 +293,9 @@ def _array_problem(value: object) -> str:
     said = value if type(value) is dict else {}
     is_stored = set(said) == {"dtype", "shape", "stype", "data"} and _is_bytes(said["data"])
     is_said = is_stored and all(type(said[key]) is str for key in ("dtype", "stype")) and type(said["shape"]) is list
-    return "" if is_said and all(map(is_count, said["shape"])) else "an array must hold numbers, or bytes and their form"
+    return (
+        "" if is_said and all(map(is_count, said["shape"])) else "an array must hold numbers, or bytes and their form"
+    )
 
 
 def _value_problem(value: object) -> str:

@@ -221,7 +221,6 @@ class SiloGrid:
         return answer
 
 
-
 def node_id_of(silo: str) -> int:
     """Return the number by which Flower knows a silo: it depends on the name alone."""
     return derived_seed(0, "flower node", silo) >> (63 - NODE_BITS)

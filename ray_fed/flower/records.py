@@ -114,4 +114,3 @@ def _flower_value(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tobytes()
     return [_flower_value(part) for part in value] if isinstance(value, list) else value
-

@@ -125,7 +125,11 @@ def _numbers(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _in_order(
-    method: str, client_instructions: list[tuple[Any, Any]], max_workers: int | None, timeout: float | None, group_id: int
+    method: str,
+    client_instructions: list[tuple[Any, Any]],
+    max_workers: int | None,
+    timeout: float | None,
+    group_id: int,
 ) -> tuple[list, list]:
     """Return (results, failures), each in the order of the instructions [(client, what it is asked)]."""
 

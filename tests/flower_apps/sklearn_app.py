@@ -46,9 +46,7 @@ def mean(told):
 
 def server_fn(context):
     initial = ndarrays_to_parameters([np.zeros((1, 4)), np.zeros(1)])
-    strategy = FedAvg(
-        initial_parameters=initial, fit_metrics_aggregation_fn=mean, evaluate_metrics_aggregation_fn=mean
-    )
+    strategy = FedAvg(initial_parameters=initial, fit_metrics_aggregation_fn=mean, evaluate_metrics_aggregation_fn=mean)
     return ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=context.run_config["rounds"]))
 
 

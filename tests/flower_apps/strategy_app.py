@@ -68,7 +68,6 @@ def strategy():
     )  # fmt: skip
 
 
-
 def client_fn(context):
     return Steps(context.node_config["partition-id"]).to_client()
 

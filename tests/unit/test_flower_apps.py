@@ -252,15 +252,3 @@ def test_the_command_prints_a_table(capsys):
     assert [line.split()[:3] for line in lines if line[:1].isdigit()] == [["0", "3", "0"], ["1", "3", "0"]]
     with contextlib.suppress(SystemExit):
         assert main(["flower", str(FOLDER), "--run-config", "nothing=1"]) == 2
-
-
-# ---- versions
-
-
-def test_constraints_for_flower_differ_only_where_flower_asks_for_it():
-    ours, theirs = (
-        dict(line.split("==") for line in (FOLDER.parents[2] / name).read_text().splitlines() if "==" in line)
-        for name in ("constraints.txt", "constraints-flower.txt")
-    )
-    assert {name for name in ours if theirs.get(name) != ours[name]} == {"rich", "virtualenv"}
-    assert set(theirs) - set(ours) == {"protobuf", "packaging", "flwr"}
