@@ -247,11 +247,11 @@ COMMANDS = (
                 action="append",
                 default=[],
                 metavar="TEXT",
-                help='values in place of the app\'s own, as flwr run takes them: "num-server-rounds=5 lr=0.1", or a .toml '
-                "file (repeatable)",
+                help='values in place of the app\'s own, as flwr run takes them: "num-server-rounds=5 lr=0.1", or a '
+                ".toml file (repeatable)",
             ),
             argument("--resume", action="store_true", help="go on with the run in the folder of --out"),
-            "pipelines.flower.command:FlowerConfig",
+            "pipelines.flower.config:FlowerConfig",
         ),
         "Run the ServerApp and the ClientApp of a folder as `flwr run` does: a silo is what Flower calls a SuperNode. "
         "What clients answer crosses their silo's gate and is a line in its ledger.",

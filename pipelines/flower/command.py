@@ -1,31 +1,12 @@
 """`ray-fed flower`: what `flwr run` does, on silos of this runtime."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pipelines.flower.app_folder import parsed_run_config
 from pipelines.flower.running import FlowerRun, run_flower_app
 from ray_fed.reporting.terminal import aligned
-
-
-@dataclass(frozen=True)
-class FlowerConfig:
-    """What can be chosen of a run of a Flower app; all else is the app's own."""
-
-    silos: int | None = None
-    """How many; if not given, as many as the app's folder says, or 10."""
-    cohort: Literal["ray", "local"] = "ray"
-    """ray makes every silo an actor; local keeps all silos in this process, with the same results."""
-    address: str = "local"
-    """Ray cluster to join; local starts a private one."""
-    seed: int = 0
-    """Of the global generators of server and clients."""
-    round_timeout: float | None = None
-    """Most seconds for an answer of a silo; a shorter limit of the app's own counts."""
-    out: str | None = None
-    """Folder of the run: history, curves, model, the silos' ledgers; none keeps nothing."""
 
 
 def run(options: Mapping[str, Any], command_line: Sequence[str]) -> int:  # noqa: ARG001

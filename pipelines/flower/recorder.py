@@ -45,7 +45,7 @@ class OpenRound:
 
 
 class FlowerRecorder:
-    """Listens to a grid (`Watcher`) and to the server's own evaluations; thread-safe."""
+    """Listens to a grid (`AnswerListener`) and to the server's own evaluations; thread-safe."""
 
     def __init__(self, silos: tuple[str, ...], directory: RunDirectory | None, has_tensorboard: bool):
         self.silos, self.directory = silos, directory

@@ -113,7 +113,7 @@ def run_flower_app(
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _AskedApp:
     """The arguments of `run_flower_app`, settled."""
 
     server_app: Any
@@ -137,7 +137,7 @@ class _Asked:
 def _asked(
     app: Path | str | None, server_app: Any, client_app: Any, num_rounds: int | None,
     run_config: Mapping[str, Any] | None, silos: Silos, seed: int,
-) -> _Asked:  # fmt: skip
+) -> _AskedApp:  # fmt: skip
     flower("app")
     if app is not None:
         require(server_app is None and client_app is None, "give the folder of an app, or its two apps, not both")
@@ -148,7 +148,9 @@ def _asked(
         found = AppFolder(Path(), server_app, client_app, dict(run_config or {}), None)
     specs = _specs(silos if silos is not None else found.num_supernodes or USUAL_SUPERNODES)
     name = found.path.name if app is not None else type(server_app).__name__
-    return _Asked(_server(found.server_app, num_rounds), _client(found.client_app), found.run_config, specs, seed, name)
+    return _AskedApp(
+        _server(found.server_app, num_rounds), _client(found.client_app), found.run_config, specs, seed, name
+    )
 
 
 def _specs(silos: Sequence[SiloSpec] | int) -> tuple[SiloSpec, ...]:
@@ -188,7 +190,7 @@ def _client(given: Any) -> Any:
 class _Launch:
     """Where the silos of a run stand."""
 
-    asked: _Asked
+    asked: _AskedApp
     cohort: str
     address: str
     round_timeout: float | None
@@ -228,7 +230,7 @@ class _Launch:
                 yield RayMessenger(actors)
 
 
-def _served(asked: _Asked, grid: Any, recorder: FlowerRecorder) -> Outcomes:
+def _served(asked: _AskedApp, grid: Any, recorder: FlowerRecorder) -> Outcomes:
     """Run the ServerApp in this process, with its global generators seeded."""
     app, identity = flower("app"), flower("supercore.task_identity").TaskIdentity
     server_node = flower("common.constant").SUPERLINK_NODE_ID

@@ -32,7 +32,8 @@ NODE_BITS = 53
 class Messenger(Protocol):
     """Brings letters to silos."""
 
-    silos: Sequence[str]
+    @property
+    def silos(self) -> Sequence[str]: ...
 
     def submit(self, silo: str, number: int, letter: Letter) -> Any:
         """Send a letter, the silo's `number`-th; return a ticket for its answer."""
@@ -69,7 +70,7 @@ class LocalMessenger:
         return ticket
 
 
-class Watcher(Protocol):
+class AnswerListener(Protocol):
     """Told of every message that was answered, or was not."""
 
     def on_answer(self, silo: str, message: Any, outcome: Outcome, num_bytes: int, seconds: float) -> None: ...
@@ -94,7 +95,11 @@ class SiloGrid:
     """See `flwr.serverapp.Grid`; `as_grid` makes it one of that class."""
 
     def __init__(
-        self, messenger: Messenger, watcher: Watcher, kept: KeptReplies | None = None, timeout: float | None = None
+        self,
+        messenger: Messenger,
+        watcher: AnswerListener,
+        kept: KeptReplies | None = None,
+        timeout: float | None = None,
     ):
         """kept: answers of the same run before it was broken off. timeout: most seconds for an answer, whatever the
         ServerApp allows."""

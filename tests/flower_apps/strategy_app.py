@@ -1,4 +1,4 @@
-"""A strategy of one's own: it chooses clients, sends each a config of its own, weighs what they answer, and evaluates."""
+"""A strategy of one's own: it chooses clients, sends each a config of its own, weighs answers, and evaluates."""
 
 import numpy as np
 from flwr.client import ClientApp, NumPyClient

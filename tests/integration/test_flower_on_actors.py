@@ -1,4 +1,4 @@
-"""Flower apps on actors: the bytes of one process, a silo that is killed, and a program that is. Needs Flower itself."""
+"""Flower apps on actors: the bytes of one process, a silo that is killed, a program that is. Needs Flower itself."""
 
 import os
 import signal
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.flower import run_flower_app
+from pipelines import run_flower_app
 
 pytest.importorskip("flwr.serverapp", reason="flwr is not installed: constraints-flower.txt says how")
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
@@ -19,7 +19,7 @@ ROOT = FOLDER.parents[2]
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from pipelines.flower import run_flower_app
+from pipelines import run_flower_app
 run_flower_app(sys.argv[2], cohort="local", out=sys.argv[3], resume=True, run_config={"num-server-rounds": 40})
 """
 

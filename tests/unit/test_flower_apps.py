@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.flower import run_flower_app
+from pipelines import run_flower_app
 from ray_fed import ConfigError, DataError, SiloSpec
 from ray_fed.errors import QuorumLost
 
@@ -167,17 +167,17 @@ def test_what_is_not_finite_does_not_leave_a_silo():
 
 
 def test_where_nobody_answers_the_run_ends_and_names_silo_and_cause():
-    with pytest.raises(QuorumLost, match="no silo answers 'train': silo 'silo-0': .*RuntimeError: no power"):
-        federated(failing(lambda partition, _: True))
+    with pytest.raises(QuorumLost, match=r"no silo answers 'train': silo 'silo-0': .*RuntimeError: no power"):
+        federated(failing(lambda *_: True))
 
 
 def test_what_cannot_be_run_is_said_in_one_line(tmp_path):
-    with pytest.raises(ConfigError, match="is no Flower app: it has no pyproject.toml"):
+    with pytest.raises(ConfigError, match=r"is no Flower app: it has no pyproject\.toml"):
         run_flower_app(tmp_path, cohort="local")
     (tmp_path / "pyproject.toml").write_text("[tool.flwr.app.components]\nserverapp = 'nowhere_to_be:app'\n")
     with pytest.raises(ConfigError, match="does not name clientapp"):
         run_flower_app(tmp_path, cohort="local")
-    with pytest.raises(ConfigError, match="server_app is a int; give a ServerApp, or a strategy of flwr.server"):
+    with pytest.raises(ConfigError, match=r"server_app is a int; give a ServerApp, or a strategy of flwr\.server"):
         run_flower_app(server_app=3, client_app=failing(lambda *_: False))
     with pytest.raises(ConfigError, match="give num_rounds with a strategy"):
         run_flower_app(server_app=strategy_app.strategy(), client_app=strategy_app.client_fn)

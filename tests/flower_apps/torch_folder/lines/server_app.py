@@ -25,7 +25,7 @@ def main(grid: Grid, context: Context) -> None:
     )
 
 
-def central(server_round: int, arrays: ArrayRecord) -> MetricRecord:
+def central(server_round: int, arrays: ArrayRecord) -> MetricRecord:  # noqa: ARG001
     net = network()
     net.load_state_dict(arrays.to_torch_state_dict())
     loss, accuracy = test(net, 50)
