@@ -26,11 +26,12 @@ from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.materials.crystal import Crystal
 from ray_fed.materials.features.featurizers import make_featurizer
+from ray_fed.materials.finder_words import quiet_finders
 from ray_fed.materials.lattices import CELL_COLUMNS, cells_of_vectors, vectors_of_cells
 from ray_fed.materials.partitions import hash_split
 from ray_fed.materials.standard_cells import standard_cell
 from ray_fed.materials.structures import crystal_of_lists, parse_structure
-from ray_fed.materials.symmetry import Finder, quiet_finders, space_groups
+from ray_fed.materials.symmetry import Finder, space_groups
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`: other packages install one, too
 from tests.crystal_settings import rewritten
