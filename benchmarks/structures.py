@@ -113,6 +113,7 @@ def _given(crystal: Crystal, finder: Finder) -> list[float]:
 def _print_spread(frame: pd.DataFrame, crystals: list[Crystal], count: int, settings: int) -> None:
     held_out = hash_split(frame["formula"].tolist(), 1 / 3, 0)
     chosen = np.flatnonzero(held_out)[:count]
+    count = len(chosen)
     rng = np.random.default_rng(0)
     written = [[rewritten(crystals[row], rng) for _ in range(settings)] for row in chosen.tolist()]
     energies = frame["formation_energy_per_atom"].to_numpy(np.float64)
