@@ -1,6 +1,6 @@
 """Does a prediction depend on how a crystal is written down, and what does it cost that it does not?
 
-    python benchmarks/structures.py [--shared ../shared] [--rows 4000] [--crystals 200] [--settings 20]
+    python benchmarks/structures.py [--shared ../shared] [--rows 900] [--crystals 200] [--settings 20]
 
 Rows of Materials Project (mp_structures in ../shared/datasets), two thirds to train on, the others held out by formula.
 The same network with `rich+structure`, 60 epochs, once with cells as given and once with standard ones; then crystals
@@ -175,7 +175,7 @@ def _trained(features: np.ndarray, energies: np.ndarray, seed: int) -> Callable[
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
-    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--rows", type=int, default=900)
     parser.add_argument("--crystals", type=int, default=200)
     parser.add_argument("--settings", type=int, default=20)
     return parser.parse_args()
