@@ -24,7 +24,7 @@ from pipelines.leakage.audited_federation import (
     setup_of,
 )
 from pipelines.leakage.threats import EXPLAINED
-from pipelines.leakage.trained_models import memberships, properties
+from pipelines.leakage.trained_models import answers, memberships, properties
 from pipelines.leakage.tree_audit import audit_trees
 from ray_fed.federation.boosted_task import BoostedTask
 from ray_fed.federation.messages import Update, Vector
@@ -105,6 +105,7 @@ def _carry_out(
     _defences(audited, config, replayed.updates, findings)
     _changes(audited, config, findings)
     findings.memberships = memberships(target, audited, replayed, config.shadows)
+    findings.memberships += answers(audited, replayed)
     if config.shadows:
         findings.properties = properties(audited, replayed.updates[: len(audited.silos)])
     print("who was trained on, and means over the rows: asked", file=sys.stderr)

@@ -52,13 +52,13 @@ MEMBERS = (
     "The attacker has candidate records with their targets, and asks which a model was trained on: members have "
     "smaller losses; with shadow models each loss is compared with those of models with and without that record "
     "(Carlini et al. 2022). AUC: probability that a member's loss is the smaller one; interval of 95 % (Hanley & "
-    "McNeil 1982; for all attacked rounds together). Exposed: members of whom the attacker is so sure that at most 1 % of the "
-    "others are named with them; by chance 1 %."
+    "McNeil 1982; for all attacked rounds together). Exposed: members of whom the attacker is so sure that at most 1 % "
+    "of the others are named with them; by chance 1 %."
 )
 ROLES = (
     "The worst over silos. Reconstructed, with marginals: records of one silo behind one message. Named: listed "
-    "records behind it, beside what chance names. AUC: of losses or shadow models. Means: variance of the mean target or of a "
-    "feature among shadow silos that is explained. An outsider is one who gets the model."
+    "records behind it, beside what chance names. AUC: of losses or shadow models. Means: variance of the mean target "
+    "or of a feature among shadow silos that is explained. An outsider is one who gets the model."
 )
 CRAFTED_SAYS = (
     "What comes back if the coordinator sends, once, models in which rows stand alone (Fowl et al. 2022; Boenisch et "

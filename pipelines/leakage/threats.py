@@ -15,8 +15,8 @@ EXPLAINED: Mapping[str, str] = {
     "part off, and has the list",
     SILOS: "the coordinator and all other silos together: they take their own messages off every sum, so that masks "
     "hide nothing, and have the list",
-    MEMBERSHIP: "anybody with candidate records and their targets asks who was trained on, from losses and with shadow "
-    "models",
+    MEMBERSHIP: "anybody with candidate records and their targets asks who was trained on, from losses, with shadow "
+    "models, and from the answers to evaluations",
     PROPERTY: "the coordinator reads the mean of the targets and of a feature off an update, with shadow silos",
     CRAFTED: "a malicious coordinator sends models in which rows stand alone (bins, trap weights, class fishing)",
 }

@@ -10,11 +10,13 @@ import torch
 from pipelines.leakage.audited_federation import AuditedFederation, model_of
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import Samples
-from ray_fed.leakage.membership import LOSS, SHADOWS, Membership, membership, row_losses
+from ray_fed.leakage.evaluation_answers import scores
+from ray_fed.leakage.membership import ANSWERS, LOSS, SHADOWS, Membership, membership, row_losses
 from ray_fed.leakage.property_inference import Property, PropertyRead, read_properties
 from ray_fed.leakage.replay import RecordedUpdate, Replayed
-from ray_fed.leakage.shadow_models import Shadows, halves, train_shadows
+from ray_fed.leakage.shadow_models import Shadows, halves, shadow_trainer, train_shadows
 from ray_fed.learning.layout import load_vector
+from ray_fed.learning.trainer import LocalTrainer
 from ray_fed.materials.trained_model import raw_outputs
 
 CANDIDATES = 400
@@ -120,6 +122,44 @@ class Pool:
         names = [silo.spec.name for silo in audited.silos]
         mine = of_silos[names.index(model.silo)] if model.silo else np.concatenate(of_silos)
         yield membership(model.silo or ALL, model.of, mine, of_others, SHADOWS, 1, bool(model.silo))
+
+
+def answers(audited: AuditedFederation, replayed: Replayed) -> Iterator[Membership]:
+    """Yield what each silo's evaluations of the attacked rounds' models tell of who was trained on: they are the
+    answers that a silo gives, with their few digits. Silos under masks or with noise tell none, nor do tasks without a
+    mean absolute error."""
+    task, size = audited.coordinator.task, audited.coordinator.layout.size
+    if audited.job.secure_threshold or audited.job.any_plan.private or "mae" not in {one.name for one in task.metrics}:
+        return
+    vectors = [vector[:size] for vector in replayed.after.values()]
+    for silo in audited.silos:
+        outside = audited.untrained(silo)
+        if not len(outside.features):
+            continue
+        trainer = shadow_trainer(silo, silo.samples.features, silo.samples.targets, audited.local_plan)
+        told = [silo.scoring.scores(task, trainer, silo.samples, _whole(trainer, one))[0] for one in vectors]
+        known = [np.array([_errors(audited, one, samples) for one in vectors]) for samples in (silo.samples, outside)]
+        suspicion = -scores(
+            np.array([one.values()["mae"] for one in told]), np.concatenate(known, 1), len(silo.samples.features)
+        )
+        inside, others = np.split(suspicion, [len(silo.samples.features)])
+        of = f"marks of {len(vectors)} models"
+        yield membership(silo.spec.name, of, inside, others, ANSWERS, 1, is_in_update=True)
+
+
+def _whole(trainer: LocalTrainer, vector: np.ndarray) -> np.ndarray:
+    """Return a vector as it travels, with these parameters."""
+    whole = trainer.vector()
+    whole[: len(vector)] = vector
+    return whole
+
+
+def _errors(audited: AuditedFederation, vector: np.ndarray, samples: Samples) -> np.ndarray:
+    """Return the absolute error of each row, in the target's unit."""
+    with torch.no_grad():
+        outputs = _network(audited, vector)(samples).numpy()
+    said, true = samples.said(outputs), samples.said(samples.targets.cpu().numpy())
+    return np.abs(said - true).reshape(len(said), -1).mean(1)
 
 
 def properties(audited: AuditedFederation, recorded: Sequence[RecordedUpdate]) -> list[PropertyRead]:

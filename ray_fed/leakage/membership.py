@@ -16,7 +16,7 @@ from ray_fed.federation.task import Task
 LEVEL = 0.95
 FALSE_ALARMS = 0.01
 """Share of records that are no members, at which single members are named."""
-LOSS, SHADOWS = "loss", "shadow models"
+LOSS, SHADOWS, ANSWERS = "loss", "shadow models", "evaluation answers"
 
 
 @dataclass(frozen=True)
