@@ -43,15 +43,15 @@ KEPT_BYTES = 400e6
 """Of the output gradients of a list at several networks."""
 SPARSE = 0.8
 """Share of zeros in a message from which on the entries that are left are a system of their own."""
-MOST_LEFT = 1000
+MOST_LEFT = 800
 """Entries of that system: the largest."""
 BEYOND_CHANCE = 1e-3
 """Largest probability with which naming at random would name as many, below which a message counts as leaking."""
 SIGNAL_TO_NOISE = 10.0 ** np.arange(-10, 13)
 """Variance of a coefficient times a gradient's mean square, over the noise of one coordinate: the values tried."""
 ITERATIONS = 200
-SMALLEST_SQUARE = 1e-18
-"""Of a strength, in units of the largest one: rounding errors."""
+SMALLEST_SQUARE = 1e-6
+"""Of a strength, in units of the largest one: below it are rounding errors and records that hardly count."""
 APART = 9.0
 """Ratio of the variances of large and small strengths from which on they are two kinds."""
 SMALLEST_EIGENVALUE = 1e-10
@@ -218,10 +218,11 @@ class ListedGradients:
     def coefficients_of_left(self, message: Sequence[Any]) -> np.ndarray:
         """Return c [listed, outputs] from the largest `MOST_LEFT` entries alone."""
         columns, told = self._largest(message)
-        left, sizes, right = torch.linalg.svd(columns, full_matrices=False)
-        kept = sizes.square() > SMALLEST_EIGENVALUE * sizes[0] ** 2
-        inside = (right @ told)[kept]
-        return self._shrunk(left[:, kept], sizes[kept].square(), inside, len(told), float(told.square().sum()))
+        values, vectors = torch.linalg.eigh(columns.T @ columns)
+        kept = values > SMALLEST_EIGENVALUE * values[-1]
+        values, vectors = values[kept], vectors[:, kept]
+        left = columns @ vectors / values.sqrt()
+        return self._shrunk(left, values, vectors.T @ told, len(told), float(told.square().sum()))
 
     def _largest(self, message: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the output gradients [listed * outputs, entries] at the largest entries, and these [entries]."""

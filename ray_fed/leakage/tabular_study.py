@@ -83,9 +83,14 @@ def tabular_leaks(
     for case in cases:
         found = [_one_message(network, features, targets, listed, case, seed, number) for number in range(messages)]
         errors = tuple(error for one in found for error in one.target_errors)
-        counted = {attack: together([one.named[attack] for one in found]) for attack in found[0].named}
+        counted = {attack: together([one.named[attack] for one in found]) for attack in _of_all(found)}
         rows, exact, near = (sum(getattr(one, of) for one in found) for of in ("rows", "exact", "near"))
         yield TabularLeak(case, rows, exact, near, errors, counted)
+
+
+def _of_all(found: Sequence[TabularLeak]) -> list[str]:
+    """Return the attacks that could be tried on every message."""
+    return [attack for attack in found[0].named if all(attack in one.named for one in found)]
 
 
 def _one_message(
