@@ -32,6 +32,8 @@ class AuditConfig:
     """Other ways to train the same rows: batch:ROWS of a silo per step, steps:STEPS per message, dp:EPSILON of DP-SGD
     (example level, at delta 1e-5 over the whole run; needs dp-accounting), sgd, and compression by fp16, bf16, int8 or
     top_k (1 %) with error feedback; joined by '+'."""
+    batches: tuple[int, ...] = (8,)
+    """Sizes of batches of which one gradient is attacked, besides single rows and the batch that the federation has."""
     rounds: int = 8
     """Rounds of which the messages are attacked, spread from the first of the run to its last."""
     whole_run: bool = True
@@ -63,6 +65,7 @@ class AuditConfig:
 
         for name in ("rounds", "cost_rounds"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require(min(self.batches, default=1) >= 1, f"batches={self.batches} must be 1 or more")
         require(self.shadows >= 0 and self.shadows % 2 == 0, f"shadows={self.shadows} must be even, 0 or more")
         for text in self.defences:
             parse_defence(text)

@@ -15,6 +15,7 @@ from pipelines.leakage.threats import (
     THREAT_MODELS,
     WITH,
 )
+from ray_fed.leakage.attribution import Attributed
 from ray_fed.leakage.audit import ONE_ROUND, ROUNDS_TOGETHER, MessageAudit
 from ray_fed.leakage.fidelity import wilson_interval
 from ray_fed.leakage.listed_records import Named, together
@@ -48,6 +49,8 @@ class Findings:
     """Answers to crafted models in the first round, as the coordinator sees them."""
     of_crafted_batches: list[MessageAudit] = field(default_factory=list)
     """Gradients of a whole batch at crafted models."""
+    attributed: list[Attributed] = field(default_factory=list)
+    """Whose the records are that were named in the sums of kinds of message."""
     of_kinds: list[MessageAudit] = field(default_factory=list)
     """One per kind of message, defence and silo; under `SUM` for the sum over the silos."""
     of_changes: dict[str, list[MessageAudit]] = field(default_factory=dict)

@@ -26,6 +26,7 @@ from pipelines.leakage.audited_federation import (
 from pipelines.leakage.threats import EXPLAINED
 from pipelines.leakage.trained_models import answers, memberships, properties
 from pipelines.leakage.tree_audit import audit_trees
+from pipelines.leakage.whose_rows import whose_rows
 from ray_fed.federation.boosted_task import BoostedTask
 from ray_fed.federation.messages import Update, Vector
 from ray_fed.federation.rounds.job import Job
@@ -63,8 +64,6 @@ from ray_fed.reporting.terminal import aligned, paths_table
 PIPELINE = "audit"
 TOGETHER = 2
 """Last rounds under a defence that are attacked together: each costs a pass over the list."""
-FEW = 8
-"""Size of the small batch that is replayed besides the configured one."""
 
 
 def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
@@ -221,7 +220,8 @@ def _defences(
     audited: AuditedFederation, config: AuditConfig, recorded: Sequence[RecordedUpdate], findings: Findings
 ) -> None:
     """Attack every kind of message under every defence, and train under it."""
-    kinds = _kinds(audited, next(_rounds(audited, recorded)))
+    kinds = _kinds(audited, config, next(_rounds(audited, recorded)))
+    findings.attributed = [one for kind in kinds[1:] for one in whose_rows(audited, kind)]
     for text in ("", *config.defences):
         defence = replace(parse_defence(text), releases=audited.job.num_rounds) if text else None
         for kind in kinds:
@@ -248,12 +248,12 @@ def _under(audited: AuditedFederation, recorded: Sequence[RecordedUpdate], defen
         yield replace(audit_together(silo, mine, listed), defence=defence or NOTHING)
 
 
-def _kinds(audited: AuditedFederation, first_round: list[Replay]) -> list[list[Replay]]:
-    """Return the kinds of message, each of every silo: of one record, of few, of a batch, of a whole round."""
+def _kinds(audited: AuditedFederation, config: AuditConfig, first_round: list[Replay]) -> list[list[Replay]]:
+    """Return the kinds of message, each of every silo: of one record, of some sizes, of a batch, of a whole round."""
     vector = initial_vector(audited.silos[0].task.model(audited.job.model_seed))
     return [
         [single_records(silo, vector) for silo in audited.silos],
-        [one_batch(silo, vector, FEW) for silo in audited.silos],
+        *([one_batch(silo, vector, size) for silo in audited.silos] for size in config.batches),
         [replace(one_batch(silo, vector, _batch(audited, silo)), kind="gradient of a whole batch")
          for silo in audited.silos],
         first_round,

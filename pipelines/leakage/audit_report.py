@@ -69,6 +69,11 @@ PROPERTIES_SAY = (
     "Read from a silo's first update by one who trains shadow silos on records of the own (Ganju et al. 2018). Error: "
     "of the attack on shadow silos left out; without the update: of guessing their mean."
 )
+WHOSE_SAYS = (
+    "Of the records rightly named in the sum over all silos, those given to the silo that has them, by one who knows "
+    "20 records of each silo and takes the nearest. ~: all given to the silo with the most of them. All others together "
+    "need not guess: they take their own parts off the sum."
+)
 UNGUIDED = "As many are named as are behind a message; by one who is not told how many: right / named."
 TRIED = (
     "Records reconstructed / behind the message, records named from the list / listed behind the message, over all "
@@ -95,10 +100,14 @@ def write_audit(
 VERDICTS, WHO, AS_IS = "A verdict per threat model", "Who could learn what", "As the federation is set up, per silo"
 SMALLER_ONES, BY_DEFENCE = "What smaller messages would give away", "What each defence leaves, and what it costs"
 OTHERWISE, TRAINED_ON = "The same training, done in other ways", "Who was trained on"
-MEANS, BY_CRAFTED = "Means over a silo's rows", "Answers to crafted models"
+MEANS, BY_CRAFTED, WHOSE = (
+    "Means over a silo's rows",
+    "Answers to crafted models",
+    "Whose rows, of those named in a sum",
+)
 CAPTIONS = {
     WHO: ROLES, AS_IS: f"{AS_SET_UP} {UNGUIDED}", SMALLER_ONES: SMALLER, BY_DEFENCE: TRIED, TRAINED_ON: MEMBERS,
-    MEANS: PROPERTIES_SAY, BY_CRAFTED: CRAFTED_SAYS,
+    MEANS: PROPERTIES_SAY, BY_CRAFTED: CRAFTED_SAYS, WHOSE: WHOSE_SAYS,
 }  # fmt: skip
 
 
@@ -108,7 +117,7 @@ def tables(findings: Findings, gate: LeakLimit) -> list[tuple[str, list[list[str
         (VERDICTS, verdict_table(gate)), (WHO, role_table(findings)), (AS_IS, silo_table(findings)),
         (SMALLER_ONES, smaller_table(findings)), (BY_DEFENCE, defence_table(findings)),
         (OTHERWISE, change_table(findings)), (TRAINED_ON, membership_table(findings)),
-        (MEANS, property_table(findings)), (BY_CRAFTED, crafted_table(findings)),
+        (MEANS, property_table(findings)), (BY_CRAFTED, crafted_table(findings)), (WHOSE, whose_table(findings)),
     ]  # fmt: skip
     return [(title, table) for title, table in all_of_them if len(table) > 1]
 
@@ -176,6 +185,16 @@ def property_table(findings: Findings) -> list[list[str]]:
     return lines
 
 
+def whose_table(findings: Findings) -> list[list[str]]:
+    """Return a header and, per kind of message, how many named records are given to the right silo."""
+    lines = [["in the sum of", "silos", "given rightly"]]
+    return lines + [
+        [_short(one.kind), f"{one.summed}", _named_words(one.counted)]
+        for one in findings.attributed
+        if one.counted.named
+    ]
+
+
 def crafted_table(findings: Findings) -> list[list[str]]:
     """Return a header and, per silo and crafted model, the records that come back."""
     lines = [["silo", "model, message", "records", "exact", "near"]]
@@ -208,6 +227,8 @@ def _summary(findings: Findings, gate: LeakLimit, seconds: float) -> dict[str, o
     for one in findings.properties:
         key = f"{one.silo}.{one.name}"
         summary |= {f"{key}.read": one.read, f"{key}.error": one.error, f"{key}.explained": one.explained}
+    for one in findings.attributed:
+        summary |= {f"whose.{one.kind}.right": one.counted.right, f"whose.{one.kind}.named": one.counted.named}
     for one in (*findings.of_crafted_batches, *findings.of_crafted):
         summary |= {f"{one.silo}.{one.kind}.found": one.found, f"{one.silo}.{one.kind}.records": one.records}
     for one in findings.of_kinds:

@@ -9,6 +9,7 @@ import torch
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.leakage import evaluation_answers
+from ray_fed.leakage.attribution import attributed
 from ray_fed.leakage.audit import audit, audit_crafted, audit_together
 from ray_fed.leakage.crafted_models import BINS, FISHING, TRAPS, crafted, guesses_of
 from ray_fed.leakage.defences import parse_defence
@@ -192,6 +193,18 @@ def test_exact_answers_to_many_evaluations_name_members_and_few_rounded_ones_lit
     few = evaluation_answers.scores(np.append(np.round(alike[:4, :40].mean(1), 1), np.nan), alike, 40)
     assert membership("a", "answers", -few[:40], -few[40:]).auc < 0.75
     assert not evaluation_answers.scores(np.array([np.nan]), errors[:1], 40).any()
+
+
+def test_rows_named_in_a_sum_are_given_to_silos_that_hold_others_and_by_chance_to_silos_alike():
+    random = np.random.default_rng(0)
+    apart = {name: random.normal(centre, 1, (60, 8)) for name, centre in (("a", 0.0), ("b", 3.0))}
+    alike = {name: random.normal(0, 1, (60, 8)) for name in apart}
+    for rows, least, most in ((apart, 75, 80), (alike, 25, 55)):
+        owners = ["a"] * 40 + ["b"] * 40
+        known = {name: part[-20:] for name, part in rows.items()}
+        found = attributed("a batch", np.concatenate([part[:40] for part in rows.values()]), owners, known).counted
+        assert least <= found.right <= most
+        assert (found.named, found.by_chance) == (80, 40)
 
 
 def test_rounds_are_spread_over_the_whole_run():
