@@ -47,8 +47,8 @@ class AuditConfig:
     silo's own records stand among them, as on the list of an attacker who has the right databases. 'no' leaves this
     threat model out."""
     list_length: int = 2000
-    """Records on that list, half of them the silos' own where they have so many. The time grows with its third
-    power."""
+    """Records on that list, half of them the silos' own where they have so many; of a network with several outputs
+    fewer by that factor. The time grows with its third power."""
     shadows: int = 8
     """Models that an attacker trains to learn how training shows: for membership, and silos for properties of the rows.
     0 leaves both out; an even number."""

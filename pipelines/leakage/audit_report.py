@@ -71,8 +71,8 @@ PROPERTIES_SAY = (
 )
 WHOSE_SAYS = (
     "Of the records rightly named in the sum over all silos, those given to the silo that has them, by one who knows "
-    "20 records of each silo and takes the nearest. ~: all given to the silo with the most of them. All others together "
-    "need not guess: they take their own parts off the sum."
+    "20 records of each silo and takes the nearest. ~: all given to the silo with the most of them. All others "
+    "together need not guess: they take their own parts off the sum."
 )
 UNGUIDED = "As many are named as are behind a message; by one who is not told how many: right / named."
 TRIED = (
@@ -235,6 +235,8 @@ def _summary(findings: Findings, gate: LeakLimit, seconds: float) -> dict[str, o
         key = f"{one.silo}.{one.kind}.{one.defence}"
         summary |= {f"{key}.exact": one.exact, f"{key}.near": one.near, f"{key}.records": one.records}
         summary |= {f"{key}.with_{MARGINALS}": max(one.found, one.with_marginals)}
+        if one.labels[1]:
+            summary |= {f"{key}.classes_right": one.labels[0], f"{key}.classes_read": one.labels[1]}
         if one.unguided.listed:
             told = one.unguided
             summary |= {f"{key}.unguided.right": told.right, f"{key}.unguided.named": told.named}
@@ -296,14 +298,16 @@ def _unguided(one: MessageAudit) -> str:
 
 
 def smaller_table(findings: Findings) -> list[list[str]]:
-    """Return a header and, per silo and kind of smaller message, what that would give away, and what stops it."""
+    """Return a header and, per silo and kind of smaller message, what that would give away, and under what
+    nothing is found."""
     header = ["silo", "gradient of", "records", "exact", "near", "marginals", "named", "not told how many",
               f"target ({findings.unit})", "withstood by (cost)"]  # fmt: skip
     lines = [header]
     for kind in (kind for kind in findings.kinds if kind.startswith("gradient")):
         for one in findings.select(kind, NOTHING):
             errors = [error for error in (one.target_error, one.listed_target_error) if error is not None]
-            target = f"±{min(errors):.1e}" if errors else "–"
+            right, read = one.labels
+            target = f"±{min(errors):.1e}" if errors else f"{right} of {read} classes" if read else "–"
             lines.append([one.silo, _short(kind), *_counts(one), _unguided(one), target,
                           _cheapest(findings, one)])  # fmt: skip
     return lines

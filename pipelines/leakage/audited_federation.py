@@ -184,6 +184,7 @@ def knowledge(audited: AuditedFederation, public: str, length: int) -> tuple[Kno
     public: a source of crystals, as `Source.path`. A silo's first rows come first: small batches are made of them.
     """
     own = [silo.samples.features.cpu().numpy() for silo in audited.silos]
+    length = max(SHORTEST_LIST, length // _outputs(audited))  # every output is an unknown of its own
     share = length // 2 // len(own)
     listed = [features[:share] for features in own]
     task, standardizer = audited.coordinator.task, audited.silos[0].samples.standardizer
@@ -199,6 +200,15 @@ def knowledge(audited: AuditedFederation, public: str, length: int) -> tuple[Kno
         said += f"; {len(left_out):,} public ones could not be used, the first: {left_out[0][:200]}"
     public_rows = task.inputs(features[usable], standardizer).numpy()
     return Knowledge(RecordList(np.concatenate([*listed, public_rows])), Marginals.of(public_rows), public_rows), said
+
+
+SHORTEST_LIST = 100
+
+
+def _outputs(audited: AuditedFederation) -> int:
+    silo = audited.silos[0]
+    with torch.no_grad():
+        return silo.task.model(0)(silo.samples.features[:1]).numel()
 
 
 def same_as_received(target: str, job: Job, recorded: Sequence[RecordedUpdate]) -> tuple[int, int] | None:

@@ -168,6 +168,8 @@ class MessageAudit:
     """Records reconstructed, exactly or nearly, by one who knows how records are distributed."""
     unguided: Suspected = NOBODY
     """What least squares names where nobody says how many records are behind a message."""
+    labels: tuple[int, int] = (0, 0)
+    """Classes read rightly, and records named rightly whose class was read."""
 
     @property
     def named_most(self) -> Named:
@@ -225,26 +227,26 @@ def audit(
             target_errors.append(_target_error(silo, recovered, float(replay.targets[replay.owners[number]])))
     exact = sum(error < EXACT for error, *_ in found)
     near = sum(EXACT <= error < NEAR for error, *_ in found)
-    counts, listed_error, unguided = _named(silo, replay, network, messages, listed) if listed else NOT_LISTED
+    counts, listed_error, unguided, labels = _named(silo, replay, network, messages, listed) if listed else NOT_LISTED
     return MessageAudit(
         silo.spec.name, replay.kind, str(defence or "none"), replay.records, exact, near,
         _physical(found, replay, units, scale),
         float(np.median(target_errors)) if target_errors else None, replay.summed, counts, listed_error,
-        refined, unguided,
+        refined, unguided, labels,
     )  # fmt: skip
 
 
-NOT_LISTED: "tuple[dict[str, Named], float | None, Suspected]" = ({}, None, NOBODY)
+FromList = tuple[dict[str, Named], float | None, Suspected, tuple[int, int]]
+NOT_LISTED: FromList = ({}, None, NOBODY, (0, 0))
 
 
-def _named(
-    silo: Silo, replay: Replay, network: nn.Module, messages: Sequence[Parts], listed: RecordList
-) -> tuple[dict[str, Named], float | None, Suspected]:
-    """Return what each attack with a list names, the median error of the targets it reads, and what is named by one who
-    is not told how many records are behind a message."""
+def _named(silo: Silo, replay: Replay, network: nn.Module, messages: Sequence[Parts], listed: RecordList) -> FromList:
+    """Return what each attack with a list names, the median error of the targets it reads, what is named by one who is
+    not told how many records are behind a message, and how many classes are read rightly, of how many."""
     found: dict[str, list[Named]] = {}
     errors: list[float] = []
     alone: list[Suspected] = []
+    labels: list[bool] = []
     for number, message in enumerate(messages[:LISTED_MESSAGES]):
         own = replay.behind(number)
         mine, behind = _on_list(listed, replay, number)
@@ -255,14 +257,18 @@ def _named(
         best = LEFT_ENTRIES if LEFT_ENTRIES in strengths else LEAST_SQUARES
         alone.append(suspected(strengths[best], behind, mine))
         right = tests[LEAST_SQUARES][1]
+        if len(replay.classes):
+            true = _on_list_as(listed, replay, own, replay.classes)
+            labels += [int(coefficients[place].argmin()) == true[int(place)] for place in right]
         if replay.is_gradient and len(replay.targets):
-            true = _targets_on_list(listed, replay, own)
+            true = _on_list_as(listed, replay, own, replay.targets)
             read = _read_targets(replay, network, listed.rows[right], coefficients[right, 0])
             errors += [_target_error(silo, guess, true[int(where)]) for guess, where in zip(read, right, strict=True)]
     return (
         {attack: together(several) for attack, several in found.items() if len(several) == len(alone)},
         float(np.median(errors)) if errors else None,
         Suspected(*(sum(getattr(one, part) for one in alone) for part in ("right", "named", "listed"))),
+        (sum(labels), len(labels)),
     )
 
 
@@ -311,10 +317,10 @@ def audit_crafted(silo: Silo, replay: Replay, kind: str) -> MessageAudit:
     )
 
 
-def _targets_on_list(listed: RecordList, replay: Replay, own: np.ndarray) -> dict[int, float]:
-    """Return position on the list -> true target, of the silo's own records [..] that stand there."""
-    places = ((listed.positions(replay.rows[[record]]), float(replay.targets[record])) for record in own)
-    return {int(place[0]): target for place, target in places if len(place)}
+def _on_list_as(listed: RecordList, replay: Replay, own: np.ndarray, values: np.ndarray) -> dict[int, float]:
+    """Return position on the list -> value, of the silo's own records [..] that stand there; values [num_rows]."""
+    places = ((listed.positions(replay.rows[[record]]), float(values[record])) for record in own)
+    return {int(place[0]): value for place, value in places if len(place)}
 
 
 def _read_targets(replay: Replay, network: nn.Module, rows: np.ndarray, coefficients: np.ndarray) -> list[float]:

@@ -56,6 +56,8 @@ class Replay:
     """Silos in the sum, if only the sum is seen."""
     others: tuple[np.ndarray, ...] = ()
     """Per message the rows of other silos in the sum [.., num_features]."""
+    classes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """[num_rows]: the class of each row, where one class is learned; else empty."""
     is_gradient: bool = False
     """Whether the messages are gradients at `sent` (in a sum: weighted by records), not updates of several steps."""
 
@@ -299,7 +301,17 @@ def _replay(
 ) -> Replay:
     rows, is_number = silo.samples.features.cpu().numpy(), silo.task.loss is mse_loss
     targets = silo.samples.targets.cpu().numpy().ravel() if is_number else np.empty(0, np.float32)
-    return Replay(silo.spec.name, kind, messages, rows, targets, sent, records, None, owners, 1 if owners else records)
+    return Replay(
+        silo.spec.name, kind, messages, rows, targets, sent, records, None, owners, 1 if owners else records,
+        classes=np.empty(0, np.int64) if is_number else _classes(silo),
+    )  # fmt: skip
+
+
+def _classes(silo: Silo) -> np.ndarray:
+    """Return the class of each row; none where the targets are something else."""
+    targets = silo.samples.targets.cpu().numpy().reshape(len(silo.samples.features), -1)
+    are_classes = targets.shape[1] == 1 and np.isfinite(targets).all() and (targets == np.rint(targets)).all()
+    return targets[:, 0].astype(np.int64) if are_classes else np.empty(0, np.int64)
 
 
 def _gradient(silo: Silo, vector: np.ndarray, rows: slice) -> Parts:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ray_fed import TorchTask
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.leakage import evaluation_answers
@@ -140,6 +141,24 @@ def test_class_fishing_leaves_the_records_of_one_class(public):
     assert others.exact + others.near == 0
     other = torch.nn.Sequential(torch.nn.Linear(73, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
     assert crafted(other, rows.numpy(), 1) == {}
+
+
+def test_classes_of_named_records_are_read_from_fresh_and_trained_networks():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(200, 12)).astype(np.float32)
+    y = (x[:, 0] > 0).astype(np.int64) + (x[:, 1] > 1)
+    task = TorchTask(lambda: seeded_mlp(12, (60, 60), 0, 3), torch.nn.functional.cross_entropy, lambda _: (x, y), {})
+    silo = Silo(SiloSpec("mine", 0), task)
+    silo.open()
+    silo.prepare(None)
+    listed = RecordList(np.concatenate([x, random.normal(size=(200, 12))]))
+    trained, _ = shadow_trainer(silo, silo.samples.features, silo.samples.targets, TrainingPlan(0, 6, 10, 1)).fit_round(
+        initial_vector(task.model(0)), 1
+    )
+    for vector in (initial_vector(task.model(0)), trained):
+        found = audit(silo, one_batch(silo, vector, 8), {}, np.ones(12), None, listed)
+        assert found.named[LEAST_SQUARES].right == 8
+        assert found.labels == (8, 8)
 
 
 def test_shadow_models_score_members_higher_and_name_the_surest(silo, public):
