@@ -91,12 +91,12 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
 
 def check_place(path: Path, file: Path) -> None:
     """ConfigError where predictions would take the place of what they are made from, or cannot have their place."""
+    if path.is_dir():
+        raise ConfigError(f"out={path} is a folder; give the name of a file")
     if path.suffix.lower() not in WRITERS:
         raise ConfigError(f"out={path} has an ending that is not written; give one of {', '.join(WRITERS)}")
     if path.suffix.lower() == ".xlsx":
         required_package("openpyxl", "excel", str(path))
-    if path.is_dir():
-        raise ConfigError(f"out={path} is a folder; give the name of a file")
     if path.exists() and file.exists() and path.samefile(file):
         raise ConfigError(f"out={path} is the file with the entries; give another name")
 

@@ -329,7 +329,10 @@ def claimed(path):
 
 
 def bomb(path):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file, file.open("images.npy", "w", force_zip64=True) as to:
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+        file.open("images.npy", "w", force_zip64=True) as to,
+    ):
         for _ in range(2100):
             to.write(bytes(2**20))
     return path
