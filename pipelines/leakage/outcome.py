@@ -169,6 +169,10 @@ class LeakageOutcome:
         for budget in self.config.wanted_budgets[1:]:
             for data, methods in self.compared(budget).items():
                 summary |= {f"{data}.{name}.below_1e-3.at_{budget}": one.exact for name, one in methods.items()}
+        for one in self.tabular:
+            key = ".".join(f"{value}" for value in asdict(one.case).values() if value != "")
+            summary |= {f"tabular.{key}.found": one.exact + one.near, f"tabular.{key}.records": one.rows}
+            summary |= {f"tabular.{key}.{attack}": counted.right for attack, counted in one.named.items()}
         for verdict in self.verdicts():
             summary[f"verdict.{verdict.claim}"] = verdict.verdict
         return summary
@@ -267,7 +271,7 @@ class LeakageOutcome:
         return [*sections, *self._margin_sections(), *self._curve_sections(figures), *self._side_sections()]
 
     def _caption(self, data: str, family: str, budget: int) -> str:
-        stops = "DLG and iDLG stop where the published loops make no step any more, iDLG below an objective of 1e-6. "
+        stops = "DLG and iDLG stop where the published loops make no step any more, iDLG below an error of 1e-6. "
         kind = (
             "Algebraic attacks: linear systems; of analytic, rgap and layers the one evaluation says how well they fit. "
             if family == "algebraic" else f"Iterative attacks, {budget:,} gradient evaluations each. {stops}"
@@ -359,12 +363,15 @@ class LeakageOutcome:
         return (place, *key)
 
 
-def tabular_blocks(leaks: Sequence[TabularLeak]) -> list[Paragraph | Table]:
+def tabular_blocks(leaks: Sequence[TabularLeak]) -> tuple[Paragraph, Table]:
     """Return what the report says of table rows."""
+    attacks = list(dict.fromkeys(attack for one in leaks for attack in one.named))
     rows = [
         [
-            one.case.optimizer, str(one.case.batch_size), str(one.case.local_steps), f"{one.rows:,}",
-            f"{one.exact / one.rows:.1%}", f"{one.near / one.rows:.1%}", *map(_rate, one.named.values()),
+            one.case.optimizer, str(one.case.batch_size), str(one.case.local_steps), str(one.case.silos),
+            one.case.defence or "none", f"{one.rows:,}",
+            f"{one.exact / one.rows:.1%}", f"{one.near / one.rows:.1%}",
+            *(_rate(one.named.get(attack)) for attack in attacks),
             f"{max(one.target_errors):.1e}" if one.target_errors else "–",
         ]
         for one in leaks
@@ -377,13 +384,13 @@ def tabular_blocks(leaks: Sequence[TabularLeak]) -> list[Paragraph | Table]:
         "the span of the first layer's rows, or by least squares on the gradients of the output: the share named "
         "rightly, in brackets what naming at random gives."
     )
-    attacks = [f"named by {attack}" for attack in leaks[0].named]
-    header = ["optimiser", "batch", "local steps", "records", "exact", "near", *attacks, "worst target error (eV/atom)"]
-    return [Paragraph(said), Table(header, rows)]
+    header = ["optimiser", "batch", "local steps", "silos in the sum", "defence", "records", "exact", "near",
+              *(f"named by {attack}" for attack in attacks), "worst target error (eV/atom)"]  # fmt: skip
+    return Paragraph(said), Table(header, rows)
 
 
-def _rate(counted: Named) -> str:
-    return f"{counted.right / counted.named:.1%} ({counted.by_chance / counted.named:.1%})"
+def _rate(counted: Named | None) -> str:
+    return "–" if counted is None else f"{counted.right / counted.named:.1%} ({counted.by_chance / counted.named:.1%})"
 
 
 def _by_difficulty(methods: Mapping[str, Mapping[str, np.ndarray]]) -> list[int]:

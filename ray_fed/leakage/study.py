@@ -323,12 +323,13 @@ def _token_row(job: AttackJob, i: int, observation: AttackObservation, truth: to
     counted = guess.counts is not None and bool(
         (guess.counts == torch.stack([(true == t).sum() for t in guess.tokens])).all()
     )
+    known = "right" if counted else "not known"
     order = "in their order" if placed else f"without their order ({guess.why_no_order})"
     return {
         **_row_head(job, job.problems[i]), "mse": 0.0 if placed else 1.0, "exact": int(placed), "near": int(found),
         "samples": 1, "psnr": 0.0, "ssim": None, "labels_right": 0.0, "evaluations": 0, "diverged": False,
         "objective": 0.0, "misfit": 0.0, "evaluations_to_0.01": 0, "evaluations_to_0.001": 0,
-        "outcome": f"{'all' if found else 'not all'} tokens named {order}, counts {'right' if counted else 'not known'}",
+        "outcome": f"{'all' if found else 'not all'} tokens named {order}, counts {known}",
     }  # fmt: skip
 
 
