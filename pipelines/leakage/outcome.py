@@ -271,7 +271,7 @@ class LeakageOutcome:
         return [*sections, *self._margin_sections(), *self._curve_sections(figures), *self._side_sections()]
 
     def _caption(self, data: str, family: str, budget: int) -> str:
-        stops = "DLG and iDLG stop where the published loops make no step any more, iDLG below an error of 1e-6. "
+        stops = "DLG and iDLG stop where the published loops make no step any more, iDLG below 1e-6. "
         kind = (
             "Algebraic attacks: linear systems; of analytic, rgap and layers the one evaluation says how well they fit. "
             if family == "algebraic" else f"Iterative attacks, {budget:,} gradient evaluations each. {stops}"

@@ -44,7 +44,7 @@ def _relu(z: torch.Tensor, out: torch.Tensor, _: Operation) -> Slopes:  # noqa: 
 
 
 def _leaky_relu(z: torch.Tensor, out: torch.Tensor, one: Operation) -> Slopes:  # noqa: ARG001
-    return torch.where(z > 0, 1.0, one.slope).to(z), None
+    return torch.ones_like(z).masked_fill(z <= 0, one.slope), None
 
 
 Activation = tuple[Callable[[torch.Tensor, Operation], torch.Tensor], Callable[..., Slopes]]

@@ -368,7 +368,7 @@ def _undo_relu(after: torch.Tensor, delta: torch.Tensor, _: Operation) -> Known:
 
 
 def _undo_leaky_relu(after: torch.Tensor, delta: torch.Tensor, one: Operation) -> Known:
-    factor = torch.where(after > 0, 1.0, one.slope)
+    factor = torch.ones_like(after).masked_fill(after <= 0, one.slope)
     return Known(after / factor, torch.ones_like(after), delta * factor)
 
 

@@ -190,8 +190,8 @@ class Knowledge:
 class AttackObservation:
     """A message as the coordinator receives it, with the parameters it had sent.
 
-    message: one tensor per parameter that is trained, in the order of `trainable(network)`: the gradient of the mean loss
-    over the batch, or (w_before - w_after) / learning_rate of a FedAvg update, which for one step is the same.
+    message: one tensor per parameter that is trained, in the order of `trainable(network)`: the gradient of the mean
+    loss over the batch, or (w_before - w_after) / learning_rate of a FedAvg update, which for one step is the same.
     """
 
     network: nn.Module
