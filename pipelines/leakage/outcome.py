@@ -9,6 +9,8 @@ import numpy as np
 
 from pipelines.leakage.config import LeakageConfig
 from pipelines.leakage.figures import curves_figure, final_figure, grid_figure, phase_figure, rates_figure
+from pipelines.leakage.frequency import FrequencyLeak
+from pipelines.leakage.frequency import as_rows as frequency_rows
 from pipelines.leakage.jobs import BATCH, COMPARE, DEFENCE, NETWORKS, RATES, TRAINED, rates_data, snapshots, study_jobs
 from pipelines.leakage.label_study import LabelResult, table_1
 from pipelines.leakage.label_study import as_rows as label_rows
@@ -57,6 +59,7 @@ class LeakageOutcome:
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
         self.labels: list[LabelResult] = []
         self.tabular: list[TabularLeak] = []
+        self.frequency: list[FrequencyLeak] = []
 
     def begin(self) -> None:
         """Write what is known before the first attack."""
@@ -271,9 +274,9 @@ class LeakageOutcome:
         return [*sections, *self._margin_sections(), *self._curve_sections(figures), *self._side_sections()]
 
     def _caption(self, data: str, family: str, budget: int) -> str:
-        stops = "DLG and iDLG stop where the published loops make no step any more, iDLG below 1e-6. "
+        stops = "DLG and iDLG stop where the published loops do, iDLG below an objective of 1e-6. "
         kind = (
-            "Algebraic attacks: linear systems; of analytic, rgap and layers the one evaluation says how well they fit. "
+            "Algebraic attacks: linear systems; of analytic, rgap and layers the evaluation says how well they fit. "
             if family == "algebraic" else f"Iterative attacks, {budget:,} gradient evaluations each. {stops}"
         )  # fmt: skip
         return (
@@ -342,6 +345,13 @@ class LeakageOutcome:
             if rows:
                 header = [name.replace("_", " ") for name in fields]
                 sections.append(Section(title, [Table([*header, *HEADER], rows, f"{HEADER_SAYS}.")]))
+        if self.frequency:
+            lines = frequency_rows(self.frequency)
+            said = (
+                "One pass of SGD over a silo's records in batches of 4, told in one message or in up to 32; what all "
+                "messages together give away. In brackets what naming at random gives."
+            )
+            sections.append(Section("Fewer, larger exchanges", [Table(lines[0], lines[1:], said)]))
         if self.tabular:
             sections.append(Section("Rows of the 73-feature regression network", tabular_blocks(self.tabular)))
         failed = sorted({str(row["failed"]) for row in self.rows if "failed" in row})

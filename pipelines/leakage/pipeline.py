@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.leakage.config import LeakageConfig
+from pipelines.leakage.frequency import frequency_leaks
 from pipelines.leakage.jobs import study_jobs, work
 from pipelines.leakage.label_study import label_results
 from pipelines.leakage.outcome import LeakageOutcome, tabular_blocks
@@ -62,6 +63,9 @@ def _carry_out(config: LeakageConfig, jobs: Sequence[AttackJob], outcome: Leakag
         _attack(config, missing, outcome)
         if "labels" in config.wanted_studies:
             outcome.labels = list(label_results(config))
+        if "frequency" in config.wanted_studies:
+            features, targets, _ = crystal_rows(TABULAR_RECORDS, config.seed)
+            outcome.frequency = list(frequency_leaks(features, targets, config.seed))
         if "tabular" in config.wanted_studies:
             features, targets, _ = crystal_rows(TABULAR_RECORDS, config.seed)
             outcome.tabular = list(tabular_leaks(features, targets, TABULAR_CASES, TABULAR_MESSAGES, config.seed))

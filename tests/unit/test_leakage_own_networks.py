@@ -1,4 +1,4 @@
-"""Networks of the user's: what they compute is traced, what can be solved is solved, and the rest is refused by reason."""
+"""Networks of the user's: what they compute is traced, what can be solved is, and the rest is refused by reason."""
 
 from dataclasses import replace
 
@@ -281,10 +281,10 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_the_name_of_what_is_missin
     torch.save({"state_dict": {f"module.{name}": value for name, value in network.state_dict().items()}}, "net.pt")
     again = replace(own, checkpoint="net.pt").build(SHAPE, 10, 5)
     assert torch.equal(again.state_dict()["last.weight"], network.state_dict()["last.weight"])
-    with pytest.raises(DataError, match="last.weight is"):
+    with pytest.raises(DataError, match=r"last\.weight is"):
         OwnNetwork("late_nets:Net", "net.pt").build(SHAPE, 10, 0)
     torch.save({"last.weight": torch.zeros(10, 8)}, "half.pt")
-    with pytest.raises(DataError, match="lacks first.bias"):
+    with pytest.raises(DataError, match=r"lacks first\.bias"):
         OwnNetwork("late_nets:Net", "half.pt").build(SHAPE, 10, 0)
     with pytest.raises(ConfigError, match="takes crystals as graphs"):
         OwnNetwork("late_nets:Graphs").build(SHAPE, 10, 0)
@@ -376,3 +376,15 @@ def test_of_a_folder_only_the_pictures_that_are_drawn_are_read(tmp_path):
         if not any(abs(grey - float(image.mean())) < 1e-3 for image in drawn.images):
             file.write_bytes(b"damaged")
     assert len(load_images(str(tmp_path), count=2, seed=1)) == 2
+
+
+def test_fewer_exchanges_of_the_same_training_give_less_away_and_to_a_list_only_the_last_step_of_it():
+    from pipelines.leakage.frequency import frequency_leaks
+    from ray_fed.leakage.tabular_study import crystal_rows
+
+    features, targets, _ = crystal_rows(400, 0)
+    leaks = list(frequency_leaks(features, targets, 0))
+    assert [one.exchanges * one.local_steps for one in leaks] == [32] * 6
+    assert leaks[0].found == leaks[0].named.right == 128
+    assert leaks[-1].found == 0
+    assert leaks[3].found < 0.1 * 128 < 0.9 * 128 < leaks[3].named.right
