@@ -374,6 +374,16 @@ def test_verdicts_follow_the_numbers():
     assert one_more["The Wasserstein dist"] == NOT  # one image of four more is chance
 
 
+def test_a_step_size_at_which_wdlg_alone_stays_finite_is_steadiness_and_no_success():
+    bad, calm = ([{**row("x", 0, 0, i), "diverged": apart} for i in range(8)] for apart in (True, False))
+    rates = {(name, rate): summarise([{**one, "attack": name} for one in rows], {})
+             for name, rate, rows in (("wdlg_descent", 10.0, calm), ("idlg_descent", 10.0, calm),
+                                      ("wdlg_descent", 100.0, calm), ("idlg_descent", 100.0, bad),
+                                      ("wdlg_descent", 1e3, bad), ("idlg_descent", 1e3, calm))}  # fmt: skip
+    (verdict,) = verdicts({}, [], rates, [])
+    assert verdict.verdict == "holds for steadiness alone, at 100, and the other way round at 1000"
+
+
 def test_a_margin_counts_an_attack_that_never_came_there_with_the_budget():
     mine = [row("l2_grey", 1, 2, 0), row("l2_grey", 1, 4, 1)]
     rows = {"l2_grey": mine, "idlg": [row("idlg", 0, 0, 0), row("idlg", 1, 3, 1)], "rgap": [row("rgap", 1, 1)]}
