@@ -27,8 +27,11 @@ FLOOR = 1e-12
 LABELS = {"mse": "mean squared error", "loss": "objective / objective at the start"}
 COLOURS = {"ours": FEDERATED}
 NAMES = {
-    "dlg": "DLG", "idlg": "iDLG", "wdlg": "WDLG", "wdlg_best": "WDLG, best variant", "cosine": "cosine + TV",
-    "sorted": "sorted, 1-D", "l2_grey": "L2, grey start", "ours": "ours",
+    "dlg": "DLG", "idlg": "iDLG", "wdlg": "WDLG, literal", "wdlg_anchored": "WDLG, anchored", "cosine": "cosine + TV",
+    "sorted": "sorted, 1-D", "l2_grey": "L2, grey start", "ours": "ours", "analytic": "dW/db", "rgap": "R-GAP",
+    "layers": "ours, algebra", "idlg_adam": "iDLG, Adam", "idlg_descent": "iDLG, descent",
+    "wdlg_descent": "WDLG, descent", "wdlg_normalised": "WDLG, normalised", "wdlg_debiased": "WDLG, debiased",
+    "wdlg_filters": "WDLG, per filter",
 }  # fmt: skip
 
 
@@ -108,7 +111,7 @@ def rates_figure(curves: Mapping[tuple[str, float], Arrays]) -> "Figure":
     """Draw the median objective and error (rows) of each method (columns) at each step size (lines); curves: (method,
     step size) -> mse and loss [images, evaluations]."""
     methods = list(dict.fromkeys(name for name, _ in curves))
-    rates = list(dict.fromkeys(rate for _, rate in curves))
+    rates = sorted({rate for _, rate in curves})
     figure = new_figure(3.6 * len(methods) + 1.2, 5.6)
     panels = figure.subplots(2, len(methods), squeeze=False, sharey="row", sharex=True)
     lines: dict[float, object] = {}
@@ -116,7 +119,8 @@ def rates_figure(curves: Mapping[tuple[str, float], Arrays]) -> "Figure":
         for axis, name in zip(row, methods, strict=True):
             for number, rate in enumerate(rates):
                 colour = _PALETTE[number % len(_PALETTE)]
-                lines[rate] = _draw_median(axis, curves[name, rate][quantity], colour, quantity)
+                if (name, rate) in curves:  # plain descent has step sizes of its own
+                    lines[rate] = _draw_median(axis, curves[name, rate][quantity], colour, quantity)
             dress(axis, "both")
         row[0].set_ylabel(as_label(LABELS[quantity], 22), fontsize=LABEL_SIZE)
     for axis, name in zip(panels[0], methods, strict=True):

@@ -1,13 +1,15 @@
-"""How far ours is ahead of each other attack on the same images, with intervals."""
+"""How far ours is ahead of each other attack of its kind on the same images, with intervals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from pipelines.leakage.results import EXACT, MethodResult, Row, number
+from ray_fed.leakage.attacks import ATTACKS
 from ray_fed.leakage.fidelity import difference_interval
 
-OURS = "ours"
+OURS, OURS_ITERATIVE = "ours", "l2_grey"
+"""Ours with its algebra, and what it is without: each is set against its kind."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +17,8 @@ class Margin:
     """Ours against one other attack on one set of images."""
 
     data: str
+    mine: str
+    """ours, or its iterative part."""
     rival: str
     ours: MethodResult
     theirs: MethodResult
@@ -45,24 +49,25 @@ class Margin:
 def margins(
     data: str, methods: Mapping[str, MethodResult], rows: Mapping[str, Sequence[Row]], budget: int
 ) -> list[Margin]:
-    """Return ours against every other attack that ran; rows: attack -> one per image, of the same images."""
+    """Return ours against every other attack of its kind; rows: attack -> one per image, of the same images."""
     ran = {name: result for name, result in methods.items() if result.attacks}
-    if OURS not in ran:
-        return []
-    mine = _evaluations(rows[OURS])
-    return [
-        _margin(data, name, ran, mine, _evaluations(rows[name]), budget) for name in ran if name != OURS and rows[name]
-    ]
+    found = []
+    for mine, family in ((OURS, "algebraic"), (OURS_ITERATIVE, "iterative")):
+        if mine in ran:
+            spent = _evaluations(rows[mine])
+            rivals = [name for name in ran if name != mine and rows[name] and ATTACKS[name].family == family]
+            found += [_margin(data, mine, name, ran, spent, _evaluations(rows[name]), budget) for name in rivals]
+    return found
 
 
 def _margin(
-    data: str, rival: str, methods: Mapping[str, MethodResult], mine: Mapping[int, float], their: Mapping[int, float],
-    budget: int,
+    data: str, own: str, rival: str, methods: Mapping[str, MethodResult], mine: Mapping[int, float],
+    their: Mapping[int, float], budget: int,
 ) -> Margin:  # fmt: skip
     both = [(mine[image], their[image]) for image in mine if image in their]
     capped = [(min(a, budget), min(b, budget)) for a, b in both]
     return Margin(
-        data, rival, methods[OURS], methods[rival], sum(a < b for a, b in both), sum(b < a for a, b in both),
+        data, own, rival, methods[own], methods[rival], sum(a < b for a, b in both), sum(b < a for a, b in both),
         median(b / a for a, b in capped),
     )  # fmt: skip
 
@@ -73,13 +78,13 @@ def _evaluations(rows: Sequence[Row]) -> dict[int, float]:
     return {int(number(row, "problem")): number(row, f"evaluations_to_{EXACT}") or float("inf") for row in ran}
 
 
-HEADER = ["data", "ours against", "more below 1e-3 (points)", "95 % interval", "sooner / later", "evaluations saved"]
+HEADER = ["data", "ours", "against", "more below 1e-3 (points)", "95 % interval", "sooner / later", "evaluations saved"]
 
 
 def as_row(margin: Margin) -> list[str]:
     """Return a line of the report's table."""
     low, high = margin.interval
     return [
-        margin.data, margin.rival, f"{100 * margin.gain:+.0f}", f"{100 * low:+.0f} .. {100 * high:+.0f}",
+        margin.data, margin.mine, margin.rival, f"{100 * margin.gain:+.0f}", f"{100 * low:+.0f} .. {100 * high:+.0f}",
         f"{margin.sooner} / {margin.later}", f"{margin.fold:.1f} times",
     ]  # fmt: skip

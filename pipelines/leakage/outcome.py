@@ -2,27 +2,38 @@
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.leakage.config import LeakageConfig
 from pipelines.leakage.figures import curves_figure, final_figure, grid_figure, phase_figure, rates_figure
-from pipelines.leakage.jobs import BATCH, COMPARE, DEFENCE, NETWORKS, RATES, rates_data, snapshots
+from pipelines.leakage.frequency import FrequencyLeak
+from pipelines.leakage.frequency import as_rows as frequency_rows
+from pipelines.leakage.jobs import BATCH, COMPARE, DEFENCE, NETWORKS, RATES, TRAINED, rates_data, snapshots, study_jobs
 from pipelines.leakage.label_study import LabelResult, table_1
 from pipelines.leakage.label_study import as_rows as label_rows
 from pipelines.leakage.margins import HEADER as MARGIN_HEADER
 from pipelines.leakage.margins import Margin, margins
 from pipelines.leakage.margins import as_row as margin_row
-from pipelines.leakage.results import HEADER, HEADER_SAYS, MethodResult, Row, number, select, summarise, table_cells
+from pipelines.leakage.results import (
+    HEADER,
+    HEADER_SAYS,
+    MethodResult,
+    Row,
+    best_reading,
+    number,
+    select,
+    summarise,
+    table_cells,
+)  # fmt: skip
 from pipelines.leakage.verdicts import ClaimVerdict, verdicts
+from ray_fed.leakage.attacks import attack_named
 from ray_fed.leakage.fidelity import wilson_interval
 from ray_fed.leakage.listed_records import Named
-from ray_fed.leakage.observation import AttackObservation, Knowledge
-from ray_fed.leakage.study import drawn_images
+from ray_fed.leakage.study import drawn_images, observations_of
 from ray_fed.leakage.tabular_study import TabularLeak
-from ray_fed.leakage.targets import make_target
 from ray_fed.reporting.figure_style import save_figure
 from ray_fed.reporting.report import Figure, Note, Paragraph, Section, Table, write_report
 from ray_fed.reporting.run_directory import RunDirectory
@@ -48,6 +59,7 @@ class LeakageOutcome:
         self.arrays: dict[str, dict[str, np.ndarray]] = {}
         self.labels: list[LabelResult] = []
         self.tabular: list[TabularLeak] = []
+        self.frequency: list[FrequencyLeak] = []
 
     def begin(self) -> None:
         """Write what is known before the first attack."""
@@ -55,13 +67,19 @@ class LeakageOutcome:
         self.directory.write_environment({})
         self.directory.write_data([self._fingerprint(data) for data in self.config.data])
 
-    def compared(self) -> dict[str, dict[str, MethodResult]]:
-        """Return short name of the data -> attack -> result of the main comparison."""
+    def compared(self, budget: int | None = None) -> dict[str, dict[str, MethodResult]]:
+        """Return short name of the data -> attack -> result of the main comparison at a budget, by default the first.
+        What is algebra alone counts at every one."""
         found = {}
-        for short, data in self.data.items():
-            picked = {name: select(self.rows, group=COMPARE, data=data, attack=name) for name in self.config.attacks}
+        for short in self.data:
+            picked = {name: self._compared_rows(short, name, budget) for name in self.config.wanted_attacks}
             found[short] = {name: summarise(rows, self.seconds) for name, rows in picked.items() if rows}
         return {short: methods for short, methods in found.items() if methods}
+
+    def _compared_rows(self, short: str, name: str, budget: int | None = None) -> list[Row]:
+        first = self.config.wanted_budgets[0]
+        wanted = first if budget is None or attack_named(name).is_algebra else budget
+        return select(self.rows, group=COMPARE, data=self.data[short], attack=name, budget=wanted)
 
     def rates(self) -> dict[tuple[str, float], MethodResult]:
         """Return (attack, step size) -> result of the learning-rate study."""
@@ -75,11 +93,18 @@ class LeakageOutcome:
     def verdicts(self) -> list[ClaimVerdict]:
         return verdicts(self.compared(), self.labels, self.rates(), self.margins())
 
+    def blocks(self, data: str, budget: int | None = None) -> dict[str, list[MethodResult]]:
+        """Return algebraic | iterative -> results on a set of images at a budget, in the order of `ATTACKS`."""
+        found: dict[str, list[MethodResult]] = {"algebraic": [], "iterative": []}
+        for name, result in self.compared(budget).get(data, {}).items():
+            found[attack_named(name).family].append(result)
+        return {family: results for family, results in found.items() if results}
+
     def margins(self) -> list[Margin]:
         """Return how far ours is ahead of each other attack of the main comparison."""
         found: list[Margin] = []
         for data, methods in self.compared().items():
-            rows = {name: select(self.rows, group=COMPARE, data=self.data[data], attack=name) for name in methods}
+            rows = {name: self._compared_rows(data, name) for name in methods}
             found += margins(data, methods, rows, self.config.budget * self.config.restarts)
         return found
 
@@ -90,25 +115,36 @@ class LeakageOutcome:
         self._tensorboard(figures, summary)
         write_report(
             self.directory, "Gradient leakage", summary, self._sections(figures),
-            subtitle="What one training message gives away, by eight attacks" if len(self.config.attacks) > 7
-            else "What one training message gives away, attack by attack",
+            subtitle="What one training message gives away, attack by attack",
             command=self.command, provenance=CITATION,
         )  # fmt: skip
         self.directory.write_summary(summary)  # type: ignore[arg-type]
+
+    def endings(self) -> dict[str, str]:
+        """Return attack -> how its attacks on the user's own network ended, each way with its count."""
+        said: dict[str, dict[str, int]] = {}
+        for row in select(self.rows, group=COMPARE):
+            words = str(row.get("failed") or row["outcome"])
+            kind = words.split(" up to ")[0].split(": its best point")[0].split(": what it ends")[0]
+            counts = said.setdefault(str(row["attack"]), {})
+            counts[kind] = counts.get(kind, 0) + 1
+        return {
+            attack: "; ".join(f"{count} of {sum(counts.values())} {kind}" for kind, count in counts.items())
+            for attack, counts in said.items()
+        }
 
     # ---- parts
 
     def threat_model(self) -> str:
         """Return the named threat model of the main comparison."""
-        images = drawn_images(self.config.data[0], self.config.images, self.config.seed)
-        network = make_target(self.config.model, images.shape, images.num_classes, 0, self.config.output_bias)
-        parameters = tuple(parameter.detach() for parameter in network.parameters())
-        return AttackObservation(
-            network, parameters, parameters, Knowledge(images.shape, images.num_classes)
-        ).threat_model
+        first = next(iter(study_jobs(self.config)), None)
+        if first is None:
+            return "honest-but-curious coordinator: sees updates of table rows and the parameters it sent"
+        job = next((job for job in study_jobs(self.config) if job.group == COMPARE), first)
+        return observations_of(replace(job, problems=job.problems[:1]))[0][0].threat_model
 
     def _fingerprint(self, data: str) -> dict[str, object]:
-        images = drawn_images(data, self.config.images, self.config.seed)
+        images = drawn_images(data, self.config.wanted_images, self.config.seed)
         size = "x".join(map(str, images.shape))
         return {
             "name": images.name,
@@ -132,6 +168,10 @@ class LeakageOutcome:
                     f"{data}.{name}.evaluations_to_1e-3": result.to_exact,
                     f"{data}.{name}.diverged": result.diverged, f"{data}.{name}.seconds_per_attack": result.seconds,
                 }  # fmt: skip
+            summary[f"{data}.best_wdlg"] = best_reading(methods)
+        for budget in self.config.wanted_budgets[1:]:
+            for data, methods in self.compared(budget).items():
+                summary |= {f"{data}.{name}.below_1e-3.at_{budget}": one.exact for name, one in methods.items()}
         for one in self.tabular:
             key = ".".join(f"{value}" for value in asdict(one.case).values() if value != "")
             summary |= {f"tabular.{key}.found": one.exact + one.near, f"tabular.{key}.records": one.rows}
@@ -148,21 +188,21 @@ class LeakageOutcome:
 
     def _figures(self) -> dict[str, Path]:
         made: dict[str, Path] = {}
+        first_budget = self.config.wanted_budgets[0]
         for data, methods in self.compared().items():
-            first = {}
+            shown = {}
             for name in methods:
-                arrays = {
-                    key: self._stacked(key, group=COMPARE, data=self.data[data], attack=name)
-                    for key in ("truth", "found", "snapshots")
-                }
+                wanted = {"group": COMPARE, "data": self.data[data], "attack": name, "budget": first_budget}
+                arrays = {key: self._stacked(key, **wanted) for key in ("truth", "found", "snapshots", "mse")}
                 if arrays["truth"] is not None:
-                    first[name] = {key: value[:4] for key, value in arrays.items() if value is not None}
-            if first:
-                slug = _slug(data)
+                    shown[name] = {key: value for key, value in arrays.items() if value is not None}
+            if shown and len(next(iter(shown.values()))["truth"].shape) == 5:
+                slug, order = _slug(data), _by_difficulty(shown)
+                steps = snapshots(first_budget)
                 made[f"grid-{slug}"] = self._save(
-                    f"grid-{slug}", grid_figure(data, snapshots(self.config.budget), first, _clearest(first))
+                    f"grid-{slug}", grid_figure(data, steps, shown, order[len(order) // 2])
                 )
-                made[f"final-{slug}"] = self._save(f"final-{slug}", final_figure(data, first))
+                made[f"final-{slug}"] = self._save(f"final-{slug}", final_figure(data, _spread(shown, order)))
         phases = {data: lines for data, lines in self._curves().items() if lines}
         for quantity in ("mse", "loss") if phases else ():
             curves = {
@@ -192,7 +232,10 @@ class LeakageOutcome:
     def _curves(self) -> dict[str, dict[str, dict[str, np.ndarray]]]:
         """Return data -> attack -> mse and loss of the main comparison."""
         known = self.compared().items()
-        return {data: self._both(methods, group=COMPARE, data=self.data[data]) for data, methods in known}
+        budget = self.config.wanted_budgets[0]
+        return {
+            data: self._both(methods, group=COMPARE, data=self.data[data], budget=budget) for data, methods in known
+        }
 
     def _save(self, name: str, figure) -> Path:
         return save_figure(figure, self.directory.figures / f"{name}.png")
@@ -218,16 +261,36 @@ class LeakageOutcome:
             Section("Threat model", [Paragraph(self.threat_model() + ".")]),
             Section("Claims", [Table(["claim", "verdict", "because"], said)]),
         ]
-        for data, methods in self.compared().items():
-            rows = [table_cells(result) for result in methods.values()]
-            caption = (
-                f"{self.config.images} images of {data}; the same networks, starts and {self.config.budget} gradient "
-                f"evaluations for every attack. {HEADER_SAYS}."
-            )
-            sections.append(
-                Section(f"Attacks on {data}", [Table(HEADER, rows, caption), *self._pictures(figures, data)])
-            )
+        for data in self.compared():
+            tables = [
+                Table(HEADER, [table_cells(one) for one in results], self._caption(data, family, budget))
+                for budget in self.config.wanted_budgets
+                for family, results in self.blocks(data, budget).items()
+                if family == "iterative" or budget == self.config.wanted_budgets[0]
+            ]
+            sections.append(Section(f"Attacks on {data}", [*tables, *self._pictures(figures, data)]))
+        if self.config.is_own:
+            sections.append(self._own_section())
         return [*sections, *self._margin_sections(), *self._curve_sections(figures), *self._side_sections()]
+
+    def _caption(self, data: str, family: str, budget: int) -> str:
+        stops = "DLG and iDLG stop where the published loops do, iDLG below an objective of 1e-6. "
+        kind = (
+            "Algebraic attacks: linear systems; of analytic, rgap and layers the evaluation says how well they fit. "
+            if family == "algebraic" else f"Iterative attacks, {budget:,} gradient evaluations each. {stops}"
+        )  # fmt: skip
+        return (
+            f"{kind}{self.config.wanted_images} images of {data}, the same networks and starts for each. {HEADER_SAYS}."
+        )
+
+    def _own_section(self) -> Section:
+        """Say for each message of the user's own network how each attack ended, as far as an attacker sees."""
+        lines = [
+            [str(row["data"]), str(row["attack"]), str(row["problem"]), str(row.get("outcome") or row.get("failed"))]
+            for row in select(self.rows, group=COMPARE)
+        ]  # fmt: skip
+        said = "What an attacker sees of its own success; an attack that could not run says why."
+        return Section("Message by message", [Table(["data", "attack", "message", "outcome"], lines, said)])
 
     def _margin_sections(self) -> list[Section]:
         found = self.margins()
@@ -243,8 +306,9 @@ class LeakageOutcome:
 
     def _pictures(self, figures: Mapping[str, Path], data: str) -> list[Figure]:
         captions = {
-            f"grid-{_slug(data)}": "One image over the budget: the best point so far (the paper's Figs. 2-3).",
-            f"final-{_slug(data)}": "Four images after the whole budget.",
+            f"grid-{_slug(data)}": "The image of median difficulty (mean over the attacks of the error's logarithm) "
+            "over the budget: the best point so far (the paper's Figs. 2-3).",
+            f"final-{_slug(data)}": "Four images from the easier to the harder eighths, after the whole budget.",
         }
         return [Figure(figures[name], said) for name, said in captions.items() if name in figures]
 
@@ -255,7 +319,7 @@ class LeakageOutcome:
             "phase": "Error against objective, from the first evaluation (right) to the last (dot; Fig. 4 g-i): an "
             "objective that falls while the error does not has another minimum.",
             "rates": f"Objective and error on {rates_data(self.config)} at different step sizes without a line search, "
-            "median over images (Fig. 5).",
+            "by L-BFGS and by plain descent, median over images (Fig. 5).",
         }
         blocks = [Figure(figures[name], said) for name, said in captions.items() if name in figures]
         return [Section("Curves", blocks)] if blocks else []
@@ -273,6 +337,7 @@ class LeakageOutcome:
             sections.append(Section("Labels in closed form", blocks))
         for group, title, fields in (
             (NETWORKS, "Other networks", ("model", "data")),
+            (TRAINED, "A network that has learned", ("trained",)),
             (BATCH, "Batches and local steps", ("batch_size", "local_steps")),
             (DEFENCE, "Defences", ("defence",)),
         ):
@@ -280,6 +345,13 @@ class LeakageOutcome:
             if rows:
                 header = [name.replace("_", " ") for name in fields]
                 sections.append(Section(title, [Table([*header, *HEADER], rows, f"{HEADER_SAYS}.")]))
+        if self.frequency:
+            lines = frequency_rows(self.frequency)
+            said = (
+                "One pass of SGD over a silo's records in batches of 4, told in one message or in up to 32; what all "
+                "messages together give away. In brackets what naming at random gives."
+            )
+            sections.append(Section("Fewer, larger exchanges", [Table(lines[0], lines[1:], said)]))
         if self.tabular:
             sections.append(Section("Rows of the 73-feature regression network", tabular_blocks(self.tabular)))
         failed = sorted({str(row["failed"]) for row in self.rows if "failed" in row})
@@ -331,10 +403,19 @@ def _rate(counted: Named | None) -> str:
     return "–" if counted is None else f"{counted.right / counted.named:.1%} ({counted.by_chance / counted.named:.1%})"
 
 
-def _clearest(methods: Mapping[str, Mapping[str, np.ndarray]]) -> int:
-    """Return the image with the most contrast: on an empty background nobody sees what was found."""
-    truth = next(iter(methods.values()))["truth"]
-    return int(truth.reshape(len(truth), -1).std(axis=1).argmax())
+def _by_difficulty(methods: Mapping[str, Mapping[str, np.ndarray]]) -> list[int]:
+    """Return the images whose pictures are kept, from those that the attacks find most easily to the hardest."""
+    kept = min(len(arrays["truth"]) for arrays in methods.values())
+    errors = [
+        np.log10(np.nan_to_num(arrays["mse"][:kept, -1], nan=1e6).clip(1e-12, 1e6)) for arrays in methods.values()
+    ]
+    return [int(place) for place in np.argsort(np.mean(errors, axis=0), kind="stable")]
+
+
+def _spread(methods: Mapping[str, Mapping[str, np.ndarray]], order: Sequence[int]) -> dict[str, dict[str, np.ndarray]]:
+    """Return truth and found of four images from all parts of an order."""
+    places = list(dict.fromkeys(order[len(order) * eighth // 8] for eighth in (1, 3, 5, 7)))
+    return {name: {key: arrays[key][places] for key in ("truth", "found")} for name, arrays in methods.items()}
 
 
 def _slug(data: str) -> str:

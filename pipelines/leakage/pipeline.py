@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.leakage.config import LeakageConfig
+from pipelines.leakage.frequency import frequency_leaks
 from pipelines.leakage.jobs import study_jobs, work
 from pipelines.leakage.label_study import label_results
 from pipelines.leakage.outcome import LeakageOutcome, tabular_blocks
@@ -60,9 +61,12 @@ def _carry_out(config: LeakageConfig, jobs: Sequence[AttackJob], outcome: Leakag
     status = "interrupted"
     try:
         _attack(config, missing, outcome)
-        if "labels" in config.studies:
+        if "labels" in config.wanted_studies:
             outcome.labels = list(label_results(config))
-        if "tabular" in config.studies:
+        if "frequency" in config.wanted_studies:
+            features, targets, _ = crystal_rows(TABULAR_RECORDS, config.seed)
+            outcome.frequency = list(frequency_leaks(features, targets, config.seed))
+        if "tabular" in config.wanted_studies:
             features, targets, _ = crystal_rows(TABULAR_RECORDS, config.seed)
             outcome.tabular = list(tabular_leaks(features, targets, TABULAR_CASES, TABULAR_MESSAGES, config.seed))
         status = "completed"
@@ -97,6 +101,8 @@ SAME_RESULT = ("out", "cohort", "address", "num_gpus")
 def _attack(config: LeakageConfig, jobs: Sequence[AttackJob], outcome: LeakageOutcome) -> None:
     costs = {job.key: work(job) for job in jobs}
     done, total = 0.0, sum(costs.values())
+    if not jobs:  # a run that was broken off after its attacks: no cluster is started for nothing
+        return
     with _runner(config) as run_all, RoundProgress() as progress:
         progress.start(100, "attacks, per cent of the work")  # jobs differ too much in size to be counted
         for result in run_all(jobs):
@@ -107,7 +113,7 @@ def _attack(config: LeakageConfig, jobs: Sequence[AttackJob], outcome: LeakageOu
 
 @contextlib.contextmanager
 def _runner(config: LeakageConfig) -> Iterator:
-    if config.cohort == "local":
+    if config.cohort == "local" or config.is_own:  # workers do not know a module of the user's
         yield lambda jobs: map(run_job, jobs)
         return
     from actors.session import session
@@ -148,9 +154,17 @@ def _file(key: str) -> str:
 
 
 def _print(outcome: LeakageOutcome) -> None:
-    for data, methods in outcome.compared().items():
-        print(f"{data}: {outcome.config.images} images, {outcome.config.budget} gradient evaluations each")
-        print(aligned([HEADER, *(table_cells(one) for one in methods.values())], right=range(3, 10), rule=True))
+    for data in outcome.compared():
+        for budget in outcome.config.wanted_budgets:
+            for family, results in outcome.blocks(data, budget).items():
+                if family == "algebraic" and budget > outcome.config.wanted_budgets[0]:
+                    continue
+                spent = "" if family == "algebraic" else f", {budget:,} gradient evaluations each"
+                print(f"{data}: {outcome.config.wanted_images} images, {family} attacks{spent}")
+                print(aligned([HEADER, *map(table_cells, results)], right=range(3, 10), rule=True))
+    if outcome.config.is_own:
+        for attack, said in sorted(outcome.endings().items()):
+            print(f"{attack}: {said}")
     for verdict in outcome.verdicts():
         print(f"{verdict.verdict}: {verdict.claim}\n    {verdict.because}")
     if outcome.tabular:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from ray_fed.config import require, unknown_name
-from ray_fed.leakage.observation import AttackObservation
 from ray_fed.leakage.layer_inversion import trace_of
+from ray_fed.leakage.observation import AttackObservation
 from ray_fed.leakage.targets import trainable
 from ray_fed.randomness import derived_seed
 

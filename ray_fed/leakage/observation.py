@@ -99,8 +99,9 @@ class StackedNetwork:
     ) -> list[torch.Tensor]:
         """Return what is sent: the gradient, or (w_before - w_after) / learning_rate after the plan's local steps.
 
-        With `create_graph` steps of SGD are unrolled and can be differentiated (Geiping et al. 2020, Sec. 6). Adam sends
-        little but signs, which cannot: then the sum of the gradients along its way is returned, whose direction counts.
+        With `create_graph` steps of SGD are unrolled and can be differentiated (Geiping et al. 2020, Sec. 6). Adam
+        sends little but signs, which cannot: then the sum of the gradients along its way is returned, whose direction
+        counts.
         """
         plan = plan or LocalPlan()
         if plan.steps == 1 and plan.optimizer == "sgd" and not plan.minibatch:
@@ -189,8 +190,8 @@ class Knowledge:
 class AttackObservation:
     """A message as the coordinator receives it, with the parameters it had sent.
 
-    message: one tensor per parameter that is trained, in the order of `trainable(network)`: the gradient of the mean loss over
-    the batch, or (w_before - w_after) / learning_rate of a FedAvg update, which for one step is the same.
+    message: one tensor per parameter that is trained, in the order of `trainable(network)`: the gradient of the mean
+    loss over the batch, or (w_before - w_after) / learning_rate of a FedAvg update, which for one step is the same.
     """
 
     network: nn.Module

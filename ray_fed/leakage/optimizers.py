@@ -151,8 +151,15 @@ class Lbfgs:
             return
         running = ~self.finished
         accepted, failed = self._check_step(values, gradients)
-        self._move(accepted & running, values, gradients)
-        self._restart_or_finish(failed & running)
+        moving, stuck = accepted & running, failed & running
+        if self.line_search:  # most evaluations of a search accept nothing: one look here saves two directions
+            moved, lost = torch.stack([moving.any(), stuck.any()]).tolist()
+        else:
+            moved, lost = True, False
+        if moved:
+            self._move(moving, values, gradients)
+        if lost:
+            self._restart_or_finish(stuck)
 
     def _check_step(self, values: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.line_search:
@@ -184,12 +191,11 @@ class Lbfgs:
 
     def _choose_direction(self, where: torch.Tensor) -> None:
         """Choose new directions and first steps for the problems `where`."""
-        if not bool(where.any()):
-            return
         direction = -self.memory.times(self.gradient)
         slope = _dot(self.gradient, direction)
         uphill = where & ~(slope < 0)
-        self.memory.forget(uphill)
+        if self.line_search:  # without one the products stay positive, and so does H
+            self.memory.forget(uphill)
         direction = torch.where(uphill[:, None], -self.gradient, direction)
         slope = torch.where(uphill, -_dot(self.gradient, self.gradient), slope)
         self.finished |= where & ~(slope < 0)  # a zero gradient, or none
@@ -201,67 +207,78 @@ class Lbfgs:
 
 
 class PairMemory:
-    """The last `history` pairs (s, y) of each problem, in a ring, and their products."""
+    """The last `history` pairs (s, y) of each problem, in a ring, and their products.
+
+    Nothing here waits for a value: on a GPU each look at one would stop the queue.
+    """
 
     def __init__(self, n: int, size: int, history: int, like: torch.Tensor):
         self.history = history
         self.steps, self.changes = like.new_zeros(n, history, size), like.new_zeros(n, history, size)
-        self.products = torch.zeros(n, history, history, dtype=torch.float64, device=like.device)
-        """s_i . y_j, by slot."""
+        self.identity = torch.eye(history, dtype=torch.float64, device=like.device)
+        self.products = self.identity.expand(n, -1, -1).clone()
+        """s_i . y_j by slot, above the diagonal and on it; below it anything. Slots without a pair: the identity."""
         self.count = torch.zeros(n, dtype=torch.int64, device=like.device)
         """Pairs pushed since the memory was last empty."""
+        self.pushes = 0
+        """Most pairs that any problem can have pushed."""
         self.scale = torch.ones(n, dtype=torch.float64, device=like.device)
         """gamma = s.y / y.y of the last pair."""
+        self._rows = torch.arange(n, device=like.device)
 
     def forget(self, where: torch.Tensor) -> None:
         self.count = torch.where(where, 0, self.count)
         self.scale = torch.where(where, 1.0, self.scale)
+        self.products = torch.where(where[:, None, None], self.identity, self.products)
 
     def push(self, where: torch.Tensor, steps: torch.Tensor, changes: torch.Tensor) -> None:
         """Remember s = steps and y = changes [n, size] of the problems `where` whose s.y is large enough."""
         curvature = _dot(steps, changes)
-        index = torch.nonzero(where & (curvature > MIN_CURVATURE)).squeeze(1)
-        if len(index) == 0:
-            return
-        slot = self.count[index] % self.history
-        self.steps[index, slot], self.changes[index, slot] = steps[index], changes[index]
-        used = min(self.history, int(self.count.max()) + 1)
+        kept = where & (curvature > MIN_CURVATURE)
+        slot, rows = self.count % self.history, self._rows
+        self.steps[rows, slot] = torch.where(kept[:, None], steps, self.steps[rows, slot])
+        self.changes[rows, slot] = torch.where(kept[:, None], changes, self.changes[rows, slot])
+        self.pushes += 1
+        used = min(self.history, self.pushes)
         # s_i . y of the older i; s . y_j of older j are below R's diagonal and never read.
-        self.products[index, :used, slot] = _project(self.steps[:, :used], changes)[index]
-        self.products[index, slot, slot] = curvature[index]
-        self.scale[index] = (curvature / _dot(changes, changes))[index]
-        self.count[index] += 1
+        column = _project(self.steps[:, :used], changes)
+        before = self.products[rows, :used, slot]
+        self.products[rows, :used, slot] = torch.where(kept[:, None], column, before)
+        self.scale = torch.where(kept, curvature / _dot(changes, changes), self.scale)
+        self.count = self.count + kept
 
     def times(self, gradient: torch.Tensor) -> torch.Tensor:
         """Return H g [n, size] with the inverse Hessian approximation H of each problem."""
-        used = min(self.history, int(self.count.max()))
+        used = min(self.history, self.pushes)
         if used == 0:
             return gradient
         steps, changes = self.steps[:, :used], self.changes[:, :used]
         order, is_pair, upper = self._in_order(used)
-        onto_steps = _project(steps, gradient).gather(1, order) * is_pair
+        onto_steps = _taken(_project(steps, gradient), order) * is_pair
         first = torch.linalg.solve_triangular(upper, onto_steps[:, :, None], upper=True)
         rest = gradient - _combine(changes, _scatter(first.squeeze(2), order))
         rest = self.scale[:, None].to(rest.dtype) * rest
         diagonal = upper.diagonal(dim1=1, dim2=2)
-        right = (diagonal * first.squeeze(2) - _project(changes, rest).gather(1, order)) * is_pair
+        right = (diagonal * first.squeeze(2) - _taken(_project(changes, rest), order)) * is_pair
         second = torch.linalg.solve_triangular(upper.mT, right[:, :, None], upper=False)
         return rest + _combine(steps, _scatter(second.squeeze(2), order))
 
-    def _in_order(self, used: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return slots from oldest to newest [n, used], which of them hold a pair, and R (identity where none)."""
+    def _in_order(self, used: int) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """Return slots from oldest to newest [n, used] (None: as they are), which of them hold a pair, and R (identity
+        where none). What lies below R's diagonal is not read."""
         slots = torch.arange(used, device=self.count.device)
+        products = self.products[:, :used, :used]
+        if self.pushes <= self.history:  # no ring has gone round
+            return None, slots < self.count[:, None], products
         last = (self.count[:, None] - 1) % self.history
         age = (last - slots) % self.history
         is_pair = age < self.count[:, None].clamp_max(self.history)
         order = torch.argsort(torch.where(is_pair, age, age + self.history), dim=1, descending=True)
         is_pair = is_pair.gather(1, order)
-        products = self.products[:, :used, :used]
         products = products.gather(1, order[:, :, None].expand(-1, -1, used))
         products = products.gather(2, order[:, None].expand(-1, used, -1))
         both = is_pair[:, :, None] & is_pair[:, None]
-        identity = torch.eye(used, dtype=products.dtype, device=products.device)
-        return order, is_pair, torch.where(both, products, identity).triu()
+        return order, is_pair, torch.where(both, products, self.identity[:used, :used]).triu()
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -277,8 +294,12 @@ def _combine(rows: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
     return (coefficients[:, None].to(rows.dtype) @ rows).squeeze(1)
 
 
-def _scatter(ordered: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    return torch.zeros_like(ordered).scatter(1, order, ordered)
+def _taken(by_slot: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    return by_slot if order is None else by_slot.gather(1, order)
+
+
+def _scatter(ordered: torch.Tensor, order: torch.Tensor | None) -> torch.Tensor:
+    return ordered if order is None else torch.zeros_like(ordered).scatter(1, order, ordered)
 
 
 DECAY_POINTS = (3 / 8, 5 / 8, 7 / 8)

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn import functional
 
 from ray_fed.config import require
 from ray_fed.errors import ConfigError
 from ray_fed.leakage.attacks import Attack
+from ray_fed.leakage.chain_kernel import ChainKernel
 from ray_fed.leakage.distances import Distance, make_distance, total_variation
 from ray_fed.leakage.labels import infer_labels
 from ray_fed.leakage.layer_inversion import invert_layers, why_no_chain
@@ -108,7 +110,9 @@ class Reconstruction:
         """Say how an attack ended, as far as the attacker can see."""
         share = float(self.misfit[problem])
         if bool(self.diverged[problem]):
-            return f"diverged: what it ends with is worse than its start; its best point leaves {share:.1e} of the message"
+            return (
+                f"diverged: what it ends with is worse than its start; its best point leaves {share:.1e} of the message"
+            )
         if not share < UNEXPLAINED:
             return f"did not converge: its best point leaves {share:.1e} of the message unexplained"
         return f"explains the message up to {share:.1e}"
@@ -135,8 +139,8 @@ def reconstruct(
     knows = observations[0].knows
     if knows.is_tokens:
         raise ConfigError(
-            "the inputs are whole numbers, which no descent moves: tokens are read from the rows of the table's gradient "
-            "(tokens.py), which `ray-fed leakage` does"
+            "the inputs are whole numbers, which no descent moves: tokens are read from the rows of the table's "
+            "gradient (tokens.py), which `ray-fed leakage` does"
         )
     is_smoothed = knows.batch_size >= SMOOTHED_BATCH and len(knows.input_shape) == 3
     weight = attack.batch_total_variation if is_smoothed else 0.0
@@ -227,6 +231,7 @@ class Problem:
         self.size = int(torch.Size(self.inputs_shape).numel())
         self.statistics = self._statistics()
         """Names of running statistics that the attacker does not know, and finds with the inputs."""
+        self.kernel = ChainKernel(observations[0]) if ChainKernel.fits(observations[0]) else None
 
     def _labels(self, observations: Sequence[AttackObservation]) -> tuple[bool, torch.Tensor | None, str]:
         """Return whether labels are optimised with the inputs, those that are not, and why they are.
@@ -295,6 +300,28 @@ class Problem:
             place += size
         return network.with_constants(found) if found else network
 
+    def slopes(
+        self, variables: torch.Tensor, labels: torch.Tensor | None, network: StackedNetwork, seen: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the objective [k] of variables [k, size], and its slope [k, size]."""
+        if self.kernel is None:
+            points = variables.detach().requires_grad_()
+            values = self.objective(points, labels, network, seen)
+            return values.detach(), torch.autograd.grad(values.sum(), points)[0]
+        inputs, free = self.decode(variables.detach())
+        classes = free if labels is None else functional.one_hot(labels, self.knows.num_classes).to(inputs)
+        assert classes is not None
+        weights = [parameter.detach() for parameter in network.parameters]
+        value, slope, by_label = self.kernel(inputs, classes, weights, seen, self.distance)
+        parts = [slope.flatten(1)]
+        if free is not None:
+            parts.append((free * (by_label - (free * by_label).sum(2, keepdim=True))).flatten(1))
+        smooth = self.attack.total_variation if len(self.knows.input_shape) == 3 else 0.0
+        if smooth:
+            rough, rises = _roughness(inputs)
+            value, parts[0] = value + smooth * rough, parts[0] + smooth * rises.flatten(1)
+        return value, torch.cat(parts, dim=1)
+
     def objective(
         self, variables: torch.Tensor, labels: torch.Tensor | None, network: StackedNetwork, seen: list[torch.Tensor]
     ) -> torch.Tensor:
@@ -307,6 +334,13 @@ class Problem:
         value = self.distance(virtual, seen)
         smooth = self.attack.total_variation if len(self.knows.input_shape) == 3 else 0.0
         return value + smooth * total_variation(inputs) if smooth else value
+
+
+def _roughness(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the total variation [n] and its slope."""
+    points = images.detach().requires_grad_()
+    values = total_variation(points)
+    return values.detach(), torch.autograd.grad(values.sum(), points)[0]
 
 
 class _Run:
@@ -355,10 +389,7 @@ class _Run:
             self.labels = None if self.problem.labels is None else self.problem.labels[self.active]
 
     def _evaluate(self, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        points = points.detach().requires_grad_()
-        values = self.problem.objective(points, self.labels, self.network, self.seen)
-        (gradients,) = torch.autograd.grad(values.sum(), points)
-        return values.detach(), gradients
+        return self.problem.slopes(points, self.labels, self.network, self.seen)
 
     def _remember(self, points: torch.Tensor, values: torch.Tensor) -> None:
         assert self.variables is not None

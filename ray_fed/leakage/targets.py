@@ -253,7 +253,7 @@ def attackable(network: nn.Module) -> nn.Module:
         if type(layer) is nn.Conv2d and _has_patches(layer):
             layer.__class__ = PatchConv2d
         elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.__class__ = _Normalised
+            layer.__class__ = _Normalised  # type: ignore[assignment]
     copy._is_attackable = True  # type: ignore[assignment]
     return copy
 

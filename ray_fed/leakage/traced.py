@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import fx, nn
 from torch.func import functional_call
+from torch.fx.node import map_arg
 
 from ray_fed.leakage.targets import PatchConv2d, plain_attention
 
@@ -26,16 +27,17 @@ REARRANGING = (
 )  # fmt: skip
 """Operations that move values and change none."""
 ELEMENTWISE = (
-    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.rsub.Scalar, aten.native_batch_norm.default,
+    aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.rsub.Scalar,
+    aten.native_batch_norm.default,
     aten._native_batch_norm_legit_no_training.default, aten.cudnn_batch_norm.default,
 )  # fmt: skip
 """Operations that may scale and shift each value by itself."""
-ACTIVATIONS = {
+ACTIVATIONS: dict[Any, str] = {
     aten.relu.default: "relu", aten.sigmoid.default: "sigmoid", aten.tanh.default: "tanh",
     aten.leaky_relu.default: "leaky_relu", aten.elu.default: "elu", aten.gelu.default: "gelu",
     aten.silu.default: "silu", aten.softplus.default: "softplus",
 }  # fmt: skip
-POOLING = {
+POOLING: dict[Any, str] = {
     aten.max_pool2d_with_indices.default: "max pooling keeps one value of several",
     aten.avg_pool2d.default: "average pooling keeps one mean of several values",
     aten._adaptive_avg_pool2d.default: "average pooling keeps one mean of several values",
@@ -108,7 +110,7 @@ class Trace:
             return tensors[self.names[list(self.graph.nodes).index(node)]]
         assert callable(node.target)
         inner = lambda part: self.value(part, given, tensors)  # noqa: E731
-        return node.target(*fx.node.map_arg(node.args, inner), **fx.node.map_arg(node.kwargs, inner))
+        return node.target(*map_arg(node.args, inner), **map_arg(node.kwargs, inner))
 
 
 _TRACES: WeakKeyDictionary = WeakKeyDictionary()
@@ -128,6 +130,7 @@ def _trace(network: nn.Module, sample: torch.Tensor) -> Trace:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     plain = _with_plain_convolutions(network)
+    plain = plain.to(sample.dtype) if sample.is_floating_point() else plain
     tensors = {name: value.detach() for name, value in (*plain.named_parameters(), *plain.named_buffers())}
     run = lambda values, x: functional_call(plain, values, (x,))  # noqa: E731
     try:
@@ -143,7 +146,7 @@ def _with_plain_convolutions(network: nn.Module) -> nn.Module:
     plain = deepcopy(network)
     for layer in plain.modules():
         if isinstance(layer, PatchConv2d):
-            layer.__class__ = nn.Conv2d  # the same parameters, torch's own operation
+            layer.__class__ = nn.Conv2d  # type: ignore[assignment]  # the same parameters, torch's own operation
     return plain
 
 
@@ -301,11 +304,10 @@ class _Reader:
         weight, bias = self.pieces(node)
         if transposed or groups != 1 or len(stride) != 2 or not weight:  # type: ignore[arg-type]
             raise _NoChain("a transposed, grouped or one-dimensional convolution is not inverted")
-        pairs = [(int(one[0]), int(one[1])) for one in (stride, padding, dilation)]  # type: ignore[index]
+        stride, padding, dilation = ((int(one[0]), int(one[1])) for one in (stride, padding, dilation))  # type: ignore[index]
         source = self.before(node)
-        return Operation(
-            "convolution", _shape(source), _shape(node), weight, bias, *pairs, node=node, source=source
-        )
+        shapes = _shape(source), _shape(node)
+        return Operation("convolution", *shapes, weight, bias, stride, padding, dilation, node=node, source=source)
 
 
 _GETITEM = __import__("operator").getitem
@@ -337,10 +339,9 @@ def rearrangement(recorded: Trace, one: Operation) -> torch.Tensor:
     return applied(recorded, one, numbers, {}).flatten().long()
 
 
-def applied(
-    recorded: Trace, one: Operation, values: torch.Tensor, tensors: Mapping[str, torch.Tensor]
-) -> torch.Tensor:
+def applied(recorded: Trace, one: Operation, values: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Return one operation's result on values [1, *input_shape], with the named parameters and constants."""
-    assert one.node is not None and one.source is not None
+    assert one.node is not None
+    assert one.source is not None
     found = recorded.value(one.node, {one.source: values}, tensors)
     return found[0] if isinstance(found, tuple | list) else found
