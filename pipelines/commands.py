@@ -239,6 +239,27 @@ COMMANDS = (
         "what is reconstructed and what stops it. A silo is audited only if its owner's policy allows it.",
     ),
     Command(
+        "flower",
+        "run an app written for Flower, unchanged, on silos of this runtime",
+        "pipelines.flower.command:run",
+        (
+            place("app", metavar="FOLDER", help="folder of the app, with its pyproject.toml"),
+            argument(
+                "--run-config",
+                action="append",
+                default=[],
+                metavar="TEXT",
+                help='values in place of the app\'s own, as flwr run takes them: "num-server-rounds=5 lr=0.1", or a '
+                ".toml file (repeatable)",
+            ),
+            argument("--resume", action="store_true", help="go on with the run in the folder of --out"),
+            "pipelines.flower.config:FlowerConfig",
+        ),
+        "Run the ServerApp and the ClientApp of a folder as `flwr run` does: a silo is what Flower calls a SuperNode. "
+        "What clients answer crosses their silo's gate and is a line in its ledger.",
+        _start_fork_server,
+    ),
+    Command(
         "sweep",
         "many runs over the same silos with Ray Tune: communication frequency, learning rate, any other field",
         "pipelines.sweep.pipeline:run",
