@@ -92,15 +92,9 @@ class Chain:
     def of(cls, observations: Sequence[AttackObservation]) -> "Chain":
         first = observations[0]
         names = trainable(first.network)
-        message = [
-            torch.stack(part).double().cpu() for part in zip(*(one.message for one in observations), strict=True)
-        ]
-        sent = [
-            torch.stack(part).double().cpu() for part in zip(*(one.parameters for one in observations), strict=True)
-        ]
-        kept = {
-            name: torch.stack([one.constants[name] for one in observations]).double().cpu() for name in first.constants
-        }
+        message = [torch.stack(part).double().cpu() for part in zip(*(one.message for one in observations), strict=True)]
+        sent = [torch.stack(part).double().cpu() for part in zip(*(one.parameters for one in observations), strict=True)]
+        kept = {name: torch.stack([one.constants[name] for one in observations]).double().cpu() for name in first.constants}
         every = dict(zip(names, sent, strict=True))
         return cls(trace_of(first), dict(zip(names, message, strict=True)), {**every, **kept})
 
@@ -109,17 +103,13 @@ class Chain:
 
     def bias(self, one: Operation) -> torch.Tensor:
         """Return a layer's bias [n, out], zeros where it has none."""
-        return (
-            self.weights[one.bias] if one.bias else self.weights[one.weight].new_zeros(len(self), one.output_shape[0])
-        )
+        return self.weights[one.bias] if one.bias else self.weights[one.weight].new_zeros(len(self), one.output_shape[0])
 
     def tensors(self, problem: int) -> dict[str, torch.Tensor]:
         """Return the weights of one problem."""
         return {name: value[problem] for name, value in self.weights.items()}
 
-    def undo_affine(
-        self, one: Operation, after: torch.Tensor, delta: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def undo_affine(self, one: Operation, after: torch.Tensor, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return values and dL/d of them before an operation that scales and shifts each value, e.g. a normalisation
         with given statistics."""
         scale, shift = [], []
@@ -169,9 +159,7 @@ def walk_back(observations: Sequence[AttackObservation], solve: ConvolutionSolve
             values, delta = (_put_back(part, chain.recorded, one) for part in (values, delta))
             known = known and Known(values, _put_back(known.certain, chain.recorded, one), delta)
         else:
-            values, delta = chain.undo_affine(
-                one, values.reshape(-1, *one.output_shape), delta.reshape(-1, *one.output_shape)
-            )
+            values, delta = chain.undo_affine(one, values.reshape(-1, *one.output_shape), delta.reshape(-1, *one.output_shape))
             certain = torch.ones_like(values) if known is None else known.certain.reshape(values.shape)
             known = Known(values, certain, delta)
     found = values.reshape(-1, 1, *observations[0].knows.input_shape).clamp(0.0, 1.0)
@@ -199,19 +187,12 @@ def output_delta(observations: Sequence[AttackObservation], chain: Chain) -> tor
     assert output is not None
     if output.bias in chain.message and bool(chain.message[output.bias].any()):
         return chain.message[output.bias]
-    require(
-        observations[0].loss == "cross_entropy",
-        "without the output bias's gradient only a cross-entropy can be inverted",
-    )
+    require(observations[0].loss == "cross_entropy", "without the output bias's gradient only a cross-entropy can be inverted")
     bias = chain.weights.get(output.bias)
-    return torch.stack(
-        [
-            _scaled_delta(
-                chain.weights[output.weight][i], chain.message[output.weight][i], None if bias is None else bias[i]
-            )
-            for i in range(len(chain))
-        ]
-    )
+    return torch.stack([
+        _scaled_delta(chain.weights[output.weight][i], chain.message[output.weight][i], None if bias is None else bias[i])
+        for i in range(len(chain))
+    ])
 
 
 def _scaled_delta(weight: torch.Tensor, seen: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

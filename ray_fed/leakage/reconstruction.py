@@ -108,9 +108,7 @@ class Reconstruction:
         """Say how an attack ended, as far as the attacker can see."""
         share = float(self.misfit[problem])
         if bool(self.diverged[problem]):
-            return (
-                f"diverged: what it ends with is worse than its start; its best point leaves {share:.1e} of the message"
-            )
+            return f"diverged: what it ends with is worse than its start; its best point leaves {share:.1e} of the message"
         if not share < UNEXPLAINED:
             return f"did not converge: its best point leaves {share:.1e} of the message unexplained"
         return f"explains the message up to {share:.1e}"

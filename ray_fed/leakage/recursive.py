@@ -64,9 +64,7 @@ def why_no_ratio(observation: AttackObservation) -> str:
     if scaled:
         return "the inputs are scaled before the first layer"
     missing = [name for name in (first.weight, first.bias) if name not in trainable(observation.network)]
-    return (
-        f"the first layer's {'bias is' if first.bias in missing else 'weight is'} not in the message" if missing else ""
-    )
+    return f"the first layer's {'bias is' if first.bias in missing else 'weight is'} not in the message" if missing else ""
 
 
 def _first_layer(observation: AttackObservation) -> tuple[Operation | None, bool]:

@@ -303,7 +303,9 @@ class _Reader:
             raise _NoChain("a transposed, grouped or one-dimensional convolution is not inverted")
         pairs = [(int(one[0]), int(one[1])) for one in (stride, padding, dilation)]  # type: ignore[index]
         source = self.before(node)
-        return Operation("convolution", _shape(source), _shape(node), weight, bias, *pairs, node=node, source=source)
+        return Operation(
+            "convolution", _shape(source), _shape(node), weight, bias, *pairs, node=node, source=source
+        )
 
 
 _GETITEM = __import__("operator").getitem
@@ -335,7 +337,9 @@ def rearrangement(recorded: Trace, one: Operation) -> torch.Tensor:
     return applied(recorded, one, numbers, {}).flatten().long()
 
 
-def applied(recorded: Trace, one: Operation, values: torch.Tensor, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def applied(
+    recorded: Trace, one: Operation, values: torch.Tensor, tensors: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
     """Return one operation's result on values [1, *input_shape], with the named parameters and constants."""
     assert one.node is not None and one.source is not None
     found = recorded.value(one.node, {one.source: values}, tensors)
