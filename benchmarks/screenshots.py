@@ -24,6 +24,8 @@ from skimage.io import imread
 TABS = {"scalars": "timeseries", "groups": "custom_scalars", "hparams": "hparams", "images": "images", "text": "text"}
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PATIENCE_SECONDS = 60
+DRAWING = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+"""TensorBoard draws curves by WebGL: without it, cards of scalars have axes and numbers only."""
 
 
 @contextlib.contextmanager
@@ -60,7 +62,7 @@ def _wait_for(address: str) -> None:
 
 def picture(browser: str, address: str, path: Path) -> None:
     with tempfile.TemporaryDirectory() as profile:
-        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+        command = [browser, "--headless", "--no-sandbox", f"--user-data-dir={profile}", *DRAWING]
         size, wait = "--window-size=1500,1100", "--virtual-time-budget=20000"
         subprocess.run(
             [*command, size, wait, f"--screenshot={path}", address], check=True, capture_output=True, timeout=120

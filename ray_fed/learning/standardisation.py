@@ -66,6 +66,18 @@ class ColumnMoments:
         sums = ((_whole(row[:SUM_DIGITS]), _whole(row[SUM_DIGITS:])) for row in self.digits)
         return np.array([(n * squares - total * total) / (n << 2 * POINT) for total, squares in sums])
 
+    @property
+    def std(self) -> np.ndarray:
+        """Population standard deviation, float64 [num_columns], as scikit-learn's StandardScaler has it."""
+        return np.sqrt(self.m2 / max(1, self.num_examples))
+
+    @property
+    def is_constant(self) -> np.ndarray:
+        """Whether a column's numbers are equal, bool [num_columns]: their variance is then one of rounding errors, not
+        of data; they add up with the rows."""
+        rounding = max(10, self.num_examples) * np.finfo(np.float64).eps
+        return self.std <= rounding * np.abs(self.mean)
+
 
 def without_rare(values: np.ndarray, fewest: int) -> np.ndarray:
     """Return `values` [rows, num_columns] without what a few rows alone have: in a column in which fewer than `fewest`
@@ -136,11 +148,8 @@ class Standardizer:
 
     @classmethod
     def from_moments(cls, moments: ColumnMoments) -> "Standardizer":
-        """Population standard deviation, as scikit-learn's StandardScaler."""
-        std = np.sqrt(moments.m2 / max(1, moments.num_examples))
-        # A column of equal numbers has a variance of rounding errors, not of data; they add up with the rows.
-        size, rounding = np.abs(moments.mean), max(10, moments.num_examples) * np.finfo(np.float64).eps
-        return cls(moments.mean, np.where(std <= rounding * size, np.maximum(1.0, size), std))
+        size = np.maximum(1.0, np.abs(moments.mean))
+        return cls(moments.mean, np.where(moments.is_constant, size, moments.std))
 
     def beside(self, other: "Standardizer") -> "Standardizer":
         """Return the scaler of these columns and, after them, of the other's."""

@@ -304,7 +304,7 @@ class PropertyTask(Task):
             return Standardizer.from_moments(moments)
         d = len(moments.digits) - 2 * sum(not target.classes for target in self.targets)
         of_features = Standardizer.from_moments(replace(moments, digits=moments.digits[:d]))
-        return of_features.beside(target_scaler(replace(moments, digits=moments.digits[d:])))
+        return of_features.beside(target_scaler(replace(moments, digits=moments.digits[d:]), self.targets))
 
     def prepare(self, rows: LocalRows, standardizer: Standardizer | None, device: str) -> Samples:
         """Return features [rows, d] and what is learned of the targets [rows, outputs] as tensors on the device."""

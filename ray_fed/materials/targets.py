@@ -218,11 +218,17 @@ def moment_columns(values: np.ndarray, targets: Sequence[Target]) -> np.ndarray:
     return np.hstack([np.nan_to_num(learned), ~np.isnan(learned)]).astype(np.float64)
 
 
-def target_scaler(moments: ColumnMoments) -> Standardizer:
-    """Return mean and standard deviation of R regression targets from moments of their `moment_columns`."""
+def target_scaler(moments: ColumnMoments, targets: Sequence[Target]) -> Standardizer:
+    """Return mean and standard deviation of the R regression targets from moments of their `moment_columns`; DataError
+    names one that does not vary."""
     num_targets = len(moments.digits) // 2
     counts = np.rint(moments.mean[num_targets:] * moments.num_examples).astype(int).tolist()
     parts = [ColumnMoments(count, moments.digits[at : at + 1]) for at, count in enumerate(counts)]
+    for target, part in zip((target for target in targets if not target.classes), parts, strict=True):
+        if part.num_examples > 1 and part.is_constant[0]:
+            # "in all but a few": of columns in which fewer rows differ than an owner tells of, nothing is told.
+            said = "has one value in all, or all but a few, of the silos' rows: nothing to learn; is the column right?"
+            raise DataError(f"target {target.name!r} {said}", failure=Trouble.VALUE_UNUSABLE)
     scalers = [Standardizer.from_moments(part) for part in parts]
     return Standardizer(*(np.array([getattr(one, name)[0] for one in scalers]) for name in ("mean", "scale")))
 

@@ -313,10 +313,12 @@ def _curve(axes: "Axes", look: Mapping[str, object], x: Sequence[float], y: Sequ
 
 
 def _log_scale(axes: "Axes") -> None:
-    """Logarithmic y axis with plain numbers, also between the powers of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    """Logarithmic y axis with plain numbers, also between the powers of ten, and evenly spaced ones where the curves
+    span less than a factor of four."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     axes.set_yscale("log", nonpositive="mask")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(MaxNLocator(6) if high < 4 * low else LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())

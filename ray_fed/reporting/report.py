@@ -49,6 +49,7 @@ table { border-collapse: collapse; font-size: .94rem; font-variant-numeric: tabu
 caption { caption-side: bottom; text-align: left; color: var(--quiet); font-size: .88rem; padding-top: .5rem; }
 th, td { padding: .38rem .9rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 td { overflow-wrap: break-word; max-width: 34rem; }
+.short { white-space: nowrap; }
 th { white-space: nowrap; color: var(--quiet); font-weight: 600; border-bottom: 2px solid var(--line); }
 tbody tr:nth-child(even) { background: var(--stripe); }
 .number { text-align: right; white-space: nowrap; }
@@ -76,6 +77,8 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """Content-Security-Policy: the browser itself refuses scripts and anything from outside."""
 
+SHORT_TEXT = 30
+"""Letters of a text that stays on one line: in a wide table its column would else become as narrow as one word."""
 NUMERIC = frozenset("0123456789+-−.,e%± ")
 
 LEADING = ("name", "silo", "part", "source", "rows", "columns")
@@ -337,7 +340,11 @@ def _table(table: Table) -> str:
 
 
 def _row(cells: Sequence[object], tag: str, right: frozenset[int], bold: bool = False) -> str:
-    opened = [f'<{tag} class="number">' if index in right else f"<{tag}>" for index in range(len(cells))]
+    looks = [
+        "number" if index in right else "short" if tag == "td" and len(str(cell)) <= SHORT_TEXT else ""
+        for index, cell in enumerate(cells)
+    ]
+    opened = [f'<{tag} class="{look}">' if look else f"<{tag}>" for look in looks]
     inner = "".join(f"{start}{_escaped(cell)}</{tag}>" for start, cell in zip(opened, cells, strict=True))
     return f'<tr class="strong">{inner}</tr>' if bold else f"<tr>{inner}</tr>"
 

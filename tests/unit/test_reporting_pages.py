@@ -197,7 +197,7 @@ def test_the_report_leads_with_results_and_ends_with_what_is_needed_to_repeat(ru
 def test_columns_of_numbers_are_set_to_the_right(run):
     table = Table(["name", "n", "hash"], [["mit", "1,000", "ab1"], ["ucla", "–", "12"]])
     text = write_report(run, "t", {}, [Section("s", [table])]).read_text(encoding="utf-8")
-    assert '<td>mit</td><td class="number">1,000</td><td>ab1</td>' in text
+    assert '<td class="short">mit</td><td class="number">1,000</td><td class="short">ab1</td>' in text
 
 
 def test_a_missing_figure_and_a_figure_that_is_no_png_leave_no_report(run):

@@ -157,9 +157,16 @@ def test_moments_of_a_target_are_those_of_the_rows_that_have_it():
     values = np.array([[1.0, np.nan, 1.0], [3.0, 1e3, np.nan], [np.nan, 1e5, 0.0]])
     targets = (GAP, LIFETIME, METAL)
     parts = [ColumnMoments.of(moment_columns(part, targets)) for part in (values[:1], values[1:])]
-    scaler = target_scaler(merge_moments(parts))
+    scaler = target_scaler(merge_moments(parts), targets)
     assert scaler.mean.tolist() == [2.0, 4.0]
     assert scaler.scale.tolist() == [1.0, 1.0]
+
+
+def test_a_target_that_does_not_vary_is_refused_by_name():
+    values = np.array([[1.0, 7.0, 1.0], [3.0, 7.0, np.nan], [np.nan, np.nan, 0.0]])
+    targets = (GAP, LIFETIME, METAL)
+    with pytest.raises(DataError, match=f"target '{LIFETIME.name}' has one value in all, or all but a few"):
+        target_scaler(ColumnMoments.of(moment_columns(values, targets)), targets)
 
 
 @given(power=st.integers(-12, 12))
@@ -167,7 +174,7 @@ def test_standardised_targets_do_not_know_their_unit(power):
     values = np.random.default_rng(0).normal(3.0, 2.0, (50, 1))
     learned = []
     for factor in (1.0, 10.0**power):
-        scaler = target_scaler(ColumnMoments.of(moment_columns(values * factor, (GAP,))))
+        scaler = target_scaler(ColumnMoments.of(moment_columns(values * factor, (GAP,))), (GAP,))
         learned.append(learned_values(values * factor, (GAP,), scaler))
         assert predicted_values(learned[-1], (GAP,), scaler) == pytest.approx(values * factor, rel=1e-9)
     assert learned[0] == pytest.approx(learned[1], rel=1e-9)
