@@ -225,13 +225,14 @@ class Slowly(Callback):
         time.sleep(0.02)
 
 
-def test_a_program_that_is_killed_again_and_again_comes_to_the_same_bytes(tmp_path):
-    plan, out = replace(TRAINING, rounds=24, epochs=12), tmp_path / "run"
-    random, history, kills = np.random.default_rng(0), out / "history.jsonl", 0
-    while kills < 5:
+def killed_and_resumed(out, train, kills):
+    """Run `train(out=..., resume=True, ...)` in processes that are killed at random instants; return the last run."""
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # whose seconds of imports the processes inherit
+    random, history = np.random.default_rng(0), out / "history.jsonl"
+    for _ in range(kills):
         child = os.fork()
         if not child:  # another process, without the seconds that importing torch takes
-            train(training=plan, out=out, resume=True, callbacks=[Slowly()], select="loss")
+            train(out=out, resume=True, callbacks=[Slowly()])
             os._exit(0)
         lines = history.read_bytes().count(b"\n") if history.exists() else 0
         while not history.exists() or history.read_bytes().count(b"\n") < min(25, lines + 3):
@@ -239,10 +240,26 @@ def test_a_program_that_is_killed_again_and_again_comes_to_the_same_bytes(tmp_pa
         time.sleep(random.uniform(0, 0.05))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        kills += 1
-    resumed = train(training=plan, out=tmp_path / "run", resume=True, select="loss")
-    whole = train(training=plan, out=tmp_path / "whole", select="loss")
-    assert history.read_bytes() == (tmp_path / "whole" / "history.jsonl").read_bytes()
-    files = [tmp_path / name / "models" / "federated.safetensors" for name in ("run", "whole")]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    return train(out=out, resume=True)
+
+
+HARD = replace(
+    TRAINING, rounds=24, epochs=12, optimizer="adamw", optimizer_options={"weight_decay": 0.1}, schedule="cosine",
+    warmup_steps=3, clip_norm=1.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"training": replace(TRAINING, rounds=24, epochs=12), "select": "loss"},
+        {"training": HARD, "task": replace(TASK, exchange=["!3.*"])},
+    ],
+    ids=["adam", "AdamW, schedule, partial exchange"],
+)
+def test_a_program_that_is_killed_again_and_again_comes_to_the_same_bytes(options, tmp_path):
+    resumed = killed_and_resumed(tmp_path / "run", lambda **more: train(**options, **more), kills=4)
+    whole = train(out=tmp_path / "whole", **options)
+    for name in ("history.jsonl", "models/federated.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert bits(resumed) == bits(whole)
