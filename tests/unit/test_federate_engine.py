@@ -1,7 +1,6 @@
 """`federate` as an engine: a folder, a way on after any end, callbacks, a chosen model, and the way back from disk."""
 
-import os
-import signal
+import sys
 import time
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ from pipelines import Callback, EarlyStopping, Federated, StopTraining, Training
 from ray_fed import ConfigError, DataError, SiloSpec, TorchTask
 from ray_fed.errors import CallbackFailed
 from ray_fed.federation.rounds.machine import RoundRules
+from tests.commands import REPOSITORY, start_module
 
 SILOS = [SiloSpec(name, seed) for name, seed in (("a", 1), ("b", 2), ("c", 3))]
 TRAINING = Training(rounds=6, epochs=6, batch_size=16, learning_rate=0.05)
@@ -225,41 +225,37 @@ class Slowly(Callback):
         time.sleep(0.02)
 
 
-def killed_and_resumed(out, train, kills):
-    """Run `train(out=..., resume=True, ...)` in processes that are killed at random instants; return the last run."""
-    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # whose seconds of imports the processes inherit
-    random, history = np.random.default_rng(0), out / "history.jsonl"
-    for _ in range(kills):
-        child = os.fork()
-        if not child:  # another process, without the seconds that importing torch takes
-            train(out=out, resume=True, callbacks=[Slowly()])
-            os._exit(0)
+LONG = replace(TRAINING, rounds=24, epochs=12)
+HARD = replace(
+    LONG, optimizer="adamw", optimizer_options={"weight_decay": 0.1}, schedule="cosine", warmup_steps=3, clip_norm=1.0
+)
+KINDS = {
+    "adam": {"training": LONG, "select": "loss"},
+    "AdamW, schedule, partial exchange": {"training": HARD, "task": replace(TASK, exchange=["!3.*"])},
+}
+KILLS = {"adam": 4, "AdamW, schedule, partial exchange": 2}  # PyTorch's optimisers take seconds to import
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_that_is_killed_again_and_again_comes_to_the_same_bytes(kind, tmp_path):
+    out = tmp_path / "run"
+    random, history, kills = np.random.default_rng(0), out / "history.jsonl", 0
+    while kills < KILLS[kind]:
+        process = start_module("tests.unit.test_federate_engine", str(out), kind, folder=REPOSITORY)
         lines = history.read_bytes().count(b"\n") if history.exists() else 0
         while not history.exists() or history.read_bytes().count(b"\n") < min(25, lines + 3):
+            assert process.poll() in (None, 0), process.stderr.read()
             time.sleep(0.002)
         time.sleep(random.uniform(0, 0.05))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    return train(out=out, resume=True)
-
-
-HARD = replace(
-    TRAINING, rounds=24, epochs=12, optimizer="adamw", optimizer_options={"weight_decay": 0.1}, schedule="cosine",
-    warmup_steps=3, clip_norm=1.0,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"training": replace(TRAINING, rounds=24, epochs=12), "select": "loss"},
-        {"training": HARD, "task": replace(TASK, exchange=["!3.*"])},
-    ],
-    ids=["adam", "AdamW, schedule, partial exchange"],
-)
-def test_a_program_that_is_killed_again_and_again_comes_to_the_same_bytes(options, tmp_path):
-    resumed = killed_and_resumed(tmp_path / "run", lambda **more: train(**options, **more), kills=4)
-    whole = train(out=tmp_path / "whole", **options)
+        process.kill()
+        process.communicate()
+        kills += 1
+    resumed = train(**KINDS[kind], out=out, resume=True)
+    whole = train(**KINDS[kind], out=tmp_path / "whole")
     for name in ("history.jsonl", "models/federated.safetensors"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert bits(resumed) == bits(whole)
+
+
+if __name__ == "__main__":
+    train(**KINDS[sys.argv[2]], out=sys.argv[1], resume=True, callbacks=[Slowly()])
