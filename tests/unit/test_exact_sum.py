@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from ray_fed import exact_sum
 from ray_fed.exact_sum import ExactWeightedSum
+from ray_fed.federation import diversity
+from ray_fed.federation.messages import Update
 
 floats = st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
 
@@ -148,3 +150,18 @@ def test_large_and_small_updates_go_different_ways_into_one_sum():
     for value in (2.0**35, 1.25, -(2.0**35)):
         total.add(np.array([value], np.float32), 1)
     assert total.mean().tolist() == [np.float32(1.25 / 3)]
+
+
+def test_of_a_large_model_every_other_value_says_how_unlike_silos_are(monkeypatch):
+    random = np.random.default_rng(1)
+    sent = {name: np.zeros(30_000, np.float32) for name in "ab"}
+    updates = [Update(name, "s", 1, random.normal(1, 1, 30_000).astype(np.float32), 10, 1, 0.0) for name in "ab"]
+    found = []
+    for most in (1 << 23, 10_000):
+        monkeypatch.setattr(diversity, "MOST_PARAMETERS", most)
+        measured = diversity.Diversity(sent, 30_000)
+        list(measured.noted(updates))
+        found.append(measured.value())
+    assert found[0] == pytest.approx(4 / 3, rel=0.02)  # (1 + 1) / (1 + 1/2)
+    assert found[1] == pytest.approx(found[0], rel=0.02)
+    assert found[1] != found[0]
