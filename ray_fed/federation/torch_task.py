@@ -184,6 +184,7 @@ class TorchTask(Task):
         return lambda vector, inputs: self._said_at(vector, inputs)[1].float().numpy()
 
     def test_scores(self, predict: Predictor, samples: Samples, vector: Vector) -> tuple[Scores, np.ndarray]:  # noqa: ARG002
+        """Return the scores of the model at `vector` on a common test set, and its outputs [rows, ...] there."""
         said, outputs, module = self._said_at(vector, samples.features)
         return self._scores(module, said, samples.rows.targets, outputs), outputs.float().numpy()
 

@@ -35,7 +35,7 @@ class LightningLoop:
 
     def __call__(self, network: nn.Module, data: Any, context: FitContext) -> Mapping[str, Any]:
         """Train one round; the network must be a LightningModule."""
-        import pytorch_lightning as lightning
+        import pytorch_lightning as lightning  # type: ignore[import-not-found]
 
         logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # it greets in every round
         memory = _memory(lightning.Callback, context)

@@ -26,7 +26,7 @@ class TransformersLoop:
 
     def __call__(self, network: nn.Module, data: Any, context: FitContext) -> Mapping[str, Any]:
         """Train one round."""
-        import transformers
+        import transformers  # type: ignore[import-not-found]
 
         rows = samples_of(data)
         with tempfile.TemporaryDirectory() as folder:  # it wants one even where it writes nothing
