@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from actors.cohort import RayCohort
 from actors.session import session
-from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.coordinator import Coordinator, Evaluation
 from ray_fed.federation.messages import SiloDescription, Update
 from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.strategies import make_strategy
@@ -105,7 +105,7 @@ def measured(num_silos: int, width: int, strategy: str, echo) -> tuple[float, fl
     coordinator.agree()
     plan = TrainingPlan(0, 2, 1, ROUNDS)
     job = Job("memory", names, dict.fromkeys(names, plan), 0, make_strategy(strategy), evaluate_every=ROUNDS + 1)
-    coordinator._evaluation = lambda *_: {}  # type: ignore[method-assign]  # there is nothing to evaluate on
+    coordinator._evaluation = lambda *_: Evaluation()  # type: ignore[method-assign]  # there is nothing to evaluate on
     with Peak() as memory:
         start = time.perf_counter()
         for record in coordinator.run(job):

@@ -19,8 +19,9 @@ from ray_fed.federation.messages import SiloDescription
 from ray_fed.federation.rounds.job import RoundRecord
 from ray_fed.federation.task import Task, feature_tensor
 from ray_fed.learning.layout import Layout, initial_vector, load_vector
+from ray_fed.learning.open_trainer import predicted
+from ray_fed.learning.sample_rows import column_rows
 from ray_fed.learning.standardisation import Standardizer
-from ray_fed.learning.trainer import portions
 from ray_fed.reading import parse_json, readable
 from ray_fed.reporting.model_files import read_model_file, serialised, tensors_of
 from ray_fed.reporting.run_directory import RunDirectory
@@ -89,13 +90,15 @@ class Federated:
         return pd.DataFrame(rows).set_index("round")
 
     @torch.no_grad()
-    def predict(self, inputs: np.ndarray | torch.Tensor) -> np.ndarray:
+    def predict(self, inputs: Any) -> Any:
         """Return what the network says, in the task's terms, [rows, ...], of inputs [rows, ...] as they are in the
-        silos: columns are standardised where the silos' were."""
+        silos: columns are standardised where the silos' were. Of a network of several inputs a tuple or dictionary of
+        arrays; where it says several things, so is what comes back."""
+        if isinstance(inputs, Mapping | tuple):
+            return predicted(self.module, column_rows(inputs, ()))
         values = inputs.detach().cpu().numpy() if isinstance(inputs, torch.Tensor) else np.asarray(inputs)
-        features = feature_tensor(values, self.agreement.standardizer, "cpu")
-        outputs = torch.cat([self.module(part) for part in portions(features)]).numpy()
-        return self.task.predicted(outputs, self.agreement.standardizer)
+        found = predicted(self.module, feature_tensor(values, self.agreement.standardizer, "cpu"))
+        return self.task.predicted(found, self.agreement.standardizer) if isinstance(found, np.ndarray) else found
 
     # ---- on disk
 

@@ -153,11 +153,8 @@ class Coordinator:
             require(not job.any_plan.sums, f"{summed}; let the sites dial this hub themselves")
         self._metric_names = frozenset(metric.name for metric in self.task.metrics)
         self._is_evaluated = False
-        module = self.task.model(job.model_seed)
-        plans = {silo: local_plan(job.strategy, plan, module) for silo, plan in job.plans.items()}
-        plans = {silo: self._with_public_count(silo, plan) for silo, plan in plans.items()}
-        job = replace(job, plans=plans)
-        layout = self.task.layout(module, job.any_plan.buffers)
+        job = self._with_local_plans(job)
+        plans, layout = job.plans, self._layout_of(job)
         digest, kept = layout.digest, num_slots_for(rounds_apart(STATE_BYTES_PER_VALUE * layout.size))
         self.cohort.open_session(
             {
@@ -170,6 +167,16 @@ class Coordinator:
                 yield self._shown(record, job)
         finally:
             self.cohort.close_session(job.name, job.silos)
+
+    def _with_local_plans(self, job: Job) -> Job:
+        """Return the job with what its strategy asks of the silos' training."""
+        module = self.task.model(job.model_seed)
+        plans = {silo: local_plan(job.strategy, plan, module) for silo, plan in job.plans.items()}
+        return replace(job, plans={silo: self._with_public_count(silo, plan) for silo, plan in plans.items()})
+
+    def _layout_of(self, job: Job) -> Layout:
+        """Return the layout of what travels; the network that it is asked of is not kept."""
+        return self.task.layout(self.task.model(job.model_seed), job.any_plan.buffers)
 
     def _with_public_count(self, silo: str, plan: TrainingPlan) -> TrainingPlan:
         """Return a private plan with the number of rows that the silo told; of a silo that is not there yet, with the
@@ -234,8 +241,7 @@ class Coordinator:
         return record
 
     def _rounds(self, job: Job, after_round: int, state: State | None) -> Iterator[RoundRecord]:
-        plan, module = job.any_plan, self.task.model(job.model_seed)
-        layout, has_moments = self.task.layout(module, plan.buffers), plan.optimizer_state == "average"
+        layout, has_moments = self._layout_of(job), job.any_plan.optimizer_state == "average"
         strategy = AskedStrategy(job.strategy, layout, job.silos, has_moments)
         first = strategy.start(self._initial_vector(job))
         standing = job.best_round and Standing.of(job.best_round, state or {})
@@ -247,6 +253,7 @@ class Coordinator:
             yield record
         elif not _fits(job.strategy, state, first):
             raise ConfigError(f"the checkpoint of job '{job.name}' is of another network or strategy; start a new run")
+        del first  # as large as the model
         for server_round in range(after_round + 1, job.num_rounds + 1):
             start = now()
             vectors = strategy.dispatch(state, server_round)

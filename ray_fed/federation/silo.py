@@ -325,15 +325,12 @@ class Evaluator:
 
     def evaluate(self, models: Mapping[str, Vector]) -> dict[str, Scores]:
         """Return the scores of each model on the test samples."""
-        found = {name: self._predict(vector, self.samples.features) for name, vector in models.items()}
-        scores = {
-            name: self.task.score(self.rows.targets, self.samples.said(outputs)) for name, outputs in found.items()
-        }
+        found = {name: self.task.test_scores(self._predict, self.samples, each) for name, each in models.items()}
         if self.is_known:
-            return scores
+            return {name: scores for name, (scores, _) in found.items()}
         return {
-            name: self._scoring.told([scores[name]], [torch.from_numpy(outputs)], models[name])[0]
-            for name, outputs in found.items()
+            name: self._scoring.told([scores], [torch.from_numpy(outputs)], models[name])[0]
+            for name, (scores, outputs) in found.items()
         }
 
     def count(self, question: str, *given: object) -> Counts:

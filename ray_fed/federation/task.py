@@ -271,6 +271,11 @@ class Task(ABC):
 
         return predict
 
+    def test_scores(self, predict: Predictor, samples: Samples, vector: Vector) -> tuple[Scores, np.ndarray]:
+        """Return the scores of the model at `vector` on a common test set, and its outputs [rows, ...] there."""
+        outputs = predict(vector, samples.features)
+        return self.score(samples.rows.targets, samples.said(outputs)), outputs
+
 
 def feature_tensor(values: np.ndarray, standardizer: Standardizer | None, device: str) -> torch.Tensor:
     """Return network inputs: columns standardised where there is a scaler; real numbers as float32, whole ones (atomic

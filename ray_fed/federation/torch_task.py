@@ -12,8 +12,9 @@ from torch import nn
 from ray_fed.config import require
 from ray_fed.errors import ConfigError, DataError, Trouble, failure_of
 from ray_fed.federation.messages import SessionSpec, Vector
-from ray_fed.federation.task import LocalRows, Samples, SiloSpec, Task, target_tensor
-from ray_fed.learning.open_trainer import LocalWork, OpenTrainer, Said, TrainingStep, one_number
+from ray_fed.federation.task import LocalRows, Predictor, Samples, SiloSpec, Task, target_tensor
+from ray_fed.learning.layout import load_vector
+from ray_fed.learning.open_trainer import LocalWork, OpenTrainer, Said, TrainingStep, joined, one_number, said_of
 from ray_fed.learning.own_loop import OwnLoop, OwnLoopTrainer
 from ray_fed.learning.partial_exchange import Exchange, PartialExchange, exchanged_names
 from ray_fed.learning.recipe import Recipe
@@ -123,7 +124,7 @@ class TorchTask(Task):
         train, held_out = rows[0], rows[1] if len(rows) > 1 else rows[0][:0]
         for part in (train, held_out):
             _require_finite(part, silo)
-        return train, np.zeros((len(train), 0), np.float32), held_out, np.zeros((len(held_out), 0), np.float32)
+        return train, train.stand_in(), held_out, held_out.stand_in()
 
     def model(self, seed: int) -> nn.Module:
         """Return `network()`, made under `seed`; torch's global generator is left as it was. ConfigError for a network
@@ -177,6 +178,20 @@ class TorchTask(Task):
             scored(rows.targets[:shown], samples.features[:shown]),
             scored(rows.held_out_targets, samples.held_out_features),
         )
+
+    def predictor(self) -> Predictor:
+        """Return what predicts on a test set; of outputs that are no single tensor the columns of all."""
+        return lambda vector, inputs: self._said_at(vector, inputs)[1].float().numpy()
+
+    def test_scores(self, predict: Predictor, samples: Samples, vector: Vector) -> tuple[Scores, np.ndarray]:  # noqa: ARG002
+        """Return the scores of the model at `vector` on a common test set, and its outputs [rows, ...] there."""
+        said, outputs, module = self._said_at(vector, samples.features)
+        return self._scores(module, said, samples.rows.targets, outputs), outputs.float().numpy()
+
+    def _said_at(self, vector: Vector, inputs: Any) -> tuple[list[Said], torch.Tensor, nn.Module]:
+        module = load_vector(self.model(0), vector).eval()
+        said = list(said_of(module, inputs))
+        return said, joined(said), module
 
     def _scores(self, module: nn.Module, said: Sequence[Said], targets: np.ndarray, outputs: torch.Tensor) -> Scores:
         """Return the scores of what a network said; `outputs` are all portions' together."""
@@ -283,7 +298,7 @@ def _kind(found: object) -> str:
 
 def _fingerprint(x: Any, y: Any) -> dict[str, object]:
     if isinstance(x, SampleRows):
-        return {"rows": len(x), "hash": x.digest()}
+        return {"rows": len(x), "hash": y[:1].tobytes().hex()[:16]}
     return {"rows": len(x), "sample": list(x.shape[1:]), "hash": _digest(x, y)}
 
 

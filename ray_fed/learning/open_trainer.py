@@ -5,7 +5,7 @@ does not do already, it does it, bit for bit.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,6 +212,21 @@ def joined(said: Sequence[Said]) -> torch.Tensor:
     if all(isinstance(one, torch.Tensor) and one.shape[1:] == outputs[0].shape[1:] for one in outputs):
         return torch.cat(outputs)
     return stacked([table_of(one.outputs, one.num_rows) for one in said])
+
+
+def predicted(module: nn.Module, features: Any) -> Any:
+    """Return what a network says of samples: an array [rows, ...], or a tuple or dictionary of them."""
+    outputs = [one.outputs for one in said_of(module, features)]
+    return _rows_of_all(outputs)
+
+
+def _rows_of_all(outputs: Sequence[Any]) -> Any:
+    first = outputs[0]
+    if isinstance(first, Mapping):
+        return {name: _rows_of_all([one[name] for one in outputs]) for name in first}
+    if isinstance(first, tuple | list):
+        return tuple(_rows_of_all([one[at] for one in outputs]) for at in range(len(first)))
+    return torch.cat([one.float() if one.dtype == torch.bfloat16 else one for one in outputs]).cpu().numpy()
 
 
 def _grouped(batches: Iterator[torch.Tensor], size: int) -> Iterator[list[torch.Tensor]]:

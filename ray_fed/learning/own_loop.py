@@ -93,6 +93,11 @@ class _Items(torch.utils.data.Dataset):
         return rows.items[int(rows.index[at])]
 
 
+def samples_of(data: Any) -> SampleRows | None:
+    """Return what a loop's training samples are made from; None of a TensorDataset."""
+    return data.rows if isinstance(data, _Items) else None
+
+
 class OwnLoopTrainer:
     """A `Trainer` whose rounds are a user's own loop. `features`, `targets`: as those of OpenTrainer."""
 

@@ -18,7 +18,6 @@ from tests.commands import REPOSITORY, start_module
 
 SILOS = [SiloSpec(name, seed) for name, seed in (("a", 1), ("b", 2), ("c", 3))]
 TRAINING = Training(rounds=6, epochs=6, batch_size=16, learning_rate=0.05)
-LONG = replace(TRAINING, rounds=24, epochs=12)
 
 
 def rows(seed):
@@ -226,11 +225,23 @@ class Slowly(Callback):
         time.sleep(0.02)
 
 
-def test_a_program_that_is_killed_again_and_again_comes_to_the_same_bytes(tmp_path):
+LONG = replace(TRAINING, rounds=24, epochs=12)
+HARD = replace(
+    LONG, optimizer="adamw", optimizer_options={"weight_decay": 0.1}, schedule="cosine", warmup_steps=3, clip_norm=1.0
+)
+KINDS = {
+    "adam": {"training": LONG, "select": "loss"},
+    "AdamW, schedule, partial exchange": {"training": HARD, "task": replace(TASK, exchange=["!3.*"])},
+}
+KILLS = {"adam": 4, "AdamW, schedule, partial exchange": 2}  # PyTorch's optimisers take seconds to import
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_that_is_killed_again_and_again_comes_to_the_same_bytes(kind, tmp_path):
     out = tmp_path / "run"
     random, history, kills = np.random.default_rng(0), out / "history.jsonl", 0
-    while kills < 5:
-        process = start_module("tests.unit.test_federate_engine", str(out), folder=REPOSITORY)
+    while kills < KILLS[kind]:
+        process = start_module("tests.unit.test_federate_engine", str(out), kind, folder=REPOSITORY)
         lines = history.read_bytes().count(b"\n") if history.exists() else 0
         while not history.exists() or history.read_bytes().count(b"\n") < min(25, lines + 3):
             assert process.poll() in (None, 0), process.stderr.read()
@@ -239,13 +250,12 @@ def test_a_program_that_is_killed_again_and_again_comes_to_the_same_bytes(tmp_pa
         process.kill()
         process.communicate()
         kills += 1
-    resumed = train(training=LONG, out=tmp_path / "run", resume=True, select="loss")
-    whole = train(training=LONG, out=tmp_path / "whole", select="loss")
-    assert history.read_bytes() == (tmp_path / "whole" / "history.jsonl").read_bytes()
-    files = [tmp_path / name / "models" / "federated.safetensors" for name in ("run", "whole")]
-    assert files[0].read_bytes() == files[1].read_bytes()
+    resumed = train(**KINDS[kind], out=out, resume=True)
+    whole = train(**KINDS[kind], out=tmp_path / "whole")
+    for name in ("history.jsonl", "models/federated.safetensors"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert bits(resumed) == bits(whole)
 
 
 if __name__ == "__main__":
-    train(training=LONG, out=sys.argv[1], resume=True, callbacks=[Slowly()], select="loss")
+    train(**KINDS[sys.argv[2]], out=sys.argv[1], resume=True, callbacks=[Slowly()])

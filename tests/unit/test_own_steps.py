@@ -313,6 +313,23 @@ def test_samples_of_any_form_come_to_the_model_of_plain_arrays(form):
         assert result.metrics[name] == pytest.approx(plain.metrics[name], rel=0.02)
 
 
+@pytest.mark.parametrize("form", ["a Dataset", "two inputs", "a dictionary out", "graphs"])
+def test_samples_of_any_form_make_a_common_test_set(form):
+    result, plain = (train(task, test=SiloSpec("test", 7)) for task in (FORMS[form], TASK))
+    assert result.metrics["federated.accuracy"] == plain.metrics["federated.accuracy"]  # the same rows are published
+    assert result.agreement.test["num_examples"] == 40
+    assert FORMS[form].possession(7) == FORMS[form].possession(7) != FORMS[form].possession(8)
+
+
+def test_predictions_take_and_give_what_the_network_does():
+    x = rows(5)[0]
+    plain = train().predict(x)
+    assert np.array_equal(train(FORMS["two inputs"]).predict(halves(x)), plain)
+    by_names = {"left": x[:, :2], "right": x[:, 2:]}
+    assert np.array_equal(train(FORMS["a dictionary out"]).predict(by_names)["logits"], plain)
+    assert np.array_equal(train(FORMS["a tuple out"]).predict(halves(x))[0], plain)
+
+
 def test_the_network_s_own_loss_and_a_training_step_of_one_s_own():
     samples = two_sets(dictionaries)
 
