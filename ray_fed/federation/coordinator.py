@@ -354,7 +354,7 @@ class Coordinator:
         self.hear(driver.joined)
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
         is_last, failures, found, models = server_round == job.num_rounds, driver.failures, Evaluation(), None
-        if is_last or server_round % job.evaluate_every == 0:
+        if job.is_evaluated(server_round):
             models = job.strategy.models(state)
             found = self._evaluation(job, models, driver.idle(), server_round)
             self._require_evaluated(job, found, server_round)

@@ -44,6 +44,8 @@ class Job:
     """Longest move of an update that is accepted, in the unit of the parameters."""
     evaluate_every: int = 1
     """Rounds between evaluations; round 0 and the last are always evaluated."""
+    evaluate_at: tuple[int, ...] = ()
+    """Rounds that are evaluated in place of every `evaluate_every`-th, besides round 0 and the last; none: those."""
     evaluate_silos: bool = True
     """Also evaluate the models on every silo's own rows."""
     single_metrics: bool = False
@@ -70,6 +72,12 @@ class Job:
     def any_plan(self) -> TrainingPlan:
         """One of the plans: they agree on the number of rounds and on what travels."""
         return next(iter(self.plans.values()))
+
+    def is_evaluated(self, server_round: int) -> bool:
+        """Tell whether the models are evaluated after a round."""
+        if server_round in (0, self.num_rounds):
+            return True
+        return server_round in self.evaluate_at if self.evaluate_at else server_round % self.evaluate_every == 0
 
     @cached_property
     def num_rounds(self) -> int:

@@ -1,0 +1,45 @@
+"""Where trials report: a grid of local steps, so that what is compared has had the same work.
+
+A trial has a model only after an exchange. It reports a rung after its first exchange at or past the rung's steps, and
+says in `local_steps` how many its model really had; where the exchanges of all trials fall onto the rungs, both agree.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+
+from ray_fed.config import require
+from ray_fed.federation.rounds.job import Job
+
+Rungs = int | Sequence[int]
+"""How many in equal parts of a trial's own local steps, or the steps themselves; the end is always one."""
+ROUNDING = 1
+"""Steps that an exchange may come before its rung: rounds are cut to whole steps."""
+
+
+def steps_after(job: Job, server_round: int) -> int:
+    """Return the local steps of a silo in rounds 1 to `server_round`; of answers of sums, which take none, the rounds."""
+    plan = job.any_plan
+    return server_round if plan.sums else plan.steps_of_round(server_round).stop if server_round else 0
+
+
+def rung_steps(total: int, rungs: Rungs) -> list[int]:
+    """Return the local steps of each rung of a trial with so many in all. ConfigError for rungs that do not rise."""
+    if isinstance(rungs, int):
+        require(rungs > 0, f"rungs={rungs} must be positive")
+        return sorted({ceil(total * rung / rungs) for rung in range(1, rungs + 1)})
+    given = [int(steps) for steps in rungs]
+    rising = all(a < b for a, b in zip([0, *given], given, strict=False))
+    require(bool(given) and rising, f"rungs={given} must be local steps above 0 that rise")
+    return [*(steps for steps in given if steps < total), total]
+
+
+def rounds_of_rungs(job: Job, rungs: Rungs) -> Mapping[int, tuple[int, int]]:
+    """Return round -> (number of the last rung that it reaches, from 1, and that rung's local steps)."""
+    steps = [steps_after(job, server_round) for server_round in range(job.num_rounds + 1)]
+    wanted = rung_steps(steps[-1], rungs)
+    found, server_round = {}, 1
+    for number, rung in enumerate(wanted, start=1):
+        while steps[server_round] < rung - ROUNDING and server_round < job.num_rounds:
+            server_round += 1
+        found[server_round] = (number, rung)
+    return found
