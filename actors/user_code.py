@@ -56,6 +56,20 @@ class Travelling:
         return _second, (_Code(self.code), self.value)
 
 
+class Carried:
+    """Holds a value that is pickled more than once on its way, each time with the code that it needs."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __reduce__(self) -> tuple:
+        return _carried, (_Code(code_of(self.value)), self.value)
+
+
+def _carried(_code: object, value: object) -> Carried:
+    return Carried(value)
+
+
 class _Code:
     def __init__(self, sources: Sources):
         self.sources = sources

@@ -182,9 +182,9 @@ class Trial:
 
 def _trial_class(experiment: Experiment) -> type:
     from actors.tuning import TrialBase
-    from actors.user_code import travelling
+    from actors.user_code import Carried
 
-    carried = travelling(experiment)  # Tune pickles the class, with what it holds
+    carried = Carried(experiment)  # Tune pickles the class, with what it holds, and once more what it has unpickled
 
     class FederatedTrial(TrialBase):
         """What Tune calls."""
@@ -195,7 +195,7 @@ def _trial_class(experiment: Experiment) -> type:
         def load(checkpoint: Any, config: Config | None = None) -> Federated:
             """Return the model in a checkpoint of a result, or in a folder; config: the result's."""
             path = Path(getattr(checkpoint, "path", checkpoint))
-            return Federated.load(path, getattr(carried, "value", carried).plan(config or {}).task)
+            return Federated.load(path, carried.value.plan(config or {}).task)
 
     return FederatedTrial
 
