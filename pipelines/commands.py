@@ -109,7 +109,9 @@ KEY = argument(
     metavar="NAME=KEY",
     help="public key of a silo, or of 'coordinator', as its owner told it (repeatable); else those in site.yaml count",
 )
-PREDICTIONS = place("--out", default=None, help="CSV to write (default: FILE's name with .predictions.csv, here)")
+PREDICTIONS = place(
+    "--out", default=None, help="table to write, .csv, .tsv or .xlsx (default: FILE's name with .predictions.csv, here)"
+)
 DATABASE = (
     argument("--query", default="", help="of a database: a SELECT statement, or the filter of its kind"),
     argument("--table", default="", help="of a database: a table, view or collection instead"),

@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pipelines.leakage.threats import LISTED, MARGINALS, MODELS, THREAT_MODELS
 from ray_fed.config import PathText, require, unknown_name
 
 if TYPE_CHECKING:
     from ray_fed.leakage.audit import TrainingChange
-
-UNKNOWING, LISTED, MEMBERSHIP = THREAT_MODELS = ("nothing", "list", "membership")
-"""What an attacker knows of the records besides the messages: nothing; a list on which they stand among others; such a
-list with the targets, and asks who was trained on."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +32,14 @@ class AuditConfig:
     """Other ways to train the same rows: batch:ROWS of a silo per step, steps:STEPS per message, dp:EPSILON of DP-SGD
     (example level, at delta 1e-5 over the whole run; needs dp-accounting), sgd, and compression by fp16, bf16, int8 or
     top_k (1 %) with error feedback; joined by '+'."""
-    rounds: int = 4
-    """Rounds replayed as the federation is set up, all of them attacked, and trained under each defence and change to
-    measure what it costs."""
+    batches: tuple[int, ...] = (8,)
+    """Sizes of batches of which one gradient is attacked, besides single rows and the batch that the federation has."""
+    rounds: int = 8
+    """Rounds of which the messages are attacked, spread from the first of the run to its last."""
+    whole_run: bool = True
+    """Whether to replay the run to its end; no: its first rounds alone, and the verdict is of these."""
+    cost_rounds: int = 4
+    """Rounds trained under each defence and change, to measure what it costs and attack what leaves under it."""
     costs: bool = True
     """Whether to measure what each defence and change costs in accuracy; no only attacks."""
     candidates: PathText = "embedded"
@@ -45,28 +47,34 @@ class AuditConfig:
     silo's own records stand among them, as on the list of an attacker who has the right databases. 'no' leaves this
     threat model out."""
     list_length: int = 2000
-    """Records on that list, half of them the silos' own where they have so many. The time grows with its third
-    power."""
+    """Records on that list, half of them the silos' own where they have so many; of a network with several outputs
+    fewer by that factor. The time grows with its third power."""
+    shadows: int = 8
+    """Models that an attacker trains to learn how training shows: for membership, and silos for properties of the rows.
+    0 leaves both out; an even number."""
     max_leak: tuple[str, ...] = ()
-    """Largest allowed share of a silo's records, 0 to 1, that one of its messages as the federation is set up may give
-    away: one SHARE for every threat model, or nothing:SHARE (rows reconstructed by one who knows nothing) and
-    list:SHARE (rows named on the list, beyond chance), or membership:SHARE (2 AUC - 1 of the losses, of the last
-    update replayed and of the whole run's model). An audit that finds more ends with exit code 1. Not checked if
-    not given."""
+    """Largest allowed share, 0 to 1, that the attacks of a threat model may find in what is really sent: one SHARE for
+    all, or MODEL:SHARE with nothing, marginals (rows reconstructed), list, models, silos (rows named beyond chance or
+    reconstructed), membership (2 AUC - 1), property (variance explained) or coordinator (rows reconstructed from
+    answers to crafted models). An audit that finds more ends with exit code 1. Not checked if not given."""
     out: PathText | None = None
     """Folder of the audit; runs/audit-DATE-TIME if not given."""
 
     def __post_init__(self) -> None:
         from ray_fed.leakage.defences import parse_defence
 
-        require(self.rounds >= 1, f"rounds={self.rounds} must be at least 1")
+        for name in ("rounds", "cost_rounds"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require(min(self.batches, default=1) >= 1, f"batches={self.batches} must be 1 or more")
+        require(self.shadows >= 0 and self.shadows % 2 == 0, f"shadows={self.shadows} must be even, 0 or more")
         for text in self.defences:
             parse_defence(text)
             require(text != "no_output_bias", "defence no_output_bias stops the training of a regression network")
         self.parsed_changes()
         require(self.list_length >= 100, f"list_length={self.list_length} must be at least 100")
-        asked = any(text.startswith(f"{LISTED}:") for text in self.max_leak)
-        require(self.has_list or not asked, f"max_leak: {LISTED}:SHARE needs a list, and candidates is 'no'")
+        for model in (LISTED, MARGINALS, MODELS):
+            asked = any(text.startswith(f"{model}:") for text in self.max_leak)
+            require(self.has_list or not asked, f"max_leak: {model}:SHARE needs a list, and candidates is 'no'")
         self.limits()
 
     @property

@@ -3,22 +3,31 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipelines.leakage.audit_config import LISTED, MEMBERSHIP, UNKNOWING
-from ray_fed.leakage.audit import MessageAudit
+from pipelines.leakage.threats import (
+    CRAFTED,
+    LISTED,
+    MARGINALS,
+    MEMBERSHIP,
+    MODELS,
+    NOTHING_KNOWN,
+    PROPERTY,
+    SILOS,
+    THREAT_MODELS,
+    WITH,
+)
+from ray_fed.leakage.attribution import Attributed
+from ray_fed.leakage.audit import ONE_ROUND, ROUNDS_TOGETHER, MessageAudit
 from ray_fed.leakage.fidelity import wilson_interval
 from ray_fed.leakage.listed_records import Named, together
 from ray_fed.leakage.membership import Membership
+from ray_fed.leakage.property_inference import PropertyRead
 from ray_fed.metrics import Metric
 
 SUM = "secure sum"
 """The row in which only the sum over the silos is seen."""
 NOTHING = "none"
 FOUND_NOTHING, NONE_TRIED = "nothing found", "none tried"
-WITH = {
-    UNKNOWING: "knowing nothing of the records",
-    LISTED: "with a list of suspects",
-    MEMBERSHIP: "asking who was trained on",
-}
+Found = MessageAudit | Membership | PropertyRead
 
 
 @dataclass
@@ -34,6 +43,14 @@ class Findings:
     """One per silo and round replayed."""
     of_sums: list[MessageAudit] = field(default_factory=list)
     """The same, where only the sum of a round is seen."""
+    of_models: list[MessageAudit] = field(default_factory=list)
+    """Of changes of the global model, as another silo sees them."""
+    of_crafted: list[MessageAudit] = field(default_factory=list)
+    """Answers to crafted models in the first round, as the coordinator sees them."""
+    of_crafted_batches: list[MessageAudit] = field(default_factory=list)
+    """Gradients of a whole batch at crafted models."""
+    attributed: list[Attributed] = field(default_factory=list)
+    """Whose the records are that were named in the sums of kinds of message."""
     of_kinds: list[MessageAudit] = field(default_factory=list)
     """One per kind of message, defence and silo; under `SUM` for the sum over the silos."""
     of_changes: dict[str, list[MessageAudit]] = field(default_factory=dict)
@@ -43,7 +60,11 @@ class Findings:
     costs: dict[str, float] = field(default_factory=dict)
     """Defence or change -> what the metric comes to after training with it; "" as set up."""
     memberships: list[Membership] = field(default_factory=list)
-    """Of the last update replayed and of the model of the whole run, per silo."""
+    """Of the attacked updates and of the model of the whole run, per silo."""
+    properties: list[PropertyRead] = field(default_factory=list)
+    """Means over each silo's rows, read from its first update."""
+    rounds: tuple[int, int, int] = (0, 0, 0)
+    """Rounds attacked, the last round replayed, rounds of the run."""
     is_summed: bool = False
     """Whether the federation shows its coordinator only the sum of a round."""
     has_secret_noise: bool = False
@@ -68,16 +89,34 @@ class Findings:
         return [one for one in self.of_kinds if (one.kind, one.defence) == (kind, defence)]
 
     def cheapest(self, leak: MessageAudit) -> str:
-        """Return the defence under which the attacks of both threat models find nothing of this kind of message and the
-        metric is best."""
+        """Return the defence under which no attack finds anything in this kind of message, nor in those of several
+        rounds together where it is one of a round, and the metric is best."""
         if leak.worst_share == 0:
             return FOUND_NOTHING
-        mine = [one for one in self.of_kinds if (one.kind, one.silo) == (leak.kind, leak.silo)]
+        kinds = self._beside(leak.kind)
+        mine = [one for one in self.of_kinds if one.kind in kinds and one.silo == leak.silo]
         if not any(one.worst_share for one in mine if one.defence == NOTHING):
             return NONE_TRIED  # a later round leaks what the first did not
         there = (NOTHING, SUM) if self.is_summed else (NOTHING,)
-        withstood = [one.defence for one in mine if one.defence not in there and one.worst_share == 0]
+        fallen = {one.defence for one in mine if one.worst_share > 0}
+        withstood = [one.defence for one in mine if one.defence not in there and one.defence not in fallen]
         return min(withstood, key=lambda name: self.metric.gain(0.0, self.costs.get(name, 0.0)), default=NONE_TRIED)
+
+    def _beside(self, kind: str) -> tuple[str, ...]:
+        """Return the kinds that a defence must withstand with this one."""
+        together = kind.replace(ONE_ROUND, ROUNDS_TOGETHER)
+        return (together.replace(ROUNDS_TOGETHER, ONE_ROUND), together)
+
+    @property
+    def shown(self) -> list[MessageAudit]:
+        """Return what the coordinator sees."""
+        return self.of_sums if self.is_summed and self.of_sums else self.of_rounds
+
+    @property
+    def rounds_words(self) -> str:
+        attacked, last, whole = self.rounds
+        which = f"{attacked} of {last} replayed rounds attacked"
+        return f"{which}, the whole run" if last == whole else f"{which}, of a run of {whole}: what is later is unknown"
 
     @property
     def verified_words(self) -> str:
@@ -91,16 +130,29 @@ class Findings:
         return f"{same} of the {there} updates that the coordinator wrote down in these rounds are the replayed ones."
 
 
+def tried(findings: Findings) -> dict[str, list[Found]]:
+    """Return threat model -> what its attacks found in what is really sent; those that were not tried are left out."""
+    in_clear = not findings.is_summed
+    has_list = any(one.named for one in findings.shown)
+    found: dict[str, Sequence[Found]] = {
+        NOTHING_KNOWN: findings.shown,
+        MARGINALS: findings.shown if has_list else [],
+        LISTED: [one for one in findings.shown if one.named],
+        MODELS: findings.of_models,
+        SILOS: findings.of_rounds if findings.of_sums else [],
+        MEMBERSHIP: [one for one in findings.memberships if in_clear or not one.is_in_update],
+        PROPERTY: findings.properties if in_clear else [],
+        CRAFTED: findings.of_crafted,
+    }
+    return {model: list(found[model]) for model in THREAT_MODELS if found[model]}
+
+
 class LeakLimit:
     """Whether any message, as the federation is set up, gives away more of a silo than allowed, per threat model."""
 
     def __init__(self, limits: Mapping[str, float], findings: Findings):
         self.findings = findings
-        shown = findings.of_sums if findings.is_summed and findings.of_sums else findings.of_rounds
-        tried: dict[str, Sequence[MessageAudit] | Sequence[Membership]] = {
-            UNKNOWING: shown, LISTED: [one for one in shown if one.named], MEMBERSHIP: findings.memberships,
-        }  # fmt: skip
-        self.worst = {model: max(of, key=lambda one: share(one, model)) for model, of in tried.items() if of}
+        self.worst = {model: max(of, key=lambda one: share(one, model)) for model, of in tried(findings).items()}
         self.limits = {model: limit for model, limit in limits.items() if model in self.worst}
 
     @property
@@ -111,7 +163,7 @@ class LeakLimit:
     @property
     def words(self) -> str:
         """Return the verdict in one line."""
-        said = "; ".join(self._said(model) for model in self.broken or self.worst)
+        said = "; ".join(f"{WITH[model]}, {said_of(self.worst[model], model)}" for model in self.broken or self.worst)
         if not self.limits:
             return f"most found: {said}"
         named = ", ".join(f"{model}:{limit:g}" for model, limit in self.limits.items())
@@ -119,44 +171,56 @@ class LeakLimit:
             return f"passed: these attacks find no more than max_leak={named} allows; most found: {said}"
         return f"failed: max_leak={named} is exceeded; {said}; {self._remedy()}"
 
-    def _said(self, model: str) -> str:
-        worst = self.worst[model]
-        if isinstance(worst, Membership):
-            low, high = worst.interval
-            return (
-                f"{WITH[model]}, silo '{worst.silo}': AUC {worst.auc:.3f} ({low:.3f} to {high:.3f}) in the {worst.of}"
-            )
-        where = f"the sum over {worst.summed} silos of its" if worst.summed > 1 else "its"
-        return f"{WITH[model]}, silo '{worst.silo}': {_counted(worst, model)} in {where} {worst.kind}"
-
     def _remedy(self) -> str:
         worst = self.worst[self.broken[0]]
         if isinstance(worst, Membership):
             return "train for fewer rounds, on more rows, or with DP-SGD"
-        withstood = self.findings.cheapest(worst)
+        withstood = self.findings.cheapest(worst) if isinstance(worst, MessageAudit) else NONE_TRIED
         if withstood == SUM:
-            return "of a secure sum these attacks find nothing"
+            return "of a secure sum these attacks find nothing, unless all others are together"
         if withstood in (NONE_TRIED, FOUND_NOTHING):
             return "send after more local steps or larger batches, or train with DP-SGD"
         return f"under {withstood} these attacks find nothing"
 
 
-def share(one: MessageAudit | Membership, model: str) -> float:
+def said_of(worst: Found, model: str) -> str:
+    """Return in one line what the attacks of a threat model found at worst."""
+    if isinstance(worst, PropertyRead):
+        low, high = worst.interval
+        return (
+            f"silo '{worst.silo}': {worst.name} read as {worst.read:.3g} ± {worst.error:.2g} {worst.unit} (true "
+            f"{worst.true:.3g}; {worst.explained:.0%} of the variance, 95 %: {low:.0%} to {high:.0%})"
+        )
+    if isinstance(worst, Membership):
+        low, high = worst.interval
+        return (
+            f"silo '{worst.silo}': AUC {worst.auc:.3f} ({low:.3f} to {high:.3f}) in the {worst.of}, by {worst.attack}"
+        )
+    where = f"the sum over {worst.summed} silos of its" if worst.summed > 1 else "its"
+    return f"silo '{worst.silo}': {_counted(worst, model)} in {where} {worst.kind}"
+
+
+def share(one: Found, model: str) -> float:
     """Return the share of the records that an attacker with this knowledge gets, or the advantage over guessing, 0 to
     1."""
-    if isinstance(one, Membership):
+    if not isinstance(one, MessageAudit):
         return one.share
-    return one.share if model == UNKNOWING else one.named_most.share
+    shares = {MARGINALS: one.share_with_marginals, LISTED: one.named_most.share}
+    shares |= dict.fromkeys((MODELS, SILOS), one.worst_share)
+    return shares.get(model, one.share)
 
 
 def _counted(one: MessageAudit, model: str) -> str:
-    if model == UNKNOWING:
-        low, high = wilson_interval(one.found, one.records)
-        return f"{one.found} of {one.records} records reconstructed ({one.share:.1%}, 95 %: {low:.1%} to {high:.1%})"
     most = one.named_most
-    return (
-        f"{most.right} of {most.named} listed records named, {most.by_chance:.1f} by chance ({most.share:.1%} beyond)"
-    )
+    if model == LISTED or (model in (MODELS, SILOS) and most.share > one.share_with_marginals):
+        low, high = wilson_interval(most.right, most.named)
+        return (
+            f"{most.right} of {most.named} listed records named ({most.right / most.named:.1%}, 95 %: {low:.1%} to "
+            f"{high:.1%}), {most.by_chance:.1f} by chance"
+        )
+    found = one.found if model in (NOTHING_KNOWN, CRAFTED) else max(one.found, one.with_marginals)
+    low, high = wilson_interval(found, one.records)
+    return f"{found} of {one.records} records reconstructed ({found / one.records:.1%}, 95 %: {low:.1%} to {high:.1%})"
 
 
 def total(audits: Sequence[MessageAudit]) -> tuple[int, int]:

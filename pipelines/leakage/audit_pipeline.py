@@ -8,53 +8,62 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from pipelines.leakage.audit_config import AuditConfig
-from pipelines.leakage.audit_findings import SUM, Findings, LeakLimit
-from pipelines.leakage.audit_report import (
-    change_table,
-    defence_table,
-    membership_table,
-    silo_table,
-    smaller_table,
-    write_audit,
-)
+from pipelines.leakage.audit_findings import NOTHING, SUM, Findings, LeakLimit
+from pipelines.leakage.audit_report import tables, write_audit
 from pipelines.leakage.audited_federation import (
     AuditedFederation,
     check_allowed,
     chosen_silos,
-    model_of,
+    knowledge,
     open_audited,
     same_as_received,
     scaler_of,
     setup_of,
-    suspected,
 )
+from pipelines.leakage.threats import EXPLAINED
+from pipelines.leakage.trained_models import answers, memberships, properties
 from pipelines.leakage.tree_audit import audit_trees
+from pipelines.leakage.whose_rows import whose_rows
 from ray_fed.federation.boosted_task import BoostedTask
+from ray_fed.federation.messages import Update, Vector
 from ray_fed.federation.rounds.job import Job
-from ray_fed.federation.strategies import FedAvg, State, local_plan
-from ray_fed.leakage.audit import MessageAudit, TrainingChange, audit, check_first_layer
+from ray_fed.federation.silo import Silo
+from ray_fed.federation.strategies import FedAvg, State
+from ray_fed.leakage.audit import (
+    MessageAudit,
+    TrainingChange,
+    audit,
+    audit_crafted,
+    audit_together,
+    check_first_layer,
+)
+from ray_fed.leakage.crafted_models import crafted
 from ray_fed.leakage.defences import Defence, parse_defence
 from ray_fed.leakage.replay import (
     RecordedUpdate,
     Replay,
+    Replayed,
     beside_parameters,
+    between_models,
     in_sum,
     of_round,
     one_batch,
     replay_rounds,
+    rows_of_round,
     single_records,
+    spread_rounds,
 )
-from ray_fed.learning.layout import initial_vector, load_vector
-from ray_fed.materials.trained_model import raw_outputs
+from ray_fed.leakage.shadow_models import shadow_trainer
+from ray_fed.learning.layout import initial_vector
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned, paths_table
 
 PIPELINE = "audit"
-FEW = 8
-"""Size of the small batch that is replayed besides the configured one."""
+TOGETHER = 2
+"""Last rounds under a defence that are attacked together: each costs a pass over the list."""
 
 
 def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
@@ -71,9 +80,9 @@ def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
         audited = open_audited(setup, chosen, scaler_of(target) if Path(target).is_dir() else None)
         check_first_layer(audited.silos[0].task.model(0))
         if config.has_list:
-            listed, said = suspected(audited, config.candidates, config.list_length)
+            known, said = knowledge(audited, config.candidates, config.list_length)
             print(said, file=sys.stderr)
-            audited = replace(audited, suspects=listed)
+            audited = replace(audited, knows=known)
         return _carry_out(target, config, audited, directory, command_line)
     finally:
         directory.discard_if_empty()
@@ -86,17 +95,24 @@ def _carry_out(
     findings = Findings(audited.target_unit, audited.units, audited.metric)
     findings.is_summed = bool(audited.job.secure_threshold)
     findings.has_secret_noise = audited.job.any_plan.private is not None
-    recorded = _as_set_up(audited, config, findings)
+    for name, said in EXPLAINED.items():
+        print(f"threat model {name}: {said}", file=sys.stderr)
+    replayed = _as_set_up(audited, config, findings)
     if Path(target).is_dir() and audited.is_whole:
-        findings.verified = same_as_received(target, audited.job, recorded)
-    _defences(audited, config, recorded, findings)
+        findings.verified = same_as_received(target, audited.job, replayed.updates)
+    _crafted(audited, findings)
+    _defences(audited, config, replayed.updates, findings)
     _changes(audited, config, findings)
-    _memberships(target, audited, recorded, findings)
+    findings.memberships = memberships(target, audited, replayed, config.shadows)
+    findings.memberships += answers(audited, replayed)
+    if config.shadows:
+        findings.properties = properties(audited, replayed.updates[: len(audited.silos)])
+    print("who was trained on, and means over the rows: asked", file=sys.stderr)
     gate = LeakLimit(config.limits(), findings)
     directory.write_config({"command": shlex.join(command), "target": target, **asdict(config)})
     directory.write_environment({})
     write_audit(directory, findings, gate, time.perf_counter() - started, command)
-    _print(findings, directory)
+    _print(findings, gate, directory)
     if gate.broken:
         print(f"ray-fed audit: {gate.words}", file=sys.stderr)
     elif gate.limits:
@@ -104,49 +120,91 @@ def _carry_out(
     return 1 if gate.broken else 0
 
 
-def _as_set_up(audited: AuditedFederation, config: AuditConfig, findings: Findings) -> list[RecordedUpdate]:
-    """Replay the first rounds; attack every update, and every sum of a round's updates."""
-    recorded, state = replay_rounds(audited.recording, audited.coordinator, audited.job, config.rounds)
-    if config.costs:
-        findings.costs[""] = _error(audited, audited.job, state)
-    for replays in (*_rounds(audited, recorded), *_beside(audited, recorded)):
+def _as_set_up(audited: AuditedFederation, config: AuditConfig, findings: Findings) -> Replayed:
+    """Replay the run; attack every update, every sum and every change of the global model of some of its rounds."""
+    job = audited.job
+    last = job.num_rounds if config.whole_run else min(config.rounds, job.num_rounds)
+    keep = spread_rounds(last, config.rounds)
+    replayed = replay_rounds(audited.recording, audited.coordinator, job, last, keep=keep)
+    findings.rounds = (len(keep), last, job.num_rounds)
+    rounds = list(_rounds(audited, replayed.updates))
+    for replays in (*rounds, *_beside(audited, replayed.updates)):
         findings.of_rounds += [_audited(audited, one, None) for one in replays]
         if len(replays) > 1:
             findings.of_sums += [_audited(audited, one, None) for one in in_sum(replays)]
-    print(f"{config.rounds} rounds as set up: replayed and attacked", file=sys.stderr)
-    return recorded
+    for replays in rounds:
+        findings.of_models += [_audited(audited, one, None) for one in _between(audited, replays, replayed)]
+    _rounds_together(audited, rounds, findings)
+    print(f"{findings.rounds_words}: replayed and attacked", file=sys.stderr)
+    if config.costs:
+        first = replay_rounds(audited.recording, audited.coordinator, job, config.cost_rounds, keep=())
+        findings.costs[""] = _error(audited, job, first.state)
+    return replayed
+
+
+def _between(audited: AuditedFederation, replays: Sequence[Replay], replayed: Replayed) -> list[Replay]:
+    """Return what another silo sees of a round; nothing where there is no other."""
+    sent = replays[0].sent
+    updates = [one.update for one in replayed.updates if np.array_equal(one.sent[: len(sent)], sent)]
+    weights = {one.silo: one.num_examples for one in updates}
+    if len(replays) < 2 or set(weights) != {one.silo for one in replays}:
+        return []
+    layout = audited.coordinator.layout
+    moved = sent.astype(np.float64) - replayed.after[updates[0].server_round][: layout.size]
+    parts = list(layout.unflatten(moved).values())
+    return between_models(replays, parts, [weights[one.silo] for one in replays])
+
+
+def _rounds_together(audited: AuditedFederation, rounds: Sequence[Sequence[Replay]], findings: Findings) -> None:
+    """Attack each silo's updates of all attacked rounds at once, and the sums of all silos."""
+    if audited.knows.suspects is None or len(rounds) < 2:
+        return
+    sums = [in_sum(replays) if len(replays) > 1 else [] for replays in rounds]
+    for of_rounds, found in ((rounds, findings.of_rounds), (sums, findings.of_sums)):
+        for silo in audited.silos:
+            mine = [one for replays in of_rounds for one in replays if one.silo == silo.spec.name]
+            if len(mine) > 1:
+                found.append(audit_together(silo, mine, audited.knows.suspects))
+
+
+def _crafted(audited: AuditedFederation, findings: Findings) -> None:
+    """Send the own silos crafted models, and attack the gradient of a whole batch and the answer of the first round."""
+    public, job = audited.knows.public, audited.job
+    first = audited.silos[0]
+    together = len(first.samples.features) // job.any_plan.steps_per_epoch
+    network = first.task.model(job.model_seed)
+    for kind, made in crafted(network, public, max(1, together)).items() if len(public) else ():
+        vector = initial_vector(made)
+        batches = [one_batch(silo, vector, _batch(audited, silo)) for silo in audited.silos]
+        answers = [_answer(audited, silo, vector) for silo in audited.silos]
+        for replays, found in ((batches, findings.of_crafted_batches), (answers, findings.of_crafted)):
+            seen = in_sum(replays) if findings.is_summed and len(replays) > 1 else replays
+            found += [audit_crafted(audited.cohort.silos[one.silo], one, kind) for one in seen]
+    print("crafted models: sent to the audit's own silos, answers attacked", file=sys.stderr)
+
+
+def _answer(audited: AuditedFederation, silo: Silo, vector: Vector) -> Replay:
+    """Return a silo's update of the first round where it was sent the parameters `vector`."""
+    plan, layout = audited.local_plan, audited.coordinator.layout
+    trainer = shadow_trainer(silo, silo.samples.features, silo.samples.targets, plan)
+    sent = trainer.vector()
+    sent[: layout.size] = vector[: layout.size]
+    returned, fitted = trainer.fit_round(sent, 1)
+    update = Update(silo.spec.name, "crafted", 1, returned, fitted.num_examples, fitted.num_steps, 0.0)
+    return of_round(silo, RecordedUpdate(sent, update, rows_of_round(trainer, 1)), layout, plan)
+
+
+def _batch(audited: AuditedFederation, silo: Silo) -> int:
+    return max(1, len(silo.samples.features) // audited.job.any_plan.steps_per_epoch)
 
 
 def _beside(audited: AuditedFederation, recorded: Sequence[RecordedUpdate]) -> Iterator[list[Replay]]:
     """Yield what the silos send beside the parameters, where that is made of their gradients."""
     silos = {silo.spec.name: silo for silo in audited.silos}
-    job, coordinator = audited.job, audited.coordinator
-    plan = local_plan(job.strategy, job.any_plan, coordinator.task.model(job.model_seed))
-    found = [beside_parameters(silos[one.update.silo], one, coordinator.layout, plan) for one in recorded]
+    layout, plan = audited.coordinator.layout, audited.local_plan
+    found = [beside_parameters(silos[one.update.silo], one, layout, plan) for one in recorded]
     if sent := [one for one in found if one is not None]:
         yield sent
-
-
-def _memberships(
-    target: str, audited: AuditedFederation, recorded: Sequence[RecordedUpdate], findings: Findings
-) -> None:
-    """Ask who was trained on, of the last update of each silo in the replay, and of the model of the whole run."""
-    last = {one.update.silo: one.update for one in recorded}
-    size = audited.coordinator.layout.size
-    networks = {
-        name: load_vector(audited.coordinator.task.model(0), update.vector[:size]) for name, update in last.items()
-    }
-    some = next(iter(last.values()))
-    with torch.no_grad():
-        findings.memberships += audited.memberships(
-            f"update of round {some.server_round}", lambda samples, silo: networks[silo](samples.features.cpu())
-        )
-        model = model_of(target) if Path(target).is_dir() else None
-        if model is not None:
-            findings.memberships += audited.memberships(
-                "model of the whole run",
-                lambda samples, _: torch.from_numpy(raw_outputs(samples.rows.features, *model)),
-            )
 
 
 def _rounds(audited: AuditedFederation, recorded: Sequence[RecordedUpdate]) -> Iterator[list[Replay]]:
@@ -162,14 +220,18 @@ def _defences(
     audited: AuditedFederation, config: AuditConfig, recorded: Sequence[RecordedUpdate], findings: Findings
 ) -> None:
     """Attack every kind of message under every defence, and train under it."""
-    kinds = _kinds(audited, next(_rounds(audited, recorded)))
+    kinds = _kinds(audited, config, next(_rounds(audited, recorded)))
+    findings.attributed = [one for kind in kinds[1:] for one in whose_rows(audited, kind)]
     for text in ("", *config.defences):
         defence = replace(parse_defence(text), releases=audited.job.num_rounds) if text else None
         for kind in kinds:
             findings.of_kinds += [_audited(audited, one, defence) for one in kind]
+        if not defence:
+            findings.of_kinds += _under(audited, recorded, "")
         if defence and config.costs:
-            _, state = replay_rounds(audited.recording, audited.coordinator, audited.job, config.rounds, defence)
-            findings.costs[text] = _error(audited, audited.job, state)
+            replayed = replay_rounds(audited.recording, audited.coordinator, audited.job, config.cost_rounds, defence)
+            findings.costs[text] = _error(audited, audited.job, replayed.state)
+            findings.of_kinds += _under(audited, replayed.updates, text)
         print(f"defence {text or 'none'}: attacked{_cost_words(findings, text)}", file=sys.stderr)
     for kind in kinds if len(audited.silos) > 1 else ():
         findings.of_kinds += [replace(_audited(audited, one, None), defence=SUM) for one in in_sum(kind)]
@@ -177,15 +239,22 @@ def _defences(
         findings.costs[SUM] = findings.costs[""]  # the sum is exact: the model is the same, bit for bit
 
 
-def _kinds(audited: AuditedFederation, first_round: list[Replay]) -> list[list[Replay]]:
-    """Return the kinds of message, each of every silo: of one record, of few, of a batch, of a whole round."""
+def _under(audited: AuditedFederation, recorded: Sequence[RecordedUpdate], defence: str) -> Iterator[MessageAudit]:
+    """Yield what the last rounds under a defence give away together: the same records, with other noise."""
+    rounds, listed = list(_rounds(audited, recorded))[-TOGETHER:], audited.knows.suspects
+    for silo in audited.silos if listed is not None and len(rounds) > 1 else ():
+        mine = [one for replays in rounds for one in replays if one.silo == silo.spec.name]
+        assert listed is not None
+        yield replace(audit_together(silo, mine, listed), defence=defence or NOTHING)
+
+
+def _kinds(audited: AuditedFederation, config: AuditConfig, first_round: list[Replay]) -> list[list[Replay]]:
+    """Return the kinds of message, each of every silo: of one record, of some sizes, of a batch, of a whole round."""
     vector = initial_vector(audited.silos[0].task.model(audited.job.model_seed))
-    steps = audited.job.any_plan.steps_per_epoch
-    batches = {silo.spec.name: max(1, len(silo.samples.features) // steps) for silo in audited.silos}
     return [
         [single_records(silo, vector) for silo in audited.silos],
-        [one_batch(silo, vector, FEW) for silo in audited.silos],
-        [replace(one_batch(silo, vector, batches[silo.spec.name]), kind="gradient of a whole batch")
+        *([one_batch(silo, vector, size) for silo in audited.silos] for size in config.batches),
+        [replace(one_batch(silo, vector, _batch(audited, silo)), kind="gradient of a whole batch")
          for silo in audited.silos],
         first_round,
     ]  # fmt: skip
@@ -194,25 +263,25 @@ def _kinds(audited: AuditedFederation, first_round: list[Replay]) -> list[list[R
 def _changes(audited: AuditedFederation, config: AuditConfig, findings: Findings) -> None:
     """Train the same rows in other ways: attack the messages of the first round, and see what it costs."""
     job = audited.job
-    wanted = min(config.rounds, job.num_rounds) / job.num_rounds if config.costs else 0.0
+    wanted = min(config.cost_rounds, job.num_rounds) / job.num_rounds if config.costs else 0.0
     for change in (TrainingChange(), *config.parsed_changes()):
         strategy = FedAvg() if change.is_averaged else job.strategy
         plans = change.of(job.plans, audited.sizes)
         changed = replace(job, name=f"change {change}", plans=plans, strategy=strategy)
         rounds = max(1, round(wanted * changed.num_rounds))
-        recorded, state = replay_rounds(audited.recording, audited.coordinator, changed, rounds)
-        first = next(_rounds(replace(audited, job=changed), recorded[: len(audited.silos)]))
+        replayed = replay_rounds(audited.recording, audited.coordinator, changed, rounds, keep=(1,))
+        first = next(_rounds(replace(audited, job=changed), replayed.updates))
         findings.of_changes[str(change)] = [_audited(audited, one, None) for one in first]
         if len(first) > 1:
             findings.of_changed_sums[str(change)] = [_audited(audited, one, None) for one in in_sum(first)]
         if config.costs:
-            findings.costs[str(change)] = _error(audited, changed, state)
+            findings.costs[str(change)] = _error(audited, changed, replayed.state)
         print(f"training {str(change) or 'as set up'}: attacked{_cost_words(findings, str(change))}", file=sys.stderr)
 
 
 def _audited(audited: AuditedFederation, replay: Replay, defence: Defence | None) -> MessageAudit:
     silo = audited.cohort.silos[replay.silo]
-    return audit(silo, replay, audited.units, audited.scale, defence, audited.suspects)
+    return audit(silo, replay, audited.units, audited.scale, defence, audited.knows.suspects, audited.knows.marginals)
 
 
 def _error(audited: AuditedFederation, job: Job, state: State) -> float:
@@ -224,16 +293,9 @@ def _cost_words(findings: Findings, key: str) -> str:
     return f", {metric.title} {findings.costs[key]:.4g} {metric.unit}" if key in findings.costs else ""
 
 
-def _print(findings: Findings, directory: RunDirectory) -> None:
-    print("As the federation is set up, the worst of the replayed messages (records):")
-    print(aligned(silo_table(findings), right=range(2, 8), rule=True))
-    print("\nWhat smaller messages would give away:")
-    print(aligned(smaller_table(findings), right=range(2, 8), rule=True))
-    print("\nWhat each message gives away, by defence (reconstructed / behind, named / listed behind):")
-    print(aligned(defence_table(findings), right=range(1, 8), rule=True))
-    print("\nThe same training, done in other ways:")
-    print(aligned(change_table(findings), right=range(2, 9), rule=True))
-    print("\nWho was trained on, from the losses of candidates with their targets (AUC 0.5 is chance):")
-    print(aligned(membership_table(findings), right=range(2, 6), rule=True))
+def _print(findings: Findings, gate: LeakLimit, directory: RunDirectory) -> None:
+    for title, table in tables(findings, gate):
+        print(f"\n{title}:")
+        print(aligned(table, right=range(1, len(table[0])), rule=True))
     print(findings.verified_words)
     paths_table({"report": directory.report_path, "summary": directory.summary_path})

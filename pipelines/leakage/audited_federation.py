@@ -1,7 +1,7 @@
 """The silos of a run or a federation file, opened in this process as their owners allow."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +18,14 @@ from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.messages import SiloDescription, Vector
 from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.silo import Silo
+from ray_fed.federation.strategies import local_plan
 from ray_fed.federation.task import Samples
 from ray_fed.leakage.listed_records import RecordList
-from ray_fed.leakage.membership import Membership, membership, row_losses
+from ray_fed.leakage.marginals import Marginals
 from ray_fed.leakage.replay import RecordedUpdate, Recording, recording_cohort
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.standardisation import Standardizer
+from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.source import Source
 from ray_fed.materials.graphs.graph_task import GraphTask
@@ -35,6 +37,18 @@ from ray_fed.perimeter.ledger import vector_digest
 from ray_fed.perimeter.policy import read_site, site_path
 from ray_fed.reporting.model_files import ModelCard, load_model
 from ray_fed.reporting.run_directory import RunDirectory
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What attackers know besides the messages; nothing by default."""
+
+    suspects: RecordList | None = None
+    """What an attacker with a list suspects."""
+    marginals: Marginals | None = None
+    """How records are distributed."""
+    public: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    """Public records [num_rows, num_features], none of a silo's own among them, as the network sees them."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +65,8 @@ class AuditedFederation:
     target_unit: str
     is_whole: bool
     """Whether all silos of the federation are audited."""
-    suspects: RecordList | None = None
-    """What an attacker with a list suspects; None where that is not tried."""
+    knows: "Knowledge" = field(default_factory=lambda: Knowledge())
+    """What attackers know besides the messages."""
 
     @property
     def silos(self) -> tuple[Silo, ...]:
@@ -62,27 +76,17 @@ class AuditedFederation:
     def sizes(self) -> dict[str, int]:
         return {silo.spec.name: len(silo.samples.features) for silo in self.silos}
 
-    def memberships(self, of: str, outputs_of: Callable[[Samples, str], torch.Tensor]) -> list[Membership]:
-        """Return per silo what the losses of its records, and of records that no silo trains on, tell of who was there.
-
-        outputs_of: (samples, silo) -> outputs of the attacked model. Silos without such records are left out.
-        """
-        found = []
-        for silo in self.silos:
-            losses = [
-                row_losses(silo.task, outputs_of(samples, silo.spec.name), samples.targets)
-                for samples in (silo.samples, self._untrained(silo))
-            ]
-            if all(len(part) for part in losses):
-                found.append(membership(silo.spec.name, of, *losses))
-        return found
-
-    def _untrained(self, silo: Silo) -> Samples:
-        """Return records that no silo trains on: the common test set, or the rows held out here."""
+    def untrained(self, silo: Silo) -> Samples:
+        """Return records that no silo trains on: the common test set, or the rows held out here; perhaps none."""
         if self.cohort.evaluator is not None:
             return self.cohort.evaluator.samples
         held_out = replace(silo.rows, features=silo.rows.held_out_features, targets=silo.rows.held_out_targets)
         return silo.task.prepare(held_out, silo.samples.standardizer, "cpu")
+
+    @property
+    def local_plan(self) -> TrainingPlan:
+        """Return the plan of a silo as the strategy has it."""
+        return local_plan(self.job.strategy, self.job.any_plan, self.coordinator.task.model(self.job.model_seed))
 
     @property
     def metric(self) -> Metric:
@@ -172,13 +176,15 @@ def open_audited(setup: Setup, chosen: Sequence[str], scaler: Standardizer | Non
     )  # fmt: skip
 
 
-def suspected(audited: AuditedFederation, public: str, length: int) -> tuple[RecordList, str]:
-    """Return a list of at most `length` records on which those of the audited silos stand among public ones, and a line
-    that says how many of each, and what of the public ones could not be used.
+def knowledge(audited: AuditedFederation, public: str, length: int) -> tuple[Knowledge, str]:
+    """Return what public records tell an attacker: how records are distributed, and a list of at most `length` records
+    on which those of the audited silos stand among public ones; and a line that says how many of each, and what of the
+    public ones could not be used.
 
     public: a source of crystals, as `Source.path`. A silo's first rows come first: small batches are made of them.
     """
     own = [silo.samples.features.cpu().numpy() for silo in audited.silos]
+    length = max(SHORTEST_LIST, length // _outputs(audited))  # every output is an unknown of its own
     share = length // 2 // len(own)
     listed = [features[:share] for features in own]
     task, standardizer = audited.coordinator.task, audited.silos[0].samples.standardizer
@@ -193,7 +199,16 @@ def suspected(audited: AuditedFederation, public: str, length: int) -> tuple[Rec
     if left_out := [reason for reason in reasons if reason]:
         said += f"; {len(left_out):,} public ones could not be used, the first: {left_out[0][:200]}"
     public_rows = task.inputs(features[usable], standardizer).numpy()
-    return RecordList(np.concatenate([*listed, public_rows])), said
+    return Knowledge(RecordList(np.concatenate([*listed, public_rows])), Marginals.of(public_rows), public_rows), said
+
+
+SHORTEST_LIST = 100
+
+
+def _outputs(audited: AuditedFederation) -> int:
+    silo = audited.silos[0]
+    with torch.no_grad():
+        return silo.task.model(0)(silo.samples.features[:1]).numel()
 
 
 def same_as_received(target: str, job: Job, recorded: Sequence[RecordedUpdate]) -> tuple[int, int] | None:

@@ -132,6 +132,10 @@ class LeakageOutcome:
                     f"{data}.{name}.evaluations_to_1e-3": result.to_exact,
                     f"{data}.{name}.diverged": result.diverged, f"{data}.{name}.seconds_per_attack": result.seconds,
                 }  # fmt: skip
+        for one in self.tabular:
+            key = ".".join(f"{value}" for value in asdict(one.case).values() if value != "")
+            summary |= {f"tabular.{key}.found": one.exact + one.near, f"tabular.{key}.records": one.rows}
+            summary |= {f"tabular.{key}.{attack}": counted.right for attack, counted in one.named.items()}
         for verdict in self.verdicts():
             summary[f"verdict.{verdict.claim}"] = verdict.verdict
         return summary
@@ -297,12 +301,15 @@ class LeakageOutcome:
         return (place, *key)
 
 
-def tabular_blocks(leaks: Sequence[TabularLeak]) -> list[Paragraph | Table]:
+def tabular_blocks(leaks: Sequence[TabularLeak]) -> tuple[Paragraph, Table]:
     """Return what the report says of table rows."""
+    attacks = list(dict.fromkeys(attack for one in leaks for attack in one.named))
     rows = [
         [
-            one.case.optimizer, str(one.case.batch_size), str(one.case.local_steps), f"{one.rows:,}",
-            f"{one.exact / one.rows:.1%}", f"{one.near / one.rows:.1%}", *map(_rate, one.named.values()),
+            one.case.optimizer, str(one.case.batch_size), str(one.case.local_steps), str(one.case.silos),
+            one.case.defence or "none", f"{one.rows:,}",
+            f"{one.exact / one.rows:.1%}", f"{one.near / one.rows:.1%}",
+            *(_rate(one.named.get(attack)) for attack in attacks),
             f"{max(one.target_errors):.1e}" if one.target_errors else "–",
         ]
         for one in leaks
@@ -315,13 +322,13 @@ def tabular_blocks(leaks: Sequence[TabularLeak]) -> list[Paragraph | Table]:
         "the span of the first layer's rows, or by least squares on the gradients of the output: the share named "
         "rightly, in brackets what naming at random gives."
     )
-    attacks = [f"named by {attack}" for attack in leaks[0].named]
-    header = ["optimiser", "batch", "local steps", "records", "exact", "near", *attacks, "worst target error (eV/atom)"]
-    return [Paragraph(said), Table(header, rows)]
+    header = ["optimiser", "batch", "local steps", "silos in the sum", "defence", "records", "exact", "near",
+              *(f"named by {attack}" for attack in attacks), "worst target error (eV/atom)"]  # fmt: skip
+    return Paragraph(said), Table(header, rows)
 
 
-def _rate(counted: Named) -> str:
-    return f"{counted.right / counted.named:.1%} ({counted.by_chance / counted.named:.1%})"
+def _rate(counted: Named | None) -> str:
+    return "–" if counted is None else f"{counted.right / counted.named:.1%} ({counted.by_chance / counted.named:.1%})"
 
 
 def _clearest(methods: Mapping[str, Mapping[str, np.ndarray]]) -> int:

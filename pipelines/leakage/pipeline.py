@@ -12,7 +12,7 @@ import numpy as np
 from pipelines.leakage.config import LeakageConfig
 from pipelines.leakage.jobs import study_jobs, work
 from pipelines.leakage.label_study import label_results
-from pipelines.leakage.outcome import LeakageOutcome
+from pipelines.leakage.outcome import LeakageOutcome, tabular_blocks
 from pipelines.leakage.results import HEADER, table_cells
 from ray_fed.errors import ConfigError
 from ray_fed.leakage.study import AttackJob, AttackResult, run_job
@@ -27,7 +27,9 @@ TABULAR_CASES = (
     *(TabularCase(size) for size in (1, 2, 4, 8, 10, 12, 16, 20, 32, 40, 60, 70, 100, 200, 800)),
     *(TabularCase(1, steps, "sgd", 1e-2) for steps in (2, 4, 8, 16, 32)),
     *(TabularCase(4, steps, "sgd", 1e-2) for steps in (2, 4, 8)),
-    TabularCase(8, 4), TabularCase(20, 40),
+    TabularCase(8, 4), TabularCase(20, 40), TabularCase(8, silos=4), TabularCase(20, silos=10),
+    *(TabularCase(20, defence=text) for text in (
+        "clip:1", "fp16", "int8", "noise:0.01", "noise:0.1", "noise:1", "prune:0.9", "prune:0.99")),
     *(TabularCase(size, steps, "adam") for size in (1, 20) for steps in (1, 8, 40)),
 )  # fmt: skip
 
@@ -151,6 +153,16 @@ def _print(outcome: LeakageOutcome) -> None:
         print(aligned([HEADER, *(table_cells(one) for one in methods.values())], right=range(3, 10), rule=True))
     for verdict in outcome.verdicts():
         print(f"{verdict.verdict}: {verdict.claim}\n    {verdict.because}")
+    if outcome.tabular:
+        table = tabular_blocks(outcome.tabular)[1]
+        print("\nRows of the 73-feature regression network, by message: found, and named from a list of 2,000:")
+        print(
+            aligned(
+                [table.header, *(list(map(str, row)) for row in table.rows)],
+                right=range(1, len(table.header)),
+                rule=True,
+            )
+        )
     reasons = sorted({str(row["failed"]) for row in outcome.rows if "failed" in row})
     for reason in reasons:
         print(f"note: {reason}", file=sys.stderr)

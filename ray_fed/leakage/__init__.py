@@ -1,1 +1,1 @@
-"""Gradient leakage: what a training message reveals about the samples behind it, and what stops that."""
+"""Gradient leakage: what a training message reveals of the samples behind it, and what is found under defences."""

@@ -1,9 +1,10 @@
 """What the messages of one silo reveal, measured inside that silo against its own records.
 
-Nothing leaves the silo but counts and errors. The messages are those of replay.py. Two threat models: an attacker who
-knows nothing of the records (algebra on the first layer's part of a message, tabular.py), and one who holds a list on
-which they stand among others (listed_records.py). With and without defences, and with the training done in other ways
-(`TrainingChange`: how the training is cut into messages, by what optimiser, how privately).
+Nothing leaves the silo but counts and errors. The messages are those of replay.py. Three kinds of attacker: one who
+knows nothing of the records (algebra on the first layer's part of a message, tabular.py), one who knows how such
+records are distributed (marginals.py), and one who holds a list on which they stand among others (listed_records.py).
+With and without defences, and with the training done in other ways (`TrainingChange`: how the training is cut into
+messages, by what optimiser, how privately).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,15 +17,21 @@ from torch import nn
 
 from ray_fed.config import require, unknown_name
 from ray_fed.federation.silo import Silo
+from ray_fed.leakage.crafted_models import guesses_of
 from ray_fed.leakage.defences import Defence
 from ray_fed.leakage.listed_records import (
     LEAST_SQUARES,
-    ROW_SPACE,
+    LEFT_ENTRIES,
+    NOBODY,
     Named,
     RecordList,
+    Suspected,
+    added_up,
     named,
+    suspected,
     together,
 )
+from ray_fed.leakage.marginals import Marginals
 from ray_fed.leakage.replay import Parts, Replay, defended
 from ray_fed.leakage.tabular import (
     EXACT,
@@ -157,6 +164,12 @@ class MessageAudit:
     listed_target_error: float | None = None
     """Median |read - true target|, in the target's unit, of the records that `LEAST_SQUARES` named rightly in one
     gradient; None for updates of several steps, and where several targets or classes are learned."""
+    with_marginals: int = 0
+    """Records reconstructed, exactly or nearly, by one who knows how records are distributed."""
+    unguided: Suspected = NOBODY
+    """What least squares names where nobody says how many records are behind a message."""
+    labels: tuple[int, int] = (0, 0)
+    """Classes read rightly, and records named rightly whose class was read."""
 
     @property
     def named_most(self) -> Named:
@@ -173,9 +186,14 @@ class MessageAudit:
         return self.found / self.records
 
     @property
+    def share_with_marginals(self) -> float:
+        """Return the same for one who knows how records are distributed."""
+        return max(self.found, self.with_marginals) / self.records
+
+    @property
     def worst_share(self) -> float:
-        """Return the larger share of both threat models: reconstructed, or named from the list beyond chance."""
-        return max(self.share, self.named_most.share)
+        """Return the largest share of all attackers: reconstructed, or named from the list beyond chance."""
+        return max(self.share_with_marginals, self.named_most.share)
 
 
 def audit(
@@ -185,62 +203,124 @@ def audit(
     scale: np.ndarray,
     defence: Defence | None,
     listed: RecordList | None = None,
+    marginals: Marginals | None = None,
 ) -> MessageAudit:
     """Attack the messages of a replay under a defence.
 
     units: feature -> unit, in order; scale [num_features]: standard deviations of the features; listed: what an
-    attacker with a list suspects. ConfigError when the network's first layer is not linear with a bias.
+    attacker with a list suspects; marginals: how records are distributed. ConfigError when the network's first layer is
+    not linear with a bias.
     """
     network = load_vector(silo.task.model(0), replay.sent)
     check_first_layer(network)
     found: list[Found] = []
-    target_errors = []
+    target_errors, refined = [], 0
     messages = [defended(message, defence, number) for number, message in enumerate(replay.messages)]
     for number, sent in enumerate(messages):
         guesses = _guesses(sent, replay)
         found += _found(guesses, replay, number)
+        if marginals:
+            both = np.concatenate([guesses, marginals.likeliest(guesses)])
+            refined += sum(error < NEAR for error, *_ in _found(both, replay, number))
         if replay.owners and replay.summed == 1 and len(guesses) and len(replay.targets):
             recovered = recovered_target(network, guesses[0], sent)
             target_errors.append(_target_error(silo, recovered, float(replay.targets[replay.owners[number]])))
     exact = sum(error < EXACT for error, *_ in found)
     near = sum(EXACT <= error < NEAR for error, *_ in found)
-    counts, listed_error = _named(silo, replay, network, messages, listed) if listed else ({}, None)
+    counts, listed_error, unguided, labels = _named(silo, replay, network, messages, listed) if listed else NOT_LISTED
     return MessageAudit(
         silo.spec.name, replay.kind, str(defence or "none"), replay.records, exact, near,
         _physical(found, replay, units, scale),
         float(np.median(target_errors)) if target_errors else None, replay.summed, counts, listed_error,
+        refined, unguided, labels,
     )  # fmt: skip
 
 
-def _named(
-    silo: Silo, replay: Replay, network: nn.Module, messages: Sequence[Parts], listed: RecordList
-) -> tuple[dict[str, Named], float | None]:
-    """Return what each attack with a list names, and the median error of the targets it reads."""
-    found: dict[str, list[Named]] = {ROW_SPACE: [], LEAST_SQUARES: []}
+FromList = tuple[dict[str, Named], float | None, Suspected, tuple[int, int]]
+NOT_LISTED: FromList = ({}, None, NOBODY, (0, 0))
+
+
+def _named(silo: Silo, replay: Replay, network: nn.Module, messages: Sequence[Parts], listed: RecordList) -> FromList:
+    """Return what each attack with a list names, the median error of the targets it reads, what is named by one who is
+    not told how many records are behind a message, and how many classes are read rightly, of how many."""
+    found: dict[str, list[Named]] = {}
     errors: list[float] = []
+    alone: list[Suspected] = []
+    labels: list[bool] = []
     for number, message in enumerate(messages[:LISTED_MESSAGES]):
         own = replay.behind(number)
-        mine = listed.positions(replay.rows[own])
-        others = listed.positions(replay.others[number]) if replay.others else mine
-        behind = np.union1d(mine, others)
+        mine, behind = _on_list(listed, replay, number)
         strengths, coefficients = listed.strengths(message, network, replay.together)
         tests = {attack: named(strength, behind, mine) for attack, strength in strengths.items()}
         for attack, (counted, _) in tests.items():
-            found[attack].append(counted)
+            found.setdefault(attack, []).append(counted)
+        best = LEFT_ENTRIES if LEFT_ENTRIES in strengths else LEAST_SQUARES
+        alone.append(suspected(strengths[best], behind, mine))
         right = tests[LEAST_SQUARES][1]
+        if len(replay.classes):
+            true = _on_list_as(listed, replay, own, replay.classes)
+            labels += [int(coefficients[place].argmin()) == true[int(place)] for place in right]
         if replay.is_gradient and len(replay.targets):
-            true = _targets_on_list(listed, replay, own)
+            true = _on_list_as(listed, replay, own, replay.targets)
             read = _read_targets(replay, network, listed.rows[right], coefficients[right, 0])
             errors += [_target_error(silo, guess, true[int(where)]) for guess, where in zip(read, right, strict=True)]
-    return {attack: together(several) for attack, several in found.items()}, float(
-        np.median(errors)
-    ) if errors else None
+    return (
+        {attack: together(several) for attack, several in found.items() if len(several) == len(alone)},
+        float(np.median(errors)) if errors else None,
+        Suspected(*(sum(getattr(one, part) for one in alone) for part in ("right", "named", "listed"))),
+        (sum(labels), len(labels)),
+    )
 
 
-def _targets_on_list(listed: RecordList, replay: Replay, own: np.ndarray) -> dict[int, float]:
-    """Return position on the list -> true target, of the silo's own records [..] that stand there."""
-    places = ((listed.positions(replay.rows[[record]]), float(replay.targets[record])) for record in own)
-    return {int(place[0]): target for place, target in places if len(place)}
+def _on_list(listed: RecordList, replay: Replay, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions on the list of the silo's own records behind a message, and of all that are behind it."""
+    mine = listed.positions(replay.rows[replay.behind(number)])
+    others = listed.positions(replay.others[number]) if replay.others else mine
+    return mine, np.union1d(mine, others)
+
+
+ADDED_UP = "least squares, added up over rounds"
+ONE_ROUND, ROUNDS_TOGETHER = "update of a round", "updates of rounds together"
+"""How kinds of messages begin."""
+
+
+def audit_together(silo: Silo, replays: Sequence[Replay], listed: RecordList) -> MessageAudit:
+    """Attack messages of several rounds as one with a list: what each says of a record is added up.
+
+    replays: of the same silo or sums, one message each, made from the parameters of its round.
+    """
+    strengths = [
+        np.abs(listed.gradients(load_vector(silo.task.model(0), one.sent)).coefficients(one.messages[0])).max(1)
+        for one in replays
+    ]
+    places = [_on_list(listed, one, 0) for one in replays]
+    mine, behind = (np.unique(np.concatenate(part)) for part in zip(*places, strict=True))
+    counted, _ = named(total := added_up(strengths), behind, mine)
+    kind = replays[0].kind.replace(ONE_ROUND, ROUNDS_TOGETHER)
+    records = len(np.unique(np.concatenate([one.behind(0) for one in replays])))
+    return MessageAudit(
+        silo.spec.name, kind, "none", records, 0, 0, {}, None, replays[0].summed, {ADDED_UP: counted},
+        unguided=suspected(total, behind, mine),
+    )  # fmt: skip
+
+
+def audit_crafted(silo: Silo, replay: Replay, kind: str) -> MessageAudit:
+    """Attack answers to a crafted model (crafted_models.py): records that it lets stand alone."""
+    found = [
+        error
+        for number, message in enumerate(replay.messages)
+        for error, *_ in _found(guesses_of(kind, message[0], message[1]), replay, number)
+    ]
+    exact, near = sum(error < EXACT for error in found), sum(EXACT <= error < NEAR for error in found)
+    return MessageAudit(
+        silo.spec.name, f"{kind}, {replay.kind}", "none", replay.records, exact, near, {}, None, replay.summed
+    )
+
+
+def _on_list_as(listed: RecordList, replay: Replay, own: np.ndarray, values: np.ndarray) -> dict[int, float]:
+    """Return position on the list -> value, of the silo's own records [..] that stand there; values [num_rows]."""
+    places = ((listed.positions(replay.rows[[record]]), float(values[record])) for record in own)
+    return {int(place[0]): value for place, value in places if len(place)}
 
 
 def _read_targets(replay: Replay, network: nn.Module, rows: np.ndarray, coefficients: np.ndarray) -> list[float]:

@@ -12,7 +12,12 @@ Two tests, both without an optimiser, and both of messages of one step, of sever
   a linear system with one unknown per listed record and output, and as many equations as the network has parameters:
   it ends only where the list is longer than that. c_j tells membership and, of one batch, the target. Updates of
   several steps are such sums as long as the network has not moved far (Jacot et al. 2018 call it the tangent kernel).
-  Noise counts as in ridge regression, with the ratio of signal to noise that has the largest likelihood.
+  Noise counts as in ridge regression, with the ratio of signal to noise that has the largest likelihood. Where a
+  defence has left out most entries, the same system of the entries that are left says more: left out is not zero.
+
+Messages of several rounds are taken together by adding up what each says of a record (`added_up`). An attacker who does
+not know how many records are behind a message has two kinds of strengths, small and large, and parts them
+(`large_ones`).
 
     symbol        code          shape
     [x, 1]        extended      [listed, num_features + 1]
@@ -29,14 +34,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import expit
 from scipy.stats import poisson
 from torch import nn
 
-ROW_SPACE, LEAST_SQUARES = "row space", "least squares"
+ROW_SPACE, LEAST_SQUARES, LEFT_ENTRIES = "row space", "least squares", "least squares of what is left"
+KEPT_BYTES = 400e6
+"""Of the output gradients of a list at several networks."""
+SPARSE = 0.8
+"""Share of zeros in a message from which on the entries that are left are a system of their own."""
+MOST_LEFT = 800
+"""Entries of that system: the largest."""
 BEYOND_CHANCE = 1e-3
 """Largest probability with which naming at random would name as many, below which a message counts as leaking."""
 SIGNAL_TO_NOISE = 10.0 ** np.arange(-10, 13)
 """Variance of a coefficient times a gradient's mean square, over the noise of one coordinate: the values tried."""
+ITERATIONS = 200
+SMALLEST_SQUARE = 1e-6
+"""Of a strength, in units of the largest one: below it are rounding errors and records that hardly count."""
+APART = 9.0
+"""Ratio of the variances of large and small strengths from which on they are two kinds."""
 SMALLEST_EIGENVALUE = 1e-10
 """Directions of the Gram matrix below this share of the largest carry rounding errors only."""
 
@@ -63,6 +80,20 @@ class Named:
         """Return the share of the listed records behind the message that is named beyond chance, 0 to 1."""
         left = self.named - self.by_chance
         return max(0.0, (self.right - self.by_chance) / left) if self.is_beyond_chance and left > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Suspected:
+    """Records that a test named without being told how many are behind the message."""
+
+    right: int
+    """Of those named, how many are behind the message."""
+    named: int
+    listed: int
+    """Records on the list that are behind the message."""
+
+
+NOBODY = Suspected(0, 0, 0)
 
 
 class RecordList:
@@ -93,16 +124,22 @@ class RecordList:
         message: one array per parameter; network: with the parameters that the silo was sent; together: records behind
         the message.
         """
-        coefficients = self.gradients(network).coefficients(message)
+        gradients = self.gradients(network)
+        coefficients = gradients.coefficients(message)
         outside = row_space_residuals(np.asarray(message[0]), np.asarray(message[1]), self.rows, together)
-        return {ROW_SPACE: -outside, LEAST_SQUARES: np.abs(coefficients).max(1)}, coefficients
+        found = {ROW_SPACE: -outside, LEAST_SQUARES: np.abs(coefficients).max(1)}
+        if gradients.is_sparse(message):
+            found[LEFT_ENTRIES] = np.abs(gradients.coefficients_of_left(message)).max(1)
+        return found, coefficients
 
     def gradients(self, network: nn.Module) -> "ListedGradients":
-        """Return the output gradients of all listed records; kept for the last parameters asked for."""
+        """Return the output gradients of all listed records; kept for the last networks asked for."""
         key = b"".join(parameter.detach().cpu().numpy().tobytes() for parameter in network.parameters())
-        if key not in self._known:
-            self._known = {key: ListedGradients(network, self.rows)}
-        return self._known[key]
+        found = self._known.pop(key, None) or ListedGradients(network, self.rows)
+        self._known[key] = found
+        while len(self._known) * (8 * len(self.rows) ** 2) > KEPT_BYTES and len(self._known) > 1:
+            del self._known[next(iter(self._known))]
+        return found
 
 
 def row_space_residuals(weights: np.ndarray, bias: np.ndarray, rows: np.ndarray, together: int) -> np.ndarray:
@@ -171,6 +208,39 @@ class ListedGradients:
         inside = vectors.T @ self.products(message) / values.sqrt()
         entries = [_double(message[position]) for layer in self.layers for position in _positions_of(layer)]
         size, length = sum(part.numel() for part in entries), sum(float(part.square().sum()) for part in entries)
+        return self._shrunk(vectors, values, inside, size, length)
+
+    def is_sparse(self, message: Sequence[Any]) -> bool:
+        """Whether so many entries are zero that a defence may have left them out."""
+        parts = [np.asarray(part) for part in message]
+        return sum(int((part == 0).sum()) for part in parts) > SPARSE * sum(part.size for part in parts)
+
+    def coefficients_of_left(self, message: Sequence[Any]) -> np.ndarray:
+        """Return c [listed, outputs] from the largest `MOST_LEFT` entries alone."""
+        columns, told = self._largest(message)
+        values, vectors = torch.linalg.eigh(columns.T @ columns)
+        kept = values > SMALLEST_EIGENVALUE * values[-1]
+        values, vectors = values[kept], vectors[:, kept]
+        left = columns @ vectors / values.sqrt()
+        return self._shrunk(left, values, vectors.T @ told, len(told), float(told.square().sum()))
+
+    def _largest(self, message: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the output gradients [listed * outputs, entries] at the largest entries, and these [entries]."""
+        sizes = torch.cat([_double(message[layer.weight]).abs().flatten() for layer in self.layers])
+        limit = sizes.topk(min(MOST_LEFT, int((sizes > 0).sum()))).values[-1]
+        columns, told = [], []
+        for layer in self.layers:
+            part = _double(message[layer.weight])
+            units, entries = torch.nonzero((part.abs() >= limit) & (part != 0), as_tuple=True)
+            columns.append((layer.deltas[:, :, units] * layer.inputs[:, None, entries]).flatten(0, 1))
+            told.append(part[units, entries])
+        return torch.cat(columns, 1), torch.cat(told)
+
+    def _shrunk(
+        self, vectors: torch.Tensor, values: torch.Tensor, inside: torch.Tensor, size: int, length: float
+    ) -> np.ndarray:
+        """Return c [listed, outputs] of a message of `size` numbers and squared `length`, from its parts `inside` the
+        directions `vectors` [listed * outputs, n] with eigenvalues `values`."""
         outside = max(0.0, length - float(inside.square().sum()))
         ratio = _likeliest_ratio(values, inside, outside, size)
         shrunk = inside * (ratio * values / (1 + ratio * values)) / values.sqrt()
@@ -236,6 +306,40 @@ def named(strengths: np.ndarray, behind: np.ndarray, mine: np.ndarray) -> tuple[
     chosen = np.argsort(-strengths, kind="stable")[: len(behind)] if np.ptp(strengths) > 0 else np.array([], np.intp)
     right = np.intersect1d(chosen, mine)
     return Named(len(right), len(mine), len(behind) * len(mine) / len(strengths)), right
+
+
+def large_ones(strengths: np.ndarray) -> np.ndarray:
+    """Return positions of the records that are suspected where nobody says how many are: those that more likely belong
+    to the wider of two normal distributions with mean 0, fitted by expectation and maximisation; none where one is as
+    good as two.
+
+    strengths [listed], 0 or more.
+    """
+    squares = np.square(strengths / max(float(strengths.max(initial=0.0)), np.finfo(float).tiny)) + SMALLEST_SQUARE
+    if np.ptp(squares) == 0:
+        return np.array([], np.intp)
+    order = np.sort(squares)
+    share, narrow, wide = 0.1, float(np.mean(order[: len(order) // 2])), float(np.mean(order[-len(order) // 10 :]))
+    for _ in range(ITERATIONS):
+        log_odds = np.log(share / (1 - share)) + np.log(narrow / wide) / 2 + squares / 2 * (1 / narrow - 1 / wide)
+        belongs = expit(log_odds)
+        share = float(np.clip(belongs.mean(), 1 / len(squares), 1 - 1 / len(squares)))
+        narrow = float((squares * (1 - belongs)).sum() / max((1 - belongs).sum(), 1e-12)) + SMALLEST_SQUARE
+        wide = max(float((squares * belongs).sum() / max(belongs.sum(), 1e-12)), narrow)
+    return np.flatnonzero(belongs > 0.5) if wide > APART * narrow else np.array([], np.intp)
+
+
+def suspected(strengths: np.ndarray, behind: np.ndarray, mine: np.ndarray) -> Suspected:
+    """Return how many of `mine` are named by one who does not know how many records are behind the message."""
+    chosen = large_ones(strengths)
+    others = np.setdiff1d(behind, mine)
+    chosen = np.setdiff1d(chosen, others)  # rightly named, but of other silos
+    return Suspected(len(np.intersect1d(chosen, mine)), len(chosen), len(mine))
+
+
+def added_up(of_messages: Sequence[np.ndarray]) -> np.ndarray:
+    """Return strengths [listed] of several messages of the same records taken together, each in units of its mean."""
+    return np.sum([strengths / max(float(np.mean(strengths)), np.finfo(float).tiny) for strengths in of_messages], 0)
 
 
 def together(of_messages: Sequence[Named]) -> Named:

@@ -4,7 +4,7 @@ Two kinds: the messages of the federation as it is set up, round by round (`Reco
 silo if it sent after every record, or after every batch (`single_records`, `one_batch`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 
@@ -56,6 +56,8 @@ class Replay:
     """Silos in the sum, if only the sum is seen."""
     others: tuple[np.ndarray, ...] = ()
     """Per message the rows of other silos in the sum [.., num_features]."""
+    classes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """[num_rows]: the class of each row, where one class is learned; else empty."""
     is_gradient: bool = False
     """Whether the messages are gradients at `sent` (in a sum: weighted by records), not updates of several steps."""
 
@@ -89,9 +91,11 @@ class RecordingSilo(Silo):
 
     def leaving(self, update: Update, received: Vector) -> Update | MaskedUpdate:
         update = self._recording.defended(received, update)
+        if not self._recording.keeps(update.server_round):
+            return super().leaving(update, received)
         trainer = self.sessions[update.session]
         assert isinstance(trainer, LocalTrainer)
-        rows = _rows_of_round(trainer, update.server_round)
+        rows = rows_of_round(trainer, update.server_round)
         self._recording.updates.append(RecordedUpdate(received, update, rows))
         return super().leaving(update, received)
 
@@ -103,10 +107,15 @@ class Recording:
     defence: Defence | None = None
     layout: Layout | None = None
     updates: list[RecordedUpdate] = field(default_factory=list)
+    rounds: frozenset[int] | None = None
+    """Rounds of which updates are kept; None: of all."""
 
-    def begin(self, defence: Defence | None, layout: Layout) -> None:
-        """Forget what was recorded; defend what is answered from now on."""
-        self.defence, self.layout, self.updates = defence, layout, []
+    def begin(self, defence: Defence | None, layout: Layout, rounds: frozenset[int] | None) -> None:
+        """Forget what was recorded; defend what is answered from now on, and keep that of these rounds."""
+        self.defence, self.layout, self.updates, self.rounds = defence, layout, [], rounds
+
+    def keeps(self, server_round: int) -> bool:
+        return self.rounds is None or server_round in self.rounds
 
     def defended(self, sent: Vector, update: Update) -> Update:
         """Return the update as it leaves under the defence."""
@@ -129,22 +138,43 @@ def recording_cohort(specs: Sequence[SiloSpec], task: Task, test: SiloSpec | Non
     return cohort, recording
 
 
+@dataclass(frozen=True)
+class Replayed:
+    """What left the silos in some rounds of a run."""
+
+    updates: list[RecordedUpdate]
+    """Each as it left its silo, of the rounds that were asked for."""
+    after: Mapping[int, Vector]
+    """Round -> global parameters after it, of the same rounds: what all silos are sent next."""
+    state: State
+    """Of the strategy, after the last round."""
+
+
+def spread_rounds(last: int, count: int) -> tuple[int, ...]:
+    """Return at most `count` rounds from the first to the `last`, evenly spread, both with them."""
+    return tuple(sorted({round(one) for one in np.linspace(1, last, min(count, last))}))
+
+
 def replay_rounds(
-    recording: Recording, coordinator: Coordinator, job: Job, rounds: int, defence: Defence | None = None
-) -> tuple[list[RecordedUpdate], State]:
-    """Run the first rounds of a job; return every update as it leaves its silo, and the last state.
+    recording: Recording, coordinator: Coordinator, job: Job, rounds: int, defence: Defence | None = None,
+    keep: Sequence[int] | None = None,
+) -> Replayed:  # fmt: skip
+    """Run the first rounds of a job; return the updates of those in `keep`, all of them by default.
 
     The silos' answers are bit for bit those of a run of the same configuration, on whatever cohort, unless their noise
     is secret. Under secure aggregation they are what is under the masks.
     """
-    recording.begin(defence, coordinator.layout)
+    recording.begin(defence, coordinator.layout, None if keep is None else frozenset(keep))
     job = replace(job, evaluate_every=job.num_rounds + 1, evaluate_silos=False, secure_threshold=0)
     state: State = {}
+    after = {}
     records = coordinator.run(job)
     for record in islice(records, min(rounds, job.num_rounds) + 1):
         state = record.state or state
+        if record.server_round and recording.keeps(record.server_round):
+            after[record.server_round] = next(iter(job.strategy.models(state).values()))
     records.close()  # type: ignore[attr-defined]
-    return recording.updates, state
+    return Replayed(recording.updates, after, state)
 
 
 def of_round(silo: Silo, recorded: RecordedUpdate, layout: Layout, plan: TrainingPlan) -> Replay:
@@ -208,6 +238,40 @@ def in_sum(replays: Sequence[Replay]) -> list[Replay]:
     ]
 
 
+def between_models(replays: Sequence[Replay], moved: Parts, weights: Sequence[int]) -> list[Replay]:
+    """Return what another silo learns of each from two global models that follow each other.
+
+    replays: of the round, one per silo; moved: the first model less the second; weights: of each silo's update in the
+    mean. The attacker is the silo with the most weight among the others: it takes its own part off the mean. Where the
+    strategy makes something else of the updates than their mean, the difference is taken as it is.
+    """
+    size = sum(weights)
+    whole = [size * part for part in moved]
+    mean = [
+        sum(weight * part for weight, part in zip(weights, parts, strict=True))
+        for parts in zip(*(one.messages[0] for one in replays), strict=True)
+    ]
+    is_mean = all(
+        np.allclose(a, b, atol=1e-4 * np.abs(a).max(initial=0.0), rtol=1e-3) for a, b in zip(mean, whole, strict=True)
+    )
+    return [_left_by(number, replays, whole, weights, is_mean) for number in range(len(replays))]
+
+
+def _left_by(victim: int, replays: Sequence[Replay], whole: Parts, weights: Sequence[int], is_mean: bool) -> Replay:
+    others = [number for number in range(len(replays)) if number != victim]
+    attacker = max(others, key=lambda number: weights[number])
+    left = [number for number in others if number != attacker or not is_mean]
+    own = [weights[attacker] * part for part in replays[attacker].messages[0]]
+    parts = [a - b for a, b in zip(whole, own, strict=True)] if is_mean else whole
+    one, there = replays[victim], [replays[number] for number in left]
+    rows = np.concatenate([one.rows[:0], *(each.rows[each.behind(0)] for each in there)])
+    together = one.together + sum(each.together for each in there)
+    return replace(
+        one, kind=one.kind.replace("update", "change of the global model", 1), messages=(parts,), together=together,
+        summed=len(there) + 1, others=(rows,), is_gradient=False,
+    )  # fmt: skip
+
+
 def _rows_of_others(mine: Replay, replays: Sequence[Replay], messages: int) -> tuple[np.ndarray, ...]:
     others = [one for one in replays if one is not mine]
     return tuple(np.concatenate([one.rows[one.behind(number)] for one in others]) for number in range(messages))
@@ -221,7 +285,8 @@ def defended(message: Parts, defence: Defence | None, seed: int) -> Parts:
     return [part.numpy() for part in defence.on_message(parts, seed)]
 
 
-def _rows_of_round(trainer: LocalTrainer, server_round: int) -> np.ndarray | None:
+def rows_of_round(trainer: LocalTrainer, server_round: int) -> np.ndarray | None:
+    """Return positions of the records in a round's steps; None where chance chooses them in secret."""
     if trainer.plan.private:
         return None
     taken = []
@@ -236,7 +301,17 @@ def _replay(
 ) -> Replay:
     rows, is_number = silo.samples.features.cpu().numpy(), silo.task.loss is mse_loss
     targets = silo.samples.targets.cpu().numpy().ravel() if is_number else np.empty(0, np.float32)
-    return Replay(silo.spec.name, kind, messages, rows, targets, sent, records, None, owners, 1 if owners else records)
+    return Replay(
+        silo.spec.name, kind, messages, rows, targets, sent, records, None, owners, 1 if owners else records,
+        classes=np.empty(0, np.int64) if is_number else _classes(silo),
+    )  # fmt: skip
+
+
+def _classes(silo: Silo) -> np.ndarray:
+    """Return the class of each row; none where the targets are something else."""
+    targets = silo.samples.targets.cpu().numpy().reshape(len(silo.samples.features), -1)
+    are_classes = targets.shape[1] == 1 and np.isfinite(targets).all() and (targets == np.rint(targets)).all()
+    return targets[:, 0].astype(np.int64) if are_classes else np.empty(0, np.int64)
 
 
 def _gradient(silo: Silo, vector: np.ndarray, rows: slice) -> Parts:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from ray_fed.config import require
+from ray_fed.leakage.defences import parse_defence
 from ray_fed.leakage.listed_records import (
     Named,
     RecordList,
@@ -30,6 +31,10 @@ class TabularCase:
     optimizer: str = "sgd"
     """sgd | adam"""
     learning_rate: float = 1e-3
+    silos: int = 1
+    """Silos of which only the sum is seen, each with that batch and those steps."""
+    defence: str = ""
+    """Of the message; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,14 @@ def tabular_leaks(
     for case in cases:
         found = [_one_message(network, features, targets, listed, case, seed, number) for number in range(messages)]
         errors = tuple(error for one in found for error in one.target_errors)
-        counted = {attack: together([one.named[attack] for one in found]) for attack in found[0].named}
+        counted = {attack: together([one.named[attack] for one in found]) for attack in _of_all(found)}
         rows, exact, near = (sum(getattr(one, of) for one in found) for of in ("rows", "exact", "near"))
         yield TabularLeak(case, rows, exact, near, errors, counted)
+
+
+def _of_all(found: Sequence[TabularLeak]) -> list[str]:
+    """Return the attacks that could be tried on every message."""
+    return [attack for attack in found[0].named if all(attack in one.named for one in found)]
 
 
 def _one_message(
@@ -93,20 +103,33 @@ def _one_message(
     number: int,
 ) -> TabularLeak:
     draw = generator(seed, "a silo's batches", number, case.batch_size, case.local_steps)
-    wanted = case.batch_size * case.local_steps
+    wanted = case.batch_size * case.local_steps * case.silos
     order = np.resize(draw.permutation(len(features)), wanted)
-    batches = [torch.from_numpy(part) for part in np.split(order, case.local_steps)]
-    message = local_update(network, torch.from_numpy(features), torch.from_numpy(targets)[:, None], batches, case)
+    message = _message(network, features, targets, order, case, number)
     taken = np.unique(order)
     weights, bias = message[0].numpy(), message[1].numpy()
     guesses = np.concatenate([row_candidates(weights, bias), factor_candidates(weights, bias, wanted)])
     found = match_rows(guesses, features[taken])
-    single = wanted == 1 and case.optimizer == "sgd"
+    single = wanted == 1 and case.optimizer == "sgd" and not case.defence
     errors = (abs(recovered_target(network, guesses[0], message) - float(targets[order[0]])),) if single else ()
     behind = listed.positions(features[taken])
     strengths, _ = listed.strengths([part.numpy() for part in message], network, wanted)
     counted = {attack: named(strength, behind, behind)[0] for attack, strength in strengths.items()}
     return TabularLeak(case, len(taken), found.exact, found.near, errors, counted)
+
+
+def _message(
+    network: nn.Module, features: np.ndarray, targets: np.ndarray, order: np.ndarray, case: TabularCase, number: int
+) -> list[torch.Tensor]:  # fmt: skip
+    """Return what is seen of records `order` [silos * steps * batch]: a silo's message, or the mean of several, under
+    the case's defence."""
+    rows, wanted = torch.from_numpy(features), torch.from_numpy(targets)[:, None]
+    sent = []
+    for part in np.split(order, case.silos):
+        batches = [torch.from_numpy(batch) for batch in np.split(part, case.local_steps)]
+        sent.append(local_update(network, rows, wanted, batches, case))
+    message = [torch.stack(parts).mean(0) for parts in zip(*sent, strict=True)]
+    return parse_defence(case.defence).on_message(message, number) if case.defence else message
 
 
 def local_update(

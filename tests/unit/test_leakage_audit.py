@@ -16,6 +16,7 @@ from pipelines.leakage.jobs import snapshots, study_jobs, work
 from pipelines.leakage.label_study import LabelResult, as_rows, multiset_share, table_1
 from pipelines.leakage.margins import margins
 from pipelines.leakage.results import summarise
+from pipelines.leakage.threats import THREAT_MODELS
 from pipelines.leakage.verdicts import HOLDS, NOT, verdicts
 from ray_fed.errors import ConfigError
 from ray_fed.federation.messages import Update
@@ -160,7 +161,7 @@ def test_the_gate_holds_each_threat_model_to_its_own_limit():
     assert "silo 'a': AUC 1.000 (1.000 to 1.000) in the model of the whole run" in trained.words
     both = LeakLimit({"nothing": 0.0, "list": 0.5}, findings)
     assert both.broken == ["list"]
-    assert "18 of 20 listed records named, 1.0 by chance (89.5% beyond)" in both.words
+    assert "18 of 20 listed records named (90.0%, 95 %: 69.9% to 97.2%), 1.0 by chance" in both.words
     assert findings.cheapest(listed) == "none tried"
 
 
@@ -244,13 +245,16 @@ def finished_run(tmp_path_factory):
 
 
 def test_an_audit_of_a_leaky_run_fails_the_gate_and_leaves_a_table_for_its_owners(finished_run, capsys, tmp_path):
-    arguments = ["audit", str(finished_run / "run"), "--policy", str(finished_run / "site.yaml"), "--rounds", "2",
-                 "--defences", "fp16,silo_dp:8", "--changes", "steps:2", "--list-length", "200",
-                 "--out", str(tmp_path / "audit")]  # fmt: skip
+    arguments = ["audit", str(finished_run / "run"), "--policy", str(finished_run / "site.yaml"), "--rounds", "3",
+                 "--cost-rounds", "2", "--shadows", "2", "--defences", "fp16,silo_dp:8", "--changes", "steps:2",
+                 "--list-length", "200", "--out", str(tmp_path / "audit")]  # fmt: skip
     assert main([*arguments, "--max-leak", "0.1"]) == 1
     shown = capsys.readouterr()
-    verdict = "failed: max_leak=nothing:0.1, list:0.1, membership:0.1 is exceeded; knowing nothing of the records, "
+    limits = ", ".join(f"{model}:0.1" for model in THREAT_MODELS if model != "property")
+    verdict = f"failed: max_leak={limits} is exceeded; knowing nothing of the records, "
     assert shown.err.strip().splitlines()[-1].startswith(f"ray-fed audit: {verdict}")
+    assert all(f"threat model {model}: " in shown.err for model in THREAT_MODELS)
+    assert "3 of 11 replayed rounds attacked, the whole run" in shown.err
     assert "list of suspects: 81 records of the audited silos among 119 public ones\n" in shown.err
     lines = [line.split() for line in shown.out.splitlines()]
     assert next(line for line in lines if line[:1] == ["silo_dp:8"])[1:3] == ["0", "/"]

@@ -44,13 +44,30 @@ def test_an_audit_of_a_run_of_trees_says_what_its_sums_show(tmp_path, capsys):
     assert main(["train", *options, "--out", str(tmp_path / "run")]) == 0
     site = tmp_path / "site.yaml"
     site.write_text("perimeter:\n  audit: true\n")
-    asked = ["audit", str(tmp_path / "run"), "--policy", str(site), "--out", str(tmp_path / "audit")]
+    asked = ["audit", str(tmp_path / "run"), "--policy", str(site), "--list-length", "400"]
+    asked += ["--out", str(tmp_path / "audit")]
     capsys.readouterr()
     assert main(asked) == 0
     shown = json.loads((tmp_path / "audit" / "summary.json").read_text())
     assert shown["silo-1.own.alone_in_a_bin"] > shown["silo-1.sum.alone_in_a_bin"]
     assert "secure-aggregation yes" in capsys.readouterr().err
-    assert main([*asked[:-1], str(tmp_path / "again"), "--max-leak", "0.1"]) != 0
+    assert shown["silo-1.sum.named"] >= 0.9 * shown["silo-1.sum.listed"] > 0
+    assert main([*asked[:-1], str(tmp_path / "again"), "--max-leak", "list:0.1"]) == 1
+    assert "failed: max_leak=list:0.1 is exceeded; with a list of suspects, silo 'silo-" in capsys.readouterr().err
+    assert main([*asked[:-1], str(tmp_path / "other"), "--max-leak", "membership:0.1"]) == 2
+
+
+def test_counts_in_bins_name_rows_on_a_list_in_a_sum_too_and_not_those_of_others():
+    random = generator(0, "counted")
+    x, strangers = random.normal(size=(300, 8)), random.normal(size=(300, 8))
+    settings = TreeSettings(trees=2, depth=3)
+    members = {name: Member(part, part[:, 0], settings) for name, part in (("a", x[:40]), ("b", x[40:100]))}
+    for one in exposures(members, Grower(settings, 8), x):
+        assert one.named
+        assert one.named.right >= 0.95 * one.num_rows == 0.95 * one.named.named
+    for one in exposures(members, Grower(settings, 8), np.concatenate([x[:5], strangers])):
+        assert one.named
+        assert one.named.named == (5 if one.silo == "a" else 0)
 
 
 @pytest.mark.parametrize(

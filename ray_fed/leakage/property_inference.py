@@ -1,0 +1,133 @@
+"""What an update tells of a silo's rows as a whole: their mean target, their mean of a feature.
+
+Ganju et al. 2018 and Melis et al. 2019 with shadow silos: the attacker has records like the silo's, draws silos in
+which the property differs, trains each for a round from the model that the silo was sent, and learns to read the
+property off the answer. What is read is how the predictions at some records move, so that the order of units does not
+matter; read by ridge regression, whose errors on silos left out (leave one out, in closed form) say how far to trust
+it.
+
+    p_i: property of shadow silo i      m_i: moves of its predictions      read: p = w^T m + b
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from ray_fed.federation.silo import Silo
+from ray_fed.leakage.shadow_models import shadow_trainer
+from ray_fed.learning.layout import load_vector
+from ray_fed.learning.trainer import TrainingPlan
+from ray_fed.randomness import generator
+
+SHADOW_SILOS = 32
+PROBES = 200
+"""Records at which predictions are compared."""
+STRONGEST_TILT = 1.5
+"""Of the weights with which records are drawn, in standard deviations of the property."""
+RIDGES = 10.0 ** np.arange(-8, 3)
+"""Of the mean square of a move: the ridge is the one with the smallest error on silos left out."""
+
+SMALLEST_FREEDOM = 1e-6
+"""One minus the leverage of a shadow silo, below which its error when left out is rounding."""
+
+
+@dataclass(frozen=True)
+class PropertyRead:
+    """One property of a silo's rows, as read from one of its updates; in the property's unit."""
+
+    silo: str
+    name: str
+    unit: str
+    true: float
+    read: float
+    error: float
+    """Root mean square error of the attack on shadow silos left out."""
+    guess_error: float
+    """The same of one who has no update and guesses the mean of all shadow silos."""
+
+    @property
+    def explained(self) -> float:
+        """Return the share of the variance among shadow silos that the attack explains (R^2), 0 to 1."""
+        return max(0.0, 1 - (self.error / self.guess_error) ** 2) if self.guess_error > 0 else 0.0
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval of `explained`, by Fisher's transform of its root, the correlation."""
+        middle, wide = np.arctanh(min(self.explained, 1 - 1e-9) ** 0.5), 1.96 / (SHADOW_SILOS - 3) ** 0.5
+        return float(np.tanh(max(0.0, middle - wide)) ** 2), float(np.tanh(middle + wide) ** 2)
+
+    @property
+    def share(self) -> float:
+        """Return `explained`; 0 where its interval holds 0."""
+        return self.explained if self.interval[0] > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Property:
+    """Something of each record [num_rows] whose mean over a silo's records is asked for."""
+
+    name: str
+    unit: str
+    of_public: np.ndarray
+    """Of the attacker's records, in the property's unit."""
+    true: float
+    """Mean over the silo's records."""
+
+
+def read_properties(
+    silo: Silo, features: torch.Tensor, targets: torch.Tensor, asked: list[Property], plan: TrainingPlan,
+    sent: np.ndarray, moved_to: np.ndarray, server_round: int,
+) -> list[PropertyRead]:  # fmt: skip
+    """Return what an update tells of each property.
+
+    features [n, ...], targets [n, ...]: the attacker's records, as the network sees them; sent, moved_to: vectors that
+    the silo was sent in `server_round` and returned.
+    """
+    probes = features[:PROBES]
+    moves_of = partial(_moves, silo, probes, sent)
+    rows = min(len(silo.samples.features), len(features) // 2)
+    drawn = [_tilted(asked[number % len(asked)].of_public, rows, number) for number in range(SHADOW_SILOS)]
+    trainers = (shadow_trainer(silo, features[chosen], targets[chosen], plan) for chosen in drawn)
+    moves = np.array([moves_of(trainer.fit_round(sent, server_round)[0]) for trainer in trainers])
+    return [
+        _read(silo.spec.name, one, moves, np.array([one.of_public[chosen].mean() for chosen in drawn]),
+              moves_of(moved_to))
+        for one in asked
+    ]  # fmt: skip
+
+
+def _moves(silo: Silo, probes: torch.Tensor, sent: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    size = sum(parameter.numel() for parameter in silo.task.model(0).parameters())
+    before, after = (load_vector(silo.task.model(0), part[:size]).eval() for part in (sent, vector))
+    with torch.no_grad():
+        return (after(probes) - before(probes)).flatten().double().numpy()
+
+
+def _tilted(values: np.ndarray, rows: int, number: int) -> np.ndarray:
+    """Return `rows` positions, drawn so that large values, or small ones, come more often."""
+    draw = generator(0, "a shadow silo", number)
+    standard = (values - values.mean()) / max(float(values.std()), np.finfo(float).tiny)
+    weights = np.exp(np.clip(draw.uniform(-STRONGEST_TILT, STRONGEST_TILT) * standard, -20, 20))
+    return draw.choice(len(values), rows, replace=False, p=weights / weights.sum())
+
+
+def _read(silo: str, asked: Property, moves: np.ndarray, true: np.ndarray, move: np.ndarray) -> PropertyRead:
+    centre, middle = moves.mean(0), true.mean()
+    values, vectors = np.linalg.eigh((moves - centre) @ (moves - centre).T)
+    fits = [_left_out(values, vectors, true - middle, ridge * max(values.mean(), 1e-300)) for ridge in RIDGES]
+    error, weights = min(fits, key=lambda fit: fit[0])
+    guess = float(np.sqrt(np.mean(np.square((true - middle) * len(true) / (len(true) - 1)))))
+    read = float(middle + weights @ ((moves - centre) @ (move - centre)))
+    return PropertyRead(silo, asked.name, asked.unit, asked.true, read, error, guess)
+
+
+def _left_out(values: np.ndarray, vectors: np.ndarray, apart: np.ndarray, ridge: float) -> tuple[float, np.ndarray]:
+    """Return the root mean square error on silos left out, and the weights [silos] of all."""
+    inverse = vectors @ np.diag(1 / (values.clip(0) + ridge)) @ vectors.T
+    weights = inverse @ apart
+    free = ridge * np.diag(inverse) - 1 / len(apart)  # one minus the leverage; the mean is fitted as well
+    if free.min() < SMALLEST_FREEDOM:
+        return np.inf, weights
+    return float(np.sqrt(np.mean(np.square(ridge * weights / free)))), weights
