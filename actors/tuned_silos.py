@@ -141,7 +141,10 @@ class TuningBoard:
         """Let every owner become the silo that a trial wants; return what they agree on."""
         key = wanted.key
         self._make_room(key)
-        for spec, is_test in [*((spec, False) for spec in wanted.specs), *([(wanted.test, True)] if wanted.test else [])]:
+        for spec, is_test in [
+            *((spec, False) for spec in wanted.specs),
+            *([(wanted.test, True)] if wanted.test else []),
+        ]:
             owner = self.owners[TEST if is_test else spec.name]
             value_of(owner.take.remote(key, spec, travelling(wanted.task), is_test), spec.name, "being made")
         if key not in self.agreed:
@@ -190,7 +193,9 @@ def tuned_silos(specs: Sequence[SiloSpec], test: SiloSpec | None) -> Iterator[Tu
             for spec in silos
         }
         if test:
-            owners[TEST] = TunedOwnerActor.options(**placement.evaluator_options(test), max_restarts=-1).remote(logged[-1])  # type: ignore[arg-type]
+            owners[TEST] = TunedOwnerActor.options(**placement.evaluator_options(test), max_restarts=-1).remote(
+                logged[-1]
+            )  # type: ignore[arg-type]
         board = TuningBoard.options(num_cpus=CONTROL_CPUS).remote(owners)
         try:
             yield TunedSilos(owners, board)

@@ -70,6 +70,13 @@ def _carried(_code: object, value: object) -> Carried:
     return Carried(value)
 
 
+def pickled(value: object) -> bytes:
+    """Return a value as it travels, without its code: equal for equal values of one process."""
+    from ray import cloudpickle
+
+    return cloudpickle.dumps(value)  # type: ignore[attr-defined]
+
+
 class _Code:
     def __init__(self, sources: Sources):
         self.sources = sources

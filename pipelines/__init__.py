@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pipelines.tuning.trainable import federated_trainable
 
 __all__ = [
-    "Callback", "EarlyStopping", "Federated", "FlowerRun", "StopTraining", "Training", "federate", "federated_trainable",
-    "run_flower_app",
+    "Callback", "EarlyStopping", "Federated", "FlowerRun", "StopTraining", "Training",
+    "federate", "federated_trainable", "run_flower_app",
 ]  # fmt: skip
 _HOMES = {
     "FlowerRun": "pipelines.flower.running", "run_flower_app": "pipelines.flower.running",

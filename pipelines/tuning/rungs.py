@@ -17,7 +17,8 @@ ROUNDING = 1
 
 
 def steps_after(job: Job, server_round: int) -> int:
-    """Return the local steps of a silo in rounds 1 to `server_round`; of answers of sums, which take none, the rounds."""
+    """Return the local steps of a silo in rounds 1 to `server_round`; of answers of sums, which take none, the
+    rounds."""
     plan = job.any_plan
     return server_round if plan.sums else plan.steps_of_round(server_round).stop if server_round else 0
 

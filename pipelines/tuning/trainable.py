@@ -198,4 +198,3 @@ def _trial_class(experiment: Experiment) -> type:
             return Federated.load(path, carried.value.plan(config or {}).task)
 
     return FederatedTrial
-

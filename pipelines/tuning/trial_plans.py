@@ -35,17 +35,20 @@ class TrialPlan:
     @property
     def key(self) -> str:
         """Equal for trials that can share their silos."""
-        from ray import cloudpickle
+        from actors.user_code import pickled
 
-        pickled = cloudpickle.dumps((self.specs, self.task, self.test, self.secure_threshold))
-        return hashlib.sha256(pickled).hexdigest()[:16]
+        content = pickled((self.specs, self.task, self.test, self.secure_threshold))
+        return hashlib.sha256(content).hexdigest()[:16]
 
 
 class Experiment(Protocol):
     """What is tuned."""
 
-    silos: tuple[SiloSpec, ...]
-    test: SiloSpec | None
+    @property
+    def silos(self) -> tuple[SiloSpec, ...]: ...
+
+    @property
+    def test(self) -> SiloSpec | None: ...
 
     def plan(self, config: Config) -> TrialPlan:
         """Return a trial's plan; ConfigError for a key that is none, or values that make no sense together."""

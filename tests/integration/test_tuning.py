@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from pipelines import Federated, Training, federate, federated_trainable
-from ray_fed import ConfigError, RoundRules, SiloSpec, TorchTask, make_strategy
-from tests.events import shown
+from ray_fed import SiloSpec, TorchTask, make_strategy
+from tests.events import EventAccumulator, hyperparameters
 
 ray_tune = pytest.importorskip("ray.tune")
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.filterwarnings("default")]
@@ -43,7 +43,7 @@ def fitted(trainable, space, folder, **config):
 
 def test_a_nested_space_is_searched_and_each_model_is_that_of_the_same_single_run(tmp_path):
     space = {"training": {"learning_rate": ray_tune.grid_search([0.001, 0.05])}, "seed": 3, "net": {"hidden": 6},
-             "strategy": {"name": "fed_avg_m", "server_momentum": 0.5}}  # fmt: skip
+             "strategy": {"name": "fed_avg_m", "beta": 0.5}}  # fmt: skip
     with federated_trainable(task, SILOS, TRAINING, rungs=2) as trainable:
         found = fitted(trainable, space, tmp_path)
         assert not found.errors
@@ -53,14 +53,14 @@ def test_a_nested_space_is_searched_and_each_model_is_that_of_the_same_single_ru
     assert set(found.get_dataframe()["local_steps"]) == {12}
     alone = federate(
         task(best.config), SILOS, Training(rounds=4, epochs=4, batch_size=16, learning_rate=0.05, seed=3),
-        strategy=make_strategy("fed_avg_m", server_momentum=0.5), cohort="local",
+        strategy=make_strategy("fed_avg_m", beta=0.5), cohort="local",
     )  # fmt: skip
     ours, theirs = ([part.detach().numpy().tobytes() for part in one.module.parameters()] for one in (loaded, alone))
     assert ours == theirs
     assert isinstance(loaded, Federated)
     assert best.metrics["loss"] == alone.metrics["federated.loss"]
-    events = [shown(Path(result.path)) for result in found]
-    assert all({"training/learning_rate", "net/hidden", "seed"} <= set(one.hyperparameters) for one in events)
+    tables = [hyperparameters(EventAccumulator(result.path).Reload())[0] for result in found]
+    assert sorted(table["training/learning_rate"] for table in tables) == [0.001, 0.05]
 
 
 def test_asha_compares_at_rungs_and_population_based_training_takes_over_models(tmp_path):
@@ -73,7 +73,11 @@ def test_asha_compares_at_rungs_and_population_based_training_takes_over_models(
         rungs = {result.config["learning_rate"]: result.metrics["rung"] for result in found}
         assert rungs == {0.05: 4, 1e-6: 1}
         pbt = PopulationBasedTraining(
-            time_attr="rung", perturbation_interval=2, hyperparam_mutations={"learning_rate": [0.05, 0.02]}
+            time_attr="rung",
+            perturbation_interval=2,
+            hyperparam_mutations={"learning_rate": [0.05, 0.02]},
+            quantile_fraction=0.5,
+            synch=True,
         )
         found = fitted(trainable, space, tmp_path / "pbt", scheduler=pbt)
         assert not found.errors
@@ -102,22 +106,22 @@ def test_a_search_that_was_broken_off_is_restored_from_its_checkpoints(tmp_path)
         made, broken = task(config), str(mark)
 
         def score(outputs, targets):
-            if len(targets) == 20 and Path(broken).exists() and (outputs.std() > 0) and breaking_now(broken):
+            if Path(broken).exists() and breaking_now(broken):
                 raise RuntimeError("no power")
-            return (outputs.argmax(1) == targets).float().mean()
+            return (outputs.argmax(1) == targets).float()
 
         return replace(made, scores={"accuracy": score})
 
     def breaking_now(broken):
         with Path(broken).open("a") as file:
             file.write("x")
-        return Path(broken).stat().st_size > 4
+        return Path(broken).stat().st_size > 9
 
     space = {"learning_rate": 0.05, "net": {"hidden": 4}, "accept_failures": False}
     with federated_trainable(breaking, SILOS, TRAINING, rungs=4) as trainable:
         found = fitted(trainable, space, tmp_path)
         assert len(found.errors) == 1
-        assert "no power" in str(found.errors[0])
+        assert "failed while evaluating: its code failed (RuntimeError)" in str(found.errors[0])
         before = found[0].metrics["rung"]
         mark.unlink()
         again = ray_tune.Tuner.restore(str(tmp_path / "tuned"), trainable, resume_errored=True).fit()
@@ -135,15 +139,3 @@ def test_fields_of_a_pipeline_are_a_space_those_of_the_data_among_them(tmp_path)
         assert not found.errors
         models = [trainable.load(result.checkpoint, result.config) for result in found]
     assert len({next(model.module.parameters()).shape for model in models}) == 2
-
-
-def test_keys_that_are_none_are_refused_with_the_nearest_name():
-    from pipelines.tuning.trial_plans import OwnExperiment, PipelineExperiment
-
-    made = OwnExperiment(task({"net": {"hidden": 2}}), tuple(SILOS), None, TRAINING, "fed_avg", RoundRules())
-    with pytest.raises(ConfigError, match="learning_rate"):
-        made.plan({"learningrate": 1})
-    with pytest.raises(ConfigError, match="given twice"):
-        made.plan({"seed": 1, "training": {"seed": 2}})
-    with pytest.raises(ConfigError, match="hidden"):
-        PipelineExperiment.of("train", {"hiden": (8,)})
