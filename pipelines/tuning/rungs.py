@@ -40,7 +40,13 @@ def rounds_of_rungs(job: Job, rungs: Rungs) -> Mapping[int, tuple[int, int]]:
     wanted = rung_steps(steps[-1], rungs)
     found, server_round = {}, 1
     for number, rung in enumerate(wanted, start=1):
-        while steps[server_round] < rung - ROUNDING and server_round < job.num_rounds:
+        while not _reaches(steps, server_round, rung) and server_round < job.num_rounds:
             server_round += 1
         found[server_round] = (number, rung)
     return found
+
+
+def _reaches(steps: Sequence[int], server_round: int, rung: int) -> bool:
+    """Tell whether an exchange is at or past a rung, or as near before it as whole steps allow."""
+    now, following = steps[server_round], steps[min(server_round + 1, len(steps) - 1)]
+    return now >= rung or (now >= rung - ROUNDING and following > rung)

@@ -84,7 +84,7 @@ def _possession(experiment: object, test: SiloSpec) -> str:
     return experiment.possession(test.source) if isinstance(experiment, Task) else ""
 
 
-class Trial:
+class RungTrial:
     """One trial, from rung to rung; plain of Tune, which `TrialBase` wraps."""
 
     def __init__(self, config: Config, name: str, shared: "tuple[Experiment, TunedSilos, Rungs]"):
@@ -189,7 +189,7 @@ def _trial_class(experiment: Experiment) -> type:
     class FederatedTrial(TrialBase):
         """What Tune calls."""
 
-        make = Trial
+        make = RungTrial
 
         @staticmethod
         def load(checkpoint: Any, config: Config | None = None) -> Federated:

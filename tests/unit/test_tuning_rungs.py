@@ -8,6 +8,7 @@ from pipelines import Training
 from pipelines.tuning.rungs import rounds_of_rungs, rung_steps
 from pipelines.tuning.trial_plans import OwnExperiment, PipelineExperiment, strategy_of
 from ray_fed import ConfigError, RoundRules, SiloSpec, TorchTask
+from ray_fed.federation.coordinator import is_evaluated
 from ray_fed.federation.rounds.job import Job
 
 
@@ -27,7 +28,7 @@ def test_trials_that_exchange_at_all_rungs_report_on_one_grid(rounds):
 def test_rare_exchanges_report_the_last_rung_that_they_reach_and_only_evaluated_rounds_are():
     made = job(2)
     assert rounds_of_rungs(made, 4) == {1: (2, 40), 2: (4, 80)}
-    assert [made.is_evaluated(each) for each in (0, 1, 2)] == [True, True, True]
+    assert [is_evaluated(made, each) for each in (0, 1, 2)] == [True, True, True]
 
 
 def test_rungs_may_be_steps_and_the_end_is_one():
@@ -42,7 +43,7 @@ def test_only_rounds_of_a_list_are_evaluated_besides_the_first_and_last():
     from dataclasses import replace
 
     made = replace(job(10), evaluate_at=(3, 7))
-    assert [each for each in range(11) if made.is_evaluated(each)] == [0, 3, 7, 10]
+    assert [each for each in range(11) if is_evaluated(made, each)] == [0, 3, 7, 10]
 
 
 def test_keys_that_are_none_are_refused_with_the_nearest_name():

@@ -73,12 +73,6 @@ class Job:
         """One of the plans: they agree on the number of rounds and on what travels."""
         return next(iter(self.plans.values()))
 
-    def is_evaluated(self, server_round: int) -> bool:
-        """Tell whether the models are evaluated after a round."""
-        if server_round in (0, self.num_rounds):
-            return True
-        return server_round in self.evaluate_at if self.evaluate_at else server_round % self.evaluate_every == 0
-
     @cached_property
     def num_rounds(self) -> int:
         return self.any_plan.num_rounds if self.last_round is None else self.last_round
