@@ -46,6 +46,23 @@ def rounds_of_rungs(job: Job, rungs: Rungs) -> Mapping[int, tuple[int, int]]:
     return found
 
 
+def common_rungs(jobs: Sequence[Job], most: int) -> list[int]:
+    """Return local steps after which every job has an exchange, rising, about `most` of them evenly spread: what
+    a scheduler compares there has had the same work. None where jobs have no such steps."""
+    reached = [{steps_after(job, each) for each in range(1, job.num_rounds + 1)} for job in jobs]
+    common = sorted(set.intersection(*reached)) if reached else []
+    if len(common) <= most:
+        return common
+    wanted = [common[-1] * number / most for number in range(1, most + 1)]
+    return sorted({min(common, key=lambda steps, near=near: abs(steps - near)) for near in wanted})
+
+
+def rounds_at(job: Job, rungs: Sequence[int]) -> tuple[int, ...]:
+    """Return the rounds after which a job has had exactly these local steps."""
+    wanted = set(rungs)
+    return tuple(each for each in range(1, job.num_rounds + 1) if steps_after(job, each) in wanted)
+
+
 def _reaches(steps: Sequence[int], server_round: int, rung: int) -> bool:
     """Tell whether an exchange is at or past a rung, or as near before it as whole steps allow."""
     now, following = steps[server_round], steps[min(server_round + 1, len(steps) - 1)]

@@ -11,9 +11,9 @@ TUTORIALS = sorted((Path(__file__).parents[2] / "tutorials").glob("*.py"))
 
 @pytest.mark.parametrize("script", TUTORIALS, ids=lambda path: path.stem)
 def test_a_tutorial_is_short_and_runs_from_anywhere(script, tmp_path):
-    if "import flwr" in script.read_text():
+    if "from flwr" in script.read_text():
         pytest.importorskip("flwr", reason="this tutorial needs the optional package flwr")
-    assert len(script.read_text().splitlines()) < 40
+    assert len(script.read_text().splitlines()) < 60
     done = finished(start(str(script), folder=tmp_path))
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional
 
 from pipelines import Training
-from pipelines.tuning.rungs import rounds_of_rungs, rung_steps
+from pipelines.tuning.rungs import common_rungs, rounds_at, rounds_of_rungs, rung_steps
 from pipelines.tuning.trial_plans import OwnExperiment, PipelineExperiment, strategy_of
 from ray_fed import ConfigError, RoundRules, SiloSpec, TorchTask
 from ray_fed.federation.coordinator import is_evaluated
@@ -37,6 +37,16 @@ def test_rungs_may_be_steps_and_the_end_is_one():
     for wrong in ([], [3, 3], [0], 0):
         with pytest.raises(ConfigError, match="rungs="):
             rung_steps(80, wrong)
+
+
+def test_trials_of_a_sweep_are_compared_where_all_of_them_exchange():
+    frequencies = [job(5), job(10), job(80)]
+    rungs = common_rungs(frequencies, 10)
+    assert rungs == [16, 32, 48, 64, 80]
+    for each in frequencies:
+        assert [each.any_plan.steps_of_round(one).stop for one in rounds_at(each, rungs)] == rungs
+    assert len(common_rungs([job(80), job(40)], 4)) == 4
+    assert common_rungs([job(4), job(3)], 10) == [80]
 
 
 def test_only_rounds_of_a_list_are_evaluated_besides_the_first_and_last():
