@@ -97,6 +97,35 @@ def _scheduler(name: str, longest: int) -> Any:
     return None
 
 
+class TrialBase(tune.Trainable):
+    """A trial of one's own that goes from report to report; `make(config, name, shared)` makes it in Tune's process."""
+
+    make: Callable[..., Any]
+
+    def setup(self, config: dict[str, Any], shared: Any = None) -> None:
+        name = f"trial-{self.trial_id}"
+        self.trial = type(self).make(config, name, shared)
+
+    def step(self) -> dict[str, Any]:
+        return {"should_checkpoint": True, **self.trial.next_rung()}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        self.trial.save(Path(checkpoint_dir))
+
+    def load_checkpoint(self, checkpoint: str) -> None:  # type: ignore[override]
+        self.trial.go_on_from(Path(checkpoint))
+
+    def cleanup(self) -> None:
+        if trial := getattr(self, "trial", None):
+            trial.end()
+
+
+def shared_trainable(trainable: type[TrialBase], shared: object) -> type[TrialBase]:
+    """Return a trainable for `tune.Tuner` whose trials take next to no CPU and share a value, with its code."""
+    with_shared = tune.with_parameters(trainable, shared=travelling(shared))
+    return tune.with_resources(with_shared, {"cpu": CONTROL_CPUS})  # type: ignore[return-value]
+
+
 class Telling(tune.Callback):
     """Tune's side of a listener."""
 

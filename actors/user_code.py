@@ -56,6 +56,27 @@ class Travelling:
         return _second, (_Code(self.code), self.value)
 
 
+class Carried:
+    """Holds a value that is pickled more than once on its way, each time with the code that it needs."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __reduce__(self) -> tuple:
+        return _carried, (_Code(code_of(self.value)), self.value)
+
+
+def _carried(_code: object, value: object) -> Carried:
+    return Carried(value)
+
+
+def pickled(value: object) -> bytes:
+    """Return a value as it travels, without its code: equal for equal values of one process."""
+    from ray import cloudpickle
+
+    return cloudpickle.dumps(value)  # type: ignore[attr-defined]
+
+
 class _Code:
     def __init__(self, sources: Sources):
         self.sources = sources

@@ -8,6 +8,7 @@ From Python:
     Callback       watches a run in this process
     StopTraining   raised by a callback, ends a run in good order
     Federated      what comes out: the module, its metrics, a history; saves, loads, predicts
+    federated_trainable  for a `ray.tune.Tuner` of one's own, on silos that stand
     run_flower_app  run an app written for Flower, unchanged
     FlowerRun      what such an app came to
 
@@ -21,11 +22,16 @@ if TYPE_CHECKING:
     from pipelines.callbacks import Callback, StopTraining
     from pipelines.federated_training import EarlyStopping, Federated, Training, federate
     from pipelines.flower.running import FlowerRun, run_flower_app
+    from pipelines.tuning.trainable import federated_trainable
 
 __all__ = [
-    "Callback", "EarlyStopping", "Federated", "FlowerRun", "StopTraining", "Training", "federate", "run_flower_app",
+    "Callback", "EarlyStopping", "Federated", "FlowerRun", "StopTraining", "Training",
+    "federate", "federated_trainable", "run_flower_app",
 ]  # fmt: skip
-_HOMES = {"FlowerRun": "pipelines.flower.running", "run_flower_app": "pipelines.flower.running"}
+_HOMES = {
+    "FlowerRun": "pipelines.flower.running", "run_flower_app": "pipelines.flower.running",
+    "federated_trainable": "pipelines.tuning.trainable",
+}  # fmt: skip
 """Where names are that are not in pipelines.federated_training."""
 
 

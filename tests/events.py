@@ -26,8 +26,14 @@ def shown(folder: Path) -> Shown:
     tags = events.Tags()
     wrong = [tag for tag in (*tags["scalars"], *tags["images"]) if not TAG.fullmatch(tag)]
     assert wrong == []
+    values, name = hyperparameters(events)
+    return Shown(frozenset(tags["scalars"]), frozenset(tags["images"]), values, name)
+
+
+def hyperparameters(events: EventAccumulator) -> tuple[dict[str, object], str]:
+    """Return what the HParams table has of a run that was read, and what it calls it."""
     said = events.summary_metadata.get("_hparams_/session_start_info")
     content = said.plugin_data.content if said else b""
     info = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
     values = {name: getattr(value, value.WhichOneof("kind")) for name, value in info.hparams.items()}
-    return Shown(frozenset(tags["scalars"]), frozenset(tags["images"]), values, info.group_name)
+    return values, info.group_name

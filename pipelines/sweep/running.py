@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,10 +14,12 @@ from pipelines.sweep.points import Trial, configured
 from pipelines.sweep.privacy import privacy_of, write_privacy
 from pipelines.sweep.progress import SweepProgress
 from pipelines.sweep.sweep import Sweep
-from pipelines.sweep.trial import Shared, job_of, work
+from pipelines.sweep.trial import EVALUATIONS, Shared, job_of, work
 from pipelines.sweep.watcher import Watcher
+from pipelines.tuning.rungs import common_rungs
 from ray_fed.errors import DataError
 from ray_fed.federation.coordinator import Agreement
+from ray_fed.federation.rounds.job import Job
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.writing import to_plain
 
@@ -52,8 +55,21 @@ def run_left(sweep: Sweep) -> None:
         write_privacy(sweep.directory.path, spent)
         _write_beginning(sweep, agreement)
         silos = SharedSilos.of(standing.silos, setup.members, setup.task, agreement.standardizer)
-        shared = Shared(setup, silos.board, standing.evaluator, agreement.silos, sweep.objective)
+        rungs = _rungs(sweep, jobs)
+        shared = Shared(setup, silos.board, standing.evaluator, agreement.silos, sweep.objective, rungs)
         _run(sweep, shared, silos)
+
+
+def _rungs(sweep: Sweep, jobs: Sequence[Job]) -> tuple[int, ...] | None:
+    """Return the local steps at which a scheduler compares the trials; None where none does."""
+    if sweep.config.scheduler == "fifo":
+        return None
+    rungs = common_rungs(jobs, EVALUATIONS)
+    if len(rungs) < 2:
+        remedy = "it stops none; vary frequencies that are multiples of one another"
+        print(f"note: the trials exchange together at {len(rungs)} moments, so {sweep.config.scheduler} has nothing to "
+              f"compare before their end: {remedy}", file=sys.stderr)  # fmt: skip
+    return tuple(rungs)
 
 
 def _run(sweep: Sweep, shared: Shared, silos: SharedSilos) -> None:

@@ -14,6 +14,7 @@ from actors.tuning import OBJECTIVE
 from pipelines.sweep.points import Trial, configured
 from pipelines.training.config import TrainConfig
 from pipelines.training.setup import Setup, jobs
+from pipelines.tuning.rungs import rounds_at
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.messages import SiloDescription
 from ray_fed.federation.rounds.job import Job, RoundRecord
@@ -33,6 +34,8 @@ class Shared:
     evaluator: Handle | None
     descriptions: Mapping[str, SiloDescription]
     objective: Metric
+    rungs: tuple[int, ...] | None = None
+    """Local steps after which trials report, where a scheduler compares them; None: each about EVALUATIONS times."""
 
 
 def job_of(setup: Setup, descriptions: Mapping[str, SiloDescription], trial: Trial) -> Job:
@@ -54,6 +57,8 @@ def work(config: Mapping[str, Any], shared: Shared) -> Generator[dict[str, Any],
     """Run a trial; yield a report at each evaluation."""
     trial = Trial(config["number"], tuple((field, value) for field, value in config["point"]), config["seed"])
     job = job_of(shared.setup, shared.descriptions, trial)
+    if shared.rungs is not None:  # without a common one but the end, the end alone
+        job = replace(job, evaluate_at=rounds_at(job, shared.rungs) or (job.num_rounds,))
     cohort = RayCohort(read_board(shared.board), shared.evaluator, answer_timeout=job.rules.round_timeout)
     coordinator = Coordinator(cohort, shared.setup.task, job.silos)
     coordinator.hear(shared.descriptions.values())

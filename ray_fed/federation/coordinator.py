@@ -361,7 +361,7 @@ class Coordinator:
         self.hear(driver.joined)
         metrics = {} if job.any_plan.private else driver.losses()  # private steps tell no loss
         is_last, failures, found, models = server_round == job.num_rounds, driver.failures, Evaluation(), None
-        if is_last or server_round % job.evaluate_every == 0:
+        if is_evaluated(job, server_round):
             models = job.strategy.models(state)
             found = self._evaluation(job, models, driver.idle(), server_round)
             self._require_evaluated(job, found, server_round)
@@ -471,6 +471,13 @@ class Coordinator:
         of those left out."""
         found, left_out = masked_metrics(self.cohort, job, silos, models, server_round, self.observers)
         return {model: held_out for model, (_, held_out) in found.items()}, left_out
+
+
+def is_evaluated(job: Job, server_round: int) -> bool:
+    """Tell whether the models are evaluated after a round."""
+    if server_round in (0, job.num_rounds):
+        return True
+    return server_round in job.evaluate_at if job.evaluate_at else server_round % job.evaluate_every == 0
 
 
 def _with_work(job: Job, server_round: int, silos: Sequence[str]) -> list[str]:

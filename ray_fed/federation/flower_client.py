@@ -71,6 +71,8 @@ class FlowerTask(Task):
     out no metric that its task has not named."""
 
     def __post_init__(self) -> None:
+        is_app = type(self.client_fn).__name__ == "ClientApp"
+        require(not is_app, "client_fn is a ClientApp, which answers messages: run it with pipelines.run_flower_app")
         require(
             len(self.floating()) > 0,
             "initial_parameters has no floating-point array; get the list from client.get_parameters({}) at any site",
@@ -151,8 +153,15 @@ class FlowerTrainer:
         answer = self._client().fit(self._arrays(vector), self._config(server_round))
         parameters, num_examples, metrics = self._checked(answer, "fit")
         moved, self._round = self._vector(parameters), server_round
-        loss = float(metrics.get("loss", metrics.get("train_loss", 0.0)))
+        name = next((name for name in ("loss", "train_loss") if name in metrics), "")
+        loss = self._number("fit", name, metrics[name]) if name else 0.0
         return moved, FitResult(1, num_examples, loss)
+
+    def _number(self, method: str, name: str, value: object) -> float:
+        """Return a metric as a float; SiloFailed for what is no number."""
+        if isinstance(value, int | float | np.integer | np.floating):
+            return float(value)
+        raise self._failure(method, f"its metric '{name}' is a {type(value).__name__}, not a number")
 
     def evaluate(self, vector: Vector) -> MeanScores:
         """Let the client evaluate on its own data; numbers among its metrics become means over examples."""
@@ -160,6 +169,10 @@ class FlowerTrainer:
         loss, num_examples, metrics = self._checked(answer, "evaluate")
         numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, int | float)}
         means = {"loss": float(loss), **numbers}
+        known = {metric.name for metric in self.task.metrics}
+        if unknown := sorted({*means} - known):
+            remedy = "name each in FlowerTask(metrics=(Metric(name, unit, higher_is_better, digits), ...))"
+            raise self._failure("evaluate", f"it tells {', '.join(unknown)}, which the task does not name; {remedy}")
         return MeanScores(num_examples, {key: value * num_examples for key, value in means.items()})
 
     def predict(self, features: Any, vector: Vector) -> torch.Tensor:  # noqa: ARG002

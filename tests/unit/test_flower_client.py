@@ -7,6 +7,7 @@ import pytest
 
 from pipelines import Training, federate
 from ray_fed import ConfigError, DataError, FlowerTask, RoundRules, SiloSpec
+from ray_fed.errors import QuorumLost
 
 INITIAL = [np.zeros((2, 1)), np.zeros(1, np.float32), np.array(0, np.int64)]
 """float64 weights, float32 bias, a counter without dimensions."""
@@ -148,6 +149,36 @@ def test_what_is_no_client_and_what_has_no_parameters_is_refused():
         train(FlowerTask(lambda _: {}, INITIAL))
     with pytest.raises(ConfigError, match=r"get the list from client.get_parameters\(\{\}\)"):
         FlowerTask(client_fn, [])
+
+
+def test_a_client_app_is_sent_where_it_runs():
+    class ClientApp:
+        pass
+
+    with pytest.raises(ConfigError, match=r"answers messages: run it with pipelines\.run_flower_app"):
+        FlowerTask(ClientApp(), INITIAL)
+
+
+TOLD = {
+    "a metric without a name": ("evaluate", (1.0, 40, {"top1": 0.5}), r"it tells top1, which the task does not name"),
+    "a loss in words": ("fit", {"loss": "n/a"}, r"its metric 'loss' is a str, not a number"),
+}
+
+
+@pytest.mark.parametrize("what", TOLD)
+def test_what_a_client_tells_is_named_where_it_cannot_be_used(what):
+    method, answer, said = TOLD[what]
+
+    class Telling(LineClient):
+        def fit(self, parameters, config):
+            parameters, count, metrics = super().fit(parameters, config)
+            return parameters, count, answer if method == "fit" else metrics
+
+        def evaluate(self, parameters, config):
+            return answer if method == "evaluate" else super().evaluate(parameters, config)
+
+    with pytest.raises(QuorumLost, match=said):
+        train(FlowerTask(lambda context: Telling(context.node_config["partition-id"]), INITIAL), rounds=1)
 
 
 def test_a_restarted_silo_counts_on_from_where_it_stood(tmp_path):

@@ -44,6 +44,8 @@ class Job:
     """Longest move of an update that is accepted, in the unit of the parameters."""
     evaluate_every: int = 1
     """Rounds between evaluations; round 0 and the last are always evaluated."""
+    evaluate_at: tuple[int, ...] = ()
+    """Rounds that are evaluated in place of every `evaluate_every`-th, besides round 0 and the last; none: those."""
     evaluate_silos: bool = True
     """Also evaluate the models on every silo's own rows."""
     single_metrics: bool = False

@@ -1,0 +1,1 @@
+"""Federated training as a trainable of Ray Tune: `pipelines.federated_trainable`."""
