@@ -53,7 +53,8 @@ MEMBERS = (
     "smaller losses; with shadow models each loss is compared with those of models with and without that record "
     "(Carlini et al. 2022). AUC: probability that a member's loss is the smaller one; interval of 95 % (Hanley & "
     "McNeil 1982; for all attacked rounds together). Exposed: members of whom the attacker is so sure that at most 1 % "
-    "of the others are named with them; by chance 1 %."
+    "of the others are named with them; by chance 1 %. Evaluation answers: a silo's mean errors as equations for who "
+    "is there; they mostly say that members have the smaller errors, which losses say as well."
 )
 ROLES = (
     "The worst over silos. Reconstructed, with marginals: records of one silo behind one message. Named: listed "

@@ -23,7 +23,7 @@ from ray_fed.randomness import generator
 
 SHADOW_SILOS = 32
 PROBES = 200
-"""Records at which predictions are compared."""
+"""Records at which predictions are compared: in no shadow silo, as in no real one."""
 STRONGEST_TILT = 1.5
 """Of the weights with which records are drawn, in standard deviations of the property."""
 RIDGES = 10.0 ** np.arange(-8, 3)
@@ -85,10 +85,13 @@ def read_properties(
     features [n, ...], targets [n, ...]: the attacker's records, as the network sees them; sent, moved_to: vectors that
     the silo was sent in `server_round` and returned.
     """
-    probes = features[:PROBES]
-    moves_of = partial(_moves, silo, probes, sent)
-    rows = min(len(silo.samples.features), len(features) // 2)
-    drawn = [_tilted(asked[number % len(asked)].of_public, rows, number) for number in range(SHADOW_SILOS)]
+    num_probes = min(PROBES, len(features) // 4)
+    moves_of = partial(_moves, silo, features[:num_probes], sent)
+    rows = min(len(silo.samples.features), (len(features) - num_probes) // 2)
+    drawn = [
+        num_probes + _tilted(asked[number % len(asked)].of_public[num_probes:], rows, number)
+        for number in range(SHADOW_SILOS)
+    ]
     trainers = (shadow_trainer(silo, features[chosen], targets[chosen], plan) for chosen in drawn)
     moves = np.array([moves_of(trainer.fit_round(sent, server_round)[0]) for trainer in trainers])
     return [
