@@ -6,6 +6,9 @@ RUN_ARGS ?=
 # A file's tests stay with one worker, as they share runs; files go in order, so that the long ones do not come last.
 # Three workers for two cores: many of the first tests wait for processes of theirs.
 WORKERS := -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+# After so many seconds the tests are ended; what they leave running is, too.
+LIMIT ?= 2400
+PYTEST := $(BIN)/python -m tests.limited $(LIMIT) $(BIN)/python -m pytest $(WORKERS)
 
 .PHONY: run test unit lab lint install clean
 
@@ -13,14 +16,14 @@ run: $(VENV)/installed
 	$(BIN)/ray-fed formation-energy $(RUN_ARGS)
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(WORKERS) --ignore=tests/lab
+	$(PYTEST) --ignore=tests/lab
 
 unit: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(WORKERS) tests/unit
+	$(PYTEST) tests/unit
 
 # Hosts of their own on this machine, in network namespaces: needs root, openssh-server, rsync and iproute2.
 lab: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(WORKERS) -rs tests/lab
+	$(PYTEST) -rs tests/lab
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

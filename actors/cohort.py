@@ -1,6 +1,5 @@
 """RayCohort: silos that are actors. The same contract, and the same bits, as ray_fed's LocalCohort."""
 
-import contextlib
 import os
 import queue
 import re
@@ -233,13 +232,9 @@ class RayCohort(Attendance):
         except RayError as error:
             return Raised(name, 0, _loss(error, self.answer_timeout))
 
-    def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
+    def query(self, query: str, given: Mapping[str, tuple]) -> "dict[str, Artifact | Raised]":
         refs = {name: self.silos[name].query.remote(query, *parts) for name, parts in given.items()}
-        answers = {}
-        for name, ref in refs.items():
-            with contextlib.suppress(RayError):
-                answers[name] = ray.get(ref, timeout=self.answer_timeout)
-        return answers
+        return {name: self._evaluated(name, ref) for name, ref in refs.items()}
 
     def count(self, question: str, given: Mapping[str, tuple]) -> "dict[str, Counts | Raised]":
         """Raised of a silo that dies or does not answer now."""

@@ -1,4 +1,4 @@
-"""The process that workers of a private cluster are forked from; started by forking.py, never imported by others."""
+"""The process that workers of a private cluster are forked from; started, or forked, by forking.py."""
 
 import contextlib
 import gc
@@ -56,6 +56,35 @@ def main(address: str, prepared: list[str]) -> None:
         line.close()
 
 
+def become(standard_input: int, folder: str, arguments: list[str]) -> NoReturn:
+    """Be a fork server in place of a copy of the process that needs one, with nothing of its files and signals."""
+    try:
+        os.setsid()
+        _take_files([standard_input, *(os.open(os.devnull, os.O_WRONLY) for _ in range(2))])
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        _hear_signals()
+        os.chdir(folder)
+        sys.path[0] = folder
+        main(arguments[0], arguments[1:])
+    finally:
+        os._exit(0)
+
+
+def _take_files(files: list[int]) -> None:
+    """Make these the standard input, output and error."""
+    modes = ((0, "r"), (1, "w"), (2, "w"))
+    # First the objects: those that they replace may close their files, 0 to 2, when they go.
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode, closefd=False) for number, mode in modes)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
+
+
+def _hear_signals() -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(signum, signal.SIG_DFL)
+
+
 def _answer(line: socket.socket, listener: socket.socket) -> None:
     """Fork the worker that a launcher asks for; a launcher that breaks off starts the worker itself."""
     line.settimeout(5)
@@ -86,17 +115,13 @@ def _received(line: socket.socket, length: int) -> bytes:
 def _become_worker(command: list[str], environment: dict[str, str], folder: str, files: list[int]) -> NoReturn:
     """Take over everything that makes a process, then run Ray's own worker script."""
     os.setsid()
-    for number, file in enumerate(files):
-        os.dup2(file, number)
-        os.close(file)
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
-        signal.signal(signum, signal.SIG_DFL)
+    _take_files(files)
+    _hear_signals()
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
     random.seed()
     sys.argv = command
-    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in ((0, "r"), (1, "w"), (2, "w")))
     code = 0
     try:
         runpy.run_path(command[0], run_name="__main__")

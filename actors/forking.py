@@ -6,6 +6,9 @@ arguments, environment and open files to the *fork server*, which has imported a
 worker; it ends when the worker ends. Anything else that Ray starts, and any worker for which the fork server does not
 answer, runs in the real Python, as without all this. Only on Linux; `RAY_FED_FORK=off` switches it off.
 
+The fork server is a Python of its own, whose imports go on beside ours. Where this process has them all already and has
+never had a second thread, it is a copy of this process instead, which costs nothing.
+
 Forking is safe here because the fork server has never loaded Ray, touched a GPU, computed with torch or drawn a random
 number that matters (every seed in this project is derived, see ray_fed/randomness.py).
 """
@@ -16,8 +19,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from actors import fork_server
 
 LAUNCHER = """#!{python} -IS
 import json, os, signal, socket, sys
@@ -43,8 +48,8 @@ line.recv(1)
 IDLE = ("monitor.py", "log_monitor.py")
 """Ray's programs that a private cluster has no use for: one asks a cloud for more nodes, the other copies the workers'
 output to a driver that asked for none. Each would take 0.4 s of a processor while the run starts; they wait instead."""
-ANSWER_SECONDS = 20
-"""The fork server answers once its imports are done."""
+ANSWER_SECONDS = 60
+"""The fork server answers once its imports are done, which takes long where much else runs."""
 
 _fork_server: "ForkServer | None" = None
 
@@ -60,22 +65,60 @@ class ForkServer:
         self.launcher.write_text(content)
         self.launcher.chmod(0o700)
         # It ends when its standard input does: with this process, however that ends.
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "actors.fork_server", address, *prepared],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd=self.folder.name,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(_own_path())},
-        )
+        read_end, self._write_end = os.pipe()
+        serve = _forked if _is_ready_to_fork() else _started
+        self._wait = serve(read_end, self.folder.name, [address, *prepared])
+        os.close(read_end)
+        self._is_open = True
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        if not self.process.stdin.closed:
-            self.process.stdin.close()
-            self.process.wait()
+        if self._is_open:
+            self._is_open = False
+            os.close(self._write_end)
+            self._wait()
             self.folder.cleanup()
+
+
+def _started(standard_input: int, folder: str, arguments: list[str]) -> Callable[[], object]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "actors.fork_server", *arguments],
+        stdin=standard_input,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd=folder,
+        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(_own_path())},
+    )
+    return process.wait
+
+
+def _forked(standard_input: int, folder: str, arguments: list[str]) -> Callable[[], object]:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    number = os.fork()
+    if number == 0:
+        fork_server.become(standard_input, folder, arguments)
+    return lambda: os.waitpid(number, 0)
+
+
+def _is_ready_to_fork() -> bool:
+    """Whether a copy of this process lacks nothing: no import, and no thread, not one of a library's pool either.
+
+    Of a copy the system shows the environment that this process began with, and by that its workers find their owner's
+    file (owned.py).
+    """
+    if "ray" in sys.modules or not all(name in sys.modules for name in fork_server.IMPORTS):
+        return False
+    from ray_fed.perimeter.policy import SITE_VARIABLE
+
+    is_shown = environment_of(os.getpid()).get(SITE_VARIABLE) == os.environ.get(SITE_VARIABLE)
+    return is_shown and sum(1 for _ in Path("/proc/self/task").iterdir()) == 1
+
+
+def environment_of(process: int) -> dict[str, str]:
+    """Return what a process of this machine began with; OSError where the system does not show it."""
+    lines = os.fsdecode(Path(f"/proc/{process}/environ").read_bytes()).split("\0")
+    return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
 def start(*prepared: str) -> None:

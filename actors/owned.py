@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from ray.actor import exit_actor
 
+from actors.forking import environment_of
 from ray_fed.errors import PerimeterRefused
 from ray_fed.perimeter.policy import site_path
 
@@ -46,8 +47,6 @@ def owners_site_file() -> Path:
     process's own count.
     """
     try:
-        raw = Path(f"/proc/{os.getppid()}/environ").read_bytes()
+        return site_path(environment_of(os.getppid()))
     except OSError:
         return site_path()
-    pairs = (line.split("=", 1) for line in os.fsdecode(raw).split("\0") if "=" in line)
-    return site_path(dict(pairs))  # type: ignore[arg-type]

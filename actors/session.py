@@ -186,7 +186,7 @@ def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str, ship
     if address == "local":
         # Ray puts the driver's current folder first on the workers' path, where a folder called `actors` would hide
         # ours. Starting from an empty folder avoids that for the price of nothing.
-        with contextlib.chdir(empty), forking.launcher_as_python():
+        with contextlib.chdir(empty), forking.launcher_as_python(), _without_dashboard():
             ray.init(
                 address="local",
                 num_cpus=max(os.cpu_count() or 1, int(num_cpus + 0.999)),
@@ -199,6 +199,19 @@ def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str, ship
     # A driver that `ray job submit` started has an environment already, which Ray refuses to change unless told to.
     os.environ["RAY_OVERRIDE_JOB_RUNTIME_ENV"] = "1"
     ray.init(address=address, runtime_env=_environment(empty, ships), **quiet)
+
+
+@contextlib.contextmanager
+def _without_dashboard() -> Iterator[None]:
+    """Told to include no dashboard, Ray 2.60 starts its process all the same and waits for it: a second a start."""
+    from ray._private import services
+
+    start = services.start_api_server
+    services.start_api_server = lambda *_, **__: ("", None)  # its address, its process
+    try:
+        yield
+    finally:
+        services.start_api_server = start
 
 
 def _environment(empty: str, ships: bool) -> dict[str, Any]:

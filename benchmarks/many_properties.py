@@ -4,7 +4,7 @@ Ten numbers and three pairs of classes. Tables without cells have formulas only,
 run is `ray-fed train --data TABLE --target NAME [--unit UNIT]`, with the sizes below; at most `--rows` rows of each
 table by a seeded choice. Needs the folder with composition_properties and mp_structures.
 
-    python benchmarks/many_properties.py --datasets FOLDER [--rows 2000] [--seed 0] [--only NAME,NAME]
+    python benchmarks/many_properties.py --datasets FOLDER [--rows 1000] [--seed 0] [--only NAME,NAME]
 """
 
 import argparse
@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import platform
+import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -91,27 +92,41 @@ def trained(prop: Property, datasets: Path, folder: Path, rows: int, seed: int, 
 
 
 def row(prop: Property, summary: dict[str, Any]) -> list[str]:
-    """Return a line of the table: MAE of numbers, ROC AUC of classes."""
+    """Return a line of the table: MAE of numbers, ROC AUC of classes; alone, the best network and the best learner."""
     metric = "roc_auc" if prop.label else "mae"
-    alone = [value for key, value in summary.items() if key.startswith("silo.") and key.endswith(f".{metric}")]
-    best = max(alone) if prop.label else min(alone)
-    values = [summary[f"federated.{metric}"], summary[f"pooled.{metric}"], best]
+    best = max if prop.label else min
+    alone = [
+        best(value for key, value in summary.items() if re.fullmatch(rf"{of}\.silo-\d+\.{metric}", key))
+        for of in ("silo", "best")
+    ]
+    values = [summary[f"federated.{metric}"], summary[f"pooled.{metric}"], *alone]
     title = "ROC AUC" if prop.label else f"MAE ({prop.unit})" if prop.unit else "MAE"
+    gain = f"{100 * (values[0] / values[3] - 1):+.1f} %"
     other = "-" if prop.label else f"{summary['federated.r2']:.2f}"
-    return [prop.name, title, f"{summary['federated.num_examples']:,}", *(f"{value:.3g}" for value in values), other]
+    return [
+        prop.name,
+        title,
+        f"{summary['federated.num_examples']:,}",
+        *(f"{value:.3g}" for value in values),
+        gain,
+        other,
+    ]
 
 
 def run() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=2000)
+    parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="")
     options = parser.parse_args()
     print(
         f"Python {platform.python_version()}, at most {options.rows:,} rows, {' '.join(SIZES)}, seed {options.seed}\n"
     )
-    print("| property | metric | training rows | federated | pooled | best silo alone | R² |\n" + "|---" * 7 + "|")
+    alone = "best silo, network | best silo, best learner"
+    print(
+        f"| property | metric | training rows | federated | pooled | {alone} | against it | R² |\n" + "|---" * 9 + "|"
+    )
     chosen = [prop for prop in PROPERTIES if not options.only or prop.name in options.only.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         for number, prop in enumerate(chosen):

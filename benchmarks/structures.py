@@ -1,6 +1,6 @@
 """Does a prediction depend on how a crystal is written down, and what does it cost that it does not?
 
-    python benchmarks/structures.py [--shared ../shared] [--rows 4000] [--crystals 200] [--settings 20]
+    python benchmarks/structures.py [--shared ../shared] [--rows 900] [--crystals 200] [--settings 20]
 
 Rows of Materials Project (mp_structures in ../shared/datasets), two thirds to train on, the others held out by formula.
 The same network with `rich+structure`, 60 epochs, once with cells as given and once with standard ones; then crystals
@@ -26,11 +26,12 @@ from ray_fed.learning.models import seeded_mlp
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer
 from ray_fed.materials.crystal import Crystal
 from ray_fed.materials.features.featurizers import make_featurizer
+from ray_fed.materials.finder_words import quiet_finders
 from ray_fed.materials.lattices import CELL_COLUMNS, cells_of_vectors, vectors_of_cells
 from ray_fed.materials.partitions import hash_split
 from ray_fed.materials.standard_cells import standard_cell
 from ray_fed.materials.structures import crystal_of_lists, parse_structure
-from ray_fed.materials.symmetry import Finder, quiet_finders, space_groups
+from ray_fed.materials.symmetry import Finder, space_groups
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`: other packages install one, too
 from tests.crystal_settings import rewritten
@@ -112,6 +113,7 @@ def _given(crystal: Crystal, finder: Finder) -> list[float]:
 def _print_spread(frame: pd.DataFrame, crystals: list[Crystal], count: int, settings: int) -> None:
     held_out = hash_split(frame["formula"].tolist(), 1 / 3, 0)
     chosen = np.flatnonzero(held_out)[:count]
+    count = len(chosen)
     rng = np.random.default_rng(0)
     written = [[rewritten(crystals[row], rng) for _ in range(settings)] for row in chosen.tolist()]
     energies = frame["formation_energy_per_atom"].to_numpy(np.float64)
@@ -173,7 +175,7 @@ def _trained(features: np.ndarray, energies: np.ndarray, seed: int) -> Callable[
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shared", type=Path, default=Path(__file__).parents[2] / "shared")
-    parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--rows", type=int, default=900)
     parser.add_argument("--crystals", type=int, default=200)
     parser.add_argument("--settings", type=int, default=20)
     return parser.parse_args()

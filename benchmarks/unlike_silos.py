@@ -26,9 +26,10 @@ from ray_fed.learning.trainer import TrainingPlan
 
 EPOCHS, BATCH = 100, 200
 TODAY: dict[str, object] = {"learning_rate": 1e-3, "decay": "none"}
-DECAYING: dict[str, object] = {"learning_rate": 2e-3, "decay": "cosine"}
+DECAYING: dict[str, object] = {"learning_rate": 1.5e-3, "decay": "cosine"}
 WAYS: dict[str, tuple[str, dict[str, object]]] = {
     "scaffold_adam (default)": ("scaffold_adam", DECAYING),
+    "scaffold_adam, no momentum, 2e-3": ("scaffold_adam", {**DECAYING, "learning_rate": 2e-3, "momentum": 0.0}),
     "fed_avg, Adam kept, constant rate": ("fed_avg", TODAY),
     "fed_avg, Adam kept, cosine": ("fed_avg", DECAYING),
     "fed_avg, Adam averaged, cosine": ("fed_avg", {**DECAYING, "optimizer_state": "average"}),
@@ -44,6 +45,10 @@ Opened = tuple[Setup, Coordinator, dict[str, int]]
 """What is trained, who trains it, and the rows of each silo."""
 POOLED = "pooled, cosine"
 POOLED_TODAY = "pooled, constant rate"
+POOLED_FASTER = "pooled, rate 2e-3, cosine"
+ALL_POOLED: dict[str, dict[str, object]] = {
+    POOLED: DECAYING, POOLED_TODAY: TODAY, POOLED_FASTER: {**DECAYING, "learning_rate": 2e-3},
+}  # fmt: skip
 
 
 def main() -> None:
@@ -92,7 +97,7 @@ def measured(given: argparse.Namespace, partition: str, done: set[tuple]) -> Ite
         if not wanted:
             continue
         there = opened(given, partition, seed)
-        for way in (POOLED, POOLED_TODAY):
+        for way in ALL_POOLED:
             if (partition, given.silos, way, 1, seed) not in done:
                 yield line_of(given, partition, way, 1, seed, there)
         for way, exchanges in wanted:
@@ -113,7 +118,7 @@ def opened(given: argparse.Namespace, partition: str, seed: int) -> Opened:
 def line_of(given: argparse.Namespace, partition: str, way: str, exchanges: int, seed: int, there: Opened) -> dict:
     start = time.process_time()
     records = list(there[1].run(job_of(way, exchanges, seed, there)))
-    name = "pooled" if way in (POOLED, POOLED_TODAY) else "federated"
+    name = "pooled" if way in ALL_POOLED else "federated"
     return {
         "partition": partition, "silos": given.silos, "way": way, "exchanges": exchanges, "seed": seed,
         "mae": records[-1].metrics[f"{name}.mae"], "diversity": records[1].metrics.get(DIVERSITY),
@@ -124,13 +129,16 @@ def line_of(given: argparse.Namespace, partition: str, way: str, exchanges: int,
 def job_of(way: str, exchanges: int, seed: int, there: Opened) -> Job:
     setup, _, rows = there
     steps = ceil(sum(rows[name] for name in setup.training) / BATCH)
-    strategy, changes = WAYS.get(way, ("fed_avg", TODAY if way == POOLED_TODAY else DECAYING))
-    plan = replace(TrainingPlan(seed, EPOCHS, steps, exchanges), **changes)  # type: ignore[arg-type]
+    strategy, changes = WAYS.get(way, ("fed_avg", ALL_POOLED.get(way, {})))
+    options = {"momentum": changes["momentum"]} if "momentum" in changes else {}
+    plan = replace(
+        TrainingPlan(seed, EPOCHS, steps, exchanges), **{k: v for k, v in changes.items() if k not in options}
+    )  # type: ignore[arg-type]
     job = Job(
-        "job", setup.training, dict.fromkeys(setup.training, plan), seed, make_strategy(strategy),
+        "job", setup.training, dict.fromkeys(setup.training, plan), seed, make_strategy(strategy, **options),
         evaluate_every=exchanges, evaluate_silos=False,
     )  # fmt: skip
-    if way not in (POOLED, POOLED_TODAY):
+    if way not in ALL_POOLED:
         return job
     return replace(local_job(job, {"pooled": plan}, "job"), evaluate_every=1)
 
@@ -146,7 +154,7 @@ def tables(found: list[dict]) -> Iterator[str]:
             yield f"\n{exchanges} exchanges, silos of {silos} rows\n"
             yield f"| | {' | '.join(partitions)} |"
             yield "|:--" * (len(partitions) + 1) + "|"
-            ways = [POOLED, POOLED_TODAY, *WAYS]
+            ways = [*ALL_POOLED, *WAYS]
             for way in ways:
                 cells = [cell(here, partition, way, exchanges) for partition in partitions]
                 if any(cells):
@@ -155,7 +163,7 @@ def tables(found: list[dict]) -> Iterator[str]:
 
 def cell(found: list[dict], partition: str, way: str, exchanges: int) -> str:
     """Return mean MAE, its range over seeds, and how far it is from pooled training on the same rows."""
-    at = 1 if way in (POOLED, POOLED_TODAY) else exchanges
+    at = 1 if way in ALL_POOLED else exchanges
     ours = {x["seed"]: x["mae"] for x in found if (x["partition"], x["way"], x["exchanges"]) == (partition, way, at)}
     pooled = {x["seed"]: x["mae"] for x in found if (x["partition"], x["way"]) == (partition, POOLED)}
     if not ours:

@@ -109,7 +109,9 @@ KEY = argument(
     metavar="NAME=KEY",
     help="public key of a silo, or of 'coordinator', as its owner told it (repeatable); else those in site.yaml count",
 )
-PREDICTIONS = place("--out", default=None, help="CSV to write (default: FILE's name with .predictions.csv, here)")
+PREDICTIONS = place(
+    "--out", default=None, help="table to write, .csv, .tsv or .xlsx (default: FILE's name with .predictions.csv, here)"
+)
 DATABASE = (
     argument("--query", default="", help="of a database: a SELECT statement, or the filter of its kind"),
     argument("--table", default="", help="of a database: a table, view or collection instead"),
@@ -235,6 +237,27 @@ COMMANDS = (
         ),
         "Replay, inside the silos, what a coordinator receives in a run or a federation, attack it, and say per silo "
         "what is reconstructed and what stops it. A silo is audited only if its owner's policy allows it.",
+    ),
+    Command(
+        "flower",
+        "run an app written for Flower, unchanged, on silos of this runtime",
+        "pipelines.flower.command:run",
+        (
+            place("app", metavar="FOLDER", help="folder of the app, with its pyproject.toml"),
+            argument(
+                "--run-config",
+                action="append",
+                default=[],
+                metavar="TEXT",
+                help='values in place of the app\'s own, as flwr run takes them: "num-server-rounds=5 lr=0.1", or a '
+                ".toml file (repeatable)",
+            ),
+            argument("--resume", action="store_true", help="go on with the run in the folder of --out"),
+            "pipelines.flower.config:FlowerConfig",
+        ),
+        "Run the ServerApp and the ClientApp of a folder as `flwr run` does: a silo is what Flower calls a SuperNode. "
+        "What clients answer crosses their silo's gate and is a line in its ledger.",
+        _start_fork_server,
     ),
     Command(
         "sweep",

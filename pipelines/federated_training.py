@@ -4,10 +4,10 @@ import contextlib
 import hashlib
 import sys
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import ceil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ from ray_fed.federation.rounds.job import CENTRAL, EvaluateFn, Job, RoundRecord
 from ray_fed.federation.rounds.machine import RoundRules
 from ray_fed.federation.strategies import Strategy, local_plan, make_strategy
 from ray_fed.federation.task import SiloSpec, Task
+from ray_fed.federation.torch_task import TorchTask
 from ray_fed.learning.layout import BufferPolicy
+from ray_fed.learning.recipe import FLAT, MakeOptimizer, MakeScheduler, Recipe, Schedule, named
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.metrics import TRAIN_LOSS
 
@@ -51,8 +53,29 @@ class Training:
     """Samples of one local step of a silo."""
     learning_rate: float = 1e-3
     """Of every silo's own optimiser."""
-    optimizer: Literal["adam", "sgd"] = "adam"
-    """What the silos train with."""
+    optimizer: str | MakeOptimizer = "adam"
+    """What the silos train with: the name of a class in torch.optim ("adamw"), such a class, or a function of the
+    network that makes one."""
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
+    """What that class takes besides parameters and learning rate: {"weight_decay": 0.01, "betas": (0.9, 0.98)}."""
+    schedule: str | Schedule = "constant"
+    """constant | linear | cosine, to 0 over the run; or a function of `Progress` (step, total_steps, server_round,
+    num_rounds) that says what the learning rate is multiplied with."""
+    schedule_by: Literal["step", "round"] = "step"
+    """Whether a named schedule moves with each step of a silo, or at each exchange."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate first rises from 0."""
+    scheduler: MakeScheduler | None = None
+    """(optimiser, all steps of the silo) -> one of torch.optim.lr_scheduler, in place of `schedule`."""
+    clip_norm: float | None = None
+    """Longest gradient of a step, over all parameters."""
+    clip_value: float | None = None
+    """Largest value of a gradient, either way."""
+    accumulate: int = 1
+    """Mini-batches whose mean gradient makes one step."""
+    autocast: Literal["", "bfloat16", "float16"] = ""
+    """Type of the forward pass and the loss in training steps; the network, its gradients, what travels and what is
+    marked stay float32."""
     optimizer_state: Literal["keep", "reset", "average"] = "keep"
     """Adam's moments at an exchange."""
     buffers: Literal["average", "local", "recompute"] = "average"
@@ -63,12 +86,17 @@ class Training:
     def __post_init__(self) -> None:
         for name in ("rounds", "epochs", "batch_size", "learning_rate"):
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+        self.recipe()
+
+    def recipe(self) -> Recipe:
+        """Return how steps are taken, as far as a plan does not say it. ConfigError for what PyTorch does not have."""
+        return Recipe(**{item.name: getattr(self, item.name) for item in fields(Recipe)})
 
     def plan(self, num_examples: int) -> TrainingPlan:
         """Return the plan of a silo with that many samples."""
         return TrainingPlan(
             self.seed, self.epochs, ceil(num_examples / self.batch_size), self.rounds, self.learning_rate,
-            self.optimizer, self.optimizer_state, buffers=self.buffers,
+            "sgd" if self.optimizer == "sgd" else "adam", self.optimizer_state, buffers=self.buffers,
         )  # fmt: skip
 
 
@@ -132,6 +160,7 @@ def federate(
     or CallbackFailed during it.
     """
     training = training or Training()
+    task = _with_recipe(task, training)
     chosen = make_strategy(strategy) if isinstance(strategy, str) else strategy
     names = tuple(spec.name for spec in silos)
     require(len(names) > 0, "silos is empty; give at least one SiloSpec")
@@ -185,7 +214,7 @@ class _Asked:
         rules = {name: value for name, value in asdict(self.rules).items() if name not in ("round_timeout",)}
         initial = "" if self.initial is None else hashlib.sha256(self.initial.tobytes()).hexdigest()
         more = {"evaluate_every": self.evaluate_every, "initial": initial, "has_test": self.test is not None}
-        return Asked(self.task, self.silos, self.strategy, {**asdict(self.training), **rules, **best, **more})
+        return Asked(self.task, self.silos, self.strategy, {**_said(self.training), **rules, **best, **more})
 
     def job(self, agreement: Agreement) -> Job:
         """Return the training of all silos that have samples; DataError where none has."""
@@ -334,6 +363,24 @@ class _Training:
     def _agreed(self) -> Agreement:
         assert self.agreement is not None
         return self.agreement
+
+
+def _with_recipe(task: Task, training: Training) -> Task:
+    """Return the task with steps as `training` says. ConfigError for a task that takes them in a way of its own."""
+    recipe = training.recipe()
+    if isinstance(task, TorchTask):
+        return task.with_recipe(recipe)
+    changed = [item.name for item in fields(Recipe) if getattr(recipe, item.name) != getattr(Recipe(), item.name)]
+    own = [name for name in changed if name != "optimizer" or recipe.optimizer not in FLAT]
+    kind = type(task).__name__
+    require(not own, f"Training({', '.join(own)}): a {kind} takes steps of its own; leave it out, or use a TorchTask")
+    return task
+
+
+def _said(training: Training) -> dict[str, object]:
+    """Return the fields of a Training for the record of a run: functions and classes by their names."""
+    said = {item.name: getattr(training, item.name) for item in fields(Training)}
+    return {name: named(value) if callable(value) else value for name, value in said.items()}
 
 
 def _told(records: Generator[RoundRecord, None, None]) -> Generator[RoundRecord, None, None]:

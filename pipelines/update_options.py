@@ -109,8 +109,12 @@ class UpdateOptions:
         """Return the strategy, by its name or as MODULE:CLASS; ConfigError where there is none."""
         from ray_fed.federation.strategies import make_strategy
 
-        options = {name: value for name, _, value in (text.partition("=") for text in self.strategy_options)}
-        return make_strategy(self.chosen_strategy(), **options)
+        given = {name: value for name, _, value in (text.partition("=") for text in self.strategy_options)}
+        return make_strategy(self.chosen_strategy(), **self.fitting_options(), **given)
+
+    def fitting_options(self) -> dict[str, float]:
+        """Return options of the strategy that follow from others, and that the user has not given."""
+        return {}
 
     def chosen_strategy(self) -> str:
         """Return the name of the strategy, where the options leave it open that of the best one that goes with them."""

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from actors import fork_server
 from ray_fed.materials.model_crystals.crystals import enumerate_model_crystals
 from ray_fed.reporting.figure_style import new_figure, png_bytes
 
@@ -28,7 +29,7 @@ IMPORTS += ("matplotlib.figure", "matplotlib.backends.backend_agg", "tensorboard
 
 
 def serve(listener: socket.socket) -> None:
-    for name in IMPORTS:
+    for name in (*IMPORTS, *fork_server.IMPORTS):
         importlib.import_module(name)
     png_bytes(new_figure(1, 1))  # matplotlib reads its fonts with the first one
     enumerate_model_crystals()  # is kept, too

@@ -38,7 +38,13 @@ def start(*words: str, folder: Path, env: dict[str, str] = ENVIRONMENT, **option
 
 def start_ray_fed(*arguments: str, folder: Path, env: dict[str, str] = ENVIRONMENT, **options: Any) -> Any:
     """Start the command `ray-fed`, forked from a process that has imported all but Ray where its environment allows."""
-    words = ("-m", "pipelines.cli", *arguments)
+    return start_module("pipelines.cli", *arguments, folder=folder, env=env, **options)
+
+
+def start_module(name: str, *arguments: str, folder: Path, env: dict[str, str] = ENVIRONMENT, **options: Any) -> Any:
+    """Start `python -m NAME` without the seconds of its imports. A process of pytest itself is never forked: it may
+    have threads of Ray and of gRPC, whose locks and memory a copy without the threads cannot use."""
+    words = ("-m", name, *arguments)
     if sys.platform != "linux" or "preexec_fn" in options or _read_at_import(env) != _read_at_import(ENVIRONMENT):
         return start(*words, folder=folder, env=env, **options)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -135,7 +135,7 @@ class TrainConfig(UpdateOptions):
     """Number of exchanges; overrides --communication-frequency."""
     batch_size: int = 200
     """Rows of one global mini-batch, shared among the silos in proportion to their rows."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     """Step size of the local optimiser; where it decays, that of the first step."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Local optimiser."""
@@ -473,6 +473,13 @@ class TrainConfig(UpdateOptions):
         # Each silo begins from references of its own, where gradients at the common model say nothing.
         from_references = self.model == "chgnet" and self.chgnet().references != "none"
         return [*against, *(["model=chgnet with references"] if from_references else [])]
+
+    def fitting_options(self) -> dict[str, float]:
+        each_step = self.communication_frequency == "batch" and self.rounds is None
+        given = any(text.startswith("momentum=") for text in self.strategy_options)
+        common = self.chosen_strategy() == "scaffold_adam"
+        # One step a round needs no momentum beside Adam's own: exchanged so, the model is pooled training's.
+        return {"momentum": 0.0} if common and each_step and not given else {}
 
     def rules(self) -> "RoundRules":
         """Return the round rules; ConfigError where they make no sense."""

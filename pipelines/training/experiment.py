@@ -128,7 +128,8 @@ class TrainingExperiment:
             answers = ask_members(coordinator, self.setup, silos, seed, self.models_of(seed), size)
             self.members.append(answers)
             for silo, why in answers.silent.items():
-                print(f"note: silo '{silo}': it has no personal model: {why}", file=sys.stderr)
+                said = why.removeprefix(f"silo '{silo}' ")
+                print(f"note: silo '{silo}': it has no personal model: {said}", file=sys.stderr)
 
     def models_of(self, seed: int) -> Models:
         """Return the final models of one seed, by name."""

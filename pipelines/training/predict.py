@@ -1,9 +1,10 @@
 """`ray-fed predict`: the models of a finished run on new structures or formulas, with bounds, flags and errors."""
 
+import io
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ray_fed.materials.databases.addresses import check_address
 from ray_fed.materials.databases.columns import UNKNOWN_UNIT, canonical_target, unit_of_target
 from ray_fed.materials.databases.database import SHOWN_REASON, crystal_frame
 from ray_fed.materials.databases.kinds import open_source, whole_path
+from ray_fed.materials.databases.packages import required_package
 from ray_fed.materials.databases.raw_table import RawTable
 from ray_fed.materials.databases.source import Access, Source
 from ray_fed.materials.personal_file import FOLDER
@@ -81,7 +83,7 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     inputs = inputs_of(crystal_frame(table, source), models.first)
     given = given_columns(table)
     predicted = predicted_table(inputs, models, given)
-    write_atomically(path, predicted.to_csv(index=False).encode())
+    write_atomically(path, WRITERS[path.suffix.lower()](predicted))
     _say(inputs, models, predicted, path, file, table.notices)
     _say_errors(predicted, models, table)
     return 0 if inputs.usable.any() else 1
@@ -89,13 +91,31 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
 
 def check_place(path: Path, file: Path) -> None:
     """ConfigError where predictions would take the place of what they are made from, or cannot have their place."""
+    if path.suffix.lower() not in WRITERS:
+        raise ConfigError(f"out={path} has an ending that is not written; give one of {', '.join(WRITERS)}")
+    if path.suffix.lower() == ".xlsx":
+        required_package("openpyxl", "excel", str(path))
     if path.is_dir():
-        raise ConfigError(f"out={path} is a folder; give the name of a CSV file")
+        raise ConfigError(f"out={path} is a folder; give the name of a file")
     if path.exists() and file.exists() and path.samefile(file):
         raise ConfigError(f"out={path} is the file with the entries; give another name")
 
 
 # ---- the table
+
+
+def _sheet(table: pd.DataFrame) -> bytes:
+    written = io.BytesIO()
+    table.to_excel(written, index=False)
+    return written.getvalue()
+
+
+WRITERS: Mapping[str, Callable[[pd.DataFrame], bytes]] = {
+    ".csv": lambda table: table.to_csv(index=False).encode(),
+    ".tsv": lambda table: table.to_csv(index=False, sep="\t").encode(),
+    ".xlsx": _sheet,
+}
+"""Ending of the file -> its content."""
 
 
 def given_columns(table: RawTable) -> pd.DataFrame:

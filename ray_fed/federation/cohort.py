@@ -1,6 +1,5 @@
 """Cohort: the one seam between the maths of a federation and the machines it runs on."""
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -83,8 +82,8 @@ class Cohort(Protocol):
         """Return silo -> model -> metrics, or what it raised instead, of those silos that answered."""
         ...
 
-    def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
-        """Put one of the further questions to several silos at once; return the answers of those that gave one."""
+    def query(self, query: str, given: Mapping[str, tuple]) -> "dict[str, Artifact | Raised]":
+        """Put one of the further questions to several silos at once; return the answers, or what a silo raised."""
         ...
 
     def count(self, question: str, given: Mapping[str, tuple]) -> "dict[str, Counts | Raised]":
@@ -225,17 +224,13 @@ class LocalCohort:
         except Exception as error:
             return Raised(name, 0, said_by(error))
 
-    def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
-        answers = {}
-        for name, parts in given.items():
-            with contextlib.suppress(FedError):
-                answers[name] = self.silos[name].query(query, *parts)
-        return answers
+    def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact | Raised]:
+        return {name: self._answered(query, name, parts) for name, parts in given.items()}
 
     def count(self, question: str, given: Mapping[str, tuple]) -> dict[str, Counts | Raised]:
-        return {name: self._counted(question, name, parts) for name, parts in given.items()}
+        return {name: self._answered(question, name, parts) for name, parts in given.items()}
 
-    def _counted(self, question: str, name: str, parts: tuple) -> Counts | Raised:
+    def _answered(self, question: str, name: str, parts: tuple) -> Any:
         try:
             return self.silos[name].query(question, *parts)
         except Exception as error:

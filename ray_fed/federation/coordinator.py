@@ -214,7 +214,7 @@ class Coordinator:
         )
         metrics = frozenset(metric.name for metric in self.task.metrics)
         found, failed = sound_metrics(told, names, metrics)  # type: ignore[arg-type]
-        silent = {silo: "it gave no answer; its own log says why" for silo in asked if silo not in told}
+        silent = {silo: "it gave no answer" for silo in asked if silo not in told}
         kept = {silo: "its owner keeps its metrics" for silo in silos if silo not in asked}
         return self._observed(found, query), {**kept, **silent, **failed}
 

@@ -83,7 +83,7 @@ class JoinedCohort:
         shares = self._shares(dict.fromkeys(silos))
         return _united(cohort.evaluate(session, share, models) for cohort, share in shares)
 
-    def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
+    def query(self, query: str, given: Mapping[str, tuple]) -> "dict[str, Artifact | Raised]":
         return _united(cohort.query(query, share) for cohort, share in self._shares(given))
 
     def count(self, question: str, given: Mapping[str, tuple]) -> "dict[str, Counts | Raised]":

@@ -4,6 +4,7 @@ averaged."""
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -241,6 +242,71 @@ class Artifact:
     """Numbers about it, by name; none about a single row."""
     data: np.ndarray = field(repr=False)
     """uint8 [n], read-only for the receiver; empty where only the facts are told."""
+
+
+Records = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""Name -> {"arrays", "metrics" or "config": {name: value}}. A value is an array of numbers, a number, a text, bytes as
+uint8 [n], a list of these, or, of an array that is not stored as numbers, {"dtype", "shape", "stype", "data"}."""
+RECORD_KINDS = ("arrays", "metrics", "config")
+NUMBER_KINDS = "biuf"
+"""Kinds of dtype that arrays of numbers have."""
+MOST_RECORDS = 256
+MOST_VALUES = 1 << 14
+"""In one record: arrays of a large network, numbers of a histogram each in a list of its own."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A silo's answer to an application's own message (a Flower ClientApp's): named records of arrays and values. The
+    application alone knows what they mean, and how many rows stand behind them."""
+
+    silo: str
+    what: str
+    """The question it answers."""
+    records: Records = field(repr=False)
+
+
+def reply_problem(records: object) -> str:
+    """Return why records cannot leave a silo, in a fixed phrase; "" where they can."""
+    if type(records) is not dict or len(records) > MOST_RECORDS:
+        return f"a reply must be at most {MOST_RECORDS} named records"
+    for name, record in records.items():
+        if type(name) is not str or type(record) is not dict or len(record) != 1:
+            return "a record must have a name and be of one kind"
+        [(kind, values)] = record.items()
+        if kind not in RECORD_KINDS or type(values) is not dict or len(values) > MOST_VALUES:
+            return f"a record must be one of {', '.join(RECORD_KINDS)} with at most {MOST_VALUES} values"
+        if not all(type(key) is str for key in values):
+            return "a value must have a name"
+        problems = (_array_problem(value) if kind == "arrays" else _value_problem(value) for value in values.values())
+        if problem := next(filter(None, problems), ""):
+            return problem
+    return ""
+
+
+def _array_problem(value: object) -> str:
+    if type(value) is np.ndarray:
+        if value.dtype.kind not in NUMBER_KINDS or value.dtype.metadata:
+            return "an array must hold numbers"
+        is_finite = value.dtype.kind != "f" or bool(np.isfinite(value).all())
+        return "" if is_finite else "an array has values that are not finite; did the training diverge?"
+    said = value if type(value) is dict else {}
+    is_stored = set(said) == {"dtype", "shape", "stype", "data"} and _is_bytes(said["data"])
+    is_said = is_stored and all(type(said[key]) is str for key in ("dtype", "stype")) and type(said["shape"]) is list
+    return (
+        "" if is_said and all(map(is_count, said["shape"])) else "an array must hold numbers, or bytes and their form"
+    )
+
+
+def _value_problem(value: object) -> str:
+    if type(value) is list:
+        return next(filter(None, map(_value_problem, value)), "")
+    is_plain = type(value) in (bool, int, float, str) or _is_bytes(value)
+    return "" if is_plain else "a value must be a number, text or bytes"
+
+
+def _is_bytes(value: object) -> bool:
+    return type(value) is np.ndarray and value.dtype == np.uint8 and value.ndim == 1
 
 
 COUNT = "count_"

@@ -29,6 +29,7 @@ from ray_fed.federation.secure_client import QUERIES as SECURE_QUERIES
 from ray_fed.federation.silo_state import SiloState
 from ray_fed.federation.tally import METRICS
 from ray_fed.federation.task import Care, LocalRows, Samples, SiloSpec, Task
+from ray_fed.learning.kept_values import KeepsValues, KeptValues
 from ray_fed.learning.layout import initial_vector
 from ray_fed.learning.partial_exchange import PartialExchange
 from ray_fed.learning.private_steps import Spent
@@ -53,6 +54,7 @@ class Silo:
         self.sessions: dict[str, Trainer] = {}
         self._last_round: dict[str, int] = {}
         self._states: dict[str, SiloState] = {}
+        self._values: dict[str, KeptValues] = {}
         self._spent: dict[str, Spent] = {}
         self.secure = SecureClient(spec.name)
         self.secure_sessions: set[str] = set()
@@ -131,7 +133,8 @@ class Silo:
             self.secure_sessions.add(spec.session)
         self.secure.open(spec)
         self._last_round[spec.session] = 0
-        self._states[spec.session] = SiloState(self.spec.state_folder, self.spec.name, spec.session, spec.kept_states)
+        where = self.spec.state_folder, self.spec.name, spec.session, spec.kept_states
+        self._states[spec.session], self._values[spec.session] = SiloState(*where), KeptValues(*where)
         return digest
 
     def make_trainer(self, spec: SessionSpec) -> Trainer:
@@ -153,6 +156,7 @@ class Silo:
     def close_session(self, session: str) -> None:
         self.sessions.pop(session, None)
         self._states.pop(session, None)
+        self._values.pop(session, None)
         self._spent.pop(session, None)
         self.secure_sessions.discard(session)
         self.secure.close(session)
@@ -165,15 +169,15 @@ class Silo:
         """
         start = time.perf_counter()
         trainer = self._session(session)
-        state = self._states[session]
-        fresh_or_again = self._last_round[session] == 0 or self._last_round[session] >= server_round
-        if fresh_or_again and not state.recall(server_round, trainer.local_state()):
-            trainer.forget()
+        if self._last_round[session] == 0 or self._last_round[session] >= server_round:
+            self._recall(session, trainer, server_round)
         if session in self._spent:
             self._spent[session].take(len(trainer.plan.steps_of_round(server_round)))
         result_vector, result = trainer.fit_round(vector, server_round)
         code = trainer.compress(vector, result_vector)
-        state.remember(server_round, trainer.local_state())
+        self._states[session].remember(server_round, trainer.local_state())
+        if isinstance(trainer, KeepsValues):
+            self._values[session].remember(server_round, trainer.kept())
         self._last_round[session] = server_round
         return Update(
             self.spec.name,
@@ -186,6 +190,15 @@ class Silo:
             time.perf_counter() - start,
             code,
         ).unpacked(vector)
+
+    def _recall(self, session: str, trainer: Trainer, server_round: int) -> None:
+        """Bring a trainer's local state to where it stood before a round; to its beginning where nothing was kept."""
+        found = self._states[session].recall(server_round, trainer.local_state())
+        values = self._values[session].recall(server_round)
+        if not found and values is None:
+            trainer.forget()
+        elif isinstance(trainer, KeepsValues) and values is not None:
+            trainer.restore(values)
 
     def leaving(self, update: Update, received: Vector) -> Update | MaskedUpdate:
         """Return the answer of `fit` to what was received as it may leave the silo: under masks, in a session of secure

@@ -12,7 +12,8 @@ import torch
 
 from ray_fed.config import require, unknown_name
 from ray_fed.leakage.observation import AttackObservation
-from ray_fed.leakage.targets import output_layer
+from ray_fed.leakage.layer_inversion import trace_of
+from ray_fed.leakage.targets import trainable
 from ray_fed.randomness import derived_seed
 
 Message = Sequence[torch.Tensor]
@@ -141,10 +142,12 @@ def parse_defence(text: str) -> Defence:
 
 def _without_bias(observation: AttackObservation) -> list[torch.Tensor]:
     """Keep the output bias's gradient back: the label rule of the paper has nothing to read."""
-    layer, _ = output_layer(observation.network)
-    names = [name for name, _ in observation.network.named_parameters()]
-    withheld = f"{layer}.bias"
-    require(withheld in names, f"defence no_output_bias: output layer '{layer}' has no bias to keep back")
+    output = trace_of(observation).output
+    names = trainable(observation.network)
+    require(output is not None and output.bias in names, "defence no_output_bias: the layer that makes the outputs has "
+            "no bias to keep back")  # fmt: skip
+    assert output is not None
+    withheld = output.bias
     return [
         torch.zeros_like(part) if name == withheld else part
         for name, part in zip(names, observation.message, strict=True)

@@ -17,6 +17,7 @@ transport between small point sets, computed in the log domain (Peyre & Cuturi 2
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import log
+from typing import Literal
 
 import torch
 
@@ -39,6 +40,11 @@ class SinkhornSettings:
     """Added to the cost off the identity pairing (point sets of equal size): large values forbid other pairings."""
     unrolled: bool = True
     """Differentiate through the iterations; no: treat the plan as constant (envelope theorem)."""
+    points: Literal["rows", "filters"] = "rows"
+    """rows: a layer's weight is `out` points of dimension fan-in; filters: each filter channel is a set of its own, and
+    its kernel rows are the points (what the form in common use does to a tensor it is given as it is)."""
+    normalise: bool = False
+    """Divide each layer by the root mean square of the gradient seen, so that epsilon means the same in all of them."""
     debias: bool = False
     """Subtract half the distances of each set to itself, so that equal sets have distance 0 (Sinkhorn divergence)."""
 
@@ -156,13 +162,31 @@ def scaled_error(virtual: Tensors, seen: Tensors) -> torch.Tensor:
 
 
 def transport_rows(settings: SinkhornSettings) -> Distance:
-    """WDLG with a layer's weights as points: `out` points of dimension fan-in, a bias as `out` numbers (Eq. 5)."""
+    """WDLG over the points of each layer (Eq. 5); a bias is as many numbers. Rows of one size count per dimension."""
 
     def distance(virtual: Tensors, seen: Tensors) -> torch.Tensor:
-        pairs = zip(virtual, seen, strict=True)
-        return sum_of(transport_costs([(_rows(a), _rows(b)) for a, b in pairs], settings))
+        pairs = [_of_one_size(a, b) if settings.normalise else (a, b) for a, b in zip(virtual, seen, strict=True)]
+        cut = _kernel_rows if settings.points == "filters" else _rows
+        sets = [(cut(a), cut(b)) for a, b in pairs]
+        costs = transport_costs(sets, settings)
+        per = [a.shape[2] if settings.normalise and settings.points == "rows" else 1 for a, _ in sets]
+        # Sets of one problem lie one after another: [n * sets, p, d].
+        return sum_of(cost.reshape(len(virtual[0]), -1).sum(1) / size for cost, size in zip(costs, per, strict=True))
 
     return distance
+
+
+def _of_one_size(virtual: torch.Tensor, seen: torch.Tensor) -> PointSets:
+    size = seen.flatten(1).square().mean(1).sqrt().clamp_min(1e-20)
+    size = size.reshape(-1, *[1 for _ in seen.shape[1:]])
+    return virtual / size, seen / size
+
+
+def _kernel_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """[n, out, in, k, k] -> [n * out * in, k, k]; a matrix is one set of its rows, a bias one of numbers."""
+    if tensor.dim() == 2:
+        return tensor[:, :, None]
+    return tensor if tensor.dim() == 3 else tensor.reshape(-1, *tensor.shape[-2:])
 
 
 def sorted_entries(virtual: Tensors, seen: Tensors) -> torch.Tensor:

@@ -19,8 +19,9 @@ from torch.func import functional_call
 
 from ray_fed.config import require
 from ray_fed.errors import ConfigError
+from ray_fed.leakage.layer_inversion import trace_of
 from ray_fed.leakage.observation import AttackObservation
-from ray_fed.leakage.targets import output_layer
+from ray_fed.leakage.targets import attackable, trainable
 
 RULES = ("bias_sign", "row_sign", "closed_form")
 NUM_SURROGATES = 32
@@ -39,14 +40,24 @@ class OutputGradients:
 
 
 def output_gradients(observations: Sequence[AttackObservation]) -> OutputGradients:
-    """Return the output layer's gradients of observations of one network; ConfigError when there is no such layer."""
-    name, layer = output_layer(observations[0].network)
-    names = [parameter for parameter, _ in observations[0].network.named_parameters()]
-    rows = names.index(f"{name}.weight")
-    stacked = [torch.stack([one.message[i] for one in observations]) for i in range(rows, len(names))]
-    bias = stacked[names.index(f"{name}.bias") - rows] if layer.bias is not None else None
-    bias = None if bias is not None and not bool(bias.any()) else bias
-    return OutputGradients(stacked[0].flatten(2), bias, name)
+    """Return the gradients of the layer that makes the outputs; ConfigError, with the reason, where no labels can be
+    read from them."""
+    first = observations[0]
+    output = trace_of(first).output
+    require(output is not None, "no layer with weights makes the network's outputs alone, so no labels can be read")
+    assert output is not None
+    layer = output.weight.rpartition(".")[0] or output.weight
+    names = trainable(first.network)
+    require(output.is_logits, f"the outputs are not those of layer '{layer}' itself: something that is no change of "
+            "shape comes after it, so the signs of its gradient are not those of the labels")  # fmt: skip
+    require(output.weight in names, f"the output layer '{layer}' is not trained: its gradient is not in the message")
+    rows = torch.stack([one.message[names.index(output.weight)] for one in observations])
+    require(rows.shape[1] == first.knows.num_classes, f"the output layer '{layer}' has {rows.shape[1]} outputs for "
+            f"{first.knows.num_classes} classes")  # fmt: skip
+    bias = None
+    if output.bias in names:
+        bias = torch.stack([one.message[names.index(output.bias)] for one in observations])
+    return OutputGradients(rows.flatten(2), bias if bias is not None and bool(bias.any()) else None, layer)
 
 
 def infer_labels(observations: Sequence[AttackObservation], rule: str = "closed_form") -> torch.Tensor:
@@ -85,18 +96,23 @@ def label_counts(observations: Sequence[AttackObservation], rule: str = "closed_
     classes that are surely there; the rest goes one by one to the class that is short of most.
     """
     first, gradients = observations[0], output_gradients(observations)
-    samples = first.knows.batch_size
+    samples, steps = first.knows.batch_size, first.knows.local_steps
     expected, features = _surrogate_outputs(observations)
     if gradients.bias is not None and rule != "row_sign":
-        slope, certain = gradients.bias, gradients.bias < 0
+        slope, certain = gradients.bias / steps, gradients.bias < 0
     else:
-        slope, certain = gradients.rows.sum(2) / features[:, None], gradients.rows.sum(2) < 0
+        slope, certain = gradients.rows.sum(2) / features[:, None] / steps, gradients.rows.sum(2) < 0
+    if first.knows.optimizer == "adam":  # a step of Adam keeps signs, and no sizes
+        return _rounded(expected + certain, certain, samples)
     return _rounded(samples * (expected - slope), certain, samples)
 
 
 def _surrogate_outputs(observations: Sequence[AttackObservation]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return mean softmax output [n, num_classes] and mean sum of last features [n] for inputs around the middle."""
     knows = observations[0].knows
+    if knows.is_tokens:
+        even = observations[0].parameters[0].new_full((len(observations), knows.num_classes), 1 / knows.num_classes)
+        return even, torch.ones_like(even[:, 0])
     draw = torch.Generator().manual_seed(0)
     # Nearly constant inputs of different brightness: what an image looks like to a first guess.
     brightness = torch.rand(NUM_SURROGATES, *[1 for _ in knows.input_shape], generator=draw)
@@ -110,12 +126,14 @@ def _surrogate_outputs(observations: Sequence[AttackObservation]) -> tuple[torch
 def _outputs_and_features(observation: AttackObservation, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean softmax output [num_classes] and the mean sum of the output layer's inputs (0-d)."""
     totals: list[torch.Tensor] = []
-    _, layer = output_layer(observation.network)
+    output = trace_of(observation).output
+    assert output is not None
+    network = attackable(observation.network)
+    layer = network.get_submodule(output.weight.rpartition(".")[0])
     hook = layer.register_forward_pre_hook(lambda _, args: totals.append(args[0].flatten(1).sum(1).mean()))
-    names = [name for name, _ in observation.network.named_parameters()]
+    named = dict(zip(trainable(observation.network), observation.parameters, strict=True))
     try:
-        named = dict(zip(names, observation.parameters, strict=True))
-        outputs = functional_call(observation.network, named, (inputs,))
+        outputs = functional_call(network, {**observation.constants, **named}, (inputs,))
     finally:
         hook.remove()
     return outputs.softmax(1).mean(0), totals[0]

@@ -114,12 +114,17 @@ class Lbfgs:
 
     line_search: strong Wolfe; without it every step has length `learning_rate`, as in torch.optim.LBFGS's default.
     A problem is `finished` when its gradient is zero, its
-    value is not finite (without a line search), or no step decreases it any more.
+    value is not finite (without a line search), or no step decreases it any more; with `tolerances` also where
+    torch.optim.LBFGS returns: every entry of the gradient at most the first, or no entry moved by more than the second,
+    or the value changed by less than it.
     """
 
-    def __init__(self, start: torch.Tensor, learning_rate: float = 1.0, history: int = 50, line_search: bool = True):
+    def __init__(
+        self, start: torch.Tensor, learning_rate: float = 1.0, history: int = 50, line_search: bool = True,
+        tolerances: tuple[float, float] | None = None,
+    ):  # fmt: skip
         self.x = start.clone()
-        self.learning_rate, self.line_search = learning_rate, line_search
+        self.learning_rate, self.line_search, self.tolerances = learning_rate, line_search, tolerances
         n, size = start.shape
         self.memory = PairMemory(n, size, history, start)
         self.finished = torch.zeros(n, dtype=torch.bool, device=start.device)
@@ -160,6 +165,10 @@ class Lbfgs:
 
     def _move(self, where: torch.Tensor, values: torch.Tensor, gradients: torch.Tensor) -> None:
         steps, changes = self.points - self.x, gradients - self.gradient
+        if self.tolerances:
+            slope, change = self.tolerances
+            still = (steps.abs().amax(1) <= change) | ((values - self.value).abs() < change)
+            self.finished |= where & (still | (gradients.abs().amax(1) <= slope))
         self.memory.push(where, steps, changes)
         self.x = torch.where(where[:, None], self.x + steps, self.x)
         self.gradient = torch.where(where[:, None], gradients, self.gradient)
@@ -306,3 +315,31 @@ class Adam:
     def _rate(self) -> float:
         passed = sum(self.steps > point * self.budget for point in DECAY_POINTS) if self.budget else 0
         return self.learning_rate * 0.1**passed
+
+
+class Descent:
+    """Plain gradient descent, x <- x - rate dL/dx (WDLG, Algorithm 1, line 7)."""
+
+    def __init__(self, start: torch.Tensor, learning_rate: float):
+        self.points, self.learning_rate = start.clone(), learning_rate
+        self.finished = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+
+    def tell(self, values: torch.Tensor, gradients: torch.Tensor) -> None:
+        """Take values [n] and gradients [n, size] at `points`."""
+        self.finished |= ~torch.isfinite(values) | ~torch.isfinite(gradients).all(1)
+        moved = self.points - self.learning_rate * gradients
+        self.points = torch.where(self.finished[:, None], self.points, moved)
+
+
+class NoOptimizer:
+    """Stays where it starts: of an attack that is algebra alone, one evaluation says how well it fits."""
+
+    def __init__(self, start: torch.Tensor):
+        self.points = start.clone()
+        self.finished = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+
+    def tell(self, values: torch.Tensor, gradients: torch.Tensor) -> None:  # noqa: ARG002
+        self.finished = torch.ones_like(self.finished)
+
+
+Optimizer = Lbfgs | Adam | Descent | NoOptimizer

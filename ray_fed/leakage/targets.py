@@ -5,7 +5,10 @@ whose double backward is slow on every device; a patch matrix and `matmul` are f
 a linear map and its adjoint, which are each other's derivatives: the pair below has derivatives of every order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import nn
@@ -196,11 +199,67 @@ TARGETS: dict[str, Callable[[Shape, int, bool], nn.Module]] = {
 }
 
 
-def output_layer(network: nn.Module) -> tuple[str, nn.Module]:
-    """Return (name, layer) of the last layer with weights, in the order they were registered.
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Let transformers compute step by step: their fused forms have no second derivative."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    ConfigError when the network has no linear or convolutional layer.
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def trainable(network: nn.Module) -> list[str]:
+    """Return the names of the parameters that are trained, the ones a message has; ConfigError when there is none."""
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    require(bool(names), "the network has no parameter that is trained, so no message to attack")
+    return names
+
+
+class _Normalised(nn.Module):
+    """What BatchNorm does, written out: torch's own operation has no second derivative for given statistics, and would
+    change its running ones in the middle of an attack."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layer: Any = self
+        shape = (1, -1, *[1 for _ in x.shape[2:]])
+        if self.training or layer.running_mean is None:
+            over = (0, *range(2, x.dim()))
+            mean, variance = x.mean(over), x.var(over, correction=0)
+        else:
+            mean, variance = layer.running_mean, layer.running_var
+        out = (x - mean.reshape(shape)) / (variance + layer.eps).sqrt().reshape(shape)
+        return out if layer.weight is None else out * layer.weight.reshape(shape) + layer.bias.reshape(shape)
+
+
+def attackable(network: nn.Module) -> nn.Module:
+    """Return a copy of a network in a form that can be differentiated twice for many parameters at once: convolutions
+    as patches, BatchNorm written out. ConfigError for layers that draw random numbers.
+
+    The copy has the same parameters by the same names; a network that already has the form is returned itself.
     """
-    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    require(bool(layers), "the network has no linear or convolutional layer, so no labels can be read from it")
-    return layers[-1]
+    if getattr(network, "_is_attackable", False):
+        return network
+    for name, layer in network.named_modules():
+        random = isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0
+        require(not random, f"layer '{name}' drops values at random, and the attacker does not know which: attack the "
+                "network in eval mode, or with p=0")  # fmt: skip
+    copy = deepcopy(network)
+    for layer in copy.modules():
+        if type(layer) is nn.Conv2d and _has_patches(layer):
+            layer.__class__ = PatchConv2d
+        elif isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.__class__ = _Normalised
+    copy._is_attackable = True  # type: ignore[assignment]
+    return copy
+
+
+def _has_patches(layer: nn.Conv2d) -> bool:
+    """Whether `PatchConv2d` computes the same as this layer."""
+    square = len(set(layer.kernel_size)) == len(set(layer.stride)) == 1
+    padded = not isinstance(layer.padding, str) and len(set(layer.padding)) == 1 and layer.padding_mode == "zeros"
+    return square and padded and layer.groups == 1 and set(layer.dilation) == {1}

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ray_fed.config import require
+from ray_fed.learning.kept_values import KeepsValues
 from ray_fed.learning.layout import floating_buffers
 from ray_fed.learning.trainer import FitResult, Trainer
 
@@ -94,6 +95,13 @@ class PartialExchange:
 
     def local_state(self) -> dict[str, torch.Tensor]:
         return self.trainer.local_state() | {"stays": self.own}
+
+    def kept(self) -> dict[str, Any]:
+        return self.trainer.kept() if isinstance(self.trainer, KeepsValues) else {}
+
+    def restore(self, kept: dict[str, Any]) -> None:
+        assert isinstance(self.trainer, KeepsValues)
+        self.trainer.restore(kept)
 
     def forget(self) -> None:
         self.trainer.forget()

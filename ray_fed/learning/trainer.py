@@ -26,6 +26,7 @@ from ray_fed.learning.steps import (
     ControlVariate,
     DenseReluMseGradient,
     FlatAdam,
+    FlatOptimizer,
     Gradient,
     GradientTerm,
     Loss,
@@ -199,7 +200,7 @@ class LocalTrainer:
         self.module = module
         self.flat, self.flat_gradient = bind(module, features.device)
         self.buffers, self.integers = bind_buffers(module), integer_buffers(module)
-        self.optimizer = flat_optimizer(plan.optimizer, self.flat, self.flat_gradient, plan.learning_rate)
+        self.optimizer = self._optimizer()
         self.control = control_variate(plan, self.flat)
         if plan.optimizer_state == "common":
             assert isinstance(self.optimizer, FlatAdam)
@@ -216,6 +217,11 @@ class LocalTrainer:
         self.left_out = torch.zeros(sum(block.numel() for block in self._blocks()) if plan.compression else 0)
         """What the codes sent so far left out of the silo's moves."""
         self._first_state = {name: tensor.clone() for name, tensor in self.own_state().items()}
+        if len(features) < 2 * plan.steps_per_epoch and plan.private is None:
+            normalise_single_samples(module)
+
+    def _optimizer(self) -> FlatOptimizer:
+        return flat_optimizer(self.plan.optimizer, self.flat, self.flat_gradient, self.plan.learning_rate)
 
     def _gradient(self) -> Gradient:
         if self.plan.private is None:
@@ -311,6 +317,12 @@ class LocalTrainer:
     def predict(self, features: torch.Tensor, vector: np.ndarray) -> torch.Tensor:
         """Return the outputs [rows, ...] of the model at `vector`, with the silo's own values where it keeps some; the
         trainer's parameters and buffers are untouched."""
+        with self.at(vector):
+            return torch.cat([self.module(part) for part in portions(features)])
+
+    @contextmanager
+    def at(self, vector: np.ndarray) -> Iterator[None]:
+        """Lend the network with the model at `vector`, ready to predict."""
         model = [self.flat, self.buffers, *self.integers.values()]
         kept = [tensor.clone() for tensor in model]
         copy_blocks(self._blocks()[:2], vector[: self.layout.size])
@@ -319,7 +331,7 @@ class LocalTrainer:
             if self.plan.buffers == "recompute":
                 self._recompute_buffers()
             self.module.eval()
-            return torch.cat([self.module(part) for part in portions(features)])
+            yield
         finally:
             for tensor, before in zip(model, kept, strict=True):
                 tensor.copy_(before)
@@ -352,13 +364,17 @@ class LocalTrainer:
         if self.plan.private:
             yield from (self._chosen() for _ in steps)
             return
+        for index in self._drawn(steps):
+            yield self.features.index_select(0, index), self.targets.index_select(0, index)
+
+    def _drawn(self, steps: range) -> Iterator[torch.Tensor]:
+        """Yield the numbers of the rows of each step, int64 [batch]."""
         epoch, batches = -1, []
         for step in steps:
             if step // self.plan.steps_per_epoch != epoch:
                 epoch = step // self.plan.steps_per_epoch
                 batches = self._shuffled(epoch)
-            index = batches[step % self.plan.steps_per_epoch]
-            yield self.features.index_select(0, index), self.targets.index_select(0, index)
+            yield batches[step % self.plan.steps_per_epoch]
 
     def _chosen(self) -> tuple[torch.Tensor, torch.Tensor]:
         index = chosen_rows(self._noise, len(self.features), 1 / self.plan.steps_per_epoch).to(self.features.device)
@@ -377,6 +393,27 @@ class LocalTrainer:
             term(self.flat_gradient)
         self.optimizer.step()
         return loss
+
+
+def normalise_single_samples(module: nn.Module) -> None:
+    """Let BatchNorm layers use their running statistics where a batch has one value per channel: it has no variance,
+    and a silo of one sample, or a batch of one, would be an error."""
+    for layer in module.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats:
+            layer.register_forward_pre_hook(_lend_statistics)
+            layer.register_forward_hook(_give_back, always_call=True)
+
+
+def _lend_statistics(layer: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+    (values,) = given
+    if layer.training and values.numel() == values.shape[1]:
+        layer.training = False
+        layer._was_training = True  # type: ignore[assignment]
+
+
+def _give_back(layer: nn.Module, *_: object) -> None:
+    if layer.__dict__.pop("_was_training", False):
+        layer.training = True
 
 
 def control_variate(plan: TrainingPlan, flat: torch.Tensor) -> ControlVariate | None:

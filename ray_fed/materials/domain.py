@@ -129,7 +129,9 @@ def _unseen_elements(rows: CompositionRows, domain: Domain) -> dict[int, str]:
         numbers = rows.atomic_numbers[rows.indptr[row] : rows.indptr[row + 1]]
         unseen = [SYMBOLS[number - 1] for number in numbers.tolist() if SYMBOLS[number - 1] not in seen]
         if unseen:
-            reasons[row] = f"unseen element {', '.join(unseen)}: no silo has {domain.fewest_rows} training rows with it"
+            reasons[row] = (
+                f"rare or unseen element {', '.join(unseen)}: no silo has {domain.fewest_rows} training rows with it"
+            )
     return reasons
 
 

@@ -1,14 +1,10 @@
 """Space-group numbers of crystals by spglib or, about eight times as fast, by moyopy.
 
 Both search the symmetry of the cell as given within `symprec` Å. They agree on all but about 1 % of real crystals:
-those whose atoms lie near the edge of the tolerance. What spglib warns of is a note of the crystal's row.
+those whose atoms lie near the edge of the tolerance. What they warn of is a note of the crystal's row (`finder_words`).
 """
 
-import logging
-import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
@@ -17,13 +13,13 @@ import numpy as np
 
 from ray_fed.errors import ConfigError, DataError, quoted
 from ray_fed.materials.crystal import Crystal
+from ray_fed.materials.finder_words import quiet_finders
 
 Finder = Literal["spglib", "moyopy"]
 Symmetry = Literal["given", "check", "spglib", "moyopy"]
 Cell = Literal["given", "standard"]
-READER_VERSION = 2
+READER_VERSION = 3
 """Raise it when the same file would be read differently: old cache entries are then left alone."""
-_SPGLIB_PRINTS = "SPGLIB_WARNING"
 
 
 def finder_version(finder: Finder) -> str:
@@ -100,22 +96,16 @@ def space_groups(
     finder_version(finder)
     search = _number_by_spglib if finder == "spglib" else _number_by_moyopy
     numbers, reasons = np.full(len(crystals), np.nan), [""] * len(crystals)
-    with quiet_finders() as caught:
+    with quiet_finders() as words:
         for row, crystal in enumerate(crystals):
             try:
                 numbers[row] = search(crystal, symprec)
             except DataError as error:
                 reasons[row] = str(error)
-            if caught and notes is not None:
-                notes[row] += notes_of_finder(caught, finder)
-            caught.clear()
+            said = words.taken(finder)
+            if notes is not None:
+                notes[row] += said
     return numbers, reasons
-
-
-def notes_of_finder(caught: Sequence[warnings.WarningMessage], finder: Finder) -> list[str]:
-    """Return the notes of what a finder warned of; that one of its functions is old says nothing of a crystal."""
-    messages = (str(one.message) for one in caught if not issubclass(one.category, DeprecationWarning))
-    return [f"{finder} warns {quoted(message, 200)}" for message in dict.fromkeys(messages)]
 
 
 def operations(
@@ -145,7 +135,7 @@ def _asked_spglib(function: str, cell: Any, symprec: float) -> Any:
         found = getattr(spglib, function)(cell, symprec=symprec)
     except Exception as error:
         # Version 2.8 returns None where later ones raise `SpglibError`, a class that earlier ones do not have.
-        raise DataError(f"spglib finds no space group '{type(error).__name__}'") from error
+        raise DataError(f"spglib finds no space group {quoted(f'{type(error).__name__}: {error}', 200)}") from error
     if found is None:
         raise DataError("spglib finds no space group")
     return found
@@ -164,28 +154,10 @@ def _asked_moyopy(vectors: np.ndarray, positions: np.ndarray, kinds: np.ndarray,
     except BaseException as error:
         # A panic of its Rust code arrives as PanicException, which is not even an Exception.
         if isinstance(error, ValueError) or type(error).__name__ == "PanicException":
-            raise DataError(f"moyopy finds no space group '{type(error).__name__}'") from error
+            raise DataError(f"moyopy finds no space group {quoted(f'{type(error).__name__}: {error}', 200)}") from error
         raise
 
 
 def _wrapped(crystal: Crystal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return (vectors, positions in [0, 1), kinds) as the finders take them."""
     return crystal.vectors, crystal.positions % 1.0, crystal.kinds
-
-
-@contextmanager
-def quiet_finders() -> Iterator[list[warnings.WarningMessage]]:
-    """Keep what finders say of each odd crystal off the terminal; the list fills with their warnings."""
-    logger = logging.getLogger("moyo")
-    level, printing = logger.level, os.environ.get(_SPGLIB_PRINTS)
-    logger.setLevel(logging.ERROR)
-    os.environ[_SPGLIB_PRINTS] = "OFF"
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            yield caught
-    finally:
-        logger.setLevel(level)
-        os.environ.pop(_SPGLIB_PRINTS)
-        if printing is not None:
-            os.environ[_SPGLIB_PRINTS] = printing

@@ -29,6 +29,7 @@ from ray_fed.federation.messages import (
     Guard,
     MaskedUpdate,
     Metrics,
+    Reply,
     SiloDescription,
     Update,
     Vector,
@@ -36,6 +37,7 @@ from ray_fed.federation.messages import (
     is_count,
     is_unmarked,
     masked_shape,
+    reply_problem,
     scores_numbers,
     unmarked,
 )
@@ -428,6 +430,33 @@ def digest_artifact(kind: str, artifact: Artifact) -> MessageDigest:
     return message_digest(kind, artifact, (artifact.what, *artifact.facts), artifact.num_examples, content=digest)
 
 
+# ---- replies: answers to an application's own messages
+
+
+def check_reply(gate: Gate, reply: Any, request: Request) -> Reply:
+    """What an application (a Flower ClientApp) answers. Rows are the application's own affair: how many stand behind a
+    reply is not known here."""
+    _require_message(gate, "reply", reply, Reply)
+    gate.require(_is_text(reply.what, request.session), "reply", "it answers another question")
+    problem = reply_problem(reply.records)
+    gate.require(not problem, "reply", problem)
+    arrays = [part for record in reply.records.values() for part in record.get("arrays", {}).values()]
+    floats = [part for part in arrays if type(part) is np.ndarray and part.dtype.kind == "f"]
+    gate.require(not any(map(gate.row_matcher.repeats_rows, floats)), "reply", REPEATS_ROWS)
+    return Reply(gate.silo, request.session, reply.records)
+
+
+def digest_reply(kind: str, reply: Reply) -> MessageDigest:
+    return message_digest(kind, reply, (reply.what, *reply.records))
+
+
+def measure(answer: object) -> np.ndarray | None:
+    """Return what an answer's bytes are measured by, where nothing was received that they could be measured by."""
+    if type(answer) is Artifact:
+        return answer.data
+    return np.broadcast_to(np.uint8(0), bytes_of(answer)) if type(answer) is Reply else None
+
+
 # ---- counts
 
 MAX_COUNTS = 1 << 20
@@ -512,6 +541,7 @@ KINDS: MessageKinds = {
     "metrics": MessageKind(dict, check_metrics, digest_metrics, parts=(Metrics, *SCORES)),
     "artifact": MessageKind(Artifact, check_artifact, digest_artifact, answers_queries=True),
     "counts": MessageKind(Counts, check_counts, digest_counts, answers_queries=True),
+    "reply": MessageKind(Reply, check_reply, digest_reply, answers_queries=True),
     "observation": MessageKind(GradientObservation, check_observation, digest_observation),
 }
 

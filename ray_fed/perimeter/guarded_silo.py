@@ -17,7 +17,6 @@ import torch
 from ray_fed.errors import DataError, Trouble
 from ray_fed.federation.messages import (
     COUNT,
-    Artifact,
     Counts,
     GradientObservation,
     MaskedUpdate,
@@ -40,6 +39,7 @@ from ray_fed.perimeter.checks import (
     LICENCES,
     kind_of_answer,
     largest,
+    measure,
     num_models,
     require_audit,
     require_countable,
@@ -177,8 +177,7 @@ class GuardedSilo(EgressBoundary):
         self._check(doing, lambda: self.insistence.before_answer("artifact", query))
         answer = self._answer(doing, query, given)
         # Nothing was received that its size could be measured by: max_bytes_per_round and _per_run bound it.
-        vector = answer.data if type(answer) is Artifact else None
-        return self._release(doing, answer, Request(kind_of_answer(answer), query, vector=vector))
+        return self._release(doing, answer, Request(kind_of_answer(answer), query, vector=measure(answer)))
 
     def observe(self, vector: Vector, num_examples: int) -> GradientObservation:
         """Return the gradient over the silo's first rows at `vector`, for attacks on it elsewhere; PerimeterRefused

@@ -45,7 +45,7 @@ SITE_KEYS = ("ledger", "perimeter", "silos", "partners", "receive_models", *AGEN
 PUBLIC_KEY = re.compile(r"[0-9a-f]{64}")
 KINDS = (
     "description", "moments", "update", "masked", "metrics", "artifact", "counts", "observation", "search",
-    "predictions",
+    "predictions", "reply",
 )  # fmt: skip
 """Kinds of message that leave a silo if its owner says nothing. Any other kind leaves only where the owner lists it."""
 COUNTED = ("errors", "spreads", "confidences", "elements", "places")

@@ -405,9 +405,9 @@ class SiteCohort(Attendance, Asking):
         why = dict.fromkeys(silos, "its hub told nothing of it") | dict.fromkeys(told.lost, DIED_THERE) | told.failures
         return {name: found.get(name) or Raised(name, 0, printable(why[name])) for name in silos}
 
-    def query(self, query: str, given: Mapping[str, tuple]) -> dict[str, Artifact]:
+    def query(self, query: str, given: Mapping[str, tuple]) -> "dict[str, Artifact | Raised]":
         asked = {name: QueryRequest(query, tuple(map(Given.of, parts))) for name, parts in given.items()}
-        return self._answers_of(asked)
+        return self._answers_of(asked, lambda name, error: Raised(name, 0, said_by(error)))
 
     def count(self, question: str, given: Mapping[str, tuple]) -> "dict[str, Counts | Raised]":
         requests = {id(parts): QueryRequest(question, tuple(map(Given.of, parts))) for parts in given.values()}

@@ -24,8 +24,9 @@ from pipelines.cli import main  # noqa: E402
 from tests.integration.broken_runs import OPTIONS  # noqa: E402
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def ray_session():
+    """Ends with the last file of this folder: no other test shares its process with Ray's threads."""
     with session("local", num_cpus=16):
         # Workers cannot import the tests package; its classes travel by value.
         ray.cloudpickle.register_pickle_by_value(tests.synthetic)

@@ -1,13 +1,16 @@
 """Sites that their owners run, as processes of their own: `ray-fed site init | check | start` and a run over them."""
 
+import contextlib
 import json
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import yaml
@@ -74,12 +77,24 @@ def federation(folder: Path, port: int, sites=tuple(SITES), **changes) -> str:
     return str(path)
 
 
+def put_into_a_database(folder: Path, site: str) -> None:
+    """Let the owner's file say of a second data set that its rows, those of the table, stand in a database."""
+    with contextlib.closing(sqlite3.connect(folder / f"{site}.sqlite")) as connection:
+        pd.read_csv(folder / f"{site}.csv").to_sql("crystals", connection, index=False)
+    path = folder / site / "site.yaml"
+    written = yaml.safe_load(path.read_text())
+    stored = {"source": f"sqlite:///{folder / site}.sqlite", "query": "SELECT * FROM crystals ORDER BY rowid"}
+    written["datasets"]["stored"] = {**written["datasets"]["alloys"], **stored}
+    path.write_text(yaml.safe_dump(written))
+
+
 @pytest.fixture(scope="module")
 def served(consortium):
     """Both sites, served by their own processes, which wait for a hub."""
     port = free_port()
     for site in SITES:
         assert init(consortium, site, port) == 0
+    put_into_a_database(consortium, "south")
     running = [start_ray_fed("site", "start", "--file", f"{site}/site.yaml", folder=consortium) for site in SITES]
     yield port, dict(zip(SITES, running, strict=True))
     for process in running:
@@ -123,6 +138,16 @@ def test_a_run_over_two_sites_leaves_the_history_and_the_model_of_one_process_by
 def test_both_kinds_of_silos_in_one_file_give_the_same_bytes(consortium, port, local_run, site_run, cohort):  # noqa: ARG001
     out, path = consortium / f"mixed-{cohort}", federation(consortium, port, sites=("south",))
     words = ("formation-energy", "--federation", path, "--cohort", cohort, "--out", str(out))
+    done = finished(start_ray_fed(*words, folder=consortium))
+    assert done.returncode == 0, done.stderr
+    for name in ("history.jsonl", "models/federated.safetensors"):
+        assert (out / name).read_bytes() == (local_run / name).read_bytes(), name
+
+
+def test_a_database_behind_a_site_gives_the_bytes_of_a_file(consortium, port, local_run, site_run):  # noqa: ARG001
+    out, path = consortium / "stored", Path(federation(consortium, port, sites=("south",)))
+    path.write_text(path.read_text().replace("dataset: alloys", "dataset: stored"))
+    words = ("formation-energy", "--federation", str(path), "--cohort", "local", "--out", str(out))
     done = finished(start_ray_fed(*words, folder=consortium))
     assert done.returncode == 0, done.stderr
     for name in ("history.jsonl", "models/federated.safetensors"):

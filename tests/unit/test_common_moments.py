@@ -50,7 +50,7 @@ def trainer(plan, rows=slice(None), seed=0):
 
 def test_one_silo_that_exchanges_after_every_step_is_plain_adam_of_the_same_betas(monkeypatch):
     plan = replace(PLAN, num_rounds=PLAN.total_steps)
-    together = run(ScaffoldAdam(), plan, silos(40))[-1].models["federated"]
+    together = run(ScaffoldAdam(momentum=0.0), plan, silos(40))[-1].models["federated"]
     monkeypatch.setattr("ray_fed.learning.steps.BETA_2", COMMON_BETA_2)
     alone = run(FedAvg(), plan, silos(40))[-1].models["federated"]
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
@@ -61,7 +61,7 @@ def test_silos_that_exchange_after_every_full_batch_step_take_the_step_of_the_po
     plan = asked(TrainingPlan(0, 3, 1, 3, learning_rate=0.01))
     parts, pooled = [trainer(plan, slice(start, 24, 2)) for start in (0, 1)], trainer(replace(PLAN, decay="none"))
     x = initial_vector(SyntheticTask().model(0))
-    strategy = ScaffoldAdam()
+    strategy = ScaffoldAdam(momentum=0.0)
     state, gradient = strategy.start(x, ["a", "b"]), np.zeros(len(x))
     first = 0.0
     for step in range(3):
@@ -116,15 +116,33 @@ def points(source):
 
 
 def test_the_server_takes_the_means_computed_by_hand():
-    """Two of three silos, 1 and 3 rows: means of (1, 2, 6) and (5, 6, 2) are (4, 5, 3); c = 0 + 2/3 (3 - 0) = 2."""
-    strategy = ScaffoldAdam()
+    """Two of three silos, 1 and 3 rows: means of (1, 2, 6) and (5, 6, 2) are (4, 5, 3); c = 0 + 2/3 (3 - 0) = 2.
+    Nesterov, mu = 1/2: the first move, 4, goes half as far again, to 6; the second, -2, has u = 0 and goes to 4."""
+    strategy = ScaffoldAdam(momentum=0.5)
     state = strategy.start(np.zeros(1, np.float32), ["a", "b", "c"])
     answers = [([1, 2, 6], 1), ([5, 6, 2], 3)]
     updates = [Update(f"silo-{i}", "s", 1, np.array(v, np.float32), n, 1, 0.0) for i, (v, n) in enumerate(answers)]
     after = strategy.aggregate(state, updates)
-    assert [after[key].tolist() for key in ("federated", SECOND, CONTROL)] == [[4.0], [5.0], [2.0]]
-    assert strategy.dispatch(after, ["b"])["b"].tolist() == [4.0, 5.0, 2.0]
+    assert [after[key].tolist() for key in ("federated", SECOND, CONTROL)] == [[6.0], [5.0], [2.0]]
+    assert strategy.dispatch(after, ["b"])["b"].tolist() == [6.0, 5.0, 2.0]
     assert strategy.models(after).keys() == {"federated"}
+    again = strategy.aggregate(after, updates)
+    assert again["federated"].tolist() == [4.0]
+
+
+def test_a_state_written_before_there_was_momentum_begins_with_none():
+    strategy = ScaffoldAdam(momentum=0.5)
+    state = strategy.start(np.zeros(1, np.float32), ["a"])
+    update = Update("a", "s", 1, np.array([4, 5, 3], np.float32), 1, 1, 0.0)
+    old = {key: value for key, value in state.items() if key != "server.momentum"}
+    assert strategy.aggregate(old, [update])["federated"] == strategy.aggregate(state, [update])["federated"] == 6.0
+
+
+def test_running_statistics_are_averaged_and_not_pushed_along():
+    strategy = ScaffoldAdam(momentum=0.5)
+    state = {**strategy.start(np.zeros(2, np.float32), ["a"]), "server.num_learned": np.array([1])}
+    update = Update("a", "s", 1, np.array([4, 4, 0, 0, 0, 0], np.float32), 1, 1, 0.0)
+    assert strategy.aggregate(state, [update])["federated"].tolist() == [6.0, 4.0]
 
 
 @given(st.permutations(range(4)))

@@ -8,7 +8,7 @@ import shutil
 import socket
 import sqlite3
 import zipfile
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import yaml
 
 from pipelines.cli import main
 from ray_fed.errors import ConfigError, DataError, Trouble
-from ray_fed.materials.databases import mongodb, optimade
+from ray_fed.materials.databases import optimade
 from ray_fed.materials.databases.addresses import check_address, filled, redacted, split
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.kinds import KINDS, open_source, whole_path
@@ -141,11 +141,12 @@ def test_rows_of_an_optimade_provider_are_those_of_a_parquet_file(served, tmp_pa
     }
 
 
-def test_documents_of_mongodb_are_rows_of_a_parquet_file(collections, tmp_path):
+def test_documents_of_mongodb_are_rows_of_a_parquet_file(mongo, tmp_path):
     documents = [{"material_id": row.id, "structure": row.structure, TARGET: row.energy} for row in shuffled(ROWS)]
-    collections["materials"]["crystals"].insert_many(documents)
-    source = Source("mongodb://db.example.org/materials", target=TARGET, access=Access(table="crystals"))
-    assert_same(open_database(source), parquet(tmp_path))
+    mongo.documents["materials"]["crystals"].insert_many(documents)
+    assert_same(open_database(replace(of_mongodb(mongo), target=TARGET)), parquet(tmp_path))
+    assert mongo.asked.count("find") == 1
+    assert mongo.asked.count("getMore") == (len(ROWS) - 1) // 3
 
 
 def test_rows_that_a_statement_orders_keep_its_order_and_others_are_sorted(tmp_path):
@@ -660,37 +661,64 @@ def test_a_licence_crosses_the_gate_as_it_is_and_other_texts_as_hashes():
 
 
 @pytest.fixture
-def collections(monkeypatch):
-    """MongoDB in memory (mongomock) behind the driver's calls: no server could be had for these tests."""
-    mongomock = pytest.importorskip("mongomock", reason="needs mongomock")
+def mongo():
+    """The driver talks to a server of ours on loopback; mongod itself cannot be had for these tests."""
+    pytest.importorskip("mongomock", reason="needs mongomock")
     pytest.importorskip("pymongo", reason="needs pymongo")
-    client = mongomock.MongoClient()
+    from tests.mongodb_server import MongoServer
 
-    @contextmanager
-    def connected(source):
-        client._default = source
-        yield _Named(client, source.path.rpartition("/")[2])
-
-    monkeypatch.setattr(mongodb, "_client", connected)
-    return client
+    with MongoServer() as server:
+        yield server
 
 
-class _Named:
-    def __init__(self, client, name):
-        self.client, self.name = client, name
-
-    def get_default_database(self):
-        return self.client[self.name]
+def of_mongodb(server, **asked) -> Source:
+    access = Access(**{"table": "crystals", "query_timeout": 20, **asked})
+    return Source(f"mongodb://{server.address}/materials", target="energy", access=access)
 
 
-def test_a_filter_chooses_documents_and_nested_fields_have_dotted_names(collections):
+def test_a_filter_chooses_documents_and_nested_fields_have_dotted_names(mongo):
     documents = [{"formula": "NaCl", "spacegroup": {"number": 225}, "energy": -2.0},
                  {"formula": "GaN", "spacegroup": {"number": 186}, "energy": -0.6}]  # fmt: skip
-    collections["materials"]["crystals"].insert_many(documents)
-    asked = Access(table="crystals", query='{"energy": {"$lt": -1}}')
-    frame = open_database(Source("mongodb://h/materials", target="energy", access=asked)).frame
+    mongo.documents["materials"]["crystals"].insert_many(documents)
+    frame = open_database(of_mongodb(mongo, query='{"energy": {"$lt": -1}}')).frame
     assert frame[["formula", "spacegroup_number", "target"]].values.tolist() == [["NaCl", 225.0, -2.0]]
     assert re.fullmatch("[0-9a-f]{24}", frame.loc[0, "id"])
+
+
+NO_ANSWER = {"ok": 0, "codeName": "x", "errmsg": "of sesame-4 at NaCl"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure", "said"),
+    [
+        ({}, Trouble.FILE_EMPTY, "mongodb database 'materials' is empty"),
+        ({**NO_ANSWER, "code": 13}, Trouble.DATABASE_LOCKED, "refuses the user or the password"),
+        ({**NO_ANSWER, "code": 50}, Trouble.QUERY_LATE, "not answered within 20 s"),
+        ({**NO_ANSWER, "code": 2}, Trouble.QUERY_FAILED, "the query fails; try its filter"),
+        ({"ok": 1}, Trouble.DATABASE_AWAY, "its answer cannot be read; is there a MongoDB server"),
+    ],
+)
+def test_what_a_mongodb_server_refuses_is_one_line_without_its_words(mongo, answer, failure, said):
+    mongo.refusal = answer
+    message = refused(of_mongodb(mongo), failure)
+    assert said in message
+    assert "sesame" not in message
+    assert "NaCl" not in message
+
+
+def test_a_password_that_a_mongodb_server_refuses_is_one_line_without_it(mongo):
+    source = replace(of_mongodb(mongo, password=READER_PASSWORD), path=f"mongodb://reader@{mongo.address}/materials")
+    assert "refuses the user or the password" in refused(source, Trouble.DATABASE_LOCKED)
+    assert "saslStart" in mongo.asked
+
+
+def test_a_mongodb_server_that_is_slow_or_makes_no_sense_is_one_line(mongo):
+    mongo.pause = 2.0
+    assert "not answered within 0.5 s" in refused(of_mongodb(mongo, query_timeout=0.5), Trouble.QUERY_LATE)
+    mongo.pause, mongo.garbage = 0.0, {"find": b"\x05\0\0\0\xff"}
+    assert "its answer cannot be read" in refused(of_mongodb(mongo), Trouble.DATABASE_AWAY)
+    mongo.garbage = dict.fromkeys(("hello", "ismaster", "isMaster"), b"\x05\0\0\0\xff")
+    refused(of_mongodb(mongo, query_timeout=0.5), Trouble.DATABASE_AWAY)
 
 
 def test_a_mongodb_server_that_is_not_there_is_one_line():

@@ -58,7 +58,7 @@ def test_what_is_like_the_silos_rows_has_no_flag(silo):
 
 def test_an_element_that_no_silo_has_is_named_and_so_are_its_imputed_properties(silo):
     (found,) = reasons_of(silo, frame_of([("OgO2", 225, 5.0)]))
-    assert found[0] == "unseen element Og: no silo has 5 training rows with it"
+    assert found[0] == "rare or unseen element Og: no silo has 5 training rows with it"
     assert any("element properties are imputed" in reason for reason in found)
 
 

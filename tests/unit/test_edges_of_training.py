@@ -64,11 +64,17 @@ def test_a_silo_without_samples_takes_no_part_and_is_named(standardises, capsys)
         train(replace(TASK, samples=lambda seed: rows(seed, 0)))
 
 
-def test_a_silo_of_one_sample_trains_and_where_its_network_cannot_it_is_named():
+def test_a_silo_of_one_sample_trains_with_batch_norm_too():
+    """One value has no variance: it is normalised with the running statistics, which stay as they were received."""
     one = replace(TASK, samples=lambda seed: rows(seed, 1 if seed == 2 else 40))
     assert train(one).records[-1].participants == ("a", "b")
     normalised = replace(one, network=lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)))
-    failures = train(normalised).records[-1].failures
+    result = train(normalised)
+    assert result.records[-1].participants == ("a", "b")
+    assert not any(record.failures for record in result.records)
+    assert result.module.training is False
+    without = replace(one, network=lambda: nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, track_running_stats=False)))
+    failures = train(without).records[-1].failures
     assert [silo for silo, _ in failures] == ["b"]
     assert "Expected more than 1 value per channel" in failures[0][1]
 

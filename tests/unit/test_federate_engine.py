@@ -1,7 +1,6 @@
 """`federate` as an engine: a folder, a way on after any end, callbacks, a chosen model, and the way back from disk."""
 
-import os
-import signal
+import sys
 import time
 from dataclasses import replace
 
@@ -15,9 +14,11 @@ from pipelines import Callback, EarlyStopping, Federated, StopTraining, Training
 from ray_fed import ConfigError, DataError, SiloSpec, TorchTask
 from ray_fed.errors import CallbackFailed
 from ray_fed.federation.rounds.machine import RoundRules
+from tests.commands import REPOSITORY, start_module
 
 SILOS = [SiloSpec(name, seed) for name, seed in (("a", 1), ("b", 2), ("c", 3))]
 TRAINING = Training(rounds=6, epochs=6, batch_size=16, learning_rate=0.05)
+LONG = replace(TRAINING, rounds=24, epochs=12)
 
 
 def rows(seed):
@@ -226,23 +227,25 @@ class Slowly(Callback):
 
 
 def test_a_program_that_is_killed_again_and_again_comes_to_the_same_bytes(tmp_path):
-    plan, out = replace(TRAINING, rounds=24, epochs=12), tmp_path / "run"
+    out = tmp_path / "run"
     random, history, kills = np.random.default_rng(0), out / "history.jsonl", 0
     while kills < 5:
-        child = os.fork()
-        if not child:  # another process, without the seconds that importing torch takes
-            train(training=plan, out=out, resume=True, callbacks=[Slowly()], select="loss")
-            os._exit(0)
+        process = start_module("tests.unit.test_federate_engine", str(out), folder=REPOSITORY)
         lines = history.read_bytes().count(b"\n") if history.exists() else 0
         while not history.exists() or history.read_bytes().count(b"\n") < min(25, lines + 3):
+            assert process.poll() in (None, 0), process.stderr.read()
             time.sleep(0.002)
         time.sleep(random.uniform(0, 0.05))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        process.kill()
+        process.communicate()
         kills += 1
-    resumed = train(training=plan, out=tmp_path / "run", resume=True, select="loss")
-    whole = train(training=plan, out=tmp_path / "whole", select="loss")
+    resumed = train(training=LONG, out=tmp_path / "run", resume=True, select="loss")
+    whole = train(training=LONG, out=tmp_path / "whole", select="loss")
     assert history.read_bytes() == (tmp_path / "whole" / "history.jsonl").read_bytes()
     files = [tmp_path / name / "models" / "federated.safetensors" for name in ("run", "whole")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert bits(resumed) == bits(whole)
+
+
+if __name__ == "__main__":
+    train(training=LONG, out=sys.argv[1], resume=True, callbacks=[Slowly()], select="loss")

@@ -1,5 +1,7 @@
 """Clients written for Flower: by its contract, and by the package itself where it is installed."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -181,3 +183,12 @@ def test_a_real_numpy_client_of_flower_runs_unchanged():
 
     real = train(FlowerTask(lambda context: Real(context.node_config["partition-id"]).to_client(), INITIAL))
     assert real.metrics == train().metrics
+
+
+def test_constraints_for_flower_differ_only_where_flower_asks_for_it():
+    ours, theirs = (
+        dict(line.split("==") for line in (Path(__file__).parents[2] / name).read_text().splitlines() if "==" in line)
+        for name in ("constraints.txt", "constraints-flower.txt")
+    )
+    assert {name for name in ours if theirs.get(name) != ours[name]} == {"rich", "virtualenv"}
+    assert set(theirs) - set(ours) == {"protobuf", "packaging", "flwr"}

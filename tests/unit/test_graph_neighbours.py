@@ -12,13 +12,13 @@ from ray_fed.errors import DataError
 from ray_fed.learning.models import seeded
 from ray_fed.materials.crystal import Crystal, CrystalSites
 from ray_fed.materials.databases.crystal_batches import packed_sites, unpacked_sites
+from ray_fed.materials.finder_words import quiet_finders
 from ray_fed.materials.graphs.crystal_graph_network import CrystalNetwork, GraphSettings
 from ray_fed.materials.graphs.graph_rows import NO_NEIGHBOURS, GraphRows
 from ray_fed.materials.graphs.graph_task import NO_SITES, with_graphs
 from ray_fed.materials.graphs.neighbours import CUTOFF, NEAREST, neighbours
 from ray_fed.materials.standard_cells import standard_cell
 from ray_fed.materials.structures import parse_structure
-from ray_fed.materials.symmetry import quiet_finders
 from tests.crystal_settings import rewritten
 
 CUBIC = [[0, 0, 0], [0.5, 0.5, 0.5], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]]

@@ -16,7 +16,7 @@ from ray_fed.leakage.layer_inversion import invert_layers, is_chain
 from ray_fed.leakage.observation import AttackObservation, Knowledge, observe, stack
 from ray_fed.leakage.reconstruction import Problem, reconstruct, with_restarts
 from ray_fed.leakage.study import AttackJob, AttackRecorder, observations_of, run_job
-from ray_fed.leakage.targets import PatchConv2d, image_patches, images_from_patches, make_target, output_layer
+from ray_fed.leakage.targets import PatchConv2d, image_patches, images_from_patches, make_target
 
 SHAPE = (1, 8, 8)
 
@@ -185,17 +185,17 @@ def test_a_batch_of_few_is_not_smoothed():
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
 def test_every_attack_lowers_its_own_objective_and_equal_seeds_repeat_it(name):
-    observations = seen(2)
+    observations = seen(2, "mlp" if name == "analytic" else "lenet")
     objectives = []
 
     def follow(evaluation, index, values, inputs):  # noqa: ARG001
         objectives.append(values.clone())
 
-    first = reconstruct(observations, ATTACKS[name], 15, [0, 1], follow)
-    again = reconstruct(observations, ATTACKS[name], 15, [0, 1])
+    first = reconstruct(observations, ATTACKS[name], 6, [0, 1], follow)
+    again = reconstruct(observations, ATTACKS[name], 6, [0, 1])
     assert torch.equal(first.inputs, again.inputs)
     assert bool((first.objective <= objectives[0]).all())
-    assert first.evaluations.max() <= 15
+    assert first.evaluations.max() <= 6
 
 
 @pytest.mark.parametrize("attack", [DLG, WDLG, COSINE, SORTED], ids=lambda one: one.name)
@@ -270,9 +270,6 @@ def test_a_chain_is_inverted_by_linear_algebra_alone(model, limit):
 def test_what_cannot_be_inverted_is_known_beforehand():
     assert not is_chain(seen(1, "resnet")[0])
     assert not is_chain(seen(1, "lenet", samples=2)[0])
-    images, labels = digits(1)
-    without = observe(make_target("lenet", SHAPE, 10, 0, bias=False), images, labels, Knowledge(SHAPE, 10))
-    assert not is_chain(without)
 
 
 def test_a_useless_inversion_is_left_for_the_grey_start():
@@ -345,9 +342,3 @@ def test_every_attack_sees_the_same_problem():
     first, other = observations_of(job), observations_of(replace(job, attack=DLG, problems=(3,)))
     for a, b in zip(first[0][1].message, other[0][0].message, strict=True):
         assert torch.equal(a, b)
-
-
-def test_the_output_layer_is_the_last_one_with_weights():
-    assert output_layer(make_target("unet", SHAPE, 2, 0))[0] == "head"
-    with pytest.raises(ConfigError, match="no linear or convolutional layer"):
-        output_layer(nn.Sequential(nn.ReLU()))

@@ -244,6 +244,19 @@ def test_other_kinds_of_file_and_names_that_are_taken(run, rows, capsys):
     np.testing.assert_allclose(pd.to_numeric(table[column]), pd.to_numeric(predicted(run, rows)[column]))
 
 
+def test_a_sheet_is_read_and_written(run, rows, capsys):
+    pytest.importorskip("openpyxl", reason="needs openpyxl")
+    given, written = rows.with_suffix(".xlsx"), rows.with_name("out.xlsx")
+    pd.read_csv(rows).to_excel(given, index=False)
+    assert main(["predict", str(run), str(given), "--out", str(written)]) == 0
+    table, column = pd.read_excel(written), f"predicted_{TARGET}"
+    np.testing.assert_allclose(table[column], pd.to_numeric(predicted(run, rows)[column]))
+    assert table["sample"].tolist() == pd.read_csv(rows)["sample"].tolist()
+    capsys.readouterr()
+    assert main(["predict", str(run), str(given), "--out", "out.docx"]) == 2
+    assert "out=out.docx has an ending that is not written; give one of .csv, .tsv, .xlsx" in capsys.readouterr().err
+
+
 def test_noise_leaves_no_intervals_and_no_rows_out(tmp_path, capsys):
     pytest.importorskip("dp_accounting")
     options = "--rows 500 --silos 100,200 --epochs 2 --rounds 1 --features guo65 --hidden 8 --baselines no"

@@ -22,13 +22,13 @@ from ray_fed.materials.crystal import Crystal
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.source import Source
 from ray_fed.materials.features.featurizers import make_featurizer
+from ray_fed.materials.finder_words import quiet_finders
 from ray_fed.materials.lattices import cells_of_vectors, niggli_basis, vectors_of_cells
 from ray_fed.materials.model_crystals.primitive_cells import with_primitive_cells
 from ray_fed.materials.model_crystals.prototypes import PROTOTYPES
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.materials.standard_cells import standard_cell
 from ray_fed.materials.structures import crystal_of_lists, parse_structure
-from ray_fed.materials.symmetry import quiet_finders
 from tests.crystal_settings import rewritten
 
 MATERIALS_PROJECT = Path(__file__).parents[3] / "shared/datasets/mp_structures/mp_structures.parquet"

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import stat
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ray_fed.perimeter.guarded_silo import GuardedSilo
 from ray_fed.perimeter.own_words import words_of
 from ray_fed.perimeter.policy import site_path
 from tests.boundaries import spec
+from tests.commands import REPOSITORY, finished, start_module
 from tests.synthetic import SyntheticTask
 
 
@@ -68,21 +70,12 @@ def test_what_killed_processes_left_empty_goes_with_the_next_log(machine):
     for log in (open_log, full):
         os.utime(log.path, (0, 0))
     folders = {log.path.parent for log in (open_log, full, young)}
-    assert os.waitstatus_to_exitcode(os.waitpid(killed_with_a_log(), 0)[1]) == -signal.SIGKILL
+    killed = finished(start_module("tests.unit.test_perimeter_log", str(machine), folder=REPOSITORY))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert len(list(machine.iterdir())) == 4
     after = SiloLog(None)
     after.note("and what comes next")
     assert set(machine.iterdir()) == folders | {after.path.parent}
-
-
-def killed_with_a_log() -> int:
-    """Return the number of a process that opens a log and is killed."""
-    number = os.fork()
-    if number == 0:
-        log = SiloLog(None)
-        os.utime(log.path, (0, 0))
-        os.kill(os.getpid(), signal.SIGKILL)
-    return number
 
 
 def test_a_log_is_never_written_through_a_link(tmp_path):
@@ -156,3 +149,10 @@ def test_an_old_log_that_is_full_is_set_aside(tmp_path, monkeypatch):
     SiloLog(tmp_path / "north")
     assert (tmp_path / "north" / LOG_FILE).read_text() == ""
     assert "long enough" in Path(tmp_path / "north" / "silo.log.1").read_text()
+
+
+if __name__ == "__main__":  # a process that opens a log and is killed
+    tempfile.tempdir = sys.argv[1]
+    log = SiloLog(None)  # goes with its folder when nobody has it any more
+    os.utime(log.path, (0, 0))
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -20,6 +20,7 @@ from ray_fed.materials.crystal import Crystal
 from ray_fed.materials.databases import crystal_batches
 from ray_fed.materials.databases.database import open_database
 from ray_fed.materials.databases.source import Source
+from ray_fed.materials.finder_words import quiet_finders
 from ray_fed.materials.structures import parse_structure
 from ray_fed.materials.symmetry import space_groups
 
@@ -316,15 +317,44 @@ MOYOPY_LOGS = Crystal(
 """A doubled cell; moyopy logs a warning that some operations do not fit into it."""
 
 
-def test_symmetry_searches_print_and_log_nothing(capfd, caplog, monkeypatch):
+@pytest.mark.parametrize("printing", ["ON", "OFF"])
+def test_what_the_finders_say_is_a_note_of_the_row_and_not_on_the_terminal(printing, capfd, caplog, monkeypatch):
     pytest.importorskip("moyopy")
-    monkeypatch.setenv("SPGLIB_WARNING", "ON")
+    monkeypatch.setenv("SPGLIB_WARNING", printing)
+    plain = parse_structure(NACL.as_dict())
     with caplog.at_level(logging.WARNING):
-        assert space_groups([SPGLIB_PRINTS], "spglib", 0.1)[1] == [""]
-        assert space_groups([MOYOPY_LOGS], "moyopy", 0.1)[0].tolist() == [221]
+        for odd, finder, said in ((SPGLIB_PRINTS, "spglib", "failed"), (MOYOPY_LOGS, "moyopy", "Omitted")):
+            notes: list[list[str]] = [[], [], []]
+            assert space_groups([plain, odd, plain], finder, 0.1, notes)[1] == [""] * 3
+            assert notes[0] == notes[2] == []
+            assert all(note.startswith(f"{finder} warns '") for note in notes[1])
+            assert any(said in note for note in notes[1])
     assert caplog.records == []
     assert capfd.readouterr() == ("", "")
-    assert os.environ["SPGLIB_WARNING"] == "ON"
+    assert os.environ["SPGLIB_WARNING"] == printing
+
+
+def test_what_others_write_while_symmetry_is_searched_reaches_the_terminal(capfd):
+    with quiet_finders() as words:
+        os.write(2, b"spglib: odd.\nanother thread says so\nspglib: odd.\nspglib: odder.\n")
+        assert words.taken("spglib") == ["spglib warns 'odd.'", "spglib warns 'odder.'"]
+        os.write(2, b"and goes on")
+    assert capfd.readouterr().err == "another thread says so\nand goes on"
+
+
+def test_a_row_keeps_what_the_finder_said_of_its_crystal(tmp_path):
+    pytest.importorskip("moyopy")
+    atoms = (SPGLIB_PRINTS, ["Ge", "Pb", "N", "N", "O"]), (MOYOPY_LOGS, ["Cs", "Cl", "Cs", "Cl"])
+    structures = [Structure(Lattice(one.vectors), elements, one.positions) for one, elements in atoms]
+    records = [{"structure": one.as_dict(), TARGET: -1.0} for one in structures]
+    (tmp_path / "x.json").write_text(json.dumps(records))
+
+    def notes(**options) -> list[str]:
+        return open_database(Source(str(tmp_path / "x.json"), **options)).frame["note"].tolist()
+
+    assert "spglib warns 'get_bravais_exact_positions_and_lattice failed.'" in notes(symmetry="spglib")[0]
+    for cell in ("given", "standard"):
+        assert notes(symmetry="moyopy", cell=cell)[1].startswith("moyopy warns 'Omitted")
 
 
 @pytest.mark.parametrize("finder", ["spglib", "moyopy"])

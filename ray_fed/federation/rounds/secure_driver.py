@@ -318,6 +318,8 @@ class SecureRoundDriver(RoundDriver):
         self._count(out)
         said = {}
         for silo, answer in self.cohort.query(query, asked).items():
+            if isinstance(answer, Raised):  # the next phase goes on without it, as without one that died
+                continue
             try:
                 said[silo] = _told(answer, silo, query)
             except ValueError as error:

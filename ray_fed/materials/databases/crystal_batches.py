@@ -25,10 +25,11 @@ from ray_fed.materials.databases.feature_cache import (
     unpack_texts,
 )
 from ray_fed.materials.databases.structure_folders import StructurePart, structure_content
+from ray_fed.materials.finder_words import quiet_finders
 from ray_fed.materials.lattices import cell_problems, cells_of_vectors
 from ray_fed.materials.standard_cells import standard_cell
 from ray_fed.materials.structures import crystal_of_lists, parse_structure
-from ray_fed.materials.symmetry import SymmetrySearch, finder_version, notes_of_finder, quiet_finders, space_groups
+from ray_fed.materials.symmetry import SymmetrySearch, finder_version, space_groups
 
 BATCH_ROWS = 1000
 _ARRAYS = ("cells", "space_groups", "num_atoms")
@@ -224,16 +225,16 @@ def _standardise(
 ) -> None:
     """Replace formulas, cells, space groups and numbers of atoms by those of the standardised primitive cells."""
     finder_version(search.finder)
-    with quiet_finders() as caught:
+    with quiet_finders() as words:
         for row, crystal in crystals.items():
             try:
                 standard = standard_cell(crystal, search.finder, search.symprec)
             except DataError as error:
                 result.reasons[row] = str(error)
                 continue
-            notes[row] += notes_of_finder(caught, search.finder) if caught else []
+            finally:
+                notes[row] += words.taken(search.finder)
             notes[row] += _difference(result.space_groups[row], standard.space_group, search)
-            caught.clear()
             result.formulas[row], result.num_atoms[row] = standard.formula, standard.num_atoms
             result.cells[row], result.space_groups[row] = standard.cell, standard.space_group
             result.sites[row] = standard.sites if search.keeps_sites else None

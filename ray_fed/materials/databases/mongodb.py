@@ -104,14 +104,12 @@ def _with_id(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @contextlib.contextmanager
 def _problems_told(name: str, seconds: float) -> Iterator[None]:
     """Turn what the driver raises into a DataError of one line: its words hold the server and what it was asked."""
-    from pymongo.errors import PyMongoError
-
     problem: DataError | None = None
     try:
         yield
     except FedError:
         raise
-    except (PyMongoError, ValueError, TypeError) as error:  # the latter of an address, or of the options in it
+    except Exception as error:  # the driver's own, those of an address, and whatever a strange answer makes it raise
         problem = next(make(name, seconds) for fits, make in _PROBLEMS if fits(error))
     if problem is not None:
         raise problem from None
@@ -136,9 +134,11 @@ _PROBLEMS = (
      _says("it refuses the user or the password; its owner sets them where the silo runs", Trouble.DATABASE_LOCKED)),
     (_is("ConnectionFailure", "ServerSelectionTimeoutError"),
      _says("no server answers there; is it running, and is the address right?", Trouble.DATABASE_AWAY)),
+    (_is("BSONError", "LookupError", "AttributeError"),
+     _says("its answer cannot be read; is there a MongoDB server at the address?", Trouble.DATABASE_AWAY)),
     (_is("ConfigurationError", "InvalidURI", "ValueError", "TypeError"),
      _says("the address cannot be used; write mongodb://USER@SERVER/DATABASE", Trouble.OPTION_WRONG)),
-    (_is("PyMongoError"),
+    (lambda _: True,
      _says("the query fails; try its filter in the database's own client", Trouble.QUERY_FAILED)),
 )  # fmt: skip
 """(whether it is this one; what is said of it)."""

@@ -133,9 +133,10 @@ def _no_cell(item: Any) -> str:
 def _numbers_of(structure: Any, cell: str) -> np.ndarray:
     """Return the columns of CELL_UNITS and the number of atoms; DataError where there is no space group."""
     # Here, not above: readers of structures load pymatgen, which formulas do not need.
+    from ray_fed.materials.finder_words import quiet_finders
     from ray_fed.materials.standard_cells import standard_cell
     from ray_fed.materials.structures import parse_structure
-    from ray_fed.materials.symmetry import SymmetrySearch, quiet_finders, space_groups
+    from ray_fed.materials.symmetry import SymmetrySearch, space_groups
 
     search, crystal = SymmetrySearch(), parse_structure(structure.as_dict())
     if cell == "standard":

@@ -1,0 +1,1 @@
+"""A folder as `flwr run` takes it."""
