@@ -99,8 +99,14 @@ class Findings:
             return NONE_TRIED  # a later round leaks what the first did not
         there = (NOTHING, SUM) if self.is_summed else (NOTHING,)
         fallen = {one.defence for one in mine if one.worst_share > 0}
+        if leak.kind in {one.kind for one in self.of_rounds} and self._sum_leaks(leak.silo):
+            fallen.add(SUM)
         withstood = [one.defence for one in mine if one.defence not in there and one.defence not in fallen]
         return min(withstood, key=lambda name: self.metric.gain(0.0, self.costs.get(name, 0.0)), default=NONE_TRIED)
+
+    def _sum_leaks(self, silo: str) -> bool:
+        """Whether any sum, of any round or of several together, gives something of a silo away."""
+        return any(one.worst_share for one in self.of_sums if one.silo == silo)
 
     def _beside(self, kind: str) -> tuple[str, ...]:
         """Return the kinds that a defence must withstand with this one."""
@@ -139,12 +145,17 @@ def tried(findings: Findings) -> dict[str, list[Found]]:
         MARGINALS: findings.shown if has_list else [],
         LISTED: [one for one in findings.shown if one.named],
         MODELS: findings.of_models,
-        SILOS: findings.of_rounds if findings.of_sums else [],
+        SILOS: [*findings.of_rounds, *(() if in_clear else _behind_masks(findings))] if findings.of_sums else [],
         MEMBERSHIP: [one for one in findings.memberships if in_clear or not one.is_in_update],
         PROPERTY: findings.properties if in_clear else [],
         CRAFTED: findings.of_crafted,
     }
     return {model: list(found[model]) for model in THREAT_MODELS if found[model]}
+
+
+def _behind_masks(findings: Findings) -> list[Found]:
+    """Return what the updates of single silos tell, which all others together see."""
+    return [*(one for one in findings.memberships if one.is_in_update), *findings.properties]
 
 
 class LeakLimit:

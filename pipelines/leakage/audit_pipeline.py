@@ -24,7 +24,7 @@ from pipelines.leakage.audited_federation import (
     setup_of,
 )
 from pipelines.leakage.threats import EXPLAINED
-from pipelines.leakage.trained_models import answers, memberships, properties
+from pipelines.leakage.trained_models import answers, memberships, properties, write_exposures
 from pipelines.leakage.tree_audit import audit_trees
 from pipelines.leakage.whose_rows import whose_rows
 from ray_fed.federation.boosted_task import BoostedTask
@@ -103,7 +103,9 @@ def _carry_out(
     _crafted(audited, findings)
     _defences(audited, config, replayed.updates, findings)
     _changes(audited, config, findings)
-    findings.memberships = memberships(target, audited, replayed, config.shadows)
+    findings.memberships, exposed = memberships(target, audited, replayed, config.shadows)
+    if config.exposed_records:
+        write_exposures(Path(config.exposed_records), exposed)
     findings.memberships += answers(audited, replayed)
     if config.shadows:
         findings.properties = properties(audited, replayed.updates[: len(audited.silos)])

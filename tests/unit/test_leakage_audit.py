@@ -247,7 +247,8 @@ def finished_run(tmp_path_factory):
 def test_an_audit_of_a_leaky_run_fails_the_gate_and_leaves_a_table_for_its_owners(finished_run, capsys, tmp_path):
     arguments = ["audit", str(finished_run / "run"), "--policy", str(finished_run / "site.yaml"), "--rounds", "3",
                  "--cost-rounds", "2", "--shadows", "2", "--defences", "fp16,silo_dp:8", "--changes", "steps:2",
-                 "--list-length", "200", "--out", str(tmp_path / "audit")]  # fmt: skip
+                 "--list-length", "200", "--exposed-records", str(tmp_path / "own.csv"),
+                 "--out", str(tmp_path / "audit")]  # fmt: skip
     assert main([*arguments, "--max-leak", "0.1"]) == 1
     shown = capsys.readouterr()
     limits = ", ".join(f"{model}:0.1" for model in THREAT_MODELS if model != "property")
@@ -263,6 +264,12 @@ def test_an_audit_of_a_leaky_run_fails_the_gate_and_leaves_a_table_for_its_owner
     assert summary["leak.nothing.largest_share"] == summary["leak.list.largest_share"] == 1.0
     assert 0 <= summary["silo-1.membership.model of the whole run.auc"] <= 1
     assert all(summary[f"{silo}.found"] <= summary[f"{silo}.records"] for silo in ("silo-1", "silo-2"))
+    exposed = (tmp_path / "own.csv").read_text().splitlines()
+    assert exposed[0] == "silo,record,model,attack,exposure_bits"
+    bits = [float(line.rsplit(",", 1)[1]) for line in exposed[1:]]
+    assert len(bits) > summary["silo-1.membership.model of the whole run.members"]
+    assert bits == sorted(bits, reverse=True)
+    assert (tmp_path / "own.csv").stat().st_mode & 0o077 == 0
     assert "Verdict" in (tmp_path / "audit" / "report.html").read_text()
 
 
