@@ -68,7 +68,7 @@ CRAFTED_SAYS = (
 )
 PROPERTIES_SAY = (
     "Read from a silo's first update by one who trains shadow silos on records of the own (Ganju et al. 2018). Error: "
-    "of the attack on shadow silos left out; without the update: of guessing their mean."
+    "of the attack on shadow silos of other records; without the update: of guessing their mean."
 )
 WHOSE_SAYS = (
     "Of the records rightly named in the sum over all silos, those given to the silo that has them, by one who knows "

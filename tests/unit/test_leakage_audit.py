@@ -130,7 +130,26 @@ def test_the_cheapest_defence_is_the_one_under_which_nothing_is_found_at_the_low
     findings = Findings("eV", {}, MAE, of_kinds=tried, costs=costs)
     assert findings.cheapest(tried[0]) == "prune:0.9"
     assert findings.cheapest(message("none", 0)) == "nothing found"
-    assert Findings("eV", {}, MAE, of_kinds=tried[:1]).cheapest(tried[0]) == "none tried"
+    assert Findings("eV", {}, MAE, of_kinds=tried[:1]).cheapest(tried[0]) == "none that was tried"
+
+
+def test_a_defence_counts_as_withstood_only_where_it_was_attacked_in_what_leaks_without_it():
+    def of(kind, defence="none", right=0):
+        return replace(message(defence), kind=kind, named={"least squares": Named(right, 20, 1.0)})
+
+    early, late = "update of a round", "updates of rounds together"
+    leak = of(early, right=18)  # of a later round than the first, in which defences are tried
+    kinds = [of(early), of(late, right=18), of(early, "fp16"), of(early, "noise:1"), of(late, "noise:1")]
+    costs = {"": 0.1, "fp16": 0.1, "noise:1": 0.3, "secure sum": 0.1}
+    findings = Findings("eV", {}, MAE, of_rounds=[leak], of_kinds=kinds, costs=costs)
+    assert findings.cheapest(leak) == "noise:1", "fp16 was not attacked over rounds together"
+    findings.of_kinds = [one for one in kinds if one.kind == early]
+    assert findings.cheapest(leak) == "none that was tried"
+    findings.of_kinds = [*kinds, of(early, "secure sum")]
+    findings.of_sums = [of(late, right=18)]
+    assert findings.cheapest(leak) == "noise:1", "the sums of later rounds leak"
+    findings.of_sums = [of(late)]
+    assert findings.cheapest(leak) == "secure sum"
 
 
 def test_the_gate_names_the_silo_that_leaks_most_and_under_what_nothing_is_found():
@@ -162,7 +181,7 @@ def test_the_gate_holds_each_threat_model_to_its_own_limit():
     both = LeakLimit({"nothing": 0.0, "list": 0.5}, findings)
     assert both.broken == ["list"]
     assert "18 of 20 listed records named (90.0%, 95 %: 69.9% to 97.2%), 1.0 by chance" in both.words
-    assert findings.cheapest(listed) == "none tried"
+    assert findings.cheapest(listed) == "none that was tried"
 
 
 def test_a_list_that_holds_a_silos_records_names_large_batches_in_which_nothing_is_reconstructed(silo):
