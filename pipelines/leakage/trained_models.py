@@ -66,7 +66,7 @@ def memberships(
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedRecords:
     """What one attack on one model says, together and of each record."""
 
     membership: Membership
@@ -121,11 +121,11 @@ def _losses(audited: AuditedFederation, model: AskedModel, samples: Samples) -> 
     return row_losses(audited.coordinator.task, model.outputs(samples), samples.targets.cpu())
 
 
-def _by_loss(audited: AuditedFederation, silo: Silo, model: AskedModel) -> Iterator[Asked]:
+def _by_loss(audited: AuditedFederation, silo: Silo, model: AskedModel) -> Iterator[AskedRecords]:
     inside, outside = (_losses(audited, model, samples) for samples in (silo.samples, audited.untrained(silo)))
     if len(inside) and len(outside):
         told = membership(silo.spec.name, model.of, inside, outside, LOSS, model.tests, bool(model.silo))
-        yield Asked(told, _names(silo, np.arange(len(inside))), inside, outside)
+        yield AskedRecords(told, _names(silo, np.arange(len(inside))), inside, outside)
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Pool:
         )
         return cls(chosen, others, train_shadows(first, features, targets, audited.local_plan, shadows, 0))
 
-    def asked(self, audited: AuditedFederation, model: AskedModel) -> Iterator[Asked]:
+    def asked(self, audited: AuditedFederation, model: AskedModel) -> Iterator[AskedRecords]:
         """Yield what a model tells with the shadows: of the silo whose answer it is, or of all together."""
         parts = [(silo.samples, self.members[silo.spec.name]) for silo in audited.silos]
         parts.append((audited.untrained(audited.silos[0]), self.others))
@@ -167,7 +167,7 @@ class Pool:
         told = membership(model.silo or ALL, model.of, mine, of_others, SHADOWS, 1, bool(model.silo))
         chosen = [silo for silo in audited.silos if model.silo in ("", silo.spec.name)]
         members = [name for silo in chosen for name in _names(silo, self.members[silo.spec.name])]
-        yield Asked(told, members, mine, of_others)
+        yield AskedRecords(told, members, mine, of_others)
 
 
 def answers(audited: AuditedFederation, replayed: Replayed) -> Iterator[Membership]:
