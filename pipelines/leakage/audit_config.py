@@ -52,6 +52,9 @@ class AuditConfig:
     shadows: int = 8
     """Models that an attacker trains to learn how training shows: for membership, and silos for properties of the rows.
     0 leaves both out; an even number."""
+    exposed_records: PathText | None = None
+    """File (.csv) for the owners alone: how exposed each record of the silos is, in bits, by its owner's name. Not
+    written if not given; nothing else that an audit leaves has a record in it."""
     max_leak: tuple[str, ...] = ()
     """Largest allowed share, 0 to 1, that the attacks of a threat model may find in what is really sent: one SHARE for
     all, or MODEL:SHARE with nothing, marginals (rows reconstructed), list, models, silos (rows named beyond chance or

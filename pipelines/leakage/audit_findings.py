@@ -26,7 +26,9 @@ from ray_fed.metrics import Metric
 SUM = "secure sum"
 """The row in which only the sum over the silos is seen."""
 NOTHING = "none"
-FOUND_NOTHING, NONE_TRIED = "nothing found", "none tried"
+GRADIENT = "gradient"
+"""How kinds of message begin that a federation of rounds does not send."""
+FOUND_NOTHING, NONE_TRIED = "nothing found", "none that was tried"
 Found = MessageAudit | Membership | PropertyRead
 
 
@@ -93,14 +95,28 @@ class Findings:
         rounds together where it is one of a round, and the metric is best."""
         if leak.worst_share == 0:
             return FOUND_NOTHING
-        kinds = self._beside(leak.kind)
-        mine = [one for one in self.of_kinds if one.kind in kinds and one.silo == leak.silo]
-        if not any(one.worst_share for one in mine if one.defence == NOTHING):
-            return NONE_TRIED  # a later round leaks what the first did not
+        mine = [one for one in self.of_kinds if one.kind in self._beside(leak.kind) and one.silo == leak.silo]
+        leaking = {one.kind for one in mine if one.defence == NOTHING and one.worst_share}
+        if not leaking:
+            return NONE_TRIED  # a later round leaks what those did not in which defences were tried
         there = (NOTHING, SUM) if self.is_summed else (NOTHING,)
-        fallen = {one.defence for one in mine if one.worst_share > 0}
-        withstood = [one.defence for one in mine if one.defence not in there and one.defence not in fallen]
+        names = dict.fromkeys(one.defence for one in mine if one.defence not in there)
+        withstood = [name for name in names if self._withstands(name, leak, mine, leaking)]
         return min(withstood, key=lambda name: self.metric.gain(0.0, self.costs.get(name, 0.0)), default=NONE_TRIED)
+
+    def _withstands(
+        self, defence: str, leak: MessageAudit, mine: Sequence[MessageAudit], leaking: Iterable[str]
+    ) -> bool:
+        """Whether a defence was attacked in every kind of message that leaks without it, and nothing was found in any
+        kind; a secure sum in the sums of all attacked rounds."""
+        tried = [one for one in mine if one.defence == defence]
+        if defence == SUM and not leak.kind.startswith(GRADIENT):
+            return not self._sum_leaks(leak.silo)
+        return {one.kind for one in tried} >= set(leaking) and not any(one.worst_share for one in tried)
+
+    def _sum_leaks(self, silo: str) -> bool:
+        """Whether any sum, of any round or of several together, gives something of a silo away."""
+        return any(one.worst_share for one in self.of_sums if one.silo == silo)
 
     def _beside(self, kind: str) -> tuple[str, ...]:
         """Return the kinds that a defence must withstand with this one."""
@@ -139,12 +155,17 @@ def tried(findings: Findings) -> dict[str, list[Found]]:
         MARGINALS: findings.shown if has_list else [],
         LISTED: [one for one in findings.shown if one.named],
         MODELS: findings.of_models,
-        SILOS: findings.of_rounds if findings.of_sums else [],
+        SILOS: [*findings.of_rounds, *(() if in_clear else _behind_masks(findings))] if findings.of_sums else [],
         MEMBERSHIP: [one for one in findings.memberships if in_clear or not one.is_in_update],
         PROPERTY: findings.properties if in_clear else [],
         CRAFTED: findings.of_crafted,
     }
     return {model: list(found[model]) for model in THREAT_MODELS if found[model]}
+
+
+def _behind_masks(findings: Findings) -> list[Found]:
+    """Return what the updates of single silos tell, which all others together see."""
+    return [*(one for one in findings.memberships if one.is_in_update), *findings.properties]
 
 
 class LeakLimit:

@@ -24,7 +24,7 @@ from pipelines.leakage.audited_federation import (
     setup_of,
 )
 from pipelines.leakage.threats import EXPLAINED
-from pipelines.leakage.trained_models import answers, memberships, properties
+from pipelines.leakage.trained_models import answers, memberships, properties, write_exposures
 from pipelines.leakage.tree_audit import audit_trees
 from pipelines.leakage.whose_rows import whose_rows
 from ray_fed.federation.boosted_task import BoostedTask
@@ -101,9 +101,11 @@ def _carry_out(
     if Path(target).is_dir() and audited.is_whole:
         findings.verified = same_as_received(target, audited.job, replayed.updates)
     _crafted(audited, findings)
-    _defences(audited, config, replayed.updates, findings)
+    _defences(audited, config, next(_rounds(audited, replayed.updates)), findings)
     _changes(audited, config, findings)
-    findings.memberships = memberships(target, audited, replayed, config.shadows)
+    findings.memberships, exposed = memberships(target, audited, replayed, config.shadows)
+    if config.exposed_records:
+        write_exposures(Path(config.exposed_records), exposed)
     findings.memberships += answers(audited, replayed)
     if config.shadows:
         findings.properties = properties(audited, replayed.updates[: len(audited.silos)])
@@ -136,9 +138,6 @@ def _as_set_up(audited: AuditedFederation, config: AuditConfig, findings: Findin
         findings.of_models += [_audited(audited, one, None) for one in _between(audited, replays, replayed)]
     _rounds_together(audited, rounds, findings)
     print(f"{findings.rounds_words}: replayed and attacked", file=sys.stderr)
-    if config.costs:
-        first = replay_rounds(audited.recording, audited.coordinator, job, config.cost_rounds, keep=())
-        findings.costs[""] = _error(audited, job, first.state)
     return replayed
 
 
@@ -216,20 +215,18 @@ def _rounds(audited: AuditedFederation, recorded: Sequence[RecordedUpdate]) -> I
         yield [of_round(silos[one.update.silo], one, layout, audited.job.any_plan) for one in there]
 
 
-def _defences(
-    audited: AuditedFederation, config: AuditConfig, recorded: Sequence[RecordedUpdate], findings: Findings
-) -> None:
-    """Attack every kind of message under every defence, and train under it."""
-    kinds = _kinds(audited, config, next(_rounds(audited, recorded)))
+def _defences(audited: AuditedFederation, config: AuditConfig, first_round: list[Replay], findings: Findings) -> None:
+    """Attack every kind of message under every defence, and what leaves in the rounds trained under it."""
+    kinds = _kinds(audited, config, first_round)
     findings.attributed = [one for kind in kinds[1:] for one in whose_rows(audited, kind)]
     for text in ("", *config.defences):
         defence = replace(parse_defence(text), releases=audited.job.num_rounds) if text else None
         for kind in kinds:
             findings.of_kinds += [_audited(audited, one, defence) for one in kind]
-        if not defence:
-            findings.of_kinds += _under(audited, recorded, "")
-        if defence and config.costs:
-            replayed = replay_rounds(audited.recording, audited.coordinator, audited.job, config.cost_rounds, defence)
+        if config.costs:
+            recording, job, rounds = audited.recording, audited.job, min(config.cost_rounds, audited.job.num_rounds)
+            last = range(max(1, rounds - TOGETHER + 1), rounds + 1)
+            replayed = replay_rounds(recording, audited.coordinator, job, rounds, defence, keep=last)
             findings.costs[text] = _error(audited, audited.job, replayed.state)
             findings.of_kinds += _under(audited, replayed.updates, text)
         print(f"defence {text or 'none'}: attacked{_cost_words(findings, text)}", file=sys.stderr)

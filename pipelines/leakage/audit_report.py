@@ -53,7 +53,8 @@ MEMBERS = (
     "smaller losses; with shadow models each loss is compared with those of models with and without that record "
     "(Carlini et al. 2022). AUC: probability that a member's loss is the smaller one; interval of 95 % (Hanley & "
     "McNeil 1982; for all attacked rounds together). Exposed: members of whom the attacker is so sure that at most 1 % "
-    "of the others are named with them; by chance 1 %."
+    "of the others are named with them; by chance 1 %. Evaluation answers: a silo's mean errors as equations for who "
+    "is there; they mostly say that members have the smaller errors, which losses say as well."
 )
 ROLES = (
     "The worst over silos. Reconstructed, with marginals: records of one silo behind one message. Named: listed "
@@ -67,7 +68,7 @@ CRAFTED_SAYS = (
 )
 PROPERTIES_SAY = (
     "Read from a silo's first update by one who trains shadow silos on records of the own (Ganju et al. 2018). Error: "
-    "of the attack on shadow silos left out; without the update: of guessing their mean."
+    "of the attack on shadow silos of other records; without the update: of guessing their mean."
 )
 WHOSE_SAYS = (
     "Of the records rightly named in the sum over all silos, those given to the silo that has them, by one who knows "

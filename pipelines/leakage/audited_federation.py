@@ -40,7 +40,7 @@ from ray_fed.reporting.run_directory import RunDirectory
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class AuxiliaryKnowledge:
     """What attackers know besides the messages; nothing by default."""
 
     suspects: RecordList | None = None
@@ -65,7 +65,7 @@ class AuditedFederation:
     target_unit: str
     is_whole: bool
     """Whether all silos of the federation are audited."""
-    knows: "Knowledge" = field(default_factory=lambda: Knowledge())
+    knows: "AuxiliaryKnowledge" = field(default_factory=lambda: AuxiliaryKnowledge())
     """What attackers know besides the messages."""
 
     @property
@@ -176,7 +176,7 @@ def open_audited(setup: Setup, chosen: Sequence[str], scaler: Standardizer | Non
     )  # fmt: skip
 
 
-def knowledge(audited: AuditedFederation, public: str, length: int) -> tuple[Knowledge, str]:
+def knowledge(audited: AuditedFederation, public: str, length: int) -> tuple[AuxiliaryKnowledge, str]:
     """Return what public records tell an attacker: how records are distributed, and a list of at most `length` records
     on which those of the audited silos stand among public ones; and a line that says how many of each, and what of the
     public ones could not be used.
@@ -199,7 +199,9 @@ def knowledge(audited: AuditedFederation, public: str, length: int) -> tuple[Kno
     if left_out := [reason for reason in reasons if reason]:
         said += f"; {len(left_out):,} public ones could not be used, the first: {left_out[0][:200]}"
     public_rows = task.inputs(features[usable], standardizer).numpy()
-    return Knowledge(RecordList(np.concatenate([*listed, public_rows])), Marginals.of(public_rows), public_rows), said
+    return AuxiliaryKnowledge(
+        RecordList(np.concatenate([*listed, public_rows])), Marginals.of(public_rows), public_rows
+    ), said
 
 
 SHORTEST_LIST = 100

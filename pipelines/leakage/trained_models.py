@@ -1,7 +1,10 @@
 """What trained models tell an attacker with candidate records: who was trained on, and means over a silo's rows."""
 
+import csv
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from pipelines.leakage.audited_federation import AuditedFederation, model_of
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import Samples
 from ray_fed.leakage.evaluation_answers import scores
-from ray_fed.leakage.membership import ANSWERS, LOSS, SHADOWS, Membership, membership, row_losses
+from ray_fed.leakage.membership import ANSWERS, LOSS, SHADOWS, Membership, exposure_bits, membership, row_losses
 from ray_fed.leakage.property_inference import Property, PropertyRead, read_properties
 from ray_fed.leakage.replay import RecordedUpdate, Replayed
 from ray_fed.leakage.shadow_models import Shadows, halves, shadow_trainer, train_shadows
@@ -39,18 +42,57 @@ class AskedModel:
     """Models of its kind that are asked."""
 
 
-def memberships(target: str, audited: AuditedFederation, replayed: Replayed, shadows: int) -> list[Membership]:
+Exposure = tuple[str, str, str, str, float]
+"""Silo, the owner's name of a record, model, attack, bits (`exposure_bits`)."""
+
+
+def memberships(
+    target: str, audited: AuditedFederation, replayed: Replayed, shadows: int
+) -> tuple[list[Membership], list[Exposure]]:
     """Return what each silo's updates of the attacked rounds, and the model of the whole run, tell of who was trained
-    on; of the last of both also with shadow models, if there are any. Silos without others to compare are left out."""
+    on; of the last of both also with shadow models, if there are any. Silos without others to compare are left out.
+    Then how exposed single records are in the last of both: for their owners alone."""
     pool = Pool.of(audited, shadows) if shadows else None
-    found = []
+    found, exposed = [], []
     with torch.no_grad():
         for model in _models(target, audited, replayed):
             silos = [silo for silo in audited.silos if model.silo in ("", silo.spec.name)]
-            found += [one for silo in silos for one in _by_loss(audited, silo, model)]
+            asked = [one for silo in silos for one in _by_loss(audited, silo, model)]
             if pool and model.with_shadows:
-                found += pool.asked(audited, model)
-    return found
+                asked += pool.asked(audited, model)
+            found += [one.membership for one in asked]
+            exposed += [line for one in asked if model.with_shadows for line in one.exposures]
+    return found, exposed
+
+
+@dataclass(frozen=True)
+class AskedRecords:
+    """What one attack on one model says, together and of each record."""
+
+    membership: Membership
+    names: Sequence[tuple[str, str]]
+    """Silo and the owner's name of each member."""
+    of_members: np.ndarray
+    of_others: np.ndarray
+
+    @property
+    def exposures(self) -> list[Exposure]:
+        bits = exposure_bits(self.of_members, self.of_others).tolist()
+        of, attack = self.membership.of, self.membership.attack
+        return [(*name, of, attack, bit) for name, bit in zip(self.names, bits, strict=True)]
+
+
+def write_exposures(path: Path, exposed: Sequence[Exposure]) -> None:
+    """Write a line per record, the most exposed first, into a file that none but its owner may read."""
+    with open(path, "w", newline="", encoding="utf-8", opener=partial(os.open, mode=0o600)) as file:
+        lines = csv.writer(file)
+        lines.writerow(["silo", "record", "model", "attack", "exposure_bits"])
+        lines.writerows((*line, f"{bits:.2f}") for *line, bits in sorted(exposed, key=lambda one: -one[-1]))
+
+
+def _names(silo: Silo, positions: np.ndarray) -> list[tuple[str, str]]:
+    names = silo.rows.names
+    return [(silo.spec.name, str(names[at]) if len(names) else f"row {at + 1}") for at in positions.tolist()]
 
 
 def _models(target: str, audited: AuditedFederation, replayed: Replayed) -> Iterator[AskedModel]:
@@ -79,10 +121,11 @@ def _losses(audited: AuditedFederation, model: AskedModel, samples: Samples) -> 
     return row_losses(audited.coordinator.task, model.outputs(samples), samples.targets.cpu())
 
 
-def _by_loss(audited: AuditedFederation, silo: Silo, model: AskedModel) -> Iterator[Membership]:
+def _by_loss(audited: AuditedFederation, silo: Silo, model: AskedModel) -> Iterator[AskedRecords]:
     inside, outside = (_losses(audited, model, samples) for samples in (silo.samples, audited.untrained(silo)))
     if len(inside) and len(outside):
-        yield membership(silo.spec.name, model.of, inside, outside, LOSS, model.tests, bool(model.silo))
+        told = membership(silo.spec.name, model.of, inside, outside, LOSS, model.tests, bool(model.silo))
+        yield AskedRecords(told, _names(silo, np.arange(len(inside))), inside, outside)
 
 
 @dataclass(frozen=True)
@@ -112,7 +155,7 @@ class Pool:
         )
         return cls(chosen, others, train_shadows(first, features, targets, audited.local_plan, shadows, 0))
 
-    def asked(self, audited: AuditedFederation, model: AskedModel) -> Iterator[Membership]:
+    def asked(self, audited: AuditedFederation, model: AskedModel) -> Iterator[AskedRecords]:
         """Yield what a model tells with the shadows: of the silo whose answer it is, or of all together."""
         parts = [(silo.samples, self.members[silo.spec.name]) for silo in audited.silos]
         parts.append((audited.untrained(audited.silos[0]), self.others))
@@ -121,7 +164,10 @@ class Pool:
         *of_silos, of_others = np.split(scores, np.cumsum([len(part) for part in losses])[:-1])
         names = [silo.spec.name for silo in audited.silos]
         mine = of_silos[names.index(model.silo)] if model.silo else np.concatenate(of_silos)
-        yield membership(model.silo or ALL, model.of, mine, of_others, SHADOWS, 1, bool(model.silo))
+        told = membership(model.silo or ALL, model.of, mine, of_others, SHADOWS, 1, bool(model.silo))
+        chosen = [silo for silo in audited.silos if model.silo in ("", silo.spec.name)]
+        members = [name for silo in chosen for name in _names(silo, self.members[silo.spec.name])]
+        yield AskedRecords(told, members, mine, of_others)
 
 
 def answers(audited: AuditedFederation, replayed: Replayed) -> Iterator[Membership]:

@@ -22,6 +22,7 @@ def whose_rows(audited: AuditedFederation, replays: Sequence[Replay]) -> list[At
     strengths, _ = listed.strengths(whole.messages[0], network, whole.together)
     owner_of = {int(place): one.silo for one in replays for place in listed.positions(one.rows[one.behind(0)]).tolist()}
     behind = np.array(sorted(owner_of), np.intp)
-    right = named(strengths[LEAST_SQUARES], behind, behind)[1]
     known = {one.silo: one.rows[-KNOWN:] for one in replays}
+    given = np.concatenate([listed.positions(rows) for rows in known.values()])
+    right = np.setdiff1d(named(strengths[LEAST_SQUARES], behind, behind)[1], given)
     return [attributed(whole.kind, listed.rows[right], [owner_of[int(place)] for place in right], known)]

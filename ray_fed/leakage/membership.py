@@ -68,6 +68,14 @@ def membership(
     return Membership(silo, of, auc, members, others, exposed, attack, tests, is_in_update)
 
 
+def exposure_bits(of_members: np.ndarray, of_others: np.ndarray) -> np.ndarray:
+    """Return for each member [m] how exposed it is, in bits: minus the logarithm of the share of others that are at
+    least as suspicious (Carlini et al. 2019, with others in the place of all that could be). Smaller numbers are more
+    suspicious."""
+    there = np.sort(of_others)
+    return np.log2((1 + len(there)) / (1 + np.searchsorted(there, of_members, side="right")))
+
+
 def row_losses(task: Task, outputs: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
     """Return the task's loss of each row [rows], from what the network gives and what it learns [rows, ...]."""
     pairs = zip(outputs.split(1), targets.split(1), strict=True)

@@ -3,8 +3,8 @@
 Ganju et al. 2018 and Melis et al. 2019 with shadow silos: the attacker has records like the silo's, draws silos in
 which the property differs, trains each for a round from the model that the silo was sent, and learns to read the
 property off the answer. What is read is how the predictions at some records move, so that the order of units does not
-matter; read by ridge regression, whose errors on silos left out (leave one out, in closed form) say how far to trust
-it.
+matter; read by ridge regression. How far to trust it is measured on further shadow silos, made of other records: shadow
+silos of the same records are more alike than the attacked one is to any of them.
 
     p_i: property of shadow silo i      m_i: moves of its predictions      read: p = w^T m + b
 """
@@ -21,13 +21,14 @@ from ray_fed.learning.layout import load_vector
 from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.randomness import generator
 
-SHADOW_SILOS = 32
+SHADOW_SILOS, CHECKS = 32, 16
+"""Silos that the attack learns from, and silos of other records on which its error is measured."""
 PROBES = 200
-"""Records at which predictions are compared."""
+"""Records at which predictions are compared: in no shadow silo, as in no real one."""
 STRONGEST_TILT = 1.5
 """Of the weights with which records are drawn, in standard deviations of the property."""
 RIDGES = 10.0 ** np.arange(-8, 3)
-"""Of the mean square of a move: the ridge is the one with the smallest error on silos left out."""
+"""Of the mean square of a move: the ridge is the one with the smallest error on silos left out, one at a time."""
 
 SMALLEST_FREEDOM = 1e-6
 """One minus the leverage of a shadow silo, below which its error when left out is rounding."""
@@ -43,7 +44,7 @@ class PropertyRead:
     true: float
     read: float
     error: float
-    """Root mean square error of the attack on shadow silos left out."""
+    """Root mean square error of the attack on shadow silos of other records."""
     guess_error: float
     """The same of one who has no update and guesses the mean of all shadow silos."""
 
@@ -55,7 +56,7 @@ class PropertyRead:
     @property
     def interval(self) -> tuple[float, float]:
         """Return the 95 % interval of `explained`, by Fisher's transform of its root, the correlation."""
-        middle, wide = np.arctanh(min(self.explained, 1 - 1e-9) ** 0.5), 1.96 / (SHADOW_SILOS - 3) ** 0.5
+        middle, wide = np.arctanh(min(self.explained, 1 - 1e-9) ** 0.5), 1.96 / (CHECKS - 3) ** 0.5
         return float(np.tanh(max(0.0, middle - wide)) ** 2), float(np.tanh(middle + wide) ** 2)
 
     @property
@@ -85,17 +86,26 @@ def read_properties(
     features [n, ...], targets [n, ...]: the attacker's records, as the network sees them; sent, moved_to: vectors that
     the silo was sent in `server_round` and returned.
     """
-    probes = features[:PROBES]
-    moves_of = partial(_moves, silo, probes, sent)
-    rows = min(len(silo.samples.features), len(features) // 2)
-    drawn = [_tilted(asked[number % len(asked)].of_public, rows, number) for number in range(SHADOW_SILOS)]
-    trainers = (shadow_trainer(silo, features[chosen], targets[chosen], plan) for chosen in drawn)
-    moves = np.array([moves_of(trainer.fit_round(sent, server_round)[0]) for trainer in trainers])
+    num_probes = min(PROBES, len(features) // 4)
+    middle = num_probes + (len(features) - num_probes) // 2
+    moves_of = partial(_moves, silo, features[:num_probes], sent)
+    moves, true = [], []
+    for count, first, last in ((SHADOW_SILOS, num_probes, middle), (CHECKS, middle, len(features))):
+        drawn = _shadow_silos(asked, count, first, last, len(silo.samples.features))
+        trainers = (shadow_trainer(silo, features[chosen], targets[chosen], plan) for chosen in drawn)
+        moves.append(np.array([moves_of(trainer.fit_round(sent, server_round)[0]) for trainer in trainers]))
+        true.append([np.array([one.of_public[chosen].mean() for chosen in drawn]) for one in asked])
     return [
-        _read(silo.spec.name, one, moves, np.array([one.of_public[chosen].mean() for chosen in drawn]),
-              moves_of(moved_to))
-        for one in asked
-    ]  # fmt: skip
+        _read(silo.spec.name, one, (moves[0], true[0][place]), (moves[1], true[1][place]), moves_of(moved_to))
+        for place, one in enumerate(asked)
+    ]
+
+
+def _shadow_silos(asked: list[Property], count: int, first: int, last: int, size: int) -> list[np.ndarray]:
+    """Return the records of `count` silos of at most `size` records, from positions `first` to `last`, half at most of
+    these in each."""
+    rows = min(size, (last - first) // 2)
+    return [first + _tilted(asked[number % len(asked)].of_public[first:last], rows, number) for number in range(count)]
 
 
 def _moves(silo: Silo, probes: torch.Tensor, sent: np.ndarray, vector: np.ndarray) -> np.ndarray:
@@ -113,13 +123,19 @@ def _tilted(values: np.ndarray, rows: int, number: int) -> np.ndarray:
     return draw.choice(len(values), rows, replace=False, p=weights / weights.sum())
 
 
-def _read(silo: str, asked: Property, moves: np.ndarray, true: np.ndarray, move: np.ndarray) -> PropertyRead:
+def _read(
+    silo: str, asked: Property, learned: tuple[np.ndarray, np.ndarray], checked: tuple[np.ndarray, np.ndarray],
+    move: np.ndarray,
+) -> PropertyRead:  # fmt: skip
+    """Return what is read from a move [m]; learned, checked: moves [silos, m] and the property [silos] of shadows."""
+    (moves, true), (other_moves, other_true) = learned, checked
     centre, middle = moves.mean(0), true.mean()
-    values, vectors = np.linalg.eigh((moves - centre) @ (moves - centre).T)
+    apart = moves - centre
+    values, vectors = np.linalg.eigh(apart @ apart.T)
     fits = [_left_out(values, vectors, true - middle, ridge * max(values.mean(), 1e-300)) for ridge in RIDGES]
-    error, weights = min(fits, key=lambda fit: fit[0])
-    guess = float(np.sqrt(np.mean(np.square((true - middle) * len(true) / (len(true) - 1)))))
-    read = float(middle + weights @ ((moves - centre) @ (move - centre)))
+    weights = min(fits, key=lambda fit: fit[0])[1] @ apart
+    read, of_others = (float(middle + (move - centre) @ weights), middle + (other_moves - centre) @ weights)
+    error, guess = (float(np.sqrt(np.mean(np.square(other_true - told)))) for told in (of_others, middle))
     return PropertyRead(silo, asked.name, asked.unit, asked.true, read, error, guess)
 
 

@@ -130,7 +130,26 @@ def test_the_cheapest_defence_is_the_one_under_which_nothing_is_found_at_the_low
     findings = Findings("eV", {}, MAE, of_kinds=tried, costs=costs)
     assert findings.cheapest(tried[0]) == "prune:0.9"
     assert findings.cheapest(message("none", 0)) == "nothing found"
-    assert Findings("eV", {}, MAE, of_kinds=tried[:1]).cheapest(tried[0]) == "none tried"
+    assert Findings("eV", {}, MAE, of_kinds=tried[:1]).cheapest(tried[0]) == "none that was tried"
+
+
+def test_a_defence_counts_as_withstood_only_where_it_was_attacked_in_what_leaks_without_it():
+    def of(kind, defence="none", right=0):
+        return replace(message(defence), kind=kind, named={"least squares": Named(right, 20, 1.0)})
+
+    early, late = "update of a round", "updates of rounds together"
+    leak = of(early, right=18)  # of a later round than the first, in which defences are tried
+    kinds = [of(early), of(late, right=18), of(early, "fp16"), of(early, "noise:1"), of(late, "noise:1")]
+    costs = {"": 0.1, "fp16": 0.1, "noise:1": 0.3, "secure sum": 0.1}
+    findings = Findings("eV", {}, MAE, of_rounds=[leak], of_kinds=kinds, costs=costs)
+    assert findings.cheapest(leak) == "noise:1", "fp16 was not attacked over rounds together"
+    findings.of_kinds = [one for one in kinds if one.kind == early]
+    assert findings.cheapest(leak) == "none that was tried"
+    findings.of_kinds = [*kinds, of(early, "secure sum")]
+    findings.of_sums = [of(late, right=18)]
+    assert findings.cheapest(leak) == "noise:1", "the sums of later rounds leak"
+    findings.of_sums = [of(late)]
+    assert findings.cheapest(leak) == "secure sum"
 
 
 def test_the_gate_names_the_silo_that_leaks_most_and_under_what_nothing_is_found():
@@ -162,7 +181,7 @@ def test_the_gate_holds_each_threat_model_to_its_own_limit():
     both = LeakLimit({"nothing": 0.0, "list": 0.5}, findings)
     assert both.broken == ["list"]
     assert "18 of 20 listed records named (90.0%, 95 %: 69.9% to 97.2%), 1.0 by chance" in both.words
-    assert findings.cheapest(listed) == "none tried"
+    assert findings.cheapest(listed) == "none that was tried"
 
 
 def test_a_list_that_holds_a_silos_records_names_large_batches_in_which_nothing_is_reconstructed(silo):
@@ -247,7 +266,8 @@ def finished_run(tmp_path_factory):
 def test_an_audit_of_a_leaky_run_fails_the_gate_and_leaves_a_table_for_its_owners(finished_run, capsys, tmp_path):
     arguments = ["audit", str(finished_run / "run"), "--policy", str(finished_run / "site.yaml"), "--rounds", "3",
                  "--cost-rounds", "2", "--shadows", "2", "--defences", "fp16,silo_dp:8", "--changes", "steps:2",
-                 "--list-length", "200", "--out", str(tmp_path / "audit")]  # fmt: skip
+                 "--list-length", "200", "--exposed-records", str(tmp_path / "own.csv"),
+                 "--out", str(tmp_path / "audit")]  # fmt: skip
     assert main([*arguments, "--max-leak", "0.1"]) == 1
     shown = capsys.readouterr()
     limits = ", ".join(f"{model}:0.1" for model in THREAT_MODELS if model != "property")
@@ -263,6 +283,12 @@ def test_an_audit_of_a_leaky_run_fails_the_gate_and_leaves_a_table_for_its_owner
     assert summary["leak.nothing.largest_share"] == summary["leak.list.largest_share"] == 1.0
     assert 0 <= summary["silo-1.membership.model of the whole run.auc"] <= 1
     assert all(summary[f"{silo}.found"] <= summary[f"{silo}.records"] for silo in ("silo-1", "silo-2"))
+    exposed = (tmp_path / "own.csv").read_text().splitlines()
+    assert exposed[0] == "silo,record,model,attack,exposure_bits"
+    bits = [float(line.rsplit(",", 1)[1]) for line in exposed[1:]]
+    assert len(bits) > summary["silo-1.membership.model of the whole run.members"]
+    assert bits == sorted(bits, reverse=True)
+    assert (tmp_path / "own.csv").stat().st_mode & 0o077 == 0
     assert "Verdict" in (tmp_path / "audit" / "report.html").read_text()
 
 

@@ -196,7 +196,8 @@ def test_a_mean_over_a_silos_rows_is_read_from_its_update(silo, public):
     moved, _ = shadow_trainer(silo, silo.samples.features[order], silo.samples.targets[order], plan).fit_round(sent, 1)
     true = float(silo.samples.targets[order].mean())
     asked = [Property("mean target", "eV/atom", public[1].numpy()[:, 0].astype(float), true)]
-    (found,) = read_properties(silo, *public, asked, plan, sent, moved, 1)
+    features, values = public
+    (found,) = read_properties(silo, features, values, asked, plan, sent, moved, 1)
     assert found.share > 0.5
     assert found.interval[0] < found.explained < found.interval[1]
     assert abs(found.read - true) < 3 * found.error < 3 * found.guess_error

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from ray_fed.leakage.membership import membership, row_losses
+from ray_fed.leakage.membership import exposure_bits, membership, row_losses
 from ray_fed.learning.models import seeded_mlp
 from ray_fed.materials.property_task import PropertyTask
 
@@ -18,6 +18,11 @@ def test_the_auc_is_that_of_the_library_with_ties_too():
     assert found.auc == pytest.approx(roc_auc_score(labels, -np.concatenate([members, others])))
     low, high = found.interval
     assert 0.5 < low < found.auc < high < 1
+
+
+def test_a_record_is_exposed_by_as_many_bits_as_halve_the_others():
+    others = np.arange(1.0, 16.0)
+    np.testing.assert_allclose(exposure_bits(np.array([0.0, 1.0, 7.5, 99.0]), others), [4, 3, 1, 0])
 
 
 def test_chance_is_no_leak_and_a_model_that_learned_its_rows_by_heart_is_one():
