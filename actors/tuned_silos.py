@@ -8,7 +8,7 @@ by the board, and told to every later trial.
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from actors.same_package import check_this_process
 from actors.silo import Handle, reserved_device, stand_at_site
 from actors.silo_logs import readable_logs
 from actors.user_code import travelling
+from ray_fed.errors import FedError
 from ray_fed.federation.coordinator import Agreement, Coordinator
 from ray_fed.federation.silo import Evaluator, make_silo
 from ray_fed.federation.task import SiloSpec, Task
@@ -79,7 +80,14 @@ class TunedOwnerActor:
         if method == "evaluate" and isinstance(silo, GuardedSilo):
             session, names, *vectors = given
             return silo.evaluate(session, dict(zip(names, vectors, strict=True)))
-        return getattr(silo, method)(*given)
+        return question(silo, method)(*given)
+
+
+def question(silo: GuardedSilo | GuardedEvaluator, method: str) -> Callable[..., Any]:
+    """Return what answers through the silo's gate; FedError for a name of anything else, such as what lies behind."""
+    if method.startswith("_") or not callable(getattr(type(silo), method, None)):
+        raise FedError(f"{type(silo).__name__} answers no question of this name; ask one of its public methods")
+    return getattr(silo, method)
 
 
 @dataclass(frozen=True)
@@ -193,12 +201,11 @@ def tuned_silos(specs: Sequence[SiloSpec], test: SiloSpec | None) -> Iterator[Tu
             for spec in silos
         }
         if test:
-            owners[TEST] = TunedOwnerActor.options(**placement.evaluator_options(test), max_restarts=-1).remote(
-                logged[-1]
-            )  # type: ignore[arg-type]
+            options = placement.evaluator_options(test)
+            owners[TEST] = TunedOwnerActor.options(**options, max_restarts=-1).remote(logged[-1])  # type: ignore[arg-type]
         board = TuningBoard.options(num_cpus=CONTROL_CPUS).remote(owners)
         try:
             yield TunedSilos(owners, board)
         finally:
             for actor in (board, *owners.values()):
-                ray.kill(actor)
+                ray.kill(actor)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from ray_fed.leakage.shadow_models import Shadows, halves, shadow_trainer, train
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.trainer import LocalTrainer
 from ray_fed.materials.trained_model import raw_outputs
+from ray_fed.metrics.scores import MEAN_ABSOLUTE_ERROR
 
 CANDIDATES = 400
 """Members, over all silos, and as many others, of whom shadow models are trained."""
@@ -175,7 +176,8 @@ def answers(audited: AuditedFederation, replayed: Replayed) -> Iterator[Membersh
     answers that a silo gives, with their few digits. Silos under masks or with noise tell none, nor do tasks without a
     mean absolute error."""
     task, size = audited.coordinator.task, audited.coordinator.layout.size
-    if audited.job.secure_threshold or audited.job.any_plan.private or "mae" not in {one.name for one in task.metrics}:
+    is_told = MEAN_ABSOLUTE_ERROR in {one.name for one in task.metrics}
+    if audited.job.secure_threshold or audited.job.any_plan.private or not is_told:
         return
     vectors = [vector[:size] for vector in replayed.after.values()]
     for silo in audited.silos:
@@ -186,7 +188,9 @@ def answers(audited: AuditedFederation, replayed: Replayed) -> Iterator[Membersh
         told = [silo.scoring.scores(task, trainer, silo.samples, _whole(trainer, one))[0] for one in vectors]
         known = [np.array([_errors(audited, one, samples) for one in vectors]) for samples in (silo.samples, outside)]
         suspicion = -scores(
-            np.array([one.values()["mae"] for one in told]), np.concatenate(known, 1), len(silo.samples.features)
+            np.array([one.values()[MEAN_ABSOLUTE_ERROR] for one in told]),
+            np.concatenate(known, 1),
+            len(silo.samples.features),
         )
         inside, others = np.split(suspicion, [len(silo.samples.features)])
         of = f"marks of {len(vectors)} models"

@@ -79,7 +79,7 @@ def trace_of(observation: AttackObservation) -> Trace:
 
 
 @dataclass(frozen=True)
-class Chain:
+class LayerChain:
     """A chain, the messages and the weights of many observations in float64."""
 
     recorded: Trace
@@ -89,7 +89,7 @@ class Chain:
     """[n, ...] by name, constants among them."""
 
     @classmethod
-    def of(cls, observations: Sequence[AttackObservation]) -> "Chain":
+    def of(cls, observations: Sequence[AttackObservation]) -> "LayerChain":
         first = observations[0]
         names = trainable(first.network)
         message = [
@@ -132,7 +132,7 @@ class Chain:
         return (after - torch.stack(shift)) / factor, delta * factor
 
 
-ConvolutionSolver = Callable[[Operation, Chain, Known, float], torch.Tensor]
+ConvolutionSolver = Callable[[Operation, LayerChain, Known, float], torch.Tensor]
 """(layer, chain, what is known of its output, guess for what nothing determines) -> its input."""
 
 
@@ -143,7 +143,7 @@ def invert_layers(observations: Sequence[AttackObservation]) -> torch.Tensor:
 
 def walk_back(observations: Sequence[AttackObservation], solve: ConvolutionSolver) -> torch.Tensor:
     """Go through chains from the outputs to the inputs [n, 1, *input_shape]; `solve` inverts a convolution."""
-    chain = Chain.of(observations)
+    chain = LayerChain.of(observations)
     delta, values, known = output_delta(observations, chain), torch.empty(0), None
     sigmoids = any(one.kind == "sigmoid" for one in chain.recorded.chain)
     for place, one in reversed(list(enumerate(chain.recorded.chain))):
@@ -189,7 +189,7 @@ SCALES = 400
 """Lengths tried for the last layer's input, where the message has no bias gradient."""
 
 
-def output_delta(observations: Sequence[AttackObservation], chain: Chain) -> torch.Tensor:
+def output_delta(observations: Sequence[AttackObservation], chain: LayerChain) -> torch.Tensor:
     """Return dL/d of the outputs of the last layer [n, out].
 
     It is the gradient of the layer's bias. Without one, dL/dW = d u^T gives both up to a factor s, which the outputs
@@ -240,7 +240,7 @@ def _linear(weight: torch.Tensor, seen: torch.Tensor, known: Known) -> tuple[tor
     return inputs, torch.einsum("noi,no->ni", weight, delta)
 
 
-def _in_turn(one: Operation, chain: Chain, known: Known, middle: float) -> torch.Tensor:
+def _in_turn(one: Operation, chain: LayerChain, known: Known, middle: float) -> torch.Tensor:
     """Solve system (ii), then (i) for what it leaves open."""
     maps = ConvolutionMaps(one, chain.weights[one.weight])
     delta = known.delta.flatten(2)

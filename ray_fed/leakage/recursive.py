@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ray_fed.leakage.layer_inversion import Chain, ConvolutionMaps, Known, least_squares, trace_of, walk_back
+from ray_fed.leakage.layer_inversion import ConvolutionMaps, Known, LayerChain, least_squares, trace_of, walk_back
 from ray_fed.leakage.observation import AttackObservation
 from ray_fed.leakage.targets import trainable
 from ray_fed.leakage.traced import Operation
@@ -25,7 +25,7 @@ def recursive_inputs(observations: Sequence[AttackObservation]) -> torch.Tensor:
     return walk_back(observations, _stacked)
 
 
-def _stacked(one: Operation, chain: Chain, known: Known, middle: float) -> torch.Tensor:  # noqa: ARG001
+def _stacked(one: Operation, chain: LayerChain, known: Known, middle: float) -> torch.Tensor:  # noqa: ARG001
     """Return a convolution's input [n, channels, height, width] of least norm."""
     maps = ConvolutionMaps(one, chain.weights[one.weight])
     certain, delta = known.certain.flatten(2), known.delta.flatten(2)

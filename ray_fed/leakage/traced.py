@@ -164,7 +164,7 @@ def _read(graph: fx.Graph, names: tuple[str, ...], parameters: set[str]) -> Trac
     result = result[0] if isinstance(result, list | tuple) and len(result) == 1 else result
     if not isinstance(result, fx.Node):
         return Trace(graph, names, (), "it returns more than one tensor", None)
-    reader = _Reader(nodes, names, parameters)
+    reader = _GraphReader(nodes, names, parameters)
     output = reader.output_layer(result)
     table, positions, patches = reader.entry()
     try:
@@ -174,7 +174,7 @@ def _read(graph: fx.Graph, names: tuple[str, ...], parameters: set[str]) -> Trac
     return Trace(graph, names, chain, said, output, table, positions, reader.first(), patches)
 
 
-class _Reader:
+class _GraphReader:
     def __init__(self, nodes: Sequence[fx.Node], names: tuple[str, ...], parameters: set[str]):
         self.nodes, self.names, self.parameters = nodes, names, parameters
         self.inputs = nodes[len(names)]

@@ -12,6 +12,8 @@ import numpy as np
 
 from ray_fed.metrics.metric import Metric, in_one_line
 
+MEAN_ABSOLUTE_ERROR = "mae"
+"""Name of the metric, for who has to find it among a task's."""
 Own = TypeVar("Own", bound="Scores")
 
 
@@ -73,7 +75,7 @@ def merged(parts: Iterable[Own]) -> Own:
 def regression_metrics(unit: str = "") -> tuple[Metric, ...]:
     """Return what `RegressionSums` tells, for a target in `unit`."""
     return (
-        Metric("mae", unit, False, 4, "MAE"),
+        Metric(MEAN_ABSOLUTE_ERROR, unit, False, 4, "MAE"),
         Metric("r2", "", True, 4, "R²"),
         Metric("mse", f"({unit})²" if unit else "", False, 4, "MSE", is_detail=True),
     )
@@ -131,7 +133,7 @@ class RegressionSums:
 
     def values(self) -> dict[str, float]:
         """Return "mae" in the target's unit, "r2" without unit, "mse" in the unit's square; NaN without rows."""
-        return {"mae": self.mae, "r2": self.r2, "mse": self.mse}
+        return {MEAN_ABSOLUTE_ERROR: self.mae, "r2": self.r2, "mse": self.mse}
 
     @property
     def mae(self) -> float:

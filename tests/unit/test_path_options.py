@@ -33,6 +33,9 @@ NO_PLACES = {
         ("site init", option): "written into site.yaml, in which `~` is read as the home of the silo's account"
         for option in ("dataset", "tls", "ledger", "state", "receive_models")
     },
+    ("flower", "run_config"): "values of the app's own configuration",
+    ("flower", "resume"): "yes or no",
+    ("flower", "silos"): "a number",
     ("ledger key", "silo"): "the name of a silo",
     ("segment", "bits"): "bits of a camera",
     ("library build", "descriptors"): "names of descriptors",

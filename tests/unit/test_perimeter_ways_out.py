@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import ray_fed
+from actors.tuned_silos import question
 from ray_fed.errors import FedError
 from ray_fed.federation.messages import SessionSpec
 from ray_fed.federation.silo import Silo
@@ -25,6 +26,8 @@ SILOS = {
 NO_SILOS = {
     "coordinator.CoordinatorActor": "receives messages; holds no rows",
     "shared_silos.SiloBoard": "holds handles of silos",
+    "tuned_silos.TuningBoard": "holds handles of silos, and what they agreed on",
+    "tuned_silos.TunedOwnerActor": "has a guarded silo for each key, whose questions alone it passes on (below)",
     "cluster_check.Visitor": "describes a machine before there is a silo",
     "library._Predictor": "predicts rows that the caller sent",
     "library._build": "trains on tables of whoever builds the library",
@@ -99,6 +102,14 @@ def past_the_gate(by_name, name):
             yield from past_the_gate(by_name, inner[1])
         else:
             yield f"{name}: {text}"
+
+
+@pytest.mark.parametrize("name", ["silo", "_release", "gate", "__class__", "nothing"])
+def test_an_owner_of_silos_for_trials_passes_on_no_question_but_those_of_a_guarded_silo(tmp_path, name):
+    boundary = guarded(tmp_path)
+    assert question(boundary, "moments") == boundary.moments
+    with pytest.raises(FedError, match="GuardedSilo answers no question of this name"):
+        question(boundary, name)
 
 
 class Leaking(Silo):
