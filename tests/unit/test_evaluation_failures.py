@@ -77,12 +77,18 @@ def test_who_accepts_no_failures_is_told_of_a_failed_evaluation():
 
 
 def test_where_no_silo_can_evaluate_the_run_ends_at_once_and_says_why():
-    def loss(out, y):
-        return functional.cross_entropy(out[0], y)
+    def broken(out, y):
+        raise RuntimeError(f"no score of {tuple(out.shape)}")
 
-    task = TorchTask(Pair, loss, rows)
-    with pytest.raises(QuorumLost, match=r"round 0: quorum lost: no silo evaluates the model: silo 'a': TypeError"):
-        federate(task, SILOS, Training(rounds=2, epochs=2), cohort="local")
+    with pytest.raises(QuorumLost, match=r"round 0: quorum lost: no silo evaluates the model: silo 'a': RuntimeError"):
+        trained(score=broken)
+
+
+def test_a_network_with_several_outputs_is_evaluated_on_all_of_them():
+    task = TorchTask(Pair, lambda out, y: functional.cross_entropy(out[0], y), rows)
+    record = federate(task, SILOS, Training(rounds=2, epochs=2), cohort="local").records[-1]
+    assert record.failures == ()
+    assert np.isfinite(record.metrics["federated.loss"])
 
 
 def test_each_reason_is_told_once_whatever_its_reference_to_a_log():
