@@ -342,14 +342,17 @@ class Member:
         if num_slots == 0 or size == 0:
             return np.zeros((num_slots, 2, size), np.int64)
         rows = np.flatnonzero(is_fitted if slots is None else (slots >= 0) & is_fitted)
-        bins, weights = self._bins, self._weights[output]
-        if len(rows) < len(bins):
+        bins, weights, is_moved = self._bins, self._weights[output], num_slots > 1 and slots is not None
+        if len(rows) < len(bins) or is_moved:  # what is moved is a copy, even where all rows are
             bins, weights = self._taken[: len(rows)], weights[rows]
             np.take(self._bins, rows, axis=0, out=bins, mode="clip")
-        if num_slots > 1 and slots is not None:
+        if slots is not None and is_moved:
             bins += (slots[rows] * np.int32(size))[:, None]
         sums = np.zeros(num_slots * size)
-        # The matrix itself would be looked through each time, which takes as long as the sums.
+        # The matrix itself would be looked through each time, which takes as long as the sums. What it is looked
+        # through for, places outside the sums, would be written to memory of others.
+        if bins.size and not 0 <= int(bins.min()) <= int(bins.max()) < len(sums):
+            raise IndexError("a row has a place outside the histograms that are asked for")
         _sparsetools.csc_matvec(
             len(sums), len(rows), self._pointers, bins.reshape(-1), self._ones, weights, sums
         )  # fmt: skip

@@ -115,6 +115,22 @@ def test_sums_of_trees_come_under_masks_with_the_same_bits():
     assert models_of(records).tobytes() == pooled().tobytes()
 
 
+def test_a_silo_whose_rows_all_go_the_same_ways_changes_no_bit():
+    """Of such a silo all rows are asked for in several places at once; rows of one feature value are."""
+    x, y = table()
+    alike = np.argsort(x[:, 0], kind="stable")
+    settings_ = replace(SETTINGS, min_rows=1, depth=5, leaves=20)
+    grower = Grower(settings_, COLUMNS)
+    alone = grower.forest(grown(grower, [Member(x, y, settings_)])).vector
+    members = [Member(x[[row]], y[[row]], settings_) for row in alike[:40]] + [
+        Member(x[alike[40:]], y[alike[40:]], settings_)
+    ]
+    pairs = [Member(x[alike[[place, -1 - place]]], y[alike[[place, -1 - place]]], settings_) for place in range(60)]
+    rest = Member(x[alike[60:-60]], y[alike[60:-60]], settings_)
+    for silos in (members, [*pairs, rest]):
+        assert grower.forest(grown(grower, silos)).vector.tobytes() == alone.tobytes()
+
+
 LOSSES = st.sampled_from([("squared",), ("log",), ("softmax:3",), ("squared", "log"), ("quantile:0.2", "quantile:0.8")])
 
 
