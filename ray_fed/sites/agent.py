@@ -51,6 +51,7 @@ from ray_fed.sites.wire import (
 
 _log = logging.getLogger(__name__)
 
+JITTER = random.Random()  # its own: training seeds the shared one, and sites would all come back at once
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 30.0
 SAY_EVERY = 20
@@ -198,7 +199,7 @@ class SiteAgent:
             if tries % SAY_EVERY == 0:
                 _log.warning("site '%s': no connection to %s: %s; trying again", self.site, self.hub.address, reason)
             said = reason
-            await asyncio.sleep(pause * random.uniform(0.7, 1.3))
+            await asyncio.sleep(pause * JITTER.uniform(0.7, 1.3))
             pause = min(LONGEST_PAUSE_SECONDS, 2 * pause)
 
     async def _connect(self) -> None:

@@ -77,7 +77,7 @@ def test_who_accepts_no_failures_is_told_of_a_failed_evaluation():
 
 
 def test_where_no_silo_can_evaluate_the_run_ends_at_once_and_says_why():
-    def broken(out, y):
+    def broken(out, _):
         raise RuntimeError(f"no score of {tuple(out.shape)}")
 
     with pytest.raises(QuorumLost, match=r"round 0: quorum lost: no silo evaluates the model: silo 'a': RuntimeError"):
