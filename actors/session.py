@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from actors import forking
+from actors.head_watch import watched_head
 from ray_fed.deployment.installed import DRIVERS_VARIABLE, PACKAGES, installed_package
 from ray_fed.errors import ConfigError, PlacementError
 from ray_fed.reporting.environment import gpu_names
@@ -81,7 +82,8 @@ def session(
                 from actors import same_package
 
                 same_package.check_nodes()
-            yield
+            with contextlib.nullcontext() if _started_here else watched_head(ray.get_runtime_context().gcs_address):
+                yield
         finally:
             _started_here = False
             ray.shutdown()
