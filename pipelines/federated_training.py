@@ -221,9 +221,12 @@ class _Asked:
         rows = {name: agreement.silos[name].num_examples for name in self.names}
         there = tuple(name for name in self.names if rows[name])
         if not there:
-            raise DataError("no silo has a training sample; see what their sources hold")
+            raise DataError(
+                "no silo has a training sample, or as many as its owner's min_examples; see what their sources hold"
+            )
         for name in sorted({*self.names} - {*there}):
-            print(f"note: silo '{name}' has no training samples and takes no part", file=sys.stderr)
+            reason = "no training samples, or fewer than its owner's min_examples"
+            print(f"note: silo '{name}' has {reason}, and takes no part", file=sys.stderr)
         plans = {name: self.training.plan(rows[name]) for name in there}
         return Job(
             NAME, there, plans, self.training.seed, self.strategy, self.rules, evaluate_every=self.evaluate_every,
@@ -253,6 +256,7 @@ class _Training:
         launch = members, asked.cohort, asked.address, asked.rules.round_timeout
         with launched(*launch, every_state=bool(asked.callbacks)) as (coordinator, _):
             self.agreement = coordinator.agree()
+            _require_marked(asked, self.agreement)
             job = asked.job(self.agreement)
             if self.run_folder is None:
                 return self._followed(_told(coordinator.run(job)))
@@ -301,6 +305,9 @@ class _Training:
             self._tell_stop(str(error) or type(error).__name__)
             raise
         result = self._result(reason or self._why_early())
+        if self.asked.best and result.best_round is None:
+            told = f"{self.asked.best.metric} was told in no round"
+            print(f"note: {told}, so the model is that of the last one", file=sys.stderr)
         self.callbacks.stop(result.stopped, result.records[-1].server_round)
         return result
 
@@ -381,6 +388,19 @@ def _said(training: Training) -> dict[str, object]:
     """Return the fields of a Training for the record of a run: functions and classes by their names."""
     said = {item.name: getattr(training, item.name) for item in fields(Training)}
     return {name: named(value) if callable(value) else value for name, value in said.items()}
+
+
+def _require_marked(asked: _Asked, agreement: Agreement) -> None:
+    """Say that models are marked on no samples of their own, where that is so. ConfigError where one shall be chosen by
+    that."""
+    has_held_out = any(silo.num_held_out for silo in agreement.silos.values())
+    if has_held_out or asked.test or not asked.task.knows_rows:
+        return
+    said = "no silo has held-out samples, and there is no test="
+    is_chosen_by = asked.best is not None and asked.best.metric.startswith(f"{NAME}.")
+    remedy = f"choose by {TRAIN_LOSS} or {CENTRAL}<name>, or let `samples` return held-out ones, too"
+    require(not is_chosen_by, f"{said}, so {asked.best and asked.best.metric} is told in no round: {remedy}")
+    print(f"note: {said}: the model is marked on each silo's training samples alone", file=sys.stderr)
 
 
 def _told(records: Generator[RoundRecord, None, None]) -> Generator[RoundRecord, None, None]:
