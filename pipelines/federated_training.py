@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import ceil
@@ -252,6 +253,14 @@ class _Training:
         silos, test = asked.silos, asked.test
         if folder := self.run_folder:
             silos = tuple(folder.placed(spec, asked.cohort, asked.address) for spec in silos)
+        with contextlib.ExitStack() as block:
+            if asked.cohort == "ray" and _is_private(asked.address):  # one user plays all silos, and reads their logs
+                folder = block.enter_context(tempfile.TemporaryDirectory(prefix="ray-fed-logs-"))
+                silos = tuple(spec if spec.log_folder else replace(spec, log_folder=folder) for spec in silos)
+            return self._over(silos, test)
+
+    def _over(self, silos: tuple[SiloSpec, ...], test: SiloSpec | None) -> Federated:
+        asked = self.asked
         members = FederationSpec(silos, asked.task, test, asked.names)
         launch = members, asked.cohort, asked.address, asked.rules.round_timeout
         with launched(*launch, every_state=bool(asked.callbacks)) as (coordinator, _):
@@ -259,16 +268,18 @@ class _Training:
             _require_marked(asked, self.agreement)
             job = asked.job(self.agreement)
             if self.run_folder is None:
-                return self._followed(_told(coordinator.run(job)))
-            return self._in_folder(coordinator, job, self.run_folder)
+                return self._followed(_told(coordinator.run(job), silos))
+            return self._in_folder(coordinator, job, self.run_folder, silos)
 
-    def _in_folder(self, coordinator: CoordinatorLike, job: Job, run: FederatedRun) -> Federated:
+    def _in_folder(
+        self, coordinator: CoordinatorLike, job: Job, run: FederatedRun, silos: Sequence[SiloSpec]
+    ) -> Federated:
         asked = self.asked
         run.begin(self._agreed)
         watched = Watched(
             asked.task.metrics, asked.names, run.asked.as_config(), job.model_seed, has_tensorboard=asked.tensorboard
         )
-        with run.recorder(watched, asked.cohort == "ray") as recorder:
+        with run.recorder(watched, asked.cohort == "ray", silos) as recorder:
             try:
                 result = self._followed(recorded(coordinator, job, job.model_seed, run.checkpoint, recorder))
             except BaseException as error:
@@ -390,6 +401,12 @@ def _said(training: Training) -> dict[str, object]:
     return {name: named(value) if callable(value) else value for name, value in said.items()}
 
 
+def _is_private(address: str) -> bool:
+    from actors.session import will_be_private
+
+    return will_be_private(address)
+
+
 def _require_marked(asked: _Asked, agreement: Agreement) -> None:
     """Say that models are marked on no samples of their own, where that is so. ConfigError where one shall be chosen by
     that."""
@@ -403,9 +420,9 @@ def _require_marked(asked: _Asked, agreement: Agreement) -> None:
     print(f"note: {said}: the model is marked on each silo's training samples alone", file=sys.stderr)
 
 
-def _told(records: Generator[RoundRecord, None, None]) -> Generator[RoundRecord, None, None]:
+def _told(records: Generator[RoundRecord, None, None], silos: Sequence[SiloSpec]) -> Generator[RoundRecord, None, None]:
     """Pass the records of a run without a folder on, and say who failed and why, once per reason."""
-    notes = FailureNotes()
+    notes = FailureNotes(silos)
     with contextlib.closing(records):
         for record in records:
             for line in notes.lines(dict(record.failures), dict(record.unevaluated), record.pooled_over):
