@@ -115,6 +115,11 @@ def is_private() -> bool:
     return _is_connected() and _started_here
 
 
+def will_be_private(address: str) -> bool:
+    """Whether a `session` at this address is a cluster that this process starts, or has started, for itself."""
+    return address == "local" and (is_private() or not _is_connected())
+
+
 def _is_connected() -> bool:
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 

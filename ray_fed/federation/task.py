@@ -170,6 +170,11 @@ class Task(ABC):
     """Unit of the target, where it has one."""
     standardises: bool = True
     """Whether the features are columns of a table that the federation standardises together before training."""
+    may_be_empty: bool = False
+    """Whether a silo with no row, or with fewer than its owner lets out anything about, opens all the same: it then
+    says that it has none, and takes no part. Otherwise it is refused."""
+    knows_rows: bool = True
+    """Whether silos know how many rows they have; False where a client of the user's own keeps them to itself."""
 
     @abstractmethod
     def load(self, spec: SiloSpec) -> LocalRows:
