@@ -1,6 +1,7 @@
 """The head of a cluster is killed in mid-run and started again by its supervisor, as systemd does; the run ends with a
 word and goes on by the command that it names (cluster/README.md)."""
 
+import contextlib
 import json
 
 import pytest
@@ -28,9 +29,19 @@ def host():
         yield lab.hosts["head"]
 
 
+@contextlib.contextmanager
+def supervised(host, log):
+    """Start the head's supervisor for the duration of a block."""
+    supervisor = host.start(f"{OPEN} {SUPERVISED}", log)
+    try:
+        yield
+    finally:
+        supervisor.kill()
+        supervisor.wait(60)
+
+
 def test_a_run_whose_head_is_killed_ends_with_a_word_and_goes_on_when_the_head_is_back(host, tmp_path):
-    with (tmp_path / "ray").open("w") as ray, (tmp_path / "log").open("w") as log:
-        supervisor = host.start(f"{OPEN} {SUPERVISED}", ray)
+    with (tmp_path / "ray").open("w") as ray, (tmp_path / "log").open("w") as log, supervised(host, ray):
         until("a head", lambda: host.processes("gcs_server"), 120)
         until("a head that answers", lambda: host.run(f"{OPEN} ray status", check=False).returncode == 0, 120)
         run = host.start(f"{OPEN} {RUN}", log)
@@ -44,4 +55,3 @@ def test_a_run_whose_head_is_killed_ends_with_a_word_and_goes_on_when_the_head_i
         until("the head again", lambda: host.run(f"{OPEN} ray status", check=False).returncode == 0, 120)
         host.run(f"{OPEN} ray-fed resume run", timeout=300)
         assert json.loads(host.path("/root/run/summary.json").read_text())["status"] == "completed"
-        supervisor.kill()
