@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ray_fed.config import at_home
+from ray_fed.config import at_home, require, require_gpus
 from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.learning.early_stopping import StoppingTrainer
 from ray_fed.learning.layout import BufferPolicy, Layout, floating_buffers
@@ -61,6 +62,16 @@ class SiloSpec:
     dataset: str = ""
     """Name of the data set in its owner's file: what the owner's book counts by; empty: all rows of the machine are
     one."""
+    memory_gb: float = 0.0
+    """GB of main memory that Ray sets aside for it on its node; bookkeeping, as with shares of a GPU."""
+
+    def __post_init__(self) -> None:
+        """ConfigError for what no node can give one process."""
+        require_gpus(self.num_gpus, f"silo '{self.name}': num_gpus")
+        for name in ("num_cpus", "memory_gb"):
+            value = getattr(self, name)
+            fits = isfinite(value) and value >= 0
+            require(fits, f"silo '{self.name}': {name}={value} must be a finite number, 0 or more")
 
     def at_home(self) -> "SiloSpec":
         """Return the spec with `~` in its folders as the home of the account that this process runs under."""
