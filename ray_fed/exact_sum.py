@@ -36,7 +36,7 @@ ALIKE, MOST_ALIKE = 8, 1 << 12
 """Summands as large as the first for which there is room in `fine`: at least, and at most. More room has a coarser
 unit, and more values with digits below it."""
 FEW, LOOKED_AT = 1024, 1 << 14
-"""One in so many values may have digits below the unit, for more room; judged by so many values of the first summand."""
+"""One in so many values may have digits below the unit, for more room; judged by so many of the first summand's."""
 LEAST_FINE, MOST_FINE = 17, 66
 """K: below, a float64 cannot be split into high and low; above, there is nothing to resolve."""
 MANY = 32
@@ -98,7 +98,9 @@ class _Part:
             self.few.append((others, products[others]))
             products[others] = 0.0
             self.num_few += len(others)
-        if not is_first:
+        if is_first:
+            products += 0.0  # of -0.0, as from a sum
+        else:
             self.fine += products
         self.has_fine = True
         if self.num_few > self.size:
