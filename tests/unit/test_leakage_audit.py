@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pipelines.cli import main
 from pipelines.leakage.audit_findings import Findings, LeakLimit
@@ -23,6 +24,7 @@ from ray_fed.federation.messages import Update
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.leakage.audit import MessageAudit, TrainingChange, audit, check_first_layer, noise_for, parse_change
+from ray_fed.leakage.crafted_models import crafted, why_not_crafted
 from ray_fed.leakage.defences import noise_multiplier, parse_defence
 from ray_fed.leakage.listed_records import Named, RecordList
 from ray_fed.leakage.membership import membership
@@ -163,6 +165,11 @@ def test_the_gate_names_the_silo_that_leaks_most_and_under_what_nothing_is_found
     )
     assert not LeakLimit({"nothing": 0.75}, findings).broken
     assert not LeakLimit({}, findings).broken
+    findings.untried = {"coordinator": "it cannot be"}
+    assert not LeakLimit({"nothing": 0.75, "coordinator": 0.1}, findings).has_failed
+    named = LeakLimit({"coordinator": 0.1}, findings, {"coordinator"})
+    assert named.has_failed
+    assert named.words.startswith("failed: max_leak=coordinator was not checked: it cannot be; most found: ")
     findings.is_summed, findings.of_sums = True, [replace(message(exact=1, records=10), summed=3)]
     assert "1 of 10 records reconstructed" in LeakLimit({"nothing": 0.05}, findings).words
     assert LeakLimit({"nothing": 0.05}, findings).words.endswith(
@@ -280,6 +287,8 @@ def test_an_audit_of_a_leaky_run_fails_the_gate_and_leaves_a_table_for_its_owner
     assert next(line for line in lines if line[:1] == ["silo_dp:8"])[1:3] == ["0", "/"]
     summary = json.loads((tmp_path / "audit" / "summary.json").read_text())
     assert summary["leak.passed"] is False
+    assert summary["leak.property.not_tried"] == "shadows is 0, or the silos have too few rows for shadow silos"
+    assert any(line[:4] == ["property", "–", "–", "not"] for line in lines)
     assert summary["leak.nothing.largest_share"] == summary["leak.list.largest_share"] == 1.0
     assert 0 <= summary["silo-1.membership.model of the whole run.auc"] <= 1
     assert all(summary[f"{silo}.found"] <= summary[f"{silo}.records"] for silo in ("silo-1", "silo-2"))
@@ -474,3 +483,20 @@ def test_the_objective_is_drawn_relative_to_the_first_point_that_was_told():
 
 def test_labels_of_a_batch_are_compared_without_their_order():
     assert multiset_share(torch.tensor([[1, 2, 2]]), torch.tensor([[2, 1, 3]])) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("network", "why"),
+    [
+        (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), ""),
+        (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), "has a layer of kind Tanh"),
+        (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1)), "of kind BatchNorm1d"),
+        (nn.Linear(3, 1), "is no such stack"),
+        (nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 1)), "is no such stack"),
+    ],
+)
+def test_a_network_that_nothing_is_crafted_of_says_why(network, why):
+    said = why_not_crafted(network)
+    assert said.endswith(why) if why else said == ""
+    public = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    assert bool(crafted(network, public, 2)) is (why == "")
