@@ -10,7 +10,7 @@ from torch import nn
 
 from pipelines.cli import main
 from pipelines.leakage.audit_findings import Findings, LeakLimit
-from pipelines.leakage.audited_federation import check_allowed
+from pipelines.leakage.audited_federation import check_allowed, open_audited, setup_of
 from pipelines.leakage.config import LeakageConfig
 from pipelines.leakage.figures import _median
 from pipelines.leakage.jobs import snapshots, study_jobs, work
@@ -18,6 +18,7 @@ from pipelines.leakage.label_study import LabelResult, as_rows, multiset_share, 
 from pipelines.leakage.margins import margins
 from pipelines.leakage.results import summarise
 from pipelines.leakage.threats import THREAT_MODELS
+from pipelines.leakage.trained_models import answers
 from pipelines.leakage.verdicts import HOLDS, NOT, verdicts
 from ray_fed.errors import ConfigError
 from ray_fed.federation.messages import Update
@@ -28,7 +29,15 @@ from ray_fed.leakage.crafted_models import crafted, why_not_crafted
 from ray_fed.leakage.defences import noise_multiplier, parse_defence
 from ray_fed.leakage.listed_records import Named, RecordList
 from ray_fed.leakage.membership import membership
-from ray_fed.leakage.replay import SINGLES, RecordedUpdate, beside_parameters, in_sum, one_batch, single_records
+from ray_fed.leakage.replay import (
+    SINGLES,
+    RecordedUpdate,
+    beside_parameters,
+    in_sum,
+    one_batch,
+    replay_rounds,
+    single_records,
+)
 from ray_fed.learning.layout import Layout, initial_vector
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import TrainingPlan
@@ -299,6 +308,23 @@ def test_an_audit_of_a_leaky_run_fails_the_gate_and_leaves_a_table_for_its_owner
     assert bits == sorted(bits, reverse=True)
     assert (tmp_path / "own.csv").stat().st_mode & 0o077 == 0
     assert "Verdict" in (tmp_path / "audit" / "report.html").read_text()
+
+
+def test_answers_to_evaluations_are_asked_under_masks_too_as_their_sum(finished_run):
+    """One silo's marks summed are its own, so the sum of one tells what the silo in clear does; of two, of both."""
+    found = {}
+    for silos in (("silo-1",), ("silo-1", "silo-2")):
+        audited = open_audited(setup_of(str(finished_run / "run")), silos)
+        replayed = replay_rounds(audited.recording, audited.coordinator, audited.job, 4, keep=(1, 2, 3, 4))
+        found[silos, False] = list(answers(audited, replayed))
+        masked = replace(audited, job=replace(audited.job, secure_threshold=2))
+        found[silos, True] = list(answers(masked, replayed))
+    [alone], [summed] = found[("silo-1",), False], found[("silo-1",), True]
+    assert (summed.silo, summed.of, summed.is_in_update) == ("all silos", "marks of 4 models, summed", False)
+    assert (summed.auc, summed.members) == (alone.auc, alone.members)
+    in_clear, [together] = found[("silo-1", "silo-2"), False], found[("silo-1", "silo-2"), True]
+    assert together.members == sum(one.members for one in in_clear)
+    assert 0.0 <= together.auc <= 1.0
 
 
 def test_an_audit_without_its_owners_word_leaves_nothing_behind(finished_run, capsys, tmp_path, monkeypatch):
