@@ -10,7 +10,8 @@ from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.strategies import local_plan
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.micrographs.image_files import MaskMeaning, MicrographFolder
+from ray_fed.micrographs.folders import MicrographFolder
+from ray_fed.micrographs.mask_meaning import MaskMeaning
 from ray_fed.micrographs.polycrystals import STYLES, StyleName
 from ray_fed.micrographs.unet import UNetDesign
 from ray_fed.randomness import derived_seed

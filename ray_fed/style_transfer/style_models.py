@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ray_fed.errors import DataError
+from ray_fed.micrographs.line_widths import line_width, pixels_to_widen, widened
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.polycrystals import StyleName, render
 from ray_fed.randomness import derived_seed, generator
@@ -28,7 +29,7 @@ from ray_fed.style_transfer.artifact import (
     psnr,
     unpacked,
 )
-from ray_fed.style_transfer.conditioning import GrainMaps, line_width, pixels_to_widen, widened
+from ray_fed.style_transfer.conditioning import GrainMaps
 from ray_fed.style_transfer.image_features import GrainStatistics, noise_level
 from ray_fed.style_transfer.networks import GeneratorSpec
 from ray_fed.style_transfer.synthesis import MemorisationFinding, probe_memorisation, synthesise

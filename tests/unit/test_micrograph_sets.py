@@ -13,7 +13,9 @@ from scipy import ndimage
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.micrographs.agreement import agreement
-from ray_fed.micrographs.image_files import MaskMeaning, MicrographFolder, read_grey
+from ray_fed.micrographs.folders import MicrographFolder
+from ray_fed.micrographs.image_files import read_grey
+from ray_fed.micrographs.mask_meaning import MaskMeaning
 from ray_fed.micrographs.micrograph_set import MicrographSet, joined
 from ray_fed.micrographs.polycrystals import STYLES, boundary_mask, grains_of, polycrystal_set, render, style_at
 

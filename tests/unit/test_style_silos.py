@@ -20,10 +20,10 @@ from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import Layout, initial_vector
 from ray_fed.learning.private_steps import PrivateSteps
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.micrographs.image_files import MaskMeaning
+from ray_fed.micrographs.line_widths import line_width, pixels_to_widen, widened
+from ray_fed.micrographs.mask_meaning import MaskMeaning
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.unet import UNetDesign
-from ray_fed.style_transfer.conditioning import line_width, pixels_to_widen, widened
 from ray_fed.style_transfer.exchange import total_bytes
 from ray_fed.style_transfer.image_features import drawn_fields, measured_fields, noise_level
 from ray_fed.style_transfer.methods import METHODS, method_named
