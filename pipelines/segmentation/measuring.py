@@ -84,6 +84,14 @@ def significant(values: np.ndarray) -> list[float]:
     return [float(f"{value:.5g}") for value in values]
 
 
+COLUMNS = (
+    "image", "specimen", "grains", "cut_by_frame", "grains_in_field", "mean_area_px", "mean_intercept_px",
+    "boundary_share", "islands_removed", "pixel_size_um", "grains_per_mm2", "mean_area_um2", "mean_intercept_um",
+    "smallest_resolvable_um2", "astm_g", "astm_g_intercept", "no_g_because", "notes",
+)  # fmt: skip
+"""Of fields.csv: what `field_row` returns."""
+
+
 def field_row(field: Field) -> dict[str, Any]:
     """Return the line of an image: grains counted as ASTM E112 counts them, mean size, grain-size numbers or why there
     are none."""

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.segmentation.config import SegmentConfig
-from pipelines.segmentation.measuring import Specimen, specimens
+from pipelines.segmentation.measuring import COLUMNS, Specimen, specimens
 from ray_fed.reporting.figure_style import FEDERATED, LABEL_SIZE, SILO, dress, new_figure, save_figure
 from ray_fed.reporting.report import Figure, Paragraph, Section, Table, write_report
 from ray_fed.reporting.run_directory import RunDirectory
@@ -23,8 +23,9 @@ REPORT_OVERLAYS = 6
 SHOWN_FIELDS = 200
 METHOD = (
     "ASTM E112: planimetric (grains inside, half of those cut by the frame, one for the corners) and by intercepts "
-    "with all rows and columns of pixels; G of a specimen is that of the mean over its fields, with Student's 95 % interval "
-    "and relative accuracy (%RA). The intercept number of structures less even than the standard's is up to 0.4 higher."
+    "with all rows and columns of pixels; G of a specimen is that of the mean over its fields, with Student's 95 % "
+    "interval and relative accuracy (%RA). The intercept number of structures less even than the standard's is up to "
+    "0.4 higher."
 )
 NUMBERS = ["grains", "cut_by_frame", "grains_in_field", "mean_area_px", "astm_g", "astm_g_intercept"]
 
@@ -34,7 +35,7 @@ def finish(
     parts: Path, command: Sequence[str],
 ) -> list[Specimen]:  # fmt: skip
     """Write tables, report and TensorBoard of all images; return the specimens."""
-    table = pd.DataFrame(list(rows))
+    table = pd.DataFrame(list(rows), columns=list(COLUMNS))
     write_atomically(directory.path / "fields.csv", table.to_csv(index=False).encode())
     grains = _all_grains(directory, rows, parts)
     found = specimens(rows)

@@ -209,7 +209,7 @@ def _tiff(path: Path, who: str, page: int | None, refusal: Exception) -> np.ndar
     import tifffile
 
     try:
-        with open_regular(path) as file, tifffile.TiffFile(file) as tiff:
+        with open_regular(path) as file, tifffile.TiffFile(file, name=path.name) as tiff:
             _require_page(len(tiff.pages), page, f"{who}: {path}")
             require_few_pixels(tiff.pages.first.shape[:2])
             pixels = tiff.asarray(key=(page or 1) - 1)

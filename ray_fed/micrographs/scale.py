@@ -66,10 +66,12 @@ def pixel_size_in(path: Path, who: str) -> float | None:
     import tifffile
 
     try:
-        with open_regular(path) as file, tifffile.TiffFile(file) as tiff:
+        with open_regular(path) as file, tifffile.TiffFile(file, name=path.name) as tiff:
             sides = _of_imagej(tiff) or _of_fei(tiff) or _of_zeiss(tiff) or _of_ome(tiff)
-    except Exception:  # tifffile raises whatever it meets; whether the picture itself can be read is said elsewhere
-        return None
+    except Exception as error:  # tifffile raises whatever it meets
+        raise DataError(
+            f"{who}: {path}: its TIFF tags cannot be read ({type(error).__name__}); save it again"
+        ) from error
     if sides is None:
         return None
     across, down = sides

@@ -468,7 +468,7 @@ def test_segment_writes_masks_overlays_and_tables(model, picture, tmp_path, caps
     assert {"summary.json", "tensorboard", "parts"} <= there
     found = shown(out / "tensorboard")
     assert {"global/grains", "result/grains"} <= found.scalars
-    assert found.pictures == {"picture/steel.overlay"}
+    assert {"picture/steel.overlay", "picture/sizes"} <= found.pictures
     assert found.hyperparameters["pixel_size_um"] == 2
     mask = np.asarray(Image.open(out / "steel.mask.png"))
     assert mask.shape == (70, 70)

@@ -85,18 +85,18 @@ def test_a_scale_may_be_told_of_a_model_that_does_not_say_it(picture, tmp_path):
     assert row_of(tmp_path / "out", "steel")["mean_area_um2"] > 0
 
 
-def test_an_image_is_measured_alike_at_whatever_magnification_it_was_taken(model, tmp_path):
+def test_an_image_is_segmented_alike_at_whatever_magnification_it_was_taken(model, tmp_path):
     """One field at the model's pixels and at half of them: segmented at one scale, each returned at its own."""
-    image = polycrystal_set("iron", 0, 1, size=96).images[0]
-    rows = {}
+    image = polycrystal_set("iron", 0, 1, size=192).images[0]
+    masks = {}
     for name, size, side in (("coarse", 1.0, 96), ("fine", 0.5, 192)):
         Image.fromarray(resampled(image, (side, side))).save(tmp_path / f"{name}.png")
         out = tmp_path / f"out-{name}"
         assert segment(model, tmp_path / f"{name}.png", "--out", out, "--pixel-size-um", size) == 0
-        rows[name] = row_of(out, name)
-        assert np.asarray(Image.open(out / f"{name}.mask.png")).shape == (side, side)
-    assert rows["fine"]["grains_in_field"] == pytest.approx(rows["coarse"]["grains_in_field"], rel=0.2)
-    assert rows["fine"]["mean_area_um2"] == pytest.approx(rows["coarse"]["mean_area_um2"], rel=0.2)
+        masks[name] = np.asarray(Image.open(out / f"{name}.mask.png"))
+        assert masks[name].shape == (side, side)
+    again = masks["fine"].reshape(96, 2, 96, 2).mean((1, 3)) >= 128
+    assert (again == (masks["coarse"] > 0)).mean() > 0.93
 
 
 @pytest.mark.parametrize(
