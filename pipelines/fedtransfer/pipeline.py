@@ -12,7 +12,7 @@ from pipelines.fedtransfer.config import FedTransferConfig, resolved, same_resul
 from pipelines.fedtransfer.experiment import FedTransferExperiment, Line
 from pipelines.fedtransfer.outcome import FedTransferOutcome
 from pipelines.fedtransfer.results import GLOBAL, header, table_rows, verdicts
-from pipelines.fedtransfer.setup import check_methods, is_embedded, session_names, specs_of, task_of
+from pipelines.fedtransfer.setup import at_one_scale, check_methods, is_embedded, session_names, specs_of, task_of
 from pipelines.fedtransfer.stage_logs import StageLogs
 from ray_fed.errors import ConfigError
 from ray_fed.federation.messages import Vector
@@ -38,6 +38,7 @@ def run(options: Mapping[str, Any], command: Sequence[str]) -> int:
         config = replace(config, methods=tuple(name for name in config.methods if name != "oracle"))
     # What is wrong with the options is said before anything starts.
     check_methods(config)
+    config = at_one_scale(config)
     for fold in range(config.num_folds):
         specs_of(config, fold, Path())
     directory, begun = _directory(config)
@@ -131,7 +132,7 @@ class FedTransferRecorder:
             stem = FILE_NAMES.get(method, method) + (f"-{model}" if model in silos else "")
             owners = (model,) if model in silos else silos
             scores = {silo: dict(values) for silo, values in line["test"][model].items()}
-            card = SegmenterCard(stem, task.design, config.size, None, owners, scores)
+            card = SegmenterCard(stem, task.design, config.size, config.training_pixel_size_um, owners, scores)
             save_segmenter(self.outcome.directory.models / stem, vector, card)
 
     def done(self, line: Line, seconds: float) -> None:

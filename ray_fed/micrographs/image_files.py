@@ -53,6 +53,8 @@ def read_picture(path: Path, who: str, rules: ReadingRules = ReadingRules()) -> 
     """
     pixels, notes = _pixels(path, who, rules.page)
     grey = _as_bytes(_grey(pixels, path, who), path, who, rules.bits)
+    if grey.min() == grey.max():
+        notes.append("it shows one grey level and nothing else")
     rows = data_bar_height(grey) if rules.data_bar is None else rules.data_bar
     if not rows:
         return Picture(grey, tuple(notes))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ray_fed.config import require
 from ray_fed.errors import DataError
 from ray_fed.micrographs.polycrystals import boundary_mask
 
@@ -30,6 +31,13 @@ class MaskMeaning:
     """For masks smeared by JPEG: numbers above this are boundary."""
     threshold_below: int | None = None
     """For masks smeared by JPEG in which boundaries are dark: numbers up to this are boundary."""
+
+    def __post_init__(self) -> None:
+        said = [
+            name for name in ("boundary", "between_classes", "instances", "threshold", "threshold_below")
+            if getattr(self, name) not in ((), False, None)
+        ]  # fmt: skip
+        require(len(said) <= 1, f"{' and '.join(said)}: say one of them")
 
     def apply(self, masks: Mapping[str, np.ndarray], who: str) -> dict[str, np.ndarray]:
         """Return file -> uint8 mask [H, W] of file -> numbers; DataError names the silo, the file and the numbers."""
@@ -82,7 +90,8 @@ def proposal(mask: np.ndarray) -> str:
     """Return, in words, how a mask of many levels falls into two parts, and what to say for either meaning."""
     from skimage.filters import threshold_otsu
 
-    level = int(threshold_otsu(mask))
+    is_dark = mask <= threshold_otsu(mask)
+    level = int((mask[is_dark].mean() + mask[~is_dark].mean()) / 2)
     dark = float((mask <= level).mean())
     thin = "dark" if dark < 0.5 else "bright"
     said = f"threshold-below:{level}" if thin == "dark" else f"threshold:{level}"

@@ -96,7 +96,7 @@ def test_an_image_is_segmented_alike_at_whatever_magnification_it_was_taken(mode
         masks[name] = np.asarray(Image.open(out / f"{name}.mask.png"))
         assert masks[name].shape == (side, side)
     again = masks["fine"].reshape(96, 2, 96, 2).mean((1, 3)) >= 128
-    assert (again == (masks["coarse"] > 0)).mean() > 0.93
+    assert (again == (masks["coarse"] > 0)).mean() > 0.85
 
 
 @pytest.mark.parametrize(

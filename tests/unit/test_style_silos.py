@@ -11,7 +11,7 @@ import torch
 from pipelines.fedtransfer.config import METHOD_NAMES, resolved
 from pipelines.fedtransfer.experiment import Choice
 from pipelines.fedtransfer.results import GLOBAL, Cell, model_results, table_rows, verdicts
-from pipelines.fedtransfer.setup import mask_meaning
+from pipelines.fedtransfer.setup import folder_of, mask_meaning
 from ray_fed.errors import ConfigError, DataError, SiloFailed
 from ray_fed.federation import silo as silo_module
 from ray_fed.federation.messages import SessionSpec
@@ -329,20 +329,37 @@ def test_the_order_comes_with_its_smallest_step_in_standard_errors():
     [
         ("boundary:1+2", MaskMeaning(boundary=(1, 2))),
         ("between_classes", MaskMeaning(between_classes=True)),
+        ("instances", MaskMeaning(instances=True)),
         ("threshold:127", MaskMeaning(threshold=127)),
+        ("threshold-below:90", MaskMeaning(threshold_below=90)),
     ],
 )
 def test_what_masks_mean_is_said_per_silo(said, meaning):
     config = resolved({"data": ("lab=x", "iron"), "masks": (f"lab={said}",)})
-    assert mask_meaning("lab", config) == meaning
-    assert mask_meaning("iron", config) == MaskMeaning()
+    assert folder_of("lab", "x", config).meaning == mask_meaning("lab", said) == meaning
+    assert mask_meaning("other", "") == MaskMeaning()
 
 
 @pytest.mark.parametrize("said", ["boundary:two", "127", "threshold:", "lines"])
 def test_a_meaning_that_says_nothing_is_answered_with_all_that_do(said):
-    config = resolved({"data": ("lab=x", "iron"), "masks": (f"lab={said}",)})
-    with pytest.raises(ConfigError, match=r"lab=between_classes, lab=boundary:NUMBER.* or lab=threshold:NUMBER"):
-        mask_meaning("lab", config)
+    with pytest.raises(ConfigError, match=r"lab=between_classes, .*lab=boundary:NUMBER.* lab=threshold-below:NUMBER"):
+        mask_meaning("lab", said)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"masks": ("lab=boundary:2", "lab=boundary:3")}, "'lab' is told twice"),
+        ({"pixel_size_um": ("iron=0.5",)}, "'iron' is drawn by this package"),
+        ({"pixel_size_um": ("lab=500",)}, "if it is in nanometres, say 0.5"),
+        ({"pixel_size_um": ("lab=fine",)}, "'fine' is no number"),
+        ({"source_pattern": ("mine=(.+)",)}, "there are the silos lab, iron"),
+    ],
+)
+def test_what_is_said_of_a_silo_is_said_once_and_of_one_with_files(options, words):
+    config = resolved({"data": ("lab=x", "iron"), **options})
+    with pytest.raises(ConfigError, match=words):
+        folder_of("lab", "x", config)
 
 
 def test_options_count_more_than_the_preset():
