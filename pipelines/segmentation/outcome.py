@@ -20,6 +20,7 @@ from ray_fed.reporting.writing import write_atomically
 MOST_PICTURES = 20
 """Images that TensorBoard shows; the folder has them all."""
 REPORT_OVERLAYS = 6
+LEAST_SHOWN = 2
 SHOWN_FIELDS = 200
 METHOD = (
     "ASTM E112: planimetric (grains inside, half of those cut by the frame, one for the corners) and by intercepts "
@@ -86,13 +87,16 @@ def _summary(
 
 def _figures(directory: RunDirectory, grains: pd.DataFrame) -> dict[str, Path]:
     """Draw the distribution of the grains that are whole; those cut by the frame have no size."""
-    whole = grains[~grains["touches_frame"].astype(bool)] if len(grains) else grains
-    if len(whole) < 2:
-        return {}
-    is_known = whole["equivalent_diameter_um"].notna()
-    column, unit = ("equivalent_diameter_um", "µm") if is_known.any() else ("equivalent_diameter_px", "pixels")
-    known = whole[whole[column].notna()]
-    diameters = known[column].to_numpy(float)
+    is_whole = ~grains["touches_frame"].to_numpy(bool) if len(grains) else np.zeros(0, bool)
+    for column, unit in (("equivalent_diameter_um", "µm"), ("equivalent_diameter_px", "pixels")):
+        values = grains[column].to_numpy(float)[is_whole] if len(grains) else np.zeros(0)
+        diameters = values[np.isfinite(values)]
+        if len(diameters) >= LEAST_SHOWN:
+            return {"sizes": _sizes_figure(directory, diameters, unit)}
+    return {}
+
+
+def _sizes_figure(directory: RunDirectory, diameters: np.ndarray, unit: str) -> Path:
     edges = np.geomspace(max(diameters.min(), 1e-9), diameters.max() * 1.001, 25)
     figure = new_figure(8.4, 3.4)
     for axis, weights, said, colour in zip(
@@ -103,7 +107,7 @@ def _figures(directory: RunDirectory, grains: pd.DataFrame) -> dict[str, Path]:
         axis.set_xlabel(f"equivalent diameter ({unit})", fontsize=LABEL_SIZE)
         axis.set_ylabel(f"{said}, {'number' if weights is None else 'share (a.u.)'}", fontsize=LABEL_SIZE)
         dress(axis, "y")
-    return {"sizes": save_figure(figure, directory.figures / "sizes.png")}
+    return save_figure(figure, directory.figures / "sizes.png")
 
 
 def _sections(

@@ -1,7 +1,8 @@
 """Grains that were drawn as outlines: COCO and LabelMe JSON, ImageJ ROIs; as maps of grain numbers, 0 between grains.
 
 ImageJ's file format (one outline): 64 bytes of header, big-endian: "Iout", version, type at byte 6, top, left, bottom,
-right from byte 8 on, number of points at byte 16; then the points' columns and rows, int16, relative to left and top.
+right from byte 8 on, number of points at byte 16; then the points' columns and rows, int16, relative to left and top;
+with the option 128 at byte 50 followed by the same as float32, absolute.
 A .zip holds one such file per grain.
 """
 
@@ -27,6 +28,8 @@ HEADER_BYTES = 64
 MAX_ROI_BYTES = 1 << 24
 MOST_ROIS = 100_000
 ROI_VERSION = 227
+TO_CORNERS = 0.5
+"""ImageJ counts from a pixel's upper left corner; outlines here count from its centre."""
 
 
 def drawn(outlines: Iterable[Outline], shape: tuple[int, int]) -> np.ndarray:
@@ -98,15 +101,15 @@ def _roi_points(content: bytes) -> np.ndarray:
     kind = content[6]
     top, left, bottom, right, count = struct.unpack(">hhhhH", content[8:18])
     if kind == RECTANGLE:
-        return np.array([[top, left], [top, right], [bottom, right], [bottom, left]], float)
+        return np.array([[top, left], [top, right], [bottom, right], [bottom, left]], float) - TO_CORNERS
     if kind not in (POLYGON, FREEHAND, TRACED):
         raise ValueError(f"a ROI of type {kind} is no closed outline")
     (options,) = struct.unpack(">H", content[50:52])
     whole = np.frombuffer(content, ">i2", 2 * count, HEADER_BYTES).reshape(2, count).T[:, ::-1].astype(float)
     if not options & SUB_PIXEL:
-        return whole + np.array([top, left])
+        return whole + np.array([top, left]) - TO_CORNERS
     exact = np.frombuffer(content, ">f4", 2 * count, HEADER_BYTES + 4 * count)
-    return exact.reshape(2, count).T[:, ::-1].astype(float)
+    return exact.reshape(2, count).T[:, ::-1].astype(float) - TO_CORNERS
 
 
 def _outline(points: np.ndarray, path: Path, who: str) -> Outline:
@@ -135,7 +138,7 @@ def grain_outlines(labels: np.ndarray) -> dict[int, Outline]:
 
 
 def roi_zip(outlines: Mapping[int, Outline]) -> bytes:
-    """Return the .zip of ImageJ's ROI manager: one traced outline per grain, named by its number from 1 on."""
+    """Return the .zip of ImageJ's ROI manager: one outline per grain, named by its number from 1 on."""
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for number, outline in outlines.items():
@@ -144,14 +147,14 @@ def roi_zip(outlines: Mapping[int, Outline]) -> bytes:
 
 
 def _roi(outline: Sequence | np.ndarray) -> bytes:
-    # find_contours counts from pixel centres; ImageJ's integer points are the upper left corners of pixels.
-    points = np.ceil(np.asarray(outline)[:-1]).astype(int)
-    points = points[np.any(points != np.roll(points, 1, 0), 1)]
-    top, left = points.min(0)
-    bottom, right = points.max(0)
+    points = np.asarray(outline)[:-1] + TO_CORNERS
+    whole = np.floor(points).astype(int)
+    top, left = whole.min(0)
+    bottom, right = np.ceil(points.max(0)).astype(int)
     header = bytearray(HEADER_BYTES)
     header[:4] = b"Iout"
-    struct.pack_into(">hBx", header, 4, ROI_VERSION, TRACED)
+    struct.pack_into(">hBx", header, 4, ROI_VERSION, POLYGON)
     struct.pack_into(">hhhhH", header, 8, top, left, bottom, right, len(points))
-    relative = (points - [top, left]).T[::-1].astype(">i2")
-    return bytes(header) + relative.tobytes()
+    struct.pack_into(">H", header, 50, SUB_PIXEL)
+    relative = (whole - [top, left]).T[::-1].astype(">i2")
+    return bytes(header) + relative.tobytes() + points.T[::-1].astype(">f4").tobytes()

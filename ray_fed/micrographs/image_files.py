@@ -132,7 +132,9 @@ def read_values(path: Path, who: str, page: int | None = None) -> np.ndarray:
         if (pixels != pixels[..., :1]).any():
             raise DataError(f"{who}: mask {path} is coloured; save it as one channel of class numbers")
         pixels = pixels[..., 0]
-    if not np.issubdtype(pixels.dtype, np.number) and pixels.dtype != bool:
+    if not (
+        np.issubdtype(pixels.dtype, np.integer) or np.issubdtype(pixels.dtype, np.floating) or pixels.dtype == bool
+    ):
         raise DataError(f"{who}: mask {path} holds {pixels.dtype} values; save it as whole numbers")
     if np.issubdtype(pixels.dtype, np.floating) and (pixels != np.round(pixels)).any():
         raise DataError(f"{who}: mask {path} holds fractions; save it as whole numbers")
@@ -157,6 +159,9 @@ def _pixels(path: Path, who: str, page: int | None, keep_palette: bool = False) 
             turned, notes = _upright(image)
             converted = image.mode in COLOUR_SPACES or (image.mode in ("P", "PA") and not keep_palette)
             pixels = np.asarray(turned.convert("RGB") if converted else turned)
+        if pixels.dtype == np.int32 and path.suffix.lower() in (".tif", ".tiff"):
+            # Pillow's one mode for 32 bits has a sign, whether the file's numbers have one or not.
+            pixels = _tiff(path, who, page, ValueError("32 bits"))
         return pixels, [*notes, *_transparent(pixels, image.mode)]
     except UnidentifiedImageError as error:
         return _tiff(path, who, page, error), []

@@ -70,7 +70,7 @@ def test_floats_of_another_range_are_refused(tmp_path):
 
 def test_a_page_of_several_is_chosen(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.stack([GREY, 255 - GREY]), photometric="minisblack")
-    with pytest.raises(DataError, match="holds 2 images.*page=1"):
+    with pytest.raises(DataError, match=r"holds 2 images.*page=1"):
         read_picture(tmp_path / "a.tif", "me")
     np.testing.assert_array_equal(read_picture(tmp_path / "a.tif", "me", ReadingRules(page=2)).grey, 255 - GREY)
     with pytest.raises(DataError, match="page=3 is none of them"):
