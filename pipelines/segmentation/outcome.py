@@ -28,6 +28,8 @@ METHOD = (
     "interval and relative accuracy (%RA). The intercept number of structures less even than the standard's is up to "
     "0.4 higher."
 )
+MEANS = ("grains", "grains_in_field", "mean_area_px", "mean_area_um2", "boundary_share", "astm_g", "astm_g_intercept")
+"""Means over all images, by which runs are compared."""
 NUMBERS = ["grains", "cut_by_frame", "grains_in_field", "mean_area_px", "astm_g", "astm_g_intercept"]
 
 
@@ -74,6 +76,10 @@ def _summary(
         "images_failed": len(failed),
         "grains": sum(row["grains"] for row in rows),
     }
+    for name in MEANS:
+        values = [row[name] for row in rows if row[name] is not None]
+        if values:
+            summary[f"mean.{name}"] = float(np.mean(values))
     for specimen in found:
         summary |= {
             f"{specimen.name}.astm_g": specimen.g,
