@@ -85,6 +85,11 @@ class FedTransferConfig(UpdateOptions):
     memorisation: Literal["refuse", "warn"] = "refuse"
     """What happens to a generator that repeats training images: it stays in its silo, or it leaves and the run says
     so."""
+    trial_steps: int = 96
+    """Steps of two short trainings by which a silo tries a received style: on images painted in it alone, and on its
+    own real ones; both are judged on its own real validation images."""
+    least_help: float = 0.1
+    """Share of the ARI by real images that painted ones must reach for the style to be used in a silo; 0 uses all."""
     methods: tuple[str, ...] = DEFAULT_METHODS
     """What is compared: separate, central, fed_avg, fed_avg_gn, fed_avg_greys, fed_bn, amplitude, transfer_fp32,
     transfer_fp16, transfer_int8, transfer_int4, transfer_gn, transfer_greys, transfer_bn, transfer_prox, oracle."""
@@ -150,7 +155,7 @@ class FedTransferConfig(UpdateOptions):
     def __post_init__(self) -> None:
         for name in ("size", "images", "test_images", "style_epochs", "style_width", "rounds", "local_steps",
                      "batch_size", "learning_rate", "style_learning_rate", "repeats", "num_folds",
-                     "most_tiles"):  # fmt: skip
+                     "most_tiles", "trial_steps"):  # fmt: skip
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
         size = self.training_pixel_size_um
         require(size is None or size > 0, f"training_pixel_size_um={size} must be positive")
@@ -158,6 +163,7 @@ class FedTransferConfig(UpdateOptions):
         require(self.folds >= 2, f"folds={self.folds} must be at least 2")
         require(self.num_folds <= self.folds, f"num_folds={self.num_folds} must not be above folds={self.folds}")
         require(0 <= self.gap <= 1, f"gap={self.gap} must lie between 0 and 1")
+        require(0 <= self.least_help <= 1, f"least_help={self.least_help} must lie between 0 and 1")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
         require_gpus(self.num_gpus)
         require(len(self.methods) > 0, "methods must name at least one")

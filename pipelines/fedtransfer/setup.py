@@ -169,6 +169,8 @@ def task_of(config: FedTransferConfig, fold: int) -> FedTransferTask:
         style_seed=derived_seed(config.seed, "style", fold),
         fresh_noise=config.fresh_noise,
         memorisation=config.memorisation,
+        trial_steps=config.trial_steps,
+        least_help=config.least_help,
         styles=embedded_styles(config),
         gap=config.gap,
     )
