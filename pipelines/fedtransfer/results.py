@@ -173,7 +173,8 @@ def _against(ours: ModelResult, other: ModelResult) -> str:
 
 
 def _relation(metric: Metric, a: Cell, b: Cell) -> str:
-    gain = metric.gain(b.mean, a.mean)
+    """Say how `a` stands to `b`."""
+    gain = metric.gain(a.mean, b.mean)
     if len(a.values) < 2:
         return "alike" if abs(gain) < ALIKE else "better" if gain > 0 else "worse"
     if abs(gain) < CLEAR * _error(a, b):
