@@ -69,6 +69,7 @@ class FlowerTask(Task):
     standardises: bool = False  # type: ignore[assignment]
     """The client scales its own data."""
     knows_rows: ClassVar[bool] = False  # type: ignore[misc]
+    """Only the client knows how many rows it has."""
     metrics: tuple[Metric, ...] = USUAL_METRICS  # type: ignore[assignment]
     """What the clients' `evaluate` may tell: "loss", and the numbers among its metrics. Name others here; a silo lets
     out no metric that its task has not named."""

@@ -66,6 +66,7 @@ class TorchTask(Task):
     standardises: bool = False  # type: ignore[assignment]
     """Standardise the columns of x [samples, columns] over all silos before training."""
     may_be_empty: ClassVar[bool] = True  # type: ignore[misc]
+    """A silo without a row says so and takes no part."""
     exchange: Exchange | None = None
     """Which tensors of the network travel: patterns of their names, "!" before those that stay: "trunk.*", or
     ["!head.*"], or ["*lora*"]; or a function of name and tensor: lambda name, tensor: tensor.requires_grad. The rest is
