@@ -33,10 +33,12 @@ CITATION = (
 NOT_COVERED = (
     "whole tiles (a tile and its synthetic copies in other styles are rows of their own, and epsilon is of one row), "
     "the style generators and amplitude spectra (made without noise, and they leave their silos), how synthetic tiles "
-    "depend on a silo's labels, numbers of tiles, validation losses, test scores"
+    "depend on a silo's labels, the trials of styles, numbers of tiles, validation losses, test scores"
 )
 """By noise on the steps of the segmentation network."""
-SILO_NOT_COVERED = "style generators and amplitude spectra, numbers of tiles, validation losses, test scores"
+SILO_NOT_COVERED = (
+    "style generators and amplitude spectra, the trials of styles, numbers of tiles, validation losses, test scores"
+)
 """By noise on the silos' updates."""
 
 

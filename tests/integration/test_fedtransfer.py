@@ -24,7 +24,7 @@ from tests.events import shown
 
 TINY = {
     "size": 32, "images": 30, "test_images": 6, "spacing": 12.0, "style_epochs": 1, "style_width": 4, "rounds": 2,
-    "local_steps": 2, "widths": (8, 16), "batch_size": 4, "repeats": 1,
+    "local_steps": 2, "widths": (8, 16), "batch_size": 4, "repeats": 1, "trial_steps": 2,
 }  # fmt: skip
 
 
