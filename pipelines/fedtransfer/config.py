@@ -85,7 +85,7 @@ class FedTransferConfig(UpdateOptions):
     memorisation: Literal["refuse", "warn"] = "refuse"
     """What happens to a generator that repeats training images: it stays in its silo, or it leaves and the run says
     so."""
-    trial_steps: int = 96
+    trial_steps: int = 64
     """Steps of two short trainings by which a silo tries a received style: on images painted in it alone, and on its
     own real ones; both are judged on its own real validation images."""
     least_help: float = 0.1

@@ -26,7 +26,7 @@ class TrialPlan:
     """How long and how a trial trains."""
 
     design: UNetDesign
-    steps: int = 96
+    steps: int = 64
     batch_size: int = 8
     learning_rate: float = 2e-3
     boundary_weight: float = 3.0

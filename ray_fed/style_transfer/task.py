@@ -45,7 +45,7 @@ class FedTransferTask(SegmentationTask):
     """Paint the synthetic images anew for every epoch, with other grains and noise."""
     memorisation: str = "refuse"
     """refuse: a generator that repeats training images stays in its silo; warn: it leaves, the run says so."""
-    trial_steps: int = 96
+    trial_steps: int = 64
     """Steps of the trainings by which a received style is tried before it is used."""
     least_help: float = 0.0
     """Share of what a silo's own real images teach that a style must teach to be used there; 0: all are used."""
