@@ -1,6 +1,7 @@
 """`ray-fed library build`: jobs over properties, descriptors and methods as Ray tasks, into one library."""
 
 import importlib.util
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,6 @@ def build(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     print(
         f"{outcome.models:,} models and {outcome.failures} failures in {outcome.seconds:.0f} s ({rate:,.0f} a minute)"
     )
-    write_summary(outcome)
     print(f"{outcome.library.path} holds {len(outcome.library):,} models; ask with: ray-fed library query --library "
           f"{outcome.library.path}")  # fmt: skip
     return 0 if outcome.models or outcome.skipped_jobs else 1
@@ -49,8 +49,9 @@ def build(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
 def write_summary(outcome: BuildOutcome) -> None:
     """Write summary.json beside the models: their number, and the best R² on unseen rows of each property."""
     numbers = {"models": len(outcome.library), "failures": outcome.failures, "seconds.total": outcome.seconds}
-    best = outcome.library.query("", ["modelset", "property", "r2"]).groupby(["modelset", "property"])["r2"].max()
-    numbers |= {f"best.{modelset}/{name}.r2": float(r2) for (modelset, name), r2 in best.items()}
+    for model in outcome.library.query("", ["modelset", "property", "r2"]).dropna().to_dict("records"):
+        key = f"best.{model['modelset']}/{model['property']}.r2"
+        numbers[key] = max(float(model["r2"]), numbers.get(key, -math.inf))
     write_atomically(outcome.library.path / "summary.json", to_json({"status": "completed", **numbers}))
 
 
@@ -81,7 +82,9 @@ def carry_out(config: BuildConfig) -> BuildOutcome:
         except (KeyboardInterrupt, OSError):
             note(f"broken off; {models:,} more models are in {library.path}; the same command goes on from there")
             raise
-    return BuildOutcome(library, models, failures, time.monotonic() - started, len(jobs) - len(left))
+    outcome = BuildOutcome(library, models, failures, time.monotonic() - started, len(jobs) - len(left))
+    write_summary(outcome)
+    return outcome
 
 
 def tables_of(source: str, target: str | None, unit: str | None, name: str | None) -> dict[str, PropertyTable]:

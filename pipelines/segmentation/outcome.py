@@ -106,12 +106,18 @@ def _sizes_figure(directory: RunDirectory, diameters: np.ndarray, unit: str) -> 
     edges = np.geomspace(max(diameters.min(), 1e-9), diameters.max() * 1.001, 25)
     figure = new_figure(8.4, 3.4)
     for axis, weights, said, colour in zip(
-        figure.subplots(1, 2), (None, diameters**2), ("grains", "area"), (SILO, FEDERATED), strict=True
+        figure.subplots(1, 2),
+        (None, 100 * diameters**2 / (diameters**2).sum()),
+        ("grains", "area (%)"),
+        (SILO, FEDERATED),
+        strict=True,
     ):
         axis.hist(diameters, edges, weights=weights, color=colour, density=False)
         axis.set_xscale("log")
         axis.set_xlabel(f"equivalent diameter ({unit})", fontsize=LABEL_SIZE)
-        axis.set_ylabel(f"{said}, {'number' if weights is None else 'share (a.u.)'}", fontsize=LABEL_SIZE)
+        axis.set_ylabel(said, fontsize=LABEL_SIZE)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:g}")
         dress(axis, "y")
     return save_figure(figure, directory.figures / "sizes.png")
 
