@@ -114,6 +114,8 @@ def at_one_scale(config: FedTransferConfig) -> FedTransferConfig:
     Reads index.csv and the headers of TIFF files. ConfigError where some silos know their scale and others do not.
     """
     folders = {name: place for name, place in named_data(config).items() if place not in STYLES}
+    for name, place in folders.items():
+        source_of(name, place, config, 0)  # what is no folder is said first
     sizes = {name: folder_of(name, place, config).pixel_size(name) for name, place in folders.items()}
     drawn = {name: None for name in named_data(config) if name not in folders}
     if not any(sizes.values()) and not config.training_pixel_size_um:

@@ -105,13 +105,9 @@ def _figures(directory: RunDirectory, grains: pd.DataFrame) -> dict[str, Path]:
 def _sizes_figure(directory: RunDirectory, diameters: np.ndarray, unit: str) -> Path:
     edges = np.geomspace(max(diameters.min(), 1e-9), diameters.max() * 1.001, 25)
     figure = new_figure(8.4, 3.4)
-    for axis, weights, said, colour in zip(
-        figure.subplots(1, 2),
-        (None, 100 * diameters**2 / (diameters**2).sum()),
-        ("grains", "area (%)"),
-        (SILO, FEDERATED),
-        strict=True,
-    ):
+    by_area = 100 * diameters**2 / (diameters**2).sum()
+    looks = ((None, "grains", SILO), (by_area, "area (%)", FEDERATED))
+    for axis, (weights, said, colour) in zip(figure.subplots(1, 2), looks, strict=True):
         axis.hist(diameters, edges, weights=weights, color=colour, density=False)
         axis.set_xscale("log")
         axis.set_xlabel(f"equivalent diameter ({unit})", fontsize=LABEL_SIZE)

@@ -32,7 +32,7 @@ from ray_fed.style_transfer.artifact import (
 from ray_fed.style_transfer.conditioning import GrainMaps
 from ray_fed.style_transfer.image_features import GrainStatistics, noise_level
 from ray_fed.style_transfer.networks import GeneratorSpec
-from ray_fed.style_transfer.style_trial import StyleTrial, TrialPlan, trained_score
+from ray_fed.style_transfer.style_trial import StyleTrial, StyleTrialPlan, trained_score
 from ray_fed.style_transfer.synthesis import MemorisationFinding, probe_memorisation, synthesise
 from ray_fed.style_transfer.training import GeneratorTraining, Pairs, StylePlan
 
@@ -122,7 +122,7 @@ class StyleModels:
             write_atomically(self._artifact_path(sender, codec), packed(artifact).tobytes())
         return artifact.num_bytes
 
-    def try_styles(self, codec: str, plan: TrialPlan, seed: int) -> dict[str, StyleTrial]:
+    def try_styles(self, codec: str, plan: StyleTrialPlan, seed: int) -> dict[str, StyleTrial]:
         """Return sender -> what its style teaches here, measured once and kept over restarts."""
         for sender in self._senders(codec, also_left_out=True):
             if (sender, codec) not in self.trials:
@@ -138,7 +138,7 @@ class StyleModels:
         trial = self.trials.get((sender, codec))
         return trial is None or trial.help_share >= self.least_help
 
-    def _tried(self, sender: str, codec: str, plan: TrialPlan, seed: int) -> StyleTrial:
+    def _tried(self, sender: str, codec: str, plan: StyleTrialPlan, seed: int) -> StyleTrial:
         own_seed, train = derived_seed(seed, "trial", self.silo), self.train
         if not self._real_score:
             self._real_score = trained_score(plan, train.images, train.masks, self.validation, own_seed, self.device)

@@ -22,7 +22,7 @@ SHOWN = ("map", "vi", "ari")
 
 
 @dataclass(frozen=True)
-class TrialPlan:
+class StyleTrialPlan:
     """How long and how a trial trains."""
 
     design: UNetDesign
@@ -51,7 +51,12 @@ class StyleTrial:
 
 
 def trained_score(
-    plan: TrialPlan, images: np.ndarray, masks: np.ndarray, validation: MicrographSet, seed: int, device: str = "cpu"
+    plan: StyleTrialPlan,
+    images: np.ndarray,
+    masks: np.ndarray,
+    validation: MicrographSet,
+    seed: int,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """Return MAP, VI and ARI on real tiles of a network trained on images and masks uint8 [n, h, w] alone."""
     network = seeded_unet(plan.design, derived_seed(seed, "style trial")).to(device).train()

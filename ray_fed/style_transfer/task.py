@@ -29,7 +29,7 @@ from ray_fed.style_transfer.methods import METHODS, Method, method_named
 from ray_fed.style_transfer.pictures import prediction_sheet, style_sheet
 from ray_fed.style_transfer.sources import MicrographSource, Parts, require_parts
 from ray_fed.style_transfer.style_models import StyleModels
-from ray_fed.style_transfer.style_trial import TrialPlan
+from ray_fed.style_transfer.style_trial import StyleTrialPlan
 from ray_fed.style_transfer.training import PRESETS, StylePlan
 
 SESSION_MARK = "@"
@@ -177,7 +177,7 @@ class StyleSilo(Silo):
     def try_styles(self, codec: str, learning_rate: float) -> Artifact:
         """Say what each received style teaches here; one that teaches too little is left out from here on."""
         task = self.fed_transfer
-        plan = TrialPlan(
+        plan = StyleTrialPlan(
             task.design, task.trial_steps, task.batch_size, learning_rate, task.boundary_weight, task.erasing
         )
         facts: dict[str, float] = {}

@@ -31,7 +31,7 @@ from ray_fed.style_transfer.methods import METHODS, method_named
 from ray_fed.style_transfer.networks import GeneratorSpec
 from ray_fed.style_transfer.sources import PooledSource, Split, SplitPolycrystalSource
 from ray_fed.style_transfer.style_models import StyleModels
-from ray_fed.style_transfer.style_trial import StyleTrial, TrialPlan, trained_score
+from ray_fed.style_transfer.style_trial import StyleTrial, StyleTrialPlan, trained_score
 from ray_fed.style_transfer.task import FedTransferTask, StyleSilo, session_name
 from ray_fed.style_transfer.training import PRESETS
 
@@ -392,7 +392,7 @@ def test_a_style_that_teaches_nothing_is_left_out_and_one_that_does_is_used(tmp_
 
 def test_a_trial_tells_images_that_show_their_labels_from_images_that_do_not():
     tiles = polycrystal_set("iron", 0, 12, size=32, spacing=14)
-    plan = TrialPlan(UNetDesign(widths=(8, 16)), steps=40, batch_size=4, learning_rate=1e-2, erasing=0.0)
+    plan = StyleTrialPlan(UNetDesign(widths=(8, 16)), steps=40, batch_size=4, learning_rate=1e-2, erasing=0.0)
     train, validation = tiles.subset(range(8)), tiles.subset(range(8, 12))
     real = trained_score(plan, train.images, train.masks, validation, 0)
     blank = trained_score(plan, np.full_like(train.images, 128), train.masks, validation, 0)
