@@ -144,6 +144,24 @@ class FedTransferRecorder:
             self.outcome.directory.append_timing({"stage": plain["stage"], "fold": plain["fold"], "seconds": seconds})
             self.outcome.lines.append(plain)
             self.logs.done(plain)
+        self._tell(plain)
+
+    def _tell(self, plain: Mapping[str, Any]) -> None:
+        """Say what a user must not have to look for in the report."""
+        if plain["stage"] == "data":
+            for silo, told in plain["facts"].items():
+                if told["notes"]:
+                    self.progress.note(
+                        f"silo '{silo}': {told['notes']:.0f} note(s) about its files, see data.txt in its folder under "
+                        f"{self.outcome.silo_folder}"
+                    )
+        for receiver, told in plain.get("trials", {}).items():
+            for name in (name for name, value in told.items() if name.endswith(".used") and not value):
+                sender = name.removesuffix(".used")
+                self.progress.note(
+                    f"style of '{sender}' is left out at '{receiver}': painted images alone teach ARI "
+                    f"{told[f'{sender}.painted.ari']:.3f} there, real ones {told[f'{sender}.real.ari']:.3f}"
+                )
         if plain["stage"] == "generators":
             for silo, told in plain["facts"].items():
                 verdict = "no sign of memorisation" if told["memorisation.passed"] else "MEMORISATION"

@@ -296,6 +296,7 @@ def test_silos_of_two_magnifications_learn_at_one_scale_and_the_model_says_it(tm
     assert main([*command, *data]) == 2
     assert "the pixel size of fine is known, that of coarse is not" in capsys.readouterr().err
     assert main([*command, *data, "--pixel-size-um=coarse=0.5"]) == 0
+    assert "silo 'fine': 1 note(s) about its files" in capsys.readouterr().err
     from ray_fed.micrographs.model_file import load_segmenter
 
     assert load_segmenter(tmp_path / "run" / "models" / "fed_avg")[1].pixel_size_um == 0.5
