@@ -22,12 +22,15 @@ HELD_OUT_ERROR = "mae"
 """What models are compared by, relative to `BASELINE_ERROR`."""
 BASELINE_ERROR = "baseline_mae"
 """Of predicting the training median."""
-SHOWN = ("id", "property", "unit", HELD_OUT_ERROR, "r2", "descriptor", "method", "n_train", "n_test", "modelset")
+SHOWN = (
+    "id", "property", "unit", HELD_OUT_ERROR, "relative_error", "r2", "descriptor", "method", "n_train", "n_test",
+    "modelset",
+)  # fmt: skip
 """Columns of an answer if none are asked for."""
 SHOWN_WITH_FAILURES = (
     "id", "succeed", "property", "descriptor", "method", "modelset", HELD_OUT_ERROR, "unit", "reason",
 )  # fmt: skip
-SEARCHED = ("property", "descriptor", "method", "modelset", HELD_OUT_ERROR, "r2", "succeed")
+SEARCHED = ("property", "descriptor", "method", "modelset", HELD_OUT_ERROR, "relative_error", "r2", "succeed")
 """Columns with an index of their own."""
 
 
@@ -81,6 +84,15 @@ def _metric(name: str) -> Callable[[ModelCard], Any]:
     return lambda card: card.metrics.get("test", {}).get(name)
 
 
+def relative_error(card: ModelCard) -> float | None:
+    """Return a model's held-out MAE over that of predicting the training median: it has no unit. None where its card
+    does not say."""
+    test = card.metrics.get("test", {})
+    error, baseline = test.get(HELD_OUT_ERROR), test.get(BASELINE_ERROR)
+    are_numbers = isinstance(error, float) and isinstance(baseline, float) and baseline > 0
+    return error / baseline if are_numbers else None
+
+
 def _number(mapping: Mapping[str, Plain], key: str) -> Any:
     value = mapping.get(key)
     return value if isinstance(value, int | float) else None
@@ -116,6 +128,7 @@ FIELDS: Mapping[str, IndexField] = {
     "spearman": IndexField("REAL", "Spearman correlation, held out", _metric("spearman")),
     "p_value": IndexField("REAL", "of the Pearson correlation", _metric("p_value")),
     "baseline_mae": IndexField("REAL", "of predicting the training median", _metric("baseline_mae")),
+    "relative_error": IndexField("REAL", "mae over baseline_mae: comparable between units", relative_error),
     "seed": IndexField("INTEGER", "of initial weights", lambda card: card.seed),
     "parent": IndexField("TEXT", "id of the model it was trained from", lambda card: card.parent or None),
     "transferred": IndexField("BOOL", "has a parent", lambda card: int(bool(card.parent))),

@@ -30,11 +30,14 @@ class SourceFeatures:
     groups  per width p: float32 [sources, rows, p]
     ids     id of each source, groups behind each other
     errors  each source's held-out MAE on its own property over its baseline's, [sources]; lower is better
+    predictions, tables   what all models of one source table predict on average, float64 [rows, tables]
     """
 
     groups: tuple[np.ndarray, ...]
     ids: tuple[str, ...]
     errors: np.ndarray
+    predictions: np.ndarray
+    tables: tuple[str, ...]
 
     def rows(self, chosen: np.ndarray) -> list[np.ndarray]:
         """Return the features of these rows, [sources, len(chosen), p] per group, float64."""
@@ -45,8 +48,8 @@ class SourceFeatures:
 class TransferTarget:
     """A small target with everything known about it: the study hides most rows from itself."""
 
-    descriptor: np.ndarray
-    """Raw features [rows, d], for the direct models."""
+    descriptors: Mapping[str, np.ndarray]
+    """Name -> raw features [rows, d], for the models without transfer, sorted by name."""
     values: np.ndarray
     """[rows]"""
     groups: np.ndarray
