@@ -98,6 +98,10 @@ def _number(mapping: Mapping[str, Plain], key: str) -> Any:
     return value if isinstance(value, int | float) else None
 
 
+def _is_transferred(card: ModelCard) -> int:
+    return int(bool(card.parent or card.architecture.get("sources")))
+
+
 FIELDS: Mapping[str, IndexField] = {
     "id": IndexField("TEXT", "hash of weights and card", lambda card: card.id),
     "name": IndexField("TEXT", "short name", lambda card: card.name),
@@ -131,7 +135,7 @@ FIELDS: Mapping[str, IndexField] = {
     "relative_error": IndexField("REAL", "mae over baseline_mae: comparable between units", relative_error),
     "seed": IndexField("INTEGER", "of initial weights", lambda card: card.seed),
     "parent": IndexField("TEXT", "id of the model it was trained from", lambda card: card.parent or None),
-    "transferred": IndexField("BOOL", "has a parent", lambda card: int(bool(card.parent))),
+    "transferred": IndexField("BOOL", "learned from other models", _is_transferred),
     "federated": IndexField("BOOL", "trained over silos", lambda card: int("strategy" in card.federation)),
     "succeed": IndexField("BOOL", "false: a row with a reason and no model", lambda _: 1),
     "reason": IndexField("TEXT", "why it failed", lambda _: None),

@@ -1,8 +1,8 @@
 """Four learners for tables of 15 to a few hundred rows, as arrays: what a user has without any library.
 
 name               what
-random_forest      100 trees, a third of the columns a split
-extra_trees        100 trees with random thresholds, a third of the columns a split
+random_forest      a third of the columns a split
+extra_trees        the same with random thresholds
 ridge              `heads.fit_ridge`: penalty by leave-one-out
 gaussian_process   Matern 5/2 on standardised columns; length and noise by marginal likelihood on a grid
 
@@ -21,6 +21,7 @@ from ray_fed.model_library.heads import CLIP, RidgeFit, fit_ridge
 from ray_fed.model_library.predictors import forest_arrays, predict_forest
 
 NUM_TREES = 100
+"""Of each forest, unless asked otherwise."""
 LENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Lengths that are tried, in medians of the distances."""
 NOISES = np.array([1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0])
@@ -29,21 +30,21 @@ NOISES = np.array([1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0, 3.0])
 Arrays = Mapping[str, np.ndarray]
 
 
-def _forest(x: np.ndarray, y: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def _forest(x: np.ndarray, y: np.ndarray, seed: int, num_trees: int) -> dict[str, np.ndarray]:
     from sklearn.ensemble import RandomForestRegressor
 
-    model = RandomForestRegressor(NUM_TREES, max_features=1 / 3, random_state=seed % 2**32)
+    model = RandomForestRegressor(num_trees, max_features=1 / 3, random_state=seed % 2**32)
     return forest_arrays(model.fit(x, y))
 
 
-def _extra_trees(x: np.ndarray, y: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def _extra_trees(x: np.ndarray, y: np.ndarray, seed: int, num_trees: int) -> dict[str, np.ndarray]:
     from sklearn.ensemble import ExtraTreesRegressor
 
-    model = ExtraTreesRegressor(NUM_TREES, max_features=1 / 3, random_state=seed % 2**32)
+    model = ExtraTreesRegressor(num_trees, max_features=1 / 3, random_state=seed % 2**32)
     return forest_arrays(model.fit(x, y))
 
 
-def _ridge(x: np.ndarray, y: np.ndarray, seed: int) -> dict[str, np.ndarray]:  # noqa: ARG001
+def _ridge(x: np.ndarray, y: np.ndarray, *_: int) -> dict[str, np.ndarray]:
     fit = fit_ridge(x[None], y)
     return {
         "centre": fit.centre[0, 0], "scale": fit.scale[0, 0], "width": fit.width[0, 0],
@@ -56,7 +57,7 @@ def _predict_ridge(arrays: Arrays, x: np.ndarray) -> np.ndarray:
     return RidgeFit(*one, arrays["coefficients"][None, :, None], float(arrays["mean"][0])).predict(x[None])[0]
 
 
-def _process(x: np.ndarray, y: np.ndarray, seed: int) -> dict[str, np.ndarray]:  # noqa: ARG001
+def _process(x: np.ndarray, y: np.ndarray, *_: int) -> dict[str, np.ndarray]:
     centre, scale = x.mean(0), x.std(0)
     scale = np.where(scale > 1e-12, scale, 1.0)
     inside = (x - centre) / scale
@@ -94,10 +95,10 @@ def _matern(apart: np.ndarray, length: float) -> np.ndarray:
     return (1 + a + a**2 / 3) * np.exp(-a)
 
 
-FITTERS: Mapping[str, Callable[[np.ndarray, np.ndarray, int], dict[str, np.ndarray]]] = {
+FITTERS: Mapping[str, Callable[[np.ndarray, np.ndarray, int, int], dict[str, np.ndarray]]] = {
     "random_forest": _forest, "extra_trees": _extra_trees, "ridge": _ridge, "gaussian_process": _process,
 }  # fmt: skip
-"""Name -> (columns [n, p], targets [n], seed) -> arrays."""
+"""Name -> (columns [n, p], targets [n], seed, number of trees) -> arrays."""
 PREDICTORS: Mapping[str, Callable[[Any, np.ndarray], np.ndarray]] = {
     "random_forest": predict_forest, "extra_trees": predict_forest, "ridge": _predict_ridge,
     "gaussian_process": _predict_process,

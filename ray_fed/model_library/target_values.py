@@ -45,12 +45,19 @@ class TargetValues:
 
 def read_targets(column: Sequence[Any], unit: str = "") -> TargetValues:
     """Return the numbers of a column; nothing that was written is dropped without a reason."""
+    if all(type(value) in (int, float) for value in column):
+        return _plain(np.array(column, float))
     texts = [_text(value) for value in column]
     has_decimal_commas = any(_is_decimal_comma(text) for text in texts) and not any("." in text for text in texts)
     found = [_read(text, unit, has_decimal_commas) for text in texts]
     notes = Counter(note for _, reason, note in found if note and not reason)
     values = np.array([value for value, _, _ in found], float)
     return TargetValues(values, tuple(reason for _, reason, _ in found), dict(notes))
+
+
+def _plain(values: np.ndarray) -> TargetValues:
+    reasons = np.where(np.isnan(values), EMPTY, np.where(np.isfinite(values), "", INFINITE))
+    return TargetValues(np.where(np.isfinite(values), values, np.nan), tuple(reasons.tolist()), {})
 
 
 def _text(value: Any) -> str:
@@ -92,7 +99,7 @@ def _read(text: str, unit: str, has_decimal_commas: bool) -> tuple[float, str, s
 
 def _with_comma(text: str, has_decimal_commas: bool) -> tuple[float, str, str]:
     one = _ONE_COMMA.fullmatch(text)
-    if one is not None and has_decimal_commas:
+    if one is not None and (has_decimal_commas or _is_decimal_comma(text)):
         return (*_finite(f"{one[1] or '0'}.{one[2]}{one[3]}")[:2], DECIMAL_COMMA)
     if _COMMAS.fullmatch(text) and (text.count(",") > 1 or "." in text):
         return _finite(text.replace(",", ""))

@@ -94,6 +94,12 @@ class Prepared:
     sources: SourceFeatures
     skipped: Mapping[str, int]
     """Why models could not be used -> how many."""
+    models: Sequence[Model]
+    """Those that are used, in order."""
+    fingerprints: Mapping[str, str]
+    """Descriptor -> hash of all its numbers depend on."""
+    rows: np.ndarray
+    """Rows of the table that every descriptor could read."""
 
 
 def target_and_sources(
@@ -113,10 +119,12 @@ def target_and_sources(
                         f"need {FEWEST_ROWS}")  # fmt: skip
     inputs = {name: inputs[name][usable] for name in sorted(inputs)}
     target = TransferTarget(inputs, table.frame["value"].to_numpy(float)[usable], table.groups[usable])
-    return Prepared(target, _source_features(readable, inputs, layers), skipped)
+    fingerprints = {name: make_descriptor(name, element_table).fingerprint() for name in inputs}
+    sources = source_features(readable, inputs, layers)
+    return Prepared(target, sources, skipped, readable, fingerprints, np.flatnonzero(usable))
 
 
-def _source_features(models: Sequence[Model], inputs: Mapping[str, np.ndarray], layers: str) -> SourceFeatures:
+def source_features(models: Sequence[Model], inputs: Mapping[str, np.ndarray], layers: str) -> SourceFeatures:
     by_width: dict[int, list[tuple[np.ndarray, ModelCard]]] = defaultdict(list)
     by_table: dict[str, list[np.ndarray]] = defaultdict(list)
     for arrays, card in models:
@@ -145,12 +153,6 @@ def source_table(card: ModelCard) -> str:
 
 def _is_network(card: ModelCard) -> bool:
     return card.architecture.get("type") == predictors.NETWORK
-
-
-def without_target_materials(models: Iterable[Model], modelsets: Iterable[str]) -> list[Model]:
-    """Return the models that were not trained on these data sets: a source must not know the target's answers."""
-    barred = set(modelsets)
-    return [model for model in models if not barred & {str(source.get("name")) for source in model[1].data}]
 
 
 def _readable(
