@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.model_library.build import TOLD_EVERY_SECONDS, note
-from pipelines.training.predict import WRITERS, check_place, model_path
+from pipelines.training.predict import by_transfer, check_place, model_path
 from ray_fed.errors import DataError
 from ray_fed.materials.databases.database import crystal_frame
 from ray_fed.materials.databases.kinds import open_source
@@ -31,7 +31,6 @@ from ray_fed.model_library.property_tables import materials_of
 from ray_fed.model_library.store import Fault, Library
 from ray_fed.model_library.transfer import Model
 from ray_fed.model_library.transfer_model import METHOD as TRANSFER
-from ray_fed.model_library.transfer_model import predict_transfer
 from ray_fed.reporting.model_files import load_model
 from ray_fed.reporting.writing import to_json, write_atomically
 
@@ -43,7 +42,7 @@ WITH_UNIT = ("mae", "rmse", "mse", "max_abs_error", "baseline_mae")
 
 def query(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Print the models that answer a query."""
-    names = options["columns"].split(",") if options["columns"] else None
+    names: list[str] | None = options["columns"].split(",") if options["columns"] else None
     if options["failures"] and names is None:
         names = list(SHOWN_WITH_FAILURES)
     found = _answer(options, names)
@@ -82,8 +81,8 @@ def _answer(options: Mapping[str, Any], names: list[str] | None) -> pd.DataFrame
 def _warn_of_units(text: str, found: pd.DataFrame) -> None:
     """Say so where numbers of several units stand in one order."""
     order = re.search(r"order\s+by\s+(\w+)", text, re.IGNORECASE)
-    if order and field_name(order[1]) in WITH_UNIT and "unit" in found and found["unit"].nunique() > 1:
-        note(f"the order mixes {found['unit'].nunique()} units; order by relative_error, or ask for one property")
+    if order and field_name(order[1]) in WITH_UNIT and len(set(found.get("unit", ()))) > 1:
+        note(f"the order mixes {len(set(found['unit']))} units; order by relative_error, or ask for one property")
 
 
 def _tell_faults(faults: Sequence[Fault]) -> None:
@@ -141,8 +140,8 @@ def summary(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     for name in ("method", "descriptor", "licence"):
         counts = found[name].value_counts()
         print(f"{name}: {', '.join(f'{count:,} {value}' for value, count in counts.items())}")
-    print(f"federated: {int(found['federated'].sum()):,}; learned from other models: "
-          f"{int(found['transferred'].sum()):,}")  # fmt: skip
+    print(f"federated: {np.count_nonzero(found['federated']):,}; learned from other models: "
+          f"{np.count_nonzero(found['transferred']):,}")  # fmt: skip
     return 0
 
 
@@ -254,7 +253,7 @@ def predict_file(options: Mapping[str, Any], _command_line: Sequence[str]) -> in
     raw = open_table(file, None)
     frame, _ = materials_of(raw, options["material_column"])
     if card.architecture.get("type") == TRANSFER:
-        return _by_transfer(model, frame, list(raw.columns), path, options["element_table"])
+        return by_transfer(model, frame, list(raw.columns), path, options["element_table"])
     if is_on_graphs(card):
         predicted, reasons = _predicted_on_graphs(Trained(*model), file)
     else:
@@ -264,25 +263,6 @@ def predict_file(options: Mapping[str, Any], _command_line: Sequence[str]) -> in
     table = frame[[name for name in frame if name in raw.columns]].assign(**told)
     write_atomically(path, pd.DataFrame(table).to_csv(index=False).encode())
     print(f"{usable.sum():,} of {len(frame):,} predictions of {card.property} [{card.unit}] in {path}")
-    return 0 if usable.any() else 1
-
-
-def predict_by_transfer(model_file: Path, file: Path, out: Path, element_table: str | None = None) -> int:
-    """Write what a saved transfer model predicts of a table."""
-    check_place(out, file)
-    raw = open_table(file, None)
-    return _by_transfer(load_model(model_file), materials_of(raw)[0], list(raw.columns), out, element_table)
-
-
-def _by_transfer(model: Model, frame: pd.DataFrame, given: list[str], out: Path, element_table: str | None) -> int:
-    arrays, card = model
-    predicted = predict_transfer(arrays, card, frame, element_table)
-    table = frame[[name for name in frame if name in given]].assign(**predicted.columns(card))
-    write_atomically(out, WRITERS[out.suffix.lower()](pd.DataFrame(table)))
-    usable = np.isfinite(predicted.values)
-    flagged = sum(bool(flag) for flag in predicted.flags)
-    print(f"{usable.sum():,} of {len(frame):,} predictions of {card.property} [{card.unit}] in {out}; "
-          f"{flagged:,} are unlike the rows learned from")  # fmt: skip
     return 0 if usable.any() else 1
 
 

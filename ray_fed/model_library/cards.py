@@ -89,8 +89,9 @@ def relative_error(card: ModelCard) -> float | None:
     does not say."""
     test = card.metrics.get("test", {})
     error, baseline = test.get(HELD_OUT_ERROR), test.get(BASELINE_ERROR)
-    are_numbers = isinstance(error, float) and isinstance(baseline, float) and baseline > 0
-    return error / baseline if are_numbers else None
+    if not isinstance(error, float) or not isinstance(baseline, float) or baseline <= 0:
+        return None
+    return error / baseline
 
 
 def _number(mapping: Mapping[str, Plain], key: str) -> Any:

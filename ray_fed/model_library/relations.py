@@ -125,7 +125,7 @@ def _compared(target: PropertyTable, source: SourceFacts) -> tuple[int | None, f
     if source.rows is not None and source.rows.column == target.column:
         first, second = values_by_material(target), values_by_material(source.rows)
         both = first.index.intersection(second.index)
-        return len(both), _ranked(first[both].to_numpy(), second[both].to_numpy())
+        return len(both), _ranked(np.asarray(first.loc[both]), np.asarray(second.loc[both]))
     if source.predicted is None:
         return None, float("nan")
     known = np.isfinite(source.predicted)
