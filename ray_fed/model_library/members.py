@@ -27,7 +27,7 @@ from ray_fed.model_library.few_rows import FITTERS, NUM_TREES, PREDICTORS
 from ray_fed.model_library.heads import RidgeFit, cross_validated, fit_ridge, ridge
 from ray_fed.randomness import derived_seed, generator
 
-PULL = 0.1
+PULL = 0.03
 STEPS, STEP = 400, 0.3
 """Of the multiplicative descent that finds the weights."""
 
