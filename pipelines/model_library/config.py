@@ -97,6 +97,8 @@ class TransferConfig:
     """Target property, data set, or DATASET/PROPERTY; with a table of your own: its column."""
     unit: str | None = None
     """Unit of the target of a table of your own."""
+    property_name: str | None = None
+    """What the target of a table of your own is called elsewhere, e.g. band_gap (default: the column's name)."""
     transform: Literal["identity", "log10", "ln"] = "identity"
     """What is done to the target of a table of your own before it is learned."""
     material_column: str | None = None

@@ -17,7 +17,7 @@ from ray_fed.errors import DataError
 from ray_fed.model_library.members import Effort
 from ray_fed.model_library.property_catalogue import shared_tables
 from ray_fed.model_library.property_tables import PropertyTable, find_table
-from ray_fed.model_library.relations import Relation, SourceFacts, SourceRules, relation, told
+from ray_fed.model_library.relations import Relation, SourceFacts, SourceRules, is_known, relation, told
 from ray_fed.model_library.selection import Draw, Protocol
 from ray_fed.model_library.silo_search import SiloErrors
 from ray_fed.model_library.store import Library
@@ -109,9 +109,13 @@ def _save(config: TransferConfig, target: PropertyTable, prepared: Prepared) -> 
 def _target(config: TransferConfig) -> tuple[PropertyTable, dict[str, PropertyTable]]:
     """Return the target, and all tables whose rows are at hand."""
     tables = tables_of(
-        config.source, config.target, config.unit, None, config.transform, config.material_column
-    )  # fmt: skip
-    target = find_table(tables, config.target)
+        config.source, config.target, config.unit, config.property_name, config.transform, config.material_column
+    )
+    is_own = Path(config.source).is_file()
+    target = next(iter(tables.values())) if is_own else find_table(tables, config.target)
+    if is_own and not is_known(target.property_name):
+        note(f"{target.property_name!r} is no quantity that is known by other names: sources of it under other names "
+             "are found by their values alone; say what it is with --property-name")  # fmt: skip
     return target, {**(shared_tables(config.tables) if config.tables else {}), **tables}
 
 

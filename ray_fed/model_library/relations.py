@@ -25,8 +25,8 @@ SHARED_FORMULAS = 20
 """Fewest formulas that a correlation is told for."""
 QUANTITIES: Mapping[str, tuple[str, ...]] = {
     "formation_energy": ("formation_energy_per_atom", "heat_of_formation", "e_form", "delta_e"),
-    "band_gap": ("gap", "egap", "bandgap", "band_gap_pbe", "gap pbe", "gap expt", "mbj_bandgap", "optb88vdw_bandgap",
-                 "dir_gap", "ind_gap"),
+    "band_gap": ("gap", "eg", "egap", "e_gap", "bandgap", "band_gap_pbe", "gap pbe", "gap expt", "mbj_bandgap",
+                 "optb88vdw_bandgap", "dir_gap", "ind_gap"),
     "refractive_index": ("n",),
     "total_dielectric_constant": ("eps_total",),
     "static_dielectric_constant": ("static_dielectric_constant_mbj",),
@@ -49,6 +49,11 @@ def quantity_of(property_name: str) -> str:
     """Return the one name of a quantity: "formation_energy_per_atom" -> "formation_energy"."""
     first = _NAMES.get(property_name.strip().casefold(), property_name)
     return _NAMES.get(first.casefold(), first)
+
+
+def is_known(property_name: str) -> bool:
+    """Whether other names of a quantity are known."""
+    return property_name.strip().casefold() in _NAMES
 
 
 def one_unit(first: str, second: str) -> bool:
