@@ -8,9 +8,10 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from actors import placement
+from actors import placement, waiting
 from actors.cohort import value_of
 from actors.coordinator import CoordinatorActor, RemoteCoordinator
+from actors.packing import hardest_first
 from actors.silo import EvaluatorActor, Handle, SiloActor
 from actors.silo_logs import readable_logs
 from actors.user_code import travelling
@@ -19,7 +20,6 @@ from ray_fed.federation.messages import Artifact, SiloDescription
 from ray_fed.federation.rounds.machine import AT_ONCE, StartRules
 from ray_fed.federation.task import SiloSpec, Task
 
-START_TIMEOUT_SECONDS = 120.0
 CONTROL_CPUS = 0.01
 """Actors that mostly wait; a sliver keeps them schedulable next to the silos."""
 
@@ -71,14 +71,15 @@ def silo_actors(
         settled, test = logged[: len(settled)], logged[-1] if test else None
         silos = SiloActors(settled, task, notices, answer_timeout)
         try:
-            for spec in settled:
+            for spec in hardest_first(settled):
                 silos.start(spec)
+            silos.handles = {spec.name: silos.handles[spec.name] for spec in settled}
             silos.evaluator = (
                 EvaluatorActor.options(**placement.evaluator_options(test)).remote(test, silos.carried)
                 if test
                 else None
             )
-            _wait_for_places({name: silo for name, silo in silos.handles.items() if name not in awaited})
+            waiting.refuse_late({name: silos.handles[name] for name in silos.handles if name not in awaited}, settled)
             silos.absent = _absent({name: silos.handles[name] for name in awaited}, settled, start)
             yield silos
         finally:
@@ -188,9 +189,8 @@ def _absent(silos: Mapping[str, Handle], specs: Sequence[SiloSpec], start: Start
     """Wait for machines as long as the rules say; return the silos that the run begins without."""
     if not silos:
         return []
-    refs = {silo.__ray_ready__.remote(): name for name, silo in silos.items()}
-    _, late = ray.wait(list(refs), num_returns=len(refs), timeout=start.timeout)
-    absent, by_name = sorted(refs[ref] for ref in late), {spec.name: spec for spec in specs}
+    absent = sorted(waiting.until_ready(silos, specs, start.timeout))
+    by_name = {spec.name: spec for spec in specs}
     for name in absent:
         if name not in start.may_be_late:
             placement.refuse_absent(by_name[name], start.timeout)
@@ -201,15 +201,3 @@ def _absent(silos: Mapping[str, Handle], specs: Sequence[SiloSpec], start: Start
             f"{there} of {len(specs)} silos have a machine, min_fit_clients is {start.fewest}; no machine at: {sites}"
         )
     return absent
-
-
-def _wait_for_places(silos: Mapping[str, Handle]) -> None:
-    """Another user may have taken what was free a moment ago: do not wait for it for ever."""
-    if not silos:
-        return
-    refs = {silo.__ray_ready__.remote(): name for name, silo in silos.items()}
-    _, late = ray.wait(list(refs), num_returns=len(refs), timeout=START_TIMEOUT_SECONDS)
-    if late:
-        names = ", ".join(f"'{refs[ref]}'" for ref in late)
-        free = {key: value for key, value in ray.available_resources().items() if key in ("CPU", "GPU")}
-        raise PlacementError(f"silos {names} found no place within {START_TIMEOUT_SECONDS:g} s; free now: {free}")

@@ -11,6 +11,7 @@ import select
 import signal
 import socket
 import sys
+import traceback
 from typing import NoReturn
 
 # Not Ray: it reads each worker's own settings from the environment at import. What Ray requires is most of its import.
@@ -94,10 +95,13 @@ def _answer(line: socket.socket, listener: socket.socket) -> None:
         arguments, environment, folder = json.loads(question)
         if len(files) != 3:
             return
-        line.sendall(b"y")
-        if os.fork() == 0:
+        if (worker := os.fork()) == 0:
             listener.close()
             _become_worker(arguments, environment, folder, files)
+        try:
+            line.sendall(b"y")  # not before: where nothing can be forked, the launcher starts the worker itself
+        except OSError:  # so does one that has given up waiting
+            os.kill(worker, signal.SIGKILL)
         for file in files:
             os.close(file)
 
@@ -113,20 +117,24 @@ def _received(line: socket.socket, length: int) -> bytes:
 
 
 def _become_worker(command: list[str], environment: dict[str, str], folder: str, files: list[int]) -> NoReturn:
-    """Take over everything that makes a process, then run Ray's own worker script."""
-    os.setsid()
-    _take_files(files)
-    _hear_signals()
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    random.seed()
-    sys.argv = command
-    code = 0
+    """Take over everything that makes a process, then run Ray's own worker script. It never returns: a copy of the
+    fork server that goes on would answer for it."""
+    code = 1
     try:
+        os.setsid()
+        _take_files(files)
+        _hear_signals()
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        random.seed()
+        sys.argv = command
         runpy.run_path(command[0], run_name="__main__")
+        code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:  # as Python does with what nobody handles: to the worker's log, and an exit that says so
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -6,13 +6,17 @@ from typing import cast
 import ray
 from ray.exceptions import RayError
 
+from actors import placement
+from actors.silo import reserved_device
+from actors.waiting import TaskWatch
 from ray_fed.leakage.study import AttackJob, AttackResult, failed, run_job
 
 
 @ray.remote(max_retries=1)
-def _attack(job: AttackJob, device: str) -> AttackResult:
+def _attack(job: AttackJob) -> AttackResult:
     import torch
 
+    device = reserved_device("an attack")
     torch.set_num_threads(1)  # tasks share the machine; sums over several threads differ in the last bits
     return run_job(job, device)
 
@@ -21,14 +25,15 @@ def run_tasks(jobs: Sequence[AttackJob], num_cpus: float = 1.0, num_gpus: float 
     """Run jobs as tasks on the connected cluster and yield each result as it comes.
 
     A task whose process died (it is tried twice) or that raised becomes rows with a reason; the others go on. With
-    num_gpus > 0 a task reserves that share of a GPU and computes there.
+    num_gpus > 0 a task reserves that share of a GPU and computes there; PlacementError where no node has one.
     """
-    device = "cuda" if num_gpus else "cpu"
+    placement.check_tasks("an attack", num_cpus, num_gpus)
+    watch = TaskWatch("an attack", num_cpus, num_gpus)
     task = _attack.options(num_cpus=num_cpus, num_gpus=num_gpus)
-    under_way = {task.remote(job, device): job for job in jobs}
+    under_way = {task.remote(job): job for job in jobs}
     try:
         while under_way:
-            done, _ = ray.wait(list(under_way), num_returns=1)
+            done, _ = watch.wait(list(under_way))
             yield _fetched(done[0], under_way.pop(done[0]))
     finally:
         for ref in under_way:

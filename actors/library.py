@@ -13,6 +13,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.egress_block import ClosedEgress, lifted
 from actors.owned import owned, owners_site_file
+from actors.placement import check_tasks, cpus_of
+from actors.waiting import TaskWatch
 from ray_fed.errors import FedError
 from ray_fed.model_library.building import BuildJob, BuildResult, run_job
 from ray_fed.model_library.cards import PackedModel
@@ -53,6 +55,8 @@ def _build(job: BuildJob, table: PropertyTable) -> BuildResult:
 def build(jobs: Sequence[BuildJob], tables: Mapping[str, PropertyTable]) -> Iterator[BuildResult]:
     """Yield the results of the jobs as they end. A table goes into the object store once; memory is bounded by the
     tasks under way, not by the number of jobs."""
+    check_tasks("a library build", num_cpus=1, num_gpus=0)
+    watch = TaskWatch("a library build", num_cpus=1, num_gpus=0)
     stored = {key: ray.put(tables[key]) for key in {job.table for job in jobs}}
     room = max(1, int(ray.cluster_resources().get("CPU", 1))) * TASKS_PER_CPU
     waiting, running = list(reversed(jobs)), []
@@ -60,7 +64,7 @@ def build(jobs: Sequence[BuildJob], tables: Mapping[str, PropertyTable]) -> Iter
         while waiting and len(running) < room:
             job = waiting.pop()
             running.append(_build.remote(job, stored[job.table]))
-        done, running = ray.wait(running, num_returns=1)
+        done, running = watch.wait(running)
         yield from _got(done)
 
 
@@ -71,8 +75,10 @@ def _draw(target: TransferTarget, sources: SourceFeatures, head: str, protocol: 
 
 def draws(target: TransferTarget, sources: SourceFeatures, head: str, protocol: Protocol, count: int) -> list[Draw]:
     """Return `count` draws of a transfer study, one task each; target and sources are stored once."""
+    check_tasks("a draw of a transfer", num_cpus=1, num_gpus=0)
+    watch = TaskWatch("a draw of a transfer", num_cpus=1, num_gpus=0)
     stored = ray.put(target), ray.put(sources)
-    return _got([_draw.remote(*stored, head, protocol, number) for number in range(count)])
+    return _got(watch.until_first([_draw.remote(*stored, head, protocol, number) for number in range(count)]))
 
 
 @ray.remote(num_cpus=0)
@@ -97,14 +103,16 @@ def _searched_here(
     head: str, protocol: Protocol, count: int, prepared: tuple[TransferTarget, SourceFeatures], per_source: bool
 ) -> list[SiloErrors | FedError]:
     """Search in tasks pinned to this node: the features of the silo's rows never leave its object store."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    node = ray.get_runtime_context().get_node_id()
+    here = NodeAffinitySchedulingStrategy(node, soft=False)
     with lifted():
+        if cpus_of(node) < 1:  # such a node would never run a task
+            return [_searched(prepared, head, protocol, number, per_source) for number in range(count)]
         stored, task = ray.put(prepared), _search.options(scheduling_strategy=here)
         return ray.get([task.remote(stored, head, protocol, number, per_source) for number in range(count)])
 
 
-@ray.remote(num_cpus=1)
-def _search(
+def _searched(
     prepared: tuple[TransferTarget, SourceFeatures], head: str, protocol: Protocol, number: int, per_source: bool
 ) -> SiloErrors | FedError:
     """An error of ours is an answer, too: what of it may be told is up to the silo's boundary."""
@@ -112,6 +120,9 @@ def _search(
         return search(prepared, head, protocol, number, per_source)
     except FedError as error:
         return error
+
+
+_search: Any = ray.remote(num_cpus=1)(_searched)
 
 
 def search_at(

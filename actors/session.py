@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from actors import forking
+from actors.head_watch import watched_head
 from ray_fed.deployment.installed import DRIVERS_VARIABLE, PACKAGES, installed_package
 from ray_fed.errors import ConfigError, PlacementError
+from ray_fed.reporting.environment import gpu_names
 
 INLINE_VARIABLE = "RAY_max_direct_call_object_size"
 RAYS_INLINE_BYTES = 100 * 1024
@@ -80,7 +82,8 @@ def session(
                 from actors import same_package
 
                 same_package.check_nodes()
-            yield
+            with contextlib.nullcontext() if _started_here else watched_head(ray.get_runtime_context().gcs_address):
+                yield
         finally:
             _started_here = False
             ray.shutdown()
@@ -108,6 +111,11 @@ def set_private_token() -> None:
 def is_private() -> bool:
     """Whether this process is connected to a cluster that it started for itself."""
     return _is_connected() and _started_here
+
+
+def will_be_private(address: str) -> bool:
+    """Whether a `session` at this address is a cluster that this process starts, or has started, for itself."""
+    return address == "local" and (is_private() or not _is_connected())
 
 
 def _is_connected() -> bool:
@@ -196,7 +204,7 @@ def _start(address: str, num_cpus: float, num_gpus: int | None, empty: str, ship
                 ray.init(
                     address="local",
                     num_cpus=max(os.cpu_count() or 1, int(num_cpus + 0.999)),
-                    num_gpus=num_gpus,
+                    num_gpus=_without_unusable() if num_gpus is None else num_gpus,
                     include_dashboard=False,
                     _node_ip_address="127.0.0.1",
                     **quiet,
@@ -239,6 +247,17 @@ def _patient(get_node: Callable[..., Any], *place: Any) -> Any:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
+
+
+def _without_unusable() -> int | None:
+    """Return 0 on a machine whose GPUs torch cannot use, and say so once; None leaves it to Ray to count them."""
+    if not (names := gpu_names()):
+        return None
+    from actors.silo import cuda_trouble
+
+    if trouble := cuda_trouble():
+        print(f"note: {len(names)} x {names[0]} is not used, silos compute on the CPU: {trouble}", file=sys.stderr)
+    return 0 if trouble else None
 
 
 def _environment(empty: str, ships: bool) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """A silo and an evaluator with a mailbox around them: one actor each, on the node that holds the data."""
 
 import functools
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -50,7 +51,7 @@ class SiloActor:
         _one_thread()
         check_this_process(f"silo '{spec.name}'")
         stand_at_site(spec)
-        device, block, site_file = reserved_device(), ClosedEgress(spec.name), owners_site_file()
+        device, block, site_file = reserved_device(f"silo '{spec.name}'"), ClosedEgress(spec.name), owners_site_file()
         if isinstance(task, Invitation):
             invited = accepted(read_site_file(site_file), task)
             self.silo = GuardedSilo(
@@ -155,16 +156,40 @@ class EvaluatorActor:
         return self.silo.predict(models)
 
 
-def reserved_device() -> str:
-    """Return "cuda:0" when Ray reserved a GPU for this actor and torch can use it, else "cpu".
+def reserved_device(whose: str) -> str:
+    """Return "cuda:0" where Ray has reserved a GPU for this process, else "cpu".
 
-    Ray narrows CUDA_VISIBLE_DEVICES to the reserved GPU, so it is number 0 here. An actor without a reservation must
-    not touch a GPU even where it can see one.
+    Ray narrows CUDA_VISIBLE_DEVICES to the reserved GPU, so it is number 0 here: PlacementError where that has not
+    happened, or where torch cannot use it. Without a reservation no GPU is touched, even where one can be seen.
     """
+    reserved = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
+    return device_of(whose, reserved, os.environ.get("CUDA_VISIBLE_DEVICES"), cuda_trouble)
+
+
+def device_of(whose: str, reserved: Sequence[str], visible: str | None, trouble: Callable[[], str]) -> str:
+    """See `reserved_device`. trouble: why torch cannot use a GPU here, "" where it can."""
+    if not reserved:
+        return "cpu"
+    if visible is None or visible.split(",") != list(reserved):
+        raise PlacementError(
+            f"{whose}: Ray reserved GPU {','.join(reserved)} for it, and CUDA_VISIBLE_DEVICES={visible} here: it might "
+            "compute on another's; unset RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES where the node is started"
+        )
+    if why := trouble():
+        raise PlacementError(
+            f"{whose}: Ray reserved GPU {reserved[0]} for it, which torch cannot use: {why}; install a CUDA build of "
+            "torch that fits the driver, or let it compute on the CPU: num_gpus=0"
+        )
+    return "cuda:0"
+
+
+def cuda_trouble() -> str:
+    """Return why torch cannot use a GPU in this process; "" where it can."""
     import torch
 
-    reserved = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-    return "cuda:0" if reserved and torch.cuda.is_available() else "cpu"
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"torch {torch.__version__} is built for the CPU"
+    return "" if torch.cuda.is_available() else f"torch {torch.__version__} finds no usable driver (see nvidia-smi)"
 
 
 def stand_at_site(spec: SiloSpec) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from actors import placement
-from actors.federation import START_TIMEOUT_SECONDS
+from actors import placement, waiting
 from actors.silo import Handle, SiloActor
 from ray_fed.errors import ConfigError, FedError, PlacementError, SiloFailed
 from ray_fed.federation.messages import (
@@ -178,13 +177,13 @@ def _actor(spec: SiloSpec, invitation: Invitation) -> Handle:
     """Start the silo's process and wait until it stands: another one may have what is free. It looks up in the owner's
     file by itself what it is asked for."""
     actor: Handle = SiloActor.options(**placement.actor_options(spec)).remote(spec, invitation)
+    if waiting.until_ready({spec.name: actor}, [spec], waiting.START_TIMEOUT_SECONDS):
+        ray.kill(actor)
+        free = placement.listed(placement.free_offers())
+        late = f"{placement.wish(spec)} were not free within {waiting.START_TIMEOUT_SECONDS:g} s, but: {free}"
+        raise PlacementError(f"{late}; see device in the site file")
     try:
-        ray.get(actor.__ray_ready__.remote(), timeout=START_TIMEOUT_SECONDS)
+        ray.get(actor.__ray_ready__.remote())
     except RayActorError as error:
         raise PlacementError(f"its process did not start: {' '.join(str(error).split())}") from None
-    except GetTimeoutError:
-        ray.kill(actor)
-        asked = f"{spec.num_gpus or 0.0:g} GPU and {spec.num_cpus:g} CPU"
-        late = f"{asked} were not free within {START_TIMEOUT_SECONDS:g} s; see device in the site file"
-        raise PlacementError(late) from None
     return actor

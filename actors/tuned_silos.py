@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 
-from actors import placement
+from actors import placement, waiting
 from actors.cohort import RayCohort, value_of
 from actors.egress_block import ClosedEgress
 from actors.federation import CONTROL_CPUS
@@ -48,7 +48,8 @@ class TunedOwnerActor:
         self.name = spec.name
         check_this_process(f"silo '{spec.name}'")
         stand_at_site(spec)
-        self.device, self.block, self.site_file = reserved_device(), ClosedEgress(spec.name), owners_site_file()
+        self.device = reserved_device(f"silo '{spec.name}'")
+        self.block, self.site_file = ClosedEgress(spec.name), owners_site_file()
         self.silos: dict[str, GuardedSilo | GuardedEvaluator] = {}
 
     def __repr__(self) -> str:
@@ -203,6 +204,7 @@ def tuned_silos(specs: Sequence[SiloSpec], test: SiloSpec | None) -> Iterator[Tu
         if test:
             options = placement.evaluator_options(test)
             owners[TEST] = TunedOwnerActor.options(**options, max_restarts=-1).remote(logged[-1])  # type: ignore[arg-type]
+        waiting.refuse_late({spec.name: owners[spec.name] for spec in silos}, silos)
         board = TuningBoard.options(num_cpus=CONTROL_CPUS).remote(owners)
         try:
             yield TunedSilos(owners, board)

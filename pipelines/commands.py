@@ -26,7 +26,7 @@ class ConfigChoice:
     """An argument that says which configurations a command takes; the first is meant where none is given."""
 
     name: str
-    takes: Mapping[str, tuple[str, ...]]
+    takes: Mapping[str, tuple[methodcaller | str, ...]]
 
     def add_to(self, parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
         from ray_fed.config import add_options
@@ -35,7 +35,10 @@ class ConfigChoice:
         parser.add_argument(self.name, nargs="?", default=names[0], choices=names)
         chosen = next((word for word in arguments if word in self.takes), names[0])
         for each in self.takes[chosen]:
-            add_options(parser, named(each))
+            if isinstance(each, str):
+                add_options(parser, named(each))
+            else:
+                each(parser)
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,11 @@ def _start_fork_server_to_measure(options: Mapping[str, Any]) -> None:
 
 RUN = place("run_directory", metavar="RUN", help="folder of the run")
 RUN_OR_MODEL = place("run_directory", metavar="RUN", help="folder of a run, or a .safetensors model file")
+AUDITED = place("target", metavar="RUN|FEDERATION", help="folder of a run, or a federation file")
+IMAGES = place("images", metavar="IMAGE", nargs="+", help="image files or folders of images")
+SWEEP_FOLDER = place(
+    "--out", default=argparse.SUPPRESS, metavar="PATH", help="folder of the sweep (default: runs/sweep-DATE-TIME)"
+)
 KEY = argument(
     "--key",
     action="append",
@@ -232,7 +240,7 @@ COMMANDS = (
         "what the messages of your own federation give away",
         "pipelines.leakage.audit_pipeline:run",
         (
-            place("target", metavar="RUN|FEDERATION", help="folder of a run, or a federation file"),
+            AUDITED,
             OWN_STRATEGY,
             "pipelines.leakage.audit_config:AuditConfig",
         ),
@@ -276,7 +284,20 @@ COMMANDS = (
                     "train": ("pipelines.sweep.config:SweepConfig", "pipelines.training.config:TrainConfig"),
                     "fedtransfer": (WHOLE_RUNS, "pipelines.fedtransfer.config:FedTransferConfig"),
                     "leakage": (WHOLE_RUNS, "pipelines.leakage.config:LeakageConfig"),
+                    "audit": (AUDITED, OWN_STRATEGY, WHOLE_RUNS, "pipelines.leakage.audit_config:AuditConfig"),
                     "transfer": (WHOLE_RUNS, "pipelines.model_library.config:TransferConfig"),
+                    "library-build": (SWEEP_FOLDER, WHOLE_RUNS, "pipelines.model_library.config:BuildConfig"),
+                    "study-value": (
+                        WHOLE_RUNS,
+                        "pipelines.value.config:ValueConfig",
+                        "pipelines.training.config:TrainConfig",
+                    ),
+                    "segment": (
+                        RUN_OR_MODEL,
+                        IMAGES,
+                        WHOLE_RUNS,
+                        "pipelines.segmentation.config:SegmentConfig",
+                    ),
                 },
             ),
         ),
@@ -423,7 +444,7 @@ COMMANDS = (
         "pipelines.segmentation.pipeline:run",
         (
             RUN_OR_MODEL,
-            place("images", metavar="IMAGE", nargs="+", help="image files or folders of images"),
+            IMAGES,
             "pipelines.segmentation.config:SegmentConfig",
         ),
         "Write, for each image, its boundary mask and an overlay, and for all a table of grains and one of fields, "

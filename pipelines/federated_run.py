@@ -115,11 +115,11 @@ class FederatedRun:
         directory.write_data(fingerprints(agreement))
         directory.write_summary({"status": "running"})
 
-    def recorder(self, watched: Watched, has_boundary: bool) -> TrainingRecorder:
+    def recorder(self, watched: Watched, has_boundary: bool, silos: Sequence[SiloSpec]) -> TrainingRecorder:
         """Return who writes the records down; with a ledger where silos keep theirs."""
         run = self.run if has_boundary else ""
         ledger = CoordinatorLedger.of_run(self.directory, run, self.checkpoint.folder)
-        return TrainingRecorder(watched, self.directory, ledger)
+        return TrainingRecorder(watched, self.directory, ledger, silos)
 
     def complete(self, result: Federated, recorder: TrainingRecorder) -> None:
         """Write the outcome; last of all that it is complete."""

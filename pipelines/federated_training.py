@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import ceil
@@ -221,9 +222,12 @@ class _Asked:
         rows = {name: agreement.silos[name].num_examples for name in self.names}
         there = tuple(name for name in self.names if rows[name])
         if not there:
-            raise DataError("no silo has a training sample; see what their sources hold")
+            raise DataError(
+                "no silo has a training sample, or as many as its owner's min_examples; see what their sources hold"
+            )
         for name in sorted({*self.names} - {*there}):
-            print(f"note: silo '{name}' has no training samples and takes no part", file=sys.stderr)
+            reason = "no training samples, or fewer than its owner's min_examples"
+            print(f"note: silo '{name}' has {reason}, and takes no part", file=sys.stderr)
         plans = {name: self.training.plan(rows[name]) for name in there}
         return Job(
             NAME, there, plans, self.training.seed, self.strategy, self.rules, evaluate_every=self.evaluate_every,
@@ -249,22 +253,33 @@ class _Training:
         silos, test = asked.silos, asked.test
         if folder := self.run_folder:
             silos = tuple(folder.placed(spec, asked.cohort, asked.address) for spec in silos)
+        with contextlib.ExitStack() as block:
+            if asked.cohort == "ray" and _is_private(asked.address):  # one user plays all silos, and reads their logs
+                folder = block.enter_context(tempfile.TemporaryDirectory(prefix="ray-fed-logs-"))
+                silos = tuple(spec if spec.log_folder else replace(spec, log_folder=folder) for spec in silos)
+            return self._over(silos, test)
+
+    def _over(self, silos: tuple[SiloSpec, ...], test: SiloSpec | None) -> Federated:
+        asked = self.asked
         members = FederationSpec(silos, asked.task, test, asked.names)
         launch = members, asked.cohort, asked.address, asked.rules.round_timeout
         with launched(*launch, every_state=bool(asked.callbacks)) as (coordinator, _):
             self.agreement = coordinator.agree()
+            _require_marked(asked, self.agreement)
             job = asked.job(self.agreement)
             if self.run_folder is None:
-                return self._followed(_told(coordinator.run(job)))
-            return self._in_folder(coordinator, job, self.run_folder)
+                return self._followed(_told(coordinator.run(job), silos))
+            return self._in_folder(coordinator, job, self.run_folder, silos)
 
-    def _in_folder(self, coordinator: CoordinatorLike, job: Job, run: FederatedRun) -> Federated:
+    def _in_folder(
+        self, coordinator: CoordinatorLike, job: Job, run: FederatedRun, silos: Sequence[SiloSpec]
+    ) -> Federated:
         asked = self.asked
         run.begin(self._agreed)
         watched = Watched(
             asked.task.metrics, asked.names, run.asked.as_config(), job.model_seed, has_tensorboard=asked.tensorboard
         )
-        with run.recorder(watched, asked.cohort == "ray") as recorder:
+        with run.recorder(watched, asked.cohort == "ray", silos) as recorder:
             try:
                 result = self._followed(recorded(coordinator, job, job.model_seed, run.checkpoint, recorder))
             except BaseException as error:
@@ -301,6 +316,9 @@ class _Training:
             self._tell_stop(str(error) or type(error).__name__)
             raise
         result = self._result(reason or self._why_early())
+        if self.asked.best and result.best_round is None:
+            told = f"{self.asked.best.metric} was told in no round"
+            print(f"note: {told}, so the model is that of the last one", file=sys.stderr)
         self.callbacks.stop(result.stopped, result.records[-1].server_round)
         return result
 
@@ -383,9 +401,28 @@ def _said(training: Training) -> dict[str, object]:
     return {name: named(value) if callable(value) else value for name, value in said.items()}
 
 
-def _told(records: Generator[RoundRecord, None, None]) -> Generator[RoundRecord, None, None]:
+def _is_private(address: str) -> bool:
+    from actors.session import will_be_private
+
+    return will_be_private(address)
+
+
+def _require_marked(asked: _Asked, agreement: Agreement) -> None:
+    """Say that models are marked on no samples of their own, where that is so. ConfigError where one shall be chosen by
+    that."""
+    has_held_out = any(silo.num_held_out for silo in agreement.silos.values())
+    if has_held_out or asked.test or not asked.task.knows_rows:
+        return
+    said = "no silo has held-out samples, and there is no test="
+    is_chosen_by = asked.best is not None and asked.best.metric.startswith(f"{NAME}.")
+    remedy = f"choose by {TRAIN_LOSS} or {CENTRAL}<name>, or let `samples` return held-out ones, too"
+    require(not is_chosen_by, f"{said}, so {asked.best and asked.best.metric} is told in no round: {remedy}")
+    print(f"note: {said}: the model is marked on each silo's training samples alone", file=sys.stderr)
+
+
+def _told(records: Generator[RoundRecord, None, None], silos: Sequence[SiloSpec]) -> Generator[RoundRecord, None, None]:
     """Pass the records of a run without a folder on, and say who failed and why, once per reason."""
-    notes = FailureNotes()
+    notes = FailureNotes(silos)
     with contextlib.closing(records):
         for record in records:
             for line in notes.lines(dict(record.failures), dict(record.unevaluated), record.pooled_over):

@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from ray_fed.federation.rounds.job import RoundRecord
+from ray_fed.federation.task import SiloSpec
 from ray_fed.perimeter.error_policy import REFERENCE
+from ray_fed.perimeter.own_words import words_of
 
 UNEVALUATED, POOLED_OVER = "unevaluated", "pooled_over"
 """Keys of a round in the history; not there where nothing is missing."""
@@ -12,7 +14,9 @@ UNEVALUATED, POOLED_OVER = "unevaluated", "pooled_over"
 class FailureNotes:
     """Remembers what was said."""
 
-    def __init__(self) -> None:
+    def __init__(self, silos: Iterable[SiloSpec] = ()) -> None:
+        """silos: those whose logs may be on this disk; what they say of a failure is said, too."""
+        self._silos = tuple(silos)
         self._told: set[tuple[str, str]] = set()
         self._is_amiss = False
         self._pooled_over: tuple[str, ...] = ()
@@ -29,7 +33,7 @@ class FailureNotes:
         if pooled and tuple(pooled) != self._pooled_over:
             self._pooled_over = tuple(pooled)
             said.append(f"metrics of all held-out rows are pooled over {_listed(pooled)} alone")
-        return said
+        return [line for one in said for line in (one, *(f"  {words}" for words in words_of(one, self._silos)))]
 
     def _new(self, reasons: Mapping[str, str]) -> list[tuple[str, str]]:
         """Return those not told before. Each failure has a reference of its own to a silo's log, which does not make it

@@ -16,6 +16,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -230,6 +231,15 @@ def require(condition: bool, message: str) -> None:
     """Raise ConfigError(message) unless `condition`."""
     if not condition:
         raise ConfigError(message)
+
+
+def require_gpus(num_gpus: float | None, name: str = "num_gpus") -> None:
+    """Raise ConfigError unless a silo, or a task, can have that much of one GPU; None leaves it open."""
+    asked = 0.0 if num_gpus is None else num_gpus
+    require(isfinite(asked) and asked >= 0, f"{name}={num_gpus} must be a finite number, 0 or more")
+    one = "a silo or task computes on one GPU: ask for 1, for a share such as 0.5, or for 0, the CPU"
+    require(asked <= 1, f"{name}={asked:g}: {one}; further GPUs serve further silos")
+    require(asked == 0 or asked >= 1e-4, f"{name}={asked:g} is less than Ray tells apart (0.0001); 0 is the CPU")
 
 
 def own_class(option: str, name: str) -> Any:

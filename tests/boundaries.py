@@ -5,8 +5,9 @@ import json
 import pytest
 
 from ray_fed.errors import FedError
+from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.messages import SessionSpec
-from ray_fed.federation.silo import Silo
+from ray_fed.federation.silo import Silo, make_silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import Layout, initial_vector
 from ray_fed.learning.trainer import TrainingPlan
@@ -32,6 +33,13 @@ def guarded(tmp_path, cls=Silo, task=None, rows=60, **options):
     boundary.open()
     boundary.prepare(None)
     return boundary
+
+
+def cohort_behind_boundaries(specs, task, test=None):
+    """Silos in this process, each behind a boundary, as those on actors are."""
+    cohort = LocalCohort(specs, task, test)
+    cohort.silos = {spec.name: GuardedSilo(spec, lambda spec=spec: make_silo(spec, task)) for spec in specs}
+    return cohort
 
 
 def vector_of(boundary):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from pipelines.update_options import Coding, UpdateOptions
-from ray_fed.config import PathText, require, unknown_name
+from ray_fed.config import PathText, require, require_gpus, unknown_name
 
 DEFAULT_METHODS = (
     "separate", "central", "fed_avg", "fed_avg_gn", "fed_bn", "amplitude", "transfer_fp32", "transfer_int8",
@@ -135,6 +135,7 @@ class FedTransferConfig(UpdateOptions):
         require(self.num_folds <= self.folds, f"num_folds={self.num_folds} must not be above folds={self.folds}")
         require(0 <= self.gap <= 1, f"gap={self.gap} must lie between 0 and 1")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
+        require_gpus(self.num_gpus)
         require(len(self.methods) > 0, "methods must name at least one")
         for name in self.methods:
             if name not in METHOD_NAMES:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from ray_fed.config import PathText, require, unknown_name
+from ray_fed.config import PathText, require, require_gpus, unknown_name
 
 Study = Literal["compare", "learning_rate", "labels", "networks", "trained", "batch", "defence", "frequency", "tabular"]
 OWN_STUDIES: tuple[Study, ...] = ("compare", "labels")
@@ -143,7 +143,7 @@ class LeakageConfig:
         require(0 <= self.minibatch <= self.batch_size, f"minibatch={self.minibatch} must lie between 0 and batch_size="
                 f"{self.batch_size}")  # fmt: skip
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
-        require(self.num_gpus >= 0, f"num_gpus={self.num_gpus} must not be negative")
+        require_gpus(self.num_gpus)
         if not self.is_own and self.model not in TARGETS:
             raise unknown_name("model", self.model, TARGETS)
         for name in ("checkpoint", "model_options"):

@@ -40,9 +40,18 @@ def build(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     print(
         f"{outcome.models:,} models and {outcome.failures} failures in {outcome.seconds:.0f} s ({rate:,.0f} a minute)"
     )
+    write_summary(outcome)
     print(f"{outcome.library.path} holds {len(outcome.library):,} models; ask with: ray-fed library query --library "
           f"{outcome.library.path}")  # fmt: skip
     return 0 if outcome.models or outcome.skipped_jobs else 1
+
+
+def write_summary(outcome: BuildOutcome) -> None:
+    """Write summary.json beside the models: their number, and the best R² on unseen rows of each property."""
+    numbers = {"models": len(outcome.library), "failures": outcome.failures, "seconds.total": outcome.seconds}
+    best = outcome.library.query("", ["modelset", "property", "r2"]).groupby(["modelset", "property"])["r2"].max()
+    numbers |= {f"best.{modelset}/{name}.r2": float(r2) for (modelset, name), r2 in best.items()}
+    write_atomically(outcome.library.path / "summary.json", to_json({"status": "completed", **numbers}))
 
 
 def carry_out(config: BuildConfig) -> BuildOutcome:

@@ -21,7 +21,7 @@ from ray_fed.micrographs.unet import UNet
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.tensorboard_log import EventLog, global_tag
 from ray_fed.reporting.terminal import aligned
-from ray_fed.reporting.writing import write_atomically
+from ray_fed.reporting.writing import to_json, write_atomically
 
 USUAL_MODEL = "fedtransfer"
 MOST_PICTURES = 20
@@ -59,6 +59,7 @@ def run(options: dict[str, Any], _command_line: Sequence[str]) -> int:
     table = field_table(fields, config.pixel_size_um)
     write_atomically(out / "fields.csv", table.to_csv(index=False).encode())
     _log(out, config, fields, table)
+    write_atomically(out / "summary.json", to_json(summary_of(table)))
     print(aligned([list(table.columns), *[_cells(row) for row in table.itertuples(index=False)]], rule=True))
     print(f"{sum(len(f.sizes.area_px) for f in fields)} grains of {len(fields)} images in {out}/grains.csv")
     return 0
@@ -72,6 +73,12 @@ def grain_table(fields: Iterable[Field], pixel_size_um: float | None) -> pd.Data
 def field_table(fields: Iterable[Field], pixel_size_um: float | None) -> pd.DataFrame:
     """Return one line per image: grains counted as ASTM E112 counts them, mean size, grain-size number."""
     return pd.DataFrame([_field_row(field, pixel_size_um) for field in fields])
+
+
+def summary_of(table: pd.DataFrame) -> dict[str, str | float]:
+    """Return the number of images and the mean over them of each number of `field_table`."""
+    means = {f"mean.{name}": float(value) for name, value in table.select_dtypes("number").mean().items()}
+    return {"status": "completed", "images": len(table), **means}
 
 
 def _grains(field: Field, pixel_size_um: float | None) -> pd.DataFrame:

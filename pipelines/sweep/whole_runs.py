@@ -14,12 +14,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from importlib import import_module
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal, get_type_hints
 
+from pipelines.commands import COMMANDS, named
 from pipelines.sweep.points import Trial, drawn, joined, parsed_grid, parsed_range
 from ray_fed.config import require, unknown_name
 from ray_fed.errors import ConfigError, DataError
@@ -31,36 +31,56 @@ from ray_fed.reporting.terminal import aligned, paths_table
 WORDS_OF_AN_ERROR = 300
 """Last characters of what a trial printed before it failed."""
 DIGITS = 4
-ONE_FOR_ALL = ("out", "address", "num_gpus", "cohort", "preset", "library")
+ONE_FOR_ALL = ("out", "address", "num_gpus", "cohort", "preset", "library", "federation", "policy")
 """Fields that are not swept."""
 
 
 @dataclass(frozen=True)
 class Sweepable:
-    """A pipeline that is swept as whole runs."""
+    """A command that is swept as whole runs."""
 
-    command: tuple[str, ...]
+    command: str
     """Words after `ray-fed`."""
-    config: str
-    """'module:Class' of its configuration."""
     objective: str
     """Keys of its summary by which trials are compared."""
-    better: Literal["more", "less"]
+    better: Literal["more", "less", "neither"]
+    """neither: what it finds is shown side by side, and no point is called the best."""
+    places: tuple[str, ...] = ()
+    """What it is given without a --name, in this order; the same for all trials."""
+    folder: str = "out"
+    """Option that names the folder of a trial."""
+    left_out: tuple[str, ...] = ()
+    """Options that only make sense for a single run."""
 
     @property
-    def config_class(self) -> type:
-        module, _, name = self.config.partition(":")
-        return getattr(import_module(module), name)
+    def config_classes(self) -> list[type]:
+        """Return the configurations whose fields it takes."""
+        return [named(each) for each in self._taken if isinstance(each, str)]
+
+    @property
+    def hints(self) -> dict[str, Any]:
+        """Return field -> type, of all configurations."""
+        return {name: hint for each in self.config_classes for name, hint in get_type_hints(each).items()}
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """ConfigError where values make no sense, or not together."""
+        for each in self.config_classes:
+            own = {field.name for field in fields(each)}
+            each(**{name: value for name, value in options.items() if name in own})
+
+    @property
+    def _taken(self) -> Sequence[object]:
+        return next(each.takes for each in COMMANDS if each.name == self.command)
 
 
 PIPELINES: Mapping[str, Sweepable] = {
-    "fedtransfer": Sweepable(
-        ("fedtransfer",), "pipelines.fedtransfer.config:FedTransferConfig", "transfer*.global.map", "more"
-    ),
-    "leakage": Sweepable(("leakage",), "pipelines.leakage.config:LeakageConfig", "*.ours.below_1e-3", "more"),
-    "transfer": Sweepable(
-        ("library", "transfer"), "pipelines.model_library.config:TransferConfig", "ensemble.held_out_mae", "less"
-    ),
+    "fedtransfer": Sweepable("fedtransfer", "transfer*.global.map", "more"),
+    "leakage": Sweepable("leakage", "*.ours.below_1e-3", "more"),
+    "audit": Sweepable("audit", "leak.*.largest_share", "less", ("target",), left_out=("max_leak", "exposed_records")),
+    "transfer": Sweepable("library transfer", "ensemble.held_out_mae", "less"),
+    "library-build": Sweepable("library build", "best.*.r2", "more", folder="library"),
+    "study-value": Sweepable("study value", "member.*.gain_percent", "more"),
+    "segment": Sweepable("segment", "mean.grains_in_field", "neither", ("run_directory", "images")),
 }
 
 
@@ -72,7 +92,8 @@ class WholeRunsConfig:
     """Draws per combination of the grid; counts with --sample only."""
     objective: str = ""
     """Keys of a run's summary.json, with * and ?, whose mean counts; if not given: transfer*.global.map of fedtransfer,
-    *.ours.below_1e-3 of leakage, ensemble.held_out_mae of transfer."""
+    *.ours.below_1e-3 of leakage, leak.*.largest_share of audit, ensemble.held_out_mae of transfer, best.*.r2 of
+    library-build, member.*.gain_percent of study-value, mean.grains_in_field of segment."""
     better: Literal["", "more", "less"] = ""
     """Whether more of the objective is better; needed with an objective of your own."""
     concurrent: int = 1
@@ -100,6 +121,8 @@ class RunsSweep:
     """Options of all trials."""
     directory: RunDirectory
     command: str
+    home: str = "."
+    """Folder in which the sweep was started: places that were given are understood from there."""
 
     @property
     def swept(self) -> Sweepable:
@@ -110,15 +133,15 @@ class RunsSweep:
         return self.config.objective or self.swept.objective
 
     @property
-    def more_is_better(self) -> bool:
-        return (self.config.better or self.swept.better) == "more"
+    def better(self) -> Literal["more", "less", "neither"]:
+        return self.config.better or self.swept.better
 
     @property
     def trials(self) -> list[Trial]:
         """All trials; ConfigError for values that make no sense together."""
         found = [Trial(number, point, 0) for number, point in enumerate(self._points(), start=1)]
         for trial in found:
-            self.swept.config_class(**{**self.base, **dict(trial.point)})
+            self.swept.check({**self.base, **dict(trial.point)})
         return found
 
     def _points(self) -> list[tuple[tuple[str, Any], ...]]:
@@ -130,8 +153,10 @@ class RunsSweep:
         return [tuple(sorted(point.items())) for point in points]
 
     def _type_of(self, name: str, where: str) -> Any:
-        hints = get_type_hints(self.swept.config_class)
-        known = [each.name for each in fields(self.swept.config_class) if each.name not in ONE_FOR_ALL]
+        hints = self.swept.hints
+        known = [each for each in hints if each not in (*ONE_FOR_ALL, *self.swept.left_out)]
+        if name == self.swept.folder != "out":
+            raise ConfigError(f"{where}: each trial has a {name} of its own, in the folder of the sweep (--out)")
         if name in ONE_FOR_ALL and name in hints:
             raise ConfigError(f"{where}: {name} is one for the whole sweep; give it as --{name.replace('_', '-')}")
         if name not in known:
@@ -147,8 +172,10 @@ class RunsSweep:
 
     def arguments(self, trial: Trial) -> list[str]:
         """Return the command line of a trial, after `ray-fed`."""
-        options = {**self.base, **dict(trial.point), "out": str(self.folder(trial).resolve())}
-        return [*self.swept.command, *as_arguments(options)]
+        places = [_words(self.base[name]) for name in self.swept.places]
+        others = {name: value for name, value in self.base.items() if name not in self.swept.places}
+        options = {**others, **dict(trial.point), self.swept.folder: str(self.folder(trial).resolve())}
+        return [*self.swept.command.split(), *itertools.chain(*places), *as_arguments(options)]
 
 
 # ---- the command
@@ -156,18 +183,20 @@ class RunsSweep:
 
 def run(pipeline: str, options: Mapping[str, Any], command_line: Sequence[str]) -> int:
     """Sweep a pipeline; returns 0 unless every trial failed."""
-    names = {each.name for each in fields(WholeRunsConfig)}
+    names, swept = {each.name for each in fields(WholeRunsConfig)}, PIPELINES[pipeline]
     config = WholeRunsConfig(**{key: _plain(value) for key, value in options.items() if key in names})
     base = {key: value for key, value in options.items() if key not in (*names, "out")}
-    if "cohort" in get_type_hints(PIPELINES[pipeline].config_class):  # a Ray inside each trial would start anew
+    single = [f"--{name.replace('_', '-')}" for name in (*swept.left_out, swept.folder) if name in base]
+    require(not single, f"{', '.join(single)} is of a single run; leave it out of a sweep, whose folder is --out")
+    if "cohort" in swept.hints:  # a Ray inside each trial would start anew
         base = {"cohort": "local", **base}
-    planned = RunsSweep(pipeline, config, base, RunDirectory(Path()), shlex.join(command_line))
+    planned = RunsSweep(pipeline, config, base, RunDirectory(Path()), shlex.join(command_line), str(Path.cwd()))
     _ = planned.trials  # what is wrong with them is said before a folder is made
-    directory = RunDirectory.create(options.get("out"), "sweep")
-    sweep = RunsSweep(pipeline, config, base, directory, shlex.join(command_line))
-    directory.write_config(
-        {"command": sweep.command, "pipeline": pipeline, "sweep": _as_mapping(config), "base": dict(base)}
-    )
+    sweep = replace(planned, directory=RunDirectory.create(options.get("out"), "sweep"))
+    sweep.directory.write_config(
+        {"command": sweep.command, "pipeline": pipeline, "home": sweep.home, "sweep": _as_mapping(config),
+         "base": dict(base)}
+    )  # fmt: skip
     return _carry_out(sweep)
 
 
@@ -177,7 +206,8 @@ def resume(directory: RunDirectory) -> int:
     try:
         config = WholeRunsConfig(**{key: _plain(value) for key, value in told["sweep"].items()})
         base = {key: _plain(value) for key, value in told["base"].items()}
-        sweep = RunsSweep(str(told["pipeline"]), config, base, directory, str(told["command"]))
+        home = str(told.get("home", Path.cwd()))
+        sweep = RunsSweep(str(told["pipeline"]), config, base, directory, str(told["command"]), home)
         _ = sweep.trials
     except (KeyError, TypeError, AttributeError) as error:
         said = f"{type(error).__name__}: {error}"
@@ -196,8 +226,10 @@ def _carry_out(sweep: RunsSweep) -> int:
 
             listener = Saying(sweep)
             tune_folder = sweep.directory.path / "tune"
-            tasks = [{"number": trial.number, "arguments": sweep.arguments(trial)} for trial in left]
-            mode = "max" if sweep.more_is_better else "min"
+            tasks = [
+                {"number": trial.number, "arguments": sweep.arguments(trial), "home": sweep.home} for trial in left
+            ]
+            mode = "min" if sweep.better == "less" else "max"
             try:
                 run_trials(
                     work, tasks, sweep.objective, listener, folder=tune_folder, concurrent=sweep.config.concurrent,
@@ -216,7 +248,7 @@ def work(config: Mapping[str, Any], shared: str) -> Generator[dict[str, Any], No
     command = [sys.executable, "-m", "pipelines.cli", *config["arguments"]]
     place = Path(config["arguments"][-1])
     shutil.rmtree(place, ignore_errors=True)  # what a try that was broken off has left
-    done = subprocess.run(command, env=outside, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=outside, cwd=config["home"], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(" ".join(done.stderr.split())[-WORDS_OF_AN_ERROR:] or f"exit code {done.returncode}")
     yield {"epochs": 1, OBJECTIVE: value_of(json.loads((place / "summary.json").read_text()), shared)}
@@ -277,14 +309,16 @@ def why_failed(sweep: RunsSweep, trial: Trial) -> str:
 
 
 def by_point(sweep: RunsSweep) -> list[tuple[str, list[float]]]:
-    """Return (point without its seed, objective of each of its trials), the best mean first."""
+    """Return (point without its seed, objective of each of its trials), the best mean first; in the order of the trials
+    where neither more nor less is better."""
     points: dict[str, list[float]] = {}
     for trial in sweep.trials:
         value = found(sweep, trial)
         named = Trial(0, tuple(pair for pair in trial.point if pair[0] != "seed"), 0).label()
         points.setdefault(named, []).extend([] if value is None else [value])
-    sign = -1 if sweep.more_is_better else 1
-    return sorted(((name, values) for name, values in points.items() if values), key=lambda one: sign * mean(one[1]))
+    there = [(name, values) for name, values in points.items() if values]
+    sign = {"more": -1, "less": 1, "neither": 0}[sweep.better]
+    return sorted(there, key=lambda one: sign * mean(one[1]))
 
 
 def table(sweep: RunsSweep) -> list[list[str]]:
@@ -306,7 +340,7 @@ def _conclude(sweep: RunsSweep, seconds: float) -> int:
         sweep.objective: [*values.values()],
     }
     directory.write_csv("results.csv", columns)
-    best = by_point(sweep)[0][0] if by_point(sweep) else ""
+    best = cells[1][0] if cells[1:] and sweep.better != "neither" else ""
     summary = {"status": "completed" if not num_failed else "failed", "trials": len(values), "failed": num_failed,
                "best": best, "objective": sweep.objective, "seconds.total": seconds}  # fmt: skip
     write_report(
@@ -315,12 +349,20 @@ def _conclude(sweep: RunsSweep, seconds: float) -> int:
     )  # fmt: skip
     directory.write_summary(summary)
     print(aligned(cells, right=range(1, 4), rule=True))
-    print(f"Best of all: {best}.\n" if best else "No trial ran to its end.\n")
+    print(f"{_said_of_best(sweep, best)}\n")
     if num_failed:
         again = f"ray-fed sweep --resume {directory.path}"
         print(f"{num_failed} of {len(values)} trials failed; try them again: {again}\n")
     paths_table({"report": directory.report_path, "results": directory.path / "results.csv"})
     return int(num_failed == len(values))
+
+
+def _said_of_best(sweep: RunsSweep, best: str) -> str:
+    if best:
+        return f"Best of all: {best}."
+    if sweep.better == "neither" and by_point(sweep):
+        return f"Whether more or less {sweep.objective} is better is yours to say: --objective and --better."
+    return "No trial ran to its end."
 
 
 def number_of(value: float | None) -> str:
@@ -341,6 +383,10 @@ def as_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return ",".join(map(as_text, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def _words(value: Any) -> list[str]:
+    return list(map(str, value)) if isinstance(value, tuple | list) else [str(value)]
 
 
 def _as_mapping(config: WholeRunsConfig) -> dict[str, Any]:

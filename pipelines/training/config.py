@@ -11,7 +11,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pipelines.update_options import AUTO, Coding, UpdateOptions
-from ray_fed.config import PathText, require, unknown_name
+from ray_fed.config import PathText, require, require_gpus, unknown_name
 from ray_fed.materials.databases.addresses import check_address
 from ray_fed.materials.units import UNKNOWN_UNIT
 
@@ -264,8 +264,7 @@ class TrainConfig(UpdateOptions):
             f"silos={self.silos} must be positive numbers of rows",
         )
         require(min(self.hidden, default=1) > 0, f"hidden={self.hidden} must be positive widths")
-        gpus = self.num_gpus or 0.0
-        require(isfinite(gpus) and gpus >= 0, f"num_gpus={self.num_gpus} must be a finite number, 0 or more")
+        require_gpus(self.num_gpus)
         require(0 < self.test_fraction < 1, f"test_fraction={self.test_fraction} must lie between 0 and 1")
         share = self.calibration_fraction
         require(0 <= share <= 0.5, f"calibration_fraction={share} must lie between 0 and 0.5")

@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 
 from pipelines.hub import HubSection
 from pipelines.training.config import TrainConfig
-from ray_fed.config import at_home, coerce, from_mapping, require, unknown_name
+from ray_fed.config import at_home, coerce, from_mapping, require, require_gpus, unknown_name
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.materials.databases.addresses import check_address
 from ray_fed.materials.databases.source import Access
@@ -84,6 +84,8 @@ class SiteEntry:
     """GPUs reserved for the silo; the pipeline's num_gpus if not given."""
     num_cpus: float = 1.0
     """CPUs reserved for the silo."""
+    memory_gb: float = 0.0
+    """GB of main memory that Ray sets aside for the silo."""
     state: str = ""
     """Name of a folder for the silo's optimiser state during a run, so that a silo that is started again, or a run that
     is resumed, goes on exactly; without one the silo goes on with fresh moments. It stands in ~/ray-fed/state of the
@@ -93,10 +95,10 @@ class SiteEntry:
     def __post_init__(self) -> None:
         where = self.where or {}
         require(isinstance(where, Mapping), f"where={where!r} must be a mapping, e.g. {{source: OQMD}}")
-        for name in ("num_gpus", "num_cpus"):
+        require_gpus(self.num_gpus)
+        for name in ("num_cpus", "memory_gb"):
             value = getattr(self, name)
-            fits = value is None or (isfinite(value) and value >= 0)
-            require(fits, f"{name}={value} must be a finite number, 0 or more")
+            require(isfinite(value) and value >= 0, f"{name}={value} must be a finite number, 0 or more")
         check_address(self.data, only_ours=True)
         self.access  # noqa: B018 (checks what it is made of)
         if self.dataset:
@@ -106,7 +108,7 @@ class SiteEntry:
     def _check_owned(self) -> None:
         """What the owner's file says is not for this one."""
         require(bool(self.site), f"dataset={self.dataset!r} needs site: the name of the site that has it")
-        for name in ("data", "query", "table", "target", "unit", "where", "state", "num_gpus"):
+        for name in ("data", "query", "table", "target", "unit", "where", "state", "num_gpus", "memory_gb"):
             unwanted = f"{name}={getattr(self, name)!r} goes with data; of a dataset, its owner's site.yaml says that"
             require(not getattr(self, name), unwanted)
 

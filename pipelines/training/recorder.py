@@ -1,7 +1,7 @@
 """Writes every record of a run as it comes: terminal, history, timing, TensorBoard."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -12,6 +12,7 @@ from pipelines.round_notes import FailureNotes, missing_in
 from ray_fed.errors import FedError
 from ray_fed.federation.rounds.job import EPSILON, Job, RoundRecord
 from ray_fed.federation.rounds.kept_back import KEPT_BACK, KEPT_ROUND
+from ray_fed.federation.task import SiloSpec
 from ray_fed.metrics import TRAIN_LOSS, Metric
 from ray_fed.reporting.results import measured
 from ray_fed.reporting.run_directory import RunDirectory
@@ -45,12 +46,16 @@ class Watched:
 class TrainingRecorder:
     """Listens to the jobs of a run; a context manager, so that nothing is left open or unflushed."""
 
-    def __init__(self, watched: Watched, directory: RunDirectory, ledger: CoordinatorLedger | None = None):
+    def __init__(
+        self, watched: Watched, directory: RunDirectory, ledger: CoordinatorLedger | None = None,
+        silos: Sequence[SiloSpec] = (),
+    ):  # fmt: skip
+        """silos: those whose logs may be on this disk, to say why one failed."""
         self.watched, self.directory, self.ledger = watched, directory, ledger
         self.metrics = watched.metrics
         self.progress = RoundProgress(self.metrics)
         self.logs: dict[str, EventLog] = {}
-        self._failures = FailureNotes()
+        self._failures = FailureNotes(silos)
 
     def __enter__(self) -> "TrainingRecorder":
         return self

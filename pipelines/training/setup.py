@@ -224,6 +224,7 @@ def _sites(config: TrainConfig, file: FederationFile) -> Setup:
             entry.num_cpus,
             entry.site,
             entry.state,
+            memory_gb=entry.memory_gb,
         )
         for entry in file.silos
         if not entry.dataset

@@ -12,7 +12,7 @@ and the strategy have. Floating-point arrays travel as float32; arrays of whole 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ USUAL_METRICS = (
     *regression_metrics(), Metric("rmse", "", False, 4, "RMSE"),
 )  # fmt: skip
 """What clients written for Flower usually tell."""
+
+LARGEST = float(np.finfo(np.float32).max)
 
 
 @dataclass
@@ -66,6 +68,8 @@ class FlowerTask(Task):
     """Added to the config of every call, beside "server_round"; also the context's `run_config`."""
     standardises: bool = False  # type: ignore[assignment]
     """The client scales its own data."""
+    knows_rows: ClassVar[bool] = False  # type: ignore[misc]
+    """Only the client knows how many rows it has."""
     metrics: tuple[Metric, ...] = USUAL_METRICS  # type: ignore[assignment]
     """What the clients' `evaluate` may tell: "loss", and the numbers among its metrics. Name others here; a silo lets
     out no metric that its task has not named."""
@@ -77,6 +81,11 @@ class FlowerTask(Task):
             len(self.floating()) > 0,
             "initial_parameters has no floating-point array; get the list from client.get_parameters({}) at any site",
         )
+        for i in self.floating():
+            array = self.initial_parameters[i]
+            fits = bool((np.abs(array, dtype=np.float64) <= LARGEST).all())
+            require(fits, f"initial_parameters: array {i} ({array.dtype}) has values that are no finite float32, as "
+                    "which arrays travel")  # fmt: skip
 
     def floating(self) -> list[int]:
         """Return which of the arrays are floating-point ones."""
@@ -127,7 +136,8 @@ class FlowerTask(Task):
         made = self.client_fn(context)
         client = getattr(made, "numpy_client", made)
         if not callable(getattr(client, "fit", None)):
-            raise DataError(f"silo '{silo}': client_fn returned a {type(made).__name__}, not a NumPyClient")
+            remedy = "; a ClientApp is run with pipelines.run_flower_app" if type(made).__name__ == "ClientApp" else ""
+            raise DataError(f"silo '{silo}': client_fn returned a {type(made).__name__}, not a NumPyClient{remedy}")
         return client
 
 
@@ -222,10 +232,11 @@ class FlowerTrainer:
 
     def _vector(self, parameters: Arrays) -> Vector:
         shapes, found = [array.shape for array in self.task.initial_parameters], [np.shape(each) for each in parameters]
-        if found != shapes:
-            differ = (i for i, pair in enumerate(zip(found, shapes, strict=False)) if pair[0] != pair[1])
-            wrong = next(differ, len(found))
-            raise self._failure("fit", f"{len(found)} arrays for {len(shapes)}, the first wrong one is number {wrong}")
+        if len(found) != len(shapes):
+            raise self._failure("fit", f"it returned {len(found)} arrays, and the task has {len(shapes)}")
+        for number, (theirs, ours) in enumerate(zip(found, shapes, strict=True)):
+            if theirs != ours:
+                raise self._failure("fit", f"its array {number} is of shape {theirs}, the task's is {ours}")
         for key, tensor in self.integers.items():
             tensor.copy_(torch.from_numpy(np.atleast_1d(np.asarray(parameters[int(key)]))))
         return np.concatenate([np.asarray(parameters[i], np.float32).ravel() for i in self.task.floating()])

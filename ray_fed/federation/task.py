@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from ray_fed.config import at_home
+from ray_fed.config import at_home, require, require_gpus
 from ray_fed.federation.messages import SessionSpec, Vector
 from ray_fed.learning.early_stopping import StoppingTrainer
 from ray_fed.learning.layout import BufferPolicy, Layout, floating_buffers
@@ -61,6 +62,16 @@ class SiloSpec:
     dataset: str = ""
     """Name of the data set in its owner's file: what the owner's book counts by; empty: all rows of the machine are
     one."""
+    memory_gb: float = 0.0
+    """GB of main memory that Ray sets aside for it on its node; bookkeeping, as with shares of a GPU."""
+
+    def __post_init__(self) -> None:
+        """ConfigError for what no node can give one process."""
+        require_gpus(self.num_gpus, f"silo '{self.name}': num_gpus")
+        for name in ("num_cpus", "memory_gb"):
+            value = getattr(self, name)
+            fits = isfinite(value) and value >= 0
+            require(fits, f"silo '{self.name}': {name}={value} must be a finite number, 0 or more")
 
     def at_home(self) -> "SiloSpec":
         """Return the spec with `~` in its folders as the home of the account that this process runs under."""
@@ -159,6 +170,11 @@ class Task(ABC):
     """Unit of the target, where it has one."""
     standardises: bool = True
     """Whether the features are columns of a table that the federation standardises together before training."""
+    may_be_empty: bool = False
+    """Whether a silo with no row, or with fewer than its owner lets out anything about, opens all the same: it then
+    says that it has none, and takes no part. Otherwise it is refused."""
+    knows_rows: bool = True
+    """Whether silos know how many rows they have; False where a client of the user's own keeps them to itself."""
 
     @abstractmethod
     def load(self, spec: SiloSpec) -> LocalRows:

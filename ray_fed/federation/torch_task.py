@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,9 @@ from ray_fed.randomness import derived_seed
 Array = np.ndarray | torch.Tensor
 SampleScore = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(outputs [samples, ...], targets [samples, ...]) -> one value per sample [samples]."""
+
+FEW, SAME = 4, 1e-3
+"""Rows on which it is tried whether a loss is a mean, and how near to twice its value is twice."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class TorchTask(Task):
     """What all silos must agree on; silos with another name are refused."""
     standardises: bool = False  # type: ignore[assignment]
     """Standardise the columns of x [samples, columns] over all silos before training."""
+    may_be_empty: ClassVar[bool] = True  # type: ignore[misc]
+    """A silo without a row says so and takes no part."""
     exchange: Exchange | None = None
     """Which tensors of the network travel: patterns of their names, "!" before those that stay: "trunk.*", or
     ["!head.*"], or ["*lora*"]; or a function of name and tensor: lambda name, tensor: tensor.requires_grad. The rest is
@@ -217,6 +222,13 @@ class TorchTask(Task):
         others = MeanScores.of({LOSS.name: np.zeros(said.num_rows), **scored})
         return MeanScores(said.num_rows, {**others.sums, LOSS.name: float(loss) * said.num_rows})
 
+    def _require_mean(self, outputs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Raise ConfigError for a loss that is a sum over its rows: of the same rows twice it is twice as large."""
+        once = float(self._work.own_loss(outputs, targets))
+        twice = float(self._work.own_loss(torch.cat([outputs, outputs]), torch.cat([targets, targets])))
+        is_sum = once != 0 and abs(twice / once - 2) < SAME
+        require(not is_sum, "loss grows with its rows; return their mean, as torch's losses do with reduction='mean'")
+
     def exchanged(self, module: nn.Module) -> tuple[str, ...] | None:
         """Return the names that `exchange` chooses; ConfigError for a pattern that fits none."""
         return None if self.exchange is None else exchanged_names(module, self.exchange)
@@ -236,6 +248,7 @@ class TorchTask(Task):
         if len(targets) == 0:
             return MeanScores(0, dict.fromkeys([loss_name, *names], 0.0))
         y, predicted = target_tensor(targets, "cpu"), torch.from_numpy(outputs)
+        self._require_mean(predicted[:FEW], y[:FEW])
         loss = float(self._work.own_loss(predicted, y)) * len(targets)
         scored = zip(names, self.scores.values(), strict=True)
         others = MeanScores.of({name: _per_sample(name, score(predicted, y), len(y)) for name, score in scored})

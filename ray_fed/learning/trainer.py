@@ -8,7 +8,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from math import cos, isqrt, pi
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from ray_fed.config import require
-from ray_fed.learning.cuda_graphs import GraphedSteps, Step
+from ray_fed.learning.cuda_graphs import GraphedSteps, wants_graphs
 from ray_fed.learning.layout import BufferPolicy, Layout, bind, bind_buffers, integer_buffers
 from ray_fed.learning.private_steps import PrivateGradient, PrivateSteps, chosen_rows
 from ray_fed.learning.steps import (
@@ -208,7 +207,7 @@ class LocalTrainer:
         self.terms: list[GradientTerm] = [ProximalPull(self.flat, plan.proximal_mu)] if plan.proximal_mu else []
         self.terms += [self.control] if self.control else []
         gradient = self._gradient()
-        self.step = _stepper(self, gradient)
+        self.gradient, self.graphs = gradient, self._graphs()
         # Dropout and other noise inside a module draw from the global generator, which we lend it for a round.
         self._draws = not isinstance(gradient, DenseReluMseGradient)
         self._own = _mask(module, plan.keep_local, self.flat.device)
@@ -386,13 +385,21 @@ class LocalTrainer:
         bounds = [batch * len(order) // self.plan.steps_per_epoch for batch in range(self.plan.steps_per_epoch + 1)]
         return [index[start:stop] for start, stop in itertools.pairwise(bounds)]
 
-    def take_step(self, gradient: Gradient, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """One optimiser step on one mini-batch; returns the loss before the step (0-d)."""
-        loss = gradient(x, y)
+        return self.graphs(self._take_step, x, y) if self.graphs else self._take_step(x, y)
+
+    def _take_step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        loss = self.gradient(x, y)
         for term in self.terms:
             term(self.flat_gradient)
         self.optimizer.step()
         return loss
+
+    def _graphs(self) -> GraphedSteps | None:
+        """Private batches differ in length, and graphs in size: no two steps of them are the same."""
+        has_one_size = self.plan.private is None and isinstance(self.features, torch.Tensor)
+        return GraphedSteps(f"silo '{self.silo}'") if has_one_size and wants_graphs(self.flat.device) else None
 
 
 def normalise_single_samples(module: nn.Module) -> None:
@@ -458,12 +465,3 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _stepper(trainer: LocalTrainer, gradient: Gradient) -> Step:
-    step = partial(trainer.take_step, gradient)
-    # Private batches differ in length, and graphs in size.
-    has_one_size = trainer.plan.private is None and isinstance(trainer.features, torch.Tensor)
-    if trainer.flat.device.type == "cuda" and has_one_size:
-        return GraphedSteps(step)
-    return step

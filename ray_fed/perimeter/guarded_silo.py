@@ -332,7 +332,7 @@ class GuardedSilo(EgressBoundary):
         self._run(doing, self._add_rows)
         if type(said) is not SiloDescription:
             return said, request  # the gate refuses it
-        self._require_enough_rows(doing, said)
+        said = self._with_enough_rows(doing, said)
         self._num_told = said.num_examples
         fingerprint = self._keyed(said.fingerprint)
         return replace(said, agreement=self._compared(said.agreement, expected), fingerprint=fingerprint), request
@@ -351,12 +351,18 @@ class GuardedSilo(EgressBoundary):
         agreement = {str(key): str(text) for key, text in self.silo.task.agreement().items()}
         return agreement, tuple(str(metric.name) for metric in self.silo.task.metrics)
 
-    def _require_enough_rows(self, doing: str, said: SiloDescription) -> None:
-        """A source with one row that fits a question and one with none must look the same."""
+    def _with_enough_rows(self, doing: str, said: SiloDescription) -> SiloDescription:
+        """Return the description; of too few rows, where the task has a place for such a silo, one of none. A source
+        with one row that fits a question and one with none must look the same."""
         counts = (said.num_examples, said.num_held_out)
-        if all(type(count) is int for count in counts) and sum(counts) < self.site.policy.min_examples:
+        is_enough = any(type(count) is not int for count in counts) or sum(counts) >= self.site.policy.min_examples
+        if is_enough or not self._run(doing, lambda: bool(self.silo.task.knows_rows)):
+            return said
+        if not self._run(doing, lambda: bool(self.silo.task.may_be_empty)):
             error = DataError(f"{counts} rows for training and evaluation", failure=Trouble.TOO_FEW_ROWS)
             raise self._error_for_coordinator(doing, error)
+        self.log.note(f"{counts} rows for training and evaluation: fewer than min_examples, so it is said to have none")
+        return replace(said, num_examples=0, num_held_out=0, unreadable={}, notes={}, fingerprint={})
 
     def _compared(self, agreement: Any, expected: Mapping[str, str]) -> Any:
         """Return what all must agree on, each text only where it is the one that the task wants: others may be names of

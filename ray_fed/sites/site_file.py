@@ -37,7 +37,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from ray_fed.config import at_home, coerce, from_mapping, require, unknown_name
+from ray_fed.config import at_home, coerce, from_mapping, require, require_gpus, unknown_name
 from ray_fed.errors import ConfigError
 from ray_fed.materials.databases.addresses import check_address, split
 from ray_fed.materials.databases.kinds import whole_path
@@ -180,12 +180,14 @@ class Device:
     """GPUs of each silo; an even share of what there is if not given, 0 for the CPU."""
     num_cpus: float = 1.0
     """CPUs of each silo."""
+    memory_gb: float = 0.0
+    """GB of main memory that Ray sets aside for each silo."""
 
     def __post_init__(self) -> None:
-        for name in ("num_gpus", "num_cpus"):
+        require_gpus(self.num_gpus)
+        for name in ("num_cpus", "memory_gb"):
             value = getattr(self, name)
-            fits = value is None or (isfinite(value) and value >= 0)
-            require(fits, f"{name}={value} must be a finite number, 0 or more")
+            require(isfinite(value) and value >= 0, f"{name}={value} must be a finite number, 0 or more")
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,7 @@ def accepted(file: SiteFile, invitation: InvitationLike) -> Invited:
         silo, source, file.device.num_gpus, file.device.num_cpus, state_folder=str(file.state_folder / invitation.run),
         personal_folder=str(file.state_folder / invitation.run / FOLDER),
         run=invitation.run, ledger_folder=str(file.ledger_folder), dataset=dataset.name,
+        memory_gb=file.device.memory_gb,
     )  # fmt: skip
     return Invited(spec, make_task, file.site_of(dataset), dataset)
 

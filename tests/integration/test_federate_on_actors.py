@@ -6,7 +6,7 @@ import pytest
 
 from pipelines import EarlyStopping, Federated, StopTraining, Training, federate
 from ray_fed.errors import CallbackFailed
-from tests.unit.test_federate_engine import SILOS, TASK, bits
+from tests.unit.test_federate_engine import SILOS, TASK, bits, rows
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 TRAINING = Training(rounds=6, epochs=6, batch_size=16, learning_rate=0.05)
@@ -65,3 +65,15 @@ def test_what_no_silo_can_evaluate_ends_the_run_on_actors_as_in_one_process():
 
 def raises(out, y):
     raise ZeroDivisionError(f"{len(out)} {len(y)}")
+
+
+def odd_at_b(seed):
+    x, y, *held_out = rows(seed)
+    return x, y + 7 * (seed == 2), *held_out
+
+
+def test_why_a_silo_of_a_private_cluster_is_left_out_is_said_in_its_own_words(capsys):
+    task, training = replace(TASK, samples=odd_at_b), replace(TRAINING, rounds=1, epochs=1)
+    result = federate(task, SILOS, training, tensorboard=False)
+    assert [silo for silo, _ in result.records[1].failures] == ["b"]
+    assert "out of bounds" in capsys.readouterr().err

@@ -7,7 +7,8 @@ import ray
 
 from actors.cohort import RayCohort, value_of
 from actors.federation import federation
-from actors.placement import NodeOffer, actor_options, settle
+from actors.packing import NodeOffer
+from actors.placement import actor_options, settle
 from actors.silo import SiloActor
 from ray_fed.errors import DataError, PlacementError, QuorumLost, SiloRefused
 from ray_fed.federation.cohort import LocalCohort
@@ -103,7 +104,9 @@ def test_the_weights_in_the_object_store_are_not_changed_by_a_silo_that_trains_o
 
 def test_more_gpus_than_the_cluster_has_are_refused_with_what_is_there():
     specs = [replace(spec, num_gpus=1.0) for spec in silos(9, 9, 9)]
-    with pytest.raises(PlacementError, match=r"ask for 3 GPUs together, there are 2: box \(2 GPU, 8 CPU\).*0\.25"):
+    with pytest.raises(
+        PlacementError, match=r"ask for 3 GPUs together, there are 2: box \(2 GPU, 8 CPU\).*num_gpus=0\.5 for each"
+    ):
         settle(specs, [NodeOffer("box", "", 8.0, 2.0)])
 
 
@@ -133,7 +136,7 @@ def test_a_silo_asks_for_its_site_and_its_share_of_a_gpu():
 
 def test_an_even_share_of_the_gpus_is_the_default():
     settled, notices = settle(silos(9, 9, 9), [NodeOffer("box", "", 8.0, 2.0)])
-    assert [spec.num_gpus for spec in settled] == [0.66, 0.66, 0.66]
+    assert [spec.num_gpus for spec in settled] == [0.5, 0.5, 0.5]
     assert notices == []
 
 

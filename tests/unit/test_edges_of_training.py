@@ -1,6 +1,7 @@
 """Silos and networks that are not as usual: taken as they are, or refused in one line, never changed in silence."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from torch.nn import functional
 
 from pipelines import Training, federate
 from ray_fed import ConfigError, DataError, SiloSpec, TorchTask
+from ray_fed.errors import QuorumLost
+from tests.boundaries import cohort_behind_boundaries
 
 SILOS = [SiloSpec("a", 1), SiloSpec("b", 2)]
 
@@ -59,9 +62,42 @@ def test_a_silo_without_samples_takes_no_part_and_is_named(standardises, capsys)
     result = train(task)
     assert result.records[1].participants == ("a",)
     assert all(not record.failures for record in result.records)
-    assert "note: silo 'b' has no training samples and takes no part" in capsys.readouterr().err
+    assert (
+        "note: silo 'b' has no training samples, or fewer than its owner's min_examples, and takes no part"
+        in capsys.readouterr().err
+    )
     with pytest.raises(DataError, match="no silo has a training sample"):
         train(replace(TASK, samples=lambda seed: rows(seed, 0)))
+
+
+@pytest.mark.parametrize("num", [0, 1, 2])
+def test_a_silo_with_fewer_rows_than_its_owner_lets_out_anything_about_opens_as_one_without(num):
+    task = replace(TASK, samples=lambda seed: tuple(part[:num] if seed == 2 else part for part in rows(seed)))
+    cohort = cohort_behind_boundaries(SILOS, task)
+    said = cohort.open()
+    assert (said["b"].num_examples, said["b"].num_held_out, said["b"].fingerprint) == (0, 0, {})
+    assert said["a"].num_examples == 40
+    cohort.prepare(None)
+
+
+def test_a_loss_that_is_a_sum_over_its_rows_is_refused():
+    with pytest.raises(QuorumLost, match="loss grows with its rows; return their mean"):
+        train(replace(TASK, loss=partial(functional.cross_entropy, reduction="sum")))
+    for loss in (functional.cross_entropy, nn.CrossEntropyLoss(weight=torch.tensor([0.2, 0.8])), vanishing):
+        assert np.isfinite(train(replace(TASK, loss=loss)).metrics["federated.loss"])
+
+
+def vanishing(out, y):
+    return out.sum() * 0.0 + 0.0 * len(y)
+
+
+def test_models_that_nobody_can_mark_on_samples_of_their_own_are_said_to_be(capsys):
+    task = replace(TASK, samples=lambda seed: rows(seed)[:2])
+    train(task)
+    assert "no silo has held-out samples, and there is no test=" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"so federated\.loss is told in no round: choose by train_loss"):
+        federate(task, SILOS, Training(rounds=2, epochs=2), cohort="local", select="loss")
+    assert federate(task, SILOS, Training(rounds=2, epochs=2), cohort="local", select="train_loss").best_round
 
 
 def test_a_silo_of_one_sample_trains_with_batch_norm_too():

@@ -8,6 +8,9 @@ import pytest
 from pipelines import Training, federate
 from ray_fed import ConfigError, DataError, FlowerTask, RoundRules, SiloSpec
 from ray_fed.errors import QuorumLost
+from ray_fed.federation.coordinator import Coordinator
+from ray_fed.federation.rounds.job import Job
+from tests.boundaries import cohort_behind_boundaries
 
 INITIAL = [np.zeros((2, 1)), np.zeros(1, np.float32), np.array(0, np.int64)]
 """float64 weights, float32 bias, a counter without dimensions."""
@@ -121,8 +124,8 @@ def test_a_client_that_raises_is_left_out_of_the_round_with_its_error():
 WRONG = {
     "two parts": (lambda p: (p, 3), r"must return \(list, int, dict\), not \['list', 'int'\]"),
     "a float count": (lambda p: (p, 3.0, {}), r"not \['list', 'float', 'dict'\]"),
-    "other shapes": (lambda p: ([p[0].T, p[1], p[2]], 3, {}), "the first wrong one is number 0"),
-    "too few": (lambda p: (p[:2], 3, {}), "2 arrays for 3, the first wrong one is number 2"),
+    "other shapes": (lambda p: ([p[0].T, p[1], p[2]], 3, {}), r"array 0 is of shape \(1, 2\), the task's is \(2, 1\)"),
+    "too few": (lambda p: (p[:2], 3, {}), "it returned 2 arrays, and the task has 3"),
     "nan": (lambda p: ([p[0] * np.nan, p[1], p[2]], 3, {}), "not finite"),
 }
 
@@ -149,6 +152,23 @@ def test_what_is_no_client_and_what_has_no_parameters_is_refused():
         train(FlowerTask(lambda _: {}, INITIAL))
     with pytest.raises(ConfigError, match=r"get the list from client.get_parameters\(\{\}\)"):
         FlowerTask(client_fn, [])
+
+
+def test_clients_behind_boundaries_learn_what_those_in_one_process_do():
+    """No silo knows how many rows its client has, so none is refused for having few."""
+    coordinator = Coordinator(cohort_behind_boundaries(SILOS, TASK), TASK, names := [spec.name for spec in SILOS])
+    coordinator.agree()
+    job = Job("federated", tuple(names), dict.fromkeys(names, Training(rounds=12).plan(1)), 0)
+    *_, last = coordinator.run(job)
+    assert not last.failures
+    alone = train()
+    assert last.models["federated"].tobytes() == np.concatenate([p.detach().ravel() for p in alone.module]).tobytes()
+    assert last.metrics["federated.mae"] == pytest.approx(alone.metrics["federated.mae"], rel=0.2)
+
+
+def test_values_that_float32_has_not_are_refused_where_they_are_given():
+    with pytest.raises(ConfigError, match=r"array 0 \(float64\) has values that are no finite float32"):
+        FlowerTask(client_fn, [np.full(2, 1e300), np.zeros(1)])
 
 
 def test_a_client_app_is_sent_where_it_runs():

@@ -1,10 +1,16 @@
 """A command that is forked from the command server is to a test what a started one is."""
 
+import json
+import os
 import signal
+import socket
 import subprocess
+import time
+from pathlib import Path
 
 import pytest
 
+from actors.forking import ForkServer
 from tests.commands import PATIENCE, ForkedCommand, finished, start, start_ray_fed
 
 WORDS = ("-m", "pipelines.cli", "resume", "nowhere")
@@ -28,3 +34,29 @@ def test_a_forked_command_is_waited_for_stopped_and_killed_by_its_own_number(tmp
     process.kill()
     process.communicate(timeout=PATIENCE)
     assert process.returncode == -signal.SIGKILL
+
+
+def test_a_worker_that_fails_says_why_and_the_fork_server_goes_on(tmp_path):
+    """A worker's own fault, and a folder that is gone before it starts."""
+    script = tmp_path / "default_worker.py"
+    script.write_text("raise ValueError('a reason')")
+    server = ForkServer()
+    address = Path(server.folder.name) / "fork-server"
+    try:
+        end = time.monotonic() + PATIENCE
+        while not address.exists():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        for folder, reason in ((tmp_path, "ValueError: a reason"), (tmp_path / "gone", "FileNotFoundError")):
+            log = tmp_path / "log"
+            with log.open("wb") as file, socket.socket(socket.AF_UNIX) as line:
+                line.connect(str(address))
+                question = json.dumps([[str(script)], dict(os.environ), str(folder)]).encode()
+                socket.send_fds(line, [len(question).to_bytes(8, "little")], [0, file.fileno(), file.fileno()])
+                line.sendall(question)
+                line.settimeout(PATIENCE)
+                assert line.recv(1) == b"y"
+                assert line.recv(1) == b""  # the worker has ended
+            assert reason in log.read_text()
+    finally:
+        server.close()

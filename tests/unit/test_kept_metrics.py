@@ -3,14 +3,11 @@
 import pytest
 
 from ray_fed.errors import PerimeterRefused
-from ray_fed.federation.cohort import LocalCohort
 from ray_fed.federation.coordinator import Coordinator
 from ray_fed.federation.rounds.job import Job
-from ray_fed.federation.silo import make_silo
 from ray_fed.federation.strategies import FedAvg
 from ray_fed.federation.task import SiloSpec
-from ray_fed.perimeter.guarded_silo import GuardedSilo
-from tests.boundaries import PLAN, guarded, open_session, write_site
+from tests.boundaries import PLAN, cohort_behind_boundaries, guarded, open_session, write_site
 from tests.synthetic import DrawnRows, SyntheticTask
 
 SPECS = [SiloSpec(name, DrawnRows(60, 20)) for name in ("north", "south")]
@@ -26,10 +23,8 @@ def site(tmp_path, monkeypatch):
 
 def last_record(specs=SPECS, test=None):
     """Train over silos behind their boundaries; return the description of each, and the last round."""
-    cohort = LocalCohort(specs, task := SyntheticTask(), test)
-    cohort.silos = {spec.name: GuardedSilo(spec, lambda spec=spec: make_silo(spec, task)) for spec in specs}
-    names = tuple(spec.name for spec in specs)
-    coordinator = Coordinator(cohort, task, names)
+    names, task = tuple(spec.name for spec in specs), SyntheticTask()
+    coordinator = Coordinator(cohort_behind_boundaries(specs, task, test), task, names)
     said = coordinator.agree().silos
     return said, list(coordinator.run(Job("federated", names, dict.fromkeys(names, PLAN), 0, FedAvg())))[-1]
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from actors.placement import NodeOffer, divided, unseen
+from actors.packing import NodeOffer
+from actors.placement import divided, unseen
 from pipelines.fingerprints import check_data, fingerprints
 from pipelines.training.config import FormationEnergyConfig
 from pipelines.training.membership import admitted, founded, rejoined, start_rules, with_founders

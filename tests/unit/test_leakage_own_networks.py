@@ -100,7 +100,10 @@ NORMALISED = nn.Sequential(
 )  # fmt: skip
 def test_plain_modules_are_inverted_whatever_they_are_made_of(network):
     torch.manual_seed(0)
-    assert error(network) < 1e-3
+    for module in network.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert error(network, budget=40) < 1e-3  # of 30 networks without biases four need more than 4 evaluations
 
 
 def test_the_output_layer_is_the_one_that_makes_the_outputs():

@@ -33,6 +33,7 @@ NO_SILOS = {
     "library._build": "trains on tables of whoever builds the library",
     "library._draw": "a study on tables of the caller's own",
     "library._search": "draws of a library silo, on its node; its answers go to the silo's gate",
+    "same_package.ask": "answers where a node's package is and how old",
     "leakage._attack": "attacks messages that were seen already",
 }
 """Actors and tasks without rows of a silo, or whose answers another gate takes, and why."""
@@ -56,6 +57,11 @@ def remote_definitions():
                 said = [ast.unparse(each.func if isinstance(each, ast.Call) else each) for each in node.decorator_list]
                 if "ray.remote" in said:
                     yield f"{path.stem}.{node.name}", node
+            if isinstance(node, ast.Assign | ast.AnnAssign) and "ray.remote(" in ast.unparse(node):
+                [name] = (
+                    [ast.unparse(node.target)] if isinstance(node, ast.AnnAssign) else map(ast.unparse, node.targets)
+                )
+                yield f"{path.stem}.{name}", node
 
 
 def methods(node):
