@@ -104,7 +104,7 @@ class Effort:
 
 
 @dataclass(frozen=True)
-class Member:
+class StackMember:
     """One way to learn from a few rows."""
 
     fit: Callable[[FewRows, Effort], dict[str, np.ndarray]]
@@ -118,7 +118,7 @@ def fold_rows(groups: np.ndarray, folds: int, draw: np.random.Generator) -> list
     return [part for part in parts if len(part)]
 
 
-def _on_descriptors(learner: str) -> Member:
+def _on_descriptors(learner: str) -> StackMember:
     """Return the member that is the mean over the descriptors of one learner: no source, and no order of them."""
 
     def fit(rows: FewRows, effort: Effort) -> dict[str, np.ndarray]:
@@ -134,7 +134,7 @@ def _on_descriptors(learner: str) -> Member:
         ]
         return np.mean(predicted, axis=0)
 
-    return Member(fit, predict)
+    return StackMember(fit, predict)
 
 
 def _fit_best(rows: FewRows, effort: Effort) -> dict[str, np.ndarray]:
@@ -159,9 +159,9 @@ def _predict_best(arrays: Arrays, inputs: MemberInputs) -> np.ndarray:
     return np.mean(predicted, axis=0)
 
 
-def _on(learner: str, columns: Callable[[MemberInputs], np.ndarray]) -> Member:
+def _on(learner: str, columns: Callable[[MemberInputs], np.ndarray]) -> StackMember:
     """Return the member that is one learner on some columns."""
-    return Member(
+    return StackMember(
         lambda rows, effort: FITTERS[learner](
             columns(rows.inputs), rows.targets, derived_seed(effort.seed, learner), effort.num_trees
         ),
@@ -169,12 +169,12 @@ def _on(learner: str, columns: Callable[[MemberInputs], np.ndarray]) -> Member:
     )
 
 
-MEMBERS: Mapping[str, Member] = {
+MEMBERS: Mapping[str, StackMember] = {
     **{learner: _on_descriptors(learner) for learner in FITTERS},
     "sources": _on("extra_trees", lambda inputs: inputs.predictions),
     "columns": _on("extra_trees", lambda inputs: inputs.both),
     "frozen": _on("gaussian_process", lambda inputs: inputs.side_by_side),
-    "best": Member(_fit_best, _predict_best),
+    "best": StackMember(_fit_best, _predict_best),
 }
 """Name -> how it is fitted and predicts."""
 
@@ -194,7 +194,7 @@ class Stack:
     targets: np.ndarray
     """[n]"""
     out_of_fold: Mapping[str, np.ndarray]
-    """Member -> prediction of each row by a member that has not seen its material, [n]; "direct"; and "stack", with
+    """StackMember -> prediction of each row by a member that has not seen its material, [n]; "direct"; and "stack", with
     weights that have not seen it either."""
 
     def error(self, name: str) -> float:

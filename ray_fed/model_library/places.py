@@ -307,7 +307,7 @@ def difference(library: Library, url: str) -> Difference:
 
 
 @dataclass(frozen=True)
-class Answer:
+class PlaceAnswer:
     """What a place says to a query."""
 
     table: pd.DataFrame
@@ -316,8 +316,8 @@ class Answer:
     faults: list[Fault]
 
 
-def query_place(url: str, text: str = "", columns: Sequence[str] | None = None) -> Answer:
-    """Answer a query from the index of a place; nothing is pulled, and weights are not read."""
+def query_place(url: str, text: str = "", columns: Sequence[str] | None = None) -> PlaceAnswer:
+    """PlaceAnswer a query from the index of a place; nothing is pulled, and weights are not read."""
     remote = RemoteFolder(url)
     present = remote.ids()
     if not present:
@@ -336,7 +336,7 @@ def query_place(url: str, text: str = "", columns: Sequence[str] | None = None) 
         index.create()
         index.add(rows)
         index.mark_deprecated(remote.deprecated())
-        return Answer(index.query(text, columns), len(missing), faults)
+        return PlaceAnswer(index.query(text, columns), len(missing), faults)
 
 
 def verify_place(url: str, report: Report | None = None) -> tuple[int, list[Fault]]:
