@@ -3,8 +3,9 @@
 ray-fed library build --library LIB --source ../shared/datasets --networks 8 --linear 0 --boosted 1
 OMP_NUM_THREADS=1 python benchmarks/transfer_confirmation.py LIB ../shared/datasets OUT [confirm | choose] [SECONDS]
 
-50 rows to learn from, at most 300 held out, 20 draws, 50 trees a forest, 4 models of a kind. Results of a target are kept in OUT: a run that is broken off, or
-that was given SECONDS, goes on from there. Which targets choose was drawn before any result was seen.
+50 rows to learn from, at most 300 held out, 20 draws, 50 trees a forest, 4 models of a kind. Results of a target are
+kept in OUT: a run that is broken off, or that was given SECONDS, goes on from there. Which targets choose was drawn
+before any result was seen.
 """
 
 import sys

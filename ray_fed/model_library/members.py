@@ -194,7 +194,7 @@ class Stack:
     targets: np.ndarray
     """[n]"""
     out_of_fold: Mapping[str, np.ndarray]
-    """StackMember -> prediction of each row by a member that has not seen its material, [n]; "direct"; and "stack", with
+    """Name -> prediction of each row by a member that has not seen its material, [n]; "direct"; and "stack", with
     weights that have not seen it either."""
 
     def error(self, name: str) -> float:
