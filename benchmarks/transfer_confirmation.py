@@ -3,7 +3,7 @@
 ray-fed library build --library LIB --source ../shared/datasets --networks 8 --linear 0 --boosted 1
 OMP_NUM_THREADS=1 python benchmarks/transfer_confirmation.py LIB ../shared/datasets OUT [confirm | choose] [SECONDS]
 
-50 rows to learn from, at most 300 held out, 20 draws, 50 trees a forest, 4 models of a kind. Results of a target are
+50 rows to learn from, at most 300 held out, 20 draws. Results of a target are
 kept in OUT: a run that is broken off, or that was given SECONDS, goes on from there. Which targets choose was drawn
 before any result was seen.
 """
@@ -36,7 +36,7 @@ from ray_fed.reporting.writing import to_json, write_atomically
 
 DRAWS, ROWS = 20, 1200
 """Draws of a target; rows of its table that are used, by a seeded choice."""
-PROTOCOL = Protocol(rows=50, max_held_out=300, num_trees=50)
+PROTOCOL = Protocol(rows=50, max_held_out=300)
 TARGETS = sorted((
     "aflow_ael_debye_temperature/debye_temperature", "aflow_agl_thermal_conductivity_300K/thermal_conductivity",
     "aflow_agl_thermal_expansion_300K/thermal_expansion", "dielectric/total_dielectric_constant",
@@ -87,7 +87,7 @@ def errors_of(prepared: Prepared, number: int) -> dict[str, float]:
 
 def measured(key: str, library: str, folder: str, tables: dict) -> dict:
     """Return the errors of every draw of a target."""
-    config = TransferConfig(library=library, source=folder, target=key, most_per_table=4)
+    config = TransferConfig(library=library, source=folder, target=key)
     table = tables[key].sample(ROWS, generator(0, "confirmation", key))
     prepared, relations = prepared_sources(config, table, tables)
     left = {each.table: each.reason for each in relations if each.reason}
