@@ -394,6 +394,16 @@ COMMANDS = (
             ("methods", "its methods and descriptors"),
         )
     ),
+    Command(
+        "library page",
+        "write a library as one HTML file that opens in a browser",
+        "pipelines.model_library.page:page",
+        (
+            ANYWHERE,
+            argument("query", nargs="?", default="", help="which models; all if not given"),
+            place("--out", default="library.html", metavar="FILE", help="file to write (default: library.html)"),
+        ),
+    ),
     Command("library summary", "say in a few lines what a library holds", f"{CATALOGUE}:summary", (ANYWHERE,)),
     Command(
         "library verify",

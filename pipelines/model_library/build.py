@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from actors.session import session
 from pipelines.model_library.config import BuildConfig
 from ray_fed.config import unknown_name
@@ -49,8 +51,9 @@ def build(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
 def write_summary(outcome: BuildOutcome) -> None:
     """Write summary.json beside the models: their number, and the best R² on unseen rows of each property."""
     numbers = {"models": len(outcome.library), "failures": outcome.failures, "seconds.total": outcome.seconds}
-    best = outcome.library.query("", ["modelset", "property", "r2"]).groupby(["modelset", "property"])["r2"].max()
-    numbers |= {f"best.{modelset}/{name}.r2": float(r2) for (modelset, name), r2 in best.items()}
+    found = outcome.library.query("", ["modelset", "property", "r2"])
+    best = pd.DataFrame(found.groupby(["modelset", "property"], as_index=False)["r2"].max())
+    numbers |= {f"best.{row['modelset']}/{row['property']}.r2": float(row["r2"]) for row in best.to_dict("records")}
     write_atomically(outcome.library.path / "summary.json", to_json({"status": "completed", **numbers}))
 
 

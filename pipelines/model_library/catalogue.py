@@ -45,7 +45,7 @@ def query(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     names: list[str] | None = options["columns"].split(",") if options["columns"] else None
     if options["failures"] and names is None:
         names = list(SHOWN_WITH_FAILURES)
-    found = _answer(options, names)
+    found = answer(options, names)
     if options["csv"]:
         path = write_atomically(Path(options["csv"]), found.to_csv(index=False).encode())
         print(f"{len(found):,} models in {path}")
@@ -62,7 +62,7 @@ def _as_text(table: pd.DataFrame) -> str:
     return table.to_string(index=False, na_rep="-", float_format=lambda value: f"{value:.4g}")
 
 
-def _answer(options: Mapping[str, Any], names: list[str] | None) -> pd.DataFrame:
+def answer(options: Mapping[str, Any], names: list[str] | None) -> pd.DataFrame:
     """Return the answer of a library, or of another place without pulling a model."""
     text, place = options["query"], options["library"]
     if not is_elsewhere(place):
@@ -71,11 +71,11 @@ def _answer(options: Mapping[str, Any], names: list[str] | None) -> pd.DataFrame
         if hidden and "deprecated" not in parse_query(text).fields:
             note(f"{hidden:,} deprecated models are left out; ask for them with: deprecated = true")
         return library.query(text, names, options["failures"])
-    answer = query_place(place, text, names)
-    if answer.read_cards:
-        note(f"{answer.read_cards:,} cards were read, which the index of {place} lacks; a push renews it")
-    _tell_faults(answer.faults)
-    return answer.table
+    told = query_place(place, text, names)
+    if told.read_cards:
+        note(f"{told.read_cards:,} cards were read, which the index of {place} lacks; a push renews it")
+    _tell_faults(told.faults)
+    return told.table
 
 
 def _warn_of_units(text: str, found: pd.DataFrame) -> None:
@@ -105,7 +105,7 @@ GROUPED = {"properties": ["property", "unit"], "sets": ["modelset", "material"],
 def grouped(options: Mapping[str, Any], _command_line: Sequence[str], what: str) -> int:
     """Print one row per property, data set or method: models, the best of them, what they were trained on."""
     names = ["property", "unit", "modelset", "material", "method", "descriptor", "n_train", "relative_error"]
-    found = _answer({**options, "query": "", "failures": False}, names)
+    found = answer({**options, "query": "", "failures": False}, names)
     if found.empty:
         print("none")
         return 0
@@ -134,7 +134,7 @@ def methods(options: Mapping[str, Any], command_line: Sequence[str]) -> int:
 def summary(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     """Print in a few lines what a library holds."""
     names = ["property", "modelset", "descriptor", "method", "federated", "transferred", "licence"]
-    found = _answer({**options, "query": "", "failures": False}, names)
+    found = answer({**options, "query": "", "failures": False}, names)
     print(f"{options['library']}: {len(found):,} models of {found['property'].nunique()} properties "
           f"from {found['modelset'].nunique()} data sets")  # fmt: skip
     for name in ("method", "descriptor", "licence"):

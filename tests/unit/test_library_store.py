@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipelines.cli import main
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.model_library.cards import ALIASES, FIELDS, Failure, pack
 from ray_fed.model_library.index import parse_query
@@ -320,3 +321,24 @@ def test_an_index_of_another_version_is_made_again(library):
     connection.close()
     assert len(Library.open(library.path).query("")) == 3
     assert library.index.is_current()
+
+
+def test_a_library_is_a_page_of_its_own_and_no_name_becomes_markup(library, tmp_path, capsys):
+    library.add([model(4, name="<script>alert(1)</script>")])
+    out = tmp_path / "page.html"
+    assert main(["library", "page", "--library", str(library.path), "--out", str(out)]) == 0
+    assert "4 of 4 models" in capsys.readouterr().out
+    text = out.read_text()
+    assert "<script>alert" not in text
+    assert (text.count("http"), text.count("<tr>")) == (0, 1 + 2 + 1 + 4)
+
+
+@pytest.mark.parametrize("what", ["properties", "sets", "methods", "summary"])
+def test_what_a_library_holds_is_told_of_places_too(library, tmp_path, capsys, what):
+    push(library, str(tmp_path / "there"), library.stored_ids())
+    said = []
+    for place in (library.path, tmp_path / "there"):
+        assert main(["library", what, "--library", str(place)]) == 0
+        said.append(capsys.readouterr().out.replace(str(place), "PLACE"))
+    assert said[0] == said[1]
+    assert "3" in said[0]
