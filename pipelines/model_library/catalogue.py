@@ -81,8 +81,9 @@ def answer(options: Mapping[str, Any], names: list[str] | None) -> pd.DataFrame:
 def _warn_of_units(text: str, found: pd.DataFrame) -> None:
     """Say so where numbers of several units stand in one order."""
     order = re.search(r"order\s+by\s+(\w+)", text, re.IGNORECASE)
-    if order and field_name(order[1]) in WITH_UNIT and len(set(found.get("unit", ()))) > 1:
-        note(f"the order mixes {len(set(found['unit']))} units; order by relative_error, or ask for one property")
+    units = set(found["unit"]) if "unit" in found else set()
+    if order and field_name(order[1]) in WITH_UNIT and len(units) > 1:
+        note(f"the order mixes {len(units)} units; order by relative_error, or ask for one property")
 
 
 def _tell_faults(faults: Sequence[Fault]) -> None:
