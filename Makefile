@@ -10,7 +10,7 @@ WORKERS := -n 3 --dist loadfile --no-loadscope-reorder --durations=10
 LIMIT ?= 2400
 PYTEST := $(BIN)/python -m tests.limited $(LIMIT) $(BIN)/python -m pytest $(WORKERS)
 
-.PHONY: run test unit lab lint install clean
+.PHONY: run test unit lab lint docs install clean
 
 run: $(VENV)/installed
 	$(BIN)/ray-fed formation-energy $(RUN_ARGS)
@@ -31,6 +31,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# The documentation site, into build/site; a link that leads nowhere fails it.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 install: $(VENV)/installed
 
 $(VENV)/bin/python:
@@ -43,6 +47,10 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@ $(VENV)/installed
+
+$(VENV)/installed-docs: pyproject.toml constraints.txt $(VENV)/installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -9,6 +9,7 @@ import numpy as np
 import ray
 
 from actors.cohort import RayCohort, value_of
+from actors.gauges import asked_gauges
 from actors.silo import Handle
 from actors.user_code import travelling
 from ray_fed.federation.coordinator import Agreement, Coordinator
@@ -46,7 +47,8 @@ class CoordinatorActor:
         # Only a run that has a name keeps a ledger.
         self.record = CoordinatorRecord(task) if any(spec.run for spec in specs) else None
         self.steps: Generator[RoundRecord, None, None] = _none()
-        self.coordinator = Coordinator(self.cohort, task, training, [self.record] if self.record else [])
+        observers = [*([self.record] if self.record else []), *asked_gauges()]
+        self.coordinator = Coordinator(self.cohort, task, training, observers)
 
     @ray.method
     def agree(self, secure_threshold: int = 0) -> Agreement:

@@ -63,6 +63,8 @@ def session(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # An actor that reserved no GPU must not see one: coordinator and evaluator would otherwise open a context on each.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    # Institutions have environments of their own: Ray would want the third number of their Pythons to be equal, too.
+    os.environ.setdefault("RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL", "minor")
     import ray
 
     forked = forking.workers_forked() if address == "local" else contextlib.nullcontext()

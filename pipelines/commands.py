@@ -633,12 +633,12 @@ COMMANDS = (
     ),
     Command(
         "doctor",
-        "check a running cluster before a run",
+        "check this machine, or a running cluster, before a run",
         "pipelines.cluster.doctor:run",
         ("pipelines.cluster.config:DoctorConfig",),
-        "Visit every node: versions, memory, disk, clock, protection, the way there and back, and whether the silos of "
-        "a federation file find their site, their GPUs and their data. Exit code 1 when a run would break or the "
-        "cluster is open to strangers.",
+        "Look at this machine: versions, memory, disk, GPU, ports, clock. With --address, visit every node: versions, "
+        "memory, disk, clock, protection, the way there and back, and whether the silos of a federation file find "
+        "their site, their GPUs and their data. Exit code 1 when a run would break or strangers could get in.",
     ),
     Command(
         "attach",

@@ -1,4 +1,4 @@
-"""`ray-fed doctor`: two tables about the nodes of a cluster, and what is wrong with them."""
+"""`ray-fed doctor`: two tables about this machine or the nodes of a cluster, and what is wrong with them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import isnan
@@ -18,8 +18,10 @@ Known = TypeVar("Known")
 
 
 def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
-    """Visit the nodes, print what they are like and what is wrong; 1 when a run would break."""
+    """Look at this machine or visit the nodes, print what they are like and what is wrong; 1 when a run would break."""
     config = DoctorConfig(**options)
+    if config.address is None:
+        return _look_here()
     silos = _silos_of(config.federation)
     from actors.session import session, ships_code
 
@@ -32,6 +34,15 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     print(software_table(nodes))
     print(machine_table(nodes))
     return conclusion(found, len(nodes), len(silos))
+
+
+def _look_here() -> int:
+    from ray_fed.deployment.this_machine import findings_here, report
+
+    here = report()
+    print(software_table([here]))
+    print(machine_table([here]))
+    return conclusion(findings_here(here), 1, 0)
 
 
 def _silos_of(federation: str | None) -> tuple[SiloSpec, ...]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.leakage.audit_config import AuditConfig
 from pipelines.leakage.audit_findings import NOTHING, SUM, Findings, LeakLimit
-from pipelines.leakage.audit_report import tables, write_audit
+from pipelines.leakage.audit_report import log_audit, tables, write_audit
 from pipelines.leakage.audited_federation import (
     AuditedFederation,
     check_allowed,
@@ -114,6 +114,7 @@ def _carry_out(
     directory.write_config({"command": shlex.join(command), "target": target, **asdict(config)})
     directory.write_environment({})
     write_audit(directory, findings, gate, time.perf_counter() - started, command)
+    log_audit(directory, config)
     _print(findings, gate, directory)
     if gate.broken:
         print(f"ray-fed audit: {gate.words}", file=sys.stderr)

@@ -2,7 +2,9 @@
 
 import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
+from pipelines.leakage.audit_config import AuditConfig
 from pipelines.leakage.audit_findings import (
     NOTHING,
     Findings,
@@ -19,6 +21,7 @@ from ray_fed.leakage.listed_records import Named
 from ray_fed.leakage.membership import FALSE_ALARMS, SHADOWS, Membership
 from ray_fed.reporting.report import Block, Paragraph, Section, Table, write_report
 from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.tensorboard_log import EventLog
 
 SHOWN_FEATURES = 12
 
@@ -96,6 +99,14 @@ def write_audit(
     ]
     write_report(directory, "Leakage audit", summary, sections, command=shlex.join(command))
     directory.write_summary(summary)  # type: ignore[arg-type]
+
+
+def log_audit(directory: RunDirectory, config: AuditConfig) -> None:
+    """Show in TensorBoard what was asked, and what the attacks of each threat model found at most."""
+    worst = {key: value for key, value in directory.read_summary().items() if key.startswith("leak.")}
+    with EventLog(directory.tensorboard) as log:
+        log.hyperparameters({"pipeline": "audit", **asdict(config)}, directory.path.name)
+        log.outcome(worst)
 
 
 VERDICTS, WHO, AS_IS = "A verdict per threat model", "Who could learn what", "As the federation is set up, per silo"

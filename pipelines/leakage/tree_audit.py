@@ -2,12 +2,13 @@
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
 
 from pipelines.leakage.audit_config import AuditConfig
+from pipelines.leakage.audit_report import log_audit
 from pipelines.leakage.threats import LISTED, NOTHING_KNOWN, WITH
 from pipelines.training.setup import Setup
 from ray_fed.config import require
@@ -55,11 +56,14 @@ def audit_trees(
     found = exposures(members, Grower(settings, task.num_features), suspects)
     directory.write_config({"command": shlex.join(command), "target": target, **asdict(config)})
     directory.write_environment({})
-    path = directory.write_summary(_summary(found))
+    worst = _worst(found, setup.config.secure_aggregation)
+    told = {f"leak.{model}.largest_share": SHARES[model](one) for model, one in worst.items()}
+    path = directory.write_summary({"status": "completed", **told, **_summary(found)})
+    log_audit(directory, config)
     print(aligned([HEADER, *(_row(each, task.unit) for each in found)], right=(2, 3, 4, 5, 6), rule=True))
     print(f"\n{MASKED if setup.config.secure_aggregation else CLEAR}", file=sys.stderr)
     paths_table({"summary": path})
-    return _verdict(limits, found, setup.config.secure_aggregation)
+    return _verdict(limits, worst)
 
 
 def _limits(config: AuditConfig) -> dict[str, float]:
@@ -88,17 +92,26 @@ def _suspects(
     return np.concatenate([*own, as_float32(features[usable])]), said
 
 
-def _verdict(limits: Mapping[str, float], found: Sequence[Exposure], is_summed: bool) -> int:
-    """Say whether more than allowed is shown in what is really sent; 1 if so, else 0."""
+SHARES: Mapping[str, Callable[[Exposure], float]] = {
+    NOTHING_KNOWN: lambda one: one.share_in_bins,
+    LISTED: lambda one: one.named.share if one.named else 0.0,
+}
+"""Threat model -> share of a silo's rows that its attacker gets."""
+
+
+def _worst(found: Sequence[Exposure], is_summed: bool) -> dict[str, Exposure]:
+    """Return threat model -> where most is shown of what is really sent."""
     shown = [one for one in found if (one.seen_in == SUM) is is_summed]
-    shares = {NOTHING_KNOWN: lambda one: one.share_in_bins, LISTED: lambda one: one.named.share if one.named else 0.0}
-    broken = []
-    for model, limit in limits.items():
-        worst = max(shown, key=shares[model])
-        if shares[model](worst) > limit:
-            broken.append(
-                f"{WITH[model]}, silo '{worst.silo}': {shares[model](worst):.1%} of its rows in {worst.seen_in}"
-            )
+    return {model: max(shown, key=share) for model, share in SHARES.items()} if shown else {}
+
+
+def _verdict(limits: Mapping[str, float], worst: Mapping[str, Exposure]) -> int:
+    """Say whether more than allowed is shown in what is really sent; 1 if so, else 0."""
+    shares = {model: SHARES[model](worst[model]) for model in limits if model in worst}
+    broken = [
+        f"{WITH[model]}, silo '{worst[model].silo}': {share:.1%} of its rows in {worst[model].seen_in}"
+        for model, share in shares.items() if share > limits[model]
+    ]  # fmt: skip
     if broken:
         said = ", ".join(f"{model}:{limit:g}" for model, limit in limits.items())
         print(f"ray-fed audit: failed: max_leak={said} is exceeded; {'; '.join(broken)}", file=sys.stderr)

@@ -1,14 +1,13 @@
 """`ray-fed library build`: jobs over properties, descriptors and methods as Ray tasks, into one library."""
 
 import importlib.util
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
 
 from actors.session import session
 from pipelines.model_library.config import BuildConfig
@@ -42,7 +41,6 @@ def build(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     print(
         f"{outcome.models:,} models and {outcome.failures} failures in {outcome.seconds:.0f} s ({rate:,.0f} a minute)"
     )
-    write_summary(outcome)
     print(f"{outcome.library.path} holds {len(outcome.library):,} models; ask with: ray-fed library query --library "
           f"{outcome.library.path}")  # fmt: skip
     return 0 if outcome.models or outcome.skipped_jobs else 1
@@ -51,9 +49,9 @@ def build(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
 def write_summary(outcome: BuildOutcome) -> None:
     """Write summary.json beside the models: their number, and the best R² on unseen rows of each property."""
     numbers = {"models": len(outcome.library), "failures": outcome.failures, "seconds.total": outcome.seconds}
-    found = outcome.library.query("", ["modelset", "property", "r2"])
-    best = pd.DataFrame(found.groupby(["modelset", "property"], as_index=False)["r2"].max())
-    numbers |= {f"best.{row['modelset']}/{row['property']}.r2": float(row["r2"]) for row in best.to_dict("records")}
+    for model in outcome.library.query("", ["modelset", "property", "r2"]).dropna().to_dict("records"):
+        key = f"best.{model['modelset']}/{model['property']}.r2"
+        numbers[key] = max(float(model["r2"]), numbers.get(key, -math.inf))
     write_atomically(outcome.library.path / "summary.json", to_json({"status": "completed", **numbers}))
 
 
@@ -90,7 +88,9 @@ def carry_out(config: BuildConfig) -> BuildOutcome:
         except (KeyboardInterrupt, OSError):
             note(f"broken off; {models:,} more models are in {library.path}; the same command goes on from there")
             raise
-    return BuildOutcome(library, models, failures, time.monotonic() - started, len(jobs) - len(left))
+    outcome = BuildOutcome(library, models, failures, time.monotonic() - started, len(jobs) - len(left))
+    write_summary(outcome)
+    return outcome
 
 
 def tables_of(

@@ -53,7 +53,7 @@ def as_html(models: pd.DataFrame, title: str) -> str:
         f"<p>{len(models):,} models of {len(best)} properties. Relative error: mean absolute error on unseen rows over "
         "that of predicting the median; it has no unit, below 1 is better than nothing.</p>"
         f"<h2>Properties</h2>{_table(best.reset_index(), 'properties')}"
-        "<h2>Models</h2><input placeholder='words, e.g. band_gap mlp rich' autofocus> "
+        "<h2>Models</h2><input placeholder='words, e.g. band_gap mlp rich'> "
         f"<span id=count>{len(shown):,} models</span>{_table(shown, 'models')}<script>{SCRIPT}</script>"
     )
 

@@ -5,6 +5,8 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from pipelines.training.experiment import launched
@@ -18,6 +20,7 @@ from ray_fed.config import at_home, require
 from ray_fed.reporting.figure_style import save_figure
 from ray_fed.reporting.report import Figure, Section, Table, write_report
 from ray_fed.reporting.run_directory import RunDirectory
+from ray_fed.reporting.tensorboard_log import EventLog, silo_tag
 from ray_fed.reporting.terminal import aligned, paths_table
 
 PIPELINE = "study-value"
@@ -39,7 +42,7 @@ def run(options: dict[str, Any], command_line: Sequence[str]) -> int:
             told = {"command": shlex.join(command_line), "set": list(overrides), "pipeline": PIPELINE}
             directory.write_config({**told, **asdict(config), "train": asdict(setup.config)})
             found = _studied(config, setup)
-            _write(directory, setup, found, shlex.join(command_line), time.perf_counter() - started)
+            _write(directory, config, setup, found, shlex.join(command_line), time.perf_counter() - started)
             _print(found, directory)
     finally:
         directory.discard_if_empty()
@@ -72,7 +75,9 @@ def _studied(config: ValueConfig, setup: Setup) -> ValueFindings:
     return found
 
 
-def _write(directory: RunDirectory, setup: Setup, found: ValueFindings, command: str, seconds: float) -> None:
+def _write(
+    directory: RunDirectory, config: ValueConfig, setup: Setup, found: ValueFindings, command: str, seconds: float
+) -> None:
     directory.write_environment()
     directory.write_metrics(setup.task.metrics)
     directory.write_csv("value.csv", found.curve_columns())
@@ -82,9 +87,10 @@ def _write(directory: RunDirectory, setup: Setup, found: ValueFindings, command:
     said = [f"{found.sentence(silo)}." for silo in found.curves]
     header, *rows = found.curve_table()
     body: list[Table | Figure] = [Table(header, rows, " ".join([*said, LIMITS_OF_CURVES]))]
-    figure = curves_figure(found)
+    figure, pictures = curves_figure(found), list[Path]()
     if figure is not None:
         path = save_figure(figure, directory.figures / "value.png")
+        pictures.append(path)
         body.append(Figure(path, "Error on unseen rows, alone and with the model of the others; a dot is one draw."))
     sections = [Section("What joining is worth to each member", body)]
     if found.contributions:
@@ -96,6 +102,22 @@ def _write(directory: RunDirectory, setup: Setup, found: ValueFindings, command:
         subtitle=f"{len(setup.training)} silos, before they commit",
     )  # fmt: skip
     directory.write_summary(summary)  # type: ignore[arg-type]
+    with EventLog(directory.tensorboard) as log:
+        given = {"pipeline": PIPELINE, **asdict(setup.config), **asdict(config)}
+        log.hyperparameters(given, directory.path.name)
+        log_curves(log, found)
+        log.outcome(summary, pictures)
+
+
+def log_curves(log: EventLog, found: ValueFindings) -> None:
+    """Draw what each member has alone and joined, over the number of its rows."""
+    for silo, points in found.curves.items():
+        for point in points:
+            means = {"alone": mean(point.own), "joined": mean(point.joined)}
+            log.scalars({silo_tag(silo, name): value for name, value in means.items()}, point.num_rows)
+    log.layout({"Alone and joined, by rows": {
+        silo: [silo_tag(silo, "alone"), silo_tag(silo, "joined")] for silo in found.curves
+    }})  # fmt: skip
 
 
 def _print(found: ValueFindings, directory: RunDirectory) -> None:
@@ -110,4 +132,5 @@ def _print(found: ValueFindings, directory: RunDirectory) -> None:
         print(aligned(scores, right=range(1, len(scores[0])), rule=True))
         print(f"({LIMITS_OF_SCORES})")
     csv = {"contributions": directory.path / "contributions.csv"} if found.contributions else {}
-    paths_table({"report": directory.report_path, "curves": directory.path / "value.csv", **csv})
+    curves = {"curves": directory.path / "value.csv", **csv, "TensorBoard": directory.tensorboard}
+    paths_table({"report": directory.report_path, **curves})

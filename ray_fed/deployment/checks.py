@@ -75,15 +75,21 @@ def _of_node(node: NodeReport, here: Machine, ships_code: bool) -> Iterator[Find
         yield Finding("failure", node.name, node.trouble or "it did not answer")
         return
     yield from _of_versions(node.name, node.machine, here, ships_code)
-    yield from _of_room(node.name, node.machine)
-    yield from _of_gpus(node, node.machine)
-    yield from _of_certificate(node.name, node.machine)
+    yield from machine_findings(node)
     if node.link:
         yield from _of_clock(node.name, node.link.clock_offset_s)
     for path in node.machine.missing:
         yield Finding(
             "failure", node.name, f"a silo of site '{node.site}' is to read {path}, which is not readable here"
         )
+
+
+def machine_findings(node: NodeReport) -> Iterator[Finding]:
+    """Yield what is wrong with a machine for itself."""
+    assert node.machine is not None
+    yield from _of_room(node.name, node.machine)
+    yield from _of_gpus(node, node.machine)
+    yield from _of_certificate(node.name, node.machine)
 
 
 def _of_versions(name: str, machine: Machine, here: Machine, ships_code: bool) -> Iterator[Finding]:

@@ -4,6 +4,8 @@ import hashlib
 import os
 import platform
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +67,7 @@ def describe_machine(paths: Sequence[str] = (), ask_torch: bool = False) -> Mach
         has_tls,
         _certificate_days() if has_tls else None,
         len(gpu_names()),
-        _torch_has_gpu() if ask_torch else None,
+        _torch_has_gpu() if ask_torch and gpu_names() else None,
         tuple(path for path in paths if not os.access(at_home(path), os.R_OK)),
     )
 
@@ -84,6 +86,7 @@ def _certificate_days() -> float:
 
 
 def _torch_has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
+    """Ray hides the GPUs from a process that has reserved none, which is no fault of theirs: a new process asks."""
+    asked = [sys.executable, "-c", "import torch; raise SystemExit(not torch.cuda.is_available())"]
+    seen = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    return subprocess.run(asked, env=seen, capture_output=True, timeout=120, check=False).returncode == 0

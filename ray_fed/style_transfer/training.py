@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from ray_fed.config import require, unknown_name
 from ray_fed.micrographs.tiles import turned
+from ray_fed.micrographs.unet import bfloat16_pays
 from ray_fed.randomness import derived_seed, generator
 from ray_fed.style_transfer.conditioning import GrainMaps
 from ray_fed.style_transfer.image_features import GrainStatistics, measured, measured_fields
@@ -216,7 +217,7 @@ def _halves(features: list, half: int) -> list[list[torch.Tensor]]:
 
 
 def autocast(device: torch.device, wanted: bool = True) -> AbstractContextManager:
-    """Compute in bfloat16 where the device is faster that way: GPUs, and CPUs with matrix units for it."""
-    if wanted and (device.type == "cuda" or bool(torch.cpu.get_capabilities().get("amx_bf16"))):
+    """Compute in bfloat16 where the device has units for it."""
+    if wanted and bfloat16_pays(device):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()

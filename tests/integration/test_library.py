@@ -39,6 +39,9 @@ def test_a_build_fills_the_library_and_goes_on_where_it_stopped(library):
     assert again.skipped_jobs == len(records) - 1
     assert len(library) == 2 * 3 * 6
     assert library.verify() == []
+    told = json.loads((library.path / "summary.json").read_text())
+    assert told["models"] == len(library)
+    assert len([key for key in told if key.startswith("best.") and key.endswith(".r2")]) == 2 * 3
 
 
 def test_two_actors_with_two_libraries_predict_identical_bits(library, tmp_path):

@@ -1,10 +1,13 @@
 """Facts of machines in, findings out; and what the doctor prints of them."""
 
+import socket
 from dataclasses import replace
 
 import pytest
 
+from pipelines.cli import main
 from pipelines.cluster.doctor import conclusion, machine_table, software_table
+from ray_fed.deployment import this_machine
 from ray_fed.deployment.checks import Link, NodeReport, findings
 from ray_fed.deployment.machine import Machine, describe_machine
 
@@ -160,3 +163,28 @@ def test_this_machine_describes_itself(tmp_path, monkeypatch):
     assert machine.certificate_days != machine.certificate_days  # NaN: not a certificate
     assert 0 < machine.disk_used < 1
     assert len(machine.tables) == 8
+
+
+def test_without_an_address_this_machine_is_looked_at_and_no_ray_is_started(capsys):
+    code = main(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    assert code == int(any(line.startswith("failure") for line in lines))
+    assert sum("this machine" in line for line in lines) == 1
+    assert lines[-1].startswith("1 node: ")
+
+
+def test_silos_are_placed_only_by_a_cluster(capsys):
+    assert main(["doctor", "--federation", "federation.yaml"]) == 2
+    assert "give --address auto" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_and_a_clock_that_nothing_keeps_are_told(monkeypatch):
+    node = NodeReport("box", "this machine", "", 0.0, replace(HERE, gpus_seen=0, torch_has_gpu=None))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(this_machine, "PORTS", {taken.getsockname()[1]: "cluster state"})
+        monkeypatch.setattr(this_machine, "clock_status", lambda: 0x40)
+        told = [str(finding) for finding in this_machine.findings_here(node)]
+        monkeypatch.setattr(this_machine, "clock_status", lambda: 0x2001)
+        fewer = [str(finding) for finding in this_machine.findings_here(node)]
+    assert [line.split()[2] for line in told] == ["port", "nothing"]
+    assert len(fewer) == 1

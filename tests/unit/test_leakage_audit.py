@@ -34,6 +34,7 @@ from ray_fed.materials.databases.source import EMBEDDED, Source
 from ray_fed.materials.property_task import CrystalRows, PropertyTask
 from ray_fed.metrics import regression_metrics
 from ray_fed.privacy.accounting import PrivacyAccount
+from tests.events import shown as events_shown
 
 MAE = regression_metrics("eV")[0]
 
@@ -290,6 +291,9 @@ def test_an_audit_of_a_leaky_run_fails_the_gate_and_leaves_a_table_for_its_owner
     assert bits == sorted(bits, reverse=True)
     assert (tmp_path / "own.csv").stat().st_mode & 0o077 == 0
     assert "Verdict" in (tmp_path / "audit" / "report.html").read_text()
+    found = events_shown(tmp_path / "audit" / "tensorboard")
+    assert {"result/leak.passed", "result/leak.list.largest_share"} <= found.scalars
+    assert (found.hyperparameters["pipeline"], found.hyperparameters["list_length"]) == ("audit", 200)
 
 
 def test_an_audit_without_its_owners_word_leaves_nothing_behind(finished_run, capsys, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The U-Net, its task under the runtime's strategies, and what a trained network says about new micrographs."""
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -468,8 +469,12 @@ def test_segment_writes_masks_overlays_and_tables(model, picture, tmp_path, caps
         "grains.csv",
         "steel.mask.png",
         "steel.overlay.png",
+        "summary.json",
         "tensorboard",
     ]
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["status"], summary["images"]) == ("completed", 1)
+    assert summary["mean.grains"] == len((out / "grains.csv").read_text().splitlines()) - 1
     found = shown(out / "tensorboard")
     assert {"global/grains", "result/grains"} <= found.scalars
     assert found.pictures == {"picture/steel.overlay"}

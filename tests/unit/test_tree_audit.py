@@ -11,6 +11,7 @@ from ray_fed.randomness import generator
 from ray_fed.trees.growth import Grower
 from ray_fed.trees.member import Member
 from ray_fed.trees.settings import TreeSettings
+from tests.events import shown as events_shown
 
 
 def found(settings: TreeSettings, rows: int = 400):
@@ -49,6 +50,9 @@ def test_an_audit_of_a_run_of_trees_says_what_its_sums_show(tmp_path, capsys):
     capsys.readouterr()
     assert main(asked) == 0
     shown = json.loads((tmp_path / "audit" / "summary.json").read_text())
+    assert shown["leak.nothing.largest_share"] == max(shown[f"silo-{n}.own.alone_in_a_bin"] for n in (1, 2))
+    assert shown["leak.list.largest_share"] > 0
+    assert "result/leak.list.largest_share" in events_shown(tmp_path / "audit" / "tensorboard").scalars
     assert shown["silo-1.own.alone_in_a_bin"] > shown["silo-1.sum.alone_in_a_bin"]
     assert "secure-aggregation yes" in capsys.readouterr().err
     assert shown["silo-1.sum.named"] >= 0.9 * shown["silo-1.sum.listed"] > 0

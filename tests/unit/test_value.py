@@ -19,6 +19,7 @@ from ray_fed.materials import own_trees
 from ray_fed.materials.learning_curve import Point, drawn, names_of, points
 from ray_fed.materials.model_crystals.crystals import make_model_crystals
 from ray_fed.metrics import Metric
+from tests.events import shown
 
 MAE = Metric("mae", "eV/atom", higher_is_better=False, digits=3, label="MAE")
 SILOS = ("a", "b", "c")
@@ -147,6 +148,12 @@ def test_a_study_tells_each_member_its_gain_by_rows_and_each_silos_contribution(
     assert "few: with its" in report
     assert "It is no payment rule" in report
     assert (study / "figures" / "value.png").stat().st_size > 1000
+    found = shown(study / "tensorboard")
+    assert {f"silo/{name}/{kind}" for name in ("few", "many", "noise") for kind in ("alone", "joined")} <= found.scalars
+    assert {"result/member.few.gain_percent"} <= found.scalars
+    assert found.pictures == {"picture/value"}
+    assert (found.hyperparameters["pipeline"], found.hyperparameters["draws"]) == ("study-value", 2)
+    assert found.hyperparameters["model"] == "boosted_trees"
 
 
 @pytest.mark.parametrize("options", [["--secure-aggregation", "yes"], ["--personal", "mixture"], ["--silos", "10"]])
