@@ -14,6 +14,7 @@ from pipelines.model_library.config import BuildConfig
 from ray_fed.config import unknown_name
 from ray_fed.errors import ConfigError
 from ray_fed.model_library.building import BuildJob, BuildResult, plan
+from ray_fed.model_library.cards import EXPLAINED
 from ray_fed.model_library.property_catalogue import embedded_tables, shared_tables
 from ray_fed.model_library.property_tables import SMILES, PropertyTable, user_table
 from ray_fed.model_library.store import Library
@@ -49,9 +50,9 @@ def build(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
 def write_summary(outcome: BuildOutcome) -> None:
     """Write summary.json beside the models: their number, and the best R² on unseen rows of each property."""
     numbers = {"models": len(outcome.library), "failures": outcome.failures, "seconds.total": outcome.seconds}
-    for model in outcome.library.query("", ["modelset", "property", "r2"]).dropna().to_dict("records"):
-        key = f"best.{model['modelset']}/{model['property']}.r2"
-        numbers[key] = max(float(model["r2"]), numbers.get(key, -math.inf))
+    for model in outcome.library.query("", ["modelset", "property", EXPLAINED]).dropna().to_dict("records"):
+        key = f"best.{model['modelset']}/{model['property']}.{EXPLAINED}"
+        numbers[key] = max(float(model[EXPLAINED]), numbers.get(key, -math.inf))
     write_atomically(outcome.library.path / "summary.json", to_json({"status": "completed", **numbers}))
 
 

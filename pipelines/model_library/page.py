@@ -8,12 +8,10 @@ from typing import Any
 import pandas as pd
 
 from pipelines.model_library.catalogue import answer
+from ray_fed.model_library.cards import SHOWN
 from ray_fed.reporting.writing import write_atomically
 
-COLUMNS = (
-    "id", "name", "property", "unit", "relative_error", "mae", "r2", "descriptor", "method", "n_train", "n_test",
-    "modelset", "federated", "licence",
-)  # fmt: skip
+COLUMNS = ("id", "name", *SHOWN[1:], "federated", "licence")
 MOST_ROWS = 20_000
 """Models in the page, the best of each property first; more make a browser slow."""
 STYLE = """

@@ -20,17 +20,19 @@ from ray_fed.reporting.writing import Plain, to_json
 
 HELD_OUT_ERROR = "mae"
 """What models are compared by, relative to `BASELINE_ERROR`."""
+EXPLAINED = "r2"
+"""The share of the held-out variance that is explained, R²."""
 BASELINE_ERROR = "baseline_mae"
 """Of predicting the training median."""
 SHOWN = (
-    "id", "property", "unit", HELD_OUT_ERROR, "relative_error", "r2", "descriptor", "method", "n_train", "n_test",
+    "id", "property", "unit", HELD_OUT_ERROR, "relative_error", EXPLAINED, "descriptor", "method", "n_train", "n_test",
     "modelset",
 )  # fmt: skip
 """Columns of an answer if none are asked for."""
 SHOWN_WITH_FAILURES = (
     "id", "succeed", "property", "descriptor", "method", "modelset", HELD_OUT_ERROR, "unit", "reason",
 )  # fmt: skip
-SEARCHED = ("property", "descriptor", "method", "modelset", HELD_OUT_ERROR, "relative_error", "r2", "succeed")
+SEARCHED = ("property", "descriptor", "method", "modelset", HELD_OUT_ERROR, "relative_error", EXPLAINED, "succeed")
 """Columns with an index of their own."""
 
 

@@ -22,7 +22,7 @@ from ray_fed.errors import DataError
 from ray_fed.materials.domain import distances
 from ray_fed.materials.features.composition import read_compositions
 from ray_fed.materials.features.elements import SYMBOLS
-from ray_fed.model_library.cards import regression_metrics
+from ray_fed.model_library.cards import HELD_OUT_ERROR, regression_metrics
 from ray_fed.model_library.descriptors import check_fingerprint, make_descriptor
 from ray_fed.model_library.members import (
     Effort,
@@ -124,7 +124,7 @@ def _card(
         metrics={
             "train": {"n": count},
             "test": regression_metrics(stack.targets, stack.out_of_fold["stack"], float(np.median(stack.targets))),
-            "no transfer": {"mae": stack.error("direct"), "n": count},
+            "no transfer": {HELD_OUT_ERROR: stack.error("direct"), "n": count},
         },
         target_transform=table.transform,
         limits=limits,
