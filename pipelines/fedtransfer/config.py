@@ -1,7 +1,7 @@
 """Every choice of `ray-fed fedtransfer`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from pipelines.update_options import Coding, UpdateOptions
@@ -29,9 +29,30 @@ class FedTransferConfig(UpdateOptions):
     minutes; paper: 400x400, 560 images per silo, 20 rounds, 5 folds, for a GPU. Options given besides it count."""
     data: tuple[PathText, ...] = ("austenite", "iron")
     """Silos: embedded styles (austenite, iron), or folders of micrographs with masks; NAME=FOLDER names a silo."""
-    masks: tuple[str, ...] = ()
+    masks: tuple[str, ...] = field(default=(), metadata={"repeatable": "NAME=MEANING,..."})
     """What numbers in a folder's masks mean, where they are not 0 and 1 or 255: NAME=boundary:2,
-    NAME=between_classes for masks of phases, or NAME=threshold:127 for masks smeared by JPEG."""
+    NAME=between_classes for masks of phases, NAME=instances where every grain has a number, or NAME=threshold:127 or
+    NAME=threshold-below:127 (bright or dark boundaries) for masks smeared by JPEG (repeatable)."""
+    image_files: tuple[str, ...] = field(default=(), metadata={"repeatable": "NAME=PATTERN,..."})
+    """Which files of a folder are its images, if not those in images/: NAME=SUBFOLDER, or NAME=PATTERN with one * for
+    the name that image and mask share, e.g. lab=scans/*.tif (repeatable)."""
+    mask_files: tuple[str, ...] = field(default=(), metadata={"repeatable": "NAME=PATTERN,..."})
+    """Which files are its masks, if not those in labels/ or masks/, e.g. lab=scans/*_mask.png; also outlines: a COCO
+    file, LabelMe files (*.json) or ImageJ ROIs (*.zip) (repeatable)."""
+    source_pattern: tuple[str, ...] = field(default=(), metadata={"repeatable": "NAME=REGEX"})
+    """Which images are cut from one micrograph, so that they stay on one side of a split: a regular expression whose
+    first group is the micrograph's name, e.g. "lab=(.+)_[0-9]+_[0-9]+"; if not given, index.csv (name, source_image)
+    says it (repeatable)."""
+    pixel_size_um: tuple[str, ...] = field(default=(), metadata={"repeatable": "NAME=MICROMETRES,..."})
+    """Edge of a pixel of a folder's images; if not given, the column pixel_size_um of its index.csv, or what TIFF files
+    state (ImageJ, FEI, Zeiss, OME). With it all silos are brought to one scale, which the models carry (repeatable)."""
+    training_pixel_size_um: float | None = None
+    """The pixel size that all images are brought to; if not given, the largest of the silos' own."""
+    data_bar: tuple[str, ...] = field(default=(), metadata={"repeatable": "NAME=ROWS,..."})
+    """Rows at the bottom of a folder's images that are a data bar, 0 for none; if not given, bars are looked for and
+    what was cut is told (repeatable)."""
+    most_tiles: int = 4000
+    """Tiles of a folder that are used; of more, so many spread evenly over all its images."""
     size: int = 96
     """Height and width of images and tiles, pixels."""
     images: int = 80
@@ -64,6 +85,11 @@ class FedTransferConfig(UpdateOptions):
     memorisation: Literal["refuse", "warn"] = "refuse"
     """What happens to a generator that repeats training images: it stays in its silo, or it leaves and the run says
     so."""
+    trial_steps: int = 64
+    """Steps of two short trainings by which a silo tries a received style: on images painted in it alone, and on its
+    own real ones; both are judged on its own real validation images."""
+    least_help: float = 0.1
+    """Share of the ARI by real images that painted ones must reach for the style to be used in a silo; 0 uses all."""
     methods: tuple[str, ...] = DEFAULT_METHODS
     """What is compared: separate, central, fed_avg, fed_avg_gn, fed_avg_greys, fed_bn, amplitude, transfer_fp32,
     transfer_fp16, transfer_int8, transfer_int4, transfer_gn, transfer_greys, transfer_bn, transfer_prox, oracle."""
@@ -128,12 +154,16 @@ class FedTransferConfig(UpdateOptions):
 
     def __post_init__(self) -> None:
         for name in ("size", "images", "test_images", "style_epochs", "style_width", "rounds", "local_steps",
-                     "batch_size", "learning_rate", "style_learning_rate", "repeats", "num_folds"):  # fmt: skip
+                     "batch_size", "learning_rate", "style_learning_rate", "repeats", "num_folds",
+                     "most_tiles", "trial_steps"):  # fmt: skip
             require(getattr(self, name) > 0, f"{name}={getattr(self, name)} must be positive")
+        size = self.training_pixel_size_um
+        require(size is None or size > 0, f"training_pixel_size_um={size} must be positive")
         require(len(self.data) >= 2, f"data={','.join(self.data)} must name at least two silos")
         require(self.folds >= 2, f"folds={self.folds} must be at least 2")
         require(self.num_folds <= self.folds, f"num_folds={self.num_folds} must not be above folds={self.folds}")
         require(0 <= self.gap <= 1, f"gap={self.gap} must lie between 0 and 1")
+        require(0 <= self.least_help <= 1, f"least_help={self.least_help} must lie between 0 and 1")
         require(self.seed >= 0, f"seed={self.seed} must not be negative")
         require_gpus(self.num_gpus)
         require(len(self.methods) > 0, "methods must name at least one")

@@ -83,6 +83,7 @@ class FedTransferExperiment:
             for method in self.methods.values()
             if session_name(method, self.fold, seed) not in self.finished
         ]
+        self.describe()
         if any(method.needs_generators for _, method in missing):
             self.learn()
             self.exchange()
@@ -90,6 +91,12 @@ class FedTransferExperiment:
             self.share_amplitudes()
         for seed, method in missing:
             self.train(method, seed)
+
+    def describe(self) -> None:
+        """Let every silo say what its micrographs are like, in counts and means."""
+        started = time.perf_counter()
+        said = self.federation.query(self.silos, "describe_data")
+        self._done("data", started, facts={silo: dict(artifact.facts) for silo, artifact in said.items()})
 
     def learn(self) -> None:
         """Algorithm 1, line 9, in all silos at once."""
@@ -105,8 +112,10 @@ class FedTransferExperiment:
             started = time.perf_counter()
             sent = self.federation.exchange(self.silos, "style", "take_style", codec)
             self.federation.query(self.silos, "paint_styles", codec)
+            tried = self.federation.query(self.silos, "try_styles", codec, self.config.learning_rate)
+            trials = {silo: dict(artifact.facts) for silo, artifact in tried.items()}
             pairs = {f"{sender} -> {receiver}": size for (sender, receiver), size in sent.items()}
-            self._done(f"exchange {codec}", started, sent=pairs, bytes=total_bytes(sent))
+            self._done(f"exchange {codec}", started, sent=pairs, bytes=total_bytes(sent), trials=trials)
 
     def share_amplitudes(self) -> None:
         started = time.perf_counter()

@@ -33,10 +33,12 @@ CITATION = (
 NOT_COVERED = (
     "whole tiles (a tile and its synthetic copies in other styles are rows of their own, and epsilon is of one row), "
     "the style generators and amplitude spectra (made without noise, and they leave their silos), how synthetic tiles "
-    "depend on a silo's labels, numbers of tiles, validation losses, test scores"
+    "depend on a silo's labels, the trials of styles, numbers of tiles, validation losses, test scores"
 )
 """By noise on the steps of the segmentation network."""
-SILO_NOT_COVERED = "style generators and amplitude spectra, numbers of tiles, validation losses, test scores"
+SILO_NOT_COVERED = (
+    "style generators and amplitude spectra, the trials of styles, numbers of tiles, validation losses, test scores"
+)
 """By noise on the silos' updates."""
 
 
@@ -79,6 +81,22 @@ class FedTransferOutcome:
         lines = [line for line in self.lines if line["stage"] == "generators"]
         return lines[0]["facts"] if lines else {}
 
+    def data_facts(self) -> dict[str, dict[str, float]]:
+        """Return silo -> what was told of its micrographs, of the first fold."""
+        lines = [line for line in self.lines if line["stage"] == "data"]
+        return lines[0]["facts"] if lines else {}
+
+    def trials(self) -> dict[tuple[str, str, str], dict[str, float]]:
+        """Return (codec, sender, receiver) -> what the style taught there, of the first fold."""
+        found: dict[tuple[str, str, str], dict[str, float]] = {}
+        for line in self.lines:
+            codec = str(line["stage"]).removeprefix("exchange ")
+            for receiver, facts in line.get("trials", {}).items() if line["fold"] == 0 else ():
+                for name, value in facts.items():
+                    sender, _, key = _split_fact(name)
+                    found.setdefault((codec, sender, receiver), {})[key] = value
+        return found
+
     # ---- parts
 
     def _warnings(self) -> list[str]:
@@ -87,8 +105,20 @@ class FedTransferOutcome:
             for silo, told in self.generator_facts().items()
             if not told["memorisation.passed"]
         ]
+        unused = [
+            f"The style of '{sender}' ({codec}) is left out at '{receiver}': a network that saw only images painted "
+            f"in it reaches ARI {told['painted.ari']:.3f} on real ones there, one trained on real ones "
+            f"{told['real.ari']:.3f}."
+            for (codec, sender, receiver), told in self.trials().items()
+            if not told["used"]
+        ]
+        noted = [
+            f"Silo '{silo}': {told['notes']:.0f} note(s) about its files are in data.txt in its own folder."
+            for silo, told in self.data_facts().items()
+            if told["notes"]
+        ]
         chosen = ["The round was chosen on the test sets: these numbers flatter."]
-        return [*self.notices, *failed, *(chosen if self.config.select_on == "test" else [])]
+        return [*self.notices, *failed, *unused, *noted, *(chosen if self.config.select_on == "test" else [])]
 
     def _summary(self, status: str, seconds: float) -> dict[str, object]:
         summary: dict[str, object] = {"status": status, "seconds.total": seconds, "rounds": self.config.rounds}
@@ -101,6 +131,11 @@ class FedTransferOutcome:
                     summary[f"{name}.{silo}.{metric}_std"] = cell.spread
         for silo, told in self.generator_facts().items():
             summary |= {f"generator.{silo}.{key}": value for key, value in told.items() if not key.startswith("epoch.")}
+        for (codec, sender, receiver), told in self.trials().items():
+            name = f"style.{codec}.{sender} -> {receiver}"
+            summary |= {f"{name}.{key}": told[key] for key in ("painted.map", "painted.ari", "real.ari", "used")}
+        for silo, told in self.data_facts().items():
+            summary |= {f"data.{silo}.{key}": value for key, value in told.items()}
         for line in self.lines:
             if str(line["stage"]).startswith("exchange"):
                 summary[f"{line['stage'].replace(' ', '.')}.bytes"] = line["bytes"]
@@ -149,6 +184,7 @@ class FedTransferOutcome:
     def _sections(self, figures: Mapping[str, Path]) -> list[Section]:
         said = verdicts(self.results)
         sections = [Section("What came out", [Paragraph(text) for text in said])] if said else []
+        sections += self._data_sections()
         tables = {"Table 2: alone and pooled": True, "Table 3: federated": False}
         for title, is_second in tables.items():
             rows = [row for row in self.results if (row.method in TABLE_2) == is_second]
@@ -230,6 +266,7 @@ class FedTransferOutcome:
             Table(["silo", "codec", "bytes", "times smaller", "PSNR (dB)"], codecs,
                   "PSNR: images painted with coded weights against those painted with the exact ones."),
             self._sent_table(),
+            self._trial_table(),
         ]  # fmt: skip
         if "generators" in figures:
             blocks.append(Figure(figures["generators"], "Losses of the generators' training, mean over each epoch."))
@@ -238,6 +275,42 @@ class FedTransferOutcome:
                 said = f"Labels of {silo} (validation), the real image, and images by each generator (Fig. 5)."
                 blocks.append(Figure(figures[f"{silo}-styles"], said))
         return [Section("Generators", blocks)]
+
+    def _data_sections(self) -> list[Section]:
+        facts = self.data_facts()
+        if not facts:
+            return []
+        parts = ("train", "validation", "test")
+        head = ["silo", *(f"{part}: micrographs / tiles" for part in parts), "boundary share", "line width (px)",
+                "grains a tile", "pixel size (um)"]  # fmt: skip
+        rows = [
+            [silo, *(f"{told[f'{part}.micrographs']:.0f} / {told[f'{part}.tiles']:.0f}" for part in parts),
+             f"{told['boundary_share']:.3f}", f"{told['line_width_px']:.1f}", f"{told['grains_per_tile']:.0f}",
+             f"{told['pixel_size_um']:g}" if "pixel_size_um" in told else "not known"]
+            for silo, told in facts.items()
+        ]  # fmt: skip
+        note = (
+            "Of the first fold; grains a tile: median. Micrographs of an unknown pixel size are used as they are, and "
+            "models of them give no ASTM numbers. Which files were skipped or changed stands in data.txt in each "
+            "silo's own folder."
+        )
+        return [Section("Data", [Table(head, rows, note)])]
+
+    def _trial_table(self) -> Block:
+        head = ["codec", "style of -> at", "painted only MAP / MVI / ARI", "real only MAP / MVI / ARI", "used"]
+        rows = [
+            [codec, f"{sender} -> {receiver}", *(
+                " / ".join(f"{told[f'{kind}.{name}']:.3f}" for name in ("map", "vi", "ari"))
+                for kind in ("painted", "real")
+            ), "yes" if told["used"] else "no"]
+            for (codec, sender, receiver), told in self.trials().items()
+        ]  # fmt: skip
+        note = (
+            f"Networks trained for {self.config.trial_steps} steps on images painted in the style alone, and on the "
+            "silo's real images alone, on the silo's own real validation images. A style is used from "
+            f"{self.config.least_help:g} of the ARI by real images on."
+        )
+        return Table(head, rows, note)
 
     def _sent_table(self) -> Block:
         rows = [
@@ -293,6 +366,14 @@ class FedTransferOutcome:
         else:
             said.append("Pictures of the silos' own data stay in the silos' folders.")
         return Section("Limits", [Note(text) for text in said])
+
+
+def _split_fact(name: str) -> tuple[str, str, str]:
+    """Return (sender, ".", key) of a fact of a trial; a sender's name may have dots."""
+    for key in ("painted.map", "painted.vi", "painted.ari", "real.map", "real.vi", "real.ari", "help", "used"):
+        if name.endswith(f".{key}"):
+            return name.removesuffix(f".{key}"), ".", key
+    return name, "", ""
 
 
 def _decibel(value: float | None) -> str:

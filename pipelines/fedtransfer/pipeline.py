@@ -12,7 +12,7 @@ from pipelines.fedtransfer.config import FedTransferConfig, resolved, same_resul
 from pipelines.fedtransfer.experiment import FedTransferExperiment, Line
 from pipelines.fedtransfer.outcome import FedTransferOutcome
 from pipelines.fedtransfer.results import GLOBAL, header, table_rows, verdicts
-from pipelines.fedtransfer.setup import check_methods, is_embedded, session_names, specs_of, task_of
+from pipelines.fedtransfer.setup import at_one_scale, check_methods, is_embedded, session_names, specs_of, task_of
 from pipelines.fedtransfer.stage_logs import StageLogs
 from ray_fed.errors import ConfigError
 from ray_fed.federation.messages import Vector
@@ -38,6 +38,7 @@ def run(options: Mapping[str, Any], command: Sequence[str]) -> int:
         config = replace(config, methods=tuple(name for name in config.methods if name != "oracle"))
     # What is wrong with the options is said before anything starts.
     check_methods(config)
+    config = at_one_scale(config)
     for fold in range(config.num_folds):
         specs_of(config, fold, Path())
     directory, begun = _directory(config)
@@ -131,7 +132,7 @@ class FedTransferRecorder:
             stem = FILE_NAMES.get(method, method) + (f"-{model}" if model in silos else "")
             owners = (model,) if model in silos else silos
             scores = {silo: dict(values) for silo, values in line["test"][model].items()}
-            card = SegmenterCard(stem, task.design, config.size, None, owners, scores)
+            card = SegmenterCard(stem, task.design, config.size, config.training_pixel_size_um, owners, scores)
             save_segmenter(self.outcome.directory.models / stem, vector, card)
 
     def done(self, line: Line, seconds: float) -> None:
@@ -143,6 +144,24 @@ class FedTransferRecorder:
             self.outcome.directory.append_timing({"stage": plain["stage"], "fold": plain["fold"], "seconds": seconds})
             self.outcome.lines.append(plain)
             self.logs.done(plain)
+        self._tell(plain)
+
+    def _tell(self, plain: Mapping[str, Any]) -> None:
+        """Say what a user must not have to look for in the report."""
+        if plain["stage"] == "data":
+            for silo, told in plain["facts"].items():
+                if told["notes"]:
+                    self.progress.note(
+                        f"silo '{silo}': {told['notes']:.0f} note(s) about its files, see data.txt in its folder under "
+                        f"{self.outcome.silo_folder}"
+                    )
+        for receiver, told in plain.get("trials", {}).items():
+            for name in (name for name, value in told.items() if name.endswith(".used") and not value):
+                sender = name.removesuffix(".used")
+                self.progress.note(
+                    f"style of '{sender}' is left out at '{receiver}': painted images alone teach ARI "
+                    f"{told[f'{sender}.painted.ari']:.3f} there, real ones {told[f'{sender}.real.ari']:.3f}"
+                )
         if plain["stage"] == "generators":
             for silo, told in plain["facts"].items():
                 verdict = "no sign of memorisation" if told["memorisation.passed"] else "MEMORISATION"

@@ -15,6 +15,8 @@ from ray_fed.style_transfer.methods import METHODS
 METRICS = reported(agreement.METRICS)
 """What the tables show; the first decides."""
 GLOBAL = "global"
+ALIKE = 5e-4
+"""Difference that three digits do not show."""
 CLEAR = 2.0
 """Standard errors below which a difference of means is called none."""
 TABLE_2 = ("separate", "central")
@@ -158,20 +160,26 @@ def _error(a: Cell, b: Cell) -> float:
 
 
 def _against(ours: ModelResult, other: ModelResult) -> str:
-    """Compare with the spread: a difference below twice its standard error is called none."""
-    a, b = ours.headline, other.headline
-    gap = a.mean - b.mean
-    numbers = f"({a} against {b})"
+    """Compare in every metric with the spread: a difference below twice its standard error is called none."""
+    found: dict[str, list[str]] = {}
+    for metric in METRICS:
+        a, b = (row.cells[GLOBAL, metric.name] for row in (ours, other))
+        found.setdefault(_relation(metric, a, b), []).append(f"{metric.title} ({a} against {b})")
+    said = "; ".join(f"{relation} in {', '.join(numbers)}" for relation, numbers in found.items())
+    several = len(ours.headline.values) > 1
+    return f"{ours.title} compared with {other.title}: {said}" + (
+        "." if several else "; one run each: no spread known."
+    )
+
+
+def _relation(metric: Metric, a: Cell, b: Cell) -> str:
+    """Say how `a` stands to `b`."""
+    gain = metric.gain(a.mean, b.mean)
     if len(a.values) < 2:
-        if abs(gap) < 5e-4:
-            return f"{ours.title} and {other.title} have the same {HEADLINE.title} {numbers}; one run each."
-        relation = "above" if gap > 0 else "below"
-        said = f"{ours.title} is {abs(gap):.3f} {HEADLINE.title} {relation} {other.title} {numbers}"
-        return f"{said}; one run each: no spread known."
-    if abs(gap) < CLEAR * _error(a, b):
-        pair = f"{ours.title} and {other.title}"
-        return f"{pair} do not differ in {HEADLINE.title} beyond the spread over runs {numbers}."
-    return f"{ours.title} is {abs(gap):.3f} {HEADLINE.title} {'above' if gap > 0 else 'below'} {other.title} {numbers}."
+        return "alike" if abs(gain) < ALIKE else "better" if gain > 0 else "worse"
+    if abs(gain) < CLEAR * _error(a, b):
+        return "no different beyond the spread over runs"
+    return "better" if gain > 0 else "worse"
 
 
 def epoch_curve(told: Mapping[str, float], name: str) -> list[float]:

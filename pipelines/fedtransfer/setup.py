@@ -1,5 +1,6 @@
 """From options to silos, task and training plans."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,11 @@ from ray_fed.federation.rounds.job import Job
 from ray_fed.federation.strategies import local_plan
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.micrographs.image_files import MaskMeaning, MicrographFolder
+from ray_fed.micrographs.folders import MicrographFolder
+from ray_fed.micrographs.image_files import ReadingRules
+from ray_fed.micrographs.mask_meaning import MaskMeaning
 from ray_fed.micrographs.polycrystals import STYLES, StyleName
+from ray_fed.micrographs.scale import common_pixel_size, require_plausible
 from ray_fed.micrographs.unet import UNetDesign
 from ray_fed.randomness import derived_seed
 from ray_fed.style_transfer.methods import METHODS, Method, method_named
@@ -39,8 +43,25 @@ def named_data(config: FedTransferConfig) -> dict[str, str]:
         require(name not in found, f"data names silo '{name}' twice; give one another name with NAME={place}")
         require(name != POOLED, f"data: a silo must not be called '{POOLED}'")
         found[name] = place
-    unknown = [text for text in config.masks if text.partition("=")[0] not in found]
-    require(not unknown, f"masks={','.join(unknown)}: there are the silos {', '.join(found)}")
+    for option in PER_SILO:
+        said_of(config, option, found)
+    return found
+
+
+PER_SILO = ("masks", "image_files", "mask_files", "source_pattern", "pixel_size_um", "data_bar")
+
+
+def said_of(config: FedTransferConfig, option: str, silos: Mapping[str, str]) -> dict[str, str]:
+    """Return silo -> what an option says of it; ConfigError for a silo that is not there, is said twice, or is drawn
+    by this package."""
+    found: dict[str, str] = {}
+    for text in getattr(config, option):
+        name, equals, said = text.partition("=")
+        require(name in silos, f"{option}={text}: there are the silos {', '.join(silos)}")
+        require(bool(equals and said), f"{option}={text}: say {name}=SOMETHING; see --help")
+        require(name not in found, f"{option}: '{name}' is told twice ({found.get(name)}, {said}); give one entry")
+        require(silos[name] not in STYLES, f"{option}={text}: '{name}' is drawn by this package; it has no files")
+        found[name] = said
     return found
 
 
@@ -53,25 +74,69 @@ def source_of(name: str, place: str, config: FedTransferConfig, fold: int) -> Mi
         )
     if not Path(place).is_dir():
         raise ConfigError(f"data={place!r} is neither a folder nor one of {', '.join(STYLES)}")
-    folder = MicrographFolder(str(Path(place).absolute()), meaning=mask_meaning(name, config), tile=config.size)
-    return SplitFolderSource(folder, split)
+    return SplitFolderSource(folder_of(name, place, config), split)
 
 
-def mask_meaning(silo: str, config: FedTransferConfig) -> MaskMeaning:
+def folder_of(name: str, place: str, config: FedTransferConfig) -> MicrographFolder:
+    """Return what the options say of a silo's folder."""
+    silos = named_data(config)
+    said = {option: said_of(config, option, silos).get(name, "") for option in PER_SILO}
+    return MicrographFolder(
+        str(Path(place).absolute()),
+        images=said["image_files"],
+        masks=said["mask_files"],
+        meaning=mask_meaning(name, said["masks"]),
+        tile=config.size,
+        rules=ReadingRules(data_bar=int(_number(name, "data_bar", said["data_bar"])) if said["data_bar"] else None),
+        source_pattern=said["source_pattern"],
+        pixel_size_um=_pixel_size(name, said["pixel_size_um"]),
+        training_pixel_size_um=config.training_pixel_size_um,
+        most_tiles=config.most_tiles,
+    )
+
+
+def _pixel_size(name: str, said: str) -> float | None:
+    return require_plausible(_number(name, "pixel_size_um", said), f"pixel_size_um: {name}") if said else None
+
+
+def _number(name: str, option: str, said: str) -> float:
+    try:
+        value = float(said)
+    except ValueError:
+        raise ConfigError(f"{option}={name}={said}: {said!r} is no number") from None
+    require(value >= 0, f"{option}={name}={said} must not be negative")
+    return value
+
+
+def at_one_scale(config: FedTransferConfig) -> FedTransferConfig:
+    """Return the options with the pixel size that all silos' images are brought to, None where no silo knows its own.
+
+    Reads index.csv and the headers of TIFF files. ConfigError where some silos know their scale and others do not.
+    """
+    folders = {name: place for name, place in named_data(config).items() if place not in STYLES}
+    for name, place in folders.items():
+        source_of(name, place, config, 0)  # what is no folder is said first
+    sizes = {name: folder_of(name, place, config).pixel_size(name) for name, place in folders.items()}
+    drawn = {name: None for name in named_data(config) if name not in folders}
+    if not any(sizes.values()) and not config.training_pixel_size_um:
+        return config
+    return replace(config, training_pixel_size_um=common_pixel_size({**sizes, **drawn}, config.training_pixel_size_um))
+
+
+def mask_meaning(silo: str, said: str) -> MaskMeaning:
     """Return what the numbers in a silo's masks mean; ConfigError for an entry of `masks` that says nothing."""
-    for text in config.masks:
-        name, _, said = text.partition("=")
-        if name == silo:
-            numbers = said.removeprefix("boundary:").split("+")
-            if said == "between_classes":
-                return MaskMeaning(between_classes=True)
-            if said.startswith("boundary:") and all(number.isdigit() for number in numbers):
-                return MaskMeaning(tuple(int(number) for number in numbers))
-            if said.startswith("threshold:") and said.removeprefix("threshold:").isdigit():
-                return MaskMeaning(threshold=int(said.removeprefix("threshold:")))
-            ways = f"{name}=between_classes, {name}=boundary:NUMBER[+NUMBER] or {name}=threshold:NUMBER"
-            raise ConfigError(f"masks={text!r}: say {ways}")
-    return MaskMeaning()
+    kind, _, value = said.partition(":")
+    numbers = value.split("+")
+    if said in ("", "between_classes", "instances"):
+        return MaskMeaning(between_classes=said == "between_classes", instances=said == "instances")
+    if kind == "boundary" and all(number.isdigit() for number in numbers):
+        return MaskMeaning(tuple(int(number) for number in numbers))
+    if kind == "threshold" and value.isdigit():
+        return MaskMeaning(threshold=int(value))
+    if kind == "threshold-below" and value.isdigit():
+        return MaskMeaning(threshold_below=int(value))
+    ways = ("between_classes", "instances", "boundary:NUMBER[+NUMBER]", "threshold:NUMBER", "threshold-below:NUMBER")
+    raise ConfigError(f"masks={silo}={said}: say {', '.join(f'{silo}={way}' for way in ways)}")
 
 
 def specs_of(config: FedTransferConfig, fold: int, folder: Path) -> list[SiloSpec]:
@@ -106,6 +171,8 @@ def task_of(config: FedTransferConfig, fold: int) -> FedTransferTask:
         style_seed=derived_seed(config.seed, "style", fold),
         fresh_noise=config.fresh_noise,
         memorisation=config.memorisation,
+        trial_steps=config.trial_steps,
+        least_help=config.least_help,
         styles=embedded_styles(config),
         gap=config.gap,
     )

@@ -1,77 +1,170 @@
-"""A folder of micrographs and masks as a `MicrographSet`.
+"""Single image files as grey levels or as a mask's numbers.
 
-folder/images/a.png   folder/labels/a.png   folder/index.csv (optional: name, source_image)
-
-Images are PNG, TIFF or JPEG, 8 or 16 bit, grey or RGB. Which numbers of a mask file mean boundary is stated by the
-owner or beyond doubt; never guessed.
+PNG, TIFF, JPEG, BMP or WebP; 8, 16 or 32 bit or floating point; grey, RGB, palette, with transparency. What is done to
+a picture that its owner may not expect is noted beside it.
 """
 
-import csv
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ray_fed.errors import DataError, Trouble
-from ray_fed.micrographs.micrograph_set import MicrographSet
-from ray_fed.micrographs.polycrystals import boundary_mask
+from ray_fed.micrographs.data_bar import data_bar_height
 from ray_fed.reading import open_picture, open_regular, require_few_pixels
 
-SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".webp")
 COLOUR_SPACES = ("CMYK", "YCbCr", "LAB", "HSV")
 """Pillow's modes whose channels are not red, green and blue."""
+LEAST_SHARE_OF_RANGE = 1 / 16
+"""A picture that uses less of its type's range comes from a camera of fewer bits."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A micrograph as it is used."""
+
+    grey: np.ndarray
+    """uint8 [H, W]."""
+    notes: tuple[str, ...] = ()
+    """What was done to it, or is unusual in it."""
+    bar_rows: int = 0
+    """Rows of a data bar that were cut off at the bottom."""
+
+
+@dataclass(frozen=True)
+class ReadingRules:
+    """What an owner says of image files; None and 0 where nothing needs to be said."""
+
+    bits: int | None = None
+    """Bits of the camera where they are fewer than the file's, e.g. 12."""
+    page: int | None = None
+    """Which page of a file of several is meant, from 1."""
+    data_bar: int | None = None
+    """Rows at the bottom that are no micrograph; 0: none; None: a bar is looked for."""
+
+
+def read_picture(path: Path, who: str, rules: ReadingRules = ReadingRules()) -> Picture:
+    """Return an image as grey levels without its data bar; `who` begins every error, e.g. "silo 'mit'".
+
+    Colour becomes luminance (ITU-R 601: .299 R + .587 G + .114 B). More than 8 bits are scaled by the full range of
+    `bits`; None: of the file's type. Floating-point values must lie between 0 and 1, or 0 and 255. DataError when the
+    file cannot be read, or holds so little of its range that it must come from a camera of fewer bits.
+    """
+    pixels, notes = _pixels(path, who, rules.page)
+    grey = _as_bytes(_grey(pixels, path, who), path, who, rules.bits)
+    if grey.min() == grey.max():
+        notes.append("it shows one grey level and nothing else")
+    rows = data_bar_height(grey) if rules.data_bar is None else rules.data_bar
+    if not rows:
+        return Picture(grey, tuple(notes))
+    if rows >= len(grey):
+        raise DataError(f"{who}: {path} has {len(grey)} rows, a data bar of {rows} leaves none")
+    if rules.data_bar is None:
+        notes.append(f"the lowest {rows} of {len(grey)} rows look like a data bar and were cut off")
+    return Picture(grey[:-rows], tuple(notes), rows)
+
+
+def require_readable(path: Path, who: str) -> None:
+    """DataError for what is no image file at all; of the pixels nothing is read."""
+    from PIL import UnidentifiedImageError
+
+    try:
+        with open_picture(path):
+            return
+    except UnidentifiedImageError as error:
+        if path.suffix.lower() not in (".tif", ".tiff"):
+            raise DataError(
+                f"{who}: {path} is no image that can be read; save it again as PNG or TIFF",
+                failure=Trouble.FILE_DAMAGED,
+            ) from error
+    except Exception as error:  # Pillow raises whatever its codecs raise
+        reason = f"{who}: {path} cannot be read as an image ({_in_a_line(error)})"
+        raise DataError(reason, failure=Trouble.FILE_DAMAGED) from error
 
 
 def read_grey(path: Path, who: str, bits: int | None = None) -> np.ndarray:
-    """Return an image as grey levels uint8 [H, W]; `who` begins every error, e.g. "silo 'mit'".
+    """Return an image as grey levels uint8 [H, W], all of its rows; see `read_picture`."""
+    return read_picture(path, who, ReadingRules(bits, data_bar=0)).grey
 
-    Colour becomes luminance (ITU-R 601: .299 R + .587 G + .114 B). More than 8 bits are scaled by the full range of
-    `bits`; None: of the file's type. DataError when the file cannot be read, or holds so little of its range that it
-    must come from a camera of fewer bits.
-    """
-    pixels = _grey(_pixels(path, who), path, who)
+
+def _as_bytes(pixels: np.ndarray, path: Path, who: str, bits: int | None) -> np.ndarray:
+    if np.issubdtype(pixels.dtype, np.floating):
+        return _of_floats(pixels, path, who)
     if pixels.dtype == np.uint8 and bits in (None, 8):
         return pixels
-    if not np.issubdtype(pixels.dtype, np.integer):
-        raise DataError(f"{who}: {path} holds {pixels.dtype} values; save it as an image of 8 or 16 bits")
+    if not np.issubdtype(pixels.dtype, np.unsignedinteger) and pixels.min() < 0:
+        raise DataError(f"{who}: {path} holds values down to {pixels.min()}; save it as an image of 8 or 16 bits")
     full = 2 ** (bits or 8 * pixels.dtype.itemsize) - 1
     if pixels.max() > full:
         raise DataError(f"{who}: {path} holds the value {pixels.max()}, more than bits={bits} allow ({full})")
-    if bits is None and pixels.max() < full // 16 + 1:
+    if bits is None and pixels.max() < full * LEAST_SHARE_OF_RANGE + 1:
         raise DataError(
             f"{who}: {path} uses values up to {pixels.max()} of {full}: a camera of fewer bits? say so, e.g. bits=12"
         )
     return np.round(pixels * (255 / full)).astype(np.uint8)
 
 
-def read_values(path: Path, who: str) -> np.ndarray:
+def _of_floats(pixels: np.ndarray, path: Path, who: str) -> np.ndarray:
+    if not np.isfinite(pixels).all():
+        raise DataError(
+            f"{who}: {path} holds {int((~np.isfinite(pixels)).sum())} values that are no numbers; fill them"
+        )
+    low, high = float(pixels.min()), float(pixels.max())
+    full = 1.0 if high <= 1 else 255.0
+    if low < 0 or high > full or high < full * LEAST_SHARE_OF_RANGE:
+        raise DataError(
+            f"{who}: {path} holds floating-point values from {low:g} to {high:g}; scale them to 0..1 or 0..255, the "
+            "same for all images"
+        )
+    return np.round(pixels * (255 / full)).astype(np.uint8)
+
+
+def read_values(path: Path, who: str, page: int | None = None) -> np.ndarray:
     """Return a mask's own numbers, int64 [H, W]: classes, or grey levels; a palette's indices, not its colours.
 
     DataError for a coloured mask: which colour means what is not ours to guess.
     """
-    pixels = _pixels(path, who, keep_palette=True)
+    pixels, _ = _pixels(path, who, page, keep_palette=True)
     if pixels.ndim == 3:
+        _refuse_drawn_in_alpha(pixels, path, who)
         pixels = pixels[..., :3] if pixels.shape[2] in (3, 4) else pixels[..., :1]
         if (pixels != pixels[..., :1]).any():
             raise DataError(f"{who}: mask {path} is coloured; save it as one channel of class numbers")
         pixels = pixels[..., 0]
-    if not (np.issubdtype(pixels.dtype, np.integer) or pixels.dtype == bool):
+    if not (
+        np.issubdtype(pixels.dtype, np.integer) or np.issubdtype(pixels.dtype, np.floating) or pixels.dtype == bool
+    ):
         raise DataError(f"{who}: mask {path} holds {pixels.dtype} values; save it as whole numbers")
+    if np.issubdtype(pixels.dtype, np.floating) and (pixels != np.round(pixels)).any():
+        raise DataError(f"{who}: mask {path} holds fractions; save it as whole numbers")
     return pixels.astype(np.int64)
 
 
-def _pixels(path: Path, who: str, keep_palette: bool = False) -> np.ndarray:
+def _refuse_drawn_in_alpha(pixels: np.ndarray, path: Path, who: str) -> None:
+    if pixels.shape[2] not in (2, 4):
+        return
+    colours, alpha = pixels[..., :-1], pixels[..., -1]
+    if (colours == colours[:1, :1]).all() and alpha.min() != alpha.max():
+        raise DataError(f"{who}: mask {path} has one colour and is drawn in its transparency; save it without")
+
+
+def _pixels(path: Path, who: str, page: int | None, keep_palette: bool = False) -> tuple[np.ndarray, list[str]]:
+    """Return the pixels [H, W] or [H, W, channels] and notes about them."""
     from PIL import UnidentifiedImageError
 
     try:
         with open_picture(path) as image:
-            _require_one_image(getattr(image, "n_frames", 1), f"{who}: {path}")
+            _seek(image, page, f"{who}: {path}")
+            turned, notes = _upright(image)
             converted = image.mode in COLOUR_SPACES or (image.mode in ("P", "PA") and not keep_palette)
-            return np.asarray(image.convert("RGB") if converted else image)
+            pixels = np.asarray(turned.convert("RGB") if converted else turned)
+        if pixels.dtype == np.int32 and path.suffix.lower() in (".tif", ".tiff"):
+            # Pillow's one mode for 32 bits has a sign, whether the file's numbers have one or not.
+            pixels = _tiff(path, who, page, ValueError("32 bits"))
+        return pixels, [*notes, *_transparent(pixels, image.mode)]
     except UnidentifiedImageError as error:
-        return _tiff(path, who, error)
+        return _tiff(path, who, page, error), []
     except DataError:
         raise
     except Exception as error:  # Pillow raises whatever its codecs raise
@@ -79,16 +172,41 @@ def _pixels(path: Path, who: str, keep_palette: bool = False) -> np.ndarray:
         raise DataError(reason, failure=Trouble.FILE_DAMAGED) from error
 
 
-def _require_one_image(frames: int, where: str) -> None:
+def _seek(image, page: int | None, where: str) -> None:
+    frames = getattr(image, "n_frames", 1)
+    _require_page(frames, page, where)
     if frames > 1:
-        raise DataError(f"{where} holds {frames} images; save each as a file of its own")
+        image.seek((page or 1) - 1)
+
+
+def _require_page(frames: int, page: int | None, where: str) -> None:
+    if page is None and frames > 1:
+        raise DataError(f"{where} holds {frames} images; save each as a file of its own, or choose one with page=1")
+    if page is not None and not 1 <= page <= frames:
+        raise DataError(f"{where} holds {frames} image(s); page={page} is none of them")
+
+
+def _upright(image) -> tuple:
+    """Return the picture as a viewer shows it: cameras write into EXIF how they were held."""
+    from PIL import ImageOps
+
+    turned = ImageOps.exif_transpose(image)
+    is_turned = image.getexif().get(0x0112, 1) not in (0, 1)
+    return turned, ["turned as its EXIF orientation says"] if is_turned else []
+
+
+def _transparent(pixels: np.ndarray, mode: str) -> list[str]:
+    if mode not in ("RGBA", "LA"):
+        return []
+    holes = float((pixels[..., -1] == 0).mean())
+    return [f"{holes:.1%} of it is transparent; what lies below is taken for image"] if holes else []
 
 
 def _in_a_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _tiff(path: Path, who: str, refusal: Exception) -> np.ndarray:
+def _tiff(path: Path, who: str, page: int | None, refusal: Exception) -> np.ndarray:
     """Read what Pillow has no mode for, such as RGB of 16 bits."""
     if path.suffix.lower() not in (".tif", ".tiff"):
         raise DataError(
@@ -98,15 +216,17 @@ def _tiff(path: Path, who: str, refusal: Exception) -> np.ndarray:
     import tifffile
 
     try:
-        with open_regular(path) as file, tifffile.TiffFile(file) as tiff:
-            _require_one_image(len(tiff.pages), f"{who}: {path}")
+        with open_regular(path) as file, tifffile.TiffFile(file, name=path.name) as tiff:
+            _require_page(len(tiff.pages), page, f"{who}: {path}")
             require_few_pixels(tiff.pages.first.shape[:2])
-            pixels = tiff.asarray()
+            pixels = tiff.asarray(key=(page or 1) - 1)
     except DataError:
         raise
     except Exception as error:  # tifffile raises whatever its codecs raise
         reason = f"{who}: {path} is no image that can be read ({_in_a_line(error)})"
         raise DataError(reason, failure=Trouble.FILE_DAMAGED) from refusal
+    if pixels.ndim == 3 and pixels.shape[0] == 3 and pixels.shape[2] not in (3, 4):  # channels one after another
+        pixels = np.moveaxis(pixels, 0, -1)
     if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4)):
         return pixels
     raise DataError(f"{who}: {path} has the shape {pixels.shape}; one image [H, W] or [H, W, 3] is needed")
@@ -123,213 +243,8 @@ def _grey(pixels: np.ndarray, path: Path, who: str) -> np.ndarray:
         return pixels
     if pixels.shape[2] == 2:  # grey with transparency
         return pixels[..., 0]
+    if np.issubdtype(pixels.dtype, np.floating):
+        return pixels[..., :3] @ np.array([0.299, 0.587, 0.114])
     # Pillow's weights in 16-bit fixed point, so that an RGB file gives what its "L" copy gives.
     red, green, blue = (pixels[..., channel].astype(np.int64) for channel in range(3))
     return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).astype(pixels.dtype)
-
-
-PLAIN_PAIRS = ((0, 1), (0, 255), (0, 65535))
-JPEG_HINT = "a JPEG smears masks: save PNG, or give threshold=127 (--masks NAME=threshold:127)"
-
-
-@dataclass(frozen=True)
-class MaskMeaning:
-    """How the numbers of a silo's masks become boundary (1) and grain (0)."""
-
-    boundary: tuple[int, ...] = ()
-    """Numbers that mean boundary. Empty: masks of 0 and 1, or of 0 and 255, in which the greater one is the boundary;
-    anything else must be stated."""
-    between_classes: bool = False
-    """The boundaries are where the class changes: lines 3 pixels wide are drawn there. For masks of phases."""
-    threshold: int | None = None
-    """For masks smeared by JPEG: numbers above this are boundary."""
-
-    def apply(self, masks: Mapping[str, np.ndarray], who: str) -> dict[str, np.ndarray]:
-        """Return file -> uint8 mask [H, W] of file -> numbers; DataError names the silo, the file and the numbers."""
-        if self.between_classes:
-            found = {file: boundary_mask(mask) for file, mask in masks.items()}
-        elif self.threshold is not None:
-            found = {file: (mask > self.threshold).astype(np.uint8) for file, mask in masks.items()}
-        else:
-            boundary = self.boundary or (_greater_of_pair(masks, who),)
-            found = {file: np.isin(mask, boundary).astype(np.uint8) for file, mask in masks.items()}
-        for file, mask in found.items():
-            _refuse_uniform(mask, file, who)
-        if not (self.boundary or self.between_classes):
-            _refuse_inverted(found, who)
-        return found
-
-
-def _greater_of_pair(masks: Mapping[str, np.ndarray], who: str) -> int:
-    seen: set[int] = set()
-    for file, mask in masks.items():
-        here = set(np.unique(mask).tolist())
-        if not any((seen | here) <= set(pair) for pair in PLAIN_PAIRS):
-            shown = ", ".join(map(str, sorted(here)[:6])) + (", ..." if len(here) > 6 else "")
-            smeared = len(here) > 16 or file.lower().endswith((".jpg", ".jpeg"))
-            hint = JPEG_HINT if smeared else _classes_hint(here)
-            raise DataError(f"{who}: mask {file} holds {shown}, not just 0 and 1 or 0 and 255; {hint}")
-        seen |= here
-    return max(max(seen), 1)
-
-
-def _classes_hint(values: set[int]) -> str:
-    number = max(values)
-    return f"say which are boundary, e.g. boundary={number} (--masks NAME=boundary:{number}), or between_classes"
-
-
-def _refuse_uniform(mask: np.ndarray, file: str, who: str) -> None:
-    if not mask.any():
-        raise DataError(f"{who}: mask {file} is empty: no pixel of it is a boundary; remove the image or label it")
-    if mask.all():
-        raise DataError(
-            f"{who}: mask {file} has no grain: every pixel of it is a boundary; remove the image or label it"
-        )
-
-
-def _refuse_inverted(masks: Mapping[str, np.ndarray], who: str) -> None:
-    share = sum(int(mask.sum()) for mask in masks.values()) / sum(mask.size for mask in masks.values())
-    if share > 0.5:
-        raise DataError(
-            f"{who}: {share:.0%} of the mask pixels would be boundary; if 0 marks the boundaries say boundary=0 "
-            "(--masks NAME=boundary:0), if this is right name the boundary's number"
-        )
-
-
-IMAGE_FOLDERS = ("images", "images_gray", "images_grey")
-MASK_FOLDERS = ("labels", "masks")
-
-
-@dataclass(frozen=True)
-class MicrographFolder:
-    """Where a silo's micrographs and masks are, and what the files mean."""
-
-    folder: str
-    images: str = ""
-    """Subfolder of the images; empty: images or images_gray."""
-    masks: str = ""
-    """Subfolder of the masks, whose files have the images' names (any suffix); empty: labels or masks."""
-    meaning: MaskMeaning = field(default_factory=MaskMeaning)
-    tile: int | None = None
-    """Edge of the square tiles the images are cut into, pixels; None: the images are tiles already."""
-    bits: int | None = None
-    """Bits of the camera where they are fewer than the file's, e.g. 12."""
-    source_pattern: str = ""
-    """Regular expression whose first group is the micrograph an image was cut from, e.g. "(.+)_[0-9]+". Empty: column
-    `source_image` of index.csv where there is one, else every file is a micrograph of its own."""
-    pixel_size_um: float | None = None
-    """Edge of a pixel, micrometres."""
-
-    def read(self, silo: str) -> MicrographSet:
-        """Return the tiles; DataError names the silo and the file for whatever is wrong with it."""
-        who, folder = f"silo '{silo}'", Path(self.folder).expanduser()
-        images = _files(folder, self.images, IMAGE_FOLDERS, who, "images")
-        masks = _files(folder, self.masks, MASK_FOLDERS, who, "masks")
-        lonely = sorted(set(images) - set(masks))
-        if lonely:
-            raise DataError(
-                f"{who}: {images[lonely[0]]} has no mask of its name ({len(lonely)} such); remove or label it"
-            )
-        sources = _sources(folder, list(images), self.source_pattern, who)
-        greys = {stem: read_grey(path, who, self.bits) for stem, path in images.items()}
-        numbers = {stem: read_values(masks[stem], who) for stem in images}
-        for stem, grey in greys.items():
-            _same_size(grey, numbers[stem], images[stem], masks[stem], who)
-        meant = self.meaning.apply({masks[stem].name: mask for stem, mask in numbers.items()}, who)
-        pairs = {stem: np.stack([greys[stem], meant[masks[stem].name]]) for stem in images}
-        return self._set(silo, pairs, sources, images)
-
-    def _set(
-        self, silo: str, pairs: Mapping[str, np.ndarray], sources: Mapping[str, str], images: Mapping[str, Path]
-    ) -> MicrographSet:
-        """Return the set of image-and-mask pairs [2, H, W], cut into tiles where asked."""
-        if self.tile is None:
-            _one_size(pairs, images, f"silo '{silo}'")
-            tiles = {stem: pair[None] for stem, pair in pairs.items()}
-        else:
-            tiles = {stem: _cut(pair, self.tile, images[stem], f"silo '{silo}'") for stem, pair in pairs.items()}
-        all_tiles = np.concatenate(list(tiles.values()))
-        owners = tuple(sources[stem] for stem, cut in tiles.items() for _ in cut)
-        return MicrographSet(silo, all_tiles[:, 0].copy(), all_tiles[:, 1].copy(), owners, self.pixel_size_um)
-
-
-def _files(folder: Path, given: str, usual: Sequence[str], who: str, what: str) -> dict[str, Path]:
-    """Return stem -> file of the image files in a subfolder, sorted by name."""
-    if not folder.is_dir():
-        raise DataError(
-            f"{who}: {folder} is not a folder; it should hold {' and '.join(('images/', 'labels/'))}",
-            failure=Trouble.FILE_MISSING,
-        )
-    there = [folder / name for name in ([given] if given else usual) if (folder / name).is_dir()]
-    if not there:
-        raise DataError(
-            f"{who}: {folder} has no subfolder {given or ' or '.join(usual)}; name it with {what}=",
-            failure=Trouble.FILE_MISSING,
-        )
-    files = sorted(path for path in there[0].iterdir() if path.suffix.lower() in SUFFIXES)
-    if not files:
-        raise DataError(f"{who}: {there[0]} holds no image files ({', '.join(SUFFIXES)})", failure=Trouble.FILE_EMPTY)
-    found: dict[str, Path] = {}
-    for path in files:
-        if path.stem in found:
-            raise DataError(f"{who}: {found[path.stem].name} and {path.name} in {there[0]} have one name; rename one")
-        found[path.stem] = path
-    return found
-
-
-def _sources(folder: Path, stems: Sequence[str], pattern: str, who: str) -> dict[str, str]:
-    index = folder / "index.csv"
-    if pattern:
-        return {stem: _source_in(stem, pattern, who) for stem in stems}
-    if not index.is_file():
-        return {stem: stem for stem in stems}
-    with index.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"name", "source_image"} <= set(rows[0]):
-        raise DataError(f"{who}: {index} needs the columns name and source_image", failure=Trouble.COLUMN_MISSING)
-    known = {row["name"]: row["source_image"] for row in rows}
-    missing = [stem for stem in stems if stem not in known]
-    if missing:
-        raise DataError(
-            f"{who}: {index} has no line for '{missing[0]}' ({len(missing)} such images); add them",
-            failure=Trouble.COLUMN_MISSING,
-        )
-    return {stem: known[stem] for stem in stems}
-
-
-def _source_in(stem: str, pattern: str, who: str) -> str:
-    found = re.fullmatch(pattern, stem)
-    if not found or not found.groups():
-        raise DataError(f"{who}: source_pattern={pattern!r} finds no micrograph in the name '{stem}'")
-    return found[1]
-
-
-def _same_size(grey: np.ndarray, mask: np.ndarray, image_path: Path, mask_path: Path, who: str) -> None:
-    if grey.shape != mask.shape:
-        raise DataError(
-            f"{who}: {image_path.name} is {grey.shape[0]}x{grey.shape[1]} pixels but its mask {mask_path} is "
-            f"{mask.shape[0]}x{mask.shape[1]}; export both at one size"
-        )
-
-
-def _one_size(pairs: Mapping[str, np.ndarray], images: Mapping[str, Path], who: str) -> None:
-    first = next(iter(pairs))
-    for stem, pair in pairs.items():
-        if pair.shape != pairs[first].shape:
-            raise DataError(
-                f"{who}: {images[stem].name} is {pair.shape[1]}x{pair.shape[2]} pixels, {images[first].name} is "
-                f"{pairs[first].shape[1]}x{pairs[first].shape[2]}; cut them to one size with tile="
-            )
-
-
-def _cut(pair: np.ndarray, tile: int, path: Path, who: str) -> np.ndarray:
-    """Return the tiles [n, 2, tile, tile] of a pair [2, H, W]: side by side, the remainder left over at all edges."""
-    _, height, width = pair.shape
-    rows, columns = height // tile, width // tile
-    if rows == 0 or columns == 0:
-        raise DataError(
-            f"{who}: {path.name} is {height}x{width} pixels, smaller than tile={tile}; choose a smaller tile"
-        )
-    top, left = (height - rows * tile) // 2, (width - columns * tile) // 2
-    middle = pair[:, top : top + rows * tile, left : left + columns * tile]
-    return middle.reshape(2, rows, tile, columns, tile).transpose(1, 3, 0, 2, 4).reshape(-1, 2, tile, tile)

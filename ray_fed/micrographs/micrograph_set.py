@@ -23,6 +23,8 @@ class MicrographSet:
     """[N] the micrograph each tile was cut from."""
     pixel_size_um: float | None = None
     """Edge of a pixel, micrometres; None: not known, so sizes are given in pixels only."""
+    notes: tuple[str, ...] = ()
+    """What was done to the files or left out, for the owner's eyes: they name files."""
 
     def __post_init__(self) -> None:
         if self.images.dtype != np.uint8 or self.masks.dtype != np.uint8:

@@ -3,9 +3,23 @@
 import numpy as np
 import torch
 
+from ray_fed.micrographs.scale import resampled, scaled_shape
 from ray_fed.micrographs.unet import UNet
+from ray_fed.reading import require_few_pixels
 
 WINDOWS_AT_ONCE = 8
+
+
+def boundaries(network: UNet, image: np.ndarray, tile: int, overlap: int, factor: float = 1.0) -> np.ndarray:
+    """Return the mask uint8 [H, W] (1 = boundary) of a grey image uint8 [H, W], pixel for pixel.
+
+    factor: by how much the image grows to show its grains at the size that the network knows. ValueError when it
+    becomes too large for memory.
+    """
+    shape = scaled_shape(image.shape, factor)
+    require_few_pixels(shape)
+    logits = boundary_logits(network, resampled(image, shape), tile, overlap)
+    return (resampled(logits, (image.shape[0], image.shape[1])) > 0).astype(np.uint8)
 
 
 @torch.no_grad()

@@ -40,6 +40,9 @@ LEAST_EXPLAINED = 0.3
 """Share of a grain's variance that a band must explain to be one; in pure noise the best of all candidates reaches 0.1
 to 0.2 for the smallest grains that are searched."""
 
+LEAST_IN_EACH_HALF = 0.2
+"""Share of the variance of each half of a grain, along the band, that the levels of the other half must explain."""
+
 
 @dataclass(frozen=True)
 class GrainStatistics:
@@ -105,8 +108,21 @@ def _of_grain(image: np.ndarray, pixels: np.ndarray, shape: np.ndarray, search: 
     plain = np.array([values.mean(), 0, 0, 0, NO_BAND, 0], np.float32)
     if not search:
         return plain
-    rows, columns = np.divmod(pixels, image.shape[1])
-    return _band(values - values.mean(), rows - shape[0], columns - shape[1], float(shape[2]), plain)
+    rows, columns = (part - middle for part, middle in zip(np.divmod(pixels, image.shape[1]), shape[:2], strict=True))
+    return _band(without_surface(values, rows, columns, float(shape[2])), rows, columns, float(shape[2]), plain)
+
+
+def without_surface(values: np.ndarray, rows: np.ndarray, columns: np.ndarray, radius: float) -> np.ndarray:
+    """Return what is left of a grain's grey values [n] when the smooth surface that fits them best is taken away.
+
+    Slopes, bowls and dark rims of real grains, and slow texture, look to any three-level profile like a band; a band
+    has edges, which no polynomial of low degree follows. Residuals of least squares sum to zero.
+    """
+    down, right = rows / radius, columns / radius
+    square = down**2 + right**2
+    terms = [np.ones_like(down), down, right, down**2, down * right, right**2, square**2]
+    basis, _ = np.linalg.qr(np.stack(terms, 1))
+    return (values - basis @ (basis.T @ values)).astype(np.float32)
 
 
 def _band(values: np.ndarray, rows: np.ndarray, columns: np.ndarray, radius: float, plain: np.ndarray) -> np.ndarray:
@@ -125,7 +141,34 @@ def _band(values: np.ndarray, rows: np.ndarray, columns: np.ndarray, radius: flo
                 best, found, at = _better(
                     best, found, at, (float(angle), phase), (values, rows, columns, radius, plain)
                 )
-    return found
+    return found if found is plain or runs_through(values, rows, columns, radius, found) else plain
+
+
+def runs_through(values: np.ndarray, rows: np.ndarray, columns: np.ndarray, radius: float, found: np.ndarray) -> bool:
+    """Whether a band is in both halves of its length: the levels of one half explain the other, too.
+
+    Texture of a few pixels' grain fits a band somewhere in almost any grain, but not twice at one place.
+    """
+    _, sine, cosine, offset, half, _ = found
+    away = np.abs(rows * sine + columns * cosine - offset * radius) - half * radius
+    part = np.where(np.abs(away) <= 1, 1, np.where(away < 0, 0, 2))
+    along = rows * cosine - columns * sine
+    is_first = along < np.median(along)
+    levels = [_levels(values[side], part[side]) for side in (is_first, ~is_first)]
+    return all(
+        _explained(values[side], levels[other][part[side]]) >= LEAST_IN_EACH_HALF
+        for other, side in ((1, is_first), (0, ~is_first))
+    )
+
+
+def _levels(values: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Return the mean value inside, on the edges and outside a band, [3]."""
+    return np.bincount(part, values, 3) / np.maximum(np.bincount(part, minlength=3), 1)
+
+
+def _explained(values: np.ndarray, predicted: np.ndarray) -> float:
+    """Return the share of the squares of `values` that a prediction takes away; below 0 where it adds to them."""
+    return 1 - float(((values - predicted) ** 2).sum()) / max(float((values**2).sum()), 1e-12)
 
 
 def _better(best: float, found: np.ndarray, at: float, direction: tuple[float, float], grain: tuple) -> tuple:

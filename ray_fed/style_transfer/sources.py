@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from ray_fed.errors import DataError
-from ray_fed.micrographs.image_files import MicrographFolder
+from ray_fed.micrographs.folders import MicrographFolder
 from ray_fed.micrographs.micrograph_set import MicrographSet, joined
 from ray_fed.micrographs.polycrystals import StyleName, polycrystal_set
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ray_fed.errors import DataError
+from ray_fed.micrographs.line_widths import line_width, pixels_to_widen, widened
 from ray_fed.micrographs.micrograph_set import MicrographSet
 from ray_fed.micrographs.polycrystals import StyleName, render
 from ray_fed.randomness import derived_seed, generator
@@ -28,9 +29,10 @@ from ray_fed.style_transfer.artifact import (
     psnr,
     unpacked,
 )
-from ray_fed.style_transfer.conditioning import GrainMaps, line_width, pixels_to_widen, widened
+from ray_fed.style_transfer.conditioning import GrainMaps
 from ray_fed.style_transfer.image_features import GrainStatistics, noise_level
 from ray_fed.style_transfer.networks import GeneratorSpec
+from ray_fed.style_transfer.style_trial import StyleTrial, StyleTrialPlan, trained_score
 from ray_fed.style_transfer.synthesis import MemorisationFinding, probe_memorisation, synthesise
 from ray_fed.style_transfer.training import GeneratorTraining, Pairs, StylePlan
 
@@ -77,6 +79,10 @@ class StyleModels:
         self._own_pairs: Pairs | None = None
         self._grain_maps: dict[tuple[bool, int], GrainMaps] = {}
         self._own_width = line_width(train.masks)
+        self.trials: dict[tuple[str, str], StyleTrial] = {}
+        self._real_score: dict[str, float] = {}
+        self.least_help = 0.0
+        """Styles that teach a smaller share of what the silo's real images teach are left out."""
 
     # ---- the silo's own generator
 
@@ -116,6 +122,30 @@ class StyleModels:
             write_atomically(self._artifact_path(sender, codec), packed(artifact).tobytes())
         return artifact.num_bytes
 
+    def try_styles(self, codec: str, plan: StyleTrialPlan, seed: int) -> dict[str, StyleTrial]:
+        """Return sender -> what its style teaches here, measured once and kept over restarts."""
+        for sender in self._senders(codec, also_left_out=True):
+            if (sender, codec) not in self.trials:
+                trial = self._tried(sender, codec, plan, seed)
+                self.trials[sender, codec] = trial
+                if self.folder:
+                    text = json.dumps({"sender": sender, "codec": codec, **asdict(trial)}, sort_keys=True)
+                    write_atomically(self.folder / f"trial-{_file_name(sender)}-{codec}.json", text.encode())
+        return {sender: trial for (sender, each), trial in self.trials.items() if each == codec}
+
+    def is_used(self, sender: str, codec: str) -> bool:
+        """Whether a style is mixed into training: one that was tried and teaches too little is not."""
+        trial = self.trials.get((sender, codec))
+        return trial is None or trial.help_share >= self.least_help
+
+    def _tried(self, sender: str, codec: str, plan: StyleTrialPlan, seed: int) -> StyleTrial:
+        own_seed, train = derived_seed(seed, "trial", self.silo), self.train
+        if not self._real_score:
+            self._real_score = trained_score(plan, train.images, train.masks, self.validation, own_seed, self.device)
+        painted = self._paint(sender, codec, train, np.arange(len(train)), own_seed)
+        score = trained_score(plan, painted, train.masks, self.validation, own_seed, self.device)
+        return StyleTrial(score, self._real_score)
+
     def amplitudes(self) -> AmplitudeBank:
         return amplitude_bank(self.silo, self.train.images)
 
@@ -127,7 +157,8 @@ class StyleModels:
     # ---- painting
 
     def transferred(self, codec: str, index: np.ndarray, seed: int) -> dict[str, Images]:
-        """Return sender -> images of its style on the silo's own training labels `index` (Algorithm 1, line 15)."""
+        """Return sender -> images of its style on the silo's own training labels `index` (Algorithm 1, line 15); of the
+        styles that are used, perhaps none."""
         return {sender: self._paint(sender, codec, self.train, index, seed) for sender in self._senders(codec)}
 
     def amplitude_painted(self, index: np.ndarray, seed: int) -> dict[str, Images]:
@@ -151,7 +182,8 @@ class StyleModels:
         """Return sender -> images of its style (and the silo's own) on the validation labels `index`."""
         found = {self.silo: self._paint(self.silo, "", self.validation, index, seed)}
         return found | {
-            sender: self._paint(sender, codec, self.validation, index, seed) for sender in self._senders(codec)
+            sender: self._paint(sender, codec, self.validation, index, seed)
+            for sender in self._senders(codec, also_left_out=True)
         }
 
     # ---- inside
@@ -170,11 +202,11 @@ class StyleModels:
         assert self._generator is not None
         return self._generator
 
-    def _senders(self, codec: str) -> list[str]:
+    def _senders(self, codec: str, also_left_out: bool = False) -> list[str]:
         senders = sorted(sender for sender, their_codec in self._received if their_codec == codec)
         if not senders:
             raise DataError(f"silo '{self.silo}' has received no generator as {codec}")
-        return senders
+        return [sender for sender in senders if also_left_out or self.is_used(sender, codec)]
 
     def _network(self, sender: str, codec: str) -> nn.Module:
         """Return a received network, built once."""
@@ -295,6 +327,10 @@ class StyleModels:
                     "remove the file, and the generator is sent again"
                 )
             self._received[sender, codec] = artifact
+        for path in sorted(self.folder.glob("trial-*.json")) if self.folder else ():
+            found = read_json(path, "remove the file, and the style is tried again")
+            self.trials[found["sender"], found["codec"]] = StyleTrial(found["painted"], found["real"])
+            self._real_score = found["real"]
 
 
 def _file_name(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from ray_fed.config import require
 from ray_fed.errors import SiloFailed
@@ -15,6 +16,7 @@ from ray_fed.federation.messages import Artifact, SessionSpec, SiloDescription, 
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.trainer import LocalTrainer
+from ray_fed.micrographs.line_widths import line_width
 from ray_fed.micrographs.micrograph_set import MicrographSet, joined
 from ray_fed.micrographs.polycrystals import StyleName
 from ray_fed.micrographs.segmentation_task import SegmentationTask, TileRows, TileTrainer
@@ -27,6 +29,7 @@ from ray_fed.style_transfer.methods import METHODS, Method, method_named
 from ray_fed.style_transfer.pictures import prediction_sheet, style_sheet
 from ray_fed.style_transfer.sources import MicrographSource, Parts, require_parts
 from ray_fed.style_transfer.style_models import StyleModels
+from ray_fed.style_transfer.style_trial import StyleTrialPlan
 from ray_fed.style_transfer.training import PRESETS, StylePlan
 
 SESSION_MARK = "@"
@@ -42,6 +45,10 @@ class FedTransferTask(SegmentationTask):
     """Paint the synthetic images anew for every epoch, with other grains and noise."""
     memorisation: str = "refuse"
     """refuse: a generator that repeats training images stays in its silo; warn: it leaves, the run says so."""
+    trial_steps: int = 64
+    """Steps of the trainings by which a received style is tried before it is used."""
+    least_help: float = 0.0
+    """Share of what a silo's own real images teach that a style must teach to be used there; 0: all are used."""
     artifact_limit: int = DEFAULT_LIMIT
     """Bytes of a generator that a silo accepts."""
     styles: tuple[tuple[str, StyleName], ...] = ()
@@ -55,6 +62,8 @@ class FedTransferTask(SegmentationTask):
         super().__post_init__()
         known = ("refuse", "warn")
         require(self.memorisation in known, f"memorisation={self.memorisation!r} must be refuse or warn")
+        require(self.trial_steps > 0, f"trial_steps={self.trial_steps} must be positive")
+        require(0 <= self.least_help <= 1, f"least_help={self.least_help} must be a share")
         require(self.artifact_limit > 0, f"artifact_limit={self.artifact_limit} must be positive bytes")
 
     def of(self, method: Method) -> "FedTransferTask":
@@ -111,13 +120,16 @@ class StyleSilo(Silo):
             folder = str(Path(self.spec.state_folder) / "style") if self.spec.state_folder else ""
             self.test_set = parts.test
             self.style_models = StyleModels(self.spec.name, parts.train, parts.validation, self.device, folder)
+            self.style_models.least_help = self.fed_transfer.least_help
             self.style_models.recall_received()
+            self._write_notes(parts)
         return self._description
 
     def queries(self) -> Mapping[str, Callable[..., Artifact]]:
         return {
             "learn_style": self.learn_style, "style": self.style, "take_style": self.take_style,
             "amplitudes": self.amplitudes, "take_amplitudes": self.take_amplitudes, "paint_styles": self.paint_styles,
+            "try_styles": self.try_styles, "describe_data": self.describe_data,
             "test": self.test, "test_apart": self.test_apart,
         }  # fmt: skip
 
@@ -161,6 +173,47 @@ class StyleSilo(Silo):
         painted = self.style_models.held_out_pictures(codec, index, self.fed_transfer.style_seed)
         self._draw("styles.png", style_sheet(self.spec.name, self.style_models.validation.subset(index), painted))
         return self._answer("paint_styles", {"images": len(index)})
+
+    def try_styles(self, codec: str, learning_rate: float) -> Artifact:
+        """Say what each received style teaches here; one that teaches too little is left out from here on."""
+        task = self.fed_transfer
+        plan = StyleTrialPlan(
+            task.design, task.trial_steps, task.batch_size, learning_rate, task.boundary_weight, task.erasing
+        )
+        facts: dict[str, float] = {}
+        for sender, trial in self.style_models.try_styles(codec, plan, task.style_seed).items():
+            facts |= {f"{sender}.painted.{name}": value for name, value in trial.painted.items()}
+            facts |= {f"{sender}.real.{name}": value for name, value in trial.real.items()}
+            facts[f"{sender}.help"] = trial.help_share
+            facts[f"{sender}.used"] = int(self.style_models.is_used(sender, codec))
+        return self._answer("try_styles", facts)
+
+    # ---- data
+
+    def describe_data(self) -> Artifact:
+        """Say how many micrographs and tiles there are and what is in them: counts and means, no name."""
+        parts = self._parts_described
+        facts: dict[str, float] = {}
+        for name, part in parts.items():
+            facts |= {f"{name}.tiles": len(part), f"{name}.micrographs": len(set(part.sources))}
+        train = parts["train"]
+        grains = [int(ndimage.label(mask == 0)[1]) for mask in train.masks]  # type: ignore[index]
+        facts |= {
+            "boundary_share": float(train.masks.mean()),
+            "line_width_px": line_width(train.masks),
+            "grains_per_tile": float(np.median(grains)),
+            "notes": len(train.notes),
+        }
+        if train.pixel_size_um:
+            facts["pixel_size_um"] = train.pixel_size_um
+        return self._answer("describe_data", facts)
+
+    def _write_notes(self, parts: Parts) -> None:
+        """Keep what was done to the files, and a contact sheet, in the silo's own folder: they name and show data."""
+        self._parts_described = parts._asdict()
+        if self.spec.state_folder:
+            text = "\n".join(parts.train.notes or ("all files were used as they are",)) + "\n"
+            write_atomically(Path(self.spec.state_folder) / "data.txt", text.encode())
 
     # ---- segmentation
 
@@ -246,6 +299,8 @@ class StyleSilo(Silo):
             return self._synthetic(method, seed, epoch)
 
         first = synthesis(0)
+        if len(first) == 0:
+            return own
         return dataclasses.replace(
             own,
             features=np.concatenate([own.features, first.images]),
@@ -265,6 +320,8 @@ class StyleSilo(Silo):
             others: dict[str, StyleName] = {name: style for name, style in task.styles if name != self.spec.name}
             painted = self.style_models.rendered(others, task.gap, index, own_seed)
         sets = [dataclasses.replace(train, images=images, name=sender) for sender, images in painted.items()]
+        if not sets:
+            return train.subset([])
         return joined(self.spec.name, sets)
 
     def _answer(self, what: str, facts: Mapping[str, float], data: np.ndarray = NOTHING) -> Artifact:

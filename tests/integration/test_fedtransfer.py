@@ -24,7 +24,7 @@ from tests.events import shown
 
 TINY = {
     "size": 32, "images": 30, "test_images": 6, "spacing": 12.0, "style_epochs": 1, "style_width": 4, "rounds": 2,
-    "local_steps": 2, "widths": (8, 16), "batch_size": 4, "repeats": 1,
+    "local_steps": 2, "widths": (8, 16), "batch_size": 4, "repeats": 1, "trial_steps": 2,
 }  # fmt: skip
 
 
@@ -285,6 +285,31 @@ def test_folders_of_micrographs_are_silos_and_their_pictures_stay_at_home(tmp_pa
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert "transfer_int8.lab.map" in summary
     assert not any(key.startswith("oracle") for key in summary)  # nobody has the true renderer of real micrographs
+
+
+def test_silos_of_two_magnifications_learn_at_one_scale_and_the_model_says_it(tmp_path, capsys):
+    for name in ("fine", "coarse"):
+        micrograph_folder(tmp_path / name)
+    (tmp_path / "fine" / "images" / "notes.txt").write_text("mine")
+    command = ["fedtransfer", *flags(), "--methods=fed_avg", "--cohort=local", f"--out={tmp_path / 'run'}"]
+    data = [f"--data=fine={tmp_path / 'fine'},coarse={tmp_path / 'coarse'}", "--pixel-size-um=fine=0.25"]
+    assert main([*command, *data]) == 2
+    assert "the pixel size of fine is known, that of coarse is not" in capsys.readouterr().err
+    assert main([*command, *data, "--pixel-size-um=coarse=0.5"]) == 0
+    assert "silo 'fine': 1 note(s) about its files" in capsys.readouterr().err
+    from ray_fed.micrographs.model_file import load_segmenter
+
+    assert load_segmenter(tmp_path / "run" / "models" / "fed_avg")[1].pixel_size_um == 0.5
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    tiles = {name: sum(summary[f"data.{name}.{part}.tiles"] for part in PARTS) for name in ("fine", "coarse")}
+    assert tiles == {"fine": 8, "coarse": 32}  # 64 pixels of 0.25 um are one tile of 32, of 0.5 um four
+    assert "notes.txt" in next((tmp_path / "run" / "silos").rglob("fine/data.txt")).read_text()
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "notes.txt" not in report  # names of files stay with their owner
+    assert "1 note(s) about its files" in report
+
+
+PARTS = ("train", "validation", "test")
 
 
 @pytest.mark.parametrize(

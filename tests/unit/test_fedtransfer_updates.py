@@ -16,7 +16,7 @@ from ray_fed.style_transfer.methods import METHODS, method_named
 
 TINY = {
     "size": 32, "images": 15, "test_images": 2, "spacing": 12.0, "style_epochs": 1, "style_width": 4, "rounds": 2,
-    "local_steps": 2, "widths": (8, 16), "batch_size": 4, "repeats": 1,
+    "local_steps": 2, "widths": (8, 16), "batch_size": 4, "repeats": 1, "trial_steps": 2,
 }  # fmt: skip
 
 

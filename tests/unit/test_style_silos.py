@@ -11,7 +11,7 @@ import torch
 from pipelines.fedtransfer.config import METHOD_NAMES, resolved
 from pipelines.fedtransfer.experiment import Choice
 from pipelines.fedtransfer.results import GLOBAL, Cell, model_results, table_rows, verdicts
-from pipelines.fedtransfer.setup import mask_meaning
+from pipelines.fedtransfer.setup import folder_of, mask_meaning
 from ray_fed.errors import ConfigError, DataError, SiloFailed
 from ray_fed.federation import silo as silo_module
 from ray_fed.federation.messages import SessionSpec
@@ -20,16 +20,18 @@ from ray_fed.federation.task import SiloSpec
 from ray_fed.learning.layout import Layout, initial_vector
 from ray_fed.learning.private_steps import PrivateSteps
 from ray_fed.learning.trainer import TrainingPlan
-from ray_fed.micrographs.image_files import MaskMeaning
+from ray_fed.micrographs.line_widths import line_width, pixels_to_widen, widened
+from ray_fed.micrographs.mask_meaning import MaskMeaning
 from ray_fed.micrographs.micrograph_set import MicrographSet
+from ray_fed.micrographs.polycrystals import polycrystal_set
 from ray_fed.micrographs.unet import UNetDesign
-from ray_fed.style_transfer.conditioning import line_width, pixels_to_widen, widened
 from ray_fed.style_transfer.exchange import total_bytes
 from ray_fed.style_transfer.image_features import drawn_fields, measured_fields, noise_level
 from ray_fed.style_transfer.methods import METHODS, method_named
 from ray_fed.style_transfer.networks import GeneratorSpec
 from ray_fed.style_transfer.sources import PooledSource, Split, SplitPolycrystalSource
 from ray_fed.style_transfer.style_models import StyleModels
+from ray_fed.style_transfer.style_trial import StyleTrial, StyleTrialPlan, trained_score
 from ray_fed.style_transfer.task import FedTransferTask, StyleSilo, session_name
 from ray_fed.style_transfer.training import PRESETS
 
@@ -306,7 +308,9 @@ def test_the_verdict_says_when_a_cheap_method_wins():
     ]
     said = verdicts(model_results(lines, ["a", "b"]))
     assert any("order" in text and "holds in MAP, MVI, ARI" in text for text in said)
-    assert any("FedTransfer, int8 is 0.200 MAP below FedBN" in text for text in said)
+    (against,) = [text for text in said if "compared with FedBN" in text]
+    assert all(f"{metric} (" in against for metric in ("MAP", "MVI", "ARI"))
+    assert "worse in MAP (0.500 against 0.700)" in against
 
 
 def test_the_order_comes_with_its_smallest_step_in_standard_errors():
@@ -329,20 +333,37 @@ def test_the_order_comes_with_its_smallest_step_in_standard_errors():
     [
         ("boundary:1+2", MaskMeaning(boundary=(1, 2))),
         ("between_classes", MaskMeaning(between_classes=True)),
+        ("instances", MaskMeaning(instances=True)),
         ("threshold:127", MaskMeaning(threshold=127)),
+        ("threshold-below:90", MaskMeaning(threshold_below=90)),
     ],
 )
 def test_what_masks_mean_is_said_per_silo(said, meaning):
     config = resolved({"data": ("lab=x", "iron"), "masks": (f"lab={said}",)})
-    assert mask_meaning("lab", config) == meaning
-    assert mask_meaning("iron", config) == MaskMeaning()
+    assert folder_of("lab", "x", config).meaning == mask_meaning("lab", said) == meaning
+    assert mask_meaning("other", "") == MaskMeaning()
 
 
 @pytest.mark.parametrize("said", ["boundary:two", "127", "threshold:", "lines"])
 def test_a_meaning_that_says_nothing_is_answered_with_all_that_do(said):
-    config = resolved({"data": ("lab=x", "iron"), "masks": (f"lab={said}",)})
-    with pytest.raises(ConfigError, match=r"lab=between_classes, lab=boundary:NUMBER.* or lab=threshold:NUMBER"):
-        mask_meaning("lab", config)
+    with pytest.raises(ConfigError, match=r"lab=between_classes, .*lab=boundary:NUMBER.* lab=threshold-below:NUMBER"):
+        mask_meaning("lab", said)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"masks": ("lab=boundary:2", "lab=boundary:3")}, "'lab' is told twice"),
+        ({"pixel_size_um": ("iron=0.5",)}, "'iron' is drawn by this package"),
+        ({"pixel_size_um": ("lab=500",)}, "if it is in nanometres, say 0.5"),
+        ({"pixel_size_um": ("lab=fine",)}, "'fine' is no number"),
+        ({"source_pattern": ("mine=(.+)",)}, "there are the silos lab, iron"),
+    ],
+)
+def test_what_is_said_of_a_silo_is_said_once_and_of_one_with_files(options, words):
+    config = resolved({"data": ("lab=x", "iron"), **options})
+    with pytest.raises(ConfigError, match=words):
+        folder_of("lab", "x", config)
 
 
 def test_options_count_more_than_the_preset():
@@ -350,3 +371,31 @@ def test_options_count_more_than_the_preset():
     assert resolved({"preset": "quick", "size": 96}).size == 96
     paper = resolved({"preset": "paper"})
     assert (paper.size, paper.images * 4 // 5, paper.rounds, paper.num_folds) == (400, 560, 20, 5)
+
+
+def test_a_style_that_teaches_nothing_is_left_out_and_one_that_does_is_used(tmp_path):
+    train, validation = (
+        polycrystal_set("iron", 0, count, size=32, spacing=14, first=at) for count, at in ((8, 0), (4, 90))
+    )
+    real = {"map": 0.4, "vi": 1.0, "ari": 0.5}
+    models = StyleModels("own", train, validation, "cpu", str(tmp_path))
+    models._received = {(name, "int8"): None for name in ("good", "poor")}  # type: ignore[dict-item]
+    models.trials = {
+        ("good", "int8"): StyleTrial({"map": 0.1, "vi": 2.0, "ari": 0.2}, real),
+        ("poor", "int8"): StyleTrial({"map": 0.0, "vi": 3.0, "ari": -0.01}, real),
+    }
+    models.least_help = 0.1
+    assert models._senders("int8") == ["good"]
+    models.least_help = 0.0
+    assert models._senders("int8") == ["good", "poor"]
+
+
+def test_a_trial_tells_images_that_show_their_labels_from_images_that_do_not():
+    tiles = polycrystal_set("iron", 0, 12, size=32, spacing=14)
+    plan = StyleTrialPlan(UNetDesign(widths=(8, 16)), steps=40, batch_size=4, learning_rate=1e-2, erasing=0.0)
+    train, validation = tiles.subset(range(8)), tiles.subset(range(8, 12))
+    real = trained_score(plan, train.images, train.masks, validation, 0)
+    blank = trained_score(plan, np.full_like(train.images, 128), train.masks, validation, 0)
+    assert real["ari"] > 0.1
+    assert StyleTrial(blank, real).help_share < 0.1 < StyleTrial(real, real).help_share
+    assert real == trained_score(plan, train.images, train.masks, validation, 0)

@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from ray_fed.errors import ConfigError, DataError
+from ray_fed.micrographs.polycrystals import polycrystal_set
 from ray_fed.micrographs.tiles import turned
 from ray_fed.style_transfer.amplitude import AmplitudeBank, amplitude_bank, band_of, checked_bank, painted_with
 from ray_fed.style_transfer.conditioning import GrainMaps
@@ -140,6 +142,27 @@ def test_pure_noise_has_no_bands():
     features, statistics = measured(images, maps.grains.numpy(), maps.shapes.numpy())
     assert (features[:, 1, 4] == NO_BAND).all()
     assert statistics.band_share == 0
+
+
+def found_band_share(images: np.ndarray, masks: np.ndarray) -> float:
+    maps = GrainMaps.of(masks)
+    return measured(images, maps.grains.numpy(), maps.shapes.numpy())[1].band_share
+
+
+def test_ordinary_texture_slopes_and_dark_rims_are_no_bands_and_twins_are():
+    tiles, rng = polycrystal_set("austenite", 0, 8, size=96, spacing=24.0), np.random.default_rng(0)
+    masks, white = tiles.masks, rng.normal(size=tiles.images.shape)
+    rims = np.stack([ndimage.gaussian_filter(mask.astype(float), 1.5) for mask in masks])
+    cases = {
+        "texture of 1 px": 128 + 30 * np.stack([ndimage.gaussian_filter(noise, 1) for noise in white]),
+        "texture of 4 px": 128 + 90 * np.stack([ndimage.gaussian_filter(noise, 4) for noise in white]),
+        "slope": 90 + 0.5 * np.arange(96) + 3 * white,
+        "dark rims": 128 - 60 * rims + 5 * white,
+    }
+    shares = {name: found_band_share(images, masks) for name, images in cases.items()}
+    assert max(shares.values()) < 0.15
+    assert shares["slope"] == shares["dark rims"] == 0
+    assert 0.25 < found_band_share(tiles.images, masks) < 0.5  # 45 % are painted, those in small grains are not found
 
 
 def test_the_best_band_of_a_profile_is_that_of_an_exhaustive_search():
