@@ -16,6 +16,7 @@ from pipelines.leakage.figures import _median
 from pipelines.leakage.jobs import snapshots, study_jobs, work
 from pipelines.leakage.label_study import LabelResult, as_rows, multiset_share, table_1
 from pipelines.leakage.margins import margins
+from pipelines.leakage.pipeline import _attack
 from pipelines.leakage.results import summarise
 from pipelines.leakage.threats import THREAT_MODELS
 from pipelines.leakage.trained_models import answers
@@ -530,3 +531,7 @@ def test_a_network_that_nothing_is_crafted_of_says_why(network, why):
     assert said.endswith(why) if why else said == ""
     public = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     assert bool(crafted(network, public, 2)) is (why == "")
+
+
+def test_a_study_with_nothing_missing_joins_no_cluster():
+    _attack(LeakageConfig(cohort="ray", address="127.0.0.1:1"), [], outcome=None)  # nobody answers there
