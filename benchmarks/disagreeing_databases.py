@@ -51,10 +51,10 @@ def federation(data: str, rows: int, seed: int, folder: Path) -> Path:
     return path
 
 
-def setup_of(path: Path, seed: int, options: argparse.Namespace, **more: object) -> Setup:
+def setup_of(path: Path, seed: int, **more: object) -> Setup:
     given = {
         "federation": str(path), "target": ("formation_energy_per_atom",), "unit": ("eV/atom",), "features": "rich",
-        "cohort": "local", "seed": seed, "epochs": options.epochs, **more,
+        "cohort": "local", "seed": seed, **more,
     }  # fmt: skip
     return resolve(given, (), "train")
 
@@ -111,8 +111,8 @@ def best_alone(
 def of_seed(seed: int, options: argparse.Namespace) -> Errors:
     with tempfile.TemporaryDirectory() as folder:
         path = federation(options.data, options.rows, seed, Path(folder))
-        network = of_model(setup_of(path, seed, options), seed, "network", True, options)
-        trees = setup_of(path, seed, options, model="boosted_trees", tree_options=(f"trees={options.trees}",))
+        network = of_model(setup_of(path, seed, epochs=options.epochs), seed, "network", True, options)
+        trees = setup_of(path, seed, model="boosted_trees", tree_options=(f"trees={options.trees}",))
         return {**network, **of_model(trees, seed, "trees", False, options)}
 
 

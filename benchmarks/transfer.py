@@ -17,7 +17,8 @@ from pipelines.model_library.figures import CV, DIRECT, HELD_OUT, label_axes
 from ray_fed.model_library import predictors
 from ray_fed.model_library.cards import correlation
 from ray_fed.model_library.descriptors import make_descriptor
-from ray_fed.model_library.heads import cross_validated, fitted, random_forest, ridge
+from ray_fed.model_library.few_rows import FITTERS, NUM_TREES, PREDICTORS
+from ray_fed.model_library.heads import cross_validated, fitted, ridge
 from ray_fed.model_library.property_catalogue import shared_tables
 from ray_fed.model_library.property_tables import PropertyTable
 from ray_fed.model_library.selection import Protocol, draw_rows
@@ -33,7 +34,7 @@ PROTOCOL = Protocol(rows=50, max_held_out=300)
 
 
 def matrix(library: Library, tables: dict[str, PropertyTable], out: Path) -> None:
-    """Write held-out MAE of the mean of six sources of each property over that of a direct forest, 20 draws."""
+    """Write held-out MAE of the mean of six sources of each property over that of no transfer, 20 draws."""
     keys = [
         key for key, table in tables.items() if table.kind == "formula" or table.modelset in ("pi1070", "dielectric")
     ]
@@ -52,7 +53,7 @@ def matrix(library: Library, tables: dict[str, PropertyTable], out: Path) -> Non
     short = [f"{tables[key].property_name} ({tables[key].modelset.split('_')[0]})" for key in keys]
     save_figure(matrix_figure(values, short, short), out / "matrix.png")
     off = values[~np.eye(len(keys), dtype=bool)]
-    print(f"matrix: {len(keys)} x {len(keys)}; {np.mean(off < 1):.0%} of the pairs beat the direct forest, "
+    print(f"matrix: {len(keys)} x {len(keys)}; {np.mean(off < 1):.0%} of the pairs beat no transfer, "
           f"{np.mean(off < 0.9):.0%} by 10 % or more; median {np.median(off):.3f}")  # fmt: skip
     for at in np.argsort(np.where(np.eye(len(keys), dtype=bool), np.inf, values), axis=None)[:8]:
         target, source = np.unravel_index(at, values.shape)
@@ -61,17 +62,31 @@ def matrix(library: Library, tables: dict[str, PropertyTable], out: Path) -> Non
     print(f"  targets that some other property helps by 5 % or more: {np.sum(best < 0.95)} of {len(keys)}")
 
 
+def learned(
+    descriptors: Mapping[str, np.ndarray], inside: np.ndarray, wanted: np.ndarray, outside: np.ndarray, seed: int
+) -> dict[str, np.ndarray]:
+    """Return what each learner without a source predicts, the mean over the descriptors."""
+    return {
+        name: np.mean(
+            [PREDICTORS[name](fit(x[inside], wanted, seed, NUM_TREES), x[outside]) for x in descriptors.values()],
+            axis=0,
+        )
+        for name, fit in FITTERS.items()
+    }
+
+
 def row(table: PropertyTable, models: list, owner: dict[str, str], keys: list[str]) -> np.ndarray:
     """Return one target's row of the matrix."""
-    target, sources = target_and_sources(table.sample(1500, generator(0, "matrix", table.key)), models)
+    prepared = target_and_sources(table.sample(1500, generator(0, "matrix", table.key)), models)
+    target, sources = prepared.target, prepared.sources
     of = np.array([owner[model_id] for model_id in sources.ids])
-    errors, direct = np.zeros((DRAWS, len(keys))), np.zeros(DRAWS)
+    errors, direct, descriptors = np.zeros((DRAWS, len(keys))), np.zeros(DRAWS), target.descriptors
     for number in range(DRAWS):
         inside, outside = draw_rows(target.groups, PROTOCOL, number)
         wanted, truth = target.values[inside], target.values[outside]
         predicted = fitted(ridge, sources.rows(inside), wanted, sources.rows(outside), 0)
-        x, new = target.descriptor[inside][None], target.descriptor[outside][None]
-        direct[number] = np.abs(random_forest(x, wanted, new, number)[0] - truth).mean()
+        new = learned(descriptors, inside, wanted, outside, number)
+        direct[number] = np.abs(np.mean(list(new.values()), axis=0) - truth).mean()
         for at, key in enumerate(keys):
             errors[number, at] = np.abs(predicted[of == key].mean(0) - truth).mean()
     return errors.mean(0) / direct.mean()
@@ -81,12 +96,13 @@ def extrapolate(library: Library, tables: dict[str, PropertyTable], out: Path) -
     """(d2): learn kappa from 45 crystals that are not among the highest, rank the 14 of highest kappa and the rest."""
     table = tables["ltc103/lattice_thermal_conductivity"]
     ids = library.query("method = mlp and modelset like 'aflow%' and not property = thermal_conductivity", ["id"])["id"]
-    target, sources = target_and_sources(table, [library.load(model_id) for model_id in ids])
+    prepared = target_and_sources(table, [library.load(model_id) for model_id in ids])
+    target, sources = prepared.target, prepared.sources
     order = np.argsort(-target.values)
     top = order[:14]
     others = np.flatnonzero(~np.isin(target.groups, target.groups[top]))
     print(f"(d2) {len(ids)} sources, {len(others)} crystals of other formulas than the 14 of highest kappa")
-    rows = {"direct forest": [], "direct ridge": [], "mean of 10 best by CV": []}
+    rows: dict[str, list] = {**{name: [] for name in (*FITTERS, "mean of the four")}, "mean of 10 best by CV": []}
     for number in range(20):
         draw = generator(0, "ltc", number).permutation(others)
         inside, rest = draw[:45], draw[45:]
@@ -95,8 +111,8 @@ def extrapolate(library: Library, tables: dict[str, PropertyTable], out: Path) -
         folds = np.array_split(generator(0, "ltc folds", number).permutation(45), 10)
         cv = np.abs(cross_validated(ridge, sources.rows(inside), wanted, folds, 0) - wanted).mean(1)
         predicted = fitted(ridge, sources.rows(inside), wanted, sources.rows(outside), 0)[np.argsort(cv)[:10]].mean(0)
-        x, new = target.descriptor[inside][None], target.descriptor[outside][None]
-        guesses = (random_forest(x, wanted, new, number)[0], ridge(x, wanted, new)[0], predicted)
+        alone = learned(target.descriptors, inside, wanted, outside, number)
+        guesses = (*alone.values(), np.mean(list(alone.values()), axis=0), predicted)
         for name, guess in zip(rows, guesses, strict=True):
             found = set(np.argsort(-guess)[:14].tolist()) & set(range(14))
             rows[name].append((np.abs(guess - truth)[:14].mean(), correlation(guess, truth), len(found)))

@@ -126,6 +126,7 @@ DATABASE = (
     argument("--query-timeout", default=600.0, type=float, metavar="SECONDS", help="for all its rows (default: 600)"),
 )
 LIBRARY = place("--library", default="library", help="folder of the library (default: library)")
+ANYWHERE = place("--library", default="library", help="folder or URL of the library (default: library)")
 MODEL_ID = argument("id", help="id of a model, or its first digits")
 SITE_FILE = place(
     "--file", default=None, help="the owner's file (default: site.yaml in RAY_FED_SITE, or in ~/.config/ray-fed)"
@@ -349,7 +350,7 @@ COMMANDS = (
         'list models, e.g. "property = band_gap and mae < 0.5 order by mae limit 10"',
         f"{CATALOGUE}:query",
         (
-            LIBRARY,
+            ANYWHERE,
             argument("query", nargs="?", default="", help="conditions; all models if not given"),
             argument("--columns", default=None, help="comma-separated fields; XenonPy's names are understood"),
             place("--csv", default=None, metavar="FILE", help="write the answer to a CSV file"),
@@ -359,7 +360,7 @@ COMMANDS = (
     Command("library show", "print the card of a model", f"{CATALOGUE}:show", (LIBRARY, MODEL_ID)),
     Command(
         "library transfer",
-        "the paper's protocol and an honest one, side by side",
+        "what a library adds to a few rows, and a model that predicts: --save MODEL",
         "pipelines.model_library.transfer:run",
         ("pipelines.model_library.config:TransferConfig",),
     ),
@@ -383,15 +384,51 @@ COMMANDS = (
             argument("ids", nargs="*", help="ids, or their first digits; all models if none are given"),
         ),
     ),
-    Command("library verify", "read every file of a library and check every hash", f"{CATALOGUE}:verify", (LIBRARY,)),
+    *(
+        Command(
+            f"library {what}", f"list {told}, with numbers of models and their best", f"{CATALOGUE}:{what}", (ANYWHERE,)
+        )
+        for what, told in (
+            ("properties", "the properties of a library"),
+            ("sets", "its data sets"),
+            ("methods", "its methods and descriptors"),
+        )
+    ),
+    Command(
+        "library page",
+        "write a library as one HTML file that opens in a browser",
+        "pipelines.model_library.page:page",
+        (
+            ANYWHERE,
+            argument("query", nargs="?", default="", help="which models; all if not given"),
+            place("--out", default="library.html", metavar="FILE", help="file to write (default: library.html)"),
+        ),
+    ),
+    Command("library summary", "say in a few lines what a library holds", f"{CATALOGUE}:summary", (ANYWHERE,)),
+    Command(
+        "library verify",
+        "read every file of a library, or of a place models were pushed to, and check every hash",
+        f"{CATALOGUE}:verify",
+        (ANYWHERE, argument("--set-aside", action="store_true", help="move damaged models to LIBRARY/damaged")),
+    ),
     Command(
         "library diff",
         "list the models that only one of two libraries has",
         f"{CATALOGUE}:diff",
         (LIBRARY, place("other", help=PLACE)),
     ),
-    Command("library reindex", "make the index again from the cards", f"{CATALOGUE}:reindex", (LIBRARY,)),
-    Command("library deprecate", "mark a model as superseded", f"{CATALOGUE}:deprecate", (LIBRARY, MODEL_ID)),
+    Command(
+        "library reindex",
+        "make the index again from the cards; damaged ones are set aside",
+        f"{CATALOGUE}:reindex",
+        (LIBRARY,),
+    ),
+    Command(
+        "library deprecate",
+        "mark a model as superseded: queries leave it out",
+        f"{CATALOGUE}:deprecate",
+        (LIBRARY, MODEL_ID),
+    ),
     Command(
         "library predict",
         "predict a table of formulas, structures or SMILES with one model",
@@ -399,14 +436,15 @@ COMMANDS = (
         (
             LIBRARY,
             MODEL_ID,
-            place("file", metavar="FILE", help="CSV, parquet or JSON with a column formula or smiles"),
+            place("file", metavar="FILE", help="CSV, TSV, parquet, JSON or XLSX with formulas or SMILES"),
             PREDICTIONS,
+            argument("--material-column", default=None, help="column of formulas or SMILES without a usual name"),
             place("--element-table", default=None, help="for models on xenon290"),
         ),
     ),
     Command(
         "library add",
-        "put a model of a run (federated, with its record) into the library",
+        "put a model of a run (federated, with its record) or of a transfer into the library",
         f"{CATALOGUE}:add",
         (LIBRARY, place("model", help="folder of a run, or the .safetensors file of one of its models")),
     ),

@@ -30,10 +30,13 @@ UPDATE_LIMIT = 2.0**36
 """Largest |n * w| of one update. A thousand such updates stay below LIMIT, so which one is refused never depends on who
 came first."""
 NORMALISE_EVERY = 4096
-PART = 1 << 17
-"""Parameters of a part: what is computed on them stays in a core's cache."""
-ALIKE = 8
-"""Summands as large as the first for which there is room in `fine`."""
+PART = 1 << 18
+"""Parameters of a part: what is computed on them stays in a cache, and threads seldom wait for each other's Python."""
+ALIKE, MOST_ALIKE = 8, 1 << 12
+"""Summands as large as the first for which there is room in `fine`: at least, and at most. More room has a coarser
+unit, and more values with digits below it."""
+FEW, LOOKED_AT = 1024, 1 << 14
+"""One in so many values may have digits below the unit, for more room; judged by so many of the first summand's."""
 LEAST_FINE, MOST_FINE = 17, 66
 """K: below, a float64 cannot be split into high and low; above, there is nothing to resolve."""
 MANY = 32
@@ -52,6 +55,19 @@ class _Scratch(threading.local):
 
 
 _scratch = _Scratch()
+_spare: list[np.ndarray] = []
+MOST_SPARE = 8_000_000
+"""Parameters of a sum whose memory is kept for the next round's: the system takes as long to give pages anew as the sum
+takes. Longer ones give it back, as it may be wanted for evaluations."""
+
+
+def _room(size: int) -> np.ndarray:
+    """Return float64 [size] of any values; what a sum before left, where that is as long."""
+    try:
+        spare = _spare.pop()  # no other thread gets the same one
+    except IndexError:
+        return np.empty(size)
+    return spare if len(spare) == size else np.empty(size)
 
 
 class _Part:
@@ -60,7 +76,8 @@ class _Part:
     def __init__(self, fine: np.ndarray):
         self.size = len(fine)
         self.fine = fine
-        """Sum of the products that are multiples of the unit."""
+        """Sum of the products that are multiples of the unit; anything, as long as there is none."""
+        self.has_fine = False
         self.few: list[tuple[np.ndarray, np.ndarray]] = []
         """(where, products) of others, per summand."""
         self.num_few = 0
@@ -69,19 +86,23 @@ class _Part:
 
     def add(self, vector: np.ndarray, weight: int, least: float) -> None:
         """Add weight * vector; values of at least `least` give multiples of the unit. 0: none does."""
-        products = _scratch.products[: self.size]
-        np.copyto(products, vector)
         others = self._others(vector, least)
-        if len(others) > self.size // MANY or least == 0:
-            products *= weight
+        is_first, is_fine = not self.has_fine, least > 0 and len(others) <= self.size // MANY
+        products = self.fine if is_first and is_fine else _scratch.products[: self.size]
+        np.copyto(products, vector)
+        products *= weight
+        if not is_fine:
             self._add_integers(*_split(products))
             return
-        products *= weight
         if len(others):
             self.few.append((others, products[others]))
             products[others] = 0.0
             self.num_few += len(others)
-        self.fine += products
+        if is_first:
+            products += 0.0  # of -0.0, as from a sum
+        else:
+            self.fine += products
+        self.has_fine = True
         if self.num_few > self.size:
             self.fold()
 
@@ -101,13 +122,16 @@ class _Part:
 
     def fold(self) -> tuple[np.ndarray, np.ndarray]:
         """Move everything into integers, in their one canonical form: 0 <= low < 2^50. Return them."""
-        self._add_integers(*_split(self.fine))
+        if self.has_fine:
+            self._add_integers(*_split(self.fine))
+        elif self.integers is None:
+            self.integers = np.zeros(self.size, np.int64), np.zeros(self.size, np.int64)
         assert self.integers is not None
         high, low = self.integers
         for where, products in self.few:
             for mine, more in zip((high, low), _split(products), strict=True):
                 mine[where] += more  # no place is there twice in one summand
-        self.fine[:], self.few, self.num_few = 0.0, [], 0
+        self.has_fine, self.few, self.num_few = False, [], 0
         _carry(high, low)
         return high, low
 
@@ -122,7 +146,7 @@ class _Part:
                 np.copyto(total, self.fine)
                 where, sums = self._sums_of_few()
                 total[where] = sums
-        np.copyto(out, np.divide(total, total_weight, out=_scratch.products[: self.size]), casting="same_kind")
+        np.divide(total, total_weight, out=out, casting="same_kind")  # in float64; rounded as it is written
 
     def _sums_of_few(self) -> tuple[np.ndarray, np.ndarray]:
         """Return where products had digits below the unit, and the sums there."""
@@ -171,22 +195,27 @@ class ExactWeightedSum:
     """No |sum| is larger than that of the largest |n * w| of each summand."""
     _places: list[slice] = field(init=False, repr=False)
     _parts: list[_Part] = field(init=False, repr=False)
+    _fine: np.ndarray = field(init=False, repr=False)
     _room: float = 0.0
     """Sum of the largest |n * w| for which there is still room in `fine`."""
     _least: float = 0.0
     """Values as large as that give multiples of the unit of `fine`."""
 
     def __post_init__(self) -> None:
-        fine = np.zeros(self.num_parameters)  # one array: the system gives it in large pages
+        fine = self._fine = _room(self.num_parameters)
         starts = range(0, self.num_parameters, PART)
         self._places = [slice(start, min(start + PART, self.num_parameters)) for start in starts]
         self._parts = [_Part(fine[place]) for place in self._places]
+
+    def __del__(self) -> None:
+        if PER_THREAD <= self.num_parameters <= MOST_SPARE and not _spare and hasattr(self, "_fine"):
+            _spare.append(self._fine)
 
     def add(self, vector: np.ndarray, weight: int) -> None:
         """Add weight * vector. ValueError (nothing added) for a wrong shape, NaN, infinity or an overflow."""
         peak = self._check(vector, weight) * weight
         if peak > self._room:
-            self._make_room(peak)
+            self._make_room(peak, vector)
         self._room -= peak
         least = self._least
 
@@ -200,12 +229,13 @@ class ExactWeightedSum:
         if self.num_summands % NORMALISE_EVERY == 0:
             self._fold()
 
-    def _make_room(self, peak: float) -> None:
+    def _make_room(self, peak: float, vector: np.ndarray) -> None:
         """Choose the unit of `fine` anew, for sums of several summands like this one; what is there is folded."""
         if self.num_summands:
             self._fold()
-        digits = 53 - math.ceil(math.log2(peak * ALIKE)) if peak else MOST_FINE
-        digits = min(digits, MOST_FINE)
+        finest = 53 - math.ceil(math.log2(peak * ALIKE)) if peak else MOST_FINE
+        coarsest = finest - int(math.log2(MOST_ALIKE / ALIKE))
+        digits = min(max(coarsest, min(finest, 23 - _exponent_of_few(vector))), MOST_FINE)
         if digits < LEAST_FINE:
             self._room, self._least = peak, 0.0
         else:
@@ -271,6 +301,15 @@ class ExactWeightedSum:
             )
             raise ValueError(what)
         return peak
+
+
+def _exponent_of_few(vector: np.ndarray) -> int:
+    """Return the largest k for which about one in FEW values lies below 2^k; zeros do not count."""
+    seen = np.abs(vector[:: max(1, len(vector) // LOOKED_AT)])
+    seen = seen[seen > 0]
+    if not len(seen):
+        return 0
+    return math.frexp(float(np.partition(seen, len(seen) // FEW)[len(seen) // FEW]))[1] - 1
 
 
 def _done(work: Callable[[slice, _Part], object], both: Iterable[tuple[slice, _Part]]) -> None:

@@ -5,16 +5,17 @@ from typing import Literal
 
 from ray_fed.config import require
 
-PARTS = ("local-step", "aggregation", "exchange", "frequency")
+PARTS = ("local-step", "aggregation", "exchange", "large", "frequency")
 
 
 @dataclass(frozen=True)
 class BenchConfig:
     """What is measured, and for how long."""
 
-    parts: tuple[Literal["local-step", "aggregation", "exchange", "frequency"], ...] = PARTS
+    parts: tuple[Literal["local-step", "aggregation", "exchange", "large", "frequency"], ...] = PARTS
     """local-step: a training step against eager PyTorch; aggregation: the exact weighted mean against a plain one;
-    exchange: rounds per second with an exchange after every batch, against a plain loop; frequency: share of
+    exchange: rounds per second with an exchange after every batch, against a plain loop; large: the
+    same of a model of 25 million parameters; frequency: share of
     computing at communication frequency 0.25."""
     full: bool = False
     """Measure for minutes, as the pages under benchmarks/ do, instead of seconds."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pipelines.bench import aggregation, exchanges, local_steps
+from pipelines.bench import aggregation, exchanges, large_model, local_steps
 from pipelines.bench.config import BenchConfig
 from pipelines.bench.measurement import Measurement, cells
 from ray_fed.errors import ConfigError
@@ -36,4 +36,6 @@ def _measured(part: str, config: BenchConfig) -> list[Measurement]:
         return aggregation.measured(repeats=9 if config.full else 3)
     if part == "exchange":
         return exchanges.measured(rounds=1000 if config.full else 200)
+    if part == "large":
+        return large_model.measured(rounds=20 if config.full else 4)
     return exchanges.at_frequency(epochs=100 if config.full else 40)

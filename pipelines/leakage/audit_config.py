@@ -59,7 +59,8 @@ class AuditConfig:
     """Largest allowed share, 0 to 1, that the attacks of a threat model may find in what is really sent: one SHARE for
     all, or MODEL:SHARE with nothing, marginals (rows reconstructed), list, models, silos (rows named beyond chance or
     reconstructed), membership (2 AUC - 1), property (variance explained) or coordinator (rows reconstructed from
-    answers to crafted models). An audit that finds more ends with exit code 1. Not checked if not given."""
+    answers to crafted models). An audit that finds more, or cannot try a model that is named, ends with exit code 1.
+    Not checked if not given."""
     out: PathText | None = None
     """Folder of the audit; runs/audit-DATE-TIME if not given."""
 
@@ -95,6 +96,10 @@ class AuditConfig:
             require(0 <= share <= 1, f"max_leak={text} must be a share between 0 and 1")
             found |= dict.fromkeys([model] if model else THREAT_MODELS, share)
         return found
+
+    def models_named(self) -> set[str]:
+        """Return the threat models that `max_leak` names: each must be tried."""
+        return {text.rpartition(":")[0] for text in self.max_leak} - {""}
 
     def parsed_changes(self) -> "tuple[TrainingChange, ...]":
         from ray_fed.leakage.audit import parse_change

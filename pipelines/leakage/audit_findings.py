@@ -1,6 +1,6 @@
 """What an audit found, and whether that is more than allowed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipelines.leakage.threats import (
@@ -65,6 +65,8 @@ class Findings:
     """Of the attacked updates and of the model of the whole run, per silo."""
     properties: list[PropertyRead] = field(default_factory=list)
     """Means over each silo's rows, read from its first update."""
+    untried: dict[str, str] = field(default_factory=dict)
+    """Threat model -> why it was not tried."""
     rounds: tuple[int, int, int] = (0, 0, 0)
     """Rounds attacked, the last round replayed, rounds of the run."""
     is_summed: bool = False
@@ -171,10 +173,17 @@ def _behind_masks(findings: Findings) -> list[Found]:
 class LeakLimit:
     """Whether any message, as the federation is set up, gives away more of a silo than allowed, per threat model."""
 
-    def __init__(self, limits: Mapping[str, float], findings: Findings):
+    def __init__(self, limits: Mapping[str, float], findings: Findings, named: Collection[str] = ()):
+        """named: threat models that must be tried, as each has a limit of its own."""
         self.findings = findings
+        self.unchecked = {model: why for model, why in findings.untried.items() if model in named}
+        """Threat models with a limit of their own that were not tried, and why."""
         self.worst = {model: max(of, key=lambda one: share(one, model)) for model, of in tried(findings).items()}
         self.limits = {model: limit for model, limit in limits.items() if model in self.worst}
+
+    @property
+    def has_failed(self) -> bool:
+        return bool(self.broken or self.unchecked)
 
     @property
     def broken(self) -> list[str]:
@@ -185,6 +194,9 @@ class LeakLimit:
     def words(self) -> str:
         """Return the verdict in one line."""
         said = "; ".join(f"{WITH[model]}, {said_of(self.worst[model], model)}" for model in self.broken or self.worst)
+        if self.unchecked:
+            why = "; ".join(f"max_leak={model} was not checked: {why}" for model, why in self.unchecked.items())
+            return f"failed: {why}; most found: {said}"
         if not self.limits:
             return f"most found: {said}"
         named = ", ".join(f"{model}:{limit:g}" for model, limit in self.limits.items())

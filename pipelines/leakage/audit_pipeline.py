@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.leakage.audit_config import AuditConfig
-from pipelines.leakage.audit_findings import NOTHING, SUM, Findings, LeakLimit
+from pipelines.leakage.audit_findings import NOTHING, SUM, Findings, LeakLimit, tried
 from pipelines.leakage.audit_report import log_audit, tables, write_audit
 from pipelines.leakage.audited_federation import (
     AuditedFederation,
@@ -23,7 +23,17 @@ from pipelines.leakage.audited_federation import (
     scaler_of,
     setup_of,
 )
-from pipelines.leakage.threats import EXPLAINED
+from pipelines.leakage.threats import (
+    CRAFTED,
+    EXPLAINED,
+    LISTED,
+    MARGINALS,
+    MEMBERSHIP,
+    MODELS,
+    NOTHING_KNOWN,
+    PROPERTY,
+    SILOS,
+)
 from pipelines.leakage.trained_models import answers, memberships, properties, write_exposures
 from pipelines.leakage.tree_audit import audit_trees
 from pipelines.leakage.whose_rows import whose_rows
@@ -40,7 +50,7 @@ from ray_fed.leakage.audit import (
     audit_together,
     check_first_layer,
 )
-from ray_fed.leakage.crafted_models import crafted
+from ray_fed.leakage.crafted_models import crafted, why_not_crafted
 from ray_fed.leakage.defences import Defence, parse_defence
 from ray_fed.leakage.replay import (
     RecordedUpdate,
@@ -110,17 +120,37 @@ def _carry_out(
     if config.shadows:
         findings.properties = properties(audited, replayed.updates[: len(audited.silos)])
     print("who was trained on, and means over the rows: asked", file=sys.stderr)
-    gate = LeakLimit(config.limits(), findings)
+    findings.untried = _untried(audited, config, findings)
+    gate = LeakLimit(config.limits(), findings, config.models_named())
     directory.write_config({"command": shlex.join(command), "target": target, **asdict(config)})
     directory.write_environment({})
     write_audit(directory, findings, gate, time.perf_counter() - started, command)
     log_audit(directory, config)
     _print(findings, gate, directory)
-    if gate.broken:
+    if gate.has_failed:
         print(f"ray-fed audit: {gate.words}", file=sys.stderr)
     elif gate.limits:
         print(gate.words)
-    return 1 if gate.broken else 0
+    return int(gate.has_failed)
+
+
+def _untried(audited: AuditedFederation, config: AuditConfig, findings: Findings) -> dict[str, str]:
+    """Return threat model -> why it was not tried."""
+    no_list, alone = "candidates is 'no', so there is no list", "there is no other silo, and no sum"
+    network = audited.silos[0].task.model(audited.job.model_seed)
+    masked = "the coordinator sees sums alone; what all others together read is under 'silos'"
+    reasons = {
+        NOTHING_KNOWN: "no message was attacked",
+        MARGINALS: no_list,
+        LISTED: no_list,
+        MODELS: alone if config.has_list else no_list,
+        SILOS: alone,
+        MEMBERSHIP: "there are no records that no silo trains on: give a test set, or hold rows out",
+        PROPERTY: masked if findings.is_summed else "shadows is 0, or the silos have too few rows for shadow silos",
+        CRAFTED: why_not_crafted(network) or no_list,
+    }
+    there = tried(findings)
+    return {model: why for model, why in reasons.items() if model not in there}
 
 
 def _as_set_up(audited: AuditedFederation, config: AuditConfig, findings: Findings) -> Replayed:
@@ -180,7 +210,8 @@ def _crafted(audited: AuditedFederation, findings: Findings) -> None:
         for replays, found in ((batches, findings.of_crafted_batches), (answers, findings.of_crafted)):
             seen = in_sum(replays) if findings.is_summed and len(replays) > 1 else replays
             found += [audit_crafted(audited.cohort.silos[one.silo], one, kind) for one in seen]
-    print("crafted models: sent to the audit's own silos, answers attacked", file=sys.stderr)
+    said = why_not_crafted(network) or ("" if len(public) else "there are no public records to make them of")
+    print(f"crafted models: {said or 'sent to the own silos, answers attacked'}", file=sys.stderr)
 
 
 def _answer(audited: AuditedFederation, silo: Silo, vector: Vector) -> Replay:

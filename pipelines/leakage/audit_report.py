@@ -135,14 +135,15 @@ def tables(findings: Findings, gate: LeakLimit) -> list[tuple[str, list[list[str
 
 
 def verdict_table(gate: LeakLimit) -> list[list[str]]:
-    """Return a header and, per threat model that was tried, the worst that was found and whether it is allowed."""
+    """Return a header and, per threat model, the worst that was found and whether it is allowed, or why it was not
+    tried."""
     lines = [["threat model", "allowed", "found", "verdict", "worst"]]
     for model, worst in gate.worst.items():
         allowed = f"{gate.limits[model]:g}" if model in gate.limits else "–"
         found = share(worst, model)
         verdict = "above what is allowed" if model in gate.broken else "found" if found else NOT_FOUND
         lines.append([model, allowed, f"{found:.1%}", verdict, said_of(worst, model)])
-    return lines
+    return lines + [[model, "–", "–", "not tried", why] for model, why in gate.findings.untried.items()]
 
 
 NOT_FOUND = "not found by these attacks"
@@ -220,11 +221,12 @@ def crafted_table(findings: Findings) -> list[list[str]]:
 
 def _summary(findings: Findings, gate: LeakLimit, seconds: float) -> dict[str, object]:
     summary: dict[str, object] = {
-        "status": "completed", "seconds.total": seconds, "leak.passed": not gate.broken,
+        "status": "completed", "seconds.total": seconds, "leak.passed": not gate.has_failed,
     }  # fmt: skip
     for model, one in gate.worst.items():
         summary |= {f"leak.{model}.largest_share": share(one, model), f"leak.{model}.silo": one.silo}
         summary[f"leak.{model}.allowed"] = gate.limits.get(model)
+    summary |= {f"leak.{model}.not_tried": why for model, why in gate.findings.untried.items()}
     if findings.verified:
         summary["replay.same_as_received"], summary["replay.received"] = findings.verified
     for one in worst_per_silo(findings.of_rounds):

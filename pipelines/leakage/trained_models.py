@@ -21,6 +21,7 @@ from ray_fed.leakage.shadow_models import Shadows, halves, shadow_trainer, train
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.trainer import LocalTrainer
 from ray_fed.materials.trained_model import raw_outputs
+from ray_fed.metrics import Scores, merged
 from ray_fed.metrics.scores import MEAN_ABSOLUTE_ERROR
 
 CANDIDATES = 400
@@ -172,29 +173,36 @@ class Pool:
 
 
 def answers(audited: AuditedFederation, replayed: Replayed) -> Iterator[Membership]:
-    """Yield what each silo's evaluations of the attacked rounds' models tell of who was trained on: they are the
-    answers that a silo gives, with their few digits. Silos under masks or with noise tell none, nor do tasks without a
-    mean absolute error."""
+    """Yield what evaluations of the attacked rounds' models tell of who was trained on: they are the answers that a
+    silo gives, with their few digits; under masks their sum over all silos. Silos with noise tell none, nor do tasks
+    without a mean absolute error."""
     task, size = audited.coordinator.task, audited.coordinator.layout.size
     is_told = MEAN_ABSOLUTE_ERROR in {one.name for one in task.metrics}
-    if audited.job.secure_threshold or audited.job.any_plan.private or not is_told:
+    if audited.job.any_plan.private or not is_told:
         return
     vectors = [vector[:size] for vector in replayed.after.values()]
-    for silo in audited.silos:
-        outside = audited.untrained(silo)
-        if not len(outside.features):
-            continue
-        trainer = shadow_trainer(silo, silo.samples.features, silo.samples.targets, audited.local_plan)
-        told = [silo.scoring.scores(task, trainer, silo.samples, _whole(trainer, one))[0] for one in vectors]
-        known = [np.array([_errors(audited, one, samples) for one in vectors]) for samples in (silo.samples, outside)]
-        suspicion = -scores(
-            np.array([one.values()[MEAN_ABSOLUTE_ERROR] for one in told]),
-            np.concatenate(known, 1),
-            len(silo.samples.features),
-        )
-        inside, others = np.split(suspicion, [len(silo.samples.features)])
-        of = f"marks of {len(vectors)} models"
-        yield membership(silo.spec.name, of, inside, others, ANSWERS, 1, is_in_update=True)
+    is_summed, of = bool(audited.job.secure_threshold), f"marks of {len(vectors)} models"
+    silos = [silo for silo in audited.silos if len(audited.untrained(silo).features)]
+    for together in [silos] if is_summed and silos else [[silo] for silo in silos]:
+        told = [merged(marks) for marks in zip(*(_marks(audited, silo, vectors) for silo in together), strict=True)]
+        outside = audited.untrained(together[0])
+        of_silos = [silo.samples for silo in together]
+        known = [np.array([_errors(audited, one, samples) for one in vectors]) for samples in (*of_silos, outside)]
+        count = sum(len(samples.features) for samples in of_silos)
+        marks = np.array([one.values()[MEAN_ABSOLUTE_ERROR] for one in told])
+        inside, others = np.split(-scores(marks, np.concatenate(known, 1), count), [count])
+        name = ALL if is_summed else together[0].spec.name
+        yield membership(name, f"{of}, summed" if is_summed else of, inside, others, ANSWERS, 1, not is_summed)
+
+
+def _marks(audited: AuditedFederation, silo: Silo, vectors: Sequence[np.ndarray]) -> list[Scores]:
+    """Return what a silo tells of each model on the rows that it trains on."""
+    trainer, task = _trainer_of(audited, silo), audited.coordinator.task
+    return [silo.scoring.scores(task, trainer, silo.samples, _whole(trainer, one))[0] for one in vectors]
+
+
+def _trainer_of(audited: AuditedFederation, silo: Silo) -> LocalTrainer:
+    return shadow_trainer(silo, silo.samples.features, silo.samples.targets, audited.local_plan)
 
 
 def _whole(trainer: LocalTrainer, vector: np.ndarray) -> np.ndarray:

@@ -59,8 +59,14 @@ def carry_out(config: BuildConfig) -> BuildOutcome:
     """Train what the library does not have yet. ConfigError for unknown names, before anything is written."""
     started = time.monotonic()
     tables = chosen_tables(
-        tables_of(config.source, config.target, config.unit, config.property_name), config.properties
+        tables_of(
+            config.source, config.target, config.unit, config.property_name, config.transform, config.material_column
+        ),
+        config.properties,
     )
+    for table in tables.values():
+        if said := table.account():
+            note(said)
     tables = _readable(tables)
     jobs = _jobs(config, tables)
     library = Library.create(config.library)
@@ -87,7 +93,10 @@ def carry_out(config: BuildConfig) -> BuildOutcome:
     return outcome
 
 
-def tables_of(source: str, target: str | None, unit: str | None, name: str | None) -> dict[str, PropertyTable]:
+def tables_of(
+    source: str, target: str | None, unit: str | None, name: str | None, transform: str = "identity",
+    material_column: str | None = None,
+) -> dict[str, PropertyTable]:  # fmt: skip
     """Return the properties of 'embedded', of a folder of data sets, or of a table of your own."""
     if source == "embedded":
         return embedded_tables()
@@ -95,7 +104,7 @@ def tables_of(source: str, target: str | None, unit: str | None, name: str | Non
     if path.is_file():
         if not target or not unit:
             raise ConfigError(f"{source} is a table of your own: name its column and unit with --target and --unit")
-        table = user_table(path, target, unit, name)
+        table = user_table(path, target, unit, name, transform, material_column)
         return {table.key: table}
     return shared_tables(path)
 

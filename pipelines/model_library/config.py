@@ -17,11 +17,15 @@ class BuildConfig:
     """Folder of the library; made if there is none, filled up if there is."""
     source: PathText = "embedded"
     """'embedded' (model crystals, no file), a folder with the project's open data sets, or a table of your own (CSV,
-    parquet, JSON with a column 'formula' or 'smiles'); --target and --unit go with a table."""
+    TSV, parquet, JSON, XLSX with a column of formulas or SMILES); --target and --unit go with a table."""
     target: str | None = None
     """Column of your own table to learn."""
     unit: str | None = None
     """Unit of that column."""
+    transform: Literal["identity", "log10", "ln"] = "identity"
+    """What is done to that column before it is learned; the models' unit says so."""
+    material_column: str | None = None
+    """Column of formulas or SMILES, where it has no usual name."""
     property_name: str | None = None
     """Name of the property on the cards (default: the column's)."""
     properties: tuple[str, ...] = ()
@@ -64,16 +68,27 @@ class BuildConfig:
         return [(method, count) for method, count in counts if count]
 
 
+SHARE_LEARNED = 0.7
+"""Of a table with fewer than 72 materials."""
+
+
 @dataclass(frozen=True)
 class TransferConfig:
     """Transfer from a library to a small target, by the paper's protocol and by an honest one, side by side."""
 
     library: PathText = "library"
     """Folder of the library."""
-    sources: str = "method = mlp limit 1000"
-    """Query that chooses the source models."""
-    same_property: bool = False
-    """Also use sources of the target's property from other data sets; they may hold the same materials."""
+    sources: str = ""
+    """Query that chooses the source models; all models of the library if not given."""
+    most_per_table: int = 8
+    """Of each data set, property, descriptor and method at most so many models, the best on their own property."""
+    allow_related: bool = False
+    """Also use sources of the target's own quantity (other names of it are known), and those whose values rank shared
+    formulas as the target does: the right choice for a model, the wrong one for a study of transfer."""
+    threshold: float = 0.9
+    """Rank correlation on shared formulas from which a source is taken for the target's own quantity."""
+    exclude: tuple[str, ...] = ()
+    """Properties, data sets or DATASET/PROPERTY that are no sources."""
     same_dataset: bool = False
     """Also use sources of other properties of the target's own data set: they have seen the same materials."""
     source: PathText = "embedded"
@@ -82,17 +97,29 @@ class TransferConfig:
     """Target property, data set, or DATASET/PROPERTY; with a table of your own: its column."""
     unit: str | None = None
     """Unit of the target of a table of your own."""
-    rows: int = 50
-    """Target rows to learn from; all others are held out."""
+    property_name: str | None = None
+    """What the target of a table of your own is called elsewhere, e.g. band_gap (default: the column's name)."""
+    transform: Literal["identity", "log10", "ln"] = "identity"
+    """What is done to the target of a table of your own before it is learned."""
+    material_column: str | None = None
+    """Column of formulas or SMILES of a table of your own, where it has no usual name."""
+    tables: PathText | None = None
+    """Folder of the open data sets, to compare the sources' rows with a table of your own; without it what the sources
+    predict is compared."""
+    save: PathText | None = None
+    """Write the model that is learned from all rows here, MODEL.safetensors and MODEL.card.json; it predicts with
+    `ray-fed predict`, and enters a library with `ray-fed library add`."""
+    rows: int | None = None
+    """Target rows to learn from; all others are held out (default: 50, or 70 % of a smaller table)."""
     draws: int = 20
-    """Repetitions with other rows."""
+    """Repetitions with other rows; 0: no study, only --save."""
     folds: int = 5
     """Folds of the cross-validation that chooses the source."""
     clusters: int = 0
     """Extrapolation: divide the materials into this many clusters of the descriptor, hold one out in turn, and keep
     clusters together in the folds; 0 draws at random."""
     head: Literal["ridge", "random_forest", "gradient_boosting"] = "ridge"
-    """What learns on the frozen features."""
+    """What learns on the frozen features, for the rules of the paper."""
     layers: Literal["last", "all"] = "last"
     """Hidden layers that are the features: the last (TL setup 1), or all (TL setup 2 takes some of them)."""
     ensemble: int = 10
@@ -101,6 +128,8 @@ class TransferConfig:
     """Shuffled targets per study for the permutation baseline."""
     max_held_out: int = 1000
     """Held-out rows that are predicted."""
+    num_trees: int = 100
+    """Trees of each forest."""
     element_table: PathText | None = None
     """As for build."""
     seed: int = 0
@@ -111,18 +140,21 @@ class TransferConfig:
     """Ray cluster for the draws."""
 
     def __post_init__(self) -> None:
-        require(self.rows >= 8, f"rows={self.rows} must be 8 or more")
-        require(2 <= self.folds <= self.rows, f"folds={self.folds} must be 2 to rows={self.rows}")
-        for name in ("draws", "ensemble"):
+        require(self.rows is None or self.rows >= 8, f"rows={self.rows} must be 8 or more")
+        require(2 <= self.folds <= (self.rows or 8), f"folds={self.folds} must be 2 to {self.rows or 8}")
+        for name in ("ensemble", "most_per_table", "num_trees"):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be 1 or more")
+        require(self.draws >= 1 or bool(self.save), f"draws={self.draws} must be 1 or more, or give --save MODEL")
+        require(0 < self.threshold <= 1, f"threshold={self.threshold} must be above 0 and up to 1")
         require(self.clusters == 0 or self.clusters >= 3, f"clusters={self.clusters} must be 0, or 3 or more")
         require(self.permutations >= 0, f"permutations={self.permutations} must be 0 or more")
 
-    @property
-    def protocol(self) -> "Protocol":
-        """Return how each draw goes."""
+    def protocol(self, num_materials: int) -> "Protocol":
+        """Return how each draw goes, for a target with so many different materials."""
         from ray_fed.model_library.selection import Protocol
 
+        rows = self.rows or min(50, max(8, int(SHARE_LEARNED * num_materials)))
         return Protocol(
-            self.rows, self.folds, self.ensemble, self.permutations, self.max_held_out, self.seed, self.clusters
-        )
+            rows, self.folds, self.ensemble, self.permutations, self.max_held_out, self.seed, self.num_trees,
+            self.clusters,
+        )  # fmt: skip

@@ -13,8 +13,9 @@ from pipelines.model_library.build import carry_out
 from pipelines.model_library.config import BuildConfig, TransferConfig
 from pipelines.model_library.figures import scatter_figure
 from pipelines.model_library.transfer import summarise, table
+from ray_fed.model_library.places import pull, push
 from ray_fed.model_library.property_catalogue import embedded_tables
-from ray_fed.model_library.store import Library, pull, push
+from ray_fed.model_library.store import Library
 from ray_fed.reporting.figure_style import save_figure
 from ray_fed.reporting.run_directory import RunDirectory
 
@@ -47,7 +48,13 @@ def _demonstrate(directory: RunDirectory, command: Sequence[str]) -> None:
     )
     print(f"\n3. Push and pull: {_round_trip(outcome.library, directory.path)}\n")
     transfer = TransferConfig(
-        library=config.library, target=TARGET, same_property=True, rows=SILO_ROWS, draws=20, permutations=2
+        library=config.library,
+        target=TARGET,
+        allow_related=True,
+        rows=SILO_ROWS,
+        draws=10,
+        permutations=2,
+        num_trees=40,
     )
     print(f"4. A silo with {SILO_ROWS} pnictides pulls all networks and searches them as Ray tasks at its place.")
     print("   Its rows stay there; models come in, errors go out.")
@@ -79,8 +86,8 @@ def _transfer(directory: RunDirectory, library: Library, config: TransferConfig)
     ids = library.query("method = mlp", ["id"])["id"].tolist()
     silo = LibrarySilo.remote("pnictides", SiloTarget(TARGET, share_source_errors=True))
     sources = [library.packed(model_id) for model_id in ids]
-    draws = search_at(silo, sources, config.protocol, config.head, config.draws)
-    print(_indented(table(draws, target.unit, config)))
+    draws = search_at(silo, sources, config.protocol(len(target.frame)), config.head, config.draws)
+    print(_indented(table(draws, target.unit, SILO_ROWS)))
     directory.write_summary(summarise(draws))
     figures = directory.figures
     save_figure(scatter_figure(draws[0], target.property_name, target.unit), figures / "sources.png")

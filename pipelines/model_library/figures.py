@@ -16,12 +16,12 @@ CV, HELD_OUT, DIRECT = "#d55e00", "#0072b2", "#7f7f7f"
 
 
 def parity_figure(draw: Draw, name: str, unit: str) -> "Figure":
-    """Return predicted against true values of one draw: direct, chosen source, ensemble (Figs. 2a, 3a, 5b)."""
+    """Return predicted against true values of one draw: direct, chosen source, stack (Figs. 2a, 3a, 5b)."""
     figure = new_figure(11.0, 4.0, square_axes=True)
     panels = (
-        ("no transfer (forest)", [("held out", draw.parity["direct held out"], DIRECT)]),
+        ("no transfer", [("held out", draw.parity["direct held out"], DIRECT)]),
         ("best source by CV", [("held out", draw.parity["held out"], HELD_OUT), ("CV", draw.parity["cv"], CV)]),
-        ("mean of the best", [("held out", draw.parity["ensemble held out"], HELD_OUT)]),
+        ("stack", [("held out", draw.parity["stack held out"], HELD_OUT)]),
     )
     values = np.concatenate([np.concatenate(pair) for _, series in panels for _, pair, _ in series])
     low, high = np.quantile(values, [0.002, 0.998])
@@ -45,8 +45,8 @@ def scatter_figure(draw: Draw | SiloErrors, name: str, unit: str) -> "Figure":
     axes.scatter(draw.source_cv, draw.source_held_out, s=9, color=HELD_OUT, alpha=0.5, linewidths=0)
     best = int(draw.source_cv.argmin())
     axes.scatter(draw.source_cv[best], draw.source_held_out[best], s=60, color=CV, marker="*", label="chosen by CV")
-    axes.axhline(draw.held_out["direct forest"], color=DIRECT, linewidth=1, label="no transfer, held out")
-    axes.axvline(draw.cv["direct forest"], color=DIRECT, linewidth=1, linestyle=":", label="no transfer, CV")
+    axes.axhline(draw.held_out["direct"], color=DIRECT, linewidth=1, label="no transfer, held out")
+    axes.axvline(draw.cv["direct"], color=DIRECT, linewidth=1, linestyle=":", label="no transfer, CV")
     r = np.corrcoef(draw.source_cv, draw.source_held_out)[0, 1]
     label_axes(axes, f"{as_label(name)}: {len(draw.source_cv)} sources, r = {r:.2f}", f"MAE by CV [{unit}]",
            f"MAE on held-out rows [{unit}]")  # fmt: skip

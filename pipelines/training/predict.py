@@ -21,6 +21,7 @@ from ray_fed.materials.databases.database import SHOWN_REASON, crystal_frame
 from ray_fed.materials.databases.kinds import open_source, whole_path
 from ray_fed.materials.databases.packages import required_package
 from ray_fed.materials.databases.raw_table import RawTable
+from ray_fed.materials.databases.readers import open_table
 from ray_fed.materials.databases.source import Access, Source
 from ray_fed.materials.personal_file import FOLDER
 from ray_fed.materials.predictions import FLAG, WHY_FLAGGED, Inputs, Trained, inputs_of, interval_columns, predictions
@@ -34,7 +35,11 @@ from ray_fed.metrics import (
     classification_metrics,
     regression_metrics,
 )
-from ray_fed.reporting.model_files import load_model
+from ray_fed.model_library.property_tables import materials_of
+from ray_fed.model_library.transfer import Model
+from ray_fed.model_library.transfer_model import METHOD as TRANSFER
+from ray_fed.model_library.transfer_model import predict_transfer
+from ray_fed.reporting.model_files import load_model, model_paths, read_card, read_model_file
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.terminal import aligned
 from ray_fed.reporting.writing import write_atomically
@@ -69,6 +74,9 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     check_address(file, "file", only_ours=True)
     path = Path(options["out"] or f"{Path(file).name}.predictions.csv")
     check_place(path, Path(file))
+    if (model := transfer_model(options["run_directory"])) is not None:
+        raw = open_table(Path(file), None)
+        return by_transfer(load_model(model), materials_of(raw)[0], list(raw.columns), path)
     silo = options.get("silo")
     models = (
         read_personal(options["run_directory"], silo, options.get("network"))
@@ -87,6 +95,29 @@ def run(options: Mapping[str, Any], _command_line: Sequence[str]) -> int:
     _say(inputs, models, predicted, path, file, table.notices)
     _say_errors(predicted, models, table)
     return 0 if inputs.usable.any() else 1
+
+
+def by_transfer(
+    model: Model, frame: pd.DataFrame, given: list[str], out: Path, element_table: str | None = None
+) -> int:
+    """Write what a transfer model predicts of a table, beside its `given` columns; returns 1 when none could be."""
+    arrays, card = model
+    predicted = predict_transfer(arrays, card, frame, element_table)
+    table = frame[[name for name in frame if name in given]].assign(**predicted.columns(card))
+    write_atomically(out, WRITERS[out.suffix.lower()](pd.DataFrame(table)))
+    usable = np.isfinite(predicted.values)
+    flagged = sum(bool(flag) for flag in predicted.flags)
+    print(f"{usable.sum():,} of {len(frame):,} predictions of {card.property} [{card.unit}] in {out}; "
+          f"{flagged:,} are unlike the rows learned from")  # fmt: skip
+    return 0 if usable.any() else 1
+
+
+def transfer_model(named: str) -> Path | None:
+    """Return the file of a model that `ray-fed library transfer --save` wrote, None for any other."""
+    weights, card = model_paths(named)
+    if not card.is_file() or Path(named).is_dir():
+        return None
+    return weights if read_card(read_model_file(card), card).architecture.get("type") == TRANSFER else None
 
 
 def check_place(path: Path, file: Path) -> None:

@@ -151,9 +151,11 @@ class Coordinator:
             require_sums_only(job.strategy, job.max_norm, THROUGH_HUBS)
             summed = "hubs on the way weigh updates by their rows, and this strategy adds up sums as they are"
             require(not job.any_plan.sums, f"{summed}; let the sites dial this hub themselves")
+        job = self._with_local_plans(job)
+        if job.any_plan.num_beside:
+            self._require_single_updates(job)
         self._metric_names = frozenset(metric.name for metric in self.task.metrics)
         self._is_evaluated = False
-        job = self._with_local_plans(job)
         plans, layout = job.plans, self._layout_of(job)
         digest, kept = layout.digest, num_slots_for(rounds_apart(STATE_BYTES_PER_VALUE * layout.size))
         self.cohort.open_session(
@@ -167,6 +169,14 @@ class Coordinator:
                 yield self._shown(record, job)
         finally:
             self.cohort.close_session(job.name, job.silos)
+
+    def _require_single_updates(self, job: Job) -> None:
+        """Raise ConfigError where numbers of single silos would be lost in a sum, or come out of step."""
+        named = f"strategy {type(job.strategy).__name__} gives or reads numbers of single silos"
+        summed = bool(job.secure_threshold) or self.cohort.sums_updates()
+        require(not summed, f"{named}; under masks, and through hubs that add updates up, there are none")
+        in_step = not isinstance(job.strategy, FedBuff) and not hasattr(job.strategy, "catch_up")
+        require(in_step, f"{named}; that does not go with FedBuff, or with silos that catch up")
 
     def _with_local_plans(self, job: Job) -> Job:
         """Return the job with what its strategy asks of the silos' training."""
@@ -242,7 +252,8 @@ class Coordinator:
 
     def _rounds(self, job: Job, after_round: int, state: State | None) -> Iterator[RoundRecord]:
         layout, has_moments = self._layout_of(job), job.any_plan.optimizer_state == "average"
-        strategy = AskedStrategy(job.strategy, layout, job.silos, has_moments)
+        beside = job.any_plan if job.any_plan.num_beside else None
+        strategy = AskedStrategy(job.strategy, layout, job.silos, has_moments, beside)
         first = strategy.start(self._initial_vector(job))
         standing = job.best_round and Standing.of(job.best_round, state or {})
         state = None if state is None else without_choice(state)
@@ -328,7 +339,8 @@ class Coordinator:
                 observers=self.observers,
                 threshold=job.secure_threshold,
             )
-        return RoundDriver(self.cohort, machine, guard, job.name, self.observers)
+        beside = job.any_plan if job.any_plan.num_beside else None
+        return RoundDriver(self.cohort, machine, guard, job.name, self.observers, beside=beside)
 
     def _most_examples(self, job: Job, silo: str) -> int:
         """Return the most rows of the silo that a round of the job can have."""

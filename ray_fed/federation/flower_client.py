@@ -157,11 +157,28 @@ class FlowerTrainer:
         self.integers = self._initial_integers()
         """Arrays of whole numbers, which stay with the silo."""
         self._round = 0
+        self.config: Mapping[str, float] = {}
+        self.metrics: Mapping[str, float] = {}
+
+    # ---- numbers of this silo's own, in each round
+
+    def check_numbers(self, config: Sequence[str], told: Sequence[str]) -> None:
+        """What they are called is the client's own affair."""
+
+    def take(self, config: Mapping[str, float]) -> None:
+        """They are in the config of `fit`, whole ones as such."""
+        self.config = {name: int(value) if value == int(value) else value for name, value in config.items()}
+
+    def tell(self) -> Mapping[str, float]:
+        return self.metrics
 
     def fit_round(self, vector: Vector, server_round: int) -> tuple[Vector, FitResult]:
         """Let the client train from `vector`. The loss is its metric "loss" or "train_loss", 0 where it tells none."""
-        answer = self._client().fit(self._arrays(vector), self._config(server_round))
+        answer = self._client().fit(self._arrays(vector), {**self._config(server_round), **self.config})
         parameters, num_examples, metrics = self._checked(answer, "fit")
+        if missing := sorted({*self.plan.told} - {*metrics}):
+            raise self._failure("fit", f"its metrics have no {', '.join(missing)}, which the strategy reads")
+        self.metrics = {name: self._number("fit", name, metrics[name]) for name in self.plan.told}
         moved, self._round = self._vector(parameters), server_round
         name = next((name for name in ("loss", "train_loss") if name in metrics), "")
         loss = self._number("fit", name, metrics[name]) if name else 0.0

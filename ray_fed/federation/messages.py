@@ -165,6 +165,31 @@ class RelayedUpdate(Update):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ToldUpdate(Update):
+    """An update with what its silo tells of its training, taken from behind the vector."""
+
+    metrics: Mapping[str, float]
+    """By the names that the strategy reads."""
+    num_beside: int
+    """Numbers that came behind the vector."""
+
+    @property
+    def num_bytes(self) -> int:
+        return super().num_bytes + self.num_beside * NO_VALUES.itemsize
+
+    @classmethod
+    def of(cls, update: Update, plan: TrainingPlan) -> "ToldUpdate":
+        """Return an update of a plan with numbers beside its parameters as its strategy reads it."""
+        size = len(update.vector) - plan.num_beside
+        told = update.vector[len(update.vector) - len(plan.told) :].tolist()
+        return cls(
+            update.silo, update.session, update.server_round, update.vector[:size], update.num_examples,
+            update.num_steps, update.loss, update.seconds,
+            metrics=dict(zip(plan.told, told, strict=True)), num_beside=plan.num_beside,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class SummedUpdate(Update):
     """The sum of a round's updates, unmasked; its vector is their weighted mean."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ray_fed.config import require
 from ray_fed.errors import SiloFailed, Trouble
 from ray_fed.federation.messages import (
     COUNT,
@@ -31,10 +32,10 @@ from ray_fed.federation.tally import METRICS
 from ray_fed.federation.task import Care, LocalRows, Samples, SiloSpec, Task
 from ray_fed.learning.kept_values import KeepsValues, KeptValues
 from ray_fed.learning.layout import initial_vector
-from ray_fed.learning.partial_exchange import PartialExchange
+from ray_fed.learning.partial_exchange import PartialExchange, innermost
 from ray_fed.learning.private_steps import Spent
 from ray_fed.learning.standardisation import ColumnMoments, Standardizer, without_rare
-from ray_fed.learning.trainer import Trainer
+from ray_fed.learning.trainer import FitResult, Trainer
 from ray_fed.metrics import Resolution, Scores, coin_of, secret_of
 from ray_fed.privacy.secure_sum.wire import as_bytes, of_bytes
 from ray_fed.randomness import generator
@@ -125,6 +126,8 @@ class Silo:
         if digest != spec.layout_digest:
             reason = Trouble.OTHER_NETWORK.value
             raise SiloFailed(self.spec.name, "opening a session", reason, failure=Trouble.OTHER_NETWORK)
+        if spec.plan.num_beside:
+            _check_numbers(trainer)
         self.sessions[spec.session] = trainer
         if spec.plan.private:
             self._spent[spec.session] = Spent(spec.plan.private, self.spec.state_folder, self.spec.name, spec.session)
@@ -173,7 +176,7 @@ class Silo:
             self._recall(session, trainer, server_round)
         if session in self._spent:
             self._spent[session].take(len(trainer.plan.steps_of_round(server_round)))
-        result_vector, result = trainer.fit_round(vector, server_round)
+        result_vector, result = self._trained(trainer, vector, server_round)
         code = trainer.compress(vector, result_vector)
         self._states[session].remember(server_round, trainer.local_state())
         if isinstance(trainer, KeepsValues):
@@ -190,6 +193,19 @@ class Silo:
             time.perf_counter() - start,
             code,
         ).unpacked(vector)
+
+    @staticmethod
+    def _trained(trainer: Trainer, vector: Vector, server_round: int) -> tuple[Vector, FitResult]:
+        """Let a trainer train, with the numbers behind the vector that are this silo's own."""
+        plan = trainer.plan
+        if not plan.num_beside:
+            return trainer.fit_round(vector, server_round)
+        size, inner = len(vector) - plan.num_beside, innermost(trainer)
+        given = vector[size : size + len(plan.config)]
+        inner.take(dict(zip(plan.config, given.tolist(), strict=True)))  # type: ignore[attr-defined]  (see open_session)
+        moved, result = trainer.fit_round(vector[:size], server_round)
+        told = inner.tell()  # type: ignore[attr-defined]
+        return np.concatenate([moved, given, np.array([told[name] for name in plan.told], np.float32)]), result
 
     def _recall(self, session: str, trainer: Trainer, server_round: int) -> None:
         """Bring a trainer's local state to where it stood before a round; to its beginning where nothing was kept."""
@@ -262,6 +278,14 @@ class Silo:
             reason = f"no session '{session}'; open: {sorted(self.sessions)}"
             raise SiloFailed(self.spec.name, "answering", reason, failure=Trouble.NO_SESSION)
         return self.sessions[session]
+
+
+def _check_numbers(trainer: Trainer) -> None:
+    """Raise ConfigError where a trainer can make nothing of the numbers of its plan."""
+    inner, plan = innermost(trainer), trainer.plan
+    kind = type(inner).__name__
+    require(hasattr(inner, "check_numbers"), f"a {kind} takes and tells no numbers of single silos")
+    inner.check_numbers(plan.config, plan.told)  # type: ignore[attr-defined]
 
 
 def models_asked(given: tuple) -> tuple[str, dict[str, Vector]]:

@@ -16,7 +16,7 @@ from ray_fed.federation.task import LocalRows, Predictor, Samples, SiloSpec, Tas
 from ray_fed.learning.layout import load_vector
 from ray_fed.learning.open_trainer import LocalWork, OpenTrainer, Said, TrainingStep, joined, one_number, said_of
 from ray_fed.learning.own_loop import OwnLoop, OwnLoopTrainer
-from ray_fed.learning.partial_exchange import Exchange, PartialExchange, exchanged_names
+from ray_fed.learning.partial_exchange import Exchange, exchanged_names, innermost
 from ray_fed.learning.recipe import Recipe
 from ray_fed.learning.sample_rows import Collate, SampleRows, column_rows, item_rows, tensors_of
 from ray_fed.learning.standardisation import Standardizer
@@ -169,7 +169,7 @@ class TorchTask(Task):
 
     def evaluate(self, trainer: Trainer, samples: Samples, vector: Vector) -> tuple[Scores, Scores]:
         """Return the scores of the model at `vector` on the silo's training and held-out samples."""
-        inner = trainer.trainer if isinstance(trainer, PartialExchange) else trainer
+        inner = innermost(trainer)
         if not isinstance(inner, OpenTrainer | OwnLoopTrainer):
             return super().evaluate(trainer, samples, vector)
         rows = samples.rows
@@ -248,8 +248,8 @@ class TorchTask(Task):
         if len(targets) == 0:
             return MeanScores(0, dict.fromkeys([loss_name, *names], 0.0))
         y, predicted = target_tensor(targets, "cpu"), torch.from_numpy(outputs)
-        self._require_mean(predicted[:FEW], y[:FEW])
         loss = float(self._work.own_loss(predicted, y)) * len(targets)
+        self._require_mean(predicted[:FEW], y[:FEW])
         scored = zip(names, self.scores.values(), strict=True)
         others = MeanScores.of({name: _per_sample(name, score(predicted, y), len(y)) for name, score in scored})
         return MeanScores(len(targets), {loss_name: loss, **others.sums})

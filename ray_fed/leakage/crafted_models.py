@@ -41,6 +41,16 @@ def crafted(network: nn.Module, public: np.ndarray, together: int, seed: int = 0
     return made | ({FISHING: _fishing(made[BINS])} if _layers(network)[-1].out_features > 1 else {})
 
 
+def why_not_crafted(network: nn.Module) -> str:
+    """Return why nothing is crafted of a network; "" where it is."""
+    if _is_plain(network):
+        return ""
+    parts = list(network.children()) if isinstance(network, nn.Sequential) else []
+    odd = next((type(part).__name__ for part in parts if not isinstance(part, nn.Linear | nn.ReLU)), "")
+    what = f"has a layer of kind {odd}" if odd else "is no such stack"
+    return f"crafted models are made of stacks of linear layers with biases and ReLU between them; this network {what}"
+
+
 def bins_of(weights: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """Return what lies between neighbouring units of a model with bins: guesses [guesses, num_features].
 

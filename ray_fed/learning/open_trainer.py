@@ -17,7 +17,7 @@ from ray_fed.config import require
 from ray_fed.errors import ConfigError
 from ray_fed.learning.recipe import AUTOCASTS, Recipe
 from ray_fed.learning.sample_rows import SampleRows, called, stacked, table_of
-from ray_fed.learning.steps import FlatOptimizer, Gradient, Loss, flat_optimizer
+from ray_fed.learning.steps import FlatOptimizer, Gradient, Loss, flat_optimizer, set_rate
 from ray_fed.learning.torch_optimizer import TorchOptimizer
 from ray_fed.learning.trainer import FitResult, LocalTrainer, TrainingPlan, portions
 
@@ -105,8 +105,13 @@ class OpenTrainer(LocalTrainer):
 
     # ---- a round
 
+    def check_numbers(self, config: Sequence[str], told: Sequence[str]) -> None:
+        super().check_numbers(config, told)
+        said = "learning_rate of single silos does not go with a scheduler of PyTorch's; use schedule="
+        require("learning_rate" not in config or self.recipe.scheduler is None, said)
+
     def fit_round(self, vector: np.ndarray, server_round: int) -> tuple[np.ndarray, FitResult]:
-        steps = self.plan.steps_of_round(server_round)
+        steps = self.steps_of(server_round)
         if self.is_plain:
             return self.fit(vector, steps)
         self.load(vector)
@@ -114,6 +119,9 @@ class OpenTrainer(LocalTrainer):
         self.module.train()
         if isinstance(self.optimizer, TorchOptimizer):
             self.optimizer.pace.begin(server_round)
+            self.optimizer.pace.scale = self.rate_factor
+        elif self.plan.config:
+            set_rate(self.optimizer, self.plan.learning_rate * self.rate_factor)
         loss_sum, num_examples, num_steps = torch.zeros((), device=self.flat.device), 0, 0
         with self._lent_generator(steps.start):
             for group in _grouped(self._drawn(steps), self.recipe.accumulate):

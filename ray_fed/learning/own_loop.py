@@ -7,7 +7,7 @@ a round that is done twice comes out the same, as long as what the loop remember
 
 import contextlib
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,8 @@ class FitContext:
     recipe: Recipe
     """Options of the optimiser that the run was asked for; what a loop makes of them is its own affair."""
     draw: Callable[[], Iterator[np.ndarray]]
+    config: Mapping[str, float]
+    """What the strategy gives this silo in this round (`Strategy.configure`)."""
 
     def batches(self, data: Any) -> Iterator[Any]:
         """Yield the plan's mini-batches of the round: the silo's samples, shuffled anew in each pass, on the device."""
@@ -73,7 +75,8 @@ class FitContext:
 
 OwnLoop = Callable[[nn.Module, Any, FitContext], Mapping[str, Any] | None]
 """(network, training samples, context) -> None, or some of: loss (mean over the round), num_examples (samples seen),
-num_steps. Samples: what the task's `samples` gave for training; of arrays a TensorDataset."""
+num_steps, and the numbers that the strategy reads (`Strategy.metric_names`). Samples: what the task's `samples` gave
+for training; of arrays a TensorDataset."""
 ANSWERS = ("loss", "num_examples", "num_steps")
 
 
@@ -128,6 +131,8 @@ class OwnLoopTrainer:
         """What stays: parameters and statistics of the silo's own, counters."""
         self._first = {name: tensor.clone() for name, tensor in self.own.items()}
         self.state: dict[str, Any] = {}
+        self.config: Mapping[str, float] = {}
+        self.metrics: Mapping[str, float] = {}
         self.said: list[Said] = []
 
     def fit_round(self, vector: np.ndarray, server_round: int) -> tuple[np.ndarray, FitResult]:
@@ -140,28 +145,45 @@ class OwnLoopTrainer:
             self.silo, server_round, self.plan.num_rounds, len(steps),
             -(-len(self.features) // self.plan.steps_per_epoch), self.plan.learning_rate, seed, self.device, self.state,
             {name: parameter.detach().clone() for name, parameter in self.module.named_parameters()},
-            self.recipe, lambda: iter(indices),
+            self.recipe, lambda: iter(indices), self.config,
         )  # fmt: skip
         self.module.train()
+        self.module.zero_grad(set_to_none=True)  # what a loop leaves there must not make a difference after a restart
         with _seeded(seed, self.device):
             answer = self.loop(self.module, self.data, context)
         told = self._checked(answer)
+        self.metrics = {name: float(told[name]) for name in self.plan.told}
         # As it comes back after a restart, whether or not there is one: what cannot be kept is known at once.
         state = decoded(encoded(context.state, self.silo))
         self.state = state if self.plan.optimizer_state == "keep" else {}
         seen = int(told.get("num_examples", sum(map(len, indices)) or len(self.features)))
         return self._vector(), FitResult(int(told.get("num_steps", len(steps))), seen, float(told.get("loss", 0.0)))
 
+    # ---- numbers of this silo's own, in each round
+
+    def check_numbers(self, config: Sequence[str], told: Sequence[str]) -> None:  # noqa: ARG002
+        """What `config` means is the loop's own affair; what it tells must not be what every update has."""
+        twice = sorted({*told} & {*ANSWERS})
+        require(not twice, f"{', '.join(twice)} is in every update: read it there")
+
+    def take(self, config: Mapping[str, float]) -> None:
+        self.config = dict(config)
+
+    def tell(self) -> Mapping[str, float]:
+        return self.metrics
+
     def _checked(self, answer: Any) -> Mapping[str, Any]:
-        told = {} if answer is None else answer
+        told, known = {} if answer is None else answer, (*ANSWERS, *self.plan.told)
         numbers = isinstance(told, Mapping) and all(
-            name in ANSWERS and isinstance(value, int | float | np.number | torch.Tensor)
-            for name, value in told.items()
+            name in known and isinstance(value, int | float | np.number | torch.Tensor) for name, value in told.items()
         )
         if not numbers:
             said = f"fit returned {type(answer).__name__} {sorted(told) if isinstance(told, Mapping) else ''}".strip()
-            known = f"it must return None, or numbers among {', '.join(ANSWERS)}"
-            raise SiloFailed(self.silo, "calling fit", f"{said}; {known}")
+            raise SiloFailed(
+                self.silo, "calling fit", f"{said}; it must return None, or numbers among {', '.join(known)}"
+            )
+        if missing := sorted({*self.plan.told} - {*told}):
+            raise SiloFailed(self.silo, "calling fit", f"it told no {', '.join(missing)}, which the strategy reads")
         return told
 
     def _drawn(self, steps: range) -> Iterator[np.ndarray]:

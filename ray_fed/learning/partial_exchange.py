@@ -48,6 +48,11 @@ def _is_chosen(name: str, patterns: Sequence[str]) -> bool:
     return decided
 
 
+def innermost(trainer: Trainer) -> Trainer:
+    """Return what trains, where only parts of it travel."""
+    return trainer.trainer if isinstance(trainer, PartialExchange) else trainer
+
+
 class PartialExchange:
     """A `Trainer` of which some tensors travel."""
 

@@ -178,6 +178,8 @@ class Pace:
         self._scheduler: Any = None
         self._position = -1
         self._round = 1
+        self.scale = 1.0
+        """Of this silo's rates in this round."""
 
     def begin(self, server_round: int) -> None:
         """Go to the first step of a round."""
@@ -202,11 +204,11 @@ class Pace:
 
     def set(self) -> None:
         """Set the rates of the next step."""
-        if self.recipe.scheduler is None and not self.recipe.has_constant_rate:
+        if self.recipe.scheduler is None and not (self.recipe.has_constant_rate and not self.plan.config):
             at = Progress(self._position, self._until[-1], self._round, self.plan.num_rounds)
             factor = self.recipe.factor(at)
             for group, first in zip(self.optimizer.param_groups, self._first, strict=True):
-                group["lr"] = first["lr"] * factor
+                group["lr"] = first["lr"] * factor * self.scale
 
     def went(self) -> None:
         """A step was taken."""

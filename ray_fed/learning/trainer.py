@@ -5,7 +5,8 @@ neither its optimiser nor its scaling; Adam is ours (facts in decisions/0003).
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import cos, isqrt, pi
@@ -39,6 +40,7 @@ from ray_fed.privacy.noise import NoiseSource
 from ray_fed.randomness import derived_seed, generator
 
 DECAYS = ("none", "cosine")
+NUMBER_NAME, MOST_NUMBERS = re.compile(r"[A-Za-z]\w{0,63}", re.ASCII), 64
 PORTION_VALUES = 1 << 22
 """Input values that go through a network at once outside of training."""
 
@@ -87,8 +89,13 @@ class TrainingPlan:
 
     decay: str = "none"
     """none | cosine: how the learning rate falls over the steps of the run, to 0."""
+    config: tuple[str, ...] = ()
+    """Names of numbers that this silo is given in each round, behind the vector that it starts from."""
+    told: tuple[str, ...] = ()
+    """Names of numbers that it tells of its training in each round, behind the vector that it answers with."""
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         require(self.decay in DECAYS, f"decay={self.decay!r} must be one of {', '.join(DECAYS)}")
         is_common, alone = self.optimizer_state == "common", "optimizer_state=common is ScaffoldAdam's, with Adam"
         require(not is_common or (self.control_variates and self.optimizer == "adam"), alone)
@@ -100,6 +107,21 @@ class TrainingPlan:
         averages = self.optimizer_state == "average" or self.control_variates
         reason = "a coded second moment can turn negative, and control variates must be exact"
         require(self.compression is None or not averages, f"compression sends parameters alone: {reason}")
+
+    def _check_numbers(self) -> None:
+        for names in (self.config, self.told):
+            fits = len(set(names)) == len(names) <= MOST_NUMBERS and all(map(NUMBER_NAME.fullmatch, names))
+            said = f"must be up to {MOST_NUMBERS} different names of letters, digits and '_'"
+            require(fits, f"names of numbers {list(names)} {said}")
+        if self.num_beside:
+            said = "numbers of single silos beside the parameters do not go with"
+            require(self.private is None, f"{said} noise in every step: they have none")
+            require(self.compression is None and not self.sums, f"{said} coded updates, or with sums")
+
+    @property
+    def num_beside(self) -> int:
+        """Numbers behind a vector, `config` and then `told`, both ways."""
+        return len(self.config) + len(self.told)
 
     @property
     def total_steps(self) -> int:
@@ -174,6 +196,26 @@ class Trainer(Protocol):
         ...
 
 
+class TakesNumbers(Protocol):
+    """A trainer that silos' own numbers of a round mean something to."""
+
+    def check_numbers(self, config: Sequence[str], told: Sequence[str]) -> None:
+        """Raise ConfigError for a name that means nothing."""
+        ...
+
+    def take(self, config: Mapping[str, float]) -> None:
+        """Take the numbers of the round that comes."""
+        ...
+
+    def tell(self) -> Mapping[str, float]:
+        """Return what is told of the round that was trained, by name."""
+        ...
+
+
+STEP_NUMBERS = ("learning_rate", "num_steps")
+"""What a strategy may give a silo that trains in steps: the rate of the round, and the most steps of it."""
+
+
 class LocalTrainer:
     """A bound model, its optimiser and the silo's rows on one device.
 
@@ -194,6 +236,7 @@ class LocalTrainer:
         silo: str,
     ):
         self.plan, self.silo, self.loss = plan, silo, loss
+        self.rate_factor, self.most_steps = 1.0, None
         self.features, self.targets = features, targets
         self.layout = Layout.of(module, plan.buffers)
         self.module = module
@@ -229,8 +272,33 @@ class LocalTrainer:
         batch = self.plan.private.num_examples / self.plan.steps_per_epoch
         return PrivateGradient(self.module, self.loss, self.flat_gradient, self.plan.private, batch, self._noise)
 
+    # ---- numbers of this silo's own, in each round
+
+    def check_numbers(self, config: Sequence[str], told: Sequence[str]) -> None:
+        """See TakesNumbers."""
+        own = sorted({*config} - {*STEP_NUMBERS})
+        remedy = "a loop of your own, TorchTask(fit=), has others in context.config"
+        require(not own, f"steps know {' and '.join(STEP_NUMBERS)}, and no {', '.join(own)}; {remedy}")
+        remedy = "loss, num_steps and num_examples are in every update; others come from a loop of your own"
+        require(not told, f"steps tell no {', '.join(told)}: {remedy}")
+
+    def take(self, config: Mapping[str, float]) -> None:
+        """ConfigError for a rate or a number of steps that is not positive."""
+        rate, most = config.get("learning_rate", self.plan.learning_rate), config.get("num_steps")
+        said = "must be positive; leave a silo out by not sending it a vector"
+        require(rate > 0, f"learning_rate={rate:g} of silo '{self.silo}' {said}")
+        require(most is None or most >= 1, f"num_steps={most} of silo '{self.silo}' {said}")
+        self.rate_factor, self.most_steps = rate / self.plan.learning_rate, None if most is None else int(most)
+
+    def tell(self) -> Mapping[str, float]:
+        return {}
+
+    def steps_of(self, server_round: int) -> range:
+        """Return the steps of a round, as far as the strategy lets this silo take them."""
+        return self.plan.steps_of_round(server_round)[: self.most_steps]
+
     def fit_round(self, vector: np.ndarray, server_round: int) -> tuple[np.ndarray, FitResult]:
-        return self.fit(vector, self.plan.steps_of_round(server_round))
+        return self.fit(vector, self.steps_of(server_round))
 
     def fit(self, vector: np.ndarray, steps: range) -> tuple[np.ndarray, FitResult]:
         """Load `vector`, take `steps`, return the new vector (a fresh array) and what happened.
@@ -243,8 +311,8 @@ class LocalTrainer:
         num_examples, loss_sum = 0, torch.zeros((), device=self.flat.device)
         with self._lent_generator(steps.start):
             for step, (x, y) in zip(steps, self._batches(steps), strict=True):
-                if self.plan.decay != "none":
-                    set_rate(self.optimizer, self.plan.rate(step))
+                if self.plan.decay != "none" or self.plan.config:
+                    set_rate(self.optimizer, self.plan.rate(step) * self.rate_factor)
                 num_examples += len(y)  # of graphs, x has a row per atom
                 loss_sum += self.step(x, y)
         for term in self.terms:

@@ -22,12 +22,15 @@ HELD_OUT_ERROR = "mae"
 """What models are compared by, relative to `BASELINE_ERROR`."""
 BASELINE_ERROR = "baseline_mae"
 """Of predicting the training median."""
-SHOWN = ("id", "property", "unit", HELD_OUT_ERROR, "r2", "descriptor", "method", "n_train", "n_test", "modelset")
+SHOWN = (
+    "id", "property", "unit", HELD_OUT_ERROR, "relative_error", "r2", "descriptor", "method", "n_train", "n_test",
+    "modelset",
+)  # fmt: skip
 """Columns of an answer if none are asked for."""
 SHOWN_WITH_FAILURES = (
     "id", "succeed", "property", "descriptor", "method", "modelset", HELD_OUT_ERROR, "unit", "reason",
 )  # fmt: skip
-SEARCHED = ("property", "descriptor", "method", "modelset", HELD_OUT_ERROR, "r2", "succeed")
+SEARCHED = ("property", "descriptor", "method", "modelset", HELD_OUT_ERROR, "relative_error", "r2", "succeed")
 """Columns with an index of their own."""
 
 
@@ -81,9 +84,23 @@ def _metric(name: str) -> Callable[[ModelCard], Any]:
     return lambda card: card.metrics.get("test", {}).get(name)
 
 
+def relative_error(card: ModelCard) -> float | None:
+    """Return a model's held-out MAE over that of predicting the training median: it has no unit. None where its card
+    does not say."""
+    test = card.metrics.get("test", {})
+    error, baseline = test.get(HELD_OUT_ERROR), test.get(BASELINE_ERROR)
+    if not isinstance(error, float) or not isinstance(baseline, float) or baseline <= 0:
+        return None
+    return error / baseline
+
+
 def _number(mapping: Mapping[str, Plain], key: str) -> Any:
     value = mapping.get(key)
     return value if isinstance(value, int | float) else None
+
+
+def _is_transferred(card: ModelCard) -> int:
+    return int(bool(card.parent or card.architecture.get("sources")))
 
 
 FIELDS: Mapping[str, IndexField] = {
@@ -116,9 +133,10 @@ FIELDS: Mapping[str, IndexField] = {
     "spearman": IndexField("REAL", "Spearman correlation, held out", _metric("spearman")),
     "p_value": IndexField("REAL", "of the Pearson correlation", _metric("p_value")),
     "baseline_mae": IndexField("REAL", "of predicting the training median", _metric("baseline_mae")),
+    "relative_error": IndexField("REAL", "mae over baseline_mae: comparable between units", relative_error),
     "seed": IndexField("INTEGER", "of initial weights", lambda card: card.seed),
     "parent": IndexField("TEXT", "id of the model it was trained from", lambda card: card.parent or None),
-    "transferred": IndexField("BOOL", "has a parent", lambda card: int(bool(card.parent))),
+    "transferred": IndexField("BOOL", "learned from other models", _is_transferred),
     "federated": IndexField("BOOL", "trained over silos", lambda card: int("strategy" in card.federation)),
     "succeed": IndexField("BOOL", "false: a row with a reason and no model", lambda _: 1),
     "reason": IndexField("TEXT", "why it failed", lambda _: None),

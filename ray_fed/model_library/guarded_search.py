@@ -33,7 +33,7 @@ Search = Callable[[tuple[TransferTarget, SourceFeatures], bool], Sequence[SiloEr
 """Carries out the draws: (target and sources, whether to give the errors of single sources) -> one outcome a draw."""
 LEAST_HELD_OUT = 5
 """Rows that a draw by clusters holds out at least."""
-RULES = ("direct forest", "direct ridge", "paper", "nested", "ensemble", "ranked", "median", "oracle")
+RULES = ("direct", "stack", "paper", "nested", "ensemble", "ranked", "median", "oracle")
 """Names that an error may have (ray_fed/model_library/selection.py)."""
 MAX_DRAWS = 4096
 
@@ -146,7 +146,8 @@ class GuardedSearch(EgressBoundary):
         self.silo.take(models, layers)
         target, _ = self.silo.prepared
         self.gate.row_matcher.add("values", np.asarray(target.values, np.float64))
-        self.gate.row_matcher.add("descriptor", np.asarray(target.descriptor, np.float64))
+        for values in target.descriptors.values():
+            self.gate.row_matcher.add("descriptor", np.asarray(values, np.float64))
 
     def search(self, protocol: Protocol, run: Search) -> list[SiloErrors]:
         """Return the errors of each draw. `run` is the runtime's own code, not blocked: it starts tasks."""

@@ -7,6 +7,7 @@ gradient_boosting  scikit-learn, 100 rounds of depth 3
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,8 +23,35 @@ Head = Callable[[np.ndarray, np.ndarray, np.ndarray, int], np.ndarray]
 """(features [sources, n, p], targets [n], new features [sources, m, p], seed) -> predictions [sources, m]"""
 
 
+@dataclass(frozen=True)
+class RidgeFit:
+    """Ridge regressions of S sources; each array has the sources first."""
+
+    centre: np.ndarray
+    """[S, 1, p]"""
+    scale: np.ndarray
+    """Deviations times `width`, [S, 1, p]; `width` where a column is constant."""
+    width: np.ndarray
+    """Root of the number of columns that vary, [S, 1, 1]."""
+    coefficients: np.ndarray
+    """[S, p, 1]"""
+    mean: float
+    """Of the targets."""
+
+    def predict(self, new: np.ndarray) -> np.ndarray:
+        """Return predictions [S, m] of rows [S, m, p]."""
+        # A unit that slept on twenty rows may wake on a new one, thousands of deviations out.
+        outside = np.clip((new - self.centre) / self.scale, -CLIP / self.width, CLIP / self.width)
+        return self.mean + (outside @ self.coefficients)[:, :, 0]
+
+
 def ridge(features: np.ndarray, targets: np.ndarray, new: np.ndarray, seed: int = 0) -> np.ndarray:  # noqa: ARG001
-    """Return predictions [sources, m] of ridge regressions, each with the penalty of least leave-one-out error.
+    """Return predictions [sources, m] of ridge regressions, each with the penalty of least leave-one-out error."""
+    return fit_ridge(features, targets).predict(new)
+
+
+def fit_ridge(features: np.ndarray, targets: np.ndarray) -> RidgeFit:
+    """Fit one ridge regression a source, each with the penalty of least leave-one-out error.
 
     With X centred and X^T X = V diag(e) V^T, Z = X V, all penalties a cost one decomposition of the smaller side:
     fitted = Z diag(1 / (e + a)) Z^T y, and the residual of a row that is left out is r_i / (1 - H_ii) with
@@ -34,15 +62,12 @@ def ridge(features: np.ndarray, targets: np.ndarray, new: np.ndarray, seed: int 
     # Divided by the root of the columns, the mean of a kernel's diagonal is 1 whatever the width of the layer.
     width = np.sqrt(np.maximum(alive.sum(2, keepdims=True), 1))
     scale = np.where(alive, scale, 1.0) * width
-    # A unit that slept on twenty rows may wake on a new one: thousands of deviations out, one row would be the mean.
-    inside, outside = (features - centre) / scale, np.clip((new - centre) / scale, -CLIP / width, CLIP / width)
-    values, scores, back = _decomposed(inside)
+    values, scores, back = _decomposed((features - centre) / scale)
     wanted = targets - targets.mean()
     projected = scores.transpose(0, 2, 1) @ wanted
     errors = np.stack([_left_out(values, scores, projected, wanted, penalty) for penalty in PENALTIES])
     chosen = PENALTIES[errors.argmin(0)][:, None]
-    coefficients = back @ (projected / (values + chosen))[:, :, None]
-    return targets.mean() + (outside @ coefficients)[:, :, 0]
+    return RidgeFit(centre, scale, width, back @ (projected / (values + chosen))[:, :, None], float(targets.mean()))
 
 
 def _decomposed(inside: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -33,8 +33,10 @@ _TOKEN = re.compile(
 )
 COMPARISONS: Mapping[str, str] = {"=": "=", "==": "=", "!=": "<>", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 KEYWORDS = frozenset(("and", "or", "not", "in", "like", "order", "by", "limit", "asc", "desc"))
-MAX_LENGTH, MAX_DEPTH = 10_000, 50
-"""Characters of a query, and levels of its conditions."""
+MAX_LENGTH, MAX_DEPTH, MAX_COMPARISONS = 10_000, 50, 500
+"""Characters of a query, levels of its conditions, and comparisons: SQLite nests one level for each."""
+LAYOUT = 2
+"""Changes with the columns: an index of another layout is made again from the cards."""
 MAX_NUMBER = 1e15
 """Whole numbers stay exact below it, in SQLite and in floats; no field of a model is larger."""
 CHECKED = ("property", "descriptor", "method", "modelset", "material")
@@ -92,6 +94,7 @@ class _Parser:
 
     def __init__(self, text: str):
         self.text, self.at, self.depth, self.query = text, 0, 0, Query()
+        self.comparisons = 0
         self.tokens = _tokens(text)
 
     def parse(self) -> Query:
@@ -134,6 +137,9 @@ class _Parser:
         return found
 
     def _comparison(self) -> str:
+        self.comparisons += 1
+        if self.comparisons > MAX_COMPARISONS:
+            raise ConfigError(f"query: it has more than {MAX_COMPARISONS} comparisons; ask with 'in (...)' or 'like'")
         name = self._field()
         if self._took("in"):
             return self._members(name)
@@ -180,6 +186,8 @@ class _Parser:
         if kind == "BOOL" and text.lower() in ("true", "false", "yes", "no", "1", "0"):
             return int(text.lower() in ("true", "yes", "1"))
         try:
+            if "_" in text:
+                raise ValueError("Python reads it, and it means another number")
             number = float(text) if kind == "REAL" else int(text)
             if kind != "BOOL" and -MAX_NUMBER < number < MAX_NUMBER:
                 return number
@@ -279,22 +287,32 @@ class Index:
         self.path = path
 
     @contextlib.contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def _connection(self, mode: str = "ro") -> Iterator[sqlite3.Connection]:
+        """Yield a connection, "ro" to read: a library may lie where nobody may write; "rwc" to write."""
+        place = f"{self.path.absolute().as_uri()}?mode={mode}"
         try:
-            with contextlib.closing(sqlite3.connect(self.path, timeout=60)) as connection, connection:
+            with contextlib.closing(sqlite3.connect(place, timeout=60, uri=True)) as connection, connection:
                 yield connection
         except sqlite3.DatabaseError as error:
             raise DataError(
                 f"{self.path}: the index cannot be used ({error}); make it again: ray-fed library reindex"
             ) from error
 
+    def is_current(self) -> bool:
+        """Whether there is an index with the columns of this version."""
+        if not self.path.is_file():
+            return False
+        with self._connection() as connection:
+            return connection.execute("PRAGMA user_version").fetchone()[0] == LAYOUT
+
     def create(self) -> None:
         """Make an empty index in the place of any other."""
         columns = ", ".join(
             f'"{name}" {"INTEGER" if field.kind == "BOOL" else field.kind}' for name, field in FIELDS.items()
         )
-        with self._connection() as connection:
+        with self._connection("rwc") as connection:
             connection.execute("DROP TABLE IF EXISTS models")
+            connection.execute(f"PRAGMA user_version = {LAYOUT}")
             connection.execute(f'CREATE TABLE models ({columns}, PRIMARY KEY ("id"))')
             for name in SEARCHED:
                 connection.execute(f'CREATE INDEX "by_{name}" ON models ("{name}")')
@@ -303,16 +321,32 @@ class Index:
         """Add rows, all or none; a row with an id that is there already changes nothing."""
         names = list(FIELDS)
         statement = f"INSERT OR IGNORE INTO models VALUES ({','.join('?' * len(names))})"
-        with self._connection() as connection:
+        with self._connection("rwc") as connection:
             connection.executemany(statement, ([row.get(name) for name in names] for row in rows))
-        with self._connection() as connection:
+        with self._connection("rwc") as connection:
             # Statistics let SQLite choose between its indexes.
             connection.execute("ANALYZE")
 
     def mark_deprecated(self, ids: Sequence[str]) -> None:
         """Set `deprecated` for these models."""
-        with self._connection() as connection:
+        with self._connection("rwc") as connection:
             connection.executemany('UPDATE models SET "deprecated" = 1 WHERE "id" = ?', ([item] for item in ids))
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Take rows out: their files are not there any more, or damaged."""
+        with self._connection("rwc") as connection:
+            connection.executemany('DELETE FROM models WHERE "id" = ?', ([item] for item in ids))
+
+    def rows(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Return whole rows, for another index; an id that is not there has none."""
+        names = list(FIELDS)
+        columns = ", ".join(f'"{name}"' for name in names)
+        found = []
+        with self._connection() as connection:
+            for model_id in ids:
+                row = connection.execute(f'SELECT {columns} FROM models WHERE "id" = ?', [model_id]).fetchone()
+                found += [dict(zip(names, row, strict=True))] if row else []
+        return found
 
     def ids(self, prefix: str = "") -> list[str]:
         """Return the sorted ids of models (not of failures) that start with `prefix`."""
@@ -330,7 +364,7 @@ class Index:
             return sorted(str(row[0]) for row in found if row[0] is not None)
 
     def query(self, text: str = "", columns: Sequence[str] | None = None, failures: bool = False) -> pd.DataFrame:
-        """Return the models that answer a query, one a row.
+        """Return the models that answer a query, one a row; deprecated ones only where it asks about `deprecated`.
 
         columns   fields to return; SHOWN if not given
         failures  also the models that failed (they answer `succeed = false` in any case)
@@ -341,6 +375,8 @@ class Index:
         names = [field_name(name) for name in columns or SHOWN]
         if not failures and "succeed" not in parsed.fields:
             parsed.where = f'"succeed" = 1 AND ({parsed.where})'
+        if "deprecated" not in parsed.fields:
+            parsed.where = f'"deprecated" = 0 AND ({parsed.where})'
         chosen = ", ".join(f'"{name}"' for name in names)
         with self._connection() as connection:
             rows = connection.execute(f"SELECT {chosen} FROM models {parsed.sql}", parsed.parameters).fetchall()

@@ -1,7 +1,8 @@
 """Choosing among many sources on few target rows: what the paper reports, and what is true of it.
 
     word        what
-    direct      no transfer: the head on the raw descriptor (and a random forest)
+    direct      no transfer: mean of forest, extra trees, ridge and Gaussian process on every descriptor (members.py)
+    stack       all members, "direct" among them, weighed by their errors on rows they have not seen: what is saved
     paper       the source of least CV error among all; its *CV error* is what Yamada et al. report
     nested      the same choice inside each outer fold, evaluated on that fold: no selection bias, from the same rows
     ensemble    mean of the k best sources by CV
@@ -19,7 +20,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_fed.errors import DataError, Trouble
-from ray_fed.model_library.heads import Head, cross_validated, fitted, random_forest
+from ray_fed.model_library.few_rows import NUM_TREES
+from ray_fed.model_library.heads import Head, cross_validated, fitted
+from ray_fed.model_library.members import (
+    Effort,
+    FewRows,
+    MemberInputs,
+    direct,
+    fit_stack,
+    fold_rows,
+    member_predictions,
+    weighed,
+    widest,
+)
 from ray_fed.randomness import derived_seed, generator
 
 
@@ -30,11 +43,14 @@ class SourceFeatures:
     groups  per width p: float32 [sources, rows, p]
     ids     id of each source, groups behind each other
     errors  each source's held-out MAE on its own property over its baseline's, [sources]; lower is better
+    predictions, tables   what all models of one source table predict on average, float64 [rows, tables]
     """
 
     groups: tuple[np.ndarray, ...]
     ids: tuple[str, ...]
     errors: np.ndarray
+    predictions: np.ndarray
+    tables: tuple[str, ...]
 
     def rows(self, chosen: np.ndarray) -> list[np.ndarray]:
         """Return the features of these rows, [sources, len(chosen), p] per group, float64."""
@@ -45,8 +61,8 @@ class SourceFeatures:
 class TransferTarget:
     """A small target with everything known about it: the study hides most rows from itself."""
 
-    descriptor: np.ndarray
-    """Raw features [rows, d], for the direct models."""
+    descriptors: Mapping[str, np.ndarray]
+    """Name -> raw features [rows, d], for the models without transfer, sorted by name."""
     values: np.ndarray
     """[rows]"""
     groups: np.ndarray
@@ -63,6 +79,8 @@ class Protocol:
     permutations: int = 0
     max_held_out: int = 1000
     seed: int = 0
+    num_trees: int = NUM_TREES
+    """Of each forest of the members."""
     clusters: int = 0
     """Clusters of the descriptor: one is held out in turn, folds keep them together; 0: rows at random."""
 
@@ -102,20 +120,24 @@ def one_draw(target: TransferTarget, sources: SourceFeatures, head: Head, protoc
     cv, held_out = np.abs(out_of_fold - wanted).mean(1), np.abs(predicted - truth).mean(1)
     order = np.argsort(cv, kind="stable")
     best, several = order[0], order[: protocol.ensemble]
-    ranked = int(np.nanargmin(sources.errors))
-    direct_cv, direct = _direct(target, inside, outside, folds, seed)
     ensemble = predicted[several].mean(0)
     nested = _nested(head, features, fold_groups, wanted, protocol, seed, number)
+    inputs = member_inputs(target, sources)
+    effort = Effort(protocol.folds, protocol.ensemble, protocol.num_trees, seed)
+    stack = fit_stack(FewRows(inputs.take(inside), wanted, fold_groups), effort)
+    new = member_predictions(stack.arrays, inputs.take(outside))
+    stacked = weighed(new, stack.weights)
     return Draw(
         cv={
-            **{name: mean_error(values, wanted) for name, values in direct_cv.items()},
+            "direct": stack.error("direct"), "stack": stack.error("stack"),
             "paper": float(cv[best]), "nested": nested["paper"], "ensemble": nested["ensemble"],
-            "ranked": float(cv[ranked]), "median": float(np.median(cv)), "oracle": float("nan"),
+            "ranked": _of_ranked(sources, cv), "median": float(np.median(cv)), "oracle": float("nan"),
         },
         held_out={
-            **{name: mean_error(values, truth) for name, values in direct.items()},
+            "direct": mean_error(direct(new), truth), "stack": mean_error(stacked, truth),
             "paper": float(held_out[best]), "nested": float(held_out[best]), "ensemble": mean_error(ensemble, truth),
-            "ranked": float(held_out[ranked]), "median": float(np.median(held_out)), "oracle": float(held_out.min()),
+            "ranked": _of_ranked(sources, held_out), "median": float(np.median(held_out)),
+            "oracle": float(held_out.min()),
         },
         permuted=_permuted(head, features, wanted, folds, protocol, number),
         chosen=sources.ids[best],
@@ -123,9 +145,20 @@ def one_draw(target: TransferTarget, sources: SourceFeatures, head: Head, protoc
         source_held_out=held_out,
         parity={
             "cv": (wanted, out_of_fold[best]), "held out": (truth, predicted[best]),
-            "ensemble held out": (truth, ensemble), "direct held out": (truth, direct["direct forest"]),
+            "stack held out": (truth, stacked), "direct held out": (truth, direct(new)),
         },
     )  # fmt: skip
+
+
+def member_inputs(target: TransferTarget, sources: SourceFeatures) -> MemberInputs:
+    """Return all columns of a target's rows."""
+    return MemberInputs(target.descriptors, sources.predictions, sources.groups)
+
+
+def _of_ranked(sources: SourceFeatures, errors: np.ndarray) -> float:
+    """Return the error of the source that is best on its own property; NaN where no source's card tells its error."""
+    known = np.isfinite(sources.errors)
+    return float(errors[np.nanargmin(sources.errors)]) if known.any() else float("nan")
 
 
 def _drawn(target: TransferTarget, protocol: Protocol, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -133,7 +166,7 @@ def _drawn(target: TransferTarget, protocol: Protocol, number: int) -> tuple[np.
     if not protocol.clusters:
         inside, outside = draw_rows(target.groups, protocol, number)
         return inside, outside, target.groups[inside]
-    clusters = clusters_of(target.descriptor, protocol.clusters, protocol.seed)
+    clusters = clusters_of(widest(target.descriptors), protocol.clusters, protocol.seed)
     held = number % protocol.clusters
     draw = generator(protocol.seed, "cluster draw", number)
     known = set(target.groups[clusters != held].tolist())
@@ -170,30 +203,9 @@ def draw_rows(groups: np.ndarray, protocol: Protocol, number: int) -> tuple[np.n
     return inside, draw.permutation(outside)[: protocol.max_held_out]
 
 
-def fold_rows(groups: np.ndarray, folds: int, draw: np.random.Generator) -> list[np.ndarray]:
-    """Return the rows of each fold; groups stay together, folds are as even as that allows."""
-    names = draw.permutation(np.unique(groups))
-    parts = [np.flatnonzero(np.isin(groups, part)) for part in np.array_split(names, min(folds, len(names)))]
-    return [part for part in parts if len(part)]
-
-
 def mean_error(predicted: np.ndarray, wanted: np.ndarray) -> float:
     """Return the mean absolute error."""
     return float(np.abs(predicted - wanted).mean())
-
-
-def _direct(
-    target: TransferTarget, inside: np.ndarray, outside: np.ndarray, folds: Sequence[np.ndarray], seed: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return out-of-fold and held-out predictions of models that know no source."""
-    from ray_fed.model_library.heads import ridge
-
-    wanted = target.values[inside]
-    x, new = target.descriptor[inside][None], target.descriptor[outside][None]
-    heads: Mapping[str, Head] = {"direct forest": random_forest, "direct ridge": ridge}
-    cv = {name: cross_validated(head, [x], wanted, folds, seed)[0] for name, head in heads.items()}
-    held = {name: head(x, wanted, new, seed)[0] for name, head in heads.items()}
-    return cv, held
 
 
 def _nested(

@@ -75,7 +75,8 @@ class SearchingSilo:
     def take(self, models: Sequence[PackedModel], layers: str = "last") -> int:
         """Check the hashes of source models and keep their frozen features; returns how many were taken."""
         unpacked = [unpack(model.weights, model.card, f"silo '{self.name}'", model.id) for model in models]
-        self._prepared = target_and_sources(self._table, unpacked, layers)
+        found = target_and_sources(self._table, unpacked, layers)
+        self._prepared = found.target, found.sources
         return len(self._prepared[1].ids)
 
     @property

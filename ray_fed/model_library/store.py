@@ -4,17 +4,19 @@ LIBRARY/library.json                                {"format": 1}
         models/ab/ab12....safetensors .card.json     `ray_fed.reporting.model_files.load_model` reads them, too
         failures/cd34....json                        models that could not be trained, with their reason
         jobs/....json                                what a build has done (it resumes from there)
+        deprecated.json                              ids marked as superseded; the marks travel with push and pull
+        damaged/                                     files that failed a check, set aside
         index.sqlite
 
-Models are copied between a library and another folder, or any URL that fsspec knows (s3://, gs://, sftp://, memory://):
-`push`, `pull`. A remote folder holds the same files as a library, without an index: ids are the names of its cards.
+Models are copied to and from other places by `ray_fed.model_library.places`.
 """
 
 import contextlib
 import fcntl
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +24,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ray_fed.errors import ConfigError, DataError, FedError
+from ray_fed.errors import ConfigError, DataError
 from ray_fed.model_library.cards import Failure, PackedModel, index_row, read_filed_card, unpack
 from ray_fed.model_library.index import Index
-from ray_fed.reading import parse_json, read_at_most, read_json, readable
+from ray_fed.reading import parse_json, read_json, readable
 from ray_fed.reporting.model_files import CARD_SUFFIX, MAX_CARD_BYTES, MAX_WEIGHTS_BYTES, WEIGHTS_SUFFIX, ModelCard
 from ray_fed.reporting.writing import to_json, write_atomically
 
 FORMAT = 1
 ID = re.compile(r"[0-9a-f]{64}")
+MOST_BYTES = {WEIGHTS_SUFFIX: MAX_WEIGHTS_BYTES, CARD_SUFFIX: MAX_CARD_BYTES}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Fault:
 
     id: str
     what: str
+    files: tuple[Path, ...] = ()
+    """What can be set aside."""
 
 
 class Library:
@@ -47,6 +52,8 @@ class Library:
     def __init__(self, path: Path | str):
         self.path = Path(path).expanduser()
         self.index = Index(self.path / "index.sqlite")
+        self._own_index: tempfile.TemporaryDirectory[str] | None = None
+        """Where a library that nobody may write to has its index."""
 
     def __repr__(self) -> str:
         return f"Library({str(self.path)!r})"
@@ -74,9 +81,18 @@ class Library:
             raise DataError(f"{path} is not a model library: no readable library.json; check --library") from error
         if not isinstance(header, dict) or header.get("format") != FORMAT:
             raise DataError(f"{path}: library format is not {FORMAT}; use the ray-fed version that wrote it")
-        if not library.index.path.is_file():
-            library.reindex()
+        if not library.index.is_current():
+            library._renew_index()
         return library
+
+    def _renew_index(self) -> None:
+        """Make the index again; for a library where nobody may write, in a temporary file."""
+        if os.access(self.path, os.W_OK):
+            self.reindex()
+            return
+        self._own_index = tempfile.TemporaryDirectory(prefix="ray-fed-index-")
+        self.index = Index(Path(self._own_index.name) / "index.sqlite")
+        self._fill_index(self._readable_rows()[0])
 
     @property
     def _header(self) -> Path:
@@ -104,6 +120,22 @@ class Library:
         with self._locked():
             self.index.add([*(model.row for model in models), *(failure.row() for failure in failures)])
         return [model.id for model in models]
+
+    @contextlib.contextmanager
+    def filling(self, batch: int) -> Iterator[Callable[[PackedModel], None]]:
+        """Yield a function that takes models one by one; what it took is in the library, also after an error."""
+        waiting: list[PackedModel] = []
+
+        def take(model: PackedModel) -> None:
+            waiting.append(model)
+            if len(waiting) >= batch:
+                self.add(waiting)
+                waiting.clear()
+
+        try:
+            yield take
+        finally:
+            self.add(waiting)
 
     def resolve(self, start: str) -> str:
         """Return the whole id of the one model whose id starts with `start`; ConfigError when none or several do."""
@@ -146,26 +178,69 @@ class Library:
         found = (path.name.removesuffix(CARD_SUFFIX) for path in self.path.glob(f"models/??/*{CARD_SUFFIX}"))
         return sorted(name for name in found if ID.fullmatch(name))
 
-    def reindex(self) -> int:
-        """Make the index again from the cards; returns the number of rows. DataError names a card that is damaged."""
-        rows = []
+    def reindex(self) -> list[Fault]:
+        """Make the index again from the cards; returns what was damaged, which is set aside in damaged/."""
+        rows, faults = self._readable_rows()
+        for fault in faults:
+            self._set_aside(fault)
+        self._fill_index(rows)
+        return faults
+
+    def _readable_rows(self) -> tuple[list[dict[str, Any]], list[Fault]]:
+        """Return the rows of all sound cards and records of failures, and what is wrong with the others."""
+        rows: list[dict[str, Any]] = []
+        faults = []
         for model_id in self.stored_ids():
             path = self.paths(model_id)[1]
-            rows.append(index_row(read_filed_card(_read(path), str(path), model_id)))
-        rows += [_read_failure(path).row() for path in sorted(self.path.glob("failures/*.json"))]
+            try:
+                rows.append(index_row(read_filed_card(_read(path), str(path), model_id)))
+            except DataError as error:
+                faults.append(Fault(model_id, str(error), self.paths(model_id)))
+        for path in sorted(self.path.glob("failures/*.json")):
+            try:
+                rows.append(_read_failure(path).row())
+            except DataError as error:
+                faults.append(Fault(path.stem, str(error), (path,)))
+        return rows, faults
+
+    def _fill_index(self, rows: list[dict[str, Any]]) -> None:
+        """Put a whole index in the place of the old one: who asks meanwhile finds one of the two."""
         deprecated = self.deprecated()
+        draft = Index(self.index.path.with_name(f".index.{os.getpid()}.part"))
+        try:
+            draft.create()
+            draft.add(rows)
+            draft.mark_deprecated(deprecated)
+            with self._locked():
+                draft.path.replace(self.index.path)
+        finally:
+            draft.path.unlink(missing_ok=True)
+
+    def _set_aside(self, fault: Fault) -> None:
+        """Move the files of a fault to damaged/: a query offers them no more, and a pull brings them anew."""
+        folder = self.path / "damaged"
+        folder.mkdir(exist_ok=True)
+        for path in fault.files:
+            if path.exists():
+                path.replace(folder / path.name)
+
+    def set_aside(self, faults: Iterable[Fault]) -> int:
+        """Move damaged models to damaged/ and out of the index; returns how many files were moved."""
+        faults = [fault for fault in faults if fault.files]
+        for fault in faults:
+            self._set_aside(fault)
         with self._locked():
-            self.index.path.unlink(missing_ok=True)
-            self.index.create()
-            self.index.add(rows)
-            self.index.mark_deprecated(deprecated)
-        return len(rows)
+            self.index.remove([fault.id for fault in faults])
+        return sum(len(fault.files) for fault in faults)
 
     def verify(self) -> list[Fault]:
         """Read every file and check every hash; returns what is wrong, [] for a sound library."""
         stored, indexed = self.stored_ids(), set(self.index.ids())
         faults = [fault for model_id in stored if (fault := self._fault(model_id))]
-        faults += [Fault(model_id, "in the index, its card is missing") for model_id in sorted(indexed - set(stored))]
+        faults += [
+            Fault(model_id, "in the index, its card is missing", self.paths(model_id))
+            for model_id in sorted(indexed - set(stored))
+        ]
         unknown = sorted(set(stored) - indexed)
         return faults + [Fault(model_id, "not in the index; run ray-fed library reindex") for model_id in unknown]
 
@@ -174,23 +249,24 @@ class Library:
         try:
             unpack(*self.read(model_id), weights.name, model_id)
         except DataError as error:
-            return Fault(model_id, str(error))
+            return Fault(model_id, str(error), self.paths(model_id))
         return None
 
     def deprecate(self, start: str) -> None:
-        """Mark a model as superseded. The mark is in the index and in deprecated.json; the card is not touched."""
-        model_id = self.resolve(start)
-        marked = sorted({*self.deprecated(), model_id})
-        write_atomically(self.path / "deprecated.json", to_json(marked))
-        self.index.mark_deprecated(marked)
+        """Mark a model as superseded: queries that do not ask for it leave it out. The card is not touched."""
+        self.mark_deprecated([self.resolve(start)])
+
+    def mark_deprecated(self, ids: Iterable[str]) -> None:
+        """Add marks of our own or of another place, of models that are here."""
+        with self._locked():
+            marked = sorted({*self.deprecated(), *ids})
+            write_atomically(self.path / "deprecated.json", to_json(marked))
+            self.index.mark_deprecated(marked)
 
     def deprecated(self) -> list[str]:
         """Return the ids marked as superseded."""
         path = self.path / "deprecated.json"
-        marked = read_json(path, "remove the file, or restore it from a copy") if path.exists() else []
-        if not isinstance(marked, list) or not all(isinstance(each, str) and ID.fullmatch(each) for each in marked):
-            raise DataError(f"{path} is not the list of ids it should be; remove the file, or restore it from a copy")
-        return marked
+        return marked_ids(read_json(path, "remove the file, or restore it from a copy"), path) if path.exists() else []
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -208,7 +284,7 @@ def _read(path: Path) -> bytes:
 
 
 def _most_bytes(name: str) -> int:
-    return MAX_WEIGHTS_BYTES if name.endswith(WEIGHTS_SUFFIX) else MAX_CARD_BYTES
+    return MOST_BYTES[WEIGHTS_SUFFIX if name.endswith(WEIGHTS_SUFFIX) else CARD_SUFFIX]
 
 
 def _read_failure(path: Path) -> Failure:
@@ -222,114 +298,8 @@ def _read_failure(path: Path) -> Failure:
     return failure
 
 
-BATCH = 200
-"""Models held in memory at a time."""
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Ids that only one of two libraries has; equal ids are equal models."""
-
-    only_here: list[str]
-    only_there: list[str]
-
-
-class RemoteFolder:
-    """A folder or URL with the files of a library."""
-
-    def __init__(self, url: str):
-        import fsspec
-
-        self.url = url
-        with _reaching(url, ConfigError):
-            self.files, self.root = fsspec.core.url_to_fs(url)
-            is_file = self.files.isfile(self.root)
-        if is_file:
-            raise ConfigError(f"{url} is a file; give a folder, or a URL of one, for models")
-
-    def ids(self) -> list[str]:
-        """Return the ids of the models there, sorted; [] where there is nothing yet."""
-        with _reaching(self.url):
-            found = [path.rsplit("/", 1)[-1] for path in self.files.glob(f"{self.root}/models/*/*{CARD_SUFFIX}")]
-        return sorted(name for name in (path.removesuffix(CARD_SUFFIX) for path in found) if ID.fullmatch(name))
-
-    def read(self, model_id: str) -> PackedModel:
-        """Return a model after checking all its hashes; DataError when it is damaged or missing."""
-        weights, card = (self._content(model_id, suffix) for suffix in (WEIGHTS_SUFFIX, CARD_SUFFIX))
-        _, read = unpack(weights, card, f"{self.url}, model {model_id[:12]}", model_id)
-        return PackedModel(model_id, weights, card, index_row(read))
-
-    def _content(self, model_id: str, suffix: str) -> bytes:
-        """Return a file of the place, within the bound for its kind; a link to a device is no file."""
-        path, most = self._path(model_id, suffix), _most_bytes(suffix)
-        with _reaching(f"{self.url}: model {model_id[:12]}"):
-            if self.files.info(path)["type"] != "file":
-                raise DataError(f"{self.url}: model {model_id[:12]}: {suffix} is no regular file")
-            with self.files.open(path, "rb") as file:
-                return read_at_most(file, most)
-
-    def write(self, model_id: str, weights: bytes, card: bytes) -> None:
-        """Write a model, weights first: a reader never finds a card without them."""
-        self.files.makedirs(f"{self.root}/models/{model_id[:2]}", exist_ok=True)
-        self.files.pipe_file(self._path(model_id, WEIGHTS_SUFFIX), weights)
-        self.files.pipe_file(self._path(model_id, CARD_SUFFIX), card)
-
-    def _path(self, model_id: str, suffix: str) -> str:
-        return f"{self.root}/models/{model_id[:2]}/{model_id}{suffix}"
-
-
-@contextlib.contextmanager
-def _reaching(place: str, raised: type[FedError] = DataError) -> Iterator[None]:
-    """Turn whatever a file system raises into one error that names the place: each brings errors of its own."""
-    try:
-        yield
-    except FedError:
-        raise
-    except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise raised(f"{place!r} is no place for models, or cannot be reached ({said}); check its name") from error
-
-
-def push(library: Library, url: str, ids: Sequence[str]) -> list[str]:
-    """Copy models to `url` that it does not have; returns their ids. A damaged model is not copied: DataError."""
-    remote = RemoteFolder(url)
-    new = sorted(set(ids) - set(remote.ids()))
-    for model_id in new:
-        weights, card = library.read(model_id)
-        unpack(weights, card, str(library.paths(model_id)[0]), model_id)
-        remote.write(model_id, weights, card)
-    return new
-
-
-def pull(library: Library, url: str, prefixes: Sequence[str] = ()) -> list[str]:
-    """Copy models from `url`: those whose id starts with one of `prefixes`, or all new ones; returns their ids.
-
-    Every hash is checked before a file is written. ConfigError when nothing starts so.
-    """
-    remote = RemoteFolder(url)
-    there = remote.ids()
-    if not there:
-        raise DataError(f"{url} holds no models; check the place")
-    wanted = there if not prefixes else [_unique(prefix, there, url) for prefix in prefixes]
-    new = sorted(set(wanted) if prefixes else set(wanted) - set(library.index.ids()))
-    for start in range(0, len(new), BATCH):
-        library.add([remote.read(model_id) for model_id in new[start : start + BATCH]])
-    return new
-
-
-def difference(library: Library, url: str) -> Difference:
-    """Return which models only one side has; ConfigError where there is no other side."""
-    remote = RemoteFolder(url)
-    with _reaching(url):
-        is_there = remote.files.exists(remote.root)
-    if not is_there:
-        raise ConfigError(f"{url}: no such place; check the name")
-    here, there = set(library.stored_ids()), set(remote.ids())
-    return Difference(sorted(here - there), sorted(there - here))
-
-
-def _unique(prefix: str, ids: Sequence[str], url: str) -> Any:
-    found = [model_id for model_id in ids if model_id.startswith(prefix)]
-    if len(found) != 1:
-        raise ConfigError(f"{len(found)} models of {url} have an id that starts with {prefix!r}; name exactly one")
-    return found[0]
+def marked_ids(marked: Any, where: object) -> list[str]:
+    """Return a list of ids as it was read; DataError for anything else."""
+    if not isinstance(marked, list) or not all(isinstance(each, str) and ID.fullmatch(each) for each in marked):
+        raise DataError(f"{where} is not the list of ids it should be; remove the file, or restore it from a copy")
+    return marked

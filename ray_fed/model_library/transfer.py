@@ -4,8 +4,9 @@
 subnetwork other than the output layer is used as a feature extractor").
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.model_library import predictors
-from ray_fed.model_library.cards import BASELINE_ERROR, HELD_OUT_ERROR
-from ray_fed.model_library.descriptors import check_fingerprint, make_descriptor
+from ray_fed.model_library.cards import relative_error
+from ray_fed.model_library.descriptors import Descriptor, check_fingerprint, make_descriptor
 from ray_fed.model_library.property_tables import PropertyTable
 from ray_fed.model_library.selection import SourceFeatures, TransferTarget
 from ray_fed.reporting.model_files import ModelCard
@@ -80,64 +81,124 @@ class FrozenFeaturizer(TransformerMixin, BaseEstimator):
 
 
 Model = tuple[Mapping[str, np.ndarray], ModelCard]
+FEWEST_ROWS = 15
+OF_EVERY_USER = "rich"
+"""Descriptor that the models without transfer have in any case: whoever has formulas has it."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A target with what a library's models make of its rows."""
+
+    target: TransferTarget
+    sources: SourceFeatures
+    skipped: Mapping[str, int]
+    """Why models could not be used -> how many."""
+    models: Sequence[Model]
+    """Those that are used, in order."""
+    fingerprints: Mapping[str, str]
+    """Descriptor -> hash of all its numbers depend on."""
+    rows: np.ndarray
+    """Rows of the table that every descriptor could read."""
 
 
 def target_and_sources(
     table: PropertyTable, models: Iterable[Model], layers: str = "last", element_table: str | None = None
-) -> tuple[TransferTarget, SourceFeatures]:
-    """Return the target's rows that every descriptor can read, and the sources' features of them.
+) -> Prepared:
+    """Return the target's rows that every descriptor can read, the sources' features of them, and what was skipped.
 
-    Rows stay here: only models come in. DataError when a model was trained on other features than ours.
+    Rows stay here: only models come in. DataError when no network can read the table.
     """
-    models = [model for model in models if model[1].architecture.get("type") == predictors.NETWORK]
-    if not models:
-        raise DataError("no networks among the sources; frozen features need models of method mlp")
-    inputs, usable = _inputs(table, models, element_table)
+    readable, inputs, skipped = _readable(table, list(models), element_table)
+    if not any(_is_network(card) for _, card in readable):
+        said = "; ".join(f"{count} x {reason}" for reason, count in skipped.items()) or "none of method mlp was given"
+        raise DataError(f"no networks among the sources can be used: {said}; choose others with --sources")
+    usable = np.all([np.isfinite(values).all(axis=1) for values in inputs.values()], axis=0)
+    if usable.sum() < FEWEST_ROWS:
+        raise DataError(f"{table.key}: {usable.sum()} rows can be read by all descriptors of the sources; "
+                        f"need {FEWEST_ROWS}")  # fmt: skip
+    inputs = {name: inputs[name][usable] for name in sorted(inputs)}
+    target = TransferTarget(inputs, table.frame["value"].to_numpy(float)[usable], table.groups[usable])
+    fingerprints = {name: make_descriptor(name, element_table).fingerprint() for name in inputs}
+    sources = source_features(readable, inputs, layers)
+    return Prepared(target, sources, skipped, readable, fingerprints, np.flatnonzero(usable))
+
+
+def source_features(models: Sequence[Model], inputs: Mapping[str, np.ndarray], layers: str) -> SourceFeatures:
     by_width: dict[int, list[tuple[np.ndarray, ModelCard]]] = defaultdict(list)
+    by_table: dict[str, list[np.ndarray]] = defaultdict(list)
     for arrays, card in models:
-        values = inputs[str(card.descriptor["name"])][usable]
-        frozen = FrozenFeaturizer((arrays, card), "all" if layers == "all" else (-1,)).transform(values)
-        by_width[frozen.shape[1]].append((frozen, card))
+        values = inputs[str(card.descriptor["name"])]
+        by_table[source_table(card)].append(np.asarray(predictors.predict(arrays, card, values), np.float64))
+        if _is_network(card):
+            frozen = FrozenFeaturizer((arrays, card), "all" if layers == "all" else (-1,)).transform(values)
+            by_width[frozen.shape[1]].append((frozen, card))
     groups = [by_width[width] for width in sorted(by_width)]
     cards = [card for group in groups for _, card in group]
-    sources = SourceFeatures(
+    tables = tuple(sorted(by_table))
+    return SourceFeatures(
         tuple(np.stack([frozen for frozen, _ in group]) for group in groups),
         tuple(card.id for card in cards),
-        np.array([relative_error(card) for card in cards]),
+        np.array([relative_error(card) for card in cards], float),
+        np.stack([np.mean(by_table[name], 0) for name in tables], axis=1),
+        tables,
     )
-    first = next(iter(inputs.values()))[usable]
-    values = table.frame["value"].to_numpy(float)[usable]
-    return TransferTarget(first, values, table.groups[usable]), sources
 
 
-def relative_error(card: ModelCard) -> float:
-    """Return a source's held-out MAE over that of the training median; NaN where the card does not say."""
-    test = card.metrics.get("test", {})
-    error, baseline = test.get(HELD_OUT_ERROR), test.get(BASELINE_ERROR)
-    return float(error) / float(baseline) if isinstance(error, float) and isinstance(baseline, float) else float("nan")
+def source_table(card: ModelCard) -> str:
+    """Return the data sets and the property that a model learned, as "DATASET/PROPERTY"; runs of silos have several."""
+    names = sorted({str(source.get("name") or source.get("silo") or "") for source in card.data}) or [""]
+    return f"{'+'.join(names)}/{card.property}"
 
 
-def without_target_materials(models: Iterable[Model], modelsets: Iterable[str]) -> list[Model]:
-    """Return the models that were not trained on these data sets: a source must not know the target's answers."""
-    barred = set(modelsets)
-    return [model for model in models if not barred & {str(source.get("name")) for source in model[1].data}]
+def _is_network(card: ModelCard) -> bool:
+    return card.architecture.get("type") == predictors.NETWORK
 
 
-def _inputs(
-    table: PropertyTable, models: list[Model], element_table: str | None
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return raw features by descriptor name, and which rows all of them could read."""
+def _readable(
+    table: PropertyTable, models: Sequence[Model], element_table: str | None
+) -> tuple[list[Model], dict[str, np.ndarray], dict[str, int]]:
+    """Return the models whose descriptor reads the table, raw features [rows, d] by descriptor, and reason -> count of
+    the others. What no source needs, but a user without a library has, is among the features."""
     inputs: dict[str, np.ndarray] = {}
-    for _, card in models:
-        name = str(card.descriptor["name"])
-        if name not in inputs:
-            descriptor = make_descriptor(name, element_table)
-            if not descriptor.reads(table.frame):
-                raise DataError(f"sources on {name!r} read {descriptor.column!r}, {table.key} has no such column; "
-                                f"choose others, e.g. --sources \"descriptor = guo65\"")  # fmt: skip
-            check_fingerprint(descriptor, card.descriptor, card.id)
+    descriptors: dict[str, Descriptor | str] = {}
+    readable, reasons = [], Counter()
+    for model in models:
+        name = str(model[1].descriptor.get("name"))
+        if name not in descriptors:
+            descriptors[name] = _descriptor_for(table, name, element_table)
+        reason = _why_not(descriptors[name], model[1])
+        if reason:
+            reasons[reason] += 1
+        else:
+            readable.append(model)
+    for name in {str(card.descriptor["name"]) for _, card in readable} | {OF_EVERY_USER}:
+        descriptor = descriptors.get(name) or _descriptor_for(table, name, element_table)
+        if isinstance(descriptor, Descriptor):
             inputs[name] = descriptor.transform(table.frame)[0]
-    usable = np.all([np.isfinite(values).all(axis=1) for values in inputs.values()], axis=0)
-    if usable.sum() < 20:
-        raise DataError(f"{table.key}: {usable.sum()} rows can be read by all descriptors of the sources; need 20")
-    return inputs, usable
+    return readable, inputs, dict(reasons)
+
+
+def _descriptor_for(table: PropertyTable, name: str, element_table: str | None) -> Descriptor | str:
+    """Return a descriptor, or why it does not read the table."""
+    try:
+        descriptor = make_descriptor(name, element_table)
+    except ConfigError as error:
+        return str(error)
+    if descriptor.reads(table.frame):
+        return descriptor
+    return f"{name} reads {descriptor.column!r}, which {table.key} does not have"
+
+
+def _why_not(descriptor: Descriptor | str, card: ModelCard) -> str:
+    """Return why a model cannot be a source, "" for one that can."""
+    method = str(card.architecture.get("type"))
+    if isinstance(descriptor, str):
+        return descriptor
+    if method not in predictors.METHODS:
+        return f"a {method} has no predictor on columns"
+    try:
+        check_fingerprint(descriptor, card.descriptor, card.id)
+    except DataError:
+        return f"{descriptor.name} has another table here than on its card"
+    return ""

@@ -118,6 +118,8 @@ class Insistence:
         reason = f"more than {MOST_STEPS_PER_EPOCH} steps an epoch, or {MOST_KEPT_STATES} kept states"
         fits = plan.steps_per_epoch <= MOST_STEPS_PER_EPOCH and 0 <= spec.kept_states <= MOST_KEPT_STATES
         self.gate.require(fits, "session", reason)
+        reason = "it asks for numbers of the training besides the update, and its owner lets out no metrics"
+        self.gate.require(not plan.told or "metrics" in self.site.policy.kinds, "session", reason)
 
     def _require_masks(self, spec: SessionSpec) -> None:
         has_masks = spec.secure_threshold > 0

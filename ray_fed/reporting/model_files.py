@@ -4,6 +4,7 @@ The card carries the hash of the weights and its own: weights and card that do n
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
@@ -193,11 +194,20 @@ def read_model_file(path: Path) -> bytes:
     return readable(path, pair, MAX_CARD_BYTES if path.name.endswith(CARD_SUFFIX) else MAX_WEIGHTS_BYTES)
 
 
+def _digest_of_read(values: Mapping[str, Plain]) -> str:
+    """Return `ModelCard.digest` of a card with all fields as they stand in its file: plain, so that nothing is copied.
+    The index of a large library is made again from thousands of them."""
+    told = {key: value for key, value in values.items() if key not in NOT_HASHED and (value or key not in ADDED_LATER)}
+    text = json.dumps(told, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
 def read_card(content: bytes, where: object) -> ModelCard:
     """Return the card in the bytes of its file; DataError when it is none, or was changed after it was written."""
     try:
-        card = ModelCard.from_mapping(parse_json(content, where))
-        digest = card.digest()
+        values = parse_json(content, where)
+        card = ModelCard.from_mapping(values)
+        digest = _digest_of_read(values) if len(values) == len(fields(ModelCard)) else card.digest()
     except (ConfigError, ValueError, AttributeError, TypeError) as error:
         raise DataError(f"{where} is not a model card ({' '.join(str(error).split())}); get the model again") from error
     if digest != card.id:

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-PROTOCOL = 5
+PROTOCOL = 6
 """Version of all that travels."""
 DTYPES = ("<f4", "<f8", "<i8", "<u8", "|u1")
 ALIGNMENT = 8

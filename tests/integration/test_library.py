@@ -46,7 +46,7 @@ def test_a_build_fills_the_library_and_goes_on_where_it_stopped(library):
 
 def test_two_actors_with_two_libraries_predict_identical_bits(library, tmp_path):
     from actors.library import predict_with
-    from ray_fed.model_library.store import pull, push
+    from ray_fed.model_library.places import pull, push
 
     ids = library.stored_ids()[:4]
     push(library, str(tmp_path / "place"), ids)
@@ -65,7 +65,7 @@ def test_a_silo_searches_pulled_models_and_only_errors_come_back(library):
     ids = library.query("method = mlp", ["id"])["id"].tolist()
     silo = LibrarySilo.remote("pnictides", SiloTarget("model_pnictides/formation_energy"))
     found = search_at(
-        silo, [library.packed(item) for item in ids], Protocol(20, ensemble=3, max_held_out=50), "ridge", 3
+        silo, [library.packed(item) for item in ids], Protocol(20, ensemble=3, max_held_out=50, num_trees=5), "ridge", 3
     )
     assert len(found) == 3
     assert all(errors.chosen in ids for errors in found)
@@ -137,6 +137,7 @@ def test_unknown_names_in_a_build_are_refused_before_anything_is_written(tmp_pat
 def test_a_transfer_study_writes_both_numbers_side_by_side(library, tmp_path, capsys):
     arguments = ["library", "transfer", "--library", str(library.path), "--target", "model_pnictides/formation_energy"]
     arguments += ["--rows", "20", "--draws", "2", "--permutations", "1", "--max-held-out", "50", "--ensemble", "3"]
+    arguments += ["--num-trees", "5"]
     assert main([*arguments, "--sources", "method = mlp", "--out", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     assert "best source by CV (the paper)" in printed
@@ -144,7 +145,10 @@ def test_a_transfer_study_writes_both_numbers_side_by_side(library, tmp_path, ca
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["paper.cv_mae"] < summary["median.cv_mae"]
     assert summary["oracle.held_out_mae"] <= summary["paper.held_out_mae"]
-    # Sources of the target's own property are not used unless asked for.
+    # Sources of the target's own quantity are not used unless asked for; each source and its relation is told.
+    assert "left out: the target's own quantity" in printed
+    assert len(json.loads((tmp_path / "run" / "relations.json").read_text())) == 6
+    assert summary["stack.held_out_mae"] > 0
     assert summary["sources"] == 2 * 2 * 4
     assert (tmp_path / "run" / "figures" / "sources.png").stat().st_size > 10_000
     found = shown(tmp_path / "run" / "tensorboard")

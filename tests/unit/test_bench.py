@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.bench import aggregation, exchanges, local_steps
+from pipelines.bench import aggregation, exchanges, large_model, local_steps
 from pipelines.bench.config import BenchConfig
 from pipelines.bench.measurement import Measurement, cells
 from pipelines.cli import main
@@ -38,6 +38,15 @@ def test_the_plain_loop_and_the_cohort_do_as_many_rounds():
     local.agree()
     records = list(local.run(exchanges.job("test", rounds, rounds // exchanges.STEPS)))
     assert [record.server_round for record in records if record.server_round] == list(range(1, rounds + 1))
+
+
+def test_a_large_model_is_exchanged_to_the_values_of_the_plain_loop():
+    task = large_model.Wide(30)
+    assert list(large_model.plain_loop(task, 3)) == [0, 1, 2, 3]
+    local = Coordinator(LocalCohort(large_model.SPECS, task), task, large_model.NAMES)
+    local.agree()
+    *_, last = local.run(large_model.job(3))
+    assert (last.server_round, last.failures, len(last.models["federated"])) == (3, (), 900)
 
 
 def test_the_three_loops_of_a_local_step_start_from_the_same_network():

@@ -26,7 +26,8 @@ from ray_fed.micrographs.image_files import read_grey, read_values
 from ray_fed.micrographs.model_file import SegmenterCard, load_segmenter, save_segmenter
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
 from ray_fed.model_library.index import parse_query
-from ray_fed.model_library.store import Library, pull
+from ray_fed.model_library.places import pull
+from ray_fed.model_library.store import Library
 from ray_fed.reporting.model_files import ModelCard, load_model, save_model
 from ray_fed.reporting.run_directory import RunDirectory
 from ray_fed.reporting.writing import to_json
@@ -425,7 +426,10 @@ def test_a_hostile_model_of_a_place_is_one_line(library, tmp_path, what):
     if what == "a card without end":
         card.unlink()
         linked(card, "/dev/zero")
-    assert "model ab0000000000" in refused(lambda: pull(library, str(tmp_path / "place")))
+    copied = pull(library, str(tmp_path / "place"))
+    [fault] = copied.faults
+    assert (copied.ids, fault.id, "\n" in fault.what) == ([], MODEL_ID, False)
+    assert "model ab0000000000" in fault.what
 
 
 BAD_LISTS = [b"[" * 200_000, b'{"a": 1}', b"not json", b"[1]", b'["x"]', b'["\\ud800"]', b"9" * 5000]
@@ -443,7 +447,9 @@ def test_a_hostile_list_in_a_library_is_one_line(library, content):
 def test_a_hostile_file_in_a_library_is_one_line(library, content):
     (library.path / "failures").mkdir()
     (library.path / "failures" / "x.json").write_bytes(content)
-    assert "x.json" in refused(library.reindex)
+    [fault] = library.reindex()
+    assert ("x.json" in fault.what, "\n" in fault.what) == (True, False)
+    assert (library.path / "damaged" / "x.json").is_file()
     (library.path / "library.json").write_bytes(content)
     assert "library" in refused(lambda: Library.open(library.path))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.leakage.attacks import ATTACKS, COSINE, DLG, IDLG, L2_GREY, OURS, SORTED, WDLG, attack_named
@@ -342,3 +343,32 @@ def test_every_attack_sees_the_same_problem():
     first, other = observations_of(job), observations_of(replace(job, attack=DLG, problems=(3,)))
     for a, b in zip(first[0][1].message, other[0][0].message, strict=True):
         assert torch.equal(a, b)
+
+
+class Syncs(TorchDispatchMode):
+    """Counts what makes a processor wait for the device: numbers fetched, and shapes that depend on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::equal")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["l2_grey", "cosine"])
+def test_the_device_is_waited_for_a_few_times_an_evaluation_however_many_are_attacked(name):
+    counts, attack = {}, replace(ATTACKS[name], tolerance=0.0, stop_below=0.0)
+    for problems in (2, 8):
+        observations = seen(problems)
+        for budget in (3, 8):
+            with Syncs() as syncs:
+                reconstruct(observations, attack, budget, range(problems))
+            counts[problems, budget] = syncs.count
+    per_evaluation = {problems: (counts[problems, 8] - counts[problems, 3]) / 5 for problems in (2, 8)}
+    assert per_evaluation[8] <= MOST_SYNCS, counts
+    assert per_evaluation[8] <= per_evaluation[2] + 1
+
+
+MOST_SYNCS = 4

@@ -6,10 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pipelines.cli import main
 from pipelines.leakage.audit_findings import Findings, LeakLimit
-from pipelines.leakage.audited_federation import check_allowed
+from pipelines.leakage.audited_federation import check_allowed, open_audited, setup_of
 from pipelines.leakage.config import LeakageConfig
 from pipelines.leakage.figures import _median
 from pipelines.leakage.jobs import snapshots, study_jobs, work
@@ -17,16 +18,26 @@ from pipelines.leakage.label_study import LabelResult, as_rows, multiset_share, 
 from pipelines.leakage.margins import margins
 from pipelines.leakage.results import summarise
 from pipelines.leakage.threats import THREAT_MODELS
+from pipelines.leakage.trained_models import answers
 from pipelines.leakage.verdicts import HOLDS, NOT, verdicts
 from ray_fed.errors import ConfigError
 from ray_fed.federation.messages import Update
 from ray_fed.federation.silo import Silo
 from ray_fed.federation.task import SiloSpec
 from ray_fed.leakage.audit import MessageAudit, TrainingChange, audit, check_first_layer, noise_for, parse_change
+from ray_fed.leakage.crafted_models import crafted, why_not_crafted
 from ray_fed.leakage.defences import noise_multiplier, parse_defence
 from ray_fed.leakage.listed_records import Named, RecordList
 from ray_fed.leakage.membership import membership
-from ray_fed.leakage.replay import SINGLES, RecordedUpdate, beside_parameters, in_sum, one_batch, single_records
+from ray_fed.leakage.replay import (
+    SINGLES,
+    RecordedUpdate,
+    beside_parameters,
+    in_sum,
+    one_batch,
+    replay_rounds,
+    single_records,
+)
 from ray_fed.learning.layout import Layout, initial_vector
 from ray_fed.learning.standardisation import Standardizer
 from ray_fed.learning.trainer import TrainingPlan
@@ -164,6 +175,11 @@ def test_the_gate_names_the_silo_that_leaks_most_and_under_what_nothing_is_found
     )
     assert not LeakLimit({"nothing": 0.75}, findings).broken
     assert not LeakLimit({}, findings).broken
+    findings.untried = {"coordinator": "it cannot be"}
+    assert not LeakLimit({"nothing": 0.75, "coordinator": 0.1}, findings).has_failed
+    named = LeakLimit({"coordinator": 0.1}, findings, {"coordinator"})
+    assert named.has_failed
+    assert named.words.startswith("failed: max_leak=coordinator was not checked: it cannot be; most found: ")
     findings.is_summed, findings.of_sums = True, [replace(message(exact=1, records=10), summed=3)]
     assert "1 of 10 records reconstructed" in LeakLimit({"nothing": 0.05}, findings).words
     assert LeakLimit({"nothing": 0.05}, findings).words.endswith(
@@ -281,6 +297,8 @@ def test_an_audit_of_a_leaky_run_fails_the_gate_and_leaves_a_table_for_its_owner
     assert next(line for line in lines if line[:1] == ["silo_dp:8"])[1:3] == ["0", "/"]
     summary = json.loads((tmp_path / "audit" / "summary.json").read_text())
     assert summary["leak.passed"] is False
+    assert summary["leak.property.not_tried"] == "shadows is 0, or the silos have too few rows for shadow silos"
+    assert any(line[:4] == ["property", "–", "–", "not"] for line in lines)
     assert summary["leak.nothing.largest_share"] == summary["leak.list.largest_share"] == 1.0
     assert 0 <= summary["silo-1.membership.model of the whole run.auc"] <= 1
     assert all(summary[f"{silo}.found"] <= summary[f"{silo}.records"] for silo in ("silo-1", "silo-2"))
@@ -294,6 +312,23 @@ def test_an_audit_of_a_leaky_run_fails_the_gate_and_leaves_a_table_for_its_owner
     found = events_shown(tmp_path / "audit" / "tensorboard")
     assert {"result/leak.passed", "result/leak.list.largest_share"} <= found.scalars
     assert (found.hyperparameters["pipeline"], found.hyperparameters["list_length"]) == ("audit", 200)
+
+
+def test_answers_to_evaluations_are_asked_under_masks_too_as_their_sum(finished_run):
+    """One silo's marks summed are its own, so the sum of one tells what the silo in clear does; of two, of both."""
+    found = {}
+    for silos in (("silo-1",), ("silo-1", "silo-2")):
+        audited = open_audited(setup_of(str(finished_run / "run")), silos)
+        replayed = replay_rounds(audited.recording, audited.coordinator, audited.job, 4, keep=(1, 2, 3, 4))
+        found[silos, False] = list(answers(audited, replayed))
+        masked = replace(audited, job=replace(audited.job, secure_threshold=2))
+        found[silos, True] = list(answers(masked, replayed))
+    [alone], [summed] = found[("silo-1",), False], found[("silo-1",), True]
+    assert (summed.silo, summed.of, summed.is_in_update) == ("all silos", "marks of 4 models, summed", False)
+    assert (summed.auc, summed.members) == (alone.auc, alone.members)
+    in_clear, [together] = found[("silo-1", "silo-2"), False], found[("silo-1", "silo-2"), True]
+    assert together.members == sum(one.members for one in in_clear)
+    assert 0.0 <= together.auc <= 1.0
 
 
 def test_an_audit_without_its_owners_word_leaves_nothing_behind(finished_run, capsys, tmp_path, monkeypatch):
@@ -478,3 +513,20 @@ def test_the_objective_is_drawn_relative_to_the_first_point_that_was_told():
 
 def test_labels_of_a_batch_are_compared_without_their_order():
     assert multiset_share(torch.tensor([[1, 2, 2]]), torch.tensor([[2, 1, 3]])) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("network", "why"),
+    [
+        (nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), ""),
+        (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)), "has a layer of kind Tanh"),
+        (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1)), "of kind BatchNorm1d"),
+        (nn.Linear(3, 1), "is no such stack"),
+        (nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 1)), "is no such stack"),
+    ],
+)
+def test_a_network_that_nothing_is_crafted_of_says_why(network, why):
+    said = why_not_crafted(network)
+    assert said.endswith(why) if why else said == ""
+    public = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    assert bool(crafted(network, public, 2)) is (why == "")

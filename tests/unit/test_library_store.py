@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from pipelines.cli import main
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.model_library.cards import ALIASES, FIELDS, Failure, pack
 from ray_fed.model_library.index import parse_query
-from ray_fed.model_library.store import Library, difference, pull, push
+from ray_fed.model_library.places import RemoteFolder, difference, pull, push, query_place, verify_place
+from ray_fed.model_library.store import Library
 from ray_fed.reporting.model_files import ModelCard, load_model
 from ray_fed.reporting.writing import to_json, write_atomically
 
@@ -65,7 +67,9 @@ def test_queries_count(library, text, count):
         ("mae <", "a value for 'mae'"), ("propety = x", "did you mean 'property'"), ("mae < abc", "is a number"),
         ("property = band_gab", "did you mean 'band_gap'"), ("(mae < 1", "')'"), ("mae < 1 eV eV", "column 12"),
         ("mae < 0.5 GPa", "unit mismatch: mae of these models is in eV, g/cm^3, not GPa"), ("= 3", "a field name"),
-        ("name = 'x", "quote not closed"), ("limit x", "whole number"), ("and", "a field name"), ("mae", "comparison"),
+        ("name = 'x", "quote not closed"), ("limit x", "whole number"),
+        ("limit ²", "whole number"), ("and", "a field name"), ("mae", "comparison"), ("(" * 3000, "more than 50 times"),
+        (" or ".join(["seed=1"] * 900), "more than 500"), ("seed = 1_0", "whole number"), ("seed = 9" + "9" * 30, "a"),
         ("mae < 1; drop table models", "column"), ("seed = 1.5", "whole number"),
     ],
 )  # fmt: skip
@@ -124,11 +128,14 @@ def test_a_changed_weight_a_changed_card_and_a_missing_file_are_found_and_refuse
             library.load(model_id)
 
 
-def test_a_corrupt_card_is_named_when_the_index_is_made(library):
+def test_a_corrupt_card_is_named_and_set_aside_when_the_index_is_made(library):
     model_id = library.stored_ids()[0]
     library.paths(model_id)[1].write_bytes(b"{")
-    with pytest.raises(DataError, match="not a model card"):
-        library.reindex()
+    [fault] = library.reindex()
+    assert (fault.id, "not a model card" in fault.what) == (model_id, True)
+    assert (len(library), model_id in library.stored_ids()) == (2, False)
+    assert len(list((library.path / "damaged").iterdir())) == 2
+    assert library.verify() == []
 
 
 def test_nothing_is_unpickled(library):
@@ -144,10 +151,10 @@ def test_nothing_is_unpickled(library):
 def test_push_and_pull_keep_every_byte(library, tmp_path, place):
     url = str(tmp_path / place) if place == "folder" else place
     ids = library.stored_ids()
-    assert push(library, url, ids) == ids
-    assert push(library, url, ids) == []
+    assert push(library, url, ids).ids == ids
+    assert push(library, url, ids).ids == []
     other = Library.create(tmp_path / f"other-{place[:3]}")
-    assert pull(other, url) == ids
+    assert pull(other, url).ids == ids
     assert all(other.read(model_id) == library.read(model_id) for model_id in ids)
     found = difference(library, url)
     assert (found.only_here, found.only_there) == ([], [])
@@ -159,9 +166,10 @@ def test_a_model_that_was_tampered_with_elsewhere_is_not_pulled(library, tmp_pat
     path = next((tmp_path / "there").glob("models/*/*.safetensors"))
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     other = Library.create(tmp_path / "other")
-    with pytest.raises(DataError, match="sha256"):
-        pull(other, str(tmp_path / "there"))
-    assert other.stored_ids() == []
+    copied = pull(other, str(tmp_path / "there"))
+    assert [fault.id for fault in copied.faults] == [path.name.split(".")[0]]
+    assert "sha256" in copied.faults[0].what
+    assert other.stored_ids() == copied.ids == [model_id for model_id in ids if model_id != copied.faults[0].id]
 
 
 def test_difference_tells_which_side_has_what(library, tmp_path):
@@ -212,3 +220,125 @@ def test_a_full_disk_is_told_with_the_file_and_leaves_no_litter(library, monkeyp
         write_atomically(library.path / "models" / "xx.safetensors", weights + card, durable=False)
     assert caught.value.filename.endswith("models/xx.safetensors")
     assert not list(library.path.rglob("*.part"))
+
+
+class Breaking:
+    """A place whose connection breaks in the middle of the n-th file."""
+
+    def __init__(self, remote, at):
+        self.files, self.at, self.write = remote.files, at, remote.files.pipe_file
+        remote.files.pipe_file = self.pipe_file
+
+    def pipe_file(self, path, content):
+        self.at -= 1
+        if self.at == 0:
+            self.write(path, content[:10])
+            raise ConnectionError("gone")
+        self.write(path, content)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_a_push_that_breaks_leaves_no_half_file_and_goes_on_from_there(library, tmp_path, monkeypatch, at):
+    place, ids = str(tmp_path / "there"), library.stored_ids()
+    breaking = {}
+    monkeypatch.setattr(
+        "ray_fed.model_library.places.RemoteFolder",
+        lambda url: breaking.setdefault("place", (remote := RemoteFolder(url), Breaking(remote, at)))[0],
+    )
+    copied = push(library, place, ids)
+    monkeypatch.undo()
+    breaking["place"][0].files.pipe_file = breaking["place"][1].write  # fsspec keeps one file system for all
+    assert (len(copied.ids), len(copied.faults)) == (2, 1)
+    assert "gone" in copied.faults[0].what
+    assert not list((tmp_path / "there").rglob("*.part"))
+    assert verify_place(place)[0] == 2
+    assert push(library, place, ids).ids == [copied.faults[0].id]
+    assert verify_place(place) == (3, [])
+
+
+def test_a_push_repairs_what_is_cut_or_lacks_its_weights(library, tmp_path):
+    place, ids = str(tmp_path / "there"), library.stored_ids()
+    push(library, place, ids)
+    cut, lonely = (next((tmp_path / "there").rglob(f"{model_id}.{kind}")) for model_id, kind in
+                   ((ids[0], "card.json"), (ids[1], "safetensors")))  # fmt: skip
+    cut.write_bytes(cut.read_bytes()[:50])
+    lonely.unlink()
+    assert {fault.id for fault in verify_place(place)[1]} == set(ids[:2])
+    assert push(library, place, ids).ids == ids[:2]
+    assert verify_place(place) == (3, [])
+
+
+def test_one_damaged_model_does_not_stop_the_others_of_a_push(library, tmp_path):
+    ids = library.stored_ids()
+    library.paths(ids[0])[0].write_bytes(b"?")
+    copied = push(library, str(tmp_path / "there"), ids)
+    assert (copied.ids, [fault.id for fault in copied.faults]) == (ids[1:], ids[:1])
+
+
+def test_a_place_is_asked_without_pulling_and_a_card_its_index_lacks_is_read(library, tmp_path):
+    place, ids = str(tmp_path / "there"), library.stored_ids()
+    push(library, place, ids)
+    answer = query_place(place, "property = band_gap order by mae", ["id", "mae"])
+    assert (answer.table["mae"].tolist(), answer.read_cards) == ([0.3, 0.6], 0)
+    (tmp_path / "there" / "rows.json").write_bytes(b"{")
+    assert query_place(place, "mae < 0.5").read_cards == 3
+    path = next((tmp_path / "there").rglob(f"{ids[0]}.card.json"))
+    path.write_bytes(b"{")
+    answer = query_place(place, "")
+    assert (len(answer.table), [fault.id for fault in answer.faults]) == (2, ids[:1])
+
+
+def test_deprecated_models_are_left_out_and_the_mark_travels_both_ways(library, tmp_path):
+    place, ids = str(tmp_path / "there"), library.stored_ids()
+    push(library, place, ids)
+    library.deprecate(ids[0])
+    assert set(library.query("")["id"]) == set(ids[1:])
+    assert len(library.query("deprecated or not deprecated")) == 3
+    assert push(library, place, ids).ids == []
+    assert len(query_place(place, "").table) == 2
+    other = Library.create(tmp_path / "other")
+    pull(other, place)
+    assert other.deprecated() == ids[:1]
+    assert len(other.query("")) == 2
+
+
+def test_set_aside_models_leave_the_index_and_come_back_by_a_pull(library, tmp_path):
+    place, ids = str(tmp_path / "there"), library.stored_ids()
+    push(library, place, ids)
+    library.paths(ids[0])[0].write_bytes(b"?")
+    library.paths(ids[1])[1].unlink()
+    library.set_aside(library.verify())
+    assert len(library) == 1
+    assert pull(library, place).ids == ids[:2]
+    assert library.verify() == []
+
+
+def test_an_index_of_another_version_is_made_again(library):
+    import sqlite3
+
+    with sqlite3.connect(library.index.path) as connection:
+        connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    assert len(Library.open(library.path).query("")) == 3
+    assert library.index.is_current()
+
+
+def test_a_library_is_a_page_of_its_own_and_no_name_becomes_markup(library, tmp_path, capsys):
+    library.add([model(4, name="<script>alert(1)</script>")])
+    out = tmp_path / "page.html"
+    assert main(["library", "page", "--library", str(library.path), "--out", str(out)]) == 0
+    assert "4 of 4 models" in capsys.readouterr().out
+    text = out.read_text()
+    assert "<script>alert" not in text
+    assert (text.count("http"), text.count("<tr>")) == (0, 1 + 2 + 1 + 4)
+
+
+@pytest.mark.parametrize("what", ["properties", "sets", "methods", "summary"])
+def test_what_a_library_holds_is_told_of_places_too(library, tmp_path, capsys, what):
+    push(library, str(tmp_path / "there"), library.stored_ids())
+    said = []
+    for place in (library.path, tmp_path / "there"):
+        assert main(["library", what, "--library", str(place)]) == 0
+        said.append(capsys.readouterr().out.replace(str(place), "PLACE"))
+    assert said[0] == said[1]
+    assert "3" in said[0]

@@ -6,7 +6,8 @@ from sklearn.linear_model import Ridge
 
 from ray_fed.errors import ConfigError, DataError
 from ray_fed.model_library.heads import PENALTIES, cross_validated, find_head, random_forest, ridge
-from ray_fed.model_library.selection import Protocol, SourceFeatures, TransferTarget, draw_rows, fold_rows, one_draw
+from ray_fed.model_library.members import fold_rows
+from ray_fed.model_library.selection import Protocol, SourceFeatures, TransferTarget, draw_rows, one_draw
 from ray_fed.model_library.silo_search import SearchingSilo, SiloErrors, SiloTarget
 
 
@@ -85,9 +86,10 @@ def study(good: bool, permutations=0, count=4):
     features = draw.normal(size=(200, 400, 6))
     if good:
         features[17, :, 0] = values + 0.05 * draw.normal(size=400)
-    sources = SourceFeatures((features,), tuple(f"{i:03d}" for i in range(200)), np.linspace(0.2, 0.9, 200))
-    target = TransferTarget(draw.normal(size=(400, 10)), values, np.arange(400))
-    protocol = Protocol(rows=24, ensemble=5, permutations=permutations, max_held_out=300)
+    ids, errors = tuple(f"{i:03d}" for i in range(200)), np.linspace(0.2, 0.9, 200)
+    sources = SourceFeatures((features,), ids, errors, features[10:20].sum(2).T, tuple("abcdefghij"))
+    target = TransferTarget({"rich": draw.normal(size=(400, 10))}, values, np.arange(400))
+    protocol = Protocol(rows=24, ensemble=5, permutations=permutations, max_held_out=300, num_trees=5)
     return [one_draw(target, sources, find_head("ridge"), protocol, number) for number in range(count)]
 
 

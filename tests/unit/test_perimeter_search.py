@@ -29,13 +29,18 @@ def site(tmp_path, monkeypatch):
 
 def small_target(num_rows=60):
     random = generator(0, "search")
-    return TransferTarget(random.normal(size=(num_rows, 6)), random.normal(size=num_rows), np.arange(num_rows))
+    return TransferTarget(
+        {"rich": random.normal(size=(num_rows, 6))}, random.normal(size=num_rows), np.arange(num_rows)
+    )
 
 
 @pytest.fixture
 def boundary(monkeypatch):
     """A silo with its own rows that has taken two models; the asker wants the errors of single sources."""
-    prepared = small_target(), SourceFeatures((np.zeros((2, 60, 3)),), ("model-1", "model-2"), np.ones(2))
+    prepared = (
+        small_target(),
+        SourceFeatures((np.zeros((2, 60, 3)),), ("model-1", "model-2"), np.ones(2), np.zeros((60, 1)), ("set/gap",)),
+    )
     monkeypatch.setattr(SiloTarget, "open", lambda _: None)
     monkeypatch.setattr(SearchingSilo, "take", lambda self, *_: setattr(self, "_prepared", prepared))
     boundary = GuardedSearch("north", SiloTarget("gap", "/rows.csv", "eV", share_source_errors=True))

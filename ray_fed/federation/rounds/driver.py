@@ -1,6 +1,7 @@
 """Drives rounds: asks the strategy, and looks at what it answers; carries the decisions of the rules to the cohort, and
 the silos' events back to the rules."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
@@ -18,6 +19,7 @@ from ray_fed.federation.messages import (
     Restarted,
     SiloDescription,
     SiloEvent,
+    ToldUpdate,
     Update,
     Vector,
 )
@@ -39,6 +41,7 @@ from ray_fed.federation.rounds.machine import (
 )
 from ray_fed.federation.strategies import Models, State, Strategy, started
 from ray_fed.learning.layout import Layout
+from ray_fed.learning.trainer import TrainingPlan
 from ray_fed.metrics import TRAIN_LOSS
 
 Answer = TypeVar("Answer")
@@ -56,6 +59,8 @@ class AskedStrategy:
     silos: Sequence[str]
     has_second_moments: bool = False
     """Whether the silos' own Adam moments come after it."""
+    beside: TrainingPlan | None = None
+    """A plan of the silos', where numbers of single silos travel behind the vectors."""
     server_round: int = 0
     size: int = 0
     """Length of a model's vector."""
@@ -83,7 +88,40 @@ class AskedStrategy:
         for silo, vector in vectors.items():
             if not _is_vector(vector):
                 raise self._failed(f"dispatch: the vector of '{silo}' is {_kind(vector)}, not float32 [n]")
-        return vectors
+        return self._with_numbers(vectors, state) if self.beside else vectors
+
+    def _with_numbers(self, vectors: Mapping[str, Vector], state: State) -> dict[str, Vector]:
+        """Return the vectors with what `configure` gives their silos behind them; silos that are given the same share
+        one."""
+        plan, silos = self.beside, list(vectors)
+        assert plan is not None
+        given: Mapping = {}
+        if plan.config:
+            configure = getattr(self.strategy, "configure", None)
+            if configure is None:
+                raise self._failed(f"config_names are {', '.join(plan.config)}, and there is no method `configure`")
+            given = self._answer("configure", lambda: configure(state, silos))
+        numbers = {silo: self._numbers(silo, given) for silo in silos} if plan.config else dict.fromkeys(silos, ())
+        shared: dict[tuple, Vector] = {}
+        for silo, values in numbers.items():
+            key = id(vectors[silo]), values
+            if key not in shared:
+                tail = np.array([*values, *[0.0] * len(plan.told)], np.float32)
+                shared[key] = np.concatenate([vectors[silo], tail])
+        return {silo: shared[id(vectors[silo]), values] for silo, values in numbers.items()}
+
+    def _numbers(self, silo: str, given: object) -> tuple[float, ...]:
+        assert self.beside is not None
+        wanted = self.beside.config
+        own = given.get(silo) if isinstance(given, Mapping) else None
+        if not isinstance(own, Mapping) or {*own} != {*wanted}:
+            found = f"{sorted(map(str, own))}" if isinstance(own, Mapping) else type(own).__name__
+            raise self._failed(f"configure must give silo '{silo}' a number for each of {list(wanted)}, not {found}")
+        for name in wanted:
+            if _number(own[name]) is None:
+                said = "no finite number that float32 has"
+                raise self._failed(f"configure gives silo '{silo}' {name}={own[name]!r}: {said}"[:200])
+        return tuple(float(own[name]) for name in wanted)
 
     def aggregate(self, state: State, updates: Iterable[Update]) -> State:
         reading = _Reading(updates)
@@ -167,6 +205,19 @@ class _Reading:
         self.ended = True
 
 
+def _told_by(update: Update) -> dict[str, float]:
+    told = update.metrics if isinstance(update, ToldUpdate) else {}
+    return {f"silo.{update.silo}.train.{name}": value for name, value in told.items()}
+
+
+def _number(value: object) -> float | None:
+    """Return a number as it travels; None for what is none, is not finite, or a whole number that float32 has not."""
+    is_number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    given = float(value) if is_number and abs(value) <= np.finfo(np.float32).max else math.nan  # type: ignore[arg-type]
+    is_same = math.isfinite(given) and (given != int(given) or float(np.float32(given)) == given)
+    return given if is_same else None
+
+
 def chosen(ranking: Sequence[str], vectors: Collection[str]) -> list[str]:
     """Return those of a ranking that a strategy has sent something."""
     return [silo for silo in ranking if silo in vectors]
@@ -201,6 +252,8 @@ class RoundDriver:
     """What a silo is sent that has not answered the last round, where a round builds on the one before."""
     in_step: set[str] = field(default_factory=set)
     """Silos whose process has answered the last round."""
+    beside: TrainingPlan | None = None
+    """A plan of the session, where numbers of single silos travel behind the vectors."""
 
     def updates(self, server_round: int, vectors: Mapping[str, Vector], ranking: Sequence[str]) -> Iterator[Update]:
         """Run a round and yield its updates as they arrive. QuorumLost when the rules cannot be met."""
@@ -221,6 +274,8 @@ class RoundDriver:
             event, update = self._event(received, server_round, vectors), None
             if isinstance(event, Arrived):
                 update = self._fresh(event.update, server_round, vectors)  # type: ignore[arg-type]  (masked: the secure one)
+                if self.beside and event.server_round == server_round:
+                    update = ToldUpdate.of(update, self.beside)
             decisions = self.machine.handle(event)
             if isinstance(event, Died) and self.machine.phase.get(event.silo) is Phase.RESTARTING:
                 self.restarts.append((event.silo, event.reason))
@@ -248,7 +303,13 @@ class RoundDriver:
             return {}
         examples = sum(update.num_examples for update in updates)
         mean = sum(update.loss * update.num_examples for update in updates) / examples
-        return {TRAIN_LOSS: mean, **{f"silo.{update.silo}.{TRAIN_LOSS}": update.loss for update in updates}}
+        told = {name: value for update in updates for name, value in _told_by(update).items()}
+        means = {
+            f"train.{name}": sum(told[f"silo.{one.silo}.train.{name}"] * one.num_examples for one in updates) / examples
+            for name in (self.beside.told if self.beside else ())
+        }
+        losses = {f"silo.{update.silo}.{TRAIN_LOSS}": update.loss for update in updates}
+        return {TRAIN_LOSS: mean, **means, **losses, **told}
 
     def remembered(self, state: State) -> State:
         """Return the state with what a resumed run must know of the rounds besides it."""

@@ -1,6 +1,7 @@
 """What a strategy is: a pair of pure functions around a state of plain arrays."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +29,11 @@ class Strategy(Protocol):
     One that treats running statistics otherwise than learned values has `start_with(initial, silos, layout) -> State`,
     in place of `start`; one that looks at evaluations, to choose who takes part, say, `observed(state, metrics) ->
     State`, called with the metrics of each round's record, those of round 0 first.
+
+    One that gives single silos numbers has `config_names`, their names, and `configure(state, silos) -> Mapping[silo,
+    Mapping[name, number]]`, asked after `dispatch` for the silos that take part: a round's `learning_rate` and
+    `num_steps` are known to steps of ours, all others to a loop of the user's own (`context.config`) or Flower clients.
+    One that reads numbers of silos' training has `metric_names`: updates then have `metrics`, by these names.
 
     `start` once; then per round `dispatch`, the silos' work, `aggregate`. No Ray, files, clocks or globals; nothing
     given is changed in place. Law: `aggregate` returns the same bits for every order of `updates`.
@@ -59,4 +65,6 @@ def started(strategy: Strategy, initial: Vector, silos: Sequence[str], layout: L
 def local_plan(strategy: Strategy, plan: TrainingPlan, module: nn.Module) -> TrainingPlan:
     """Return the plan with what the strategy asks of local training, if it asks anything."""
     asked = getattr(strategy, "local_plan", None)
-    return asked(plan, module) if asked else plan
+    plan = asked(plan, module) if asked else plan
+    config, told = (tuple(getattr(strategy, name, ())) for name in ("config_names", "metric_names"))
+    return replace(plan, config=config, told=told) if config or told else plan
