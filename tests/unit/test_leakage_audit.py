@@ -534,4 +534,4 @@ def test_a_network_that_nothing_is_crafted_of_says_why(network, why):
 
 
 def test_a_study_with_nothing_missing_joins_no_cluster():
-    _attack(LeakageConfig(cohort="ray", address="127.0.0.1:1"), [], outcome=None)  # nobody answers there
+    _attack(LeakageConfig(cohort="ray", address="127.0.0.1:1"), [], None)  # type: ignore[arg-type]  (nobody answers)
