@@ -103,8 +103,8 @@ def _attack(config: LeakageConfig, jobs: Sequence[AttackJob], outcome: LeakageOu
     done, total = 0.0, sum(costs.values())
     if not jobs:  # a run that was broken off after its attacks: no cluster is started for nothing
         return
-    with _runner(config) as run_all, RoundProgress() as progress:
-        progress.start(100, "attacks, per cent of the work")  # jobs differ too much in size to be counted
+    with _runner(config) as run_all, RoundProgress(step="part") as progress:
+        progress.start(100, "attacks, in hundredths of the work")  # jobs differ too much in size to be counted
         for result in run_all(jobs):
             _keep(result, outcome)
             done += costs[result.key]

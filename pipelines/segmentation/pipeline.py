@@ -95,7 +95,7 @@ def _segment_all(
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Return the lines of the images, and image -> reason for those that could not be used."""
     rows, failed = [], {}
-    with RoundProgress() as progress:
+    with RoundProgress(step="image") as progress:
         progress.start(len(named), "segment")
         for name, path in named.items():
             done = _parts(directory) / f"{name}.json"

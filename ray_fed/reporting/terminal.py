@@ -27,13 +27,14 @@ class RoundProgress:
     """A line per job that follows its rounds.
 
     On a terminal it redraws in place. Elsewhere (a pipe, a log file, a batch job) it writes a plain line about every
-    tenth of the rounds and no control characters.
+    tenth of the rounds and no control characters. step: what one of them is called, where it is no round.
     """
 
     def __init__(
         self, metrics: Sequence[Metric] = (), stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, step: str = "round",
     ):  # fmt: skip
+        self.step = step
         self.metrics, self.stream, self.clock = reported(metrics)[:SHOWN_METRICS], stream or sys.stderr, clock
         self._live = self._open_live() if _redraws(self.stream) else None
         self._task: TaskID | None = None
@@ -111,7 +112,7 @@ class RoundProgress:
         elapsed = self.clock() - self._started
         left = elapsed / self._done * max(0, self._total - self._done) if self._done else 0.0
         times = [f"{elapsed:.0f} s", f"{left:.0f} s left"]
-        said = [f"{self._description}: round {self._done}/{self._total}", self._figures("  "), *times]
+        said = [f"{self._description}: {self.step} {self._done}/{self._total}", self._figures("  "), *times]
         _write(self.stream, "  ".join(filter(None, said)) + "\n")
 
     def _figures(self, between: str) -> str:
