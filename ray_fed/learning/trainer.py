@@ -250,7 +250,7 @@ class LocalTrainer:
         self.terms: list[GradientTerm] = [ProximalPull(self.flat, plan.proximal_mu)] if plan.proximal_mu else []
         self.terms += [self.control] if self.control else []
         gradient = self._gradient()
-        self.gradient, self.graphs = gradient, self._graphs()
+        self.gradient, self._cuda_graphs = gradient, self._graphs_of_steps()
         # Dropout and other noise inside a module draw from the global generator, which we lend it for a round.
         self._draws = not isinstance(gradient, DenseReluMseGradient)
         self._own = _mask(module, plan.keep_local, self.flat.device)
@@ -455,7 +455,7 @@ class LocalTrainer:
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """One optimiser step on one mini-batch; returns the loss before the step (0-d)."""
-        return self.graphs(self._take_step, x, y) if self.graphs else self._take_step(x, y)
+        return self._cuda_graphs(self._take_step, x, y) if self._cuda_graphs else self._take_step(x, y)
 
     def _take_step(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         loss = self.gradient(x, y)
@@ -464,7 +464,7 @@ class LocalTrainer:
         self.optimizer.step()
         return loss
 
-    def _graphs(self) -> GraphedSteps | None:
+    def _graphs_of_steps(self) -> GraphedSteps | None:
         """Private batches differ in length, and graphs in size: no two steps of them are the same."""
         has_one_size = self.plan.private is None and isinstance(self.features, torch.Tensor)
         return GraphedSteps(f"silo '{self.silo}'") if has_one_size and wants_graphs(self.flat.device) else None

@@ -69,10 +69,10 @@ PLANS = {
 def test_captured_steps_are_the_steps_bit_for_bit(plan, monkeypatch):
     with pretend_cuda():
         graphed = trained("cuda", plan=plan)
-        assert sorted(graphed[3].graphs.graphs) == [4, 5]
+        assert sorted(graphed[3]._cuda_graphs.graphs) == [4, 5]
         monkeypatch.setenv("RAY_FED_CUDA_GRAPHS", "off")
         eager = trained("cuda", plan=plan)
-        assert eager[3].graphs is None
+        assert eager[3]._cuda_graphs is None
     assert graphed[0].tobytes() == eager[0].tobytes()
     assert graphed[1] == eager[1]
     np.testing.assert_allclose(graphed[0], trained("cpu", plan=plan)[0], rtol=1e-4, atol=1e-6)
@@ -100,7 +100,7 @@ def test_a_step_that_reads_a_number_back_is_taken_by_itself_and_the_log_says_so_
 
     with pretend_cuda():
         vector, losses, _, trainer = trained("cuda", module, loss, plan)
-    assert not trainer.graphs.can_capture
+    assert not trainer._cuda_graphs.can_capture
     assert capsys.readouterr().err.count("silo 'a': its training step cannot be captured as a CUDA graph") == 1
     expected = trained("cpu", module, loss, plan)
     np.testing.assert_allclose(vector, expected[0], rtol=1e-4, atol=1e-6)
