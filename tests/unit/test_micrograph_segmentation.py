@@ -30,6 +30,7 @@ from ray_fed.micrographs.unet import UNetDesign, seeded_unet
 from ray_fed.privacy.noise import TEST_NOISE
 from tests.events import shown
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = UNetDesign(widths=(4, 8))
 TASK = SegmentationTask(SMALL, batch_size=4, num_scored=3)
 
@@ -41,14 +42,6 @@ def tiles_of(style: str) -> SiloTiles:
 
 SILOS = [SiloSpec(style, SetSource(tiles_of(style))) for style in ("austenite", "iron")]
 TRAINING = Training(rounds=3, epochs=3, batch_size=2, learning_rate=0.01)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # ---- the network

@@ -18,15 +18,8 @@ from ray_fed.micrographs.polycrystals import polycrystal_set
 from ray_fed.micrographs.scale import resampled
 from ray_fed.micrographs.unet import UNetDesign, seeded_unet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = UNetDesign(widths=(4, 8))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def saved(path, pixel_size_um: float | None = 1.0):
