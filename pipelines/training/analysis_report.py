@@ -52,7 +52,7 @@ def figure_of(analysis: Analysis) -> "Figure":
     left, right = figure.subplots(1, 2)
     values = [(name, value) for name, _, value in (*anions, *elements)]
     _bars(left, values, as_label(analysis.metric.heading), len(anions))
-    lost = f"Loss of {analysis.metric.title} when shuffled"
+    lost = f"{analysis.metric.title} {'lost' if analysis.metric.higher_is_better else 'added'} when shuffled"
     unit = f" ({analysis.metric.unit})" if analysis.metric.unit else ""
     _bars(right, analysis.importances[:MOST_PROPERTIES], as_label(lost + unit), 0)
     return figure
